@@ -1,2 +1,3 @@
-//! x
+//! The `pollux-vmm` command.
+
 fn main() {}

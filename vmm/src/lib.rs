@@ -1,0 +1,5 @@
+//! The Pollux VMM: a Cloud-Hypervisor-compatible virtual machine monitor on KVM.
+//!
+//! Mechanism only: apart from `guest_port`, nothing here knows what an epoch is.
+
+pub mod state;
