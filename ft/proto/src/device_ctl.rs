@@ -60,6 +60,8 @@ pub enum Command {
     Start {
         /// Requests that the checkpoint holds as taken from the avail ring but not yet used.
         in_flight: Vec<InFlight>,
+        /// Addresses to announce on the network now; network only.
+        macs: Vec<[u8; 6]>,
     },
     /// Disk, primary: mirror writes to the connected stream in the attached descriptor, from `epoch` on, and copy the
     /// whole image to it in the background. [`Report::Resync`] tells the progress, [`Report::InSync`] the end.
