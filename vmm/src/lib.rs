@@ -2,4 +2,7 @@
 //!
 //! Mechanism only: apart from `guest_port`, nothing here knows what an epoch is.
 
+pub mod bus;
+pub mod irq;
+pub mod memory;
 pub mod state;

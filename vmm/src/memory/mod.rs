@@ -1,0 +1,4 @@
+//! Guest memory: where things are, the memory itself, and which pages have changed.
+
+pub mod guest;
+pub mod layout;
