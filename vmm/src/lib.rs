@@ -5,4 +5,5 @@
 pub mod bus;
 pub mod irq;
 pub mod memory;
+pub mod config;
 pub mod state;

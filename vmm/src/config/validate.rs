@@ -1,0 +1,337 @@
+//! What must hold for a configuration before anything is started, each violation with the name of its field.
+
+use std::collections::HashSet;
+
+use super::{ConsoleOutputMode, DiskConfig, HotplugMethod, ImageType, NetConfig, Unsupported, VmConfig};
+
+/// Most vCPUs: APIC id 255 is broadcast.
+const VCPUS_MAX: u32 = 254;
+/// Least memory, in bytes: the first MiB holds tables, the kernel goes above it.
+const MEMORY_MIN: u64 = 2 << 20;
+/// Size of the pages that memory is made of, in bytes.
+const PAGE: u64 = 4 << 10;
+/// Size of the huge pages that memory can be made of, in bytes.
+const HUGE_PAGE: u64 = 2 << 20;
+/// Most entries of a virtqueue.
+const QUEUE_SIZE_MAX: u16 = 32768;
+/// Most queues of a device, so that its MSI-X table stays within its BAR.
+const QUEUES_MAX: usize = 1023;
+/// Bytes of a virtio disk's serial number.
+const DISK_SERIAL_MAX: usize = 20;
+
+/// Why a configuration cannot be used. Fields are named as in the JSON of `vm.create`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that cannot be right.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Path of the field, such as `disks[0].queue_size`.
+        field: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// Something that Cloud Hypervisor has and Pollux does not.
+    #[error("{field} is not supported by pollux-vmm: {way_out}")]
+    Unsupported {
+        /// Path of the field.
+        field: String,
+        /// What to do instead.
+        way_out: String,
+    },
+}
+
+fn invalid(field: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { field: field.into(), problem: problem.into() }
+}
+
+fn unsupported(field: impl Into<String>, way_out: impl Into<String>) -> ConfigError {
+    ConfigError::Unsupported { field: field.into(), way_out: way_out.into() }
+}
+
+/// `Err(error())` unless the condition holds.
+fn require(condition: bool, error: impl FnOnce() -> ConfigError) -> Result<(), ConfigError> {
+    if condition { Ok(()) } else { Err(error()) }
+}
+
+impl VmConfig {
+    /// Whether a VM can be built from this.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, by the name of its field.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_payload()?;
+        self.validate_cpus()?;
+        self.validate_memory()?;
+        self.validate_consoles()?;
+        self.validate_platform()?;
+        self.unsupported.validate()?;
+        for (field, on) in [
+            ("pvpanic", self.pvpanic),
+            ("iommu", self.iommu),
+            ("watchdog", self.watchdog),
+            ("landlock_enable", self.landlock_enable),
+            ("rng.iommu", self.rng.iommu),
+        ] {
+            require(!on, || unsupported(field, "leave it off"))?;
+        }
+        require(self.rng.pci_segment == 0, || unsupported("rng.pci_segment", "use segment 0"))?;
+        require(!self.rng.src.as_os_str().is_empty(), || invalid("rng.src", "must name a file"))?;
+        for (index, disk) in self.disks.iter().flatten().enumerate() {
+            disk.validate(&format!("disks[{index}]"))?;
+        }
+        for (index, net) in self.net.iter().flatten().enumerate() {
+            net.validate(&format!("net[{index}]"))?;
+        }
+        self.validate_ids()
+    }
+
+    /// Settings that are accepted for compatibility but change nothing, by field. Worth one warning each.
+    #[must_use]
+    pub fn ignored(&self) -> Vec<&'static str> {
+        let disks = || self.disks.iter().flatten();
+        let mut fields = Vec::new();
+        let mut note = |set: bool, field| {
+            if set {
+                fields.push(field);
+            }
+        };
+        note(self.cpus.topology.is_some(), "cpus.topology");
+        note(self.cpus.affinity.as_ref().is_some_and(|list| !list.is_empty()), "cpus.affinity");
+        note(self.cpus.features.amx, "cpus.features.amx");
+        note(self.memory.mergeable, "memory.mergeable");
+        note(self.memory.reserve, "memory.reserve");
+        note(disks().any(|disk| disk.lock_granularity.is_some()), "disks.lock_granularity");
+        fields
+    }
+
+    fn validate_payload(&self) -> Result<(), ConfigError> {
+        let payload = self.payload.as_ref();
+        let kernel = payload.and_then(|payload| payload.kernel.as_ref());
+        let firmware = payload.and_then(|payload| payload.firmware.as_ref());
+        match (kernel, firmware) {
+            (None, None) => Err(invalid("payload", "nothing to boot: give a kernel or a firmware")),
+            (Some(_), Some(_)) => Err(invalid("payload.firmware", "cannot be used together with payload.kernel")),
+            (None, Some(_)) => {
+                let initramfs = payload.and_then(|payload| payload.initramfs.as_ref());
+                require(initramfs.is_none(), || invalid("payload.initramfs", "needs payload.kernel, not a firmware"))
+            }
+            (Some(_), None) => Ok(()),
+        }
+    }
+
+    fn validate_cpus(&self) -> Result<(), ConfigError> {
+        let cpus = &self.cpus;
+        require((1..=VCPUS_MAX).contains(&cpus.boot_vcpus), || {
+            invalid("cpus.boot_vcpus", format!("must be 1 to {VCPUS_MAX}, not {}", cpus.boot_vcpus))
+        })?;
+        require((cpus.boot_vcpus..=VCPUS_MAX).contains(&cpus.max_vcpus), || {
+            let boot = cpus.boot_vcpus;
+            invalid("cpus.max_vcpus", format!("must be {boot} (boot_vcpus) to {VCPUS_MAX}, not {}", cpus.max_vcpus))
+        })?;
+        require((32..=52).contains(&cpus.max_phys_bits), || {
+            invalid("cpus.max_phys_bits", format!("must be 32 to 52, not {}", cpus.max_phys_bits))
+        })?;
+        if let Some(shape) = &cpus.topology {
+            let parts = [shape.threads_per_core, shape.cores_per_die, shape.dies_per_package, shape.packages];
+            let product = parts.iter().map(|&part| u64::from(part)).product::<u64>();
+            require(product == u64::from(cpus.max_vcpus), || {
+                invalid(
+                    "cpus.topology",
+                    format!("has {product} vCPUs in all, but cpus.max_vcpus is {}", cpus.max_vcpus),
+                )
+            })?;
+        }
+        require(!cpus.kvm_hyperv, || unsupported("cpus.kvm_hyperv", "leave it off"))?;
+        require(cpus.profile == "Host", || unsupported("cpus.profile", "use Host"))
+    }
+
+    fn validate_memory(&self) -> Result<(), ConfigError> {
+        let memory = &self.memory;
+        require(memory.zones.as_ref().is_none_or(Vec::is_empty), || unsupported("memory.zones", "use memory.size"))?;
+        require(memory.size >= MEMORY_MIN, || {
+            invalid("memory.size", format!("must be at least {MEMORY_MIN} bytes, not {}", memory.size))
+        })?;
+        require(memory.size.is_multiple_of(PAGE), || {
+            invalid("memory.size", format!("must be a multiple of {PAGE} bytes, not {}", memory.size))
+        })?;
+        if memory.hugepages {
+            let page = memory.hugepage_size.unwrap_or(HUGE_PAGE);
+            require(page == HUGE_PAGE, || unsupported("memory.hugepage_size", "use 2M"))?;
+            require(memory.size.is_multiple_of(HUGE_PAGE), || {
+                invalid("memory.size", format!("must be a multiple of {HUGE_PAGE} bytes with hugepages=on"))
+            })?;
+        } else {
+            require(memory.hugepage_size.is_none(), || invalid("memory.hugepage_size", "needs memory.hugepages on"))?;
+        }
+        let hotplug = memory.hotplug_size.unwrap_or(0).max(memory.hotplugged_size.unwrap_or(0));
+        require(hotplug == 0, || unsupported("memory.hotplug_size", "give all memory at boot by memory.size"))?;
+        require(memory.hotplug_method == HotplugMethod::Acpi, || {
+            unsupported("memory.hotplug_method", "leave it out, memory cannot be added to a running VM")
+        })
+    }
+
+    fn validate_consoles(&self) -> Result<(), ConfigError> {
+        let serial = &self.serial;
+        match serial.mode {
+            ConsoleOutputMode::File => {
+                require(serial.file.is_some(), || invalid("serial.file", "is missing for mode File"))?;
+            }
+            ConsoleOutputMode::Socket => {
+                return Err(unsupported("serial.mode Socket", "use Pty, Tty, File, Null or Off"));
+            }
+            ConsoleOutputMode::Off | ConsoleOutputMode::Pty | ConsoleOutputMode::Tty | ConsoleOutputMode::Null => {}
+        }
+        let console = self.console.mode;
+        require(matches!(console, ConsoleOutputMode::Off | ConsoleOutputMode::Null), || {
+            unsupported(
+                format!("console.mode {console:?}"),
+                "there is no virtio console yet, use Off here and the serial port",
+            )
+        })?;
+        let debug = self.debug_console.mode;
+        require(debug == ConsoleOutputMode::Off, || unsupported("debug_console", "use the serial port"))
+    }
+
+    fn validate_platform(&self) -> Result<(), ConfigError> {
+        let Some(platform) = &self.platform else { return Ok(()) };
+        require(platform.num_pci_segments == 1, || unsupported("platform.num_pci_segments", "use 1"))?;
+        require(platform.iommu_segments.as_ref().is_none_or(Vec::is_empty), || {
+            unsupported("platform.iommu_segments", "leave it out")
+        })?;
+        require(!platform.iommufd, || unsupported("platform.iommufd", "leave it off"))
+    }
+
+    fn validate_ids(&self) -> Result<(), ConfigError> {
+        let disks = self.disks.iter().flatten().enumerate().map(|(index, disk)| ("disks", index, disk.id.as_ref()));
+        let nets = self.net.iter().flatten().enumerate().map(|(index, net)| ("net", index, net.id.as_ref()));
+        let mut seen = HashSet::new();
+        for (list, index, id) in disks.chain(nets) {
+            let Some(id) = id else { continue };
+            let field = || format!("{list}[{index}].id");
+            require(!id.is_empty(), || invalid(field(), "must not be empty"))?;
+            require(!id.starts_with("__"), || {
+                invalid(field(), format!("{id:?}: ids that start with __ are reserved"))
+            })?;
+            require(seen.insert(id), || invalid(field(), format!("{id:?} is the id of another device too")))?;
+        }
+        Ok(())
+    }
+}
+
+impl Unsupported {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let fields = [
+            ("balloon", &self.balloon),
+            ("devices", &self.devices),
+            ("fs", &self.fs),
+            ("generic_vhost_user", &self.generic_vhost_user),
+            ("landlock_rules", &self.landlock_rules),
+            ("numa", &self.numa),
+            ("pci_segments", &self.pci_segments),
+            ("pmem", &self.pmem),
+            ("rate_limit_groups", &self.rate_limit_groups),
+            ("rtc", &self.rtc),
+            ("tpm", &self.tpm),
+            ("user_devices", &self.user_devices),
+            ("vdpa", &self.vdpa),
+            ("vsock", &self.vsock),
+        ];
+        for (field, value) in fields {
+            let absent = match value {
+                None | Some(serde_json::Value::Null) => true,
+                Some(serde_json::Value::Array(list)) => list.is_empty(),
+                Some(_) => false,
+            };
+            require(absent, || unsupported(field, "leave it out"))?;
+        }
+        Ok(())
+    }
+}
+
+fn validate_queues(at: &str, count: usize, size: u16) -> Result<(), ConfigError> {
+    require((1..=QUEUES_MAX).contains(&count), || {
+        invalid(format!("{at}.num_queues"), format!("must be 1 to {QUEUES_MAX}, not {count}"))
+    })?;
+    require(size.is_power_of_two() && size <= QUEUE_SIZE_MAX, || {
+        invalid(format!("{at}.queue_size"), format!("must be a power of two up to {QUEUE_SIZE_MAX}, not {size}"))
+    })
+}
+
+fn validate_pci(at: &str, iommu: bool, segment: u16, slot: Option<u8>) -> Result<(), ConfigError> {
+    require(!iommu, || unsupported(format!("{at}.iommu"), "leave it off"))?;
+    require(segment == 0, || unsupported(format!("{at}.pci_segment"), "use segment 0"))?;
+    require(slot.is_none(), || unsupported(format!("{at}.pci_device_id"), "slots are given in order"))
+}
+
+impl DiskConfig {
+    fn validate(&self, at: &str) -> Result<(), ConfigError> {
+        validate_queues(at, self.num_queues, self.queue_size)?;
+        validate_pci(at, self.iommu, self.pci_segment, self.pci_device_id)?;
+        let image = self.path.as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+        if self.vhost_user {
+            require(self.vhost_socket.is_some(), || {
+                invalid(format!("{at}.vhost_socket"), "is missing for vhost_user")
+            })?;
+            require(!image, || invalid(format!("{at}.path"), "cannot be used together with vhost_user"))?;
+        } else {
+            require(image, || {
+                invalid(format!("{at}.path"), "is missing: name the image, or use vhost_user with a socket")
+            })?;
+            require(self.vhost_socket.is_none(), || invalid(format!("{at}.vhost_socket"), "needs vhost_user on"))?;
+        }
+        require(matches!(self.image_type, ImageType::Unknown | ImageType::Raw), || {
+            unsupported(
+                format!("{at}.image_type {:?}", self.image_type),
+                "convert the image to raw with qemu-img convert",
+            )
+        })?;
+        require(!self.backing_files, || unsupported(format!("{at}.backing_files"), "leave it off"))?;
+        require(self.rate_limiter_config.is_none(), || {
+            unsupported(format!("{at}.rate_limiter_config"), "leave it out")
+        })?;
+        require(self.rate_limit_group.is_none(), || unsupported(format!("{at}.rate_limit_group"), "leave it out"))?;
+        require(self.queue_affinity.as_ref().is_none_or(Vec::is_empty), || {
+            unsupported(format!("{at}.queue_affinity"), "leave it out")
+        })?;
+        let serial = self.serial.as_ref().map_or(0, String::len);
+        require(serial <= DISK_SERIAL_MAX, || {
+            invalid(format!("{at}.serial"), format!("must be at most {DISK_SERIAL_MAX} bytes, not {serial}"))
+        })
+    }
+}
+
+impl NetConfig {
+    fn validate(&self, at: &str) -> Result<(), ConfigError> {
+        validate_queues(at, self.num_queues, self.queue_size)?;
+        require(self.num_queues.is_multiple_of(2), || {
+            invalid(format!("{at}.num_queues"), format!("must be even (receive and transmit), not {}", self.num_queues))
+        })?;
+        validate_pci(at, self.iommu, self.pci_segment, self.pci_device_id)?;
+        if self.vhost_user {
+            require(self.vhost_socket.is_some(), || {
+                invalid(format!("{at}.vhost_socket"), "is missing for vhost_user")
+            })?;
+            require(self.tap.is_none(), || invalid(format!("{at}.tap"), "cannot be used together with vhost_user"))?;
+        } else {
+            require(self.vhost_socket.is_none(), || invalid(format!("{at}.vhost_socket"), "needs vhost_user on"))?;
+        }
+        require(self.fds.as_ref().is_none_or(Vec::is_empty), || unsupported(format!("{at}.fds"), "name a tap"))?;
+        require(self.rate_limiter_config.is_none(), || {
+            unsupported(format!("{at}.rate_limiter_config"), "leave it out")
+        })?;
+        let name = self.tap.as_ref().map_or(0, String::len);
+        require(name < libc::IFNAMSIZ, || {
+            invalid(format!("{at}.tap"), format!("must be at most {} bytes", libc::IFNAMSIZ - 1))
+        })?;
+        if let (Some(ip), Some(mask)) = (self.ip, self.mask) {
+            require(ip.is_ipv4() == mask.is_ipv4(), || {
+                invalid(format!("{at}.mask"), "must be of the same family as the address")
+            })?;
+        }
+        require(self.mask.is_none() || self.ip.is_some(), || invalid(format!("{at}.mask"), "needs an ip"))?;
+        let unicast = |mac: Option<super::MacAddr>| mac.is_none_or(|mac| mac.bytes()[0] & 1 == 0);
+        require(unicast(self.mac), || invalid(format!("{at}.mac"), "must not be a multicast address"))?;
+        require(unicast(self.host_mac), || invalid(format!("{at}.host_mac"), "must not be a multicast address"))?;
+        require(self.mtu.is_none_or(|mtu| mtu >= 1280), || invalid(format!("{at}.mtu"), "must be at least 1280"))
+    }
+}
