@@ -3,7 +3,7 @@
 //! Mechanism only: apart from `guest_port`, nothing here knows what an epoch is.
 
 pub mod bus;
+pub mod config;
 pub mod irq;
 pub mod memory;
-pub mod config;
 pub mod state;
