@@ -55,7 +55,7 @@ unpack() {
     local suite=$1 into=$2 temp deb; shift 2
     temp=$(mktemp -d "$cache/debs.XXXXXX")
     (cd "$temp" && backports_apt apt-get -qq download ${suite:+-t "$suite"} "$@" >&2) || { rm -rf "$temp"; die "cannot download $*"; }
-    for deb in "$temp"/*.deb; do dpkg -x "$deb" "$into"; done
+    for deb in "$temp"/*.deb; do dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$into"; done
     rm -rf "$temp"
 }
 
