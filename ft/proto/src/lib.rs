@@ -1,7 +1,29 @@
 //! The Pollux fault-tolerance protocol as pure state machines: no I/O, no clock, no threads.
+//!
+//! ```text
+//! Input ---> Node { role: Solo | Primary | Standby | Fenced } ---> Action
+//!              |- primary, standby: the two halves of a session
+//!              |- failure_detector: may the peer be dead
+//!              '- witness: who may run, as a pure compare-and-swap
+//! ```
+//!
+//! `wire` is the form of what crosses the network, `device_ctl` of what crosses to the device processes. Bulk data
+//! never enters: the core handles epoch numbers, the shell moves bytes.
 #![forbid(unsafe_code)]
 
 pub mod device_ctl;
+mod events;
+mod failure_detector;
 mod ids;
+mod node;
+mod primary;
+mod standby;
+mod time;
+pub mod wire;
+pub mod witness;
 
+pub use events::{Action, Alone, Beat, Event, Input, OnPartition, Settings, WitnessAnswer};
+pub use failure_detector::{FailureDetector, Light, LinkId};
 pub use ids::{Committed, Epoch, NodeId, Term};
+pub use node::{Node, State};
+pub use time::Time;

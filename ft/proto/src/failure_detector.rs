@@ -1,0 +1,160 @@
+//! Decides whether the peer may be dead, from when its heartbeats arrived on each link.
+//!
+//! Each link has a light: green (heard within half the limit), yellow (silent for longer, within the limit), red (silent
+//! beyond it). The peer is suspected only when every link is red: one cut cable is a degraded link, not a dead peer.
+//!
+//! Silence is only evidence while we were listening. A process that was stopped or starved finds old time stamps when it
+//! wakes, with the beats that would refute them still in its sockets. So a check that comes late first forgives all
+//! links: they count as heard now, and the peer has a whole limit to speak up.
+
+use std::time::Duration;
+
+use crate::time::Time;
+
+/// Which host-to-host link a heartbeat came over.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum LinkId {
+    /// The link that carries the epochs.
+    Replication,
+    /// The second link, for heartbeats alone.
+    Heartbeat,
+}
+
+impl LinkId {
+    /// Both links.
+    pub const ALL: [Self; 2] = [Self::Replication, Self::Heartbeat];
+}
+
+/// What a link looks like.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Light {
+    /// Heard within half the limit.
+    Green,
+    /// Silent for more than half the limit.
+    Yellow,
+    /// Silent beyond the limit.
+    Red,
+}
+
+/// Arrivals on all links, and the limit.
+#[derive(Clone, Debug)]
+pub struct FailureDetector {
+    /// `None`: the peer is never suspected.
+    limit: Option<Duration>,
+    heard: [Time; LinkId::ALL.len()],
+    checked: Time,
+}
+
+impl FailureDetector {
+    /// Starts with every link heard at `now`.
+    #[must_use]
+    pub fn new(limit: Option<Duration>, now: Time) -> Self {
+        Self { limit, heard: [now; LinkId::ALL.len()], checked: now }
+    }
+
+    /// A heartbeat of the peer arrived at `at`.
+    pub fn heard(&mut self, link: LinkId, at: Time) {
+        let heard = &mut self.heard[link as usize];
+        *heard = (*heard).max(at);
+    }
+
+    /// How long a link has been silent.
+    #[must_use]
+    pub fn silence(&self, link: LinkId, now: Time) -> Duration {
+        now.since(self.heard[link as usize])
+    }
+
+    /// How a link looks.
+    #[must_use]
+    pub fn light(&self, link: LinkId, now: Time) -> Light {
+        let Some(limit) = self.limit else { return Light::Green };
+        let silence = self.silence(link, now);
+        if silence > limit {
+            Light::Red
+        } else if silence > limit / 2 {
+            Light::Yellow
+        } else {
+            Light::Green
+        }
+    }
+
+    /// To be called at least every [`Self::check_interval`], after all arrivals until `now` have been told. Forgives
+    /// silence that this process slept through; returns whether it did.
+    pub fn check(&mut self, now: Time) -> bool {
+        let late = now.since(std::mem::replace(&mut self.checked, now));
+        let stalled = self.limit.is_some_and(|limit| late > limit / 2);
+        if stalled {
+            self.heard = [now; LinkId::ALL.len()];
+        }
+        stalled
+    }
+
+    /// How often [`Self::check`] wants to be called, and beats to be sent: a sixth of the limit.
+    #[must_use]
+    pub fn check_interval(&self) -> Option<Duration> {
+        self.limit.map(|limit| limit / 6)
+    }
+
+    /// When the next check is due.
+    #[must_use]
+    pub fn next_check(&self) -> Option<Time> {
+        self.check_interval().map(|interval| self.checked + interval)
+    }
+
+    /// Whether every link is silent beyond the limit.
+    #[must_use]
+    pub fn suspects(&self, now: Time) -> bool {
+        LinkId::ALL.iter().all(|link| self.light(*link, now) == Light::Red)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(300);
+
+    fn ms(ms: u64) -> Time {
+        Time(ms * 1_000_000)
+    }
+
+    /// Checks every 50 ms from `from` to `to`, as a healthy process does.
+    fn run(detector: &mut FailureDetector, from: u64, to: u64) {
+        for at in (from..=to).step_by(50) {
+            detector.check(ms(at));
+        }
+    }
+
+    #[test]
+    fn suspects_only_when_both_links_are_silent() {
+        let mut detector = FailureDetector::new(Some(LIMIT), ms(0));
+        run(&mut detector, 0, 250);
+        detector.heard(LinkId::Heartbeat, ms(250));
+        run(&mut detector, 300, 500);
+        assert_eq!(detector.light(LinkId::Replication, ms(500)), Light::Red);
+        assert_eq!(detector.light(LinkId::Heartbeat, ms(500)), Light::Yellow);
+        assert!(!detector.suspects(ms(500)));
+        run(&mut detector, 550, 600);
+        assert!(detector.suspects(ms(600)));
+    }
+
+    #[test]
+    fn own_stall_is_not_the_peers_death() {
+        let mut detector = FailureDetector::new(Some(LIMIT), ms(0));
+        run(&mut detector, 0, 100);
+        assert!(detector.check(ms(5_000)), "a five second gap is a stall");
+        assert!(!detector.suspects(ms(5_000)));
+        run(&mut detector, 5_050, 5_300);
+        assert!(!detector.suspects(ms(5_300)));
+        run(&mut detector, 5_350, 5_350);
+        assert!(detector.suspects(ms(5_350)), "a whole limit of listening is evidence");
+    }
+
+    #[test]
+    fn without_a_limit_nobody_is_suspected() {
+        let mut detector = FailureDetector::new(None, ms(0));
+        assert!(!detector.check(ms(1_000_000)));
+        assert!(!detector.suspects(ms(1_000_000)));
+        assert_eq!(detector.next_check(), None);
+    }
+}

@@ -1,0 +1,318 @@
+//! One node: its role, its term, and the dispatch of inputs to the role that it is in.
+//!
+//! ```text
+//!         protect                      claim refused
+//!  Solo <--------> Primary ------------------------------> Fenced
+//!   ^     alone                                              ^
+//!   |  take over                      beat of a higher term  |
+//!  Standby                            (Solo or Primary) -----'
+//! ```
+//!
+//! The shell feeds `handle`, performs what `poll_action` yields in order, and calls back when `poll_timeout` says.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::events::{Action, Beat, Event, Input, Settings};
+use crate::failure_detector::{FailureDetector, Light, LinkId};
+use crate::primary::{Phase, Primary};
+use crate::standby::Standby;
+use crate::{Epoch, NodeId, Term, Time};
+
+/// Between two tries to reach the witness.
+pub(crate) const RETRY: Duration = Duration::from_millis(200);
+
+/// What a role turns into.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Outcome {
+    /// Runs the VM, unprotected, in this term.
+    Solo(Term),
+    /// Must not run the VM any more.
+    Fenced,
+}
+
+#[derive(Debug)]
+enum Role {
+    Solo,
+    Primary(Primary),
+    Standby(Standby),
+    Fenced,
+}
+
+/// What a node is doing, for status.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum State {
+    /// Runs the VM; there is no standby.
+    Solo,
+    /// Runs the VM; the first copy to a standby is on its way, or not yet acknowledged.
+    Syncing,
+    /// Runs the VM; a failure loses nothing.
+    Protected,
+    /// Does not run the VM; no primary has joined.
+    StandbyEmpty,
+    /// Does not run the VM; the first copy is arriving.
+    StandbySyncing,
+    /// Does not run the VM; can take over.
+    StandbyReady,
+    /// Must not run the VM any more.
+    Fenced,
+}
+
+/// One node of a pair.
+#[derive(Debug)]
+pub struct Node {
+    id: NodeId,
+    term: Term,
+    settings: Settings,
+    role: Role,
+    detector: FailureDetector,
+    /// Last reported look of each link, so that a change is an event.
+    red: [bool; LinkId::ALL.len()],
+    actions: VecDeque<Action>,
+}
+
+impl Node {
+    /// A node that runs the VM, alone, in `term`.
+    #[must_use]
+    pub fn solo(id: NodeId, term: Term, settings: Settings, now: Time) -> Self {
+        Self::new(id, term, Role::Solo, settings, now)
+    }
+
+    /// A node that waits for a primary.
+    #[must_use]
+    pub fn standby(id: NodeId, settings: Settings, now: Time) -> Self {
+        Self::new(id, Term(0), Role::Standby(Standby::new(id)), settings, now)
+    }
+
+    fn new(id: NodeId, term: Term, role: Role, settings: Settings, now: Time) -> Self {
+        let detector = FailureDetector::new(settings.silence, now);
+        Self { id, term, settings, role, detector, red: Default::default(), actions: VecDeque::new() }
+    }
+
+    /// Tells the node what happened.
+    pub fn handle(&mut self, input: Input, now: Time) {
+        if let Input::Beat { link, at, beat } = input {
+            self.on_beat(link, at, beat, now);
+            return;
+        }
+        let opens = matches!(input, Input::SessionOpened { .. } | Input::PrimaryJoined { .. });
+        if opens {
+            self.detector = FailureDetector::new(self.settings.silence, now);
+            self.red = Default::default();
+        }
+        let outcome = match (&mut self.role, input) {
+            (Role::Solo, Input::SessionOpened { peer }) => {
+                self.role = Role::Primary(Primary::new(self.id, peer, self.term, now));
+                self.actions.push_back(Action::Event(Event::SyncStarted));
+                None
+            }
+            (Role::Solo, Input::TakeOverFailed { reason }) => {
+                self.actions.push_back(Action::Event(Event::Fenced { reason: reason.clone() }));
+                self.actions.push_back(Action::Fence { reason });
+                Some(Outcome::Fenced)
+            }
+            (Role::Standby(_), Input::PrimaryJoined { term, .. }) if term < self.term => None,
+            (Role::Primary(primary), input) => primary.handle(input, &self.settings, now, &mut self.actions),
+            (Role::Standby(standby), input) => {
+                if let Input::PrimaryJoined { term, .. } = input {
+                    self.term = term;
+                }
+                standby.handle(input, &self.settings, now, &mut self.actions)
+            }
+            (Role::Solo | Role::Fenced, _) => None,
+        };
+        self.turn(outcome);
+        self.on_time(now);
+    }
+
+    /// What to do next, until there is nothing.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call `handle` with [`Input::Timeout`] if nothing else happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let check = self.has_peer().then(|| self.detector.next_check()).flatten();
+        let role = match &self.role {
+            Role::Primary(primary) => primary.timeout(&self.settings),
+            Role::Standby(standby) => standby.timeout(),
+            Role::Solo | Role::Fenced => None,
+        };
+        check.into_iter().chain(role).min()
+    }
+
+    /// New settings, for the session that opens next and the one that is open.
+    pub fn configure(&mut self, settings: Settings, now: Time) {
+        if self.settings.silence != settings.silence {
+            self.detector = FailureDetector::new(settings.silence, now);
+        }
+        self.settings = settings;
+    }
+
+    /// A term that the witness gave before the session opened.
+    pub fn adopt_term(&mut self, term: Term) {
+        self.term = self.term.max(term);
+    }
+
+    /// This node's name.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// The reign that this node believes in.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether this node may run the VM.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        matches!(self.role, Role::Solo | Role::Primary(_))
+    }
+
+    /// What this node is doing.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match &self.role {
+            Role::Solo => State::Solo,
+            Role::Primary(primary) if primary.phase == Phase::Protected => State::Protected,
+            Role::Primary(_) => State::Syncing,
+            Role::Standby(Standby { session: None, .. }) => State::StandbyEmpty,
+            Role::Standby(Standby { session: Some(session), .. }) if session.committed.is_some() => State::StandbyReady,
+            Role::Standby(_) => State::StandbySyncing,
+            Role::Fenced => State::Fenced,
+        }
+    }
+
+    /// The running epoch of a primary, the committed one of a standby.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        match &self.role {
+            Role::Primary(primary) => primary.running,
+            Role::Standby(Standby { session: Some(session), .. }) => session.committed.unwrap_or_default(),
+            _ => Epoch::default(),
+        }
+    }
+
+    /// The other node of the session.
+    #[must_use]
+    pub fn peer(&self) -> Option<NodeId> {
+        match &self.role {
+            Role::Primary(primary) => Some(primary.peer),
+            Role::Standby(standby) => standby.session.as_ref().map(|session| session.primary),
+            Role::Solo | Role::Fenced => None,
+        }
+    }
+
+    /// How a link looks and how long it has been silent.
+    #[must_use]
+    pub fn link(&self, link: LinkId, now: Time) -> (Light, Duration) {
+        (self.detector.light(link, now), self.detector.silence(link, now))
+    }
+
+    /// What this node's heartbeats say.
+    #[must_use]
+    pub fn beat(&self) -> Beat {
+        Beat { from: self.id, term: self.term, runs: self.runs() }
+    }
+
+    fn has_peer(&self) -> bool {
+        self.peer().is_some()
+    }
+
+    fn turn(&mut self, outcome: Option<Outcome>) {
+        match outcome {
+            Some(Outcome::Solo(term)) => {
+                self.term = term;
+                self.role = Role::Solo;
+            }
+            Some(Outcome::Fenced) => self.role = Role::Fenced,
+            None => {}
+        }
+    }
+
+    fn on_beat(&mut self, link: LinkId, at: Time, beat: Beat, now: Time) {
+        if beat.from == self.id {
+            return;
+        }
+        if beat.runs && beat.term > self.term {
+            match &mut self.role {
+                Role::Solo | Role::Primary(_) => {
+                    let reason = format!("node {} runs the VM in term {}", beat.from, beat.term);
+                    self.actions.push_back(Action::Fence { reason: reason.clone() });
+                    self.actions.push_back(Action::Event(Event::Fenced { reason }));
+                    self.role = Role::Fenced;
+                }
+                Role::Standby(standby) => standby.superseded(beat.term, &mut self.actions),
+                Role::Fenced => {}
+            }
+            return;
+        }
+        if self.peer() != Some(beat.from) {
+            return;
+        }
+        match &mut self.role {
+            // A primary that may not run any more is as good as dead, however lively its process: the message that
+            // said so may have been lost.
+            Role::Standby(standby) if !beat.runs => {
+                let yielded = Input::Yielded { term: beat.term };
+                let outcome = standby.handle(yielded, &self.settings, now, &mut self.actions);
+                self.turn(outcome);
+            }
+            _ => self.detector.heard(link, at),
+        }
+    }
+
+    /// Looks at the clock: stalls, lights, silence, retries, cuts.
+    fn on_time(&mut self, now: Time) {
+        if !self.has_peer() {
+            return;
+        }
+        if self.detector.check(now) {
+            self.actions.push_back(Action::Event(Event::OwnStall));
+        }
+        self.report_lights(now);
+        let suspects = self.detector.suspects(now);
+        let outcome = match &mut self.role {
+            Role::Primary(primary) => {
+                let replication = self.detector.light(LinkId::Replication, now);
+                primary.on_lights(replication, &self.settings, now, &mut self.actions)
+            }
+            Role::Standby(standby) => {
+                standby.on_time(now, &mut self.actions);
+                if suspects { standby.on_silence(&self.settings, &mut self.actions) } else { None }
+            }
+            Role::Solo | Role::Fenced => None,
+        };
+        self.turn(outcome);
+    }
+
+    fn report_lights(&mut self, now: Time) {
+        let red = LinkId::ALL.map(|link| self.detector.light(link, now) == Light::Red);
+        if red == self.red {
+            return;
+        }
+        let before = std::mem::replace(&mut self.red, red);
+        for (link, (was, is)) in LinkId::ALL.into_iter().zip(before.into_iter().zip(red)) {
+            match (was, is) {
+                (false, true) => self.actions.push_back(Action::Event(Event::LinkSilent { link })),
+                (true, false) => self.actions.push_back(Action::Event(Event::LinkBack { link })),
+                _ => {}
+            }
+        }
+        if red.iter().all(|red| *red) {
+            let silence = LinkId::ALL.iter().map(|link| self.detector.silence(*link, now)).min().unwrap_or_default();
+            let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+            self.actions.push_back(Action::Event(Event::PeerSuspected { silence_ms }));
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The primary's half of a session: cut epochs, await acknowledgements, release.
+//!
+//! ```text
+//! Copying --Synced--> Base --ack of base--> Registering --granted--> Protected
+//!    any phase, stream lost / stop / standby silent --> claim to be alone --granted--> Solo
+//!                                                                         --refused--> Fenced
+//! ```
+
+use std::collections::VecDeque;
+
+use crate::events::{Action, Alone, Event, Input, OnPartition, Settings, WitnessAnswer};
+use crate::failure_detector::{Light, LinkId};
+use crate::node::{Outcome, RETRY};
+use crate::witness::{Claim, Record, Verdict};
+use crate::{Committed, Epoch, NodeId, Term, Time};
+
+/// How far a session has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// Memory and disks are being copied; output flows freely.
+    Copying,
+    /// The first checkpoint is cut but not acknowledged; output is held.
+    Base(Epoch),
+    /// The standby is complete; the witness is being told.
+    Registering,
+    /// The standby may take over.
+    Protected,
+}
+
+/// A session with a standby.
+#[derive(Debug)]
+pub(crate) struct Primary {
+    pub(crate) id: NodeId,
+    pub(crate) peer: NodeId,
+    pub(crate) term: Term,
+    pub(crate) phase: Phase,
+    /// The epoch that the guest runs.
+    pub(crate) running: Epoch,
+    started: Time,
+    /// Cut, not acknowledged.
+    sealed: VecDeque<Epoch>,
+    cutting: bool,
+    wanted: bool,
+    /// The claim to be alone, and why; nothing is cut or released while it is open.
+    leaving: Option<String>,
+    retry: Option<(Time, Claim)>,
+}
+
+impl Primary {
+    pub(crate) fn new(id: NodeId, peer: NodeId, term: Term, now: Time) -> Self {
+        Self {
+            id,
+            peer,
+            term,
+            phase: Phase::Copying,
+            running: Epoch(1),
+            started: now,
+            sealed: VecDeque::new(),
+            cutting: false,
+            wanted: false,
+            leaving: None,
+            retry: None,
+        }
+    }
+
+    pub(crate) fn handle(
+        &mut self,
+        input: Input,
+        settings: &Settings,
+        now: Time,
+        out: &mut VecDeque<Action>,
+    ) -> Option<Outcome> {
+        match input {
+            Input::Synced if self.phase == Phase::Copying && self.leaving.is_none() && !self.cutting => {
+                self.cut(true, out);
+                self.phase = Phase::Base(self.running);
+            }
+            Input::CutWanted => self.wanted = true,
+            Input::CutDone { epoch } if self.cutting && epoch == self.running => {
+                self.cutting = false;
+                self.sealed.push_back(epoch);
+                self.running = epoch.next();
+                self.started = now;
+            }
+            Input::CutFailed { epoch, reason } if self.cutting && epoch == self.running => {
+                self.cutting = false;
+                out.push_back(Action::Event(Event::CutFailed { reason: reason.clone() }));
+                return self.leave(format!("the checkpoint could not be captured: {reason}"), settings, out);
+            }
+            Input::Acked { term, epoch } => self.acked(term, epoch, settings, out),
+            Input::StopRequested => return self.leave("stopped by request".to_owned(), settings, out),
+            Input::YieldRequested { reason } => return self.give_up(reason, settings, out),
+            Input::StreamLost { reason } | Input::PeerLeft { reason, .. } => return self.leave(reason, settings, out),
+            Input::Witness(answer) => return self.witness_answered(answer, now, out),
+            _ => {}
+        }
+        self.maybe_cut(settings, now, out);
+        None
+    }
+
+    /// Time has passed, or a light may have changed.
+    pub(crate) fn on_lights(
+        &mut self,
+        replication: Light,
+        settings: &Settings,
+        now: Time,
+        out: &mut VecDeque<Action>,
+    ) -> Option<Outcome> {
+        if let Some((at, claim)) = self.retry
+            && at <= now
+        {
+            self.retry = None;
+            out.push_back(Action::AskWitness(claim));
+        }
+        // Without the link that carries the epochs nothing can be committed, whatever the other link says.
+        if replication == Light::Red && self.leaving.is_none() {
+            return self.leave(
+                format!("no sign of the standby on the {} link", name(LinkId::Replication)),
+                settings,
+                out,
+            );
+        }
+        self.maybe_cut(settings, now, out);
+        None
+    }
+
+    pub(crate) fn timeout(&self, settings: &Settings) -> Option<Time> {
+        let retry = self.retry.map(|(at, _)| at);
+        let cut = self
+            .may_cut(settings)
+            .then(|| self.started + if self.wanted { settings.min_epoch } else { settings.max_epoch });
+        retry.into_iter().chain(cut).min()
+    }
+
+    /// Whether the standby could take over: then leaving it needs a claim.
+    fn standby_has_a_right(&self, settings: &Settings) -> bool {
+        match self.phase {
+            Phase::Copying => false,
+            Phase::Base(_) => settings.on_partition.is_some(),
+            Phase::Registering | Phase::Protected => true,
+        }
+    }
+
+    fn may_cut(&self, settings: &Settings) -> bool {
+        self.phase != Phase::Copying && !self.cutting && self.leaving.is_none() && self.sealed.len() < settings.depth
+    }
+
+    fn maybe_cut(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
+        let age = now.since(self.started);
+        if self.may_cut(settings) && (age >= settings.max_epoch || self.wanted && age >= settings.min_epoch) {
+            self.cut(false, out);
+        }
+    }
+
+    fn cut(&mut self, base: bool, out: &mut VecDeque<Action>) {
+        self.cutting = true;
+        self.wanted = false;
+        out.push_back(Action::Cut { epoch: self.running, base });
+    }
+
+    /// The only place on a primary where an epoch becomes committed.
+    fn acked(&mut self, term: Term, epoch: Epoch, settings: &Settings, out: &mut VecDeque<Action>) {
+        if ignore_ack(self, term, epoch) {
+            return;
+        }
+        self.sealed.retain(|sealed| *sealed > epoch);
+        out.push_back(Action::Release(Committed::new(epoch)));
+        if let Phase::Base(base) = self.phase
+            && epoch >= base
+        {
+            if settings.on_partition.is_some() {
+                self.protected(out);
+            } else {
+                self.phase = Phase::Registering;
+                let Self { id: primary, peer: standby, term, .. } = *self;
+                out.push_back(Action::AskWitness(Claim::Register { primary, standby, term }));
+            }
+        }
+    }
+
+    fn protected(&mut self, out: &mut VecDeque<Action>) {
+        self.phase = Phase::Protected;
+        out.push_back(Action::Event(Event::Protected { epoch: self.running, term: self.term }));
+    }
+
+    /// Ends the session: at once where the standby has no right, else by claim.
+    fn leave(&mut self, reason: String, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        if self.leaving.is_some() {
+            return None;
+        }
+        if !self.standby_has_a_right(settings) {
+            return Some(self.alone(self.term, reason, out));
+        }
+        match settings.on_partition {
+            Some(OnPartition::Primary | OnPartition::Both) => Some(self.alone(self.term.next(), reason, out)),
+            Some(OnPartition::Standby) => Some(fence(format!("{reason}; the policy lets the standby go on"), out)),
+            None => {
+                self.leaving = Some(reason);
+                let Self { id: primary, peer: standby, term, .. } = *self;
+                out.push_back(Action::AskWitness(Claim::GoAlone { primary, standby, term }));
+                None
+            }
+        }
+    }
+
+    /// Hands the VM to the standby, or keeps it when there is no complete one.
+    fn give_up(&mut self, reason: String, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        if self.phase != Phase::Protected || self.leaving.is_some() {
+            return self.leave(reason, settings, out);
+        }
+        out.push_back(Action::Fence { reason: reason.clone() });
+        out.push_back(Action::Yield);
+        out.push_back(Action::Event(Event::Fenced { reason }));
+        Some(Outcome::Fenced)
+    }
+
+    fn witness_answered(&mut self, answer: WitnessAnswer, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        match answer {
+            WitnessAnswer::Judged(Claim::Register { .. }, Verdict::Granted(_)) if self.phase == Phase::Registering => {
+                self.protected(out);
+                None
+            }
+            WitnessAnswer::Judged(Claim::GoAlone { .. }, Verdict::Granted(record)) => {
+                let reason = self.leaving.take().unwrap_or_default();
+                Some(self.alone(record.term(), reason, out))
+            }
+            WitnessAnswer::Judged(Claim::Register { .. } | Claim::GoAlone { .. }, Verdict::Refused(record)) => {
+                Some(fence(refusal(record), out))
+            }
+            WitnessAnswer::Unreachable(claim, reason) => {
+                out.push_back(Action::Event(Event::WitnessUnreachable { reason }));
+                self.retry = Some((now + RETRY, claim));
+                None
+            }
+            WitnessAnswer::Judged(..) => None,
+        }
+    }
+
+    fn alone(&self, term: Term, reason: String, out: &mut VecDeque<Action>) -> Outcome {
+        out.push_back(Action::GoAlone(Alone { term }));
+        out.push_back(Action::Event(Event::ProtectionLost { reason, term }));
+        Outcome::Solo(term)
+    }
+}
+
+/// Guards of `acked`: another reign's, one that was never sealed, one that is already committed, or too late.
+fn ignore_ack(primary: &Primary, term: Term, epoch: Epoch) -> bool {
+    term != primary.term || !primary.sealed.contains(&epoch) || primary.leaving.is_some()
+}
+
+fn fence(reason: String, out: &mut VecDeque<Action>) -> Outcome {
+    out.push_back(Action::Fence { reason: reason.clone() });
+    out.push_back(Action::Event(Event::Fenced { reason }));
+    Outcome::Fenced
+}
+
+fn refusal(record: Option<Record>) -> String {
+    match record {
+        Some(Record::Solo { owner, term }) => format!("the witness says that node {owner} runs the VM in term {term}"),
+        Some(Record::Protected { primary, term, .. }) => {
+            format!("the witness says that node {primary} runs the VM, protected, in term {term}")
+        }
+        Some(Record::Stopped { term }) => format!("the witness says that the VM was shut down in term {term}"),
+        None => "the witness has lost its record".to_owned(),
+    }
+}
+
+fn name(link: LinkId) -> &'static str {
+    match link {
+        LinkId::Replication => "replication",
+        LinkId::Heartbeat => "heartbeat",
+    }
+}

@@ -1,0 +1,210 @@
+//! The standby's half of a session: collect the parts of each epoch, commit whole ones in order, take over.
+//!
+//! ```text
+//! Empty --primary joined--> Copying --base complete--> Ready --silence / yield--> claim --granted--> Solo
+//!   ^--- stream lost, primary gone ---'                   ^--- (refused: another runs) ---> Empty
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::events::{Action, Event, Input, OnPartition, Settings, WitnessAnswer};
+use crate::node::{Outcome, RETRY};
+use crate::witness::{Claim, Verdict};
+use crate::{Committed, Epoch, NodeId, Term, Time};
+
+/// A standby, with or without a primary.
+#[derive(Debug)]
+pub(crate) struct Standby {
+    pub(crate) id: NodeId,
+    pub(crate) session: Option<Session>,
+}
+
+/// What is held of one primary.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) primary: NodeId,
+    pub(crate) term: Term,
+    disks: u16,
+    /// Whether the stream still works; a copy without one is still a copy.
+    connected: bool,
+    /// The last epoch of which everything was complete.
+    pub(crate) committed: Option<Epoch>,
+    parts: BTreeMap<Epoch, Parts>,
+    /// From the moment the right to run is claimed nothing is acknowledged any more.
+    claiming: bool,
+    held_back: bool,
+    retry: Option<Time>,
+}
+
+/// What has arrived of an epoch.
+#[derive(Debug, Default)]
+struct Parts {
+    memory: bool,
+    disks: BTreeSet<u16>,
+}
+
+impl Standby {
+    pub(crate) fn new(id: NodeId) -> Self {
+        Self { id, session: None }
+    }
+
+    pub(crate) fn handle(
+        &mut self,
+        input: Input,
+        settings: &Settings,
+        now: Time,
+        out: &mut VecDeque<Action>,
+    ) -> Option<Outcome> {
+        if let Input::PrimaryJoined { peer, term, disks } = input {
+            self.session = Some(Session::new(peer, term, disks));
+            return None;
+        }
+        let id = self.id;
+        let session = self.session.as_mut()?;
+        match input {
+            Input::MemoryComplete { epoch } if session.collects(epoch) => {
+                session.parts.entry(epoch).or_default().memory = true;
+                session.commit_whole_epochs(out);
+            }
+            Input::DiskComplete { epoch, disk } if session.collects(epoch) => {
+                session.parts.entry(epoch).or_default().disks.insert(disk);
+                session.commit_whole_epochs(out);
+            }
+            Input::Yielded { term } if term == session.term => session.claim(id, settings, out),
+            Input::PeerLeft { reason, .. } => self.reset(reason, out),
+            Input::StreamLost { reason } => {
+                session.connected = false;
+                session.parts.clear();
+                if session.committed.is_none() {
+                    self.reset(reason, out);
+                }
+            }
+            Input::Witness(answer) => return self.witness_answered(answer, now, out),
+            _ => {}
+        }
+        self.granted_by_policy(settings, out)
+    }
+
+    /// The primary is silent on every link.
+    pub(crate) fn on_silence(&mut self, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        let id = self.id;
+        let session = self.session.as_mut()?;
+        if session.committed.is_none() {
+            self.reset("the primary fell silent before its first checkpoint".to_owned(), out);
+            return None;
+        }
+        if settings.on_partition == Some(OnPartition::Primary) {
+            if !std::mem::replace(&mut session.held_back, true) {
+                out.push_back(Action::Event(Event::TakeOverHeldBack));
+            }
+            return None;
+        }
+        session.claim(id, settings, out);
+        self.granted_by_policy(settings, out)
+    }
+
+    pub(crate) fn on_time(&mut self, now: Time, out: &mut VecDeque<Action>) {
+        let id = self.id;
+        if let Some(session) = &mut self.session
+            && session.retry.is_some_and(|at| at <= now)
+        {
+            session.retry = None;
+            out.push_back(Action::AskWitness(session.claim_of(id)));
+        }
+    }
+
+    pub(crate) fn timeout(&self) -> Option<Time> {
+        self.session.as_ref()?.retry
+    }
+
+    /// Somebody runs the VM in a later term: what is held here is of the past.
+    pub(crate) fn superseded(&mut self, term: Term, out: &mut VecDeque<Action>) {
+        self.reset(format!("the VM runs elsewhere in term {term}"), out);
+    }
+
+    pub(crate) fn reset(&mut self, reason: String, out: &mut VecDeque<Action>) {
+        if self.session.take().is_some() {
+            out.push_back(Action::Reset { reason: reason.clone() });
+            out.push_back(Action::Event(Event::StandbyReset { reason }));
+        }
+    }
+
+    /// Without a witness the claim is its own answer.
+    fn granted_by_policy(&mut self, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        let session = self.session.as_ref()?;
+        (session.claiming && settings.on_partition.is_some()).then(|| take_over(session, session.term.next(), out))
+    }
+
+    fn witness_answered(&mut self, answer: WitnessAnswer, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        let session = self.session.as_mut()?;
+        match answer {
+            WitnessAnswer::Judged(Claim::TakeOver { .. }, Verdict::Granted(record)) if session.claiming => {
+                return Some(take_over(session, record.term(), out));
+            }
+            WitnessAnswer::Judged(Claim::TakeOver { .. }, Verdict::Refused(_)) if session.claiming => {
+                self.reset("the witness gives the VM to another node".to_owned(), out);
+            }
+            WitnessAnswer::Unreachable(Claim::TakeOver { .. }, reason) if session.claiming => {
+                out.push_back(Action::Event(Event::WitnessUnreachable { reason }));
+                session.retry = Some(now + RETRY);
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+impl Session {
+    fn new(primary: NodeId, term: Term, disks: u16) -> Self {
+        Self {
+            primary,
+            term,
+            disks,
+            connected: true,
+            committed: None,
+            parts: BTreeMap::new(),
+            claiming: false,
+            held_back: false,
+            retry: None,
+        }
+    }
+
+    /// Guards: a claim is open, the stream is gone, or the epoch is already committed.
+    fn collects(&self, epoch: Epoch) -> bool {
+        !self.claiming && self.connected && self.committed.is_none_or(|committed| epoch > committed)
+    }
+
+    /// The only place on a standby where an epoch becomes committed.
+    fn commit_whole_epochs(&mut self, out: &mut VecDeque<Action>) {
+        let mut next = self.committed.map_or(Epoch(1), Epoch::next);
+        while self.parts.get(&next).is_some_and(|parts| parts.memory && parts.disks.len() == self.disks.into()) {
+            self.parts.remove(&next);
+            if self.committed.is_none() {
+                out.push_back(Action::Event(Event::StandbyReady { term: self.term }));
+            }
+            self.committed = Some(next);
+            out.push_back(Action::Commit(Committed::new(next)));
+            next = next.next();
+        }
+    }
+
+    fn claim_of(&self, standby: NodeId) -> Claim {
+        Claim::TakeOver { primary: self.primary, standby, term: self.term }
+    }
+
+    fn claim(&mut self, id: NodeId, settings: &Settings, out: &mut VecDeque<Action>) {
+        if self.committed.is_none() || std::mem::replace(&mut self.claiming, true) {
+            return;
+        }
+        if settings.on_partition.is_none() {
+            out.push_back(Action::AskWitness(self.claim_of(id)));
+        }
+    }
+}
+
+fn take_over(session: &Session, term: Term, out: &mut VecDeque<Action>) -> Outcome {
+    let committed = session.committed.unwrap_or_default();
+    out.push_back(Action::Event(Event::TakingOver { epoch: committed, term }));
+    out.push_back(Action::TakeOver { committed, term });
+    Outcome::Solo(term)
+}

@@ -1,0 +1,365 @@
+//! What crosses the network between two VMMs: frames with a fixed header, and the messages in them.
+//!
+//! ```text
+//! 0      4         6      8      16      24      32           40           48
+//! | PLXF | version | kind | term | epoch | len   | body hash  | head hash  | body (len bytes)
+//! ```
+//!
+//! All little-endian. The head hash covers the 40 bytes before it, the body hash the body (both XXH3, 64 bits). An epoch
+//! is any number of `Pages` frames, one `State` frame and one `End` frame, whose digest chains the body hashes of all of
+//! them in order: a frame that is missing, changed, or of another epoch makes the whole epoch invalid. Decoding never
+//! panics and never allocates more than the header's checked length.
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::events::OnPartition;
+use crate::{Epoch, NodeId, Term};
+
+/// Version of this format; peers of another version are refused with both numbers.
+pub const VERSION: u16 = 1;
+/// Length of a header in bytes.
+pub const HEADER_LEN: usize = 48;
+/// No body is longer: 4,096 pages with their index, rounded up.
+pub const BODY_MAX: u64 = 32 << 20;
+/// Bytes in a page.
+pub const PAGE: usize = 4096;
+/// The most pages in one frame.
+pub const PAGES_PER_FRAME: usize = 4096;
+/// Set in a page's index entry: the page is all zeroes and has no data.
+pub const ZERO_PAGE: u64 = 1 << 63;
+
+const MAGIC: [u8; 4] = *b"PLXF";
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u16)]
+pub enum Kind {
+    /// Opens every connection: a [`Hello`].
+    Hello = 1,
+    /// The standby accepts: a [`Welcome`].
+    Welcome = 2,
+    /// The standby refuses: a [`Refusal`].
+    Refuse = 3,
+    /// Pages of the first copy, written to memory as they come.
+    Copy = 4,
+    /// Pages of an epoch: entry count (u64), that many entries (page number, [`ZERO_PAGE`]), data of the others.
+    Pages = 5,
+    /// vCPU and device state of an epoch, and where its queues stand: opaque to the standby until takeover.
+    State = 6,
+    /// Closes an epoch: an [`EpochEnd`].
+    End = 7,
+    /// The standby holds everything of the epoch in the header.
+    Ack = 8,
+    /// The primary has stopped for good; the standby shall take over.
+    Yield = 9,
+    /// The sender leaves the session in good order: a [`Refusal`] with the reason.
+    Bye = 10,
+    /// After a disk's [`Hello`] was welcomed: the connection belongs to the disk's processes from here on.
+    Disk = 11,
+}
+
+/// A frame's header, checked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Header {
+    /// What the body is.
+    pub kind: Kind,
+    /// The sender's term.
+    pub term: Term,
+    /// The epoch it belongs to; 0 outside epochs.
+    pub epoch: Epoch,
+    /// Length of the body in bytes.
+    pub len: u64,
+    /// XXH3 of the body.
+    pub body_hash: u64,
+}
+
+/// The peer sent something that this version of the protocol does not allow.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum WireError {
+    /// Not our protocol at all.
+    #[error("the peer does not speak the Pollux protocol")]
+    Magic,
+    /// Another version of it.
+    #[error(
+        "the peer speaks version {peer} of the protocol, this build speaks {ours}: install the same release on both hosts"
+    )]
+    Version {
+        /// Theirs.
+        peer: u16,
+        /// Ours.
+        ours: u16,
+    },
+    /// Header bytes were changed on the way.
+    #[error("a frame header is corrupt")]
+    HeaderCorrupt,
+    /// Body bytes were changed on the way.
+    #[error("the body of a frame is corrupt (epoch {0})")]
+    BodyCorrupt(Epoch),
+    /// A body that its kind does not allow.
+    #[error("malformed {kind:?} frame: {what}")]
+    Malformed {
+        /// Of the frame.
+        kind: Kind,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The end of an epoch does not match what came before it.
+    #[error("epoch {epoch} is not whole: {what}")]
+    EpochNotWhole {
+        /// The epoch.
+        epoch: Epoch,
+        /// What differs.
+        what: &'static str,
+    },
+    /// A frame that may not come now.
+    #[error("got a {got:?} frame, expected {expected}")]
+    Unexpected {
+        /// What came.
+        got: Kind,
+        /// What may come.
+        expected: &'static str,
+    },
+}
+
+impl Kind {
+    fn from_u16(raw: u16) -> Option<Self> {
+        use Kind::{Ack, Bye, Copy, Disk, End, Hello, Pages, Refuse, State, Welcome, Yield};
+        [Hello, Welcome, Refuse, Copy, Pages, State, End, Ack, Yield, Bye, Disk]
+            .into_iter()
+            .find(|kind| *kind as u16 == raw)
+    }
+}
+
+impl Header {
+    /// The bytes on the wire.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[0..4].copy_from_slice(&MAGIC);
+        bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[6..8].copy_from_slice(&(self.kind as u16).to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.term.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.len.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.body_hash.to_le_bytes());
+        let hash = xxh3_64(&bytes[..40]);
+        bytes[40..48].copy_from_slice(&hash.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// When it is not one of this version, is corrupt, or announces a body that is too long.
+    pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let u64_at = |at: usize| {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(raw)
+        };
+        if bytes[0..4] != MAGIC {
+            return Err(WireError::Magic);
+        }
+        if u16_at(4) != VERSION {
+            return Err(WireError::Version { peer: u16_at(4), ours: VERSION });
+        }
+        if u64_at(40) != xxh3_64(&bytes[..40]) {
+            return Err(WireError::HeaderCorrupt);
+        }
+        let kind = Kind::from_u16(u16_at(6)).ok_or(WireError::HeaderCorrupt)?;
+        let header =
+            Self { kind, term: Term(u64_at(8)), epoch: Epoch(u64_at(16)), len: u64_at(24), body_hash: u64_at(32) };
+        if header.len > BODY_MAX {
+            return Err(WireError::Malformed { kind, what: "longer than a frame may be" });
+        }
+        Ok(header)
+    }
+
+    /// Checks a received body against the header.
+    ///
+    /// # Errors
+    /// When the hash differs.
+    pub fn check_body(&self, body: &[u8]) -> Result<(), WireError> {
+        if xxh3_64(body) == self.body_hash { Ok(()) } else { Err(WireError::BodyCorrupt(self.epoch)) }
+    }
+}
+
+/// Chains the body hashes of an epoch's frames.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Digest(u64);
+
+impl Digest {
+    /// Adds the next frame.
+    pub fn add(&mut self, body_hash: u64) {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.0.to_le_bytes());
+        bytes[8..].copy_from_slice(&body_hash.to_le_bytes());
+        self.0 = xxh3_64(&bytes);
+    }
+
+    /// The value for [`EpochEnd`].
+    #[must_use]
+    pub fn value(self) -> u64 {
+        self.0
+    }
+}
+
+/// Body of `End`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct EpochEnd {
+    /// Pages in the epoch, zero pages included.
+    pub pages: u64,
+    /// Frames before this one.
+    pub frames: u64,
+    /// [`Digest`] over them.
+    pub digest: u64,
+}
+
+/// Body of `Hello`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hello {
+    /// Who calls.
+    pub node: NodeId,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// What a connection is for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Purpose {
+    /// Epochs and control; exactly one per session.
+    Session {
+        /// The VM that the standby must be built like.
+        shape: Vec<u8>,
+        /// Where the primary listens for heartbeats on each link, `ADDR:PORT`; replication first.
+        beats: [String; 2],
+        /// Silence on every link after which the peer is taken for dead, in milliseconds; 0 is never.
+        detect_ms: u64,
+        /// Who goes on without a witness; `None` means that there is one.
+        on_partition: Option<OnPartition>,
+    },
+    /// The mirror stream of one disk of the session that is open.
+    Disk {
+        /// Index of the disk.
+        index: u16,
+    },
+}
+
+/// Body of `Welcome`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Welcome {
+    /// Who answers.
+    pub node: NodeId,
+}
+
+/// Body of `Refuse` and `Bye`: every reason, for a person.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Refusal {
+    /// One sentence each.
+    pub reasons: Vec<String>,
+}
+
+/// Encodes a message body.
+#[must_use]
+pub fn encode_body<T: Serialize>(message: &T) -> Vec<u8> {
+    // Only a failing allocator or a map of unknown length can fail here; our messages have neither.
+    postcard::to_allocvec(message).expect("plain messages always encode")
+}
+
+/// Decodes a message body.
+///
+/// # Errors
+/// When the bytes are not exactly one message of this type.
+pub fn decode_body<'a, T: Deserialize<'a>>(kind: Kind, body: &'a [u8]) -> Result<T, WireError> {
+    match postcard::take_from_bytes(body) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(WireError::Malformed { kind, what: "does not decode" }),
+    }
+}
+
+/// Splits the body of `Pages` or `Copy` into its index and its page data.
+///
+/// # Errors
+/// When the lengths do not add up.
+pub fn split_pages(
+    kind: Kind,
+    body: &[u8],
+) -> Result<(impl ExactSizeIterator<Item = u64> + Clone + '_, &[u8]), WireError> {
+    let malformed = |what| WireError::Malformed { kind, what };
+    let (count, rest) = body.split_first_chunk::<8>().ok_or(malformed("no entry count"))?;
+    let count = usize::try_from(u64::from_le_bytes(*count))
+        .ok()
+        .filter(|count| *count <= PAGES_PER_FRAME)
+        .ok_or(malformed("too many pages"))?;
+    let (index, data) = rest.split_at_checked(count * 8).ok_or(malformed("index is cut off"))?;
+    let entries = index.chunks_exact(8).map(|entry| {
+        let mut raw = [0; 8];
+        raw.copy_from_slice(entry);
+        u64::from_le_bytes(raw)
+    });
+    let with_data = entries.clone().filter(|entry| entry & ZERO_PAGE == 0).count();
+    if data.len() != with_data * PAGE {
+        return Err(malformed("page data does not match the index"));
+    }
+    Ok((entries, data))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header { kind: Kind::Pages, term: Term(3), epoch: Epoch(9), len: 5, body_hash: xxh3_64(b"pages") }
+    }
+
+    #[test]
+    fn headers_come_back_and_every_flipped_bit_is_seen() {
+        let bytes = header().encode();
+        assert_eq!(Header::decode(&bytes), Ok(header()));
+        for bit in 0..HEADER_LEN * 8 {
+            let mut wrong = bytes;
+            wrong[bit / 8] ^= 1 << (bit % 8);
+            assert!(Header::decode(&wrong).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = header().encode();
+        bytes[4..6].copy_from_slice(&7_u16.to_le_bytes());
+        let error = Header::decode(&bytes).unwrap_err();
+        assert_eq!(error, WireError::Version { peer: 7, ours: VERSION });
+    }
+
+    #[test]
+    fn bodies_are_checked() {
+        assert_eq!(header().check_body(b"pages"), Ok(()));
+        assert_eq!(header().check_body(b"pagez"), Err(WireError::BodyCorrupt(Epoch(9))));
+    }
+
+    #[test]
+    fn page_bodies_must_add_up() {
+        let mut body = 2_u64.to_le_bytes().to_vec();
+        body.extend((5 | ZERO_PAGE).to_le_bytes());
+        body.extend(6_u64.to_le_bytes());
+        body.extend([7; PAGE]);
+        let (entries, data) = split_pages(Kind::Pages, &body).unwrap();
+        assert_eq!(entries.collect::<Vec<_>>(), [5 | ZERO_PAGE, 6]);
+        assert_eq!(data, [7; PAGE]);
+        for len in 0..body.len() {
+            assert!(split_pages(Kind::Pages, &body[..len]).is_err(), "accepted {len} bytes");
+        }
+        let huge = u64::MAX.to_le_bytes();
+        assert!(split_pages(Kind::Pages, &huge).is_err());
+    }
+
+    #[test]
+    fn the_digest_knows_the_order() {
+        let (mut ab, mut ba) = (Digest::default(), Digest::default());
+        [1, 2].into_iter().for_each(|hash| ab.add(hash));
+        [2, 1].into_iter().for_each(|hash| ba.add(hash));
+        assert_ne!(ab, ba);
+    }
+}

@@ -1,0 +1,292 @@
+//! Two nodes, a witness and virtual time in memory: the life of a session, one step a line.
+
+use std::time::Duration;
+
+use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::{
+    Action, Beat, Epoch, Event, Input, LinkId, Node, NodeId, OnPartition, Settings, State, Term, Time, WitnessAnswer,
+};
+
+const A: NodeId = NodeId(0xa);
+const B: NodeId = NodeId(0xb);
+const STEP: Duration = Duration::from_millis(10);
+
+struct Pair {
+    now: Time,
+    a: Node,
+    b: Node,
+    record: Option<Record>,
+    witness_up: bool,
+    /// Whether beats and the stream work between the two.
+    connected: bool,
+    released: Vec<Epoch>,
+    committed: Vec<Epoch>,
+    fenced: Vec<NodeId>,
+    events: Vec<(NodeId, Event)>,
+    takeover: Option<(Epoch, Term)>,
+}
+
+impl Pair {
+    fn new(settings: Settings) -> Self {
+        let now = Time(1_000_000_000);
+        Self {
+            now,
+            a: Node::solo(A, Term(1), settings, now),
+            b: Node::standby(B, settings, now),
+            record: Some(Record::Solo { owner: A, term: Term(1) }),
+            witness_up: true,
+            connected: true,
+            released: Vec::new(),
+            committed: Vec::new(),
+            fenced: Vec::new(),
+            events: Vec::new(),
+            takeover: None,
+        }
+    }
+
+    /// Joined, copied, base acknowledged and registered.
+    fn protected(settings: Settings) -> Self {
+        let mut pair = Self::new(settings);
+        pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
+        pair.a.handle(Input::SessionOpened { peer: B }, pair.now);
+        pair.settle();
+        assert_eq!(pair.a.state(), State::Syncing);
+        pair.a.handle(Input::Synced, pair.now);
+        pair.settle();
+        assert_eq!((pair.a.state(), pair.b.state()), (State::Protected, State::StandbyReady));
+        pair
+    }
+
+    /// Performs actions of both sides until there are none.
+    fn settle(&mut self) {
+        loop {
+            let action = self.a.poll_action().map(|action| (A, action));
+            let Some((on, action)) = action.or_else(|| self.b.poll_action().map(|action| (B, action))) else { return };
+            self.perform(on, action);
+        }
+    }
+
+    fn node(&mut self, id: NodeId) -> &mut Node {
+        if id == A { &mut self.a } else { &mut self.b }
+    }
+
+    fn perform(&mut self, on: NodeId, action: Action) {
+        let now = self.now;
+        match action {
+            Action::Cut { epoch, .. } => {
+                self.a.handle(Input::CutDone { epoch }, now);
+                if self.connected {
+                    self.b.handle(Input::DiskComplete { epoch, disk: 0 }, now);
+                    self.b.handle(Input::MemoryComplete { epoch }, now);
+                }
+            }
+            Action::Release(committed) => self.released.push(committed.epoch()),
+            Action::Commit(committed) => {
+                self.committed.push(committed.epoch());
+                if self.connected {
+                    let term = self.b.term();
+                    self.a.handle(Input::Acked { term, epoch: committed.epoch() }, now);
+                }
+            }
+            Action::AskWitness(claim) => {
+                let answer = self.ask(claim);
+                self.node(on).handle(Input::Witness(answer), now);
+            }
+            Action::TakeOver { committed, term } => self.takeover = Some((committed, term)),
+            Action::Fence { .. } => self.fenced.push(on),
+            Action::Yield => {
+                let term = self.a.term();
+                self.b.handle(Input::Yielded { term }, now);
+            }
+            Action::Event(event) => self.events.push((on, event)),
+            Action::GoAlone(_) | Action::Reset { .. } => {}
+        }
+    }
+
+    fn ask(&mut self, claim: Claim) -> WitnessAnswer {
+        if !self.witness_up {
+            return WitnessAnswer::Unreachable(claim, "down".to_owned());
+        }
+        let verdict = judge(self.record, claim);
+        if let Verdict::Granted(record) = verdict {
+            self.record = Some(record);
+        }
+        WitnessAnswer::Judged(claim, verdict)
+    }
+
+    /// Lets time pass; nodes that are alive beat and look at the clock.
+    fn pass(&mut self, span: Duration, alive: &[NodeId]) {
+        let end = self.now + span;
+        while self.now < end {
+            self.now = self.now + STEP;
+            let now = self.now;
+            if self.connected && alive.len() == 2 {
+                let (from_a, from_b) = (self.a.beat(), self.b.beat());
+                for link in LinkId::ALL {
+                    self.a.handle(Input::Beat { link, at: now, beat: from_b }, now);
+                    self.b.handle(Input::Beat { link, at: now, beat: from_a }, now);
+                }
+            }
+            for id in alive {
+                self.node(*id).handle(Input::Timeout, now);
+            }
+            self.settle();
+        }
+    }
+
+    fn runners(&self) -> usize {
+        usize::from(self.a.runs()) + usize::from(self.b.runs())
+    }
+}
+
+fn no_witness(on_partition: OnPartition) -> Settings {
+    Settings { on_partition: Some(on_partition), ..Settings::default() }
+}
+
+#[test]
+fn epochs_are_released_in_order_and_only_after_the_standby_committed_them() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.pass(Duration::from_millis(500), &[A, B]);
+    assert!(pair.released.len() > 10);
+    assert_eq!(pair.released, pair.committed);
+    assert!(pair.released.windows(2).all(|pair| pair[1] == pair[0].next()));
+}
+
+#[test]
+fn output_cuts_the_epoch_after_the_shortest_time() {
+    let settings = Settings { min_epoch: STEP, max_epoch: Duration::from_secs(10), ..Settings::default() };
+    let mut pair = Pair::protected(settings);
+    let before = pair.released.len();
+    pair.pass(Duration::from_millis(100), &[A, B]);
+    assert_eq!(pair.released.len(), before, "nothing asks for a cut");
+    pair.a.handle(Input::CutWanted, pair.now);
+    pair.settle();
+    assert_eq!(pair.released.len(), before + 1);
+    pair.a.handle(Input::CutWanted, pair.now);
+    pair.settle();
+    assert_eq!(pair.released.len(), before + 1, "too early");
+    pair.pass(STEP, &[A, B]);
+    assert_eq!(pair.released.len(), before + 2);
+}
+
+#[test]
+fn a_frozen_standby_stops_the_pipeline_at_its_depth() {
+    let mut pair = Pair::protected(Settings { silence: None, ..Settings::default() });
+    pair.connected = false;
+    let released = pair.released.len();
+    let running = pair.a.epoch();
+    pair.pass(Duration::from_secs(2), &[A]);
+    assert_eq!(pair.released.len(), released);
+    assert_eq!(pair.a.epoch().0, running.0 + 2);
+    assert!(pair.a.runs());
+}
+
+#[test]
+fn the_standby_takes_over_from_the_last_committed_epoch() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.pass(Duration::from_millis(200), &[A, B]);
+    let last = *pair.committed.last().unwrap();
+    pair.connected = false;
+    pair.pass(Duration::from_millis(600), &[B]);
+    assert_eq!(pair.takeover, Some((last, Term(2))));
+    assert_eq!(pair.b.state(), State::Solo);
+    assert_eq!(pair.record, Some(Record::Solo { owner: B, term: Term(2) }));
+}
+
+#[test]
+fn a_partition_leaves_exactly_one_runner() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.connected = false;
+    pair.pass(Duration::from_secs(2), &[A, B]);
+    assert_eq!(pair.runners(), 1, "{:?}", pair.events);
+    let losers = if pair.a.runs() { vec![] } else { vec![A] };
+    assert_eq!(pair.fenced, losers);
+}
+
+#[test]
+fn policies_without_a_witness() {
+    for (policy, a_runs, b_runs) in
+        [(OnPartition::Primary, true, false), (OnPartition::Standby, false, true), (OnPartition::Both, true, true)]
+    {
+        let mut pair = Pair::protected(no_witness(policy));
+        pair.connected = false;
+        pair.pass(Duration::from_secs(2), &[A, B]);
+        assert_eq!((pair.a.runs(), pair.b.runs()), (a_runs, b_runs), "{policy:?}");
+    }
+}
+
+#[test]
+fn without_the_witness_nobody_moves_until_it_is_back() {
+    let mut pair = Pair::protected(Settings::default());
+    (pair.connected, pair.witness_up) = (false, false);
+    let released = pair.released.len();
+    pair.pass(Duration::from_secs(2), &[A, B]);
+    assert_eq!((pair.takeover, pair.released.len()), (None, released));
+    assert_eq!(pair.a.state(), State::Protected);
+    pair.witness_up = true;
+    pair.pass(Duration::from_secs(1), &[A, B]);
+    assert_eq!(pair.runners(), 1);
+}
+
+#[test]
+fn a_primary_that_lost_its_standby_goes_on_and_the_stale_standby_never_runs() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.connected = false;
+    pair.pass(Duration::from_secs(1), &[A]);
+    assert_eq!((pair.a.state(), pair.a.term()), (State::Solo, Term(2)));
+    pair.pass(Duration::from_secs(1), &[B]);
+    assert_eq!(pair.b.state(), State::StandbyEmpty);
+    assert_eq!(pair.takeover, None);
+}
+
+#[test]
+fn a_returning_ex_primary_is_fenced_by_the_first_beat() {
+    let mut pair = Pair::protected(no_witness(OnPartition::Both));
+    pair.connected = false;
+    pair.pass(Duration::from_secs(1), &[B]);
+    assert_eq!(pair.b.term(), Term(2));
+    let beat = Beat { from: B, term: Term(2), runs: true };
+    pair.a.handle(Input::Beat { link: LinkId::Heartbeat, at: pair.now, beat }, pair.now);
+    pair.settle();
+    assert_eq!(pair.a.state(), State::Fenced);
+    assert_eq!(pair.fenced, [A]);
+}
+
+#[test]
+fn a_yielding_primary_hands_over_without_waiting_for_silence() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.a.handle(Input::YieldRequested { reason: "disk process died".to_owned() }, pair.now);
+    pair.settle();
+    assert_eq!((pair.a.state(), pair.b.state()), (State::Fenced, State::Solo));
+    assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))));
+}
+
+#[test]
+fn a_fenced_primary_does_not_keep_the_standby_waiting_with_its_beats() {
+    let mut pair = Pair::protected(Settings::default());
+    let beat = Beat { runs: false, ..pair.a.beat() };
+    pair.b.handle(Input::Beat { link: LinkId::Heartbeat, at: pair.now, beat }, pair.now);
+    pair.settle();
+    assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))));
+}
+
+#[test]
+fn a_standby_without_a_whole_checkpoint_never_takes_over() {
+    let mut pair = Pair::new(Settings::default());
+    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
+    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1) }, pair.now);
+    pair.pass(Duration::from_secs(1), &[B]);
+    assert_eq!((pair.takeover, pair.b.state()), (None, State::StandbyEmpty));
+}
+
+#[test]
+fn acks_of_another_term_or_of_the_future_release_nothing() {
+    let mut pair = Pair::protected(Settings::default());
+    let released = pair.released.len();
+    let running = pair.a.epoch();
+    for (term, epoch) in [(Term(0), Epoch(1)), (Term(1), running), (Term(1), Epoch(u64::MAX)), (Term(9), running)] {
+        pair.a.handle(Input::Acked { term, epoch }, pair.now);
+        pair.settle();
+    }
+    assert_eq!(pair.released.len(), released);
+}
