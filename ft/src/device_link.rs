@@ -1,0 +1,178 @@
+//! The control socket to one device process: commands out, reports in, in datagrams.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use ft_proto::device_ctl::{self, CTL_MAX, Command, CtlError, Report};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
+
+use crate::guest::LinkEnd;
+
+/// A device process cannot be controlled any more.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Its end of the socket is closed.
+    #[error("device process of {0} is gone")]
+    Gone(String),
+    /// It sent something that is not a report.
+    #[error("device process of {id} sent a malformed report")]
+    Malformed {
+        /// The device.
+        id: String,
+        /// The decoder's answer.
+        #[source]
+        source: CtlError,
+    },
+    /// It did not answer in time.
+    #[error("device process of {id} did not answer within {limit:?}")]
+    Silent {
+        /// The device.
+        id: String,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// It reported that it cannot go on.
+    #[error("device {id} failed: {reason}")]
+    Failed {
+        /// The device.
+        id: String,
+        /// In its own words.
+        reason: String,
+    },
+    /// The socket failed.
+    #[error("control socket of {id} failed")]
+    Socket {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// One device process.
+#[derive(Debug)]
+pub struct DeviceLink {
+    id: String,
+    socket: OwnedFd,
+    buffer: Box<[u8; CTL_MAX]>,
+    /// Reports that arrived while another one was waited for.
+    early: VecDeque<Report>,
+}
+
+impl DeviceLink {
+    /// Takes over a connected socket on which `Hello` was answered.
+    #[must_use]
+    pub fn new(end: LinkEnd) -> Self {
+        Self { id: end.id, socket: end.socket, buffer: Box::new([0; CTL_MAX]), early: VecDeque::new() }
+    }
+
+    /// Id of the device.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Sends a command, with a descriptor where the command has one.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn send(&mut self, command: &Command, fd: Option<BorrowedFd<'_>>) -> Result<(), LinkError> {
+        let bytes = device_ctl::encode(command, &mut self.buffer[..])
+            .map_err(|source| LinkError::Malformed { id: self.id.clone(), source })?;
+        let fds: Vec<_> = fd.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
+        loop {
+            match sendmsg::<()>(
+                self.socket.as_raw_fd(),
+                &[io::IoSlice::new(bytes)],
+                rights,
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            ) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(broken(&self.id, errno)),
+            }
+        }
+    }
+
+    /// The next report, if there is one.
+    ///
+    /// # Errors
+    /// When the process is gone or sends nonsense.
+    pub fn try_recv(&mut self) -> Result<Option<Report>, LinkError> {
+        match self.early.pop_front() {
+            Some(report) => Ok(Some(report)),
+            None => self.recv_now(),
+        }
+    }
+
+    /// Waits for the report that `wanted` picks; others are kept for `try_recv`.
+    ///
+    /// # Errors
+    /// When the process is gone, fails, or `limit` is over.
+    pub fn wait_for<T>(
+        &mut self,
+        limit: Duration,
+        mut wanted: impl FnMut(Report) -> Result<T, Report>,
+    ) -> Result<T, LinkError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            while let Some(report) = self.recv_now()? {
+                match wanted(report) {
+                    Ok(value) => return Ok(value),
+                    Err(Report::Failed { reason }) => return Err(LinkError::Failed { id: self.id.clone(), reason }),
+                    Err(other) => self.early.push_back(other),
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LinkError::Silent { id: self.id.clone(), limit });
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(broken(&self.id, errno)),
+            }
+        }
+    }
+
+    /// Whether reports wait that a poll on the socket does not show.
+    #[must_use]
+    pub fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    fn recv_now(&mut self) -> Result<Option<Report>, LinkError> {
+        loop {
+            return match recv(self.socket.as_raw_fd(), &mut self.buffer[..], MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => Err(LinkError::Gone(self.id.clone())),
+                Ok(len) => device_ctl::decode(&self.buffer[..len])
+                    .map(Some)
+                    .map_err(|source| LinkError::Malformed { id: self.id.clone(), source }),
+                Err(Errno::EAGAIN) => Ok(None),
+                Err(Errno::EINTR) => continue,
+                Err(errno) => Err(broken(&self.id, errno)),
+            };
+        }
+    }
+}
+
+impl AsFd for DeviceLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn broken(id: &str, errno: Errno) -> LinkError {
+    match errno {
+        Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN => LinkError::Gone(id.to_owned()),
+        _ => LinkError::Socket { id: id.to_owned(), source: errno.into() },
+    }
+}

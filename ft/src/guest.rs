@@ -1,0 +1,198 @@
+//! The VM as the engine sees it: a trait that the VMM implements. The engine never names a register, a page table or a bus.
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ft_proto::device_ctl::{InFlight, QueueState};
+use ft_proto::{Alone, Committed, Epoch};
+use serde::{Deserialize, Serialize};
+
+/// The VMM could not do what the engine asked: a local failure, not the peer's.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct GuestError {
+    what: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl GuestError {
+    /// `what` failed because of `source`.
+    pub fn new(what: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { what: what.into(), source: Some(source.into()) }
+    }
+
+    /// `what` failed.
+    pub fn plain(what: impl Into<String>) -> Self {
+        Self { what: what.into(), source: None }
+    }
+}
+
+/// Guest memory by page number (guest-physical address / 4096). Shared between the engine's threads.
+///
+/// Copies may race with a running guest; a page that was torn by that is marked dirty and sent again.
+pub trait Memory: Send + Sync {
+    /// The page numbers that are RAM.
+    fn ranges(&self) -> Vec<Range<u64>>;
+    /// The part of them that was ever touched; the rest reads as zeroes and costs nothing.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    fn populated(&self) -> Result<Vec<Range<u64>>, GuestError>;
+    /// Copies a page out; `into` is one page long.
+    ///
+    /// # Errors
+    /// When the page is not RAM.
+    fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError>;
+    /// Overwrites a page; `from` is one page long.
+    ///
+    /// # Errors
+    /// When the page is not RAM.
+    fn copy_in(&self, page: u64, from: &[u8]) -> Result<(), GuestError>;
+    /// Makes a page zero without populating it if it never was.
+    ///
+    /// # Errors
+    /// When the page is not RAM.
+    fn zero(&self, page: u64) -> Result<(), GuestError>;
+    /// Makes all memory zero and gives it back to the host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn clear(&self) -> Result<(), GuestError>;
+}
+
+/// Where a sealed device stands.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Position {
+    /// Id of the device.
+    pub id: String,
+    /// Its queues.
+    pub queues: Vec<QueueState>,
+    /// Its requests in flight.
+    pub in_flight: Vec<InFlight>,
+}
+
+/// A device process's control socket.
+#[derive(Debug)]
+pub struct LinkEnd {
+    /// Id of the device.
+    pub id: String,
+    /// `SOCK_SEQPACKET`, after `Hello` and `Ready`.
+    pub socket: OwnedFd,
+}
+
+/// What a VM is made of, as far as two of them must be alike.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Shape {
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// CPU features as the guest sees them; opaque here.
+    pub cpuid: Vec<u8>,
+    /// Disks in slot order.
+    pub disks: Vec<DiskShape>,
+    /// Network cards in slot order.
+    pub nets: Vec<NetShape>,
+}
+
+/// A disk of a [`Shape`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DiskShape {
+    /// Id of the device.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+    /// Number of queues.
+    pub queues: u16,
+}
+
+/// A network card of a [`Shape`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NetShape {
+    /// Id of the device.
+    pub id: String,
+    /// The guest's address.
+    pub mac: [u8; 6],
+    /// Number of queues.
+    pub queues: u16,
+}
+
+/// The VM. Methods are called on the engine's thread only.
+pub trait Guest: Send {
+    /// What it is made of.
+    fn shape(&self) -> Shape;
+    /// Why it cannot be protected: all reasons, each with its way out.
+    fn blockers(&self) -> Vec<String>;
+    /// Why it cannot run a guest that was started with these CPU features.
+    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String>;
+    /// Standby: becomes like the primary in what [`Shape`] says and may differ (CPU features).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn adopt(&mut self, shape: &Shape) -> Result<(), GuestError>;
+    /// Its memory.
+    fn memory(&self) -> Arc<dyn Memory>;
+    /// Control sockets of its device processes, disks first, in slot order.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError>;
+
+    /// Stops the vCPUs; each captures its own state. Counted: a guest that was paused before stays paused after `resume`.
+    ///
+    /// # Errors
+    /// When a vCPU's state cannot be read.
+    fn pause(&mut self) -> Result<(), GuestError>;
+    /// Undoes one `pause`.
+    fn resume(&mut self);
+    /// Begins to track writes to memory, by vCPUs, device processes and the VMM itself.
+    ///
+    /// # Errors
+    /// When tracking cannot be turned on.
+    fn start_tracking(&mut self) -> Result<(), GuestError>;
+    /// Ends that.
+    fn stop_tracking(&mut self);
+    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be running.
+    ///
+    /// # Errors
+    /// When the kernel does not tell; nothing is lost then.
+    fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError>;
+    /// Marks pages as written again: what harvested them came to nothing.
+    fn put_back(&mut self, pages: &[u64]);
+    /// Appends the state of vCPUs and devices. Called between `pause` and `resume`, with the devices sealed.
+    ///
+    /// # Errors
+    /// When a part's state cannot be read.
+    fn save(&mut self, positions: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError>;
+
+    /// Standby: becomes what `save` wrote, memory being in place already.
+    ///
+    /// # Errors
+    /// When the state does not fit this VM.
+    fn load(&mut self, state: &[u8]) -> Result<(), GuestError>;
+    /// Standby: sets the device processes up for the loaded state.
+    ///
+    /// # Errors
+    /// When one of them does not answer.
+    fn activate(&mut self) -> Result<(), GuestError>;
+    /// Standby: kicks every queue, injects every interrupt once, and runs the vCPUs.
+    ///
+    /// # Errors
+    /// When a vCPU cannot start.
+    fn start(&mut self) -> Result<(), GuestError>;
+    /// Stops the VM for good: another node runs it. The process stays, for its status.
+    fn fence(&mut self, reason: &str);
+
+    /// Console output of this epoch and later ones is held until it is released.
+    fn hold_console(&mut self, epoch: Epoch);
+    /// A new epoch has begun: output belongs to it.
+    fn tag_console(&mut self, epoch: Epoch);
+    /// Lets console output go.
+    fn release_console(&mut self, committed: &Committed);
+    /// Lets all console output go and holds no more.
+    fn free_console(&mut self, alone: &Alone);
+}

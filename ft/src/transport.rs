@@ -1,0 +1,187 @@
+//! Frames on a TCP stream: written from slices, read whole or bit by bit.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+
+use ft_proto::wire::{HEADER_LEN, Header, Kind, WireError};
+use ft_proto::{Epoch, Term};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use xxhash_rust::xxh3::Xxh3Default;
+
+/// The stream ended, broke, or carried something wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The peer closed it.
+    #[error("the peer closed the connection")]
+    Closed,
+    /// The kernel gave up on it.
+    #[error("the connection broke")]
+    Io(#[source] io::Error),
+    /// The peer misbehaved.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+impl From<io::Error> for TransportError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// What a frame is sent as.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp {
+    /// Kind of frame.
+    pub kind: Kind,
+    /// The sender's term.
+    pub term: Term,
+    /// The epoch it belongs to.
+    pub epoch: Epoch,
+}
+
+/// Writes one frame whose body is `parts` one after the other; returns the hash and the length of the body.
+///
+/// # Errors
+/// When the stream breaks.
+pub fn write_frame(stream: &mut impl Write, stamp: Stamp, parts: &[&[u8]]) -> Result<(u64, u64), TransportError> {
+    let mut hasher = Xxh3Default::new();
+    let mut len = 0;
+    for part in parts {
+        hasher.update(part);
+        len += part.len() as u64;
+    }
+    let Stamp { kind, term, epoch } = stamp;
+    let header = Header { kind, term, epoch, len, body_hash: hasher.digest() };
+    let head = header.encode();
+    let mut slices = Vec::with_capacity(parts.len() + 1);
+    slices.push(IoSlice::new(&head));
+    slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+    write_all(stream, &mut slices)?;
+    Ok((header.body_hash, len))
+}
+
+/// `Write::write_all` for slices.
+fn write_all(stream: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match stream.write_vectored(slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut slices, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads one frame, blocking; `body` is overwritten and keeps its capacity.
+///
+/// # Errors
+/// When the stream breaks or the frame is not right.
+pub fn read_frame(stream: &mut impl Read, body: &mut Vec<u8>) -> Result<Header, TransportError> {
+    let mut head = [0; HEADER_LEN];
+    stream.read_exact(&mut head)?;
+    let header = Header::decode(&head)?;
+    // Bounded by `Header::decode`.
+    body.resize(usize::try_from(header.len).unwrap_or(usize::MAX), 0);
+    stream.read_exact(body)?;
+    header.check_body(body)?;
+    Ok(header)
+}
+
+/// Reads frames from a stream that must not block its reader.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    buffer: Vec<u8>,
+}
+
+impl FrameReader {
+    /// The next frame, if all of it has arrived.
+    ///
+    /// # Errors
+    /// When the stream breaks or the frame is not right.
+    pub fn poll(&mut self, stream: &TcpStream) -> Result<Option<(Header, Vec<u8>)>, TransportError> {
+        loop {
+            if let Some(frame) = self.whole_frame()? {
+                return Ok(Some(frame));
+            }
+            let mut chunk = [0; 4096];
+            match recv(stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => return Err(TransportError::Closed),
+                Ok(len) => self.buffer.extend_from_slice(&chunk[..len]),
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+        }
+    }
+
+    fn whole_frame(&mut self) -> Result<Option<(Header, Vec<u8>)>, TransportError> {
+        let Some(head) = self.buffer.first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let header = Header::decode(head)?;
+        let end = HEADER_LEN + usize::try_from(header.len).unwrap_or(usize::MAX);
+        if self.buffer.len() < end {
+            return Ok(None);
+        }
+        let body = self.buffer[HEADER_LEN..end].to_vec();
+        self.buffer.drain(..end);
+        header.check_body(&body)?;
+        Ok(Some((header, body)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAMP: Stamp = Stamp { kind: Kind::Pages, term: Term(2), epoch: Epoch(3) };
+
+    #[test]
+    fn frames_from_parts_come_back_whole() {
+        let mut wire = Vec::new();
+        write_frame(&mut wire, STAMP, &[b"ab", b"", b"cde"]).unwrap();
+        write_frame(&mut wire, Stamp { kind: Kind::Ack, ..STAMP }, &[]).unwrap();
+        let (mut from, mut body) = (&wire[..], Vec::new());
+        let first = read_frame(&mut from, &mut body).unwrap();
+        assert_eq!((first.kind, first.epoch, &body[..]), (Kind::Pages, Epoch(3), &b"abcde"[..]));
+        assert_eq!(read_frame(&mut from, &mut body).unwrap().kind, Kind::Ack);
+        assert!(matches!(read_frame(&mut from, &mut body), Err(TransportError::Closed)));
+    }
+
+    #[test]
+    fn a_changed_byte_is_refused() {
+        let mut wire = Vec::new();
+        write_frame(&mut wire, STAMP, &[b"abcde"]).unwrap();
+        for at in 0..wire.len() {
+            let mut wrong = wire.clone();
+            wrong[at] ^= 0x10;
+            assert!(read_frame(&mut &wrong[..], &mut Vec::new()).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_polled_stream_yields_a_frame_only_when_it_is_whole() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut out = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let mut wire = Vec::new();
+        write_frame(&mut wire, STAMP, &[b"abcde"]).unwrap();
+        let mut reader = FrameReader::default();
+        let (last, most) = wire.split_last().unwrap();
+        out.write_all(most).unwrap();
+        stream.peek(&mut [0]).unwrap();
+        assert!(reader.poll(&stream).unwrap().is_none());
+        out.write_all(&[*last]).unwrap();
+        let (_, body) = loop {
+            if let Some(frame) = reader.poll(&stream).unwrap() {
+                break frame;
+            }
+        };
+        assert_eq!(body, b"abcde");
+    }
+}
