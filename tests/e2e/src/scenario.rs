@@ -1,0 +1,411 @@
+//! What a run does: boot, protect, write, break something, look whether anything was lost, power off, look at the disk.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::ValueEnum;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::agent::{self, Boot};
+use crate::artifacts::Artifacts;
+use crate::host::{self, Host, Shape};
+use crate::report::Report;
+use crate::topology::Topology;
+use crate::workload::{self, Record, Workload};
+use crate::{Error, Result, image, process, wait};
+
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+const PROTECT_LIMIT: Duration = Duration::from_secs(240);
+const WRITES_LIMIT: Duration = Duration::from_secs(120);
+const VERDICT_LIMIT: Duration = Duration::from_secs(20);
+const OFF_LIMIT: Duration = Duration::from_secs(60);
+
+/// What is broken mid-way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Fault {
+    /// A device process of the primary is killed.
+    Device,
+    /// Every process of host A is killed at once.
+    Host,
+    /// Both host-to-host links are cut; the witness decides.
+    Link,
+    /// Every process of the standby is killed; the VM goes on alone.
+    Standby,
+    /// The primary's VMM is killed, its device processes are not.
+    Vmm,
+}
+
+/// How a run goes.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What is broken; `None`: one host, no protection, no fault.
+    pub fault: Option<Fault>,
+    /// The guest.
+    pub shape: Shape,
+    /// Rounds of the client before and after the fault.
+    pub rounds: u64,
+    /// Rest of the client after each round.
+    pub think: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { fault: Some(Fault::Host), shape: Shape::default(), rounds: 200, think: Duration::from_millis(2) }
+    }
+}
+
+/// One run and everything it has made. Fields go in this order on drop: processes before namespaces before files.
+pub struct Run {
+    options: Options,
+    a: Host,
+    b: Option<Host>,
+    topology: Topology,
+    artifacts: Artifacts,
+    witness: PathBuf,
+    report: Report,
+    tell: Box<dyn FnMut(&str)>,
+}
+
+/// When the fault struck, by both clocks.
+#[derive(Clone, Copy)]
+struct Strike {
+    at: Instant,
+    wall: SystemTime,
+}
+
+impl Run {
+    /// Builds the network and starts the VMMs; the guest boots on host A. `tell` gets a line at each step.
+    ///
+    /// # Errors
+    /// When something does not come up; nothing is left behind.
+    pub fn start(options: Options, mut tell: Box<dyn FnMut(&str)>) -> Result<Self> {
+        let artifacts = Artifacts::gather()?;
+        let witness = artifacts.path("witness");
+        let size = artifacts.disk_size()?;
+        let topology = Topology::new()?;
+        tell("network up: two hosts and a client on a LAN, two links from host to host");
+        let a = Host::primary(&artifacts, &topology, &options.shape)?;
+        let b = match options.fault {
+            Some(_) => Some(Host::standby(&artifacts, &topology, &options.shape, size, &witness)?),
+            None => None,
+        };
+        let fault = options.fault.map_or("none".into(), Fault::name);
+        let report = Report { fault, ..Report::default() };
+        Ok(Self { options, a, b, topology, artifacts, witness, report, tell })
+    }
+
+    /// Everything from boot to the look at the disk. `pause` is called before the guest is powered off.
+    ///
+    /// # Errors
+    /// When the run cannot be carried out. A property that does not hold is a failed check of the report instead.
+    pub fn complete(mut self, pause: &mut dyn FnMut(&Self) -> Result<()>) -> Result<Report> {
+        let connection = workload::connect(&self.topology.client, BOOT_LIMIT).map_err(|e| self.with_logs(e))?;
+        let booted = agent::boot(&self.topology.client)?;
+        self.say(&format!("guest booted, Redis answers, uptime {:.1} s", booted.uptime_s));
+        if self.b.is_some() {
+            self.protect().map_err(|e| self.with_logs(e))?;
+        }
+        let workload = Workload::start(connection, self.options.think)?;
+        workload.progress(self.options.rounds, WRITES_LIMIT).map_err(|e| self.with_logs(e))?;
+        let strike = match self.options.fault {
+            Some(fault) => Some(self.strike(fault)?),
+            None => None,
+        };
+        let went_on = workload.progress(self.options.rounds, WRITES_LIMIT);
+        let record = workload.stop();
+        self.report.check("client was served to the end", went_on.is_ok() && record.broken.is_none(), {
+            let reason = went_on.err().map(|e| e.chain()).or_else(|| record.broken.clone());
+            reason.unwrap_or_else(|| format!("{} replies", record.replies.len()))
+        });
+        if let Some(strike) = strike {
+            self.judge_roles()?;
+            self.timeline(strike, &record);
+        }
+        self.judge_data(record)?;
+        self.judge_boot(&booted);
+        if !self.report.passed() {
+            let logs = self.logs();
+            self.say(&logs);
+        }
+        pause(&self)?;
+        self.power_off()?;
+        Ok(self.report)
+    }
+
+    /// The hosts' API sockets and the namespaces, for a person who wants to look around.
+    #[must_use]
+    pub fn directions(&self) -> String {
+        let mut text = format!("client: ip netns exec {} bash\n", self.topology.client.name());
+        for host in std::iter::once(&self.a).chain(self.b.as_ref()) {
+            let namespace = self.topology.hosts[usize::from(host.index)].name();
+            let socket = host.socket().display();
+            text.push_str(&format!(
+                "host {}: ip netns exec {namespace} bash, pollux --api-socket {socket} ft status\n",
+                host::letter(host.index)
+            ));
+        }
+        text
+    }
+
+    fn protect(&mut self) -> Result<()> {
+        self.a.api(&["ft", "protect", &host::protect_argument(&self.witness)])?;
+        let start = Instant::now();
+        wait::until("protection", PROTECT_LIMIT, || {
+            let status = self.a.ft_status()?;
+            if state_of(&status) == "protected" {
+                Ok(Some(()))
+            } else {
+                Err(Error::Protocol { from: "ft status".into(), answer: status.to_string() })
+            }
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.say(&format!("protected after {seconds:.1} s of copying"));
+        self.report.numbers.insert("first_copy_s".into(), round(seconds).into());
+        Ok(())
+    }
+
+    fn strike(&mut self, fault: Fault) -> Result<Strike> {
+        self.note_status();
+        let victims = self.a.vmm.descendants();
+        self.say(&format!("fault: {} (processes of host A: {}, {victims:?})", fault.describe(), self.a.vmm.pid()));
+        let strike = Strike { at: Instant::now(), wall: SystemTime::now() };
+        match fault {
+            Fault::Device => {
+                let disk = victims.iter().find(|(_, name)| name.starts_with("vhost-user-blk"));
+                let (pid, _) = disk
+                    .ok_or_else(|| Error::Protocol { from: "process list".into(), answer: format!("{victims:?}") })?;
+                process::signal_one(*pid, Signal::SIGKILL)?;
+            }
+            Fault::Host => self.a.kill_all()?,
+            Fault::Link => self.topology.cut_links()?,
+            Fault::Standby => self.b.as_ref().map_or(Ok(()), Host::kill_all)?,
+            Fault::Vmm => self.a.vmm.signal(Signal::SIGKILL)?,
+        }
+        if matches!(fault, Fault::Host | Fault::Vmm) {
+            wait::until("death of host A's processes", VERDICT_LIMIT, || {
+                let alive = victims.iter().any(|(pid, _)| process::alive(*pid));
+                Ok((!alive && self.a.vmm.ended()?.is_some()).then_some(()))
+            })?;
+        }
+        Ok(strike)
+    }
+
+    /// Pause and latency figures of the protected VM just before the fault.
+    fn note_status(&mut self) {
+        let Ok(status) = self.a.ft_status() else { return };
+        for (name, value) in numbers(&status) {
+            self.report.numbers.insert(name, value);
+        }
+    }
+
+    /// Exactly one host runs the VM, and it is the one that should.
+    fn judge_roles(&mut self) -> Result<()> {
+        let Some(fault) = self.options.fault else { return Ok(()) };
+        let verdict = wait::until("exactly one host running the VM", VERDICT_LIMIT, || {
+            let a = runs(&mut self.a);
+            let b = self.b.as_mut().is_some_and(runs);
+            match (a, b) {
+                (true, false) => Ok(Some('a')),
+                (false, true) => Ok(Some('b')),
+                _ => Err(Error::Protocol { from: "hosts".into(), answer: format!("a runs: {a}, b runs: {b}") }),
+            }
+        });
+        match verdict {
+            Ok(survivor) => {
+                let expected = match fault {
+                    Fault::Device | Fault::Host | Fault::Vmm => survivor == 'b',
+                    Fault::Link => true,
+                    Fault::Standby => survivor == 'a',
+                };
+                self.report.survivor = Some(survivor);
+                self.report.check("exactly one host runs the VM", expected, format!("host {survivor}"));
+                Ok(())
+            }
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(error) => {
+                self.report.check("exactly one host runs the VM", false, error.chain());
+                Ok(())
+            }
+        }
+    }
+
+    fn timeline(&mut self, strike: Strike, record: &Record) {
+        let since = |at: Instant| {
+            if at >= strike.at { (at - strike.at).as_secs_f64() * 1e3 } else { -(strike.at - at).as_secs_f64() * 1e3 }
+        };
+        if let Some((before, after)) = record.longest_silence() {
+            self.report.moment("last reply before", since(before));
+            self.report.moment("first reply after", since(after));
+            self.report.numbers.insert("longest_silence_ms".into(), round(since(after) - since(before)).into());
+        }
+        let struck = strike.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1e3;
+        for host in std::iter::once(&self.a).chain(self.b.as_ref()) {
+            for event in host.ft_events().unwrap_or_default() {
+                let name = event["event"].as_str().unwrap_or("?");
+                let Some(at) = event["unix_ms"].as_f64().map(|at| at - struck) else { continue };
+                if at >= 0.0 {
+                    let reason = event["reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
+                    self.report.moment(&format!("host {}: {name}{reason}", host::letter(host.index)), at);
+                }
+            }
+        }
+        self.report.timeline.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
+    }
+
+    fn judge_data(&mut self, mut record: Record) -> Result<()> {
+        let count = record.counter.len();
+        let jump = record.first_jump();
+        self.report.check(
+            "counter without gap or repeat",
+            jump.is_none() && count > 0,
+            match jump {
+                None => format!("1 to {count}"),
+                Some((at, reply)) => format!("reply {} was {reply}", at + 1),
+            },
+        );
+        self.report.numbers.insert("acknowledged_writes".into(), (count as u64 + record.keys).into());
+        if record.broken.is_some() {
+            self.report.check("same TCP connection", false, record.broken.unwrap_or_default());
+            return Ok(());
+        }
+        let back = match record.read_back() {
+            Ok(back) => back,
+            Err(error) => {
+                self.report.check("no acknowledged write missing", false, error.chain());
+                return Ok(());
+            }
+        };
+        self.report.check(
+            "same TCP connection",
+            back.client_id == record.client_id,
+            format!(
+                "{} to the guest, Redis client id {} at the start, {} at the end",
+                record.local(),
+                record.client_id,
+                back.client_id
+            ),
+        );
+        let missing: Vec<&str> = back.missing.iter().take(5).map(String::as_str).collect();
+        self.report.check(
+            "no acknowledged write missing",
+            back.missing.is_empty(),
+            match missing.is_empty() {
+                true => format!("{} keys read back", record.keys),
+                false => format!("{} of {} keys: {}...", back.missing.len(), record.keys, missing.join(", ")),
+            },
+        );
+        let exact = i64::try_from(count).is_ok_and(|count| back.counter == count);
+        self.report.check("counter is what was acknowledged", exact, format!("{} in Redis", back.counter));
+        Ok(())
+    }
+
+    fn judge_boot(&mut self, before: &Boot) {
+        match agent::boot(&self.topology.client) {
+            Ok(after) => self.report.check(
+                "guest uptime not reset",
+                after.id == before.id && after.uptime_s >= before.uptime_s,
+                format!(
+                    "{:.1} s, then {:.1} s, same boot id: {}",
+                    before.uptime_s,
+                    after.uptime_s,
+                    after.id == before.id
+                ),
+            ),
+            Err(error) => self.report.check("guest uptime not reset", false, error.chain()),
+        }
+    }
+
+    fn power_off(&mut self) -> Result<()> {
+        let survivor = match (self.report.survivor, self.b.as_mut()) {
+            (Some('b'), Some(b)) => b,
+            _ => &mut self.a,
+        };
+        let off = survivor.api(&["power-button"]).and_then(|_| survivor.wait_off(OFF_LIMIT));
+        let serial = survivor.serial();
+        let closed = serial.contains("guest: disk closed");
+        let seen = off.as_ref().err().map_or_else(|| format!("guest closed its disk: {closed}"), Error::chain);
+        let (fsck, aof) = if off.is_ok() {
+            let scratch = self.artifacts.path("aof");
+            (image::fsck(survivor.image())?, image::check_aof(survivor.image(), self.artifacts.guest_tree(), &scratch)?)
+        } else {
+            ((false, "not looked at: the guest did not power off".to_owned()), (false, "not looked at".to_owned()))
+        };
+        self.report.check("guest powered off by the power button", off.is_ok() && closed, seen);
+        self.report.check("e2fsck -fn clean", fsck.0, fsck.1);
+        self.report.check("redis-check-aof clean", aof.0, aof.1);
+        if !self.report.passed() {
+            let logs = self.logs();
+            self.say(&logs);
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, line: &str) {
+        (self.tell)(line);
+    }
+
+    fn with_logs(&self, error: Error) -> Error {
+        if matches!(error, Error::Interrupted) {
+            return error;
+        }
+        Error::Command { command: "run".into(), status: error.chain(), output: format!("\n{}", self.logs()) }
+    }
+
+    fn logs(&self) -> String {
+        let mut text = String::new();
+        for host in std::iter::once(&self.a).chain(self.b.as_ref()) {
+            let letter = host::letter(host.index);
+            let serial = host.serial();
+            let lines: Vec<&str> = serial.lines().collect();
+            let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+            text.push_str(&format!(
+                "--- host {letter}, VMM:\n{}\n--- host {letter}, serial:\n{tail}\n",
+                host.vmm.last_words()
+            ));
+        }
+        text
+    }
+}
+
+impl Fault {
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Device => "SIGKILL to the disk process of the primary",
+            Self::Host => "SIGKILL to every process of host A at once",
+            Self::Link => "both host-to-host links cut",
+            Self::Standby => "SIGKILL to every process of the standby at once",
+            Self::Vmm => "SIGKILL to the primary's VMM",
+        }
+    }
+}
+
+/// Whether this host's VMM lives and runs the VM.
+fn runs(host: &mut Host) -> bool {
+    if !matches!(host.vmm.ended(), Ok(None)) {
+        return false;
+    }
+    host.ft_status().is_ok_and(|status| matches!(state_of(&status).as_str(), "solo" | "syncing" | "protected"))
+}
+
+fn state_of(status: &Value) -> String {
+    status["state"].as_str().unwrap_or_default().to_lowercase()
+}
+
+/// The figures of `ft status` that a report carries.
+fn numbers(status: &Value) -> Vec<(String, Value)> {
+    let wanted = ["epoch", "pause_us", "commit_latency_us", "dirty_pages", "epoch_bytes"];
+    wanted
+        .iter()
+        .filter(|name| !status[**name].is_null())
+        .map(|name| ((*name).to_owned(), status[*name].clone()))
+        .collect()
+}
+
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}

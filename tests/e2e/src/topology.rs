@@ -1,0 +1,96 @@
+//! The network of a run: a LAN with two hosts and a client on it, and two separate links from host to host.
+//!
+//! ```text
+//!   client --- [ LAN: bridge in namespace sw ] --- host A: bridge br0 --- tap0 (VM)
+//!                        |                             |        |
+//!                        |                        replication  heartbeat      (veth pairs, host to host)
+//!                        |                             |        |
+//!                        +------------------------- host B: bridge br0 --- tap0 (VM, standing by)
+//! ```
+
+use std::net::Ipv4Addr;
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::Result;
+use crate::namespace::Namespace;
+
+/// Address of the guest on the LAN.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 70, 0, 2);
+/// Bits of the LAN's mask.
+pub const LAN_BITS: u8 = 24;
+/// The guest's hardware address.
+pub const GUEST_MAC: &str = "52:54:00:70:00:02";
+/// Name of the VM's tap device on both hosts.
+pub const TAP: &str = "tap0";
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 70, 0, 100);
+const LINKS: [(&str, u8); 2] = [("repl", 71), ("beat", 72)];
+
+/// Namespaces and links of one run; all gone on drop.
+#[derive(Debug)]
+pub struct Topology {
+    /// Where the measuring client lives.
+    pub client: Namespace,
+    /// The two hosts, A first.
+    pub hosts: [Namespace; 2],
+    // Last: the LAN goes after its members.
+    _lan: Namespace,
+}
+
+impl Topology {
+    /// Builds the network with names no other run has.
+    ///
+    /// # Errors
+    /// When iproute2 fails; nothing is left behind.
+    pub fn new() -> Result<Self> {
+        static RUN: AtomicU32 = AtomicU32::new(0);
+        let run = RUN.fetch_add(1, Ordering::Relaxed);
+        let name = |role: &str| format!("pollux-{}-{run}-{role}", process::id());
+        let lan = Namespace::new(name("lan"))?;
+        let hosts = [Namespace::new(name("a"))?, Namespace::new(name("b"))?];
+        let client = Namespace::new(name("client"))?;
+        lan.ip("link add lan type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set lan up\n")?;
+        for (port, member, inside) in [("a", &hosts[0], "up0"), ("b", &hosts[1], "up0"), ("c", &client, "eth0")] {
+            lan.ip(&format!(
+                "link add to-{port} type veth peer name {inside} netns {}\nlink set to-{port} master lan up\n",
+                member.name()
+            ))?;
+        }
+        client.ip(&format!("link set eth0 up\naddr add {CLIENT}/{LAN_BITS} dev eth0\n"))?;
+        for host in &hosts {
+            host.ip(&format!(
+                "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set up0 master br0 up\n\
+                 tuntap add dev {TAP} mode tap vnet_hdr\nlink set {TAP} master br0 up\nlink set br0 up\n"
+            ))?;
+        }
+        for (link, net) in LINKS {
+            hosts[0].ip(&format!(
+                "link add {link} type veth peer name {link} netns {}\naddr add 10.{net}.0.1/30 dev {link}\nlink set {link} up\n",
+                hosts[1].name()
+            ))?;
+            hosts[1].ip(&format!("addr add 10.{net}.0.2/30 dev {link}\nlink set {link} up\n"))?;
+        }
+        Ok(Self { client, hosts, _lan: lan })
+    }
+
+    /// Address of a host (0 or 1) on the replication link.
+    #[must_use]
+    pub fn replication(host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, LINKS[0].1, 0, host + 1)
+    }
+
+    /// Address of a host (0 or 1) on the heartbeat link.
+    #[must_use]
+    pub fn heartbeat(host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, LINKS[1].1, 0, host + 1)
+    }
+
+    /// Cuts both host-to-host links; the LAN stays.
+    ///
+    /// # Errors
+    /// When iproute2 fails.
+    pub fn cut_links(&self) -> Result<()> {
+        self.hosts[0].ip(&LINKS.map(|(link, _)| format!("link set {link} down\n")).concat())
+    }
+}
