@@ -190,7 +190,7 @@ pub fn reset(how: Reset) -> ! {
 /// Load from where nothing is mapped.
 pub fn fault() {
     // SAFETY: it is not: the exception is the purpose, and does not come back here.
-    unsafe { asm!("mov rax, [{}]", in(reg) 0xdead_0000_0000u64, out("rax") _, options(nostack, readonly)) }
+    unsafe { asm!("mov rax, [{}]", in(reg) 0x6ead_0000_0000u64, out("rax") _, options(nostack, readonly)) }
 }
 
 /// A page table entry that is in use: present, writable, user, accessed.

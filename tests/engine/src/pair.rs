@@ -1,0 +1,107 @@
+//! Two hosts and a client, as namespaces: one network for the guest, two separate links between the hosts.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::vm::CLIENT_IP;
+use crate::{Client, Image, Machine, Netns, Vm, VmOptions};
+
+/// Limit for states that a pair must reach.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The hosts A and B and the network around them. A's addresses end in .1, B's in .2.
+pub struct Pair {
+    /// The right to use the machine.
+    pub machine: Machine,
+    /// Where clients are.
+    pub lan: Netns,
+    /// The hosts.
+    pub hosts: [Netns; 2],
+    /// The disk of the VM on each host.
+    pub images: [Image; 2],
+    witness: PathBuf,
+}
+
+impl Pair {
+    /// Lay out the network and the images.
+    #[must_use]
+    pub fn new() -> Self {
+        let machine = Machine::claim();
+        let (lan, hosts) = (Netns::new(), [Netns::new(), Netns::new()]);
+        lan.ip(&format!("link add br0 type bridge\nlink set br0 up\naddr add {CLIENT_IP}/24 dev br0\n"));
+        for (host, port) in hosts.iter().zip(["a", "b"]) {
+            lan.veth(port, host, "lan");
+            lan.ip(&format!("link set {port} master br0\n"));
+            host.ip("link add br0 type bridge\nlink set br0 up\nlink set lan master br0\n\
+                 tuntap add dev tap0 mode tap\nlink set tap0 master br0\nlink set tap0 up\n");
+        }
+        for (i, name) in ["repl", "beat"].iter().enumerate() {
+            hosts[0].veth(name, &hosts[1], name);
+            for (host, end) in hosts.iter().zip(1..) {
+                host.ip(&format!("addr add 10.77.{i}.{end}/24 dev {name}\n"));
+            }
+        }
+        let images = ["a.img", "b.img"].map(|name| Image::new(&machine.dir().join(name), 4));
+        let witness = machine.dir().join("witness");
+        Self { machine, lan, hosts, images, witness }
+    }
+
+    /// Boot a VM on host `i`.
+    #[must_use]
+    pub fn boot(&self, i: usize, options: &VmOptions) -> Vm {
+        self.options(i, options).boot(&self.machine, &self.hosts[i])
+    }
+
+    /// Start a standby on host `i`.
+    #[must_use]
+    pub fn standby(&self, i: usize, options: &VmOptions) -> Vm {
+        let (listen, beat) = (format!("10.77.0.{}:4700", i + 1), format!("10.77.1.{}:4701", i + 1));
+        let ft = format!("role=standby,listen={listen},heartbeat={beat},witness={}", self.witness.display());
+        self.options(i, options).standby(&self.machine, &self.hosts[i], &ft)
+    }
+
+    fn options(&self, i: usize, options: &VmOptions) -> VmOptions {
+        options.clone().disk(self.images[i].path()).tap("tap0")
+    }
+
+    /// A client on the network.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(&self.lan, crate::vm::GUEST_IP)
+    }
+
+    /// Have `vm` protected by the standby on host `i`; `more` adds to the request. Returns when it is.
+    pub fn protect(&self, vm: &Vm, i: usize, more: &Value) {
+        let mut request = json!({
+            "peer": format!("10.77.0.{}:4700", i + 1),
+            "heartbeat": format!("10.77.1.{}:4701", i + 1),
+            "witness": self.witness,
+        });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            request[name] = value.clone();
+        }
+        vm.api().put("ft.protect", Some(&request)).ok();
+        self.wait_status(vm, "protected");
+    }
+
+    /// Wait until the FT status of `vm` has this state.
+    pub fn wait_status(&self, vm: &Vm, state: &str) -> Value {
+        let start = Instant::now();
+        loop {
+            let status = vm.api().get("ft.status").ok();
+            if status["state"] == state {
+                return status;
+            }
+            assert!(start.elapsed() < LIMIT, "not {state} but {status}\n{}", vm.log());
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Default for Pair {
+    fn default() -> Self {
+        Self::new()
+    }
+}

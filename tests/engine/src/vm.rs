@@ -1,0 +1,291 @@
+//! One VMM process with its device processes.
+
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use pollux_guest::wire::op;
+
+use crate::{Api, Client, GUEST, Machine, Netns, binaries};
+
+/// Address of the guest.
+pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
+/// Address of clients.
+pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
+
+const MAC: &str = "52:54:00:77:00:02";
+/// Longest time that an orderly end may take.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What VM to start. Both sides of a pair are started from the same options.
+#[derive(Clone, Debug)]
+pub struct VmOptions {
+    memory_mib: u64,
+    vcpus: u32,
+    disk: Option<PathBuf>,
+    tap: Option<String>,
+    command_line: String,
+    flags: Vec<String>,
+}
+
+impl Default for VmOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl VmOptions {
+    /// 1 vCPU, 128 MiB, no disk, no network.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { memory_mib: 128, vcpus: 1, disk: None, tap: None, command_line: String::new(), flags: Vec::new() }
+    }
+
+    /// Memory in MiB.
+    #[must_use]
+    pub fn memory(mut self, mib: u64) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// vCPUs, all of which the guest starts.
+    #[must_use]
+    pub fn vcpus(mut self, vcpus: u32) -> Self {
+        self.vcpus = vcpus;
+        self.guest(&format!("vcpus={vcpus}"))
+    }
+
+    /// A disk, which the guest writes self-checking blocks to.
+    #[must_use]
+    pub fn disk(mut self, image: &Path) -> Self {
+        self.disk = Some(image.to_path_buf());
+        self.guest("disk=1")
+    }
+
+    /// A network card on a tap that the VMM makes, with [`CLIENT_IP`] on the host's side of it.
+    #[must_use]
+    pub fn local_tap(mut self) -> Self {
+        self.tap = Some(format!("tap=tap0,ip={CLIENT_IP},mask=255.255.255.0"));
+        self
+    }
+
+    /// A network card on a tap that is there.
+    #[must_use]
+    pub fn tap(mut self, name: &str) -> Self {
+        self.tap = Some(format!("tap={name}"));
+        self
+    }
+
+    /// More for the guest's command line (see `config` in tests/guest).
+    #[must_use]
+    pub fn guest(mut self, words: &str) -> Self {
+        self.command_line = format!("{} {words}", self.command_line);
+        self
+    }
+
+    /// One more flag of `pollux-vmm`, with its value.
+    #[must_use]
+    pub fn flag(mut self, flag: &str, value: &str) -> Self {
+        self.flags.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Start the VMM in `netns` and boot the guest.
+    #[must_use]
+    pub fn boot(&self, machine: &Machine, netns: &Netns) -> Vm {
+        let line = format!("ip={GUEST_IP}{}", self.command_line);
+        self.spawn(machine, netns, &["--kernel", GUEST, "--cmdline", &line])
+    }
+
+    /// Start the VMM in `netns` as a standby: `ft` is the value of `--ft`.
+    #[must_use]
+    pub fn standby(&self, machine: &Machine, netns: &Netns, ft: &str) -> Vm {
+        self.spawn(machine, netns, &["--ft", ft])
+    }
+
+    fn spawn(&self, machine: &Machine, netns: &Netns, role: &[&str]) -> Vm {
+        let socket =
+            (0..).map(|i| machine.dir().join(format!("api{i}"))).find(|path| !path.with_extension("log").exists());
+        let socket = socket.expect("a free number");
+        let log = std::fs::File::create(socket.with_extension("log")).expect("log file");
+        let mut command = Command::new(binaries::path("pollux-vmm"));
+        command.arg("--api-socket").arg(&socket);
+        command.args([
+            "--cpus",
+            &format!("boot={}", self.vcpus),
+            "--memory",
+            &format!("size={}M,shared=on", self.memory_mib),
+        ]);
+        command.args(["--serial", "tty", "--console", "off", "-v"]).args(&self.flags).args(role);
+        if let Some(disk) = &self.disk {
+            command.arg("--disk").arg(format!("path={},image_type=raw", disk.display()));
+        }
+        if let Some(tap) = &self.tap {
+            command.arg("--net").arg(format!("{tap},mac={MAC}"));
+        }
+        // A group of its own: `kill_host` gets the device processes in the same instant.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
+        netns.enter_on_exec(&mut command);
+        Vm::start(command, &socket)
+    }
+}
+
+/// A running VMM. Killed with its device processes when dropped.
+pub struct Vm {
+    pid: Pid,
+    socket: PathBuf,
+    serial: Receiver<String>,
+    printed: Vec<String>,
+    exit: Receiver<ExitStatus>,
+    status: Option<ExitStatus>,
+}
+
+impl Vm {
+    fn start(mut command: Command, socket: &Path) -> Self {
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let (to_serial, serial) = channel();
+        let (to_exit, exit) = channel();
+        let output = child.stdout.take().expect("pipe");
+        let pid = Pid::from_raw(child.id().cast_signed());
+        thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let _ = to_serial.send(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+        });
+        thread::spawn(move || {
+            let _ = to_exit.send(child.wait().expect("wait for a VMM"));
+        });
+        Self { pid, socket: socket.to_path_buf(), serial, printed: Vec::new(), exit, status: None }
+    }
+
+    /// Its API.
+    #[must_use]
+    pub fn api(&self) -> Api {
+        Api::new(&self.socket)
+    }
+
+    /// Path of its API socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Wait for a line of the guest's serial output that contains `text`; returns it.
+    ///
+    /// # Panics
+    /// With all output so far, if it does not come.
+    pub fn wait_line(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match self.serial.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.printed.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(error) => panic!("no {text:?} on the serial line ({error}): {:#?}\n{}", self.printed, self.log()),
+            }
+        }
+    }
+
+    /// What the VMM and its device processes logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.socket.with_extension("log")).unwrap_or_default()
+    }
+
+    /// Process ids of the VMM and its device processes.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Pid> {
+        let mut all = Vec::new();
+        let mut next = vec![self.pid];
+        while let Some(pid) = next.pop() {
+            let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+            all.push(pid);
+            for task in tasks.flatten() {
+                let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                next.extend(children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
+            }
+        }
+        all
+    }
+
+    /// The device process whose program is `name`.
+    #[must_use]
+    pub fn device(&self, name: &str) -> Pid {
+        let program = |pid: &Pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with(name));
+        self.processes().into_iter().find(program).unwrap_or_else(|| panic!("no {name} process:\n{}", self.log()))
+    }
+
+    /// Send a signal to the VMM alone.
+    pub fn signal(&self, signal: Signal) {
+        if self.status.is_none() {
+            kill(self.pid, signal).expect("signal a VMM");
+        }
+    }
+
+    /// Send a signal to the VMM and its device processes.
+    pub fn signal_all(&self, signal: Signal) {
+        // Gone already: fine.
+        let _ = killpg(self.pid, signal);
+    }
+
+    /// The host dies: SIGKILL for every process at once.
+    pub fn kill_host(&mut self) {
+        self.signal_all(Signal::SIGKILL);
+        let status = self.wait();
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "the VMM had ended by itself: {}", self.log());
+    }
+
+    /// Wait until the VMM ends.
+    ///
+    /// # Panics
+    /// With its log, if it does not.
+    pub fn wait(&mut self) -> ExitStatus {
+        if let Some(status) = self.status {
+            return status;
+        }
+        match self.exit.recv_timeout(LIMIT) {
+            Ok(status) => *self.status.insert(status),
+            Err(RecvTimeoutError::Timeout) => panic!("the VMM does not end:\n{}", self.log()),
+            Err(RecvTimeoutError::Disconnected) => panic!("lost the VMM"),
+        }
+    }
+
+    /// Have the guest power off and wait for the end; checks that nothing is left behind.
+    pub fn power_off(&mut self, client: &mut Client) -> ExitStatus {
+        let processes = self.processes();
+        client.ask(op::POWER_OFF, 0);
+        let status = self.wait();
+        self.assert_nothing_left(&processes);
+        status
+    }
+
+    /// Panic if one of `processes` or the API socket is still there.
+    pub fn assert_nothing_left(&self, processes: &[Pid]) {
+        let left: Vec<_> = processes.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).collect();
+        assert!(left.is_empty(), "processes {left:?} outlive their VMM:\n{}", self.log());
+        assert!(!self.socket.exists(), "the API socket is left behind");
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.signal_all(Signal::SIGKILL);
+        if self.status.is_none() {
+            let _ = self.exit.recv_timeout(LIMIT);
+        }
+        if thread::panicking() {
+            self.printed.extend(self.serial.try_iter());
+            eprintln!("--- serial of {}: {:#?}\n--- log:\n{}", self.socket.display(), self.printed, self.log());
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! One VMM with the bare-metal guest: it boots, serves, pauses, resets and ends as it should.
+
+use engine_tests::wire::op;
+use engine_tests::{Client, Image, Machine, Netns, VmOptions};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+#[test]
+fn boots_and_prints_on_the_serial_line() {
+    let machine = Machine::claim();
+    let mut vm = VmOptions::new().boot(&machine, &Netns::new());
+    vm.wait_line("ready");
+    assert_eq!(vm.api().get("vm.info").ok()["state"], "Running");
+}
+
+#[test]
+fn answers_udp_and_powers_off() {
+    let machine = Machine::claim();
+    let host = Netns::new();
+    let mut vm = VmOptions::new().local_tap().boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    client.echo();
+    for pages in 0..500 {
+        client.work(pages % 20, 0);
+    }
+    assert_eq!(vm.power_off(&mut client).code(), Some(0));
+    assert!(host.interfaces().is_empty(), "left behind: {:?}", host.interfaces());
+}
+
+#[test]
+fn disk_holds_what_was_acknowledged() {
+    let machine = Machine::claim();
+    let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));
+    let mut vm = VmOptions::new().local_tap().disk(image.path()).guest("disk_rate=max").boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    for _ in 0..100 {
+        let reply = client.work(1, 3);
+        image.check(&reply);
+    }
+    assert!(client.last().disk_checked > 0);
+    assert_eq!(vm.power_off(&mut client).code(), Some(0));
+    image.check(&client.last());
+}
+
+#[test]
+fn pauses_and_resumes() {
+    let machine = Machine::claim();
+    let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));
+    let vm = VmOptions::new().local_tap().disk(image.path()).boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    client.echo();
+    for _ in 0..10 {
+        client.work(100, 2);
+        vm.api().put("vm.pause", None).ok();
+        assert_eq!(vm.api().get("vm.info").ok()["state"], "Paused");
+        client.send();
+        assert!(client.receive(Duration::from_millis(50)).is_none(), "a paused guest answers");
+        vm.api().put("vm.resume", None).ok();
+        assert!(client.receive(Duration::from_secs(5)).is_some(), "the guest does not go on");
+        client.work(100, 2);
+    }
+}
+
+#[test]
+fn other_vcpus_run() {
+    let machine = Machine::claim();
+    let host = Netns::new();
+    let vm = VmOptions::new().local_tap().vcpus(2).guest("bg_pages=100 rate=10000").boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    let before = client.echo().background;
+    while client.work(10, 0).background < before + 1000 {}
+    assert_eq!(client.last().vcpus, 2);
+    drop(vm);
+}
+
+#[test]
+fn resets() {
+    let machine = Machine::claim();
+    let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));
+    let mut vm = VmOptions::new().local_tap().disk(image.path()).boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    for how in 0..3 {
+        vm.wait_line("ready");
+        client.start_over();
+        client.work(20, 5);
+        client.ask(op::RESET, how);
+    }
+    vm.wait_line("ready");
+    client.start_over();
+    client.work(20, 5);
+    assert_eq!(vm.power_off(&mut client).code(), Some(0));
+}
+
+#[test]
+fn reports_exceptions_and_panics() {
+    for (operation, text) in [(op::FAULT, "exception 14"), (op::PANIC, "on request")] {
+        let machine = Machine::claim();
+        let host = Netns::new();
+        let mut vm = VmOptions::new().local_tap().boot(&machine, &host);
+        let mut client = Client::of_local_tap(&host);
+        client.echo();
+        client.send_only(operation);
+        vm.wait_line(text);
+        assert_eq!(vm.wait().code(), Some(0), "a panic powers the guest off");
+    }
+}
+
+#[test]
+fn ends_on_sigterm() {
+    let machine = Machine::claim();
+    let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));
+    let mut vm = VmOptions::new().local_tap().disk(image.path()).boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    let reply = client.work(10, 10);
+    let processes = vm.processes();
+    assert_eq!(processes.len(), 3, "the VMM and two device processes: {processes:?}");
+    vm.signal(Signal::SIGTERM);
+    assert_eq!(vm.wait().code(), Some(0));
+    vm.assert_nothing_left(&processes);
+    assert!(host.interfaces().is_empty(), "left behind: {:?}", host.interfaces());
+    image.check(&reply);
+}
