@@ -231,12 +231,16 @@ pub struct Hello {
 pub enum Purpose {
     /// Epochs and control; exactly one per session.
     Session {
+        /// Only ask whether it would be accepted; the connection closes after the answer.
+        check: bool,
         /// The VM that the standby must be built like.
         shape: Vec<u8>,
         /// Where the primary listens for heartbeats on each link, `ADDR:PORT`; replication first.
         beats: [String; 2],
         /// Silence on every link after which the peer is taken for dead, in milliseconds; 0 is never.
         detect_ms: u64,
+        /// The most bytes of uncommitted writes per disk.
+        disk_buffer: u64,
         /// Who goes on without a witness; `None` means that there is one.
         on_partition: Option<OnPartition>,
     },

@@ -1,0 +1,159 @@
+//! The primary's way to a session: ask everything that could be wrong at once, register with the witness, connect.
+//!
+//! Runs on a thread of its own, since hosts that are down take their time to be so.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use ft_proto::wire::{Hello, Kind, Purpose, Refusal, Welcome, WireError, decode_body, encode_body};
+use ft_proto::witness::{Claim, Record, Verdict};
+use ft_proto::{Epoch, LinkId, NodeId, Term};
+
+use crate::guest::Shape;
+use crate::options::ProtectOptions;
+use crate::transport::{Stamp, TransportError, read_frame, write_frame};
+use crate::witness::{FileWitness, Witness, chain};
+
+/// How long a peer may take to accept a connection or answer a greeting.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A session that the standby has accepted.
+#[derive(Debug)]
+pub struct Opened {
+    /// What was asked for.
+    pub options: ProtectOptions,
+    /// Epochs and acknowledgements.
+    pub stream: TcpStream,
+    /// One mirror stream per disk.
+    pub disks: Vec<TcpStream>,
+    /// Heartbeats.
+    pub beats: Vec<(LinkId, UdpSocket, Option<SocketAddr>)>,
+    /// The standby.
+    pub peer: NodeId,
+    /// The term that the witness has this node in.
+    pub term: Term,
+}
+
+/// Everything that speaks for this node.
+#[derive(Clone, Debug)]
+pub struct Applicant {
+    /// Its name.
+    pub node: NodeId,
+    /// Its term.
+    pub term: Term,
+    /// Its VM.
+    pub shape: Shape,
+    /// What speaks against it already.
+    pub blockers: Vec<String>,
+}
+
+/// Opens a session, or says every reason why it cannot be.
+///
+/// # Errors
+/// All reasons, one sentence each.
+pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<String>> {
+    let mut reasons = me.blockers.clone();
+    reasons.extend(options.faults());
+    let mut term = me.term;
+    if let Some(path) = &options.witness {
+        match own(&mut FileWitness::new(path), me) {
+            Ok(granted) => term = granted,
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    let beats = match beat_sockets(&options) {
+        Ok(beats) => Some(beats),
+        Err(error) => {
+            reasons.push(format!("no heartbeat link to {}: {error}", options.heartbeat));
+            None
+        }
+    };
+    let addresses = beats.as_ref().map_or([String::new(), String::new()], |(_, addresses)| addresses.clone());
+    let purpose = |check| Purpose::Session {
+        check,
+        shape: encode_body(&me.shape),
+        beats: addresses.clone(),
+        detect_ms: options.detect_ms,
+        disk_buffer: options.disk_buffer,
+        on_partition: options.on_partition,
+    };
+    // The standby's reasons are asked for even when ours suffice: an operator wants to see all of them.
+    if let Err(mut theirs) = greet(me.node, term, options.peer, purpose(true)) {
+        reasons.append(&mut theirs);
+    }
+    let Some((beats, _)) = beats.filter(|_| reasons.is_empty()) else { return Err(reasons) };
+    let (stream, peer) = greet(me.node, term, options.peer, purpose(false))?;
+    let disk = |index| greet(me.node, term, options.peer, Purpose::Disk { index }).map(|(stream, _)| stream);
+    let disks = (0..).zip(&me.shape.disks).map(|(index, _)| disk(index)).collect::<Result<_, _>>()?;
+    Ok(Opened { options, stream, disks, beats, peer, term })
+}
+
+/// Has the witness know that this node runs the VM.
+fn own(witness: &mut dyn Witness, me: &Applicant) -> Result<Term, String> {
+    let claim = Claim::Own { node: me.node, term: me.term };
+    match witness.ask(claim).map_err(|error| chain(&error))? {
+        Verdict::Granted(record) => Ok(record.term()),
+        Verdict::Refused(record) => Err(format!(
+            "the witness says that {}: if that node is gone for good, remove the record and try again",
+            match record {
+                Some(Record::Solo { owner, term }) => format!("node {owner} runs this VM in term {term}"),
+                Some(Record::Protected { primary, standby, term }) =>
+                    format!("nodes {primary} and {standby} run this VM in term {term}"),
+                _ => "another node has a right to this VM".to_owned(),
+            }
+        )),
+    }
+}
+
+/// A socket for each link, towards the standby, and the addresses they are bound to.
+fn beat_sockets(
+    options: &ProtectOptions,
+) -> io::Result<(Vec<(LinkId, UdpSocket, Option<SocketAddr>)>, [String; LinkId::ALL.len()])> {
+    let mut sockets = Vec::new();
+    let mut addresses = [String::new(), String::new()];
+    for (link, peer) in LinkId::ALL.into_iter().zip([options.peer, options.heartbeat]) {
+        // Connecting a throw-away socket asks the routing table which of our addresses faces the peer.
+        let any: SocketAddr = if peer.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+        let probe = UdpSocket::bind(any)?;
+        probe.connect(peer)?;
+        let socket = UdpSocket::bind((probe.local_addr()?.ip(), 0))?;
+        socket.set_nonblocking(true)?;
+        addresses[link as usize] = socket.local_addr()?.to_string();
+        sockets.push((link, socket, Some(peer)));
+    }
+    Ok((sockets, addresses))
+}
+
+/// Connects, says hello, and waits for the answer.
+fn greet(node: NodeId, term: Term, peer: SocketAddr, purpose: Purpose) -> Result<(TcpStream, NodeId), Vec<String>> {
+    let failed = |error: TransportError| vec![format!("standby at {peer}: {}", chain(&error))];
+    let mut stream = connect(peer).map_err(|error| {
+        vec![format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft role=standby?")]
+    })?;
+    let hello = encode_body(&Hello { node, purpose });
+    write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
+    let mut body = Vec::new();
+    let header = read_frame(&mut stream, &mut body).map_err(failed)?;
+    match header.kind {
+        Kind::Welcome => {
+            let Welcome { node } = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
+            let forever = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
+            forever.map_err(|error| failed(TransportError::Io(error)))?;
+            Ok((stream, node))
+        }
+        Kind::Refuse => {
+            let Refusal { reasons } = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
+            Err(reasons.into_iter().map(|reason| format!("standby at {peer}: {reason}")).collect())
+        }
+        got => Err(failed(WireError::Unexpected { got, expected: "welcome or refuse" }.into())),
+    }
+}
+
+fn connect(peer: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}

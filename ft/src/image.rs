@@ -1,0 +1,130 @@
+//! A checkpoint on the standby between network and memory: it is applied whole or not at all.
+
+use ft_proto::Epoch;
+use ft_proto::wire::{Digest, EpochEnd, Header, Kind, PAGE, WireError, ZERO_PAGE, decode_body, split_pages};
+
+use crate::guest::{GuestError, Memory, Position};
+use crate::staging::split_state;
+
+/// The received frames of one epoch. Only [`Image::close`] makes it a [`WholeImage`].
+#[derive(Debug, Default)]
+pub struct Image {
+    epoch: Epoch,
+    pages: Vec<Vec<u8>>,
+    state: Vec<u8>,
+    digest: Digest,
+    frames: u64,
+}
+
+/// An epoch whose counts and checksum are right.
+#[derive(Debug)]
+pub struct WholeImage {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Where the devices stood.
+    pub positions: Vec<Position>,
+    /// Bodies of `Pages` frames, checked.
+    pages: Vec<Vec<u8>>,
+    /// Body of the `State` frame.
+    state: Vec<u8>,
+    /// Where the VM's part of `state` begins.
+    state_at: usize,
+}
+
+impl Image {
+    /// Begins `epoch`.
+    #[must_use]
+    pub fn new(epoch: Epoch) -> Self {
+        Self { epoch, ..Self::default() }
+    }
+
+    /// Adds a `Pages` or `State` frame.
+    ///
+    /// # Errors
+    /// When it belongs to another epoch, is malformed, or comes out of order.
+    pub fn add(&mut self, header: &Header, body: Vec<u8>) -> Result<(), WireError> {
+        self.check_epoch(header)?;
+        match header.kind {
+            Kind::Pages if self.state.is_empty() => {
+                split_pages(header.kind, &body)?;
+                self.pages.push(body);
+            }
+            Kind::State if self.state.is_empty() && !body.is_empty() => self.state = body,
+            got => return Err(WireError::Unexpected { got, expected: "pages, one state, then the end of the epoch" }),
+        }
+        self.digest.add(header.body_hash);
+        self.frames += 1;
+        Ok(())
+    }
+
+    /// Ends the epoch with the body of its `End` frame.
+    ///
+    /// # Errors
+    /// When anything is missing, doubled or changed.
+    pub fn close(self, header: &Header, body: &[u8]) -> Result<WholeImage, WireError> {
+        self.check_epoch(header)?;
+        let end: EpochEnd = decode_body(Kind::End, body)?;
+        let broken = |what| WireError::EpochNotWhole { epoch: self.epoch, what };
+        if end.frames != self.frames || end.digest != self.digest.value() {
+            return Err(broken("frames are missing or changed"));
+        }
+        let mut pages = 0;
+        for body in &self.pages {
+            pages += split_pages(Kind::Pages, body)?.0.len() as u64;
+        }
+        if end.pages != pages {
+            return Err(broken("pages are missing"));
+        }
+        let (positions, state) = split_state(&self.state).ok_or(broken("its state does not decode"))?;
+        let state_at = self.state.len() - state.len();
+        Ok(WholeImage { epoch: self.epoch, positions, pages: self.pages, state: self.state, state_at })
+    }
+
+    fn check_epoch(&self, header: &Header) -> Result<(), WireError> {
+        if header.epoch == self.epoch {
+            return Ok(());
+        }
+        Err(WireError::EpochNotWhole { epoch: self.epoch, what: "another epoch begins before its end" })
+    }
+}
+
+impl WholeImage {
+    /// Writes all of its pages to memory.
+    ///
+    /// # Errors
+    /// When a page is not RAM here.
+    pub fn apply(&self, memory: &dyn Memory) -> Result<(), GuestError> {
+        self.pages.iter().try_for_each(|body| apply_pages(Kind::Pages, body, memory))
+    }
+
+    /// The VM's state.
+    #[must_use]
+    pub fn state(&self) -> &[u8] {
+        &self.state[self.state_at..]
+    }
+
+    /// Gives its page buffers back for reuse.
+    pub fn recycle(&mut self) -> impl Iterator<Item = Vec<u8>> + '_ {
+        self.pages.drain(..)
+    }
+}
+
+/// Writes the pages of one `Pages` or `Copy` body to memory.
+///
+/// # Errors
+/// When the body is malformed or a page is not RAM here.
+pub fn apply_pages(kind: Kind, body: &[u8], memory: &dyn Memory) -> Result<(), GuestError> {
+    let (entries, mut data) =
+        split_pages(kind, body).map_err(|error| GuestError::new("a page frame is malformed", error))?;
+    for entry in entries {
+        let page = entry & !ZERO_PAGE;
+        if entry & ZERO_PAGE != 0 {
+            memory.zero(page)?;
+            continue;
+        }
+        let (content, rest) = data.split_at(PAGE);
+        memory.copy_in(page, content)?;
+        data = rest;
+    }
+    Ok(())
+}

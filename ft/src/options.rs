@@ -1,0 +1,117 @@
+//! What an operator says: how to be a standby, and how to be protected.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ft_proto::{OnPartition, Settings};
+use serde::{Deserialize, Serialize};
+
+/// `--ft role=standby,…`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct StandbyOptions {
+    /// Where primaries connect (TCP), and the first link's heartbeats arrive (UDP, same port).
+    pub listen: SocketAddr,
+    /// Where the second link's heartbeats arrive (UDP).
+    pub heartbeat: SocketAddr,
+    /// The witness's record, on a file system that both hosts see.
+    pub witness: Option<PathBuf>,
+}
+
+/// `ft protect …`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectOptions {
+    /// The standby's `listen`.
+    pub peer: SocketAddr,
+    /// The standby's `heartbeat`.
+    pub heartbeat: SocketAddr,
+    /// The witness's record, on a file system that both hosts see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<PathBuf>,
+    /// Who goes on in a partition; only, and necessarily, without a witness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_partition: Option<OnPartition>,
+    /// Silence on both links after which the peer is taken for dead, in milliseconds; 0: never.
+    #[serde(default = "ProtectOptions::default_detect_ms")]
+    pub detect_ms: u64,
+    /// Shortest epoch, in microseconds.
+    #[serde(default = "ProtectOptions::default_min_epoch_us")]
+    pub min_epoch_us: u64,
+    /// Longest epoch, in microseconds.
+    #[serde(default = "ProtectOptions::default_max_epoch_us")]
+    pub max_epoch_us: u64,
+    /// The most bytes of uncommitted disk writes per disk before the disk waits.
+    #[serde(default = "ProtectOptions::default_disk_buffer")]
+    pub disk_buffer: u64,
+    /// Limit of the first disk copy in bytes per second; 0 is none.
+    #[serde(default)]
+    pub disk_rate: u64,
+}
+
+impl ProtectOptions {
+    fn default_detect_ms() -> u64 {
+        300
+    }
+
+    fn default_min_epoch_us() -> u64 {
+        500
+    }
+
+    fn default_max_epoch_us() -> u64 {
+        20_000
+    }
+
+    fn default_disk_buffer() -> u64 {
+        64 << 20
+    }
+
+    /// What is wrong with them, all of it.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.witness.is_none() && self.on_partition.is_none() {
+            faults.push(
+                "no witness: give witness=PATH on a file system that both hosts see, or say with on_partition=primary, \
+                 standby or both who goes on when the hosts cannot see each other (both risks two running copies)"
+                    .to_owned(),
+            );
+        }
+        if self.witness.is_some() && self.on_partition.is_some() {
+            faults.push("witness and on_partition exclude each other: a witness decides by itself".to_owned());
+        }
+        if self.detect_ms != 0 && self.detect_ms < 50 {
+            faults.push(format!(
+                "detect_ms={} is shorter than an ordinary scheduling delay: use 50 or more",
+                self.detect_ms
+            ));
+        }
+        if self.max_epoch_us < self.min_epoch_us || self.max_epoch_us < 1000 {
+            faults.push(format!(
+                "max_epoch_us={} must be at least 1000 and not shorter than min_epoch_us={}",
+                self.max_epoch_us, self.min_epoch_us
+            ));
+        }
+        if self.disk_buffer < 4 << 20 {
+            faults.push(format!("disk_buffer={} is less than 4 MiB", self.disk_buffer));
+        }
+        faults
+    }
+
+    /// The core's settings.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            silence: silence(self.detect_ms),
+            min_epoch: Duration::from_micros(self.min_epoch_us),
+            max_epoch: Duration::from_micros(self.max_epoch_us),
+            on_partition: self.on_partition,
+            ..Settings::default()
+        }
+    }
+}
+
+/// The silence limit that `detect_ms` names.
+pub(crate) fn silence(detect_ms: u64) -> Option<Duration> {
+    (detect_ms != 0).then(|| Duration::from_millis(detect_ms))
+}

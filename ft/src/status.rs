@@ -1,0 +1,255 @@
+//! What `ft status` and `ft events` show: kept by the engine, read by the API without making the engine wait.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ft_proto::{Event, Light};
+use serde::Serialize;
+
+/// Events that are kept.
+const EVENTS_MAX: usize = 1000;
+/// Epochs that the percentiles look back on.
+const RECENT: usize = 1024;
+
+/// A pair's status as one node sees it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// `primary`, `standby`, `solo`, or `none`.
+    pub role: &'static str,
+    /// See docs/protocol.md for the states.
+    pub state: &'static str,
+    /// Reign.
+    pub term: u64,
+    /// Running epoch of a primary, committed epoch of a standby.
+    pub epoch: u64,
+    /// This node.
+    pub node: String,
+    /// The other node.
+    pub peer: Option<Peer>,
+    /// Both host-to-host links.
+    pub links: Vec<LinkStatus>,
+    /// Who decides on a partition: a witness's name, or the policy.
+    pub witness: Option<String>,
+    /// Time that the guest stood still for a checkpoint, in microseconds.
+    pub pause_us: Percentiles,
+    /// Time from the beginning of a checkpoint to its release, in microseconds.
+    pub commit_us: Percentiles,
+    /// Pages sent per epoch.
+    pub dirty_pages: Percentiles,
+    /// Bytes sent per epoch.
+    pub epoch_bytes: Percentiles,
+    /// Frames that the network devices held at the last seal.
+    pub held_frames: u64,
+    /// Bytes that devices held or had uncommitted at the last seal.
+    pub held_bytes: u64,
+    /// Committed epochs of this session.
+    pub epochs: u64,
+    /// First copy of memory, while it runs; bytes.
+    pub memory_sync: Option<Progress>,
+    /// The disks.
+    pub disks: Vec<DiskStatus>,
+    /// Last takeover of this node.
+    pub takeover: Option<Takeover>,
+    /// The last thing that went wrong.
+    pub last_error: Option<String>,
+}
+
+/// The other node.
+#[derive(Clone, Debug, Serialize)]
+pub struct Peer {
+    /// Where it listens or came from.
+    pub address: String,
+    /// Its name.
+    pub node: String,
+}
+
+/// One host-to-host link.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkStatus {
+    /// `replication` or `heartbeat`.
+    pub name: &'static str,
+    /// `green`, `yellow`, `red`.
+    pub state: &'static str,
+    /// How long the peer has been silent on it.
+    pub silence_ms: u64,
+}
+
+/// Percentiles of the recent epochs.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Percentiles {
+    /// Median.
+    pub p50: u64,
+    /// 99th percentile.
+    pub p99: u64,
+}
+
+/// A copy under way, in bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Progress {
+    /// Copied.
+    pub done: u64,
+    /// To copy.
+    pub total: u64,
+    /// Seconds left at the rate so far.
+    pub eta_s: Option<u64>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskStatus {
+    /// Its id.
+    pub id: String,
+    /// `-`, `copying`, `in-sync`, `lost`.
+    pub state: &'static str,
+    /// Bytes copied.
+    pub done: u64,
+    /// Bytes to copy.
+    pub total: u64,
+}
+
+/// How a takeover went, in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Takeover {
+    /// The checkpoint it went on from.
+    pub epoch: u64,
+    /// From the decision to all disks applied.
+    pub disks_us: u64,
+    /// From the decision to the running guest.
+    pub total_us: u64,
+}
+
+/// One event.
+#[derive(Clone, Debug, Serialize)]
+pub struct EventRecord {
+    /// Counts up from 1.
+    pub seq: u64,
+    /// When, RFC 3339.
+    pub time: String,
+    /// What.
+    pub event: String,
+    /// Its details.
+    pub detail: serde_json::Value,
+}
+
+/// Status and events, shared between the engine and the API.
+#[derive(Clone, Debug, Default)]
+pub struct Board {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    status: Status,
+    events: VecDeque<EventRecord>,
+    seq: u64,
+}
+
+impl Board {
+    /// A copy of the status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.lock().status.clone()
+    }
+
+    /// The events, oldest first.
+    #[must_use]
+    pub fn events(&self) -> Vec<EventRecord> {
+        self.lock().events.iter().cloned().collect()
+    }
+
+    /// Replaces the status unless a reader holds it: the engine never waits here.
+    pub(crate) fn publish(&self, status: Status) {
+        if let Ok(mut inner) = self.inner.try_lock() {
+            inner.status = status;
+        }
+    }
+
+    /// Appends an event and logs it.
+    pub(crate) fn event(&self, event: &Event) {
+        let mut detail = serde_json::to_value(event).unwrap_or_default();
+        let name = detail.as_object_mut().and_then(|map| map.remove("event"));
+        let name = name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
+        self.note(&name, detail);
+    }
+
+    /// Appends an event that the core does not know.
+    pub(crate) fn note(&self, event: &str, detail: serde_json::Value) {
+        tracing::info!(target: "ft", "{event} {detail}");
+        let mut inner = self.lock();
+        inner.seq += 1;
+        let record =
+            EventRecord { seq: inner.seq, time: jiff::Timestamp::now().to_string(), event: event.to_owned(), detail };
+        if inner.events.len() == EVENTS_MAX {
+            inner.events.pop_front();
+        }
+        inner.events.push_back(record);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The last [`RECENT`] samples of something.
+#[derive(Debug)]
+pub(crate) struct Recent {
+    samples: Vec<u64>,
+    next: usize,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self { samples: Vec::with_capacity(RECENT), next: 0 }
+    }
+}
+
+impl Recent {
+    pub(crate) fn add(&mut self, sample: u64) {
+        if self.samples.len() < RECENT {
+            self.samples.push(sample);
+        } else {
+            self.samples[self.next] = sample;
+        }
+        self.next = (self.next + 1) % RECENT;
+    }
+
+    pub(crate) fn percentiles(&self) -> Percentiles {
+        let mut sorted = self.samples.clone();
+        sorted.sort_unstable();
+        let at = |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)));
+        Percentiles { p50: at(50).copied().unwrap_or_default(), p99: at(99).copied().unwrap_or_default() }
+    }
+}
+
+/// A light's name.
+pub(crate) fn light_name(light: Light) -> &'static str {
+    match light {
+        Light::Green => "green",
+        Light::Yellow => "yellow",
+        Light::Red => "red",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_look_at_the_recent_samples_only() {
+        let mut recent = Recent::default();
+        (0..RECENT as u64).for_each(|_| recent.add(1_000_000));
+        (0..RECENT as u64).for_each(|sample| recent.add(sample % 100));
+        let Percentiles { p50, p99 } = recent.percentiles();
+        assert!((49..=50).contains(&p50) && (98..=99).contains(&p99), "{p50} {p99}");
+        assert_eq!(Recent::default().percentiles().p99, 0);
+    }
+
+    #[test]
+    fn events_have_a_name_and_details() {
+        let board = Board::default();
+        board.event(&Event::PeerSuspected { silence_ms: 301 });
+        let event = board.events().pop().unwrap();
+        assert_eq!((event.seq, event.event.as_str()), (1, "peer-suspected"));
+        assert_eq!(event.detail, serde_json::json!({ "silence_ms": 301 }));
+    }
+}
