@@ -2,8 +2,18 @@
 //!
 //! Mechanism only: apart from `guest_port`, nothing here knows what an epoch is.
 
+pub mod api;
+pub mod assemble;
 pub mod bus;
+pub mod cli;
 pub mod config;
+pub mod event_monitor;
+pub mod ft_api;
 pub mod irq;
+pub mod logging;
+pub mod machine;
 pub mod memory;
+pub mod options;
+pub mod run;
 pub mod state;
+pub mod vmm;

@@ -1,3 +1,7 @@
-//! The `pollux-vmm` command.
+//! The `pollux-vmm` command: puts the parts together and turns their outcome into an exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pollux_vmm::run::run(std::env::args_os())
+}

@@ -7,6 +7,7 @@
 //! [`Unsupported`] so that they can be refused by name instead of being lost in silence.
 
 mod devices;
+mod from_options;
 mod mac;
 mod validate;
 

@@ -54,12 +54,20 @@ fn require(condition: bool, error: impl FnOnce() -> ConfigError) -> Result<(), C
 }
 
 impl VmConfig {
-    /// Whether a VM can be built from this.
+    /// Whether a VM can be built from this and booted.
     ///
     /// # Errors
     /// The first thing that is wrong, by the name of its field.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_payload()?;
+        self.validate_standby()
+    }
+
+    /// Whether a standby can be built from this: it needs no payload, as its memory comes from its primary.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, by the name of its field.
+    pub fn validate_standby(&self) -> Result<(), ConfigError> {
         self.validate_cpus()?;
         self.validate_memory()?;
         self.validate_consoles()?;

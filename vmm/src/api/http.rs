@@ -1,0 +1,334 @@
+//! The HTTP side of the API: a unix socket, the routes, and the answers in the exact shape that clients of Cloud Hypervisor
+//! parse.
+//!
+//! In: HTTP/1.1 requests. Out: [`ApiRequest`]s, and answers. Never: a decision about the VM.
+//!
+//! The shape, all of it checked by `tests/http.rs`: empty reason phrase, title-case header names, exact Content-Length, no
+//! length and no type on 204, a JSON array of strings (outermost to root cause) as the body of an error.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::ext::ReasonPhrase;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::GracefulShutdown;
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::{ApiReply, ApiRequest, CH_VERSION, Shared, VmmError, chain};
+
+/// Longest body of a request, in bytes; as in Cloud Hypervisor.
+const BODY_MAX: usize = 51200;
+/// Connections that are served at once; more are told 503.
+const CONNECTIONS_MAX: usize = 64;
+/// How long clients get to take their last answer when the VMM ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// What every path starts with.
+const BASE: &str = "/api/v1/";
+
+/// The running server. Dropping it sends the answers that are due, then ends it.
+#[derive(Debug)]
+pub struct HttpServer {
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl HttpServer {
+    /// Serves `listener`, which must be non-blocking, in a thread of its own.
+    ///
+    /// # Errors
+    /// When the system has no thread or no epoll for it.
+    pub fn start(listener: UnixListener, shared: Arc<Shared>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (end, ended) = oneshot::channel();
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::UnixListener::from_std(listener)?
+        };
+        let thread = std::thread::Builder::new().name("http-server".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                let graceful = Arc::new(GracefulShutdown::new());
+                let accepting = tokio::spawn(accept(listener, shared, Arc::clone(&graceful)));
+                // Only ever answered by being dropped.
+                let _ = ended.await;
+                accepting.abort();
+                let _ = accepting.await;
+                if let Ok(graceful) = Arc::try_unwrap(graceful)
+                    && tokio::time::timeout(FAREWELL, graceful.shutdown()).await.is_err()
+                {
+                    tracing::debug!("a client did not take its last answer in time");
+                }
+            });
+        })?;
+        Ok(Self { end: Some(end), thread: Some(thread) })
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the API thread has panicked");
+        }
+    }
+}
+
+async fn accept(listener: tokio::net::UnixListener, shared: Arc<Shared>, graceful: Arc<GracefulShutdown>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Mostly too many open files: give those that are served time to end.
+                tracing::warn!("an API connection was not accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let slot = Arc::clone(&slots).try_acquire_owned().ok();
+        let (shared, refused) = (Arc::clone(&shared), slot.is_none());
+        let service = service_fn(move |request| {
+            let shared = Arc::clone(&shared);
+            async move { Ok::<_, Infallible>(if refused { busy() } else { answer(request, &shared).await }) }
+        });
+        let connection = http1::Builder::new()
+            .title_case_headers(true)
+            .auto_date_header(false)
+            .keep_alive(!refused)
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("an API connection ended: {error}");
+            }
+            drop(slot);
+        });
+    }
+}
+
+/// An answer before it is put into its final shape.
+enum Answer {
+    /// 200 with JSON.
+    Json(Vec<u8>),
+    /// 200 without a body: `vmm.shutdown`.
+    Empty,
+    /// 204.
+    Done,
+    /// An error: its status and its chain. Without a chain the body is empty.
+    Failed(StatusCode, Vec<String>),
+}
+
+impl Answer {
+    fn json(value: &impl Serialize) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(text) => Self::Json(text),
+            Err(error) => Self::Failed(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                vec!["Failed to serialize JSON".to_owned(), error.to_string()],
+            ),
+        }
+    }
+
+    fn bad_request() -> Self {
+        Self::Failed(StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned()])
+    }
+
+    fn not_found() -> Self {
+        Self::Failed(StatusCode::NOT_FOUND, vec!["Not Found".to_owned()])
+    }
+
+    fn api_error(text: Vec<String>, status: StatusCode) -> Self {
+        Self::Failed(status, std::iter::once("Error from API".to_owned()).chain(text).collect())
+    }
+
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let (status, body) = match self {
+            Self::Json(text) => (StatusCode::OK, text),
+            Self::Empty => (StatusCode::OK, Vec::new()),
+            Self::Done => (StatusCode::NO_CONTENT, Vec::new()),
+            Self::Failed(status, texts) if texts.is_empty() => (status, Vec::new()),
+            Self::Failed(status, texts) => (status, json!(texts).to_string().into_bytes()),
+        };
+        let typed = !body.is_empty();
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        // `ch-remote` takes all that follows "HTTP/1.1 " for a number.
+        response.extensions_mut().insert(ReasonPhrase::from_static(b""));
+        response.headers_mut().insert(SERVER, HeaderValue::from_static("Cloud Hypervisor API"));
+        if typed {
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        response
+    }
+}
+
+fn busy() -> Response<Full<Bytes>> {
+    let text = format!("more than {CONNECTIONS_MAX} connections at once");
+    Answer::Failed(StatusCode::SERVICE_UNAVAILABLE, vec![text]).into_response()
+}
+
+async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+    let closes = request.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+    let mut response = dispatch(request, shared).await.into_response();
+    if !closes {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+    }
+    response
+}
+
+/// What a path names.
+enum Route {
+    Ping,
+    Info,
+    FtStatus,
+    FtEvents,
+    Counters,
+    Create,
+    VmmShutdown,
+    FtProtect,
+    /// A change without parameters.
+    Plain(ApiRequest),
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        Some(match path.strip_prefix(BASE)? {
+            "vmm.ping" => Self::Ping,
+            "vmm.shutdown" => Self::VmmShutdown,
+            "vm.info" => Self::Info,
+            "vm.counters" => Self::Counters,
+            "vm.create" => Self::Create,
+            "vm.boot" => Self::Plain(ApiRequest::Boot),
+            "vm.shutdown" => Self::Plain(ApiRequest::Shutdown),
+            "vm.reboot" => Self::Plain(ApiRequest::Reboot),
+            "vm.delete" => Self::Plain(ApiRequest::Delete),
+            "vm.pause" => Self::Plain(ApiRequest::Pause),
+            "vm.resume" => Self::Plain(ApiRequest::Resume),
+            "vm.power-button" => Self::Plain(ApiRequest::PowerButton),
+            // The second is what the client library on crates.io asks for.
+            "vm.nmi" | "vmm.nmi" => Self::Plain(ApiRequest::Nmi),
+            "ft.status" => Self::FtStatus,
+            "ft.events" => Self::FtEvents,
+            "ft.protect" => Self::FtProtect,
+            "ft.stop" => Self::Plain(ApiRequest::FtStop),
+            _ => return None,
+        })
+    }
+
+    fn method(&self) -> Method {
+        match self {
+            Self::Ping | Self::Info | Self::FtStatus | Self::FtEvents | Self::Counters => Method::GET,
+            Self::Create | Self::VmmShutdown | Self::FtProtect | Self::Plain(_) => Method::PUT,
+        }
+    }
+}
+
+async fn dispatch(request: Request<Incoming>, shared: &Shared) -> Answer {
+    let (head, body) = request.into_parts();
+    if head.method != Method::GET && head.method != Method::PUT {
+        return Answer::bad_request();
+    }
+    let Some(route) = Route::of(head.uri.path()).filter(|_| head.uri.query().is_none()) else {
+        return Answer::not_found();
+    };
+    if head.method != route.method() {
+        return Answer::bad_request();
+    }
+    let body = match Limited::new(body, BODY_MAX).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let text = format!("the body is longer than {BODY_MAX} bytes");
+            return Answer::Failed(StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned(), text]);
+        }
+        Err(error) => {
+            return Answer::Failed(StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned(), error.to_string()]);
+        }
+    };
+    let request = match route {
+        Route::Create | Route::FtProtect if body.is_empty() => {
+            return Answer::Failed(StatusCode::BAD_REQUEST, Vec::new());
+        }
+        Route::Create => serde_json::from_slice(&body).map(ApiRequest::Create),
+        Route::FtProtect => serde_json::from_slice(&body).map(ApiRequest::FtProtect),
+        _ if !body.is_empty() => return Answer::bad_request(),
+        Route::Ping => return ping(),
+        Route::Info => return info(shared),
+        Route::FtStatus | Route::FtEvents => return ft_query(shared, &route),
+        Route::Counters => Ok(ApiRequest::Counters),
+        Route::VmmShutdown => Ok(ApiRequest::VmmShutdown),
+        Route::Plain(request) => Ok(request),
+    };
+    match request {
+        Ok(request) => forward(shared, request).await,
+        Err(error) => {
+            Answer::Failed(StatusCode::BAD_REQUEST, vec!["Failed to deserialize JSON".to_owned(), error.to_string()])
+        }
+    }
+}
+
+async fn forward(shared: &Shared, request: ApiRequest) -> Answer {
+    let ends = request == ApiRequest::VmmShutdown;
+    match shared.call(request).await {
+        Ok(ApiReply::Counters(counters)) => Answer::json(&counters),
+        Ok(ApiReply::Done) if ends => Answer::Empty,
+        Ok(ApiReply::Done) => Answer::Done,
+        Err(error) => {
+            let status = match error.reason() {
+                VmmError::NotCreated => StatusCode::NOT_FOUND,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            let texts = match error.reason() {
+                // A list, not a chain: every reason is one string.
+                VmmError::Ft(reasons) => std::iter::once(error.to_string()).chain(reasons.iter().cloned()).collect(),
+                _ => chain(&error),
+            };
+            Answer::api_error(texts, status)
+        }
+    }
+}
+
+fn ping() -> Answer {
+    Answer::json(&json!({
+        "build_version": format!("v{CH_VERSION}-pollux-{}", env!("CARGO_PKG_VERSION")),
+        "version": CH_VERSION,
+        "pid": std::process::id(),
+        "features": ["kvm", "ft"],
+    }))
+}
+
+fn info(shared: &Shared) -> Answer {
+    match &shared.snapshot().vm {
+        Some(vm) => Answer::json(vm),
+        None => {
+            let texts = vec!["The VM info is not available".to_owned(), VmmError::NotCreated.to_string()];
+            Answer::api_error(texts, StatusCode::NOT_FOUND)
+        }
+    }
+}
+
+fn ft_query(shared: &Shared, route: &Route) -> Answer {
+    let snapshot = shared.snapshot();
+    let (status, reason) = match (&snapshot.vm, &snapshot.ft) {
+        (_, Some(ft)) => {
+            return Answer::json(&if matches!(route, Route::FtEvents) { ft.events() } else { ft.status() });
+        }
+        (None, None) => (StatusCode::NOT_FOUND, VmmError::NotCreated),
+        (Some(vm), None) if vm.device_tree.is_none() => (StatusCode::INTERNAL_SERVER_ERROR, VmmError::NotRunning),
+        (Some(_), None) => (StatusCode::INTERNAL_SERVER_ERROR, VmmError::FtUnavailable),
+    };
+    Answer::api_error(vec!["The protection status is not available".to_owned(), reason.to_string()], status)
+}

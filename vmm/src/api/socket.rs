@@ -1,0 +1,263 @@
+//! The API's listening socket: made at a path that only we use, or inherited.
+//!
+//! Who holds the lock on `PATH.lock` owns `PATH`, so a socket file that was left behind by a killed VMM can be told from one
+//! in use and removed. Both files go away with [`ApiSocket`].
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::options::{OptionError, Options};
+
+/// Where the API listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SocketTarget {
+    /// At a path.
+    Path(PathBuf),
+    /// On an inherited listening socket.
+    Fd(RawFd),
+}
+
+impl SocketTarget {
+    /// From the text after `--api-socket`: `path=PATH`, `fd=N`, or the path alone.
+    ///
+    /// # Errors
+    /// When it is none of those.
+    pub fn from_option(text: &str) -> Result<Self, OptionError> {
+        if !text.is_empty() && !text.starts_with("path=") && !text.starts_with("fd=") {
+            return Ok(Self::Path(text.into()));
+        }
+        let options = Options::parse("--api-socket", text, &["path", "fd"], &[])?;
+        match options.value::<u16>("fd")? {
+            Some(fd) => Ok(Self::Fd(fd.into())),
+            None => Ok(Self::Path(options.required("path")?)),
+        }
+    }
+}
+
+/// Why there is no API socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another VMM listens there.
+    #[error("the API socket {0} is in use by another process")]
+    InUse(PathBuf),
+    /// Something that is not a socket has that name.
+    #[error("the API socket {0} exists and is not a socket")]
+    NotASocket(PathBuf),
+    /// The lock file cannot be made.
+    #[error("the lock file of the API socket, {path}, cannot be used")]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket cannot be made.
+    #[error("the API socket {path} cannot be made")]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The inherited descriptor is of no use.
+    #[error("file descriptor {fd} is not a listening unix socket")]
+    Inherited {
+        /// Its number.
+        fd: RawFd,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A listening socket. Dropping it removes its files.
+#[derive(Debug)]
+pub struct ApiSocket {
+    listener: UnixListener,
+    files: Option<OwnedFiles>,
+}
+
+#[derive(Debug)]
+struct OwnedFiles {
+    socket: PathBuf,
+    lock_path: PathBuf,
+    /// Holds the lock for as long as it is open.
+    _lock: File,
+}
+
+impl ApiSocket {
+    /// Listens.
+    ///
+    /// # Errors
+    /// When another process does so already, or the system refuses.
+    pub fn open(target: &SocketTarget) -> Result<Self, SocketError> {
+        match target {
+            SocketTarget::Path(path) => bind(path),
+            SocketTarget::Fd(fd) => {
+                let listener = inherit(*fd).map_err(|source| SocketError::Inherited { fd: *fd, source })?;
+                Ok(Self { listener, files: None })
+            }
+        }
+    }
+
+    /// A handle on the socket for the server.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        let listener = self.listener.try_clone()?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+}
+
+impl Drop for ApiSocket {
+    fn drop(&mut self) {
+        if let Some(files) = &self.files {
+            for path in [&files.socket, &files.lock_path] {
+                if let Err(error) = std::fs::remove_file(path) {
+                    tracing::debug!("{} was not removed: {error}", path.display());
+                }
+            }
+        }
+    }
+}
+
+fn bind(path: &Path) -> Result<ApiSocket, SocketError> {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let lock_path = PathBuf::from(lock_path);
+    let lock = lock(&lock_path).map_err(|source| SocketError::Lock { path: lock_path.clone(), source })?;
+    let Some(lock) = lock else { return Err(SocketError::InUse(path.to_owned())) };
+    let bound = remove_stale(path)
+        .and_then(|()| UnixListener::bind(path).map_err(|source| SocketError::Bind { path: path.to_owned(), source }));
+    match bound {
+        Ok(listener) => {
+            Ok(ApiSocket { listener, files: Some(OwnedFiles { socket: path.to_owned(), lock_path, _lock: lock }) })
+        }
+        Err(error) => {
+            if let Err(error) = std::fs::remove_file(&lock_path) {
+                tracing::debug!("{} was not removed: {error}", lock_path.display());
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The locked lock file, or `None` if another process has it.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        // An all-zero `flock` but for its type: from byte 0 to the end of the file.
+        let whole = libc::flock {
+            l_type: libc::F_WRLCK as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole)) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        // Its owner may have removed the file between our open and our lock: then we hold a lock that nobody else sees.
+        match std::fs::metadata(path) {
+            Ok(named) if named.ino() == file.metadata()?.ino() => return Ok(Some(file)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Removes the socket of a VMM that is no more. Holding the lock proves that none of ours listens on it; connecting, that
+/// nobody else does.
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let failed = |source| SocketError::Bind { path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+        Ok(meta) if !meta.file_type().is_socket() => Err(SocketError::NotASocket(path.to_owned())),
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => Err(SocketError::InUse(path.to_owned())),
+            Err(_) => std::fs::remove_file(path).map_err(failed),
+        },
+    }
+}
+
+/// Takes over an inherited listening socket so that child processes do not inherit it again.
+fn inherit(fd: RawFd) -> io::Result<UnixListener> {
+    // SAFETY: the borrow ends with this block; a number that is not open makes the kernel say EBADF.
+    let own = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+    if !nix::sys::socket::getsockopt(&own, nix::sys::socket::sockopt::AcceptConn)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen"));
+    }
+    // SAFETY: the number was passed for us to own, it is open (the duplication succeeded), and nothing else here uses it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(UnixListener::from(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(path: &Path) -> SocketTarget {
+        SocketTarget::Path(path.to_owned())
+    }
+
+    #[test]
+    fn forms_of_the_option() {
+        for (text, expected) in [
+            ("/a/b", SocketTarget::Path("/a/b".into())),
+            ("path=/a/b", SocketTarget::Path("/a/b".into())),
+            ("fd=7", SocketTarget::Fd(7)),
+        ] {
+            assert_eq!(SocketTarget::from_option(text), Ok(expected));
+        }
+        for text in ["", "path=", "fd=x"] {
+            assert!(SocketTarget::from_option(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn in_use_then_free_then_nothing_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api");
+        let first = ApiSocket::open(&at(&path)).unwrap();
+        assert!(matches!(ApiSocket::open(&at(&path)), Err(SocketError::InUse(_))));
+        drop(first);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        ApiSocket::open(&at(&path)).unwrap();
+    }
+
+    #[test]
+    fn stale_socket_is_replaced_but_not_other_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        drop(ApiSocket::open(&at(&path)).unwrap());
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(ApiSocket::open(&at(&path)), Err(SocketError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        assert!(!dir.path().join("api.lock").exists());
+    }
+
+    #[test]
+    fn foreign_listener_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api");
+        let _foreign = UnixListener::bind(&path).unwrap();
+        assert!(matches!(ApiSocket::open(&at(&path)), Err(SocketError::InUse(_))));
+    }
+}

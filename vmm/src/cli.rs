@@ -1,0 +1,324 @@
+//! The command line of `pollux-vmm`: Cloud Hypervisor's flags as far as Pollux has what they ask for, and `--ft`.
+//!
+//! In: arguments. Out: [`Invocation`], completely checked. Every error names its flag and is one line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+
+use crate::api::CH_VERSION;
+use crate::api::socket::SocketTarget;
+use crate::config::{
+    ConsoleConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig,
+    SerialConfig, VmConfig,
+};
+use crate::event_monitor::EventTarget;
+use crate::ft_api::FtOptions;
+use crate::options::OptionError;
+
+/// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
+const UNSUPPORTED: [(&str, &str); 24] = [
+    ("balloon", "leave it out"),
+    ("debug-console", "use --serial"),
+    ("device", "leave it out"),
+    ("fs", "leave it out"),
+    ("fw-cfg-config", "leave it out"),
+    ("gdb", "leave it out"),
+    ("generic-vhost-user", "leave it out"),
+    ("igvm", "use --kernel"),
+    ("landlock", "leave it out"),
+    ("landlock-rules", "leave it out"),
+    ("log-format", "leave it out"),
+    ("memory-zone", "use --memory size="),
+    ("numa", "leave it out"),
+    ("pci-segment", "leave it out"),
+    ("pmem", "use --disk"),
+    ("pvpanic", "leave it out"),
+    ("rate-limit-group", "leave it out"),
+    ("restore", "leave it out"),
+    ("rtc", "leave it out"),
+    ("tpm", "leave it out"),
+    ("user-device", "leave it out"),
+    ("vdpa", "leave it out"),
+    ("vsock", "leave it out"),
+    ("watchdog", "leave it out"),
+];
+
+/// Flags that describe a VM, which without a payload nothing would be made of.
+const VM_FLAGS: [&str; 10] =
+    ["cmdline", "console", "cpus", "disk", "initramfs", "memory", "net", "platform", "rng", "serial"];
+
+/// What follows the name in the output of `--version`; libvirt reads the number.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("v{CH_VERSION} (pollux-vmm {})", env!("CARGO_PKG_VERSION")));
+
+const EXAMPLES: &str = "\
+Examples:
+  Boot a kernel, serial port on the terminal:
+    pollux-vmm --kernel vmlinuz --initramfs initrd.img --cmdline console=ttyS0 --memory size=512M --serial tty
+  Boot from a disk with a network card, API on a socket:
+    pollux-vmm --api-socket /run/a.sock --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
+      --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 --serial file=a.log
+  Wait on another host as its standby:
+    pollux-vmm --api-socket /run/b.sock --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 \\
+      --ft role=standby,listen=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1
+  Protect the first by the second:
+    pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1
+
+Flags of Cloud Hypervisor that are not listed here are refused by name. No seccomp filter is applied.";
+
+/// A Cloud-Hypervisor-compatible VMM with fault tolerance.
+#[derive(Debug, Args)]
+#[command(max_term_width = 120)]
+struct Flags {
+    /// Serve the API on a unix socket: PATH, path=PATH, or fd=N for an inherited listening socket
+    #[arg(long, value_name = "SOCKET")]
+    api_socket: Option<String>,
+    /// Write events to path=FILE_OR_FIFO, or to fd=N
+    #[arg(long, value_name = "TARGET")]
+    event_monitor: Option<String>,
+    /// Kernel to boot: a bzImage (vmlinuz) or an ELF image with a PVH entry (vmlinux)
+    #[arg(long, value_name = "PATH", conflicts_with = "firmware")]
+    kernel: Option<PathBuf>,
+    /// Firmware to boot: an ELF image with a PVH entry
+    #[arg(long, value_name = "PATH")]
+    firmware: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Initial RAM file system of the kernel
+    #[arg(long, value_name = "PATH")]
+    initramfs: Option<PathBuf>,
+    /// boot=N,max=N,max_phys_bits=N,topology=T:C:D:P,nested=on|off
+    #[arg(long, value_name = "OPTIONS", default_value = "boot=1,max_phys_bits=46")]
+    cpus: String,
+    /// size=BYTES[K|M|G],shared=on|off,hugepages=on|off,hugepage_size=2M,prefault=on|off,thp=on|off
+    #[arg(long, value_name = "OPTIONS", default_value = "size=512M")]
+    memory: String,
+    /// Disks: path=IMAGE,readonly=on|off,direct=on|off,image_type=raw,serial=TEXT,id=ID,num_queues=N,queue_size=N or
+    /// vhost_user=true,socket=PATH
+    #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
+    disk: Vec<String>,
+    /// Network cards: tap=NAME,ip=ADDR,mask=MASK,mac=MAC,host_mac=MAC,mtu=N,id=ID,num_queues=N,queue_size=N or
+    /// vhost_user=true,socket=PATH,vhost_mode=client|server
+    #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
+    net: Vec<String>,
+    /// Entropy device: src=PATH
+    #[arg(long, value_name = "OPTIONS", default_value = "src=/dev/urandom")]
+    rng: String,
+    /// Serial port: off, null, pty, tty or file=PATH
+    #[arg(long, value_name = "MODE", default_value = "null")]
+    serial: String,
+    /// Virtio console: off or null (there is no virtio console yet)
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    console: String,
+    /// uuid=UUID,serial_number=TEXT,oem_strings=[A,B] and other SMBIOS strings
+    #[arg(long, value_name = "OPTIONS")]
+    platform: Option<String>,
+    /// Wait as the standby of another host: role=standby,listen=ADDR:PORT,heartbeat=ADDR:PORT[,witness=PATH]
+    /// [,detect_ms=N][,policy=NAME][,min_epoch_us=N][,max_epoch_us=N]
+    #[arg(long, value_name = "OPTIONS")]
+    ft: Option<String>,
+    /// Stay when the guest powers itself off
+    #[arg(long)]
+    no_shutdown: bool,
+    /// Only `false`: no system call filter is applied
+    #[arg(long, value_name = "BOOL")]
+    seccomp: Option<String>,
+    /// Log to a file instead of standard error
+    #[arg(long, value_name = "PATH")]
+    log_file: Option<PathBuf>,
+    /// Log more: -v info, -vv debug, -vvv trace
+    #[arg(short, action = ArgAction::Count)]
+    verbosity: u8,
+}
+
+/// Why a command line cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Not an error: text that was asked for, to be printed on standard output.
+    #[error("{0}")]
+    Shown(String),
+    /// Wrong usage.
+    #[error("{0} (see pollux-vmm --help)")]
+    Usage(String),
+    /// A flag of Cloud Hypervisor that Pollux does not have.
+    #[error("--{flag} is not supported by pollux-vmm: {way_out}")]
+    Unsupported {
+        /// Its name.
+        flag: String,
+        /// What to do instead.
+        way_out: String,
+    },
+    /// An option string is wrong.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub struct Invocation {
+    /// Where the API listens.
+    pub api_socket: Option<SocketTarget>,
+    /// Where events go.
+    pub event_monitor: Option<EventTarget>,
+    /// The VM to boot at once, or to be the standby of.
+    pub vm: Option<VmConfig>,
+    /// Be a standby.
+    pub ft: Option<FtOptions>,
+    /// Stay when the guest powers itself off.
+    pub no_shutdown: bool,
+    /// Where the log goes, if not to standard error.
+    pub log_file: Option<PathBuf>,
+    /// Steps of verbosity above warnings.
+    pub verbosity: u8,
+}
+
+fn command() -> Command {
+    let base = Command::new("pollux-vmm")
+        .version(VERSION.as_str())
+        .about("A Cloud-Hypervisor-compatible VMM with fault tolerance")
+        .after_help(EXAMPLES);
+    UNSUPPORTED.iter().fold(Flags::augment_args(base), |command, (flag, _)| {
+        command.arg(Arg::new(*flag).long(*flag).num_args(0..).action(ArgAction::Append).hide(true))
+    })
+}
+
+impl Invocation {
+    /// Reads a command line, the name of the program first.
+    ///
+    /// # Errors
+    /// When it cannot be used; help and version come as [`CliError::Shown`].
+    pub fn parse(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, CliError> {
+        let matches = command().try_get_matches_from(arguments).map_err(|error| usage(&error))?;
+        let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        if let Some((flag, way_out)) = UNSUPPORTED.iter().find(|(flag, _)| given(flag)) {
+            return Err(CliError::Unsupported { flag: (*flag).to_owned(), way_out: (*way_out).to_owned() });
+        }
+        let flags = Flags::from_arg_matches(&matches).map_err(|error| usage(&error))?;
+        check_seccomp(flags.seccomp.as_deref())?;
+        let api_socket = flags.api_socket.as_deref().map(SocketTarget::from_option).transpose()?;
+        let event_monitor = flags.event_monitor.as_deref().map(EventTarget::from_option).transpose()?;
+        let ft = flags.ft.as_deref().map(FtOptions::from_option).transpose()?;
+        let vm = vm_config(&flags, &matches, ft.is_some())?;
+        if vm.is_none() && api_socket.is_none() {
+            let text = "nothing to do: give --kernel to boot a VM, or --api-socket to wait for requests";
+            return Err(CliError::Usage(text.to_owned()));
+        }
+        let Flags { no_shutdown, log_file, verbosity, .. } = flags;
+        Ok(Self { api_socket, event_monitor, vm, ft, no_shutdown, log_file, verbosity })
+    }
+}
+
+/// One line out of clap's paragraphs; help and version unchanged.
+fn usage(error: &clap::Error) -> CliError {
+    match error.kind() {
+        ErrorKind::DisplayHelp => CliError::Shown(error.render().to_string()),
+        // Management tools look for this name at the start of the line.
+        ErrorKind::DisplayVersion => {
+            CliError::Shown(error.render().to_string().replacen("pollux-vmm", "cloud-hypervisor", 1))
+        }
+        _ => {
+            let text = error.render().to_string();
+            let first = text.split("\n\n").next().unwrap_or_default();
+            let line = first.split_whitespace().collect::<Vec<_>>().join(" ");
+            CliError::Usage(line.strip_prefix("error: ").unwrap_or(&line).to_owned())
+        }
+    }
+}
+
+fn check_seccomp(wish: Option<&str>) -> Result<(), CliError> {
+    match wish {
+        None | Some("false") => Ok(()),
+        Some(word @ ("true" | "log" | "errno")) => Err(CliError::Unsupported {
+            flag: format!("seccomp {word}"),
+            way_out: "no filter is applied yet, use --seccomp false".to_owned(),
+        }),
+        Some(other) => Err(CliError::Usage(format!("--seccomp: {other:?} is not true, false, log or errno"))),
+    }
+}
+
+fn vm_config(flags: &Flags, matches: &ArgMatches, standby: bool) -> Result<Option<VmConfig>, CliError> {
+    if flags.kernel.is_none() && flags.firmware.is_none() && !standby {
+        let given = |name: &&&str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        return match VM_FLAGS.iter().find(given) {
+            None => Ok(None),
+            Some(flag) => Err(CliError::Usage(format!("--{flag} needs --kernel or --firmware"))),
+        };
+    }
+    let payload = PayloadConfig {
+        firmware: flags.firmware.clone(),
+        kernel: flags.kernel.clone(),
+        cmdline: flags.cmdline.clone(),
+        initramfs: flags.initramfs.clone(),
+    };
+    let disks = flags.disk.iter().map(|text| DiskConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
+    let net = flags.net.iter().map(|text| NetConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Some(VmConfig {
+        cpus: CpusConfig::from_option(&flags.cpus)?,
+        memory: MemoryConfig::from_option(&flags.memory)?,
+        payload: (payload != PayloadConfig::default()).then_some(payload),
+        disks: Some(disks).filter(|list| !list.is_empty()),
+        net: Some(net).filter(|list| !list.is_empty()),
+        rng: RngConfig::from_option(&flags.rng)?,
+        serial: SerialConfig::from_option(&flags.serial)?,
+        console: ConsoleConfig::from_option(&flags.console)?,
+        platform: flags.platform.as_deref().map(PlatformConfig::from_option).transpose()?,
+        ..VmConfig::default()
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ConsoleOutputMode;
+
+    fn parse(line: &str) -> Result<Invocation, CliError> {
+        Invocation::parse(std::iter::once("pollux-vmm").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn many_values_after_one_flag() {
+        let line = "--kernel k --disk path=/a path=/b --net tap=t0 --disk path=/c --serial tty --cpus boot=2 -vv";
+        let invocation = parse(line).unwrap();
+        let vm = invocation.vm.unwrap();
+        assert_eq!(vm.disks.unwrap().len(), 3);
+        assert_eq!(vm.net.unwrap().len(), 1);
+        assert_eq!((vm.cpus.boot_vcpus, vm.serial.mode), (2, ConsoleOutputMode::Tty));
+        assert_eq!((vm.console.mode, vm.memory.size), (ConsoleOutputMode::Off, 512 << 20));
+        assert_eq!(invocation.verbosity, 2);
+    }
+
+    #[test]
+    fn without_payload_it_waits() {
+        let invocation = parse("--api-socket /tmp/s").unwrap();
+        assert!(invocation.vm.is_none());
+        assert_eq!(invocation.api_socket, Some(SocketTarget::Path("/tmp/s".into())));
+    }
+
+    #[test]
+    fn standby_needs_no_kernel() {
+        let invocation = parse("--ft role=standby,listen=a:1,heartbeat=b:2 --disk path=/a").unwrap();
+        assert!(invocation.vm.unwrap().payload.is_none());
+        assert!(invocation.ft.is_some());
+    }
+
+    #[test]
+    fn version_is_read_by_management_tools() {
+        let CliError::Shown(text) = parse("--version").unwrap_err() else { panic!("not shown") };
+        assert_eq!(text, format!("cloud-hypervisor v53.0.0 (pollux-vmm {})\n", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn help_lists_what_there_is() {
+        let CliError::Shown(text) = parse("--help").unwrap_err() else { panic!("not shown") };
+        for flag in ["--api-socket", "--kernel", "--disk", "--net", "--ft", "--no-shutdown", "Examples:"] {
+            assert!(text.contains(flag), "{flag}");
+        }
+        assert!(!text.contains("--balloon"));
+    }
+}

@@ -1,0 +1,97 @@
+//! One run of `pollux-vmm`, from the command line to the exit code. The only place where all parts are seen.
+//!
+//! Order: what can block or fail without a trace first (arguments, log, event stream), then the signals, then what leaves
+//! files behind (the API socket), then the VM. The end is the same list backwards.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crossbeam_channel::{Receiver, unbounded};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::{Mode, umask};
+
+use crate::api::Shared;
+use crate::api::chain_line;
+use crate::api::http::HttpServer;
+use crate::api::socket::ApiSocket;
+use crate::assemble::KvmAssembler;
+use crate::cli::{CliError, Invocation};
+use crate::event_monitor::EventMonitor;
+use crate::logging;
+use crate::machine::BoxError;
+use crate::vmm::{Ending, Parts, Vmm};
+
+/// Does what the command line asks for; returns when the VMM has ended.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = match Invocation::parse(arguments) {
+        Ok(invocation) => serve(invocation),
+        Err(CliError::Shown(text)) => {
+            // Nobody to tell when standard output is closed.
+            let _ = io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(Ending::Clean) => ExitCode::SUCCESS,
+        Ok(Ending::Failed) => ExitCode::FAILURE,
+        Err(error) => {
+            // As above.
+            let _ = writeln!(io::stderr(), "pollux-vmm: {}", chain_line(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
+    if let Some(vm) = &invocation.vm {
+        if invocation.ft.is_some() { vm.validate_standby() } else { vm.validate() }?;
+    }
+    // What we create, sockets and logs among them, is for our user alone.
+    umask(Mode::from_bits_truncate(0o077));
+    logging::start(invocation.verbosity, invocation.log_file.as_deref())?;
+    tracing::info!("pollux-vmm {} starting", env!("CARGO_PKG_VERSION"));
+    let monitor = match &invocation.event_monitor {
+        Some(target) => EventMonitor::open(target)?,
+        None => EventMonitor::default(),
+    };
+    let signals = signals()?;
+
+    let (sender, calls) = unbounded();
+    let shared = Shared::new(sender);
+    let socket = invocation.api_socket.as_ref().map(ApiSocket::open).transpose()?;
+    let http = match &socket {
+        Some(socket) => Some(HttpServer::start(socket.listener()?, shared.clone())?),
+        None => None,
+    };
+    let no_shutdown = invocation.no_shutdown;
+    let mut vmm = Vmm::new(Parts { assembler: Box::new(KvmAssembler), monitor, shared, no_shutdown });
+    let outcome = match invocation.vm.map(|vm| vmm.start(vm, invocation.ft.as_ref())) {
+        Some(Err(error)) => {
+            vmm.end_vmm();
+            Err(error.into())
+        }
+        None | Some(Ok(())) => Ok(vmm.run(&calls, &signals)),
+    };
+    // The last answers leave before the socket does.
+    drop((calls, http));
+    drop(socket);
+    outcome
+}
+
+/// Signals that end the VMM in order, as messages. Must be called while there is but one thread, as the others inherit
+/// the mask.
+fn signals() -> Result<Receiver<i32>, BoxError> {
+    let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    set.thread_block()?;
+    let (sender, signals) = unbounded();
+    std::thread::Builder::new().name("signal".to_owned()).spawn(move || {
+        while let Ok(signal) = set.wait() {
+            if sender.send(signal as i32).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(signals)
+}

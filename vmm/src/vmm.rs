@@ -1,0 +1,403 @@
+//! The control loop: one thread that owns the VM and does one thing at a time to it.
+//!
+//! In: requests of the API, signals, events of the VM. Out: calls to the [`Machine`], answers, events for the monitor, the copy
+//! that the API reads. Never: work of its own; it waits in one place, for all three sources at once.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
+
+use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError, chain_line};
+use crate::config::VmConfig;
+use crate::event_monitor::EventMonitor;
+use crate::ft_api::{FtControl, FtOptions};
+use crate::machine::{Assembler, Machine, VmEvent};
+
+/// How the VMM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// As somebody wanted it to: exit code 0.
+    Clean,
+    /// The VM could not go on: exit code 1.
+    Failed,
+}
+
+/// What the VMM is started with.
+pub struct Parts {
+    /// Puts VMs together.
+    pub assembler: Box<dyn Assembler>,
+    /// The event stream.
+    pub monitor: EventMonitor,
+    /// The copy that the API reads.
+    pub shared: Arc<Shared>,
+    /// Stay when the guest powers itself off.
+    pub no_shutdown: bool,
+}
+
+/// The control loop.
+pub struct Vmm {
+    parts: Parts,
+    config: Option<VmConfig>,
+    live: Option<Live>,
+}
+
+/// A VM that was built.
+struct Live {
+    machine: Arc<Mutex<dyn Machine>>,
+    ft: Option<Arc<dyn FtControl>>,
+    events: Receiver<VmEvent>,
+    state: VmState,
+    standby: bool,
+}
+
+impl Live {
+    /// The machine. A panic of another thread does not make it unusable: what follows is its orderly end.
+    fn machine(&self) -> MutexGuard<'_, dyn Machine + 'static> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Vmm {
+    /// A control loop without a VM.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        parts.monitor.event("vmm", "starting");
+        Self { parts, config: None, live: None }
+    }
+
+    /// What the command line asks for before the loop starts: create and boot, or wait as a standby.
+    ///
+    /// # Errors
+    /// When the VM cannot be built or booted. Nothing of it is left behind.
+    pub fn start(&mut self, config: VmConfig, standby: Option<&FtOptions>) -> Result<(), ApiError> {
+        let create = ApiRequest::Create(Box::new(config));
+        self.handle(create)?;
+        match standby {
+            None => self.handle(ApiRequest::Boot).map(|_| ()),
+            Some(options) => self.stand_by(options).map_err(|error| ApiError::new(&ApiRequest::Boot, error)),
+        }
+    }
+
+    /// Serves requests, signals and the VM's events until one of them ends the VMM.
+    pub fn run(mut self, calls: &Receiver<ApiCall>, signals: &Receiver<i32>) -> Ending {
+        let ending = loop {
+            let events = self.live.as_ref().map_or_else(never, |live| live.events.clone());
+            let ended = select! {
+                recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
+                recv(signals) -> signal => signal.ok().map(|signal| {
+                    tracing::info!("ends on signal {signal}");
+                    Ending::Clean
+                }),
+                recv(events) -> event => match event {
+                    Ok(event) => self.on_event(event),
+                    Err(_) => self.on_event(VmEvent::Crashed { reason: "its threads are gone".to_owned() }),
+                },
+            };
+            if let Some(ending) = ended {
+                break ending;
+            }
+        };
+        self.end_vmm();
+        ending
+    }
+
+    /// Ends the VM, if there is one, and says that the VMM ends.
+    pub fn end_vmm(&mut self) {
+        if let Err(error) = self.delete() {
+            tracing::error!("the VM did not end in order: {}", chain_line(&error));
+        }
+        self.parts.monitor.event("vmm", "shutdown");
+    }
+
+    fn on_call(&mut self, call: ApiCall) -> Option<Ending> {
+        let ends = call.request == ApiRequest::VmmShutdown;
+        tracing::debug!("API request {:?}", call.request);
+        let answer = self.handle(call.request);
+        if let Err(error) = &answer {
+            tracing::warn!("API request failed: {}", chain_line(error));
+        }
+        if call.reply.send(answer).is_err() {
+            tracing::debug!("the client has not waited for its answer");
+        }
+        ends.then_some(Ending::Clean)
+    }
+
+    fn handle(&mut self, request: ApiRequest) -> Result<ApiReply, ApiError> {
+        let done = match &request {
+            ApiRequest::Create(config) => self.create(config),
+            ApiRequest::Boot => self.boot(),
+            ApiRequest::Shutdown => self.shutdown(),
+            ApiRequest::Reboot => self.reboot(),
+            ApiRequest::Delete => self.delete(),
+            ApiRequest::Pause => self.pause(),
+            ApiRequest::Resume => self.resume(),
+            ApiRequest::PowerButton => self.on_running(|machine| machine.power_button()),
+            ApiRequest::Nmi => self.on_running(|machine| machine.nmi()),
+            ApiRequest::VmmShutdown => Ok(()),
+            ApiRequest::FtProtect(wishes) => self.ft_call(|ft| ft.protect(wishes.clone())),
+            ApiRequest::FtStop => self.ft_call(|ft| ft.stop()),
+            ApiRequest::Counters => {
+                let live = self.live.as_ref().ok_or(self.absent());
+                let counters = live.map(|live| ApiReply::Counters(live.machine().counters()));
+                return counters.map_err(|error| ApiError::new(&request, error));
+            }
+        };
+        self.publish();
+        done.map(|()| ApiReply::Done).map_err(|error| ApiError::new(&request, error))
+    }
+
+    fn create(&mut self, config: &VmConfig) -> Result<(), VmmError> {
+        if self.config.is_some() {
+            return Err(VmmError::AlreadyCreated);
+        }
+        self.config = Some(config.clone());
+        Ok(())
+    }
+
+    fn boot(&mut self) -> Result<(), VmmError> {
+        match self.live.as_ref().map(|live| (live.standby, live.state)) {
+            Some((true, _)) => return Err(VmmError::Standby),
+            Some((false, VmState::Paused)) => return self.resume(),
+            Some((false, state)) => return Err(VmmError::Transition(state, VmState::Running)),
+            None => {}
+        }
+        let config = self.config.clone().ok_or(VmmError::NotCreated)?;
+        config.validate().map_err(VmmError::Config)?;
+        warn_ignored(&config);
+        self.parts.monitor.event("vm", "booting");
+        let live = self.assemble(config, None)?;
+        let booted = live.machine().boot();
+        if let Err(error) = booted {
+            end_or_log(&live);
+            return Err(VmmError::Machine(error));
+        }
+        self.live = Some(Live { state: VmState::Running, ..live });
+        self.parts.monitor.event("vm", "booted");
+        Ok(())
+    }
+
+    fn stand_by(&mut self, options: &FtOptions) -> Result<(), VmmError> {
+        let config = self.config.clone().ok_or(VmmError::NotCreated)?;
+        config.validate_standby().map_err(VmmError::Config)?;
+        warn_ignored(&config);
+        let live = self.assemble(config, Some(options))?;
+        if live.ft.is_none() {
+            end_or_log(&live);
+            return Err(VmmError::FtUnavailable);
+        }
+        self.live = Some(Live { state: VmState::Paused, standby: true, ..live });
+        self.publish();
+        Ok(())
+    }
+
+    fn assemble(&mut self, config: VmConfig, standby: Option<&FtOptions>) -> Result<Live, VmmError> {
+        let (sender, events): (Sender<VmEvent>, _) = unbounded();
+        let built = self.parts.assembler.assemble(config, standby, sender).map_err(VmmError::Machine)?;
+        Ok(Live { machine: built.machine, ft: built.ft, events, state: VmState::Created, standby: false })
+    }
+
+    /// `vm.shutdown`: the VM is gone, its configuration stays.
+    fn shutdown(&mut self) -> Result<(), VmmError> {
+        let live = self.live.take().ok_or(VmmError::NotRunning)?;
+        let ended = end(&live);
+        self.parts.monitor.event("vm", "shutdown");
+        ended
+    }
+
+    fn delete(&mut self) -> Result<(), VmmError> {
+        if self.config.is_none() {
+            return Ok(());
+        }
+        let ended = if self.live.is_some() { self.shutdown() } else { Ok(()) };
+        self.config = None;
+        self.parts.monitor.event("vm", "deleted");
+        self.publish();
+        ended
+    }
+
+    fn reboot(&mut self) -> Result<(), VmmError> {
+        if self.live.is_none() {
+            return Err(VmmError::NotCreated);
+        }
+        self.parts.monitor.event("vm", "rebooting");
+        self.on_running(|machine| machine.reset())?;
+        if let Some(live) = &mut self.live {
+            live.state = VmState::Running;
+        }
+        self.parts.monitor.event("vm", "rebooted");
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), VmmError> {
+        self.transit(VmState::Running, VmState::Paused, ["pausing", "paused"], |machine| machine.pause())
+    }
+
+    fn resume(&mut self) -> Result<(), VmmError> {
+        self.transit(VmState::Paused, VmState::Running, ["resuming", "resumed"], |machine| machine.resume())
+    }
+
+    fn transit(
+        &mut self,
+        from: VmState,
+        to: VmState,
+        [before, after]: [&str; 2],
+        act: impl FnOnce(&mut dyn Machine) -> Result<(), crate::machine::BoxError>,
+    ) -> Result<(), VmmError> {
+        let state = self.running()?.state;
+        if state != from {
+            return Err(VmmError::Transition(state, to));
+        }
+        self.parts.monitor.event("vm", before);
+        self.on_running(act)?;
+        if let Some(live) = &mut self.live {
+            live.state = to;
+        }
+        self.parts.monitor.event("vm", after);
+        Ok(())
+    }
+
+    /// The VM, if it is booted and ours to change.
+    fn running(&self) -> Result<&Live, VmmError> {
+        match &self.live {
+            None => Err(VmmError::NotRunning),
+            Some(live) if live.standby => Err(VmmError::Standby),
+            Some(live) => Ok(live),
+        }
+    }
+
+    fn on_running(
+        &self,
+        act: impl FnOnce(&mut dyn Machine) -> Result<(), crate::machine::BoxError>,
+    ) -> Result<(), VmmError> {
+        let live = self.running()?;
+        let mut machine = live.machine();
+        act(&mut *machine).map_err(VmmError::Machine)
+    }
+
+    fn ft_call(&self, act: impl FnOnce(&dyn FtControl) -> Result<(), Vec<String>>) -> Result<(), VmmError> {
+        let live = self.live.as_ref().ok_or(self.absent())?;
+        let ft = live.ft.as_ref().ok_or(VmmError::FtUnavailable)?;
+        act(&**ft).map_err(VmmError::Ft)
+    }
+
+    /// Why there is no VM to ask.
+    fn absent(&self) -> VmmError {
+        if self.config.is_some() { VmmError::NotRunning } else { VmmError::NotCreated }
+    }
+
+    fn on_event(&mut self, event: VmEvent) -> Option<Ending> {
+        tracing::debug!("VM event {event:?}");
+        let monitor = &self.parts.monitor;
+        let ended = match event {
+            VmEvent::Shutdown => return self.on_vm_end(Ending::Clean),
+            VmEvent::Reset => return self.on_guest_reset(),
+            VmEvent::Crashed { reason } => {
+                tracing::error!("the VM cannot go on: {reason}");
+                return self.on_vm_end(Ending::Failed);
+            }
+            VmEvent::Fenced { reason } => {
+                tracing::error!("the VM is stopped here: {reason}");
+                return self.on_vm_end(Ending::Failed);
+            }
+            VmEvent::DeviceExited { id, status } => {
+                tracing::error!("the process of device {id} is gone: {status}");
+                let properties = [("id".to_owned(), id), ("status".to_owned(), status)].into();
+                monitor.event_with("device", "exited", &properties);
+                None
+            }
+            VmEvent::DeviceActivated { id } => {
+                monitor.event_with("virtio-device", "activated", &[("id".to_owned(), id)].into());
+                None
+            }
+            VmEvent::DeviceReset { id } => {
+                monitor.event_with("virtio-device", "reset", &[("id".to_owned(), id)].into());
+                None
+            }
+            VmEvent::Ft { event, properties } => {
+                monitor.event_with("ft", &event, &properties);
+                None
+            }
+            VmEvent::TakenOver => {
+                if let Some(live) = &mut self.live {
+                    live.standby = false;
+                    live.state = VmState::Running;
+                }
+                monitor.event("vm", "resumed");
+                None
+            }
+        };
+        self.publish();
+        ended
+    }
+
+    fn on_guest_reset(&mut self) -> Option<Ending> {
+        match self.reboot() {
+            Ok(()) => {
+                self.publish();
+                None
+            }
+            Err(error) => {
+                tracing::error!("the VM cannot be reset: {}", chain_line(&error));
+                self.on_vm_end(Ending::Failed)
+            }
+        }
+    }
+
+    /// The VM has ended by itself: so does the VMM, unless it was told to stay.
+    fn on_vm_end(&mut self, ending: Ending) -> Option<Ending> {
+        if !self.parts.no_shutdown {
+            return Some(ending);
+        }
+        if let Err(error) = self.shutdown() {
+            tracing::error!("the VM did not end in order: {}", chain_line(&error));
+        }
+        self.publish();
+        None
+    }
+
+    /// Replaces the copy that the API reads.
+    fn publish(&self) {
+        let vm = self.config.as_ref().map(|config| match &self.live {
+            None => VmInfo {
+                config: config.clone(),
+                state: VmState::Created,
+                memory_actual_size: config.memory.size,
+                device_tree: None,
+            },
+            Some(live) => {
+                let machine = live.machine();
+                VmInfo {
+                    config: machine.config(),
+                    state: live.state,
+                    memory_actual_size: machine.memory_size(),
+                    device_tree: Some(machine.device_tree()),
+                }
+            }
+        });
+        let ft = self.live.as_ref().and_then(|live| live.ft.clone());
+        self.parts.shared.publish(Snapshot { vm, ft });
+    }
+}
+
+/// Ends a VM: first its protection, so that the standby does not take a wanted end for a failure.
+fn end(live: &Live) -> Result<(), VmmError> {
+    if let Some(ft) = &live.ft
+        && let Err(reasons) = ft.stop()
+    {
+        tracing::debug!("protection did not end: {}", reasons.join("; "));
+    }
+    live.machine().shutdown().map_err(VmmError::Machine)
+}
+
+/// Ends a VM that did not come to life; why it did not is the error that matters.
+fn end_or_log(live: &Live) {
+    if let Err(error) = end(live) {
+        tracing::warn!("the VM did not end in order: {}", chain_line(&error));
+    }
+}
+
+fn warn_ignored(config: &VmConfig) {
+    for field in config.ignored() {
+        tracing::warn!("{field} has no effect in pollux-vmm");
+    }
+}

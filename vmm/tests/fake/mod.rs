@@ -1,0 +1,249 @@
+//! A VMM whose VM is a plain struct: the real API server and control loop, no KVM.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use pollux_vmm::api::Shared;
+use pollux_vmm::api::http::HttpServer;
+use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
+use pollux_vmm::config::VmConfig;
+use pollux_vmm::event_monitor::{EventMonitor, EventTarget};
+use pollux_vmm::ft_api::{FtControl, FtOptions};
+use pollux_vmm::machine::{Assembler, BoxError, Built, Counters, Machine, VmEvent};
+use pollux_vmm::vmm::{Ending, Parts, Vmm};
+use serde_json::{Value, json};
+
+/// What the fakes of one VMM have been told, in order.
+pub type Diary = Arc<Mutex<Vec<String>>>;
+
+struct FakeMachine {
+    config: VmConfig,
+    diary: Diary,
+    /// `pause` waits here when it is given: a call that takes long.
+    gate: Option<Receiver<()>>,
+}
+
+impl FakeMachine {
+    fn note(&self, what: &str) -> Result<(), BoxError> {
+        self.diary.lock().unwrap().push(what.to_owned());
+        Ok(())
+    }
+}
+
+impl Machine for FakeMachine {
+    fn boot(&mut self) -> Result<(), BoxError> {
+        if self.config.payload.as_ref().and_then(|payload| payload.cmdline.as_deref()) == Some("fail") {
+            return Err("the kernel is no kernel".into());
+        }
+        self.note("boot")
+    }
+
+    fn pause(&mut self) -> Result<(), BoxError> {
+        self.note("pause")?;
+        if let Some(gate) = &self.gate {
+            gate.recv()?;
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), BoxError> {
+        self.note("resume")
+    }
+
+    fn reset(&mut self) -> Result<(), BoxError> {
+        self.note("reset")
+    }
+
+    fn shutdown(&mut self) -> Result<(), BoxError> {
+        self.note("shutdown")
+    }
+
+    fn power_button(&mut self) -> Result<(), BoxError> {
+        self.note("power-button")
+    }
+
+    fn nmi(&mut self) -> Result<(), BoxError> {
+        self.note("nmi")
+    }
+
+    fn config(&self) -> VmConfig {
+        self.config.clone()
+    }
+
+    fn memory_size(&self) -> u64 {
+        self.config.memory.size
+    }
+
+    fn device_tree(&self) -> Value {
+        json!({"__rng": {"id": "__rng", "resources": [], "children": []}})
+    }
+
+    fn counters(&self) -> Counters {
+        [("_disk0".to_owned(), [("read_ops".to_owned(), 3)].into())].into()
+    }
+}
+
+struct FakeFt(Diary);
+
+impl FtControl for FakeFt {
+    fn protect(&self, request: Value) -> Result<(), Vec<String>> {
+        self.0.lock().unwrap().push(format!("protect {}", request["peer"]));
+        if request["peer"] == "nobody:1" { Err(vec!["no route".to_owned(), "no disk".to_owned()]) } else { Ok(()) }
+    }
+
+    fn stop(&self) -> Result<(), Vec<String>> {
+        self.0.lock().unwrap().push("ft-stop".to_owned());
+        Ok(())
+    }
+
+    fn status(&self) -> Value {
+        json!({"role": "none", "state": "unprotected"})
+    }
+
+    fn events(&self) -> Value {
+        json!([])
+    }
+}
+
+struct FakeAssembler {
+    diary: Diary,
+    gate: Option<Receiver<()>>,
+    events: Arc<Mutex<Option<Sender<VmEvent>>>>,
+}
+
+impl Assembler for FakeAssembler {
+    fn assemble(
+        &mut self,
+        config: VmConfig,
+        standby: Option<&FtOptions>,
+        events: Sender<VmEvent>,
+    ) -> Result<Built, BoxError> {
+        *self.events.lock().unwrap() = Some(events);
+        let what = if standby.is_some() { "assemble standby" } else { "assemble" };
+        self.diary.lock().unwrap().push(what.to_owned());
+        let machine = FakeMachine { config, diary: Arc::clone(&self.diary), gate: self.gate.clone() };
+        Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(FakeFt(Arc::clone(&self.diary)))) })
+    }
+}
+
+/// How to start one.
+#[derive(Default)]
+pub struct Setup {
+    pub gate: Option<Receiver<()>>,
+    pub no_shutdown: bool,
+    pub standby: bool,
+}
+
+/// A running VMM. Its socket and event file are in a directory of its own.
+pub struct FakeVmm {
+    pub diary: Diary,
+    pub signals: Sender<i32>,
+    events: Arc<Mutex<Option<Sender<VmEvent>>>>,
+    dir: tempfile::TempDir,
+    thread: JoinHandle<Ending>,
+}
+
+impl FakeVmm {
+    pub fn start(setup: Setup) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (diary, events) = (Diary::default(), Arc::default());
+        let assembler = FakeAssembler { diary: Arc::clone(&diary), gate: setup.gate, events: Arc::clone(&events) };
+        let monitor = EventMonitor::open(&EventTarget::Path(dir.path().join("events"))).unwrap();
+        let (sender, calls) = unbounded();
+        let shared = Shared::new(sender);
+        let socket = ApiSocket::open(&SocketTarget::Path(dir.path().join("api"))).unwrap();
+        let http = HttpServer::start(socket.listener().unwrap(), Arc::clone(&shared)).unwrap();
+        let (signal_sender, signals) = unbounded();
+        let parts = Parts { assembler: Box::new(assembler), monitor, shared, no_shutdown: setup.no_shutdown };
+        let thread = std::thread::spawn(move || {
+            let mut vmm = Vmm::new(parts);
+            if setup.standby {
+                let options = FtOptions::from_option("role=standby,listen=a:1,heartbeat=b:2").unwrap();
+                vmm.start(VmConfig::default(), Some(&options)).unwrap();
+            }
+            let ending = vmm.run(&calls, &signals);
+            drop((calls, http));
+            drop(socket);
+            ending
+        });
+        Self { diary, signals: signal_sender, events, dir, thread }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.path("api")).unwrap()
+    }
+
+    /// What the VM tells the control loop.
+    pub fn tell(&self, event: VmEvent) {
+        self.events.lock().unwrap().as_ref().unwrap().send(event).unwrap();
+    }
+
+    /// Sends one request on a connection of its own and returns the raw answer.
+    pub fn raw(&self, request: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        read_answer(&mut stream)
+    }
+
+    pub fn get(&self, route: &str) -> String {
+        self.raw(&format!("GET /api/v1/{route} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"))
+    }
+
+    pub fn put(&self, route: &str, body: &str) -> String {
+        let length = body.len();
+        self.raw(&format!("PUT /api/v1/{route} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"))
+    }
+
+    /// Names of the events written so far.
+    pub fn event_names(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path("events")).unwrap();
+        let parse = |part: &str| serde_json::from_str::<Value>(part).unwrap();
+        let name = |event: Value| format!("{}.{}", event["source"].as_str().unwrap(), event["event"].as_str().unwrap());
+        text.split("\n\n").filter(|part| !part.is_empty()).map(parse).map(name).collect()
+    }
+
+    /// Waits until the VMM has ended by itself, and returns how, and what it has written and left behind.
+    pub fn ended(self) -> (Ending, Vec<String>, Vec<String>) {
+        while !self.thread.is_finished() {
+            std::thread::yield_now();
+        }
+        let names = self.event_names();
+        let ending = self.thread.join().unwrap();
+        let left = std::fs::read_dir(self.dir.path()).unwrap();
+        let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        (ending, names, left)
+    }
+}
+
+/// One whole answer: head, and as much body as its length says.
+pub fn read_answer(stream: &mut UnixStream) -> String {
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while !answer.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).unwrap();
+        answer.push(byte[0]);
+    }
+    let head = String::from_utf8(answer).unwrap();
+    let length = head.split("\r\n").find_map(|line| line.strip_prefix("Content-Length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    stream.read_exact(&mut body).unwrap();
+    head + &String::from_utf8(body).unwrap()
+}
+
+/// The body of an answer as JSON.
+pub fn body(answer: &str) -> Value {
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+/// The status line of an answer.
+pub fn status(answer: &str) -> &str {
+    answer.split("\r\n").next().unwrap()
+}

@@ -1,0 +1,240 @@
+//! The API over a real unix socket, answers compared byte for byte where clients depend on the bytes.
+
+mod fake;
+
+use std::io::Write;
+
+use fake::{FakeVmm, Setup, body, read_answer, status};
+use pollux_vmm::machine::VmEvent;
+use pollux_vmm::vmm::Ending;
+use serde_json::json;
+
+const CONFIG: &str = r#"{"payload":{"kernel":"/k"},"memory":{"size":268435456}}"#;
+
+fn booted(setup: Setup) -> FakeVmm {
+    let vmm = FakeVmm::start(setup);
+    assert_eq!(status(&vmm.put("vm.create", CONFIG)), "HTTP/1.1 204 ");
+    assert_eq!(status(&vmm.put("vm.boot", "")), "HTTP/1.1 204 ");
+    vmm
+}
+
+#[test]
+fn done_is_204_without_length_and_type() {
+    let vmm = FakeVmm::start(Setup::default());
+    let expected = "HTTP/1.1 204 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n";
+    assert_eq!(vmm.put("vm.create", CONFIG), expected);
+    assert_eq!(vmm.raw("PUT /api/v1/vm.boot HTTP/1.1\r\nHost: localhost\r\n\r\n"), expected);
+}
+
+#[test]
+fn data_is_200_with_title_case_length() {
+    let vmm = FakeVmm::start(Setup::default());
+    let answer = vmm.get("vmm.ping");
+    let text = answer.split_once("\r\n\r\n").unwrap().1;
+    let head = format!(
+        "HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nContent-Type: application/json\r\nConnection: keep-alive\r\n\
+         Content-Length: {}\r\n\r\n",
+        text.len()
+    );
+    let sorted = |text: &str| {
+        let mut lines: Vec<_> = text.split("\r\n").map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(answer.strip_suffix(text).unwrap()), sorted(&head));
+    let ping = body(&answer);
+    assert_eq!(ping["version"], "53.0.0");
+    assert_eq!(ping["pid"], std::process::id());
+    assert!(ping["build_version"].as_str().unwrap().starts_with("v53.0"));
+    assert!(ping["features"].is_array());
+}
+
+#[test]
+fn errors_are_arrays_from_outermost_to_root() {
+    let vmm = FakeVmm::start(Setup::default());
+    let cases = [
+        (vmm.get("vm.info"), 404, json!(["Error from API", "The VM info is not available", "VM is not created"])),
+        (vmm.put("vm.boot", ""), 404, json!(["Error from API", "The VM could not boot", "VM is not created"])),
+        (vmm.put("vm.pause", ""), 500, json!(["Error from API", "The VM could not be paused", "VM is not running"])),
+        (vmm.get("vm.nothing"), 404, json!(["Not Found"])),
+        (vmm.get("vmm.ping?x=1"), 404, json!(["Not Found"])),
+        (vmm.get("vmm.ping/"), 404, json!(["Not Found"])),
+        (vmm.put("vmm.ping", ""), 400, json!(["Bad Request"])),
+        (vmm.get("vm.boot"), 400, json!(["Bad Request"])),
+        (vmm.put("vm.boot", "{}"), 400, json!(["Bad Request"])),
+        (vmm.raw("DELETE /api/v1/vm.boot HTTP/1.1\r\n\r\n"), 400, json!(["Bad Request"])),
+        (
+            vmm.put("vm.create", r#"{"memory":{"shared":true}}"#),
+            400,
+            json!(["Failed to deserialize JSON", "missing field `size` at line 1 column 25"]),
+        ),
+    ];
+    for (answer, code, texts) in cases {
+        assert_eq!(status(&answer), format!("HTTP/1.1 {code} "), "{texts}");
+        assert_eq!(body(&answer), texts);
+    }
+    let empty = vmm.put("vm.create", "");
+    assert_eq!(status(&empty), "HTTP/1.1 400 ");
+    assert!(empty.contains("Content-Length: 0\r\n") && empty.ends_with("\r\n\r\n"), "{empty}");
+    let long = vmm.put("vm.create", &" ".repeat(51201));
+    assert_eq!(status(&long), "HTTP/1.1 400 ");
+}
+
+#[test]
+fn create_stores_and_boot_validates() {
+    let vmm = FakeVmm::start(Setup::default());
+    assert_eq!(status(&vmm.put("vm.create", "{}")), "HTTP/1.1 204 ");
+    assert_eq!(status(&vmm.put("vm.create", "{}")), "HTTP/1.1 500 ");
+    let answer = vmm.put("vm.boot", "");
+    assert_eq!(status(&answer), "HTTP/1.1 500 ");
+    let texts = json!([
+        "Error from API",
+        "The VM could not boot",
+        "the configuration is wrong",
+        "payload: nothing to boot: give a kernel or a firmware"
+    ]);
+    assert_eq!(body(&answer), texts);
+    assert_eq!(status(&vmm.put("vm.delete", "")), "HTTP/1.1 204 ");
+    assert_eq!(status(&vmm.put("vm.delete", "")), "HTTP/1.1 204 ");
+    assert_eq!(vmm.diary.lock().unwrap().len(), 0);
+}
+
+#[test]
+fn life_of_a_vm() {
+    let vmm = booted(Setup::default());
+    let state = || body(&vmm.get("vm.info"))["state"].as_str().unwrap().to_owned();
+    let info = body(&vmm.get("vm.info"));
+    assert_eq!((&info["state"], &info["memory_actual_size"]), (&json!("Running"), &json!(268435456)));
+    assert_eq!(info["device_tree"]["__rng"]["id"], "__rng");
+    assert_eq!(body(&vmm.get("vm.counters")), json!({"_disk0": {"read_ops": 3}}));
+    vmm.put("vm.pause", "");
+    assert_eq!(state(), "Paused");
+    let again = body(&vmm.put("vm.pause", ""));
+    assert_eq!(again[2], "Invalid transition: InvalidStateTransition(Paused, Paused)");
+    vmm.put("vm.resume", "");
+    for route in ["vm.power-button", "vm.nmi", "vmm.nmi", "vm.reboot"] {
+        assert_eq!(status(&vmm.put(route, "")), "HTTP/1.1 204 ", "{route}");
+    }
+    assert_eq!(state(), "Running");
+    vmm.put("vm.shutdown", "");
+    assert_eq!(state(), "Created");
+    assert!(body(&vmm.get("vm.info")).get("device_tree").is_none());
+    let last = vmm.put("vmm.shutdown", "");
+    assert_eq!(status(&last), "HTTP/1.1 200 ");
+    assert!(last.contains("Content-Length: 0\r\n"));
+    let diary = vmm.diary.lock().unwrap().join(" ");
+    assert_eq!(diary, "assemble boot pause resume power-button nmi nmi reset ft-stop shutdown");
+    let (ending, events, left) = vmm.ended();
+    assert_eq!((ending, left), (Ending::Clean, vec!["events".to_owned()]));
+    let expected = "vmm.starting vm.booting vm.booted vm.pausing vm.paused vm.resuming vm.resumed vm.rebooting vm.rebooted \
+                    vm.shutdown vm.deleted vmm.shutdown";
+    assert_eq!(events.join(" "), expected);
+}
+
+#[test]
+fn failed_boot_can_be_tried_again() {
+    let vmm = FakeVmm::start(Setup::default());
+    vmm.put("vm.create", r#"{"payload":{"kernel":"/k","cmdline":"fail"}}"#);
+    let texts = json!(["Error from API", "The VM could not boot", "the kernel is no kernel"]);
+    assert_eq!(body(&vmm.put("vm.boot", "")), texts);
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Created");
+    vmm.put("vm.delete", "");
+    vmm.put("vm.create", CONFIG);
+    assert_eq!(status(&vmm.put("vm.boot", "")), "HTTP/1.1 204 ");
+}
+
+#[test]
+fn queries_do_not_wait_for_a_long_call() {
+    let (open, gate) = crossbeam_channel::bounded(0);
+    let vmm = booted(Setup { gate: Some(gate), ..Setup::default() });
+    let mut long = vmm.connect();
+    long.write_all(b"PUT /api/v1/vm.pause HTTP/1.1\r\n\r\n").unwrap();
+    // The diary says when the loop is inside the long call.
+    while vmm.diary.lock().unwrap().last().unwrap() != "pause" {
+        std::thread::yield_now();
+    }
+    assert_eq!(status(&vmm.get("vmm.ping")), "HTTP/1.1 200 ");
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Running");
+    assert_eq!(body(&vmm.get("ft.status"))["state"], "unprotected");
+    open.send(()).unwrap();
+    assert_eq!(status(&read_answer(&mut long)), "HTTP/1.1 204 ");
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Paused");
+}
+
+#[test]
+fn connections_are_kept_and_requests_may_be_pipelined() {
+    let vmm = FakeVmm::start(Setup::default());
+    let mut stream = vmm.connect();
+    stream.write_all("GET /api/v1/vmm.ping HTTP/1.1\r\n\r\n".repeat(3).as_bytes()).unwrap();
+    for _ in 0..3 {
+        assert_eq!(status(&read_answer(&mut stream)), "HTTP/1.1 200 ");
+    }
+    stream.write_all(b"PUT http://localhost/api/v1/vm.delete HTTP/1.1\r\ncontent-length: 0\r\n\r\n").unwrap();
+    assert_eq!(status(&read_answer(&mut stream)), "HTTP/1.1 204 ");
+}
+
+#[test]
+fn fault_tolerance_routes() {
+    let vmm = FakeVmm::start(Setup::default());
+    assert_eq!(body(&vmm.get("ft.status"))[2], "VM is not created");
+    vmm.put("vm.create", CONFIG);
+    assert_eq!(body(&vmm.put("ft.protect", r#"{"peer":"a:1"}"#))[2], "VM is not running");
+    vmm.put("vm.boot", "");
+    assert_eq!(status(&vmm.put("ft.protect", r#"{"peer":"a:1"}"#)), "HTTP/1.1 204 ");
+    let refused = vmm.put("ft.protect", r#"{"peer":"nobody:1"}"#);
+    assert_eq!(body(&refused), json!(["Error from API", "The VM cannot be protected", "no route", "no disk"]));
+    assert_eq!(status(&vmm.put("ft.protect", "")), "HTTP/1.1 400 ");
+    assert_eq!(body(&vmm.get("ft.events")), json!([]));
+    assert_eq!(status(&vmm.put("ft.stop", "")), "HTTP/1.1 204 ");
+}
+
+#[test]
+fn guest_ends_reset_and_power_off() {
+    let vmm = booted(Setup::default());
+    vmm.tell(VmEvent::DeviceActivated { id: "_disk0".to_owned() });
+    vmm.tell(VmEvent::Reset);
+    vmm.tell(VmEvent::Shutdown);
+    let (ending, events, _) = vmm.ended();
+    assert_eq!(ending, Ending::Clean);
+    let expected = "vmm.starting vm.booting vm.booted virtio-device.activated vm.rebooting vm.rebooted vm.shutdown \
+                    vm.deleted vmm.shutdown";
+    assert_eq!(events.join(" "), expected);
+}
+
+#[test]
+fn no_shutdown_keeps_the_vmm() {
+    let vmm = booted(Setup { no_shutdown: true, ..Setup::default() });
+    vmm.tell(VmEvent::Shutdown);
+    while body(&vmm.get("vm.info"))["state"] != "Created" {
+        std::thread::yield_now();
+    }
+    assert_eq!(status(&vmm.put("vm.boot", "")), "HTTP/1.1 204 ");
+    vmm.signals.send(15).unwrap();
+    assert_eq!(vmm.ended().0, Ending::Clean);
+}
+
+#[test]
+fn crash_is_a_failure() {
+    let vmm = booted(Setup::default());
+    vmm.tell(VmEvent::Crashed { reason: "vCPU 0 has failed".to_owned() });
+    assert_eq!(vmm.ended().0, Ending::Failed);
+}
+
+#[test]
+fn standby_is_not_to_be_touched_until_it_takes_over() {
+    let vmm = FakeVmm::start(Setup { standby: true, ..Setup::default() });
+    while vmm.diary.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    for route in ["vm.boot", "vm.resume", "vm.pause", "vm.reboot", "vm.power-button"] {
+        let texts = body(&vmm.put(route, ""));
+        assert_eq!(texts[2], "this VM is a standby: it runs on the host that it protects", "{route}");
+    }
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Paused");
+    vmm.tell(VmEvent::TakenOver);
+    while body(&vmm.get("vm.info"))["state"] != "Running" {
+        std::thread::yield_now();
+    }
+    assert_eq!(status(&vmm.put("vm.pause", "")), "HTTP/1.1 204 ");
+    assert!(!vmm.diary.lock().unwrap().contains(&"boot".to_owned()));
+}
