@@ -106,6 +106,12 @@ impl Client {
         self.send_only(op::ECHO)
     }
 
+    /// As [`Self::work`], but do not wait. Nothing else may be asked of this client afterwards.
+    pub fn send_work(&mut self, pages: u64, blocks: u64) {
+        let request = Request { op: op::WORK, seq: self.seq + 1, pages, blocks, ..self.request() };
+        self.socket.send(&request.encode()).expect("send a datagram");
+    }
+
     /// Send one request that is not answered, or whose answer [`Self::receive`] shall get; returns its number.
     pub fn send_only(&mut self, op: u64) -> u64 {
         self.echo_seq += 1;

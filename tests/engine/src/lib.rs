@@ -22,6 +22,7 @@ mod image;
 mod machine;
 mod netns;
 mod pair;
+mod proxy;
 mod vm;
 
 pub use api::{Answer, Api};
@@ -31,6 +32,7 @@ pub use machine::Machine;
 pub use netns::Netns;
 pub use pair::Pair;
 pub use pollux_guest::{pattern, wire};
+pub use proxy::Proxy;
 pub use vm::{Vm, VmOptions};
 
 /// The bare-metal guest: a static ELF with a PVH note.

@@ -71,6 +71,12 @@ impl Netns {
         })
     }
 
+    /// A second handle of the same namespace.
+    #[must_use]
+    pub fn handle(&self) -> Self {
+        Self { file: self.file.try_clone().expect("a second handle of a namespace") }
+    }
+
     /// Names of the interfaces, but for `lo`.
     #[must_use]
     pub fn interfaces(&self) -> Vec<String> {

@@ -66,6 +66,11 @@ impl Pair {
         options.clone().disk(self.images[i].path()).tap("tap0")
     }
 
+    /// The standby that `vm` is protected by goes away, and `vm` runs alone again.
+    pub fn wait_solo(&self, vm: &Vm) -> Value {
+        self.wait_status(vm, "solo")
+    }
+
     /// A client on the network.
     #[must_use]
     pub fn client(&self) -> Client {

@@ -225,6 +225,17 @@ impl Vm {
         self.processes().into_iter().find(program).unwrap_or_else(|| panic!("no {name} process:\n{}", self.log()))
     }
 
+    /// The guest's RAM as it is now: the contents of the VMM's memory file.
+    #[must_use]
+    pub fn memory(&self) -> Vec<u8> {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("files of a VMM");
+        let memories = files.flatten().map(|entry| entry.path()).filter(|path| {
+            std::fs::read_link(path).is_ok_and(|target| target.starts_with("/memfd:") && has_len(path, 64 << 20))
+        });
+        let path = memories.into_iter().next().unwrap_or_else(|| panic!("no memory file:\n{}", self.log()));
+        std::fs::read(path).expect("read guest RAM")
+    }
+
     /// Send a signal to the VMM alone.
     pub fn signal(&self, signal: Signal) {
         if self.status.is_none() {
@@ -275,6 +286,10 @@ impl Vm {
         assert!(left.is_empty(), "processes {left:?} outlive their VMM:\n{}", self.log());
         assert!(!self.socket.exists(), "the API socket is left behind");
     }
+}
+
+fn has_len(path: &Path, least: u64) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.len() >= least)
 }
 
 impl Drop for Vm {

@@ -1,0 +1,193 @@
+//! A protected guest outlives its host: what was answered is never lost, what is not committed is never seen.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use engine_tests::wire::op;
+use engine_tests::{Pair, Proxy, Vm, VmOptions};
+use nix::sys::signal::{Signal, kill};
+use serde_json::json;
+
+/// A busy guest: answers, writes pages in the background, writes and reads its disk.
+fn busy() -> VmOptions {
+    VmOptions::new().guest("bg_pages=200 rate=20000 disk_rate=300")
+}
+
+fn protected(pair: &Pair, options: &VmOptions) -> [Vm; 2] {
+    let vm = pair.boot(0, options);
+    let standby = pair.standby(1, options);
+    pair.client().echo();
+    pair.protect(&vm, 1, &json!({}));
+    [vm, standby]
+}
+
+#[test]
+fn the_standby_takes_over_when_the_host_dies() {
+    let pair = Pair::new();
+    let [mut vm, mut standby] = protected(&pair, &busy());
+    let mut client = pair.client();
+    for i in 0..300 {
+        client.work(i % 50, i % 3);
+    }
+    let before = client.last();
+    vm.kill_host();
+    client.longest = Duration::ZERO;
+    for i in 0..300 {
+        client.work(i % 50, i % 3);
+    }
+    println!("longest wait for a reply: {:?}", client.longest);
+    assert!(client.last().background > before.background && client.last().disk_checked > before.disk_checked);
+    assert_eq!(pair.wait_status(&standby, "solo")["role"], "solo");
+    assert_eq!(standby.power_off(&mut client).code(), Some(0));
+    pair.images[1].check(&client.last());
+}
+
+#[test]
+fn requests_in_flight_survive() {
+    let pair = Pair::new();
+    let [mut vm, standby] = protected(&pair, &busy());
+    let mut client = pair.client();
+    for i in 0..20 {
+        client.work(i, 2);
+    }
+    // Killed by another thread, while requests are under way.
+    let killer = std::thread::spawn(move || {
+        vm.wait_line("print 1");
+        vm.kill_host();
+    });
+    client.ask(op::PRINT, 1);
+    for i in 0..500 {
+        client.work(i % 50, i % 2);
+    }
+    killer.join().expect("killer");
+    drop(standby);
+}
+
+#[test]
+fn nothing_leaves_before_it_is_committed() {
+    let pair = Pair::new();
+    let vm = pair.boot(0, &busy());
+    let standby = pair.standby(1, &busy());
+    let mut client = pair.client();
+    client.echo();
+    pair.protect(&vm, 1, &json!({"detect_ms": 0}));
+    client.work(10, 1);
+    standby.signal_all(Signal::SIGSTOP);
+    let first = client.send();
+    for _ in 1..50 {
+        client.send();
+    }
+    assert_eq!(client.receive(Duration::from_secs(2)), None, "a reply left that the standby does not have");
+    standby.signal_all(Signal::SIGCONT);
+    for seq in first..first + 50 {
+        let reply = client.receive(Duration::from_secs(10));
+        assert_eq!(reply.map(|reply| reply.seq), Some(seq), "in order, none missing");
+    }
+    client.work(10, 1);
+}
+
+#[test]
+fn part_of_an_epoch_is_never_applied() {
+    let pair = Pair::new();
+    // Epochs of one request and nothing else.
+    let options = VmOptions::new().guest("pages=2000 disk_rate=0");
+    let (vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
+    let (listen, to) = (SocketAddr::from(([10, 77, 0, 2], 4800)), SocketAddr::from(([10, 77, 0, 2], 4700)));
+    let proxy = Proxy::new(&pair.hosts[1], listen, to);
+    let mut client = pair.client();
+    client.echo();
+    pair.protect(&vm, 1, &json!({"peer": listen, "detect_ms": 0}));
+    client.work(100, 1);
+    // What arrives from here on belongs to an epoch whose pages do not fit.
+    proxy.stall_after(1 << 20);
+    client.send_work(1900, 0);
+    proxy.wait_stalled();
+    let before = standby.memory();
+    assert_eq!(client.receive(Duration::from_millis(300)), None, "a reply left that the standby does not have");
+    proxy.stall_after(1 << 20);
+    proxy.wait_stalled();
+    proxy.cut();
+    pair.wait_status(&standby, "standby-empty");
+    assert!(standby.memory() == before, "the standby has applied part of an epoch");
+}
+
+#[test]
+fn the_primary_goes_on_alone_when_the_standby_dies() {
+    let pair = Pair::new();
+    let [mut vm, mut standby] = protected(&pair, &busy());
+    let mut client = pair.client();
+    client.work(10, 1);
+    standby.kill_host();
+    for i in 0..200 {
+        client.work(i % 50, i % 2);
+    }
+    pair.wait_solo(&vm);
+    assert_eq!(vm.power_off(&mut client).code(), Some(0));
+    pair.images[0].check(&client.last());
+}
+
+#[test]
+fn a_dead_device_process_is_a_dead_host() {
+    for name in ["vhost-user-blk-repl", "vhost-user-net-buffer"] {
+        let pair = Pair::new();
+        let [mut vm, standby] = protected(&pair, &busy());
+        let mut client = pair.client();
+        client.work(10, 1);
+        kill(vm.device(name), Signal::SIGKILL).expect("kill a device process");
+        for i in 0..200 {
+            client.work(i % 50, i % 2);
+        }
+        vm.wait();
+        pair.wait_solo(&standby);
+    }
+}
+
+#[test]
+fn takeovers_back_and_forth() {
+    back_and_forth(4);
+}
+
+/// `cargo test -p engine-tests --test takeover -- --ignored`; `TAKEOVERS=N` says how many.
+#[test]
+#[ignore = "takes a long time"]
+fn a_thousand_takeovers() {
+    let takeovers = std::env::var("TAKEOVERS").ok().and_then(|text| text.parse().ok()).unwrap_or(1000);
+    back_and_forth(takeovers);
+}
+
+fn back_and_forth(takeovers: usize) {
+    let pair = Pair::new();
+    let mut vm = pair.boot(0, &busy());
+    let mut client = pair.client();
+    client.echo();
+    for i in 1..=takeovers {
+        let standby = pair.standby(i % 2, &busy());
+        pair.protect(&vm, i % 2, &json!({}));
+        for n in 0..50 {
+            client.work(n % 30, n % 2);
+        }
+        vm.kill_host();
+        vm = standby;
+        for n in 0..20 {
+            client.work(n % 30, n % 2);
+        }
+        pair.wait_solo(&vm);
+    }
+    assert_eq!(vm.power_off(&mut client).code(), Some(0));
+    pair.images[takeovers % 2].check(&client.last());
+}
+
+#[test]
+fn protection_ends_when_asked() {
+    let pair = Pair::new();
+    let [mut vm, mut standby] = protected(&pair, &busy());
+    let mut client = pair.client();
+    client.work(10, 1);
+    vm.api().put("ft.stop", None).ok();
+    pair.wait_solo(&vm);
+    client.work(10, 1);
+    standby.signal(Signal::SIGTERM);
+    assert_eq!(standby.wait().code(), Some(0));
+    client.work(10, 1);
+    assert_eq!(vm.power_off(&mut client).code(), Some(0));
+}
