@@ -1,0 +1,120 @@
+//! Who may import whom: the arrows of ARCHITECTURE.md, one way only.
+
+use tidy::{Source, report, sources_ending};
+
+/// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
+const ARROWS: [(&str, &[&str]); 6] = [
+    ("ft/proto", &[]),
+    ("ft", &["ft-proto"]),
+    ("pollux", &[]),
+    ("vhost-user-blk-repl", &["ft-proto"]),
+    ("vhost-user-net-buffer", &["ft-proto"]),
+    ("vmm", &["ft", "ft-proto"]),
+];
+
+/// Files of the VMM that may name the engine; all others are mechanism and know no epochs.
+const ENGINE_IN_VMM: [&str; 2] = ["vmm/src/main.rs", "vmm/src/guest_port.rs"];
+
+fn manifests() -> Vec<(String, Source)> {
+    let folder = |path: &str| path.trim_end_matches("Cargo.toml").trim_end_matches('/').to_owned();
+    sources_ending("Cargo.toml")
+        .into_iter()
+        .map(|s| (folder(&s.path), s))
+        .filter(|(folder, _)| !folder.is_empty())
+        .collect()
+}
+
+fn package(manifest: &Source) -> &str {
+    let name = manifest.text.lines().find_map(|line| line.strip_prefix("name = "));
+    name.unwrap_or_default().trim_matches('"')
+}
+
+/// (section, dependency) pairs of a manifest.
+fn dependencies(manifest: &Source) -> Vec<(&str, &str)> {
+    let mut section = "";
+    let mut found = vec![];
+    for line in manifest.text.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+        } else if section.ends_with("dependencies") && !line.starts_with('#') {
+            let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
+            found.push((section, name));
+        }
+    }
+    found.retain(|(_, name)| !name.is_empty());
+    found
+}
+
+#[test]
+fn crates_depend_only_along_the_arrows() {
+    let manifests = manifests();
+    let ours: Vec<&str> = manifests.iter().map(|(_, manifest)| package(manifest)).collect();
+    let in_tests: Vec<&str> = manifests
+        .iter()
+        .filter(|(folder, _)| folder.starts_with("tests/"))
+        .map(|(_, manifest)| package(manifest))
+        .collect();
+    let mut complaints = vec![];
+    for (folder, manifest) in manifests.iter().filter(|(folder, _)| !folder.starts_with("tests/")) {
+        let Some((_, allowed)) = ARROWS.iter().find(|(name, _)| name == folder) else {
+            complaints.push(format!("{}: a new crate needs its line in tests/tidy/tests/arrows.rs", manifest.path));
+            continue;
+        };
+        for (section, name) in dependencies(manifest) {
+            let test_only = section == "dev-dependencies" && !in_tests.contains(&name);
+            if ours.contains(&name) && !allowed.contains(&name) && !test_only {
+                complaints.push(format!("{}: must not depend on {name}", manifest.path));
+            }
+        }
+    }
+    report("dependencies go one way", &complaints);
+}
+
+#[test]
+fn only_the_port_of_the_vmm_names_the_engine() {
+    let mut complaints = vec![];
+    for source in sources_ending(".rs") {
+        if !source.path.starts_with("vmm/src/") || ENGINE_IN_VMM.contains(&source.path.as_str()) {
+            continue;
+        }
+        for (number, line) in source.text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let named = code.match_indices("ft::").any(|(at, _)| {
+                let before = code[..at].chars().next_back();
+                !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+            });
+            if named {
+                complaints.push(format!("{}:{}: {}", source.path, number + 1, line.trim()));
+            }
+        }
+    }
+    report("the VMM is mechanism: only its main and its guest port know the engine", &complaints);
+}
+
+#[test]
+fn the_core_is_pure() {
+    let banned = ["std::thread", "std::net", "std::fs", "std::process", "Instant::now", "SystemTime", "unsafe "];
+    let mut complaints = vec![];
+    for source in sources_ending(".rs").iter().filter(|source| source.path.starts_with("ft/proto/src/")) {
+        for (number, line) in source.text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if let Some(word) = banned.iter().find(|word| code.contains(**word)) {
+                complaints.push(format!("{}:{}: {word}", source.path, number + 1));
+            }
+        }
+        if source.path == "ft/proto/src/lib.rs" && !source.text.contains("#![forbid(unsafe_code)]") {
+            complaints.push(format!("{}: #![forbid(unsafe_code)] is gone", source.path));
+        }
+    }
+    report("ft-proto has no I/O, clock, thread or unsafe code", &complaints);
+}
+
+#[test]
+fn every_crate_takes_the_workspace_lints() {
+    // A manifest that is a workspace of its own (the bare-metal guest) repeats the lints instead.
+    let bare = |(_, manifest): &&(String, Source)| {
+        !manifest.text.contains("[lints]\nworkspace = true") && !manifest.text.contains("[workspace]")
+    };
+    let complaints: Vec<String> = manifests().iter().filter(bare).map(|(_, manifest)| manifest.path.clone()).collect();
+    report("manifests without [lints] workspace = true", &complaints);
+}
