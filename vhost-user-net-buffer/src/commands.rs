@@ -1,0 +1,164 @@
+//! What each ft-ctl command does to the card.
+
+use ft_proto::Epoch;
+use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, QueueState, Report};
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+
+use crate::announce::{Mac, RARP_LEN, rarp};
+use crate::backend::{Net, Vring};
+use crate::ring::HEADER_LEN;
+use crate::work::Job;
+
+/// Commands per look at the link: a VMM that never stops talking must not stop the card.
+const COMMANDS_MAX: usize = 64;
+
+impl Net {
+    /// Carries out the commands that are waiting.
+    pub(crate) fn take_commands(&mut self, vrings: &[Vring]) {
+        for _ in 0..COMMANDS_MAX {
+            let Some(control) = &mut self.control else { return };
+            match control.receive() {
+                Ok(Some(command)) => self.obey(command, vrings),
+                Ok(None) => return,
+                Err(e) => {
+                    match std::error::Error::source(&e) {
+                        Some(source) => tracing::error!("{e}: {source}"),
+                        None => tracing::info!("{e}"),
+                    }
+                    return self.end();
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command, vrings: &[Vring]) {
+        tracing::trace!(?command, "ft-ctl");
+        match command {
+            Command::Hello { version } => self.hello(version),
+            Command::Standby(standby) => self.stand_by(standby),
+            Command::Protect { epoch, hold } => self.protect(epoch, hold),
+            Command::Seal { epoch } => self.seal(epoch, vrings),
+            Command::Resume => {
+                self.gate.resume();
+                // Kicks and frames that came meanwhile.
+                self.work.add_all_queues();
+            }
+            Command::Release(release) => {
+                self.buffer.release(release.epoch());
+                if self.buffer.has_releasable() {
+                    self.work.add(Job::Drain);
+                }
+            }
+            Command::Discard { after } => self.discard(after),
+            Command::Start { in_flight, macs } => {
+                if !in_flight.is_empty() {
+                    tracing::warn!("{} requests in flight ignored: a network card has none", in_flight.len());
+                }
+                self.start(macs);
+            }
+            Command::Mirror { .. } | Command::Unmirror | Command::Receive { .. } => {
+                tracing::warn!("a command for a disk is ignored");
+            }
+        }
+    }
+
+    fn hello(&mut self, version: u16) {
+        if version != CTL_VERSION {
+            tracing::error!("the VMM speaks version {version} of ft-ctl, this device {CTL_VERSION}");
+        }
+        let info = DeviceInfo::Net { tap: self.tap.name().into() };
+        self.report(&Report::Ready { version: CTL_VERSION, info });
+    }
+
+    fn stand_by(&mut self, standby: bool) {
+        self.gate.set_standby(standby);
+        if standby {
+            self.drop_held("this host does not run the VM");
+            self.ports.iter_mut().for_each(|port| port.frame_len = 0);
+        }
+        self.work.add_all_queues();
+    }
+
+    fn protect(&mut self, epoch: Epoch, hold: bool) {
+        if !hold {
+            self.buffer.release_all();
+            self.work.add(Job::Drain);
+        } else if self.buffer.newest_held().is_some_and(|newest| newest > epoch) {
+            // A new session counts from 1. What the old one left behind was never committed.
+            self.drop_held("their protection has ended without a word about them");
+        }
+        self.gate.protect(epoch, hold);
+        self.unstall();
+    }
+
+    /// Nothing of this process touches guest memory from here on: this is the only thread that does.
+    fn seal(&mut self, epoch: Epoch, vrings: &[Vring]) {
+        self.gate.seal(epoch);
+        let mut queues = std::mem::take(&mut self.scratch.queues);
+        queues.clear();
+        for (index, vring) in vrings.iter().enumerate() {
+            let vring = vring.get_ref();
+            let queue = vring.get_queue();
+            if queue.ready() {
+                let (next_avail, next_used) = (queue.next_avail(), queue.next_used());
+                queues.push(QueueState { index: index as u16, next_avail, next_used });
+            }
+        }
+        let (held_frames, held_bytes) = (self.buffer.frames() as u64, self.buffer.bytes() as u64);
+        let report = Report::Sealed { epoch, queues, in_flight: Vec::new(), held_frames, held_bytes };
+        self.report(&report);
+        // The list is kept for the next time, so that nothing is allocated here.
+        if let Report::Sealed { queues, .. } = report {
+            self.scratch.queues = queues;
+        }
+    }
+
+    fn discard(&mut self, after: Epoch) {
+        while self.buffer.has_releasable() {
+            self.drain();
+        }
+        let dropped = self.buffer.discard_after(after);
+        tracing::info!("discarded {dropped} frames of epochs after {after}");
+        self.unstall();
+        self.report(&Report::Discarded);
+    }
+
+    fn start(&mut self, macs: Vec<Mac>) {
+        self.drop_held("the VM starts from a checkpoint");
+        self.gate.start();
+        self.work.add_all_queues();
+        self.report(&Report::Started);
+        let macs = if macs.is_empty() { self.guest_mac.into_iter().collect() } else { macs };
+        self.announcer.start(macs);
+        self.announce();
+    }
+
+    fn drop_held(&mut self, why: &str) {
+        let dropped = self.buffer.discard_held();
+        if dropped > 0 {
+            tracing::warn!("{dropped} held frames are dropped: {why}");
+        }
+        self.unstall();
+    }
+
+    /// Serves output that waited for room again.
+    pub(crate) fn unstall(&mut self) {
+        for (pair, port) in self.ports.iter_mut().enumerate() {
+            if std::mem::take(&mut port.stalled) {
+                self.work.add(Job::Output(pair));
+            }
+        }
+    }
+
+    /// Sends one round of announcements. They tell nothing about the guest's state, so no epoch holds them back.
+    pub(crate) fn announce(&mut self) {
+        for mac in self.announcer.macs() {
+            let mut frame = [0; HEADER_LEN + RARP_LEN];
+            frame[HEADER_LEN..].copy_from_slice(&rarp(*mac));
+            if let Err(e) = self.tap.queues()[0].write(&frame) {
+                tracing::warn!("tap {}: announcement not sent: {e}", self.tap.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The guest's control queue: how many queue pairs it wants to use, and nothing else.
+//!
+//! There is one only with several queue pairs. Every other command is refused, which drivers take as "not supported".
+
+use vhost_user_backend::VringT;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_OK,
+};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+use crate::backend::{Net, Vring};
+use crate::output::CHUNK;
+use crate::ring::{self, Malformed, Memory};
+
+/// Class, command, and two bytes of argument.
+const COMMAND_LEN: usize = 4;
+
+impl Net {
+    /// Answers some commands. Returns how many, and whether there may be more.
+    pub(crate) fn serve_control_queue(&mut self, vrings: &[Vring]) -> (usize, bool) {
+        let Some(vring) = vrings.get(2 * self.pairs()) else { return (0, false) };
+        let mut vring = vring.get_mut();
+        if !vring.is_enabled() || !vring.get_queue().ready() {
+            return (0, false);
+        }
+        let loaded = self.memory.memory();
+        let memory: &Memory = &loaded;
+        let queue = vring.get_queue_mut();
+        let (before, size) = (queue.next_used(), queue.size());
+        let mut used = Vec::with_capacity(CHUNK);
+        let Ok(chains) = queue.iter(memory) else {
+            self.counters.malformed += 1;
+            return (0, false);
+        };
+        for chain in chains.take(CHUNK) {
+            let head = chain.head_index();
+            let written = self.answer(chain, memory).unwrap_or_else(|Malformed| {
+                self.counters.malformed += 1;
+                0
+            });
+            if head < size {
+                used.push((head, written));
+            }
+        }
+        let finished = ring::publish(queue, memory, &used)
+            .and_then(|()| Ok((ring::wants_signal(queue, memory, before)?, ring::enable_kick(queue, memory, queue.next_avail())?)));
+        let Ok((signal, more)) = finished else {
+            self.counters.malformed += 1;
+            return (used.len(), false);
+        };
+        if signal && let Err(e) = vring.signal_used_queue() {
+            tracing::warn!("the guest cannot be interrupted: {e}");
+        }
+        (used.len(), more)
+    }
+
+    fn answer(&mut self, chain: DescriptorChain<&Memory>, memory: &Memory) -> Result<u32, Malformed> {
+        let (mut command, mut len, mut status) = ([0; COMMAND_LEN], 0, None::<GuestAddress>);
+        for descriptor in chain {
+            if descriptor.is_write_only() {
+                if descriptor.len() > 0 {
+                    status.get_or_insert(descriptor.addr());
+                }
+                continue;
+            }
+            let take = (descriptor.len() as usize).min(COMMAND_LEN - len);
+            memory.read_slice(&mut command[len..len + take], descriptor.addr()).map_err(|_| Malformed)?;
+            len += take;
+        }
+        let status = status.ok_or(Malformed)?;
+        let pairs = u16::from_le_bytes([command[2], command[3]]);
+        let set_pairs = len == COMMAND_LEN
+            && u32::from(command[0]) == VIRTIO_NET_CTRL_MQ
+            && u32::from(command[1]) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;
+        let ok = set_pairs && (1..=self.pairs()).contains(&usize::from(pairs));
+        let answer = if ok { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+        memory.write_slice(&[answer as u8], status).map_err(|_| Malformed)?;
+        if ok {
+            self.pairs_set = Some(pairs);
+            self.work.add_all_input();
+        }
+        Ok(1)
+    }
+}
