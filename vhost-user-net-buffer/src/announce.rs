@@ -10,12 +10,8 @@ use std::time::Duration;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 /// Distance of each repetition from the one before.
-const REPEAT_AFTER: [Duration; 4] = [
-    Duration::from_millis(50),
-    Duration::from_millis(100),
-    Duration::from_millis(200),
-    Duration::from_millis(400),
-];
+const REPEAT_AFTER: [Duration; 4] =
+    [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
 
 /// Length of an announcement without virtio-net header: the shortest Ethernet frame.
 pub const RARP_LEN: usize = 60;

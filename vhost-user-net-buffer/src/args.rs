@@ -113,9 +113,14 @@ impl FromStr for TapName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.len() >= libc::IFNAMSIZ {
-            return Err(format!("an interface name has 1 to {} bytes, this one has {}", libc::IFNAMSIZ - 1, text.len()));
+            return Err(format!(
+                "an interface name has 1 to {} bytes, this one has {}",
+                libc::IFNAMSIZ - 1,
+                text.len()
+            ));
         }
-        if text == "." || text == ".." || text.bytes().any(|b| !b.is_ascii_graphic() || matches!(b, b'/' | b':' | b'%')) {
+        if text == "." || text == ".." || text.bytes().any(|b| !b.is_ascii_graphic() || matches!(b, b'/' | b':' | b'%'))
+        {
             return Err("an interface name is printable ASCII without space, '/', ':' and '%'".into());
         }
         Ok(Self(text.into()))

@@ -115,8 +115,7 @@ impl Control {
         let message = encode(report, &mut self.buffer).map_err(LinkError::Malformed)?;
         loop {
             // SAFETY: the message is valid for reads of its whole length.
-            let n =
-                unsafe { libc::send(link.as_raw_fd(), message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL) };
+            let n = unsafe { libc::send(link.as_raw_fd(), message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL) };
             if n >= 0 {
                 return Ok(());
             }

@@ -3,9 +3,7 @@
 //! There is one only with several queue pairs. Every other command is refused, which drivers take as "not supported".
 
 use vhost_user_backend::VringT;
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_OK,
-};
+use virtio_bindings::virtio_net::{VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_OK};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
@@ -43,8 +41,9 @@ impl Net {
                 used.push((head, written));
             }
         }
-        let finished = ring::publish(queue, memory, &used)
-            .and_then(|()| Ok((ring::wants_signal(queue, memory, before)?, ring::enable_kick(queue, memory, queue.next_avail())?)));
+        let finished = ring::publish(queue, memory, &used).and_then(|()| {
+            Ok((ring::wants_signal(queue, memory, before)?, ring::enable_kick(queue, memory, queue.next_avail())?))
+        });
         let Ok((signal, more)) = finished else {
             self.counters.malformed += 1;
             return (used.len(), false);

@@ -64,7 +64,9 @@ impl Net {
         let stop = self.take_frames(queue, memory, pair);
         let finished = ring::publish(queue, memory, &self.scratch.used)
             .and_then(|()| ring::wants_signal(queue, memory, before))
-            .and_then(|signal| Ok((signal, stop == Stop::Empty && ring::enable_kick(queue, memory, queue.next_avail())?)));
+            .and_then(|signal| {
+                Ok((signal, stop == Stop::Empty && ring::enable_kick(queue, memory, queue.next_avail())?))
+            });
         let Ok((signal, refilled)) = finished else {
             self.counters.malformed += 1;
             return (CHUNK, false);
@@ -156,9 +158,8 @@ impl Net {
             let iovecs = slices.map(|s| s.unwrap_or(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }));
             // SAFETY: each piece lies in guest memory that `memory` keeps mapped through the call. The guest may
             // change the bytes meanwhile: only the kernel looks at them, and it copies before it believes.
-            let n = unsafe {
-                libc::writev(std::os::fd::AsRawFd::as_raw_fd(tap), iovecs.as_ptr(), count as libc::c_int)
-            };
+            let n =
+                unsafe { libc::writev(std::os::fd::AsRawFd::as_raw_fd(tap), iovecs.as_ptr(), count as libc::c_int) };
             return if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
         }
         let frame = &mut self.scratch.frame[..HEADER_LEN + len];
@@ -216,7 +217,8 @@ fn locate(memory: &Memory, segments: &[Segment], pieces: &mut [Option<libc::iove
         for slice in GuestMemoryBackend::get_slices(memory, segment.address, segment.len as usize) {
             let slice: VolatileSlice<'_, _> = slice.ok()?;
             let guard = slice.ptr_guard();
-            *pieces.get_mut(count)? = Some(libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: slice.len() });
+            *pieces.get_mut(count)? =
+                Some(libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: slice.len() });
             count += 1;
         }
     }

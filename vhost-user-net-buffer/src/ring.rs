@@ -7,9 +7,9 @@
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
+use vhost_user_backend::bitmap::BitmapMmapRegion;
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueT};
-use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Guest memory with the dirty log of vhost-user.
@@ -166,9 +166,7 @@ pub fn publish(queue: &mut Queue, memory: &Memory, used: &[(u16, u32)]) -> Resul
         memory.write_slice(&element, offset(queue.used_ring(), 4 + slot * 8)?).map_err(QueueError::GuestMemory)?;
         next += 1;
     }
-    memory
-        .store(next.0.to_le(), offset(queue.used_ring(), 2)?, Ordering::Release)
-        .map_err(QueueError::GuestMemory)?;
+    memory.store(next.0.to_le(), offset(queue.used_ring(), 2)?, Ordering::Release).map_err(QueueError::GuestMemory)?;
     queue.set_next_used(next.0);
     Ok(())
 }
@@ -185,7 +183,8 @@ pub fn wants_signal(queue: &Queue, memory: &Memory, before: u16) -> Result<bool,
     // The index must be visible before the driver's wish is read, or both sides may miss each other.
     fence(Ordering::SeqCst);
     let load = |at: u64| -> Result<u16, QueueError> {
-        let value: u16 = memory.load(offset(queue.avail_ring(), at)?, Ordering::Relaxed).map_err(QueueError::GuestMemory)?;
+        let value: u16 =
+            memory.load(offset(queue.avail_ring(), at)?, Ordering::Relaxed).map_err(QueueError::GuestMemory)?;
         Ok(u16::from_le(value))
     };
     if queue.event_idx_enabled() {

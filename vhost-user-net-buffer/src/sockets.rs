@@ -88,8 +88,8 @@ impl Kind {
 pub fn listen_at(flag: &'static str, path: &Path, kind: Kind) -> Result<(OwnedFd, UnlinkOnDrop), SocketError> {
     let failed = |source: io::Error| SocketError::Path { flag, path: path.into(), source };
     let address = UnixAddr::new(path).map_err(|e| failed(e.into()))?;
-    let new = || socket(AddressFamily::Unix, kind.sock_type(), SockFlag::SOCK_CLOEXEC, None);
-    let fd = new().map_err(|e| failed(e.into()))?;
+    let fd =
+        socket(AddressFamily::Unix, kind.sock_type(), SockFlag::SOCK_CLOEXEC, None).map_err(|e| failed(e.into()))?;
     if let Err(e) = bind(fd.as_raw_fd(), &address) {
         if e != nix::errno::Errno::EADDRINUSE {
             return Err(failed(e.into()));
@@ -98,7 +98,10 @@ pub fn listen_at(flag: &'static str, path: &Path, kind: Kind) -> Result<(OwnedFd
         if !meta.file_type().is_socket() {
             return Err(SocketError::NotASocket { flag, path: path.into() });
         }
-        let probe = new().map_err(|e| failed(e.into()))?;
+        // A datagram socket is refused by type if someone is there, and otherwise for want of anyone. A real connection
+        // would be taken for the frontend.
+        let probe = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(|e| failed(e.into()))?;
         match connect(probe.as_raw_fd(), &address) {
             Err(nix::errno::Errno::ECONNREFUSED) => {}
             _ => return Err(SocketError::InUse { flag, path: path.into() }),

@@ -42,7 +42,9 @@ pub enum TapError {
         source: io::Error,
     },
     /// It exists with a number of queues that does not fit.
-    #[error("tap {name} was not made for {queues} queue pairs, or is no tap; give another --tap, or other --num-queues")]
+    #[error(
+        "tap {name} was not made for {queues} queue pairs, or is no tap; give another --tap, or other --num-queues"
+    )]
     WrongKind {
         /// The tap.
         name: String,

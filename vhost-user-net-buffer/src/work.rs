@@ -98,10 +98,7 @@ mod tests {
         work.add_all_queues();
         work.add(Job::Drain);
         let round: Vec<_> = (0..6).filter_map(|_| work.next(|_| true)).collect();
-        assert_eq!(
-            round,
-            [Job::Drain, Job::Control, Job::Output(0), Job::Output(1), Job::Input(0), Job::Input(1)]
-        );
+        assert_eq!(round, [Job::Drain, Job::Control, Job::Output(0), Job::Output(1), Job::Input(0), Job::Input(1)]);
         work.remove(Job::Input(0));
         assert_eq!(work.next(|job| matches!(job, Job::Input(_))), Some(Job::Input(1)));
         assert_eq!(work.next(|job| job == Job::Input(0)), None);
