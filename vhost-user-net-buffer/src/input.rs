@@ -192,7 +192,9 @@ impl Net {
     fn collect(&mut self, queue: &mut Queue, memory: &Memory, needed: usize) -> Option<usize> {
         let size = queue.size();
         let scratch = &mut self.scratch;
-        (scratch.segments.clear(), scratch.used.clear(), scratch.bad.clear());
+        scratch.segments.clear();
+        scratch.used.clear();
+        scratch.bad.clear();
         let mut room = 0;
         let mut chains = queue.iter(memory).ok()?;
         while room < needed && (self.mergeable || scratch.used.is_empty()) {

@@ -26,6 +26,8 @@ pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
 pub const VERSION_1: u64 = 1 << 32;
+/// Not a feature: leaves VERSION_1 out.
+pub const NO_VERSION_1: u64 = 1 << 63;
 pub const MRG_RXBUF: u64 = 1 << 15;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const INDIRECT_DESC: u64 = 1 << 28;
@@ -452,7 +454,7 @@ pub struct Rig {
 pub const TAP: &str = "tap-test";
 
 impl Rig {
-    /// A device with `extra` arguments, set up and running, with `features` beyond VERSION_1.
+    /// A device with `extra` arguments, set up and running, with `features` and VERSION_1.
     pub fn new(features: u64, ft: bool, extra: &[&str]) -> Self {
         let mut rig = Self::connected(features, ft, extra);
         rig.set_up_queues(None);
@@ -483,7 +485,8 @@ impl Rig {
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
         let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        let wanted = features | VERSION_1 | protocol;
+        let features = if features & NO_VERSION_1 != 0 { features & !NO_VERSION_1 } else { features | VERSION_1 };
+        let wanted = features | protocol;
         assert_eq!(offered & wanted, wanted);
         let can = frontend.get_protocol_features().unwrap();
         let want =
@@ -543,7 +546,7 @@ impl Rig {
         let region = VhostUserDirtyLogRegion { mmap_size: len as u64, mmap_offset: 0, mmap_handle: file.as_raw_fd() };
         self.frontend.set_log_base(0, Some(region)).unwrap();
         let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        self.frontend.set_features(self.features | VERSION_1 | protocol | LOG_ALL).unwrap();
+        self.frontend.set_features(self.features | protocol | LOG_ALL).unwrap();
         GuestMemoryMmap::from_ranges_with_files([(
             GuestAddress(0),
             len.next_multiple_of(4096),
