@@ -1,2 +1,36 @@
-//! x
-fn main() {}
+//! `vhost-user-blk-repl`: flags in, exit code out.
+
+use std::error::Error;
+use std::iter::successors;
+use std::process::{self, ExitCode};
+
+use clap::Parser;
+use tracing::Level;
+use vhost_user_blk_repl::args::Args;
+use vhost_user_blk_repl::run::run;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let level = if args.verbose { Level::DEBUG } else { Level::INFO };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).init();
+    end_on_panic();
+    match run(&args) {
+        // Not by return: the library's threads may be in the middle of something, and nothing of it counts any more.
+        Ok(()) => process::exit(0),
+        Err(e) => {
+            let chain = successors(Some(&e as &dyn Error), |&e| e.source());
+            let chain: Vec<String> = chain.map(ToString::to_string).collect();
+            eprintln!("vhost-user-blk-repl: {}", chain.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A disk with a dead thread would hang its guest in silence; a dead process is noticed.
+fn end_on_panic() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default(info);
+        process::abort();
+    }));
+}

@@ -1,0 +1,234 @@
+//! What the VMM asks for on the ft-ctl link, done to the worker. Runs on the vhost worker thread, so that a `Seal` is in
+//! force when it is answered.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ft_proto::Epoch;
+use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, InFlight, QueueState, Report};
+use tracing::{info, warn};
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+
+use crate::applier::Applier;
+use crate::control::{Link, RecvError, Session};
+use crate::mirror::{Mirror, Settings};
+use crate::receive::Receiver;
+use crate::worker::Worker;
+
+impl Worker {
+    /// Commands come through `link` from now on.
+    pub fn attach(&mut self, link: Arc<Link>) {
+        self.link = Some(link);
+    }
+
+    /// Handles every command that has arrived; `false` when the link is closed: the VMM is gone, and so are we.
+    pub fn handle_commands(&mut self) -> bool {
+        while let Some(link) = self.link.clone() {
+            match link.recv() {
+                Ok((command, fd)) => self.handle(command, fd),
+                Err(RecvError::Empty) => return true,
+                Err(RecvError::Closed) => break,
+                Err(e) => {
+                    // Both ends are ours: this is a bug or another version, and guessing on would be worse.
+                    self.fail(&format!("ft-ctl: {e}"));
+                }
+            }
+        }
+        info!("the ft-ctl link is closed");
+        self.link = None;
+        (self.mirror, self.receiver) = (None, None);
+        let exit = self.exit.clone();
+        match &self.applier {
+            // What is released belongs to the image, also when the VMM ends.
+            Some(applier) => applier.then(Box::new(move |_| exit())),
+            None => exit(),
+        }
+        false
+    }
+
+    fn handle(&mut self, command: Command, fd: Option<OwnedFd>) {
+        match command {
+            Command::Hello { version } => self.hello(version),
+            Command::Standby(on) => self.set_standby(on),
+            Command::Protect { epoch, hold: _ } => {
+                self.set_epoch(epoch);
+                self.serve_all();
+            }
+            Command::Seal { epoch } => self.seal(epoch),
+            Command::Resume => self.resume(),
+            Command::Release(release) => self.release(release.epoch()),
+            Command::Discard { after } => self.discard(after),
+            Command::Start { in_flight, macs: _ } => self.start_running(in_flight),
+            Command::Mirror { epoch, max_uncommitted, rate } => match fd {
+                Some(fd) => self.start_mirror(fd, epoch, max_uncommitted, rate),
+                None => self.lost("the Mirror command came without a stream"),
+            },
+            Command::Unmirror => {
+                self.mirror = None;
+                self.serve_all();
+            }
+            Command::Receive { max_uncommitted } => match fd {
+                Some(fd) => self.start_receiving(fd, max_uncommitted),
+                None => self.lost("the Receive command came without a stream"),
+            },
+        }
+    }
+
+    fn hello(&self, version: u16) {
+        if version != CTL_VERSION {
+            warn!("the VMM speaks ft-ctl version {version}, this disk speaks {CTL_VERSION}");
+        }
+        let info = DeviceInfo::Disk {
+            size: self.geometry.size,
+            read_only: self.geometry.read_only,
+            serial: self.serial.clone(),
+        };
+        self.report(&Report::Ready { version: CTL_VERSION, info });
+    }
+
+    fn set_standby(&mut self, on: bool) {
+        self.standby = on;
+        if on {
+            self.mirror = None;
+            self.resubmit.clear();
+            self.forget(None);
+        } else {
+            self.receiver = None;
+            self.serve_all();
+        }
+    }
+
+    fn set_epoch(&mut self, epoch: Epoch) {
+        self.next_epoch = epoch;
+        if !self.sealed {
+            self.epoch = epoch;
+        }
+        if let Some(mirror) = &self.mirror {
+            mirror.set_epoch(epoch);
+        }
+    }
+
+    fn seal(&mut self, epoch: Epoch) {
+        self.sealed = true;
+        if epoch < self.epoch {
+            self.fail(&format!("asked to seal epoch {epoch} in epoch {}", self.epoch));
+        }
+        self.epoch = epoch;
+        self.next_epoch = epoch.next();
+        if let Some(mirror) = &self.mirror {
+            mirror.end(epoch, self.next_epoch);
+        }
+        let queues = self.vrings.iter().zip(0..).filter_map(|(vring, index)| {
+            let ring = vring.get_ref();
+            let queue = ring.get_queue();
+            let state = QueueState { index, next_avail: queue.next_avail(), next_used: queue.next_used() };
+            queue.ready().then_some(state)
+        });
+        self.report(&Report::Sealed {
+            epoch,
+            queues: queues.collect(),
+            in_flight: self.in_flight(),
+            held_frames: 0,
+            held_bytes: self.mirror.as_ref().map_or(0, Mirror::uncommitted)
+                + self.receiver.as_ref().map_or(0, Receiver::held),
+        });
+    }
+
+    fn resume(&mut self) {
+        if !self.sealed {
+            return warn!("asked to resume without a seal");
+        }
+        self.sealed = false;
+        self.epoch = self.next_epoch;
+        self.deliver();
+        self.serve_all();
+    }
+
+    fn release(&mut self, epoch: Epoch) {
+        if let Some(mirror) = &self.mirror {
+            mirror.release(epoch);
+            self.serve_all();
+        }
+        if let Some(Err(e)) = self.receiver.as_ref().map(|receiver| receiver.release(epoch)) {
+            self.fail(&e.to_string());
+        }
+    }
+
+    fn discard(&mut self, after: Epoch) {
+        if let Some(Err(e)) = self.receiver.as_ref().map(|receiver| receiver.discard_after(after)) {
+            return self.fail(&e.to_string());
+        }
+        let Some(link) = self.link.clone() else { return };
+        match &self.applier {
+            // When the image failed, that has been reported, and the VMM must not start on it.
+            Some(applier) => applier.then(Box::new(move |ok| {
+                if ok {
+                    link.report(&Report::Discarded);
+                }
+            })),
+            None => link.report(&Report::Discarded),
+        }
+    }
+
+    fn start_running(&mut self, in_flight: Vec<InFlight>) {
+        self.receiver = None;
+        if self.applier.as_ref().is_some_and(|applier| !applier.drain()) {
+            return;
+        }
+        info!("this host runs the VM now, {} requests in flight", in_flight.len());
+        self.resubmit = in_flight.into();
+        (self.standby, self.sealed) = (false, false);
+        self.report(&Report::Started);
+        self.deliver();
+        self.serve_all();
+    }
+
+    fn start_mirror(&mut self, fd: OwnedFd, epoch: Epoch, max_uncommitted: u64, rate: u64) {
+        let Some(link) = self.link.clone() else { return };
+        self.mirror = None;
+        self.set_epoch(epoch);
+        let settings = Settings { epoch, max_uncommitted, rate, serial: self.serial.clone() };
+        let before = self.unfinished_writes().collect();
+        let image = self.disk.image().clone();
+        match Mirror::new(fd, settings, image, before, Session::new(link), self.wake.clone()) {
+            Ok(mirror) => self.mirror = Some(mirror),
+            Err(e) => self.lost(&format!("cannot use the stream: {e}")),
+        }
+        self.serve_all();
+    }
+
+    fn start_receiving(&mut self, fd: OwnedFd, max_uncommitted: u64) {
+        let Some(link) = self.link.clone() else { return };
+        self.receiver = None;
+        if !self.standby {
+            return self.lost("not a standby: the disk of a running VM takes no stream");
+        }
+        if self.geometry.read_only {
+            return self.lost("the standby's disk is read-only");
+        }
+        let Some(applier) = self.applier() else { return };
+        let (size, serial) = (self.geometry.size, self.serial.clone());
+        match Receiver::new(fd, size, serial, max_uncommitted, Session::new(link), applier) {
+            Ok(receiver) => self.receiver = Some(receiver),
+            Err(e) => self.lost(&format!("cannot use the stream: {e}")),
+        }
+    }
+
+    fn applier(&mut self) -> Option<Arc<Applier>> {
+        if self.applier.is_none() {
+            let link = self.link.clone()?;
+            let on_error = move |e| link.report(&Report::Failed { reason: format!("write to the local image: {e}") });
+            match Applier::new(self.disk.image().clone(), Box::new(on_error)) {
+                Ok(applier) => self.applier = Some(Arc::new(applier)),
+                Err(e) => self.lost(&format!("cannot start a thread: {e}")),
+            }
+        }
+        self.applier.clone()
+    }
+
+    fn lost(&self, reason: &str) {
+        warn!("mirror stream: {reason}");
+        self.report(&Report::MirrorLost { reason: reason.to_owned() });
+    }
+}

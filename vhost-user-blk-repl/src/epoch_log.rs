@@ -1,0 +1,210 @@
+//! Writes by epoch. Pure: what a standby holds until release, and what a primary counts as uncommitted.
+//!
+//! In: changes tagged with their epoch, in order. Out: the changes of released epochs, in the same order. Never grows
+//! beyond its bound.
+
+use std::collections::VecDeque;
+
+use ft_proto::Epoch;
+
+use crate::buffer::Buffer;
+use crate::range::Range;
+
+/// What a change costs apart from its data, in bytes: so that many empty changes are bounded too.
+pub const CHANGE_OVERHEAD: u64 = 128;
+
+/// One write or zeroing of the image.
+pub struct Change {
+    /// Where.
+    pub range: Range,
+    /// The bytes, as many as the range is long; `None` means zeroes.
+    pub data: Option<Buffer>,
+}
+
+impl Change {
+    /// Bytes that holding it counts for.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        CHANGE_OVERHEAD + self.data.as_ref().map_or(0, |data| data.len() as u64)
+    }
+}
+
+/// More than the bound would be held.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("more than {limit} bytes of uncommitted writes")]
+pub struct OverLimit {
+    /// The bound in bytes.
+    pub limit: u64,
+}
+
+struct Held {
+    epoch: Epoch,
+    changes: Vec<Change>,
+    cost: u64,
+}
+
+/// Changes of epochs that are not released, oldest first.
+pub struct EpochLog {
+    limit: u64,
+    cost: u64,
+    epochs: VecDeque<Held>,
+}
+
+impl EpochLog {
+    /// Holds at most `limit` bytes, in the sense of [`Change::cost`].
+    #[must_use]
+    pub fn new(limit: u64) -> Self {
+        Self { limit, cost: 0, epochs: VecDeque::new() }
+    }
+
+    /// Adds a change; epochs never go back between calls (the caller has checked).
+    ///
+    /// # Errors
+    /// When it does not fit; nothing is added then.
+    pub fn push(&mut self, epoch: Epoch, change: Change) -> Result<(), OverLimit> {
+        let cost = change.cost();
+        if self.cost + cost > self.limit {
+            return Err(OverLimit { limit: self.limit });
+        }
+        self.cost += cost;
+        match self.epochs.back_mut() {
+            Some(held) if held.epoch == epoch => {
+                held.changes.push(change);
+                held.cost += cost;
+            }
+            _ => self.epochs.push_back(Held { epoch, changes: vec![change], cost }),
+        }
+        Ok(())
+    }
+
+    /// Takes out the changes of all epochs up to and including `epoch`, in order.
+    pub fn release(&mut self, epoch: Epoch) -> Vec<Change> {
+        let mut out = Vec::new();
+        while self.epochs.front().is_some_and(|held| held.epoch <= epoch) {
+            if let Some(held) = self.epochs.pop_front() {
+                self.cost -= held.cost;
+                out.extend(held.changes);
+            }
+        }
+        out
+    }
+
+    /// Drops the changes of all epochs after `epoch`.
+    pub fn discard_after(&mut self, epoch: Epoch) {
+        while self.epochs.back().is_some_and(|held| held.epoch > epoch) {
+            if let Some(held) = self.epochs.pop_back() {
+                self.cost -= held.cost;
+            }
+        }
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// The oldest epoch that has changes.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Epoch> {
+        self.epochs.front().map(|held| held.epoch)
+    }
+}
+
+/// How many bytes of which epochs the standby has not committed, as the primary counts.
+#[derive(Debug, Default)]
+pub struct Uncommitted {
+    total: u64,
+    epochs: VecDeque<(Epoch, u64)>,
+}
+
+impl Uncommitted {
+    /// Counts `cost` bytes for `epoch`, which is never older than in the call before.
+    pub fn add(&mut self, epoch: Epoch, cost: u64) {
+        self.total += cost;
+        match self.epochs.back_mut() {
+            Some((last, sum)) if *last == epoch => *sum += cost,
+            _ => self.epochs.push_back((epoch, cost)),
+        }
+    }
+
+    /// Forgets everything up to and including `epoch`.
+    pub fn release(&mut self, epoch: Epoch) {
+        while let Some(&(first, cost)) = self.epochs.front() {
+            if first > epoch {
+                break;
+            }
+            self.total -= cost;
+            self.epochs.pop_front();
+        }
+    }
+
+    /// Bytes over all epochs.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(offset: u64) -> Change {
+        Change { range: Range::new(offset, 512), data: Some(Buffer::zeroed(512)) }
+    }
+
+    fn offsets(changes: &[Change]) -> Vec<u64> {
+        changes.iter().map(|change| change.range.offset).collect()
+    }
+
+    #[test]
+    fn releases_whole_epochs_in_order() {
+        let mut log = EpochLog::new(1 << 20);
+        for (epoch, offset) in [(1, 10), (1, 11), (2, 20), (4, 40), (4, 41)] {
+            log.push(Epoch(epoch), change(offset)).unwrap();
+        }
+        assert_eq!(log.oldest(), Some(Epoch(1)));
+        assert_eq!(offsets(&log.release(Epoch(3))), [10, 11, 20]);
+        assert!(log.release(Epoch(3)).is_empty());
+        assert_eq!(offsets(&log.release(Epoch(9))), [40, 41]);
+        assert_eq!(log.cost(), 0);
+    }
+
+    #[test]
+    fn discards_what_is_newer() {
+        let mut log = EpochLog::new(1 << 20);
+        for epoch in 1..=4 {
+            log.push(Epoch(epoch), change(epoch)).unwrap();
+        }
+        log.discard_after(Epoch(2));
+        assert_eq!(offsets(&log.release(Epoch(u64::MAX))), [1, 2]);
+        assert_eq!(log.cost(), 0);
+        assert_eq!(log.oldest(), None);
+    }
+
+    #[test]
+    fn bounded_in_data_and_in_number() {
+        let mut log = EpochLog::new(2 * (512 + CHANGE_OVERHEAD));
+        log.push(Epoch(1), change(0)).unwrap();
+        log.push(Epoch(2), change(0)).unwrap();
+        assert!(log.push(Epoch(2), Change { range: Range::new(0, 512), data: None }).is_err());
+        drop(log.release(Epoch(1)));
+        log.push(Epoch(2), change(0)).unwrap();
+    }
+
+    #[test]
+    fn uncommitted_counts_per_epoch() {
+        let mut sum = Uncommitted::default();
+        for (epoch, cost) in [(1, 5), (1, 5), (2, 7), (5, 1)] {
+            sum.add(Epoch(epoch), cost);
+        }
+        assert_eq!(sum.total(), 18);
+        sum.release(Epoch(1));
+        assert_eq!(sum.total(), 8);
+        sum.release(Epoch(4));
+        assert_eq!(sum.total(), 1);
+        sum.release(Epoch(5));
+        assert_eq!(sum.total(), 0);
+    }
+}

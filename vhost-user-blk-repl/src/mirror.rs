@@ -1,0 +1,381 @@
+//! Primary end of the mirror stream: queues frames for the sending thread, counts what is uncommitted.
+//!
+//! In: guest writes as they are taken from the ring, epoch ends, releases. Out: the stream, reports, and a wake-up for
+//! the worker when there is room again. Never blocks its caller, never holds up the local disk after the stream broke.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use ft_proto::Epoch;
+use ft_proto::device_ctl::Report;
+use nix::sys::socket::{setsockopt, sockopt::TcpNoDelay};
+use tracing::warn;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::buffer::Buffer;
+use crate::control::Session;
+use crate::copy::Copier;
+use crate::epoch_log::{CHANGE_OVERHEAD, Uncommitted};
+use crate::image::Image;
+use crate::lock;
+use crate::mirror_wire::{Digest, Frame, HEADER_LEN, Kind, decode, encode};
+use crate::range::Range;
+
+/// Settings of one stream.
+pub struct Settings {
+    /// First epoch of the stream.
+    pub epoch: Epoch,
+    /// The VMM's bound in bytes; half of it may be uncommitted here.
+    pub max_uncommitted: u64,
+    /// Limit of the background copy in bytes per second; 0 is none.
+    pub rate: u64,
+    /// Serial of the disk.
+    pub serial: String,
+}
+
+/// Whether a write may be taken from the ring now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Room {
+    /// It may.
+    Yes,
+    /// The link is behind; the worker is woken when it has caught up.
+    Busy,
+    /// Too much is uncommitted; only a release makes room.
+    Full,
+}
+
+pub(crate) enum Body {
+    None,
+    Text(String),
+    Part(Arc<Buffer>, Range),
+}
+
+impl Body {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::None => &[],
+            Self::Text(text) => text.as_bytes(),
+            Self::Part(buffer, part) => buffer.get(part.offset as usize..part.end() as usize).unwrap_or_default(),
+        }
+    }
+}
+
+/// What the threads of one stream share, under one mutex.
+pub(crate) struct State {
+    queue: VecDeque<(Frame, Body)>,
+    queued: u64,
+    /// The worker waits for room in the queue.
+    starved: bool,
+    pub(crate) open: bool,
+    lost: bool,
+    uncommitted: Uncommitted,
+    /// The epoch that writes belong to now.
+    pub(crate) epoch: Epoch,
+    pub(crate) synced: bool,
+    /// Writes that were taken before the stream began: the copy must not look at the image before they are done.
+    pub(crate) before: HashSet<u64>,
+    /// Writes that are in the stream and not yet in the image.
+    writes: HashMap<u64, Vec<Range>>,
+    /// What the background copy reads now, and the parts of it that have been written since it began to.
+    pub(crate) reading: Option<(Range, Vec<Range>)>,
+}
+
+pub(crate) struct Shared {
+    stream: UnixStream,
+    state: Mutex<State>,
+    pub(crate) changed: Condvar,
+    pub(crate) session: Session,
+    wake: Arc<EventFd>,
+    limit: u64,
+}
+
+/// One stream. Dropping it closes the stream.
+pub struct Mirror {
+    shared: Arc<Shared>,
+}
+
+/// Makes a blocking, undelayed stream of a connected socket of any family.
+///
+/// # Errors
+/// When the descriptor is not a socket.
+pub fn connected(fd: OwnedFd) -> io::Result<UnixStream> {
+    // Not a TCP socket in tests and on one host: nothing to set then.
+    let _ = setsockopt(&fd, TcpNoDelay, &true);
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+impl Mirror {
+    /// Greets the peer on the connected stream `fd` and starts the background copy of `image`. `before` are the ids of
+    /// writes that have been taken but are not done. `wake` is written when the worker should look again.
+    ///
+    /// # Errors
+    /// When the descriptor is not a socket or the kernel refuses a thread.
+    pub fn new(
+        fd: OwnedFd,
+        settings: Settings,
+        image: Arc<dyn Image>,
+        before: HashSet<u64>,
+        session: Session,
+        wake: Arc<EventFd>,
+    ) -> io::Result<Self> {
+        let hello = Frame { kind: Kind::Hello, epoch: settings.epoch, offset: 0, len: image.size() };
+        let state = State {
+            queue: VecDeque::from([(hello, Body::Text(settings.serial))]),
+            queued: 0,
+            starved: false,
+            open: true,
+            lost: false,
+            uncommitted: Uncommitted::default(),
+            epoch: settings.epoch,
+            synced: false,
+            before,
+            writes: HashMap::new(),
+            reading: None,
+        };
+        let shared = Arc::new(Shared {
+            stream: connected(fd)?,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            session,
+            wake,
+            limit: settings.max_uncommitted,
+        });
+        let mirror = Self { shared: shared.clone() };
+        let (sender, reader) = (shared.clone(), shared.clone());
+        thread::Builder::new().name("blk_send".to_owned()).spawn(move || sender.send_all())?;
+        thread::Builder::new().name("blk_refusal".to_owned()).spawn(move || reader.watch())?;
+        let copier = Copier::new(shared, image, settings.rate);
+        thread::Builder::new().name("blk_copy".to_owned()).spawn(move || copier.run())?;
+        Ok(mirror)
+    }
+
+    /// Whether a write of `len` bytes may be taken now.
+    #[must_use]
+    pub fn room(&self, len: u64) -> Room {
+        let mut state = lock(&self.shared.state);
+        let uncommitted = state.uncommitted.total();
+        if uncommitted > 0 && uncommitted + len + CHANGE_OVERHEAD > self.shared.limit / 2 {
+            return Room::Full;
+        }
+        if state.queued > self.shared.limit {
+            state.starved = true;
+            return Room::Busy;
+        }
+        Room::Yes
+    }
+
+    /// A write with this id was taken from the ring in `epoch`.
+    pub fn write(&self, id: u64, epoch: Epoch, offset: u64, data: &Arc<Buffer>) {
+        let range = Range::new(offset, data.len() as u64);
+        let frame = Frame { kind: Kind::Write, epoch, offset, len: range.len };
+        let body = Body::Part(data.clone(), Range::new(0, range.len));
+        self.shared.guest_write(id, &[range], vec![(frame, body)]);
+    }
+
+    /// A discard or write-zeroes with this id was taken from the ring in `epoch`.
+    pub fn zero(&self, id: u64, epoch: Epoch, ranges: &[Range]) {
+        let frame = |range: &Range| Frame { kind: Kind::Zeroes, epoch, offset: range.offset, len: range.len };
+        self.shared.guest_write(id, ranges, ranges.iter().map(|range| (frame(range), Body::None)).collect());
+    }
+
+    /// The write with this id is in the local image (or failed). Other ids are ignored.
+    pub fn completed(&self, id: u64) {
+        let mut state = lock(&self.shared.state);
+        state.writes.remove(&id);
+        if state.before.remove(&id) && state.before.is_empty() {
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// `epoch` is over: everything of it is in the queue. `next` follows.
+    pub fn end(&self, epoch: Epoch, next: Epoch) {
+        let mut state = lock(&self.shared.state);
+        state.epoch = next;
+        self.shared.push(&mut state, Frame { kind: Kind::End, epoch, offset: 0, len: 0 }, Body::None);
+    }
+
+    /// Writes belong to `epoch` from now on.
+    pub fn set_epoch(&self, epoch: Epoch) {
+        lock(&self.shared.state).epoch = epoch;
+    }
+
+    /// The standby holds everything up to and including `epoch`.
+    pub fn release(&self, epoch: Epoch) {
+        lock(&self.shared.state).uncommitted.release(epoch);
+    }
+
+    /// Bytes that the standby has not committed.
+    #[must_use]
+    pub fn uncommitted(&self) -> u64 {
+        lock(&self.shared.state).uncommitted.total()
+    }
+
+    /// Whether the stream has broken.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        lock(&self.shared.state).lost
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.shared.session.close();
+        lock(&self.shared.state).open = false;
+        self.shared.changed.notify_all();
+        // May be closed already.
+        let _ = self.shared.stream.shutdown(Shutdown::Both);
+    }
+}
+
+impl Shared {
+    pub(crate) fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn guest_write(&self, id: u64, ranges: &[Range], frames: Vec<(Frame, Body)>) {
+        let mut state = lock(&self.state);
+        if !state.open {
+            return;
+        }
+        if let Some((reading, written)) = &mut state.reading {
+            written.extend(ranges.iter().filter(|range| range.overlaps(reading)));
+        }
+        state.writes.insert(id, ranges.to_vec());
+        for (frame, body) in frames {
+            if state.synced {
+                state.uncommitted.add(frame.epoch, CHANGE_OVERHEAD + body.bytes().len() as u64);
+            }
+            self.push(&mut state, frame, body);
+        }
+    }
+
+    /// Declares what the copy reads next. Parts that are being written are in the stream already.
+    pub(crate) fn begin_read(state: &mut State, range: Range) {
+        let writing = state.writes.values().flatten().filter(|write| write.overlaps(&range)).copied().collect();
+        state.reading = Some((range, writing));
+    }
+
+    pub(crate) fn push(&self, state: &mut State, frame: Frame, body: Body) {
+        if state.open {
+            state.queued += CHANGE_OVERHEAD + body.bytes().len() as u64;
+            state.queue.push_back((frame, body));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Bytes that wait to be sent.
+    pub(crate) fn queued(state: &State) -> u64 {
+        state.queued
+    }
+
+    /// The stream is of no use any more; only the first reason counts.
+    pub(crate) fn lose(&self, reason: &str) {
+        {
+            let mut state = lock(&self.state);
+            if !state.open {
+                return;
+            }
+            (state.open, state.lost) = (false, true);
+            state.queue.clear();
+        }
+        warn!("mirror stream: {reason}");
+        self.changed.notify_all();
+        let _ = self.stream.shutdown(Shutdown::Both);
+        self.session.finish(&Report::MirrorLost { reason: reason.to_owned() });
+        self.wake_worker();
+    }
+
+    fn wake_worker(&self) {
+        // Fails only when the counter is at its end, and then it is readable already.
+        let _ = self.wake.write(1);
+    }
+
+    fn send_all(&self) {
+        let mut digest = Digest::default();
+        while let Some((mut frame, body)) = self.next() {
+            if frame.kind == Kind::End {
+                (frame.offset, frame.len) = (digest.count, digest.sum);
+                digest = Digest::default();
+            }
+            let (header, checksum) = encode(&frame, body.bytes());
+            if matches!(frame.kind, Kind::Write | Kind::Zeroes) {
+                digest.add(checksum);
+            }
+            if self.send(&header, body.bytes()).is_err() {
+                // The watching thread sees the same and may know the reason: the peer's refusal.
+                let _ = self.stream.shutdown(Shutdown::Write);
+                return;
+            }
+        }
+    }
+
+    fn next(&self) -> Option<(Frame, Body)> {
+        let state = lock(&self.state);
+        let waited = self.changed.wait_while(state, |state| state.queue.is_empty() && state.open);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if !state.open {
+            return None;
+        }
+        let (frame, body) = state.queue.pop_front()?;
+        if frame.kind != Kind::Hello {
+            state.queued -= CHANGE_OVERHEAD + body.bytes().len() as u64;
+        }
+        if state.starved && state.queued <= self.limit / 2 {
+            state.starved = false;
+            self.wake_worker();
+        }
+        if !state.synced {
+            // The copy waits for room.
+            self.changed.notify_all();
+        }
+        Some((frame, body))
+    }
+
+    fn send(&self, header: &[u8], body: &[u8]) -> io::Result<()> {
+        let mut stream = &self.stream;
+        let mut sent = loop {
+            match stream.write_vectored(&[IoSlice::new(header), IoSlice::new(body)]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => break n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        };
+        if sent < header.len() {
+            stream.write_all(&header[sent..])?;
+            sent = header.len();
+        }
+        stream.write_all(&body[sent - header.len()..])
+    }
+
+    /// Waits for the end of the stream, or for the peer's reason to refuse it.
+    fn watch(&self) {
+        let reason = match self.read_refusal() {
+            Ok(reason) => format!("the peer refused the disk: {reason}"),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => "the peer closed the mirror stream".to_owned(),
+            Err(e) => format!("the mirror stream broke: {e}"),
+        };
+        self.lose(&reason);
+    }
+
+    fn read_refusal(&self) -> io::Result<String> {
+        let mut stream = &self.stream;
+        let mut header = [0; HEADER_LEN];
+        stream.read_exact(&mut header)?;
+        let pending = decode(&header).map_err(io::Error::other)?;
+        let mut body = vec![0; pending.body_len()];
+        stream.read_exact(&mut body)?;
+        let (frame, _) = pending.finish(&body).map_err(io::Error::other)?;
+        match frame.kind {
+            Kind::Refused => Ok(String::from_utf8_lossy(&body).into_owned()),
+            kind => Err(io::Error::other(format!("unexpected {kind:?} frame from the standby"))),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Frames of the mirror stream between the disk processes of two hosts. Pure: bytes in, bytes out, decode never panics.
+//!
+//! A frame is a 48-byte header and a body. All numbers are little-endian. The checksum is xxh3 (64 bits) over the
+//! header with the checksum field zero, followed by the body.
+//!
+//! ```text
+//!  0 magic "PXMR" | 4 version u16 | 6 kind u16 | 8 epoch | 16 offset | 24 len | 32 body length u32 | 36 zero | 40 checksum
+//! ```
+//!
+//! | kind | epoch | offset, len | body |
+//! |---|---|---|---|
+//! | Hello | first epoch of the stream | 0, size of the image | serial |
+//! | Copy | epoch now | range | its bytes: background copy |
+//! | CopyZero | epoch now | range | – |
+//! | Write | of the write | range | its bytes |
+//! | Zeroes | of the write | range | – |
+//! | SyncDone | epoch now | 0, 0 | – |
+//! | End | that ended | number of Write and Zeroes frames in it, their [`Digest`] | – |
+//! | Refused | – | – | reason: the only frame from standby to primary |
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use ft_proto::Epoch;
+
+use crate::range::Range;
+use crate::request::MAX_DATA;
+
+/// Version of the frames; a peer of another version is refused.
+pub const VERSION: u16 = 1;
+/// Bytes of an encoded header.
+pub const HEADER_LEN: usize = size_of::<Raw>();
+/// No body is longer.
+pub const MAX_BODY: usize = MAX_DATA as usize;
+
+const MAGIC: [u8; 4] = *b"PXMR";
+/// Longest serial and longest reason.
+const MAX_TEXT: usize = 1024;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// First frame.
+    Hello,
+    /// Background copy of data.
+    Copy,
+    /// Background copy of a hole or of zeroes.
+    CopyZero,
+    /// A guest's write.
+    Write,
+    /// A guest's discard or write-zeroes.
+    Zeroes,
+    /// The background copy is complete.
+    SyncDone,
+    /// An epoch is complete.
+    End,
+    /// The standby does not take the stream.
+    Refused,
+}
+
+const KINDS: [(Kind, u16); 8] = [
+    (Kind::Hello, 1),
+    (Kind::Copy, 2),
+    (Kind::CopyZero, 3),
+    (Kind::Write, 4),
+    (Kind::Zeroes, 5),
+    (Kind::SyncDone, 6),
+    (Kind::End, 7),
+    (Kind::Refused, 8),
+];
+
+/// A decoded header. What `offset` and `len` mean depends on the kind: see the module's table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Frame {
+    /// What it is.
+    pub kind: Kind,
+    /// Epoch.
+    pub epoch: Epoch,
+    /// Byte offset, or a count.
+    pub offset: u64,
+    /// Byte length, or a digest.
+    pub len: u64,
+}
+
+impl Frame {
+    /// The part of the image it is about.
+    #[must_use]
+    pub fn range(&self) -> Range {
+        Range::new(self.offset, self.len)
+    }
+}
+
+/// A header whose body has not arrived yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    raw: Raw,
+    frame: Frame,
+}
+
+/// Bytes that are not a frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum WireError {
+    /// Not our protocol.
+    #[error("not a mirror stream: bad magic")]
+    Magic,
+    /// Another version of it.
+    #[error(
+        "the peer speaks mirror stream version {0}, this disk speaks {VERSION}: run the same version on both hosts"
+    )]
+    Version(u16),
+    /// A kind this version does not have.
+    #[error("unknown frame kind {0}")]
+    Kind(u16),
+    /// The body's length does not fit the kind.
+    #[error("{0:?} frame with a body of {1} bytes")]
+    Body(Kind, u32),
+    /// The bytes were changed on the way.
+    #[error("checksum of a {0:?} frame does not match")]
+    Checksum(Kind),
+}
+
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Raw {
+    magic: [u8; 4],
+    version: U16,
+    kind: U16,
+    epoch: U64,
+    offset: U64,
+    len: U64,
+    body: U32,
+    reserved: U32,
+    checksum: U64,
+}
+
+impl Raw {
+    fn digest(&self, body: &[u8]) -> u64 {
+        let mut hash = Xxh3::new();
+        hash.update(Self { checksum: U64::ZERO, ..*self }.as_bytes());
+        hash.update(body);
+        hash.digest()
+    }
+}
+
+/// Encodes the header of `frame` with `body`; the second result is the frame's checksum, for [`Digest`].
+#[must_use]
+pub fn encode(frame: &Frame, body: &[u8]) -> ([u8; HEADER_LEN], u64) {
+    let kind = KINDS.iter().find(|(kind, _)| *kind == frame.kind).map_or(0, |(_, code)| *code);
+    let mut raw = Raw {
+        magic: MAGIC,
+        version: VERSION.into(),
+        kind: kind.into(),
+        epoch: frame.epoch.0.into(),
+        offset: frame.offset.into(),
+        len: frame.len.into(),
+        body: u32::try_from(body.len()).unwrap_or(u32::MAX).into(),
+        reserved: U32::ZERO,
+        checksum: U64::ZERO,
+    };
+    let checksum = raw.digest(body);
+    raw.checksum = checksum.into();
+    (zerocopy::transmute!(raw), checksum)
+}
+
+/// Decodes a header as far as that is possible without the body.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn decode(header: &[u8; HEADER_LEN]) -> Result<Pending, WireError> {
+    let raw: Raw = zerocopy::transmute!(*header);
+    if raw.magic != MAGIC {
+        return Err(WireError::Magic);
+    }
+    if raw.version != VERSION {
+        return Err(WireError::Version(raw.version.get()));
+    }
+    let code = raw.kind.get();
+    let kind = KINDS.iter().find(|(_, c)| *c == code).map(|(kind, _)| *kind).ok_or(WireError::Kind(code))?;
+    let body = raw.body.get();
+    let fits = match kind {
+        Kind::Copy | Kind::Write => body as usize <= MAX_BODY && u64::from(body) == raw.len.get(),
+        Kind::Hello | Kind::Refused => body as usize <= MAX_TEXT,
+        Kind::CopyZero | Kind::Zeroes | Kind::SyncDone | Kind::End => body == 0,
+    };
+    if !fits {
+        return Err(WireError::Body(kind, body));
+    }
+    let frame = Frame { kind, epoch: Epoch(raw.epoch.get()), offset: raw.offset.get(), len: raw.len.get() };
+    Ok(Pending { raw, frame })
+}
+
+impl Pending {
+    /// Bytes of the body that follows.
+    #[must_use]
+    pub fn body_len(&self) -> usize {
+        self.raw.body.get() as usize
+    }
+
+    /// Checks the whole frame; the second result is its checksum, for [`Digest`].
+    ///
+    /// # Errors
+    /// When the checksum does not match.
+    pub fn finish(self, body: &[u8]) -> Result<(Frame, u64), WireError> {
+        let checksum = self.raw.digest(body);
+        if checksum != self.raw.checksum.get() || body.len() != self.body_len() {
+            return Err(WireError::Checksum(self.frame.kind));
+        }
+        Ok((self.frame, checksum))
+    }
+}
+
+/// Number and checksum of the Write and Zeroes frames of one epoch: what an End frame says.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Digest {
+    /// How many.
+    pub count: u64,
+    /// Hash over their checksums, in order.
+    pub sum: u64,
+}
+
+impl Digest {
+    /// Adds one frame.
+    pub fn add(&mut self, checksum: u64) {
+        self.count += 1;
+        self.sum = xxh3_64_with_seed(&checksum.to_le_bytes(), self.sum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write() -> (Frame, Vec<u8>) {
+        (Frame { kind: Kind::Write, epoch: Epoch(7), offset: 4096, len: 512 }, vec![0xa5; 512])
+    }
+
+    fn read(header: &[u8; HEADER_LEN], body: &[u8]) -> Result<(Frame, u64), WireError> {
+        decode(header)?.finish(body)
+    }
+
+    #[test]
+    fn round_trip_of_every_kind() {
+        for (kind, _) in KINDS {
+            let body = match kind {
+                Kind::Copy | Kind::Write => vec![3; 512],
+                Kind::Hello | Kind::Refused => b"text".to_vec(),
+                _ => vec![],
+            };
+            let frame = Frame { kind, epoch: Epoch(9), offset: 1024, len: 512 };
+            let (header, checksum) = encode(&frame, &body);
+            assert_eq!(read(&header, &body), Ok((frame, checksum)));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let (frame, body) = write();
+        let (header, _) = encode(&frame, &body);
+        for bit in 0..HEADER_LEN * 8 {
+            let mut bad = header;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(read(&bad, &body).is_err(), "bit {bit}");
+        }
+        for bit in 0..body.len() * 8 {
+            let mut bad = body.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(read(&header, &bad), Err(WireError::Checksum(Kind::Write)));
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let (frame, body) = write();
+        let (mut header, _) = encode(&frame, &body);
+        header[4] = 2;
+        assert_eq!(decode(&header).map(|_| ()), Err(WireError::Version(2)));
+    }
+
+    #[test]
+    fn huge_bodies_are_refused_before_they_are_read() {
+        let frame = Frame { kind: Kind::Write, epoch: Epoch(1), offset: 0, len: u64::MAX };
+        let (mut header, _) = encode(&frame, &[]);
+        header[32..36].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(decode(&header), Err(WireError::Body(Kind::Write, u32::MAX))));
+    }
+}

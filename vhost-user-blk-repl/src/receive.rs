@@ -1,0 +1,265 @@
+//! Standby end of the mirror stream: takes frames in, holds writes by epoch, applies them on release.
+//!
+//! In: the stream, and `Release`, `Discard` from the VMM. Out: changes for the [`Applier`], reports. Never applies a
+//! write of an epoch that is not released (once the copy is complete), nor anything from a stream it has refused.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use ft_proto::Epoch;
+use ft_proto::device_ctl::Report;
+use tracing::{info, warn};
+
+use crate::applier::Applier;
+use crate::buffer::Buffer;
+use crate::control::Session;
+use crate::epoch_log::{Change, EpochLog, OverLimit};
+use crate::intake::{Intake, Step, Violation};
+use crate::lock;
+use crate::mirror::connected;
+use crate::mirror_wire::{Frame, HEADER_LEN, Kind, MAX_BODY, WireError, decode, encode};
+
+/// How long a refused peer may take to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error("the peer closed the mirror stream")]
+    Closed,
+    #[error("the mirror stream ends in the middle of a frame")]
+    Truncated,
+    #[error("cannot read the mirror stream: {0}")]
+    Read(io::Error),
+    #[error("corrupt mirror stream: {0}")]
+    Wire(#[from] WireError),
+    #[error("the peer misbehaves: {0}")]
+    Violation(#[from] Violation),
+    #[error("the peer misbehaves: {0}")]
+    OverLimit(#[from] OverLimit),
+    #[error("the peer's disk has serial \"{theirs}\", this one has \"{ours}\": give both the same --serial")]
+    Serial { theirs: String, ours: String },
+}
+
+/// Why a request of the VMM cannot be met; the disk must not be used to run the VM then.
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+pub enum StateError {
+    /// Not everything of the epoch is here.
+    #[error("epoch {wanted} has not completely arrived at this disk, the last one is {complete:?}")]
+    Incomplete {
+        /// What the VMM asks for.
+        wanted: Epoch,
+        /// What there is.
+        complete: Option<Epoch>,
+    },
+    /// The background copy was not complete.
+    #[error("the copy of the disk is not complete, the image is not usable")]
+    NotCopied,
+    /// The image already has writes that are newer than the checkpoint.
+    #[error("the copy of the disk was complete only in epoch {synced}, epoch {wanted} is before that")]
+    CopiedLater {
+        /// What the VMM asks for.
+        wanted: Epoch,
+        /// When the image became a copy.
+        synced: Epoch,
+    },
+    /// Writes that count were never released.
+    #[error("epoch {0} counts but was never released")]
+    Unreleased(Epoch),
+}
+
+struct State {
+    intake: Intake,
+    log: EpochLog,
+    /// No frame counts any more, not even one that has been received.
+    closed: bool,
+}
+
+struct Shared {
+    stream: UnixStream,
+    state: Mutex<State>,
+    session: Session,
+    applier: Arc<Applier>,
+    serial: String,
+    limit: u64,
+}
+
+/// One stream. Dropping it closes the stream; held writes that were not released are gone then.
+pub struct Receiver {
+    shared: Arc<Shared>,
+}
+
+impl Receiver {
+    /// Starts to serve the connected stream `fd` for an image of `size` bytes; holds at most `limit` bytes.
+    ///
+    /// # Errors
+    /// When the descriptor is not a socket or the kernel refuses a thread.
+    pub fn new(
+        fd: OwnedFd,
+        size: u64,
+        serial: String,
+        limit: u64,
+        session: Session,
+        applier: Arc<Applier>,
+    ) -> io::Result<Self> {
+        // A primary may exceed its own bound, half of this, by one request.
+        let limit = limit.max(3 * MAX_BODY as u64);
+        let state = State { intake: Intake::new(size), log: EpochLog::new(limit), closed: false };
+        let stream = connected(fd)?;
+        let shared = Arc::new(Shared { stream, state: Mutex::new(state), session, applier, serial, limit });
+        let theirs = shared.clone();
+        thread::Builder::new().name("blk_recv".to_owned()).spawn(move || theirs.run())?;
+        Ok(Self { shared })
+    }
+
+    /// Applies the writes of all epochs up to and including `epoch`, in order. Does not block.
+    ///
+    /// # Errors
+    /// When they are not all here.
+    pub fn release(&self, epoch: Epoch) -> Result<(), StateError> {
+        let mut state = lock(&self.shared.state);
+        state.intake.has(epoch)?;
+        // Under the mutex: the reading thread must not queue anything in between.
+        state.log.release(epoch).into_iter().for_each(|change| self.shared.applier.apply(change));
+        Ok(())
+    }
+
+    /// Drops the writes of all epochs after `epoch` and takes no more frames.
+    ///
+    /// # Errors
+    /// When the image does not, or will not, hold exactly what it held at the end of `epoch`.
+    pub fn discard_after(&self, epoch: Epoch) -> Result<(), StateError> {
+        self.close();
+        let mut state = lock(&self.shared.state);
+        state.log.discard_after(epoch);
+        let synced = state.intake.synced().ok_or(StateError::NotCopied)?;
+        if epoch < synced {
+            return Err(StateError::CopiedLater { wanted: epoch, synced });
+        }
+        state.intake.has(epoch)?;
+        state.log.oldest().map_or(Ok(()), |oldest| Err(StateError::Unreleased(oldest)))
+    }
+
+    /// Bytes of writes that are held.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        lock(&self.shared.state).log.cost()
+    }
+
+    fn close(&self) {
+        self.shared.session.close();
+        lock(&self.shared.state).closed = true;
+        // May be closed already.
+        let _ = self.shared.stream.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Intake {
+    fn has(&self, wanted: Epoch) -> Result<(), StateError> {
+        match self.complete() {
+            _ if self.precedes_stream(wanted) => Ok(()),
+            Some(complete) if wanted <= complete => Ok(()),
+            complete => Err(StateError::Incomplete { wanted, complete }),
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let reason = loop {
+            // Back-pressure through the stream when this host's disk is the slow one.
+            self.applier.wait_below(self.limit);
+            if let Err(e) = self.next_frame() {
+                break e;
+            }
+        };
+        {
+            let mut state = lock(&self.state);
+            if state.closed {
+                return;
+            }
+            let complete = state.intake.complete().unwrap_or_default();
+            state.log.discard_after(complete);
+        }
+        warn!("mirror stream: {reason}");
+        self.session.finish(&Report::MirrorLost { reason: reason.to_string() });
+        if !matches!(reason, StreamError::Closed | StreamError::Truncated | StreamError::Read(_)) {
+            self.refuse(&reason.to_string());
+        }
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    fn next_frame(&self) -> Result<(), StreamError> {
+        let mut header = [0; HEADER_LEN];
+        self.fill(&mut header, true)?;
+        let pending = decode(&header)?;
+        let mut body = Buffer::zeroed(pending.body_len());
+        self.fill(&mut body, false)?;
+        let (frame, checksum) = pending.finish(&body)?;
+        let mut state = lock(&self.state);
+        if state.closed {
+            return Err(StreamError::Closed);
+        }
+        match state.intake.step(&frame, checksum)? {
+            Step::Begun => self.check_serial(&body)?,
+            Step::Apply => self.applier.apply(change(&frame, body)),
+            Step::Hold => state.log.push(frame.epoch, change(&frame, body))?,
+            Step::Synced => info!("copy of the disk is complete in epoch {}", frame.epoch),
+            Step::Complete(epoch) => self.session.report(&Report::Complete { epoch }),
+        }
+        Ok(())
+    }
+
+    fn check_serial(&self, body: &[u8]) -> Result<(), StreamError> {
+        let theirs = String::from_utf8_lossy(body).into_owned();
+        if theirs == self.serial { Ok(()) } else { Err(StreamError::Serial { theirs, ours: self.serial.clone() }) }
+    }
+
+    /// Fills `buf`; the end of the stream is an orderly one only before a frame.
+    fn fill(&self, buf: &mut [u8], between_frames: bool) -> Result<(), StreamError> {
+        let mut at = 0;
+        while at < buf.len() {
+            match (&self.stream).read(&mut buf[at..]) {
+                Ok(0) if at == 0 && between_frames => return Err(StreamError::Closed),
+                Ok(0) => return Err(StreamError::Truncated),
+                Ok(n) => at += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(StreamError::Read(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the primary why, and reads on for a moment: closing with unread data would take the reason back.
+    fn refuse(&self, reason: &str) {
+        let frame = Frame { kind: Kind::Refused, epoch: Epoch(0), offset: 0, len: 0 };
+        let body = reason.as_bytes();
+        let (header, _) = encode(&frame, &body[..body.len().min(512)]);
+        let mut stream = &self.stream;
+        let _ = stream.set_write_timeout(Some(LINGER));
+        let _ = stream.set_read_timeout(Some(LINGER));
+        if stream.write_all(&header).and_then(|()| stream.write_all(&body[..body.len().min(512)])).is_err() {
+            return;
+        }
+        let _ = stream.shutdown(Shutdown::Write);
+        let end = std::time::Instant::now() + LINGER;
+        let mut sink = vec![0; 64 * 1024];
+        while std::time::Instant::now() < end && stream.read(&mut sink).is_ok_and(|n| n > 0) {}
+    }
+}
+
+fn change(frame: &Frame, body: Buffer) -> Change {
+    let data = matches!(frame.kind, Kind::Copy | Kind::Write).then_some(body);
+    Change { range: frame.range(), data }
+}

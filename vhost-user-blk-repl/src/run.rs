@@ -1,0 +1,191 @@
+//! From flags to a served disk: opens everything before anything is started, and leaves no socket behind.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt};
+use tracing::{error, info};
+use vhost::vhost_user::Listener;
+
+use crate::args::{Args, Endpoint};
+use crate::control::{accept, listen_at};
+use crate::image::{FileImage, OpenError};
+use crate::{Device, DeviceError, Options};
+
+/// I/O threads: enough to keep a disk busy, few enough to cost nothing.
+const THREADS: usize = 4;
+
+/// Why the disk is not served (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] OpenError),
+    /// A socket at a path.
+    #[error("{flag} {}: cannot listen there", path.display())]
+    Listen {
+        /// The flag that named it.
+        flag: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// An inherited socket.
+    #[error("{flag} fd={fd}: need an inherited {need}")]
+    Fd {
+        /// The flag that named it.
+        flag: &'static str,
+        /// The number.
+        fd: RawFd,
+        /// What it should be.
+        need: &'static str,
+    },
+    /// Signals.
+    #[error("cannot watch signals")]
+    Signals(#[source] io::Error),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// A socket file, removed when nobody needs it any more.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+enum Control {
+    Connected(OwnedFd),
+    Listening(OwnedFd, SocketFile),
+}
+
+/// Serves the disk until the frontend disconnects.
+///
+/// # Errors
+/// See [`RunError`]; nothing was started when the image or a flag is at fault.
+pub fn run(args: &Args) -> Result<(), RunError> {
+    let image = FileImage::open(&args.path, args.readonly, args.direct)?;
+    let options = Options {
+        block_size: image.block_size(),
+        read_only: args.readonly,
+        serial: args.serial.clone(),
+        queues: args.num_queues,
+        queue_size: args.queue_size,
+        threads: THREADS,
+    };
+    let (listener, socket_file) = vhost_listener(&args.socket)?;
+    let control = args.ft_ctl.as_ref().map(control).transpose()?;
+    let paths = [&args.socket].into_iter().chain(&args.ft_ctl).filter_map(|endpoint| match endpoint {
+        Endpoint::Path(path) => Some(path.clone()),
+        Endpoint::Fd(_) => None,
+    });
+    end_on_signal(paths.collect()).map_err(RunError::Signals)?;
+    let mut device = Device::new(Arc::new(image), options, Arc::new(|| process::exit(0)))?;
+    match control {
+        Some(Control::Connected(fd)) => device.attach_control(fd)?,
+        Some(Control::Listening(listener, file)) => attach_later(&device, listener, file),
+        None => {}
+    }
+    info!("serving {}", args.path.display());
+    device.accept(listener)?;
+    drop(socket_file);
+    device.serve()?;
+    Ok(())
+}
+
+fn vhost_listener(endpoint: &Endpoint) -> Result<(Listener, Option<SocketFile>), RunError> {
+    match endpoint {
+        Endpoint::Path(path) => {
+            let fail = |source| RunError::Listen { flag: "--socket", path: path.clone(), source };
+            remove_stale(path, SockType::SeqPacket);
+            let listener = UnixListener::bind(path).map_err(fail)?;
+            Ok((Listener::from(listener), Some(SocketFile(path.clone()))))
+        }
+        Endpoint::Fd(fd) => {
+            let inherited = inherited(*fd).filter(|fd| getsockopt(fd, sockopt::AcceptConn).unwrap_or(false));
+            let need = "listening unix socket";
+            let fd = inherited.ok_or(RunError::Fd { flag: "--socket", fd: *fd, need })?;
+            Ok((Listener::from(UnixListener::from(fd)), None))
+        }
+    }
+}
+
+fn control(endpoint: &Endpoint) -> Result<Control, RunError> {
+    match endpoint {
+        Endpoint::Path(path) => {
+            let fail = |source| RunError::Listen { flag: "--ft-ctl", path: path.clone(), source };
+            remove_stale(path, SockType::Stream);
+            Ok(Control::Listening(listen_at(path).map_err(fail)?, SocketFile(path.clone())))
+        }
+        Endpoint::Fd(fd) => {
+            let is_seqpacket = |fd: &OwnedFd| getsockopt(fd, sockopt::SockType) == Ok(SockType::SeqPacket);
+            let need = "connected SOCK_SEQPACKET socket";
+            let inherited = inherited(*fd).filter(is_seqpacket);
+            inherited.map(Control::Connected).ok_or(RunError::Fd { flag: "--ft-ctl", fd: *fd, need })
+        }
+    }
+}
+
+/// Takes over an inherited descriptor, if it is open and not one of the standard three.
+fn inherited(fd: RawFd) -> Option<OwnedFd> {
+    if fd <= 2 {
+        return None;
+    }
+    // SAFETY: used for one fcntl call, which answers EBADF when the descriptor is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    // SAFETY: the flag says that this descriptor was left to this process, which has opened nothing under its number:
+    // the flags are read first, and each descriptor is named by one flag.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Removes a socket file that nobody listens at any more; anything else stays, and binding fails.
+///
+/// It is tried with a socket of the `other` type, which a living listener refuses without noticing.
+fn remove_stale(path: &Path, other: SockType) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    let Ok(probe) = socket(AddressFamily::Unix, other, SockFlag::SOCK_CLOEXEC, None) else { return };
+    let Ok(address) = UnixAddr::new(path) else { return };
+    if is_socket && connect(probe.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+fn attach_later(device: &Device, listener: OwnedFd, file: SocketFile) {
+    let attach = device.control_port();
+    thread::spawn(move || {
+        let result = accept(&listener).and_then(attach);
+        drop(file);
+        if let Err(e) = result {
+            error!("--ft-ctl: {e}");
+        }
+    });
+}
+
+/// Ends the process on SIGTERM and SIGINT without leaving socket files behind. Call before other threads are started.
+fn end_on_signal(paths: Vec<PathBuf>) -> io::Result<()> {
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block()?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            info!("{signal}: ending");
+            drop(paths.into_iter().map(SocketFile).collect::<Vec<_>>());
+            process::exit(0);
+        }
+    })?;
+    Ok(())
+}

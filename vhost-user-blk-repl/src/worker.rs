@@ -1,0 +1,507 @@
+//! The queues: takes requests from the avail rings, hands them to the disk, puts finished ones into the used rings.
+//!
+//! In: kicks, finished operations, ft-ctl commands (see `commands`), all on the vhost worker thread. Out: used entries,
+//! interrupts, mirrored writes. Never touches guest memory while sealed or while this host is the standby.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use ft_proto::Epoch;
+use ft_proto::device_ctl::{InFlight, Report};
+use tracing::{debug, error, warn};
+use vhost_user_backend::{VringMutex, VringState, VringT};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::applier::Applier;
+use crate::buffer::Buffer;
+use crate::control::Link;
+use crate::disk::{Disk, Done, Op};
+use crate::image::Image;
+use crate::mirror::{Mirror, Room};
+use crate::range::Range;
+use crate::receive::Receiver;
+use crate::request::{self, Body, Geometry, Request, Span, gather, scatter};
+
+/// Guest memory, with a dirty log the frontend may put underneath.
+pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<vhost_user_backend::bitmap::BitmapMmapRegion>>;
+/// A queue as the vhost-user library sees it.
+pub type Vring = VringMutex<Memory>;
+type Guest = <Memory as GuestAddressSpace>::T;
+
+/// Most requests that are taken and not finished: what fits into one `Sealed` report.
+const MAX_PENDING: usize = 4096;
+/// Taken requests hold at most this many bytes, give or take one request.
+const MAX_FLIGHT: usize = 64 << 20;
+/// Bytes of the answer to GET_ID.
+pub const SERIAL_LEN: usize = 20;
+
+/// Called once when the process should end.
+pub type Exit = Arc<dyn Fn() + Send + Sync>;
+
+struct Pending {
+    queue: u16,
+    head: u16,
+    status: GuestAddress,
+    /// Where the data of a read goes.
+    into: Vec<Span>,
+    /// What it writes; empty once the image has it.
+    ranges: Vec<Range>,
+    /// Not started: overlaps with an earlier write.
+    waiting: Option<Op>,
+    bytes: usize,
+    /// The guest is not told: its ring was taken away while sealed.
+    forgotten: bool,
+}
+
+/// What became of one avail entry.
+enum Taken {
+    /// The used ring has it already.
+    Used,
+    /// It is under way.
+    Submitted,
+    /// It cannot be taken now.
+    NoRoom,
+}
+
+/// The device's state, owned by the vhost worker thread.
+pub struct Worker {
+    pub(crate) disk: Disk,
+    pub(crate) geometry: Geometry,
+    pub(crate) serial: String,
+    pub(crate) vrings: Vec<Vring>,
+    memory: Option<Memory>,
+    pending: BTreeMap<u64, Pending>,
+    next_id: u64,
+    finished: Vec<Done>,
+    flight_bytes: usize,
+    /// Some queue has entries that were not taken for want of room.
+    stalled: bool,
+    /// The driver takes completed writes for durable.
+    writethrough: bool,
+    pub(crate) resubmit: VecDeque<InFlight>,
+    pub(crate) sealed: bool,
+    pub(crate) standby: bool,
+    pub(crate) epoch: Epoch,
+    /// The epoch that begins with `Resume`.
+    pub(crate) next_epoch: Epoch,
+    pub(crate) mirror: Option<Mirror>,
+    pub(crate) receiver: Option<Receiver>,
+    pub(crate) applier: Option<Arc<Applier>>,
+    pub(crate) link: Option<Arc<Link>>,
+    pub(crate) wake: Arc<EventFd>,
+    pub(crate) exit: Exit,
+    full: Option<Epoch>,
+    failed: bool,
+}
+
+impl Worker {
+    /// A disk on `image` with `threads` I/O threads.
+    ///
+    /// # Errors
+    /// When the kernel refuses threads or eventfds.
+    pub fn new(
+        image: Arc<dyn Image>,
+        geometry: Geometry,
+        serial: String,
+        threads: usize,
+        exit: Exit,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            disk: Disk::new(image, threads)?,
+            geometry,
+            serial,
+            vrings: Vec::new(),
+            memory: None,
+            pending: BTreeMap::new(),
+            next_id: 0,
+            finished: Vec::new(),
+            flight_bytes: 0,
+            stalled: false,
+            writethrough: false,
+            resubmit: VecDeque::new(),
+            sealed: false,
+            standby: false,
+            epoch: Epoch(0),
+            next_epoch: Epoch(0),
+            mirror: None,
+            receiver: None,
+            applier: None,
+            link: None,
+            wake: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+            exit,
+            full: None,
+            failed: false,
+        })
+    }
+
+    /// Readable when [`Worker::collect`] has something to do.
+    #[must_use]
+    pub fn disk_event(&self) -> RawFd {
+        self.disk.event()
+    }
+
+    /// Readable when [`Worker::mirror_changed`] has something to do.
+    #[must_use]
+    pub fn wake_event(&self) -> RawFd {
+        self.wake.as_raw_fd()
+    }
+
+    /// The queues, as soon as the library shows them.
+    pub fn set_vrings(&mut self, vrings: &[Vring]) {
+        if self.vrings.is_empty() {
+            self.vrings = vrings.to_vec();
+        }
+    }
+
+    /// Guest memory has been mapped anew.
+    pub fn set_memory(&mut self, memory: Memory) {
+        self.memory = Some(memory);
+    }
+
+    /// Whether every write must be durable before it completes: the driver cannot flush.
+    pub fn set_writethrough(&mut self, on: bool) {
+        self.writethrough = on;
+    }
+
+    /// Serves every queue: something that held them up is over.
+    pub(crate) fn serve_all(&mut self) {
+        self.stalled = false;
+        for queue in 0..self.vrings.len() {
+            self.serve(queue);
+        }
+    }
+
+    /// Takes all requests from a queue that can be taken now.
+    pub fn serve(&mut self, queue: usize) {
+        if self.sealed || self.standby {
+            return;
+        }
+        let (Some(vring), Some(memory)) = (self.vrings.get(queue).cloned(), self.memory.clone()) else { return };
+        let mem = memory.memory();
+        let mut ring = vring.get_mut();
+        if !ring.is_enabled() || !ring.get_queue().ready() {
+            return;
+        }
+        let index = queue as u16;
+        let mut used = self.take_again(index, &mut ring, &mem);
+        loop {
+            let before = ring.get_queue().next_avail();
+            let _ = ring.disable_notification();
+            used |= self.take_all(index, &mut ring, &mem);
+            // No progress means that the rest cannot be taken; what changes that serves the queue again.
+            let more = ring.enable_notification().unwrap_or(false);
+            if !more || self.stalled || ring.get_queue().next_avail() == before {
+                break;
+            }
+        }
+        if used {
+            signal(&mut ring);
+        }
+    }
+
+    /// Submits what the checkpoint had in flight, before anything new.
+    fn take_again(&mut self, queue: u16, ring: &mut VringState<Memory>, mem: &Guest) -> bool {
+        let mut used = false;
+        for request in mem::take(&mut self.resubmit) {
+            if request.queue != queue || self.stalled {
+                self.resubmit.push_back(request);
+                continue;
+            }
+            match self.take(queue, request.head, ring, mem) {
+                Taken::Used => used = true,
+                Taken::Submitted => {}
+                Taken::NoRoom => {
+                    self.stalled = true;
+                    self.resubmit.push_back(request);
+                }
+            }
+        }
+        used
+    }
+
+    fn take_all(&mut self, queue: u16, ring: &mut VringState<Memory>, mem: &Guest) -> bool {
+        let mut used = false;
+        while !self.stalled {
+            if self.pending.len() >= MAX_PENDING || self.flight_bytes >= MAX_FLIGHT {
+                self.stalled = true;
+                break;
+            }
+            let head = match ring.get_queue_mut().iter(mem.clone()) {
+                Ok(mut avail) => avail.next().map(|chain| chain.head_index()),
+                Err(e) => {
+                    debug!("queue {queue}: {e}");
+                    None
+                }
+            };
+            let Some(head) = head else { break };
+            match self.take(queue, head, ring, mem) {
+                Taken::Used => used = true,
+                Taken::Submitted => {}
+                Taken::NoRoom => {
+                    ring.get_queue_mut().go_to_previous_position();
+                    self.stalled = true;
+                }
+            }
+        }
+        used
+    }
+
+    fn take(&mut self, queue: u16, head: u16, ring: &mut VringState<Memory>, mem: &Guest) -> Taken {
+        let (table, size) = (GuestAddress(ring.get_queue().desc_table()), ring.get_queue().size());
+        let chain = match request::walk(&**mem, table, size, head) {
+            Ok(chain) => chain,
+            Err(e) => {
+                debug!("queue {queue} head {head}: {e}");
+                return answer(ring, mem, head, None, 0);
+            }
+        };
+        let request = match request::parse(&**mem, chain, &self.geometry) {
+            Ok(request) => request,
+            Err(reject) => {
+                debug!("queue {queue} head {head}: {}", reject.why);
+                return answer(ring, mem, head, reject.status, 0);
+            }
+        };
+        if !self.has_room(&request.body) {
+            return Taken::NoRoom;
+        }
+        self.start(queue, head, request, ring, mem)
+    }
+
+    /// Whether the mirror can take a write now. Asks the VMM for a cut, once an epoch, when only that helps.
+    fn has_room(&mut self, body: &Body) -> bool {
+        let len = match body {
+            Body::Write(range, _) => range.len,
+            Body::Zero(..) => 0,
+            _ => return true,
+        };
+        match self.mirror.as_ref().map_or(Room::Yes, |mirror| mirror.room(len)) {
+            Room::Yes => true,
+            Room::Busy => false,
+            Room::Full => {
+                if self.full != Some(self.epoch) {
+                    self.full = Some(self.epoch);
+                    self.report(&Report::Full { epoch: self.epoch });
+                }
+                false
+            }
+        }
+    }
+
+    fn start(&mut self, queue: u16, head: u16, request: Request, ring: &mut VringState<Memory>, mem: &Guest) -> Taken {
+        let status = request.status;
+        let id = self.next_id;
+        let sync = self.writethrough;
+        let (op, into, ranges, bytes) = match request.body {
+            Body::GetId(into) => return self.answer_id(head, &into, status, ring, mem),
+            Body::Flush => (Op::Flush, vec![], vec![], 0),
+            Body::Read(range, into) => {
+                let bytes = range.len as usize;
+                (Op::Read { offset: range.offset, into: Buffer::zeroed(bytes) }, into, vec![], bytes)
+            }
+            Body::Write(range, _) if range.len == 0 => return answer(ring, mem, head, Some((status, request::OK)), 0),
+            Body::Write(range, from) => {
+                let bytes = range.len as usize;
+                let mut data = Buffer::zeroed(bytes);
+                if gather(&**mem, &from, &mut data).is_err() {
+                    return answer(ring, mem, head, Some((status, request::IOERR)), 0);
+                }
+                let data = Arc::new(data);
+                if let Some(mirror) = &self.mirror {
+                    mirror.write(id, self.epoch, range.offset, &data);
+                }
+                (Op::Write { offset: range.offset, from: data, sync }, vec![], vec![range], bytes)
+            }
+            Body::Zero(ranges, unmap) => {
+                if let Some(mirror) = &self.mirror {
+                    mirror.zero(id, self.epoch, &ranges);
+                }
+                (Op::Zero { ranges: ranges.clone(), unmap, sync }, vec![], ranges, 0)
+            }
+        };
+        self.next_id += 1;
+        self.flight_bytes += bytes;
+        let pending = Pending { queue, head, status, into, ranges, waiting: Some(op), bytes, forgotten: false };
+        self.pending.insert(id, pending);
+        self.submit_if_free(id);
+        Taken::Submitted
+    }
+
+    fn answer_id(
+        &self,
+        head: u16,
+        into: &[Span],
+        status: GuestAddress,
+        ring: &mut VringState<Memory>,
+        mem: &Guest,
+    ) -> Taken {
+        let mut id = [0; SERIAL_LEN];
+        let len = self.serial.len().min(SERIAL_LEN);
+        id[..len].copy_from_slice(&self.serial.as_bytes()[..len]);
+        let room = request::total(into).min(SERIAL_LEN as u64) as usize;
+        match scatter(&**mem, into, &id[..room]) {
+            Ok(()) => answer(ring, mem, head, Some((status, request::OK)), room as u32),
+            Err(()) => answer(ring, mem, head, Some((status, request::IOERR)), 0),
+        }
+    }
+
+    /// Starts a request unless it overlaps with an earlier write: local and remote image must agree on who was last.
+    fn submit_if_free(&mut self, id: u64) {
+        let Some(this) = self.pending.get(&id) else { return };
+        let overlaps = |other: &Pending| other.ranges.iter().any(|a| this.ranges.iter().any(|b| a.overlaps(b)));
+        if !this.ranges.is_empty() && self.pending.range(..id).any(|(_, earlier)| overlaps(earlier)) {
+            return;
+        }
+        if let Some(op) = self.pending.get_mut(&id).and_then(|this| this.waiting.take()) {
+            self.disk.submit(id, op);
+        }
+    }
+
+    /// Takes note of what the disk has finished, and tells the guest if that is allowed now.
+    pub fn collect(&mut self) {
+        let finished = self.disk.take_finished();
+        for done in &finished {
+            if let Some(mirror) = &self.mirror {
+                mirror.completed(done.id);
+            }
+            let Some(pending) = self.pending.get_mut(&done.id) else { continue };
+            let wrote = !mem::take(&mut pending.ranges).is_empty();
+            if wrote && let Err(e) = &done.result {
+                self.fail(&format!("write to the local image: {e}"));
+            }
+        }
+        self.finished.extend(finished);
+        let waiting: Vec<u64> = self.pending.iter().filter(|(_, p)| p.waiting.is_some()).map(|(id, _)| *id).collect();
+        for id in waiting {
+            self.submit_if_free(id);
+        }
+        self.deliver();
+    }
+
+    /// Tells the guest about finished requests, and uses the room that they leave.
+    pub(crate) fn deliver(&mut self) {
+        if self.sealed {
+            return;
+        }
+        let mut touched = vec![false; self.vrings.len()];
+        for done in mem::take(&mut self.finished) {
+            let Some(pending) = self.pending.remove(&done.id) else { continue };
+            self.flight_bytes -= pending.bytes;
+            if !pending.forgotten && !self.standby && self.complete(&pending, &done) {
+                touched[usize::from(pending.queue)] = true;
+            }
+        }
+        for (vring, _) in self.vrings.iter().zip(touched).filter(|(_, touched)| *touched) {
+            signal(&mut vring.get_mut());
+        }
+        if self.stalled {
+            self.serve_all();
+        }
+    }
+
+    fn complete(&self, pending: &Pending, done: &Done) -> bool {
+        let (Some(vring), Some(memory)) = (self.vrings.get(usize::from(pending.queue)), &self.memory) else {
+            return false;
+        };
+        let mem = memory.memory();
+        let mut written = 0;
+        let mut status = if done.result.is_ok() { request::OK } else { request::IOERR };
+        if let (Ok(()), Some(data)) = (&done.result, &done.buffer) {
+            match scatter(&*mem, &pending.into, data) {
+                Ok(()) => written = data.len() as u32,
+                Err(()) => status = request::IOERR,
+            }
+        }
+        if let Err(e) = &done.result {
+            warn!("request of queue {} failed: {e}", pending.queue);
+        }
+        answer(&mut vring.get_mut(), &mem, pending.head, Some((pending.status, status)), written);
+        true
+    }
+
+    /// The frontend takes a ring away: finishes what it has in flight. While sealed guest memory must not change, so
+    /// there the requests, which the VMM knows from the `Sealed` report, are forgotten instead.
+    pub fn stop_queue(&mut self, queue: u16) {
+        self.resubmit.retain(|request| request.queue != queue);
+        if self.sealed || self.standby {
+            self.forget(Some(queue));
+            return;
+        }
+        while self.pending.values().any(|pending| pending.queue == queue) {
+            self.disk.wait();
+            self.collect();
+        }
+    }
+
+    /// The guest is not told when the requests of one queue, or of all, finish.
+    pub(crate) fn forget(&mut self, queue: Option<u16>) {
+        for pending in self.pending.values_mut().filter(|pending| queue.is_none_or(|queue| queue == pending.queue)) {
+            pending.forgotten = true;
+        }
+    }
+
+    /// Every request that was taken and not answered, in the order it was taken.
+    pub(crate) fn in_flight(&self) -> Vec<InFlight> {
+        let taken = self.pending.values().filter(|pending| !pending.forgotten);
+        let taken = taken.map(|pending| InFlight { queue: pending.queue, head: pending.head });
+        taken.chain(self.resubmit.iter().copied()).collect()
+    }
+
+    /// Writes that are not in the image yet.
+    pub(crate) fn unfinished_writes(&self) -> impl Iterator<Item = u64> {
+        self.pending.iter().filter(|(_, pending)| !pending.ranges.is_empty()).map(|(id, _)| *id)
+    }
+
+    /// The mirror has room again, or is lost.
+    pub fn mirror_changed(&mut self) {
+        let _ = self.wake.read();
+        if self.mirror.as_ref().is_some_and(Mirror::is_lost) {
+            self.mirror = None;
+        }
+        if self.stalled {
+            self.serve_all();
+        }
+    }
+
+    pub(crate) fn report(&self, report: &Report) {
+        if let Some(link) = &self.link {
+            link.report(report);
+        }
+    }
+
+    /// The disk cannot go on as the VM's disk: said once.
+    pub(crate) fn fail(&mut self, reason: &str) {
+        if !mem::replace(&mut self.failed, true) {
+            error!("{reason}");
+            self.report(&Report::Failed { reason: reason.to_owned() });
+        }
+    }
+}
+
+/// Puts a request into the used ring. A head outside of the ring cannot be answered at all.
+fn answer(
+    ring: &mut VringState<Memory>,
+    mem: &Guest,
+    head: u16,
+    status: Option<(GuestAddress, u8)>,
+    written: u32,
+) -> Taken {
+    let status_written = status.is_some_and(|(addr, status)| mem.write_obj(status, addr).is_ok());
+    if let Err(e) = ring.add_used(head, written + u32::from(status_written)) {
+        debug!("head {head}: {e}");
+    }
+    Taken::Used
+}
+
+fn signal(ring: &mut VringState<Memory>) {
+    if ring.needs_notification().unwrap_or(true)
+        && let Err(e) = ring.signal_used_queue()
+    {
+        debug!("cannot signal the guest: {e}");
+    }
+}
