@@ -1,5 +1,7 @@
 //! The binary itself with arguments that it must refuse, and its life without a VM.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The API over a real unix socket, answers compared byte for byte where clients depend on the bytes.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
+
 mod fake;
 
 use std::io::Write;

@@ -1,0 +1,140 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  pollux --api-socket /run/a.sock info
+  pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1
+  pollux --api-socket /run/a.sock ft status
+  pollux --api-socket /run/a.sock ft events --follow
+  pollux --api-socket /run/a.sock shutdown-vmm";
+
+/// Controls a running pollux-vmm
+#[derive(Debug, Parser)]
+#[command(name = "pollux", version, after_help = EXAMPLES, max_term_width = 120)]
+pub struct Arguments {
+    /// API socket of the VMM
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Asks whether the VMM lives; prints its version as JSON
+    Ping,
+    /// Prints configuration and state of the VM as JSON
+    Info,
+    /// Prints the counters of the VM's devices as JSON
+    Counters,
+    /// Gives the VMM the configuration of a VM
+    Create {
+        /// File with the VM's configuration as JSON; - is standard input
+        #[arg(default_value = "-")]
+        config: PathBuf,
+    },
+    /// Boots the VM, or resumes it if it is paused
+    Boot,
+    /// Ends the VM; its configuration stays
+    Shutdown,
+    /// Resets the VM
+    Reboot,
+    /// Ends the VM and forgets its configuration
+    Delete,
+    /// Stops the VM's processors
+    Pause,
+    /// Lets them go on
+    Resume,
+    /// Presses the VM's power button
+    PowerButton,
+    /// Raises a non-maskable interrupt in the VM
+    Nmi,
+    /// Ends the VM and the VMM
+    ShutdownVmm,
+    /// Fault tolerance
+    #[command(subcommand)]
+    Ft(FtCommand),
+}
+
+/// Fault tolerance.
+#[derive(Debug, Subcommand)]
+pub enum FtCommand {
+    /// Protects the running VM by a waiting standby, and shows the first copy until it is complete
+    #[command(after_help = PROTECT_HELP)]
+    Protect(Protect),
+    /// Shows role, state, epochs, times and copies
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ends protection; the VM goes on here
+    Stop,
+    /// Shows what happened, oldest first
+    Events {
+        /// One JSON object per line
+        #[arg(long)]
+        json: bool,
+        /// Goes on until interrupted
+        #[arg(long)]
+        follow: bool,
+    },
+}
+
+const PROTECT_HELP: &str = "\
+Options, separated by commas:
+  peer=ADDR:PORT       the standby's listen address (required)
+  heartbeat=ADDR:PORT  its address on the second link (required)
+  witness=PATH         file on storage that both hosts see; decides who goes on when they cannot see each other
+  on_partition=WHO     without a witness: primary, standby or both go on (both risks two running copies)
+  detect_ms=N          silence on both links after which the peer is taken for dead; 0: never
+  min_epoch_us=N       shortest epoch
+  max_epoch_us=N       longest epoch
+  disk_buffer=SIZE     uncommitted writes per disk before the disk waits
+  disk_rate=SIZE       limit of the first disk copy, per second; 0: none
+
+Example:
+  pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1";
+
+/// Protects the VM.
+#[derive(Debug, Args)]
+pub struct Protect {
+    /// KEY=VALUE,KEY=VALUE (see below)
+    #[arg(value_name = "OPTIONS")]
+    pub options: String,
+    /// Return as soon as the first copy has begun
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Print the final status as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_are_those_of_ch_remote_and_ft() {
+        let help = Arguments::command().render_help().to_string();
+        for word in ["ping", "info", "counters", "create", "boot", "shutdown-vmm", "power-button", "ft", "Examples:"] {
+            assert!(help.contains(word), "{word}");
+        }
+        let parsed =
+            Arguments::try_parse_from(["pollux", "--api-socket", "/s", "ft", "protect", "peer=a:1", "--no-wait"]);
+        assert!(matches!(parsed.unwrap().command, Command::Ft(FtCommand::Protect(Protect { no_wait: true, .. }))));
+    }
+}

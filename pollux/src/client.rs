@@ -1,0 +1,117 @@
+//! One request to the VMM at a time, each on a connection of its own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_LENGTH, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+/// Longest answer that is read, in bytes.
+const ANSWER_MAX: usize = 16 << 20;
+/// A VMM answers queries at once, whatever else it does.
+const QUERY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No VMM listens there.
+    #[error("cannot connect to the API socket {path}: {source}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The VMM does not answer.
+    #[error("the VMM has not answered within {} s", QUERY_LIMIT.as_secs())]
+    Silent,
+    /// The connection broke.
+    #[error("the connection to the VMM broke: {0}")]
+    Broken(String),
+    /// The VMM refuses.
+    #[error("{}", .reasons.join(": "))]
+    Refused {
+        /// Status of the answer.
+        status: StatusCode,
+        /// Why, outermost first.
+        reasons: Vec<String>,
+    },
+    /// The answer is not what it should be.
+    #[error("the VMM's answer is not understood: {0}")]
+    NotUnderstood(#[from] serde_json::Error),
+    /// This machine does not let us.
+    #[error("cannot start: {0}")]
+    Local(io::Error),
+}
+
+/// A client of one API socket.
+pub struct Client {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Client {
+    /// A client of the socket at `path`; connects with the first request.
+    ///
+    /// # Errors
+    /// When the system has no epoll for us.
+    pub fn new(path: &Path) -> Result<Self, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Local)?;
+        Ok(Self { socket: path.to_owned(), runtime })
+    }
+
+    /// The JSON that a route answers.
+    ///
+    /// # Errors
+    /// When the VMM is not there or refuses.
+    pub fn get(&self, route: &str) -> Result<Value, ClientError> {
+        let answer = self.runtime.block_on(async {
+            let limited = tokio::time::timeout(QUERY_LIMIT, self.exchange(Method::GET, route, Vec::new()));
+            limited.await.unwrap_or(Err(ClientError::Silent))
+        })?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// Has a route do something; waits until it is done.
+    ///
+    /// # Errors
+    /// When the VMM is not there or refuses.
+    pub fn put(&self, route: &str, body: Vec<u8>) -> Result<(), ClientError> {
+        self.runtime.block_on(self.exchange(Method::PUT, route, body)).map(|_| ())
+    }
+
+    async fn exchange(&self, method: Method, route: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
+        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
+        let connect = |source| ClientError::Connect { path: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let driver = tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(format!("/api/v1/{route}")).header(HOST, "localhost");
+        let request = request.header(CONTENT_LENGTH, body.len()).body(Full::new(Bytes::from(body)));
+        let request = request.map_err(|error| ClientError::Broken(error.to_string()))?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
+        let body = body.map_err(|error| ClientError::Broken(error.to_string()))?.to_bytes();
+        driver.abort();
+        if status.is_success() { Ok(body) } else { Err(refused(status, &body)) }
+    }
+}
+
+/// The reasons in the body of an error: a JSON array of strings, or any text.
+fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+    let reasons = serde_json::from_slice::<Vec<String>>(body).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(body).trim().to_owned();
+        let number = format!("status {}", status.as_u16());
+        if text.is_empty() { vec![number] } else { vec![number, text] }
+    });
+    ClientError::Refused { status, reasons }
+}

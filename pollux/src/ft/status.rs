@@ -1,0 +1,211 @@
+//! The status of protection as the VMM tells it, and as a table for people.
+
+use comfy_table::Table;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use serde::Deserialize;
+
+/// What `ft.status` answers. Fields that a VMM does not send take their defaults.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// `primary`, `standby`, `solo` or `none`.
+    pub role: String,
+    /// `unprotected`, `syncing`, `protected`, `standby-syncing`, `standby-ready`, `solo`, `fenced`, `failed`.
+    pub state: String,
+    pub term: u64,
+    pub epoch: u64,
+    pub node: String,
+    pub peer: Option<Peer>,
+    pub links: Vec<Link>,
+    pub witness: Option<String>,
+    pub pause_us: Percentiles,
+    pub commit_us: Percentiles,
+    pub dirty_pages: Percentiles,
+    pub epoch_bytes: Percentiles,
+    pub held_frames: u64,
+    pub held_bytes: u64,
+    pub epochs: u64,
+    pub memory_sync: Option<Progress>,
+    pub disks: Vec<Disk>,
+    pub takeover: Option<Takeover>,
+    pub last_error: Option<String>,
+}
+
+/// The other node.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Peer {
+    pub address: String,
+    pub node: String,
+}
+
+/// One link between the hosts.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Link {
+    pub name: String,
+    pub state: String,
+    pub silence_ms: u64,
+}
+
+/// Percentiles of the recent epochs.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Percentiles {
+    pub p50: u64,
+    pub p99: u64,
+}
+
+/// A copy under way, in bytes.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+    pub eta_s: Option<u64>,
+}
+
+/// A disk; `state` is `-`, `copying`, `in-sync` or `lost`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Disk {
+    pub id: String,
+    pub state: String,
+    pub done: u64,
+    pub total: u64,
+}
+
+/// How the last takeover of this node went, in microseconds.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Takeover {
+    pub epoch: u64,
+    pub disks_us: u64,
+    pub total_us: u64,
+}
+
+/// The status as a table.
+pub fn table(status: &Status) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY);
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    row("role", status.role.clone());
+    row("state", status.state.clone());
+    row("term", status.term.to_string());
+    row("epoch", status.epoch.to_string());
+    row("node", or_dash(&status.node));
+    row(
+        "peer",
+        status.peer.as_ref().map_or_else(|| "-".to_owned(), |peer| format!("{} ({})", peer.address, peer.node)),
+    );
+    for link in &status.links {
+        row(&format!("link {}", link.name), format!("{}, silent for {} ms", link.state, link.silence_ms));
+    }
+    row("witness", or_dash(status.witness.as_deref().unwrap_or_default()));
+    row("pause p50 / p99", pair(status.pause_us, micros));
+    row("commit latency p50 / p99", pair(status.commit_us, micros));
+    row("dirty pages per epoch p50 / p99", pair(status.dirty_pages, |pages| pages.to_string()));
+    row("bytes per epoch p50 / p99", pair(status.epoch_bytes, bytes));
+    row("committed epochs", status.epochs.to_string());
+    row("held output", format!("{} frames, {}", status.held_frames, bytes(status.held_bytes)));
+    if let Some(copy) = status.memory_sync {
+        row("first memory copy", progress(copy.done, copy.total, copy.eta_s));
+    }
+    for disk in &status.disks {
+        let state = match disk.state.as_str() {
+            "copying" => format!("copying, {}", progress(disk.done, disk.total, None)),
+            other => other.to_owned(),
+        };
+        row(&format!("disk {}", disk.id), state);
+    }
+    if let Some(takeover) = status.takeover {
+        let (all, disks) = (micros(takeover.total_us), micros(takeover.disks_us));
+        row("takeover", format!("from epoch {}, {all} in all, disks {disks}", takeover.epoch));
+    }
+    row("last error", or_dash(status.last_error.as_deref().unwrap_or_default()));
+    table
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+fn pair(value: Percentiles, show: impl Fn(u64) -> String) -> String {
+    format!("{} / {}", show(value.p50), show(value.p99))
+}
+
+fn progress(done: u64, total: u64, eta_s: Option<u64>) -> String {
+    let percent = (u128::from(done) * 100).checked_div(u128::from(total)).unwrap_or(0);
+    let eta = eta_s.map_or_else(String::new, |seconds| format!(", {seconds} s left"));
+    format!("{} of {} ({percent} %){eta}", bytes(done), bytes(total))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, to two digits")]
+fn micros(value: u64) -> String {
+    match value {
+        0..1_000 => format!("{value} µs"),
+        1_000..1_000_000 => format!("{:.2} ms", value as f64 / 1e3),
+        _ => format!("{:.2} s", value as f64 / 1e6),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, to two digits")]
+fn bytes(value: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if value < 1024 {
+        return format!("{value} B");
+    }
+    let mut scaled = value as f64 / 1024.0;
+    let mut unit = 0;
+    while scaled >= 1024.0 && unit < UNITS.len() - 1 {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    format!("{scaled:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        for (value, expected) in [(0, "0 µs"), (999, "999 µs"), (1250, "1.25 ms"), (2_500_000, "2.50 s")] {
+            assert_eq!(micros(value), expected);
+        }
+        for (value, expected) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
+            assert_eq!(bytes(value), expected);
+        }
+        assert_eq!(progress(1 << 20, 4 << 20, Some(3)), "1.0 MiB of 4.0 MiB (25 %), 3 s left");
+        assert_eq!(progress(0, 0, None), "0 B of 0 B (0 %)");
+    }
+
+    #[test]
+    fn a_whole_status_and_an_empty_one() {
+        let status = json!({"role": "primary", "state": "syncing", "term": 3, "epoch": 17, "node": "ab", "peer":
+            {"address": "10.0.0.2:7000", "node": "cd"}, "links": [{"name": "replication", "state": "green", "silence_ms": 4}],
+            "witness": null, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
+            {"p50": 10, "p99": 20}, "epoch_bytes": {"p50": 4096, "p99": 8192}, "held_frames": 2, "held_bytes": 128,
+            "epochs": 16, "memory_sync": {"done": 1, "total": 4, "eta_s": null}, "disks": [{"id": "_disk0", "state":
+            "copying", "done": 1, "total": 2}], "takeover": null, "last_error": null});
+        let text = table(&serde_json::from_value(status).unwrap()).to_string();
+        for part in [
+            "primary",
+            "10.0.0.2:7000 (cd)",
+            "850 µs / 2.10 ms",
+            "green, silent for 4 ms",
+            "(25 %)",
+            "disk _disk0",
+            "copying, 1 B of 2 B (50 %)",
+            "2 frames, 128 B",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let text = table(&serde_json::from_value(json!({"role": "none"})).unwrap()).to_string();
+        assert!(text.contains("none"));
+    }
+}
