@@ -1,9 +1,10 @@
 //! What a run does: boot, protect, write, break something, look whether anything was lost, power off, look at the disk.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -71,7 +72,22 @@ pub struct Run {
 #[derive(Clone, Copy)]
 struct Strike {
     at: Instant,
-    wall: SystemTime,
+    wall: Timestamp,
+}
+
+/// One entry of `ft events`.
+struct Event {
+    at: Timestamp,
+    text: String,
+}
+
+impl Event {
+    fn read(entry: &Value) -> Option<Self> {
+        let at = entry["time"].as_str()?.parse().ok()?;
+        let detail = entry["detail"].as_object().filter(|detail| !detail.is_empty());
+        let detail = detail.map(|detail| format!(" {}", Value::from(detail.clone()))).unwrap_or_default();
+        Some(Self { at, text: format!("{}{detail}", entry["event"].as_str()?) })
+    }
 }
 
 impl Run {
@@ -169,7 +185,7 @@ impl Run {
         self.note_status();
         let victims = self.a.vmm.descendants();
         self.say(&format!("fault: {} (processes of host A: {}, {victims:?})", fault.describe(), self.a.vmm.pid()));
-        let strike = Strike { at: Instant::now(), wall: SystemTime::now() };
+        let strike = Strike { at: Instant::now(), wall: Timestamp::now() };
         match fault {
             Fault::Device => {
                 let disk = victims.iter().find(|(_, name)| name.starts_with("vhost-user-blk"));
@@ -239,15 +255,11 @@ impl Run {
             self.report.moment("first reply after", since(after));
             self.report.numbers.insert("longest_silence_ms".into(), round(since(after) - since(before)).into());
         }
-        let struck = strike.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1e3;
         for host in std::iter::once(&self.a).chain(self.b.as_ref()) {
-            for event in host.ft_events().unwrap_or_default() {
-                let name = event["event"].as_str().unwrap_or("?");
-                let Some(at) = event["unix_ms"].as_f64().map(|at| at - struck) else { continue };
-                if at >= 0.0 {
-                    let reason = event["reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
-                    self.report.moment(&format!("host {}: {name}{reason}", host::letter(host.index)), at);
-                }
+            let events = host.ft_events().unwrap_or_default();
+            for event in events.iter().filter_map(Event::read).filter(|event| event.at >= strike.wall) {
+                let at = (event.at.as_nanosecond() - strike.wall.as_nanosecond()) as f64 / 1e6;
+                self.report.moment(&format!("host {}: {}", host::letter(host.index), event.text), at);
             }
         }
         self.report.timeline.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
@@ -398,7 +410,7 @@ fn state_of(status: &Value) -> String {
 
 /// The figures of `ft status` that a report carries.
 fn numbers(status: &Value) -> Vec<(String, Value)> {
-    let wanted = ["epoch", "pause_us", "commit_latency_us", "dirty_pages", "epoch_bytes"];
+    let wanted = ["epochs", "pause_us", "commit_us", "dirty_pages", "epoch_bytes", "held_frames"];
     wanted
         .iter()
         .filter(|name| !status[**name].is_null())
