@@ -50,6 +50,22 @@ need() {
         >"$cache/install.log" 2>&1 </dev/null || { cat "$cache/install.log" >&2; die "cannot install ${missing[*]}"; }
 }
 
+# need_newer PACKAGE VERSION: as need, but an older one than VERSION is replaced by that of backports; kept where that fails.
+need_newer() {
+    local have
+    have=$(dpkg-query -W -f '${Version}' "$1" 2>/dev/null || true)
+    [[ -z $have ]] || ! dpkg --compare-versions "$have" ge "$2" || return 0
+    if ((EUID == 0)); then
+        refresh_apt
+        say "installing $1 from $(release)-backports${have:+ (this machine has ${have%%-*}, too old)}"
+        DEBIAN_FRONTEND=noninteractive backports_apt apt-get -qq install -y --no-remove --no-install-recommends \
+            -t "$(release)-backports" "$1" >"$cache/install.log" 2>&1 </dev/null && return 0
+        tail -n 3 "$cache/install.log" >&2
+    fi
+    [[ -n $have ]] || need "$1"
+    say "warning: $1 is older than $2; what runs in it may crash (newer: $1 from $(release)-backports)"
+}
+
 # unpack SUITE DIR PACKAGE...: downloads packages and unpacks them into DIR, installing nothing. SUITE "" = the default.
 unpack() {
     local suite=$1 into=$2 temp deb; shift 2
