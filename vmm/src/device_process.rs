@@ -229,6 +229,8 @@ impl DeviceProcess {
         let mut command = Command::new(&path);
         command.arg("--socket").arg(format!("fd={}", inherited[0]));
         command.arg("--ft-ctl").arg(format!("fd={}", inherited[1]));
+        // What it logs is passed on as text.
+        command.env("NO_COLOR", "1");
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // Its own process group: an interrupt from the terminal is for the VMM, which ends its devices in order.
         command.process_group(0);
@@ -423,21 +425,20 @@ fn watch(id: &str, shared: &Shared, errors: Option<ChildStderr>, exit: &OwnedFd,
     shared.ended.notify_all();
 }
 
-/// Keeps a line for an error message and logs it, as loud as the process meant it.
+/// Logs a line as loud as the process meant it, and keeps it for an error message if it may be part of one.
 fn note(id: &str, shared: &Shared, line: &str) {
+    let has = |level: &str| line.split_ascii_whitespace().take(3).any(|word| word == level);
+    match () {
+        () if has("DEBUG") || has("TRACE") => return tracing::debug!("{id}: {line}"),
+        () if has("INFO") => return tracing::info!("{id}: {line}"),
+        () if has("ERROR") => tracing::error!("{id}: {line}"),
+        () => tracing::warn!("{id}: {line}"),
+    }
     let mut state = shared.lock();
     if state.last_lines.len() == LAST_LINES {
         state.last_lines.pop_front();
     }
     state.last_lines.push_back(line.to_owned());
-    drop(state);
-    let has = |level: &str| line.split_ascii_whitespace().take(3).any(|word| word == level);
-    match () {
-        () if has("DEBUG") || has("TRACE") => tracing::debug!("{id}: {line}"),
-        () if has("INFO") => tracing::info!("{id}: {line}"),
-        () if has("ERROR") => tracing::error!("{id}: {line}"),
-        () => tracing::warn!("{id}: {line}"),
-    }
 }
 
 /// Lines from a pipe that is never waited for.

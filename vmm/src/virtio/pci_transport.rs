@@ -538,3 +538,6 @@ fn virtio_cap(len: u8, kind: u8, offset: u32, length: u32) -> [u8; 18] {
     body[10..14].copy_from_slice(&length.to_le_bytes());
     body
 }
+
+#[cfg(test)]
+mod tests;
