@@ -34,10 +34,21 @@ struct Said {
     quit: AtomicBool,
 }
 
+/// One link's socket.
+#[derive(Debug)]
+pub struct BeatSocket {
+    /// The link.
+    pub link: LinkId,
+    /// Non-blocking, bound on our side.
+    pub socket: UdpSocket,
+    /// The other side; without it the link only listens.
+    pub peer: Option<SocketAddr>,
+}
+
 /// Where the beats go, and how often.
 #[derive(Debug, Default)]
 struct Route {
-    sockets: Vec<(LinkId, UdpSocket, Option<SocketAddr>)>,
+    sockets: Vec<BeatSocket>,
     interval: Duration,
 }
 
@@ -65,7 +76,7 @@ impl Beats {
     }
 
     /// Beats through these sockets from now on; a link without a peer address only listens.
-    pub fn route(&self, sockets: Vec<(LinkId, UdpSocket, Option<SocketAddr>)>, interval: Option<Duration>) {
+    pub fn route(&self, sockets: Vec<BeatSocket>, interval: Option<Duration>) {
         *self.lock() = Route { sockets, interval: interval.unwrap_or(LEISURE) };
         self.wake();
     }
@@ -73,7 +84,7 @@ impl Beats {
     /// Changes where the beats go to, and how often; the sockets stay.
     pub fn aim(&self, peers: [SocketAddr; LinkId::ALL.len()], interval: Option<Duration>) {
         let mut route = self.lock();
-        for (link, _, peer) in &mut route.sockets {
+        for BeatSocket { link, peer, .. } in &mut route.sockets {
             *peer = Some(peers[*link as usize]);
         }
         route.interval = interval.unwrap_or(LEISURE);
@@ -134,28 +145,30 @@ impl Worker {
                 let _ = self.wake.read();
                 next = self.clock.now();
             }
-            for (link, socket, _) in &sockets {
+            for BeatSocket { link, socket, .. } in &sockets {
                 receive(*link, socket, &self.clock, heard);
             }
         }
     }
 
     /// The route, so that no lock is held while waiting.
-    fn snapshot(&self) -> (Vec<(LinkId, UdpSocket, Option<SocketAddr>)>, Duration) {
+    fn snapshot(&self) -> (Vec<BeatSocket>, Duration) {
         let route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
         let sockets = route.sockets.iter();
-        let clones = sockets.filter_map(|(link, socket, peer)| Some((*link, socket.try_clone().ok()?, *peer)));
+        let clones = sockets.filter_map(|BeatSocket { link, socket, peer }| {
+            Some(BeatSocket { link: *link, socket: socket.try_clone().ok()?, peer: *peer })
+        });
         (clones.collect(), route.interval)
     }
 
-    fn send(&self, sockets: &[(LinkId, UdpSocket, Option<SocketAddr>)], now: Time) {
+    fn send(&self, sockets: &[BeatSocket], now: Time) {
         if now.since(Time(self.said.engine_seen.load(Ordering::Relaxed))) > HUNG {
             return;
         }
         let term = Term(self.said.term.load(Ordering::Acquire));
         let beat = Beat { from: self.node, term, runs: self.said.runs.load(Ordering::Relaxed) };
         let bytes = encode(&beat);
-        for (_, socket, peer) in sockets {
+        for BeatSocket { socket, peer, .. } in sockets {
             if let Some(peer) = peer {
                 // A beat that cannot be sent is a beat that is not heard: the detector's business.
                 let _ = socket.send_to(&bytes, peer);
@@ -164,10 +177,10 @@ impl Worker {
     }
 }
 
-fn wait(wake: &EventFd, sockets: &[(LinkId, UdpSocket, Option<SocketAddr>)], left: Duration) -> bool {
+fn wait(wake: &EventFd, sockets: &[BeatSocket], left: Duration) -> bool {
     let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(sockets.len() + 1);
     fds.push(PollFd::new(wake.as_fd(), PollFlags::POLLIN));
-    for (_, socket, _) in sockets {
+    for BeatSocket { socket, .. } in sockets {
         fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
     }
     // Rounded up: a beat a millisecond late is better than a busy loop in the last one.

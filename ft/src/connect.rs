@@ -10,6 +10,7 @@ use ft_proto::wire::{Hello, Kind, Purpose, Refusal, Welcome, WireError, decode_b
 use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{Epoch, LinkId, NodeId, Term};
 
+use crate::beats::BeatSocket;
 use crate::guest::Shape;
 use crate::options::ProtectOptions;
 use crate::transport::{Stamp, TransportError, read_frame, write_frame};
@@ -28,7 +29,7 @@ pub struct Opened {
     /// One mirror stream per disk.
     pub disks: Vec<TcpStream>,
     /// Heartbeats.
-    pub beats: Vec<(LinkId, UdpSocket, Option<SocketAddr>)>,
+    pub beats: Vec<BeatSocket>,
     /// The standby.
     pub peer: NodeId,
     /// The term that the witness has this node in.
@@ -107,9 +108,7 @@ fn own(witness: &mut dyn Witness, me: &Applicant) -> Result<Term, String> {
 }
 
 /// A socket for each link, towards the standby, and the addresses they are bound to.
-fn beat_sockets(
-    options: &ProtectOptions,
-) -> io::Result<(Vec<(LinkId, UdpSocket, Option<SocketAddr>)>, [String; LinkId::ALL.len()])> {
+fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [String; LinkId::ALL.len()])> {
     let mut sockets = Vec::new();
     let mut addresses = [String::new(), String::new()];
     for (link, peer) in LinkId::ALL.into_iter().zip([options.peer, options.heartbeat]) {
@@ -120,7 +119,7 @@ fn beat_sockets(
         let socket = UdpSocket::bind((probe.local_addr()?.ip(), 0))?;
         socket.set_nonblocking(true)?;
         addresses[link as usize] = socket.local_addr()?.to_string();
-        sockets.push((link, socket, Some(peer)));
+        sockets.push(BeatSocket { link, socket, peer: Some(peer) });
     }
     Ok((sockets, addresses))
 }

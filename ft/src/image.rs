@@ -1,5 +1,8 @@
 //! A checkpoint on the standby between network and memory: it is applied whole or not at all.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use ft_proto::Epoch;
 use ft_proto::wire::{Digest, EpochEnd, Header, Kind, PAGE, WireError, ZERO_PAGE, decode_body, split_pages};
 
@@ -7,9 +10,10 @@ use crate::guest::{GuestError, Memory, Position};
 use crate::staging::split_state;
 
 /// The received frames of one epoch. Only [`Image::close`] makes it a [`WholeImage`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Image {
     epoch: Epoch,
+    ram: Arc<[Range<u64>]>,
     pages: Vec<Vec<u8>>,
     state: Vec<u8>,
     digest: Digest,
@@ -32,10 +36,10 @@ pub struct WholeImage {
 }
 
 impl Image {
-    /// Begins `epoch`.
+    /// Begins `epoch` for a memory that has pages at `ram`.
     #[must_use]
-    pub fn new(epoch: Epoch) -> Self {
-        Self { epoch, ..Self::default() }
+    pub fn new(epoch: Epoch, ram: Arc<[Range<u64>]>) -> Self {
+        Self { epoch, ram, pages: Vec::new(), state: Vec::new(), digest: Digest::default(), frames: 0 }
     }
 
     /// Adds a `Pages` or `State` frame.
@@ -46,7 +50,13 @@ impl Image {
         self.check_epoch(header)?;
         match header.kind {
             Kind::Pages if self.state.is_empty() => {
-                split_pages(header.kind, &body)?;
+                let (mut entries, _) = split_pages(header.kind, &body)?;
+                // Checked before the epoch is acknowledged: applying it afterwards must not fail half way.
+                let in_ram = entries.all(|entry| self.ram.iter().any(|range| range.contains(&(entry & !ZERO_PAGE))));
+                drop(entries);
+                if !in_ram {
+                    return Err(WireError::Malformed { kind: header.kind, what: "a page outside of guest memory" });
+                }
                 self.pages.push(body);
             }
             Kind::State if self.state.is_empty() && !body.is_empty() => self.state = body,

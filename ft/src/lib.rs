@@ -10,16 +10,29 @@
 #![forbid(unsafe_code)]
 
 mod beats;
+mod capture;
 mod clock;
 mod connect;
 mod device_link;
+mod engine;
+mod first_copy;
 pub mod guest;
+mod handle;
 mod image;
+mod inbox;
 mod listener;
 mod options;
+mod primary_side;
 mod receiver;
 mod sender;
 mod staging;
+mod standby_side;
 mod status;
 mod transport;
 mod witness;
+
+pub use engine::EngineError;
+pub use handle::Ft;
+pub use options::{ProtectOptions, StandbyOptions};
+pub use status::{EventRecord, Status};
+pub use witness::chain;

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 
@@ -54,7 +55,8 @@ impl ReceiverHandle {
         let (spare, spares) = unbounded();
         let reader = stream.try_clone()?;
         let thread = thread::Builder::new().name("ft-recv".to_owned()).spawn(move || {
-            let mut worker = Worker { stream: reader, memory, spares, image: None, next: Epoch(1) };
+            let ram = memory.ranges().into();
+            let mut worker = Worker { stream: reader, memory, ram, spares, image: None, next: Epoch(1) };
             tell(loop {
                 match worker.step() {
                     Ok(Some(last @ (Received::Yielded(_) | Received::Left(..)))) => break last,
@@ -86,6 +88,7 @@ impl Drop for ReceiverHandle {
 struct Worker {
     stream: TcpStream,
     memory: Arc<dyn Memory>,
+    ram: Arc<[Range<u64>]>,
     spares: Receiver<Vec<u8>>,
     image: Option<Image>,
     next: Epoch,
@@ -102,11 +105,15 @@ impl Worker {
                 Ok(Some(Received::Copied { bytes: header.len }))
             }
             Kind::Pages | Kind::State => {
-                self.image.get_or_insert_with(|| Image::new(self.next)).add(&header, body)?;
+                self.image.get_or_insert_with(|| Image::new(self.next, self.ram.clone())).add(&header, body)?;
                 Ok(None)
             }
             Kind::End => {
-                let image = self.image.take().unwrap_or_else(|| Image::new(self.next)).close(&header, &body)?;
+                let image = self
+                    .image
+                    .take()
+                    .unwrap_or_else(|| Image::new(self.next, self.ram.clone()))
+                    .close(&header, &body)?;
                 self.next = self.next.next();
                 Ok(Some(Received::Whole(Box::new(image))))
             }

@@ -4,14 +4,18 @@
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::thread;
+use std::time::Duration;
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::wire::{Kind, Refusal, encode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::staging::Staging;
 use crate::transport::{Stamp, TransportError, write_frame};
 use crate::witness::chain;
+
+/// How long a session's last message may take to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What to send.
 #[derive(Debug)]
@@ -31,15 +35,16 @@ pub enum Job {
 pub enum Sent {
     /// The buffer is free again; so many bytes went out.
     Done(Staging, u64),
-    /// The stream broke; the buffer comes back, and nothing more is sent.
-    Failed(Option<Staging>, String),
+    /// The stream broke; nothing more is sent.
+    Failed(String),
 }
 
-/// The thread, as its engine sees it. Dropping it sends what is queued, closes the stream and ends the thread.
+/// The thread, as its engine sees it. Dropping it breaks the stream: what is queued is lost.
 #[derive(Debug)]
 pub struct SenderHandle {
     jobs: Option<Sender<Job>>,
     stream: TcpStream,
+    ended: Receiver<()>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -51,24 +56,20 @@ impl SenderHandle {
     pub fn start(stream: TcpStream, term: Term, tell: impl Fn(Sent) + Send + 'static) -> io::Result<Self> {
         let (jobs, queue) = unbounded();
         let mut writer = stream.try_clone()?;
+        let (ending, ended) = bounded(0);
         let thread = thread::Builder::new().name("ft-send".to_owned()).spawn(move || {
+            let _ending = ending;
             for job in queue {
-                match perform(&mut writer, term, &job) {
-                    Ok(bytes) => {
-                        if let Job::Copy(staging) | Job::Epoch(staging) = job {
-                            tell(Sent::Done(staging, bytes));
-                        }
-                    }
-                    Err(error) => {
-                        let staging =
-                            if let Job::Copy(staging) | Job::Epoch(staging) = job { Some(staging) } else { None };
-                        tell(Sent::Failed(staging, chain(&error)));
-                        return;
-                    }
+                let result = perform(&mut writer, term, &job);
+                let staging = if let Job::Copy(staging) | Job::Epoch(staging) = job { Some(staging) } else { None };
+                match (result, staging) {
+                    (Ok(bytes), Some(staging)) => tell(Sent::Done(staging, bytes)),
+                    (Ok(_), None) => {}
+                    (Err(error), _) => return tell(Sent::Failed(chain(&error))),
                 }
             }
         })?;
-        Ok(Self { jobs: Some(jobs), stream, thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), stream, ended, thread: Some(thread) })
     }
 
     /// Queues a job. Never blocks: what may be queued is bounded by the staging buffers there are.
@@ -79,19 +80,28 @@ impl SenderHandle {
         }
     }
 
-    /// Ends a session whose peer may not read any more: what is queued is lost.
-    pub fn abort(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+    /// Sends what is queued and `last`, then closes. A peer that does not read has [`FAREWELL`] to change its mind; the
+    /// caller does not wait for it.
+    pub fn leave(mut self, last: Job) {
+        self.send(last);
+        self.jobs = None;
+        let reaper = thread::Builder::new().name("ft-send-end".to_owned());
+        // Without a thread to wait in, dropping breaks the stream at once: the peer notices either way.
+        let _ = reaper.spawn(move || {
+            let _ = self.stream.set_write_timeout(Some(FAREWELL));
+            // The worker never sends on this channel; it ends by being dropped.
+            let _ = self.ended.recv_timeout(FAREWELL);
+        });
     }
 }
 
 impl Drop for SenderHandle {
     fn drop(&mut self) {
         self.jobs = None;
+        let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 

@@ -1,0 +1,498 @@
+//! The engine's thread: waits for anything to happen, tells the core, performs what the core decides. It decides nothing.
+//!
+//! One epoll over the inbox of the other threads, the device processes' sockets, the standby's acknowledgements and a
+//! timer. On the way from output held by a device to its release there is no other thread but the sender, and no lock.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use ft_proto::device_ctl::{Command, Report};
+use ft_proto::witness::Claim;
+use ft_proto::{Action, Input, LinkId, Node, NodeId, Settings, State, Term, Time};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use crate::beats::Beats;
+use crate::clock::Clock;
+use crate::device_link::{DeviceLink, LinkError};
+use crate::guest::{Guest, Memory};
+use crate::inbox::{Inbox, Message, Post, Reply};
+use crate::listener::Door;
+use crate::options::StandbyOptions;
+use crate::primary_side::{Measured, PrimarySide};
+use crate::standby_side::StandbySide;
+use crate::status::{Board, DiskStatus, LinkStatus, Progress, Status, Takeover, light_name};
+use crate::witness::chain;
+
+/// How often the status is brought up to date while a session is open.
+const STATUS_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// What this node holds open towards another one.
+pub(crate) enum Session {
+    None,
+    Primary(Box<PrimarySide>),
+    Standby(Box<StandbySide>),
+}
+
+/// What epoll says is ready.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Watched {
+    Inbox,
+    Timer,
+    Stream,
+    Link(usize),
+}
+
+impl Watched {
+    fn data(self) -> u64 {
+        match self {
+            Self::Inbox => 0,
+            Self::Timer => 1,
+            Self::Stream => 2,
+            Self::Link(at) => 3 + at as u64,
+        }
+    }
+
+    fn from_data(data: u64) -> Self {
+        match data {
+            0 => Self::Inbox,
+            1 => Self::Timer,
+            2 => Self::Stream,
+            at => Self::Link(usize::try_from(at - 3).unwrap_or(usize::MAX)),
+        }
+    }
+}
+
+/// Everything the engine's thread owns.
+pub(crate) struct Engine {
+    pub(crate) node: Node,
+    pub(crate) clock: Clock,
+    pub(crate) guest: Box<dyn Guest>,
+    pub(crate) memory: Arc<dyn Memory>,
+    /// Disks first, as in `disks`.
+    pub(crate) links: Vec<DeviceLink>,
+    pub(crate) disks: Vec<DiskStatus>,
+    pub(crate) post: Post,
+    pub(crate) beats: Beats,
+    pub(crate) board: Board,
+    pub(crate) standby: Option<StandbyOptions>,
+    pub(crate) session: Session,
+    pub(crate) session_number: u64,
+    pub(crate) opening: bool,
+    /// Name and thread of the witness.
+    pub(crate) witness: Option<(String, Sender<Claim>)>,
+    pub(crate) measured: Measured,
+    pub(crate) takeover: Option<Takeover>,
+    pub(crate) last_error: Option<String>,
+    _door: Option<Door>,
+    inbox: Inbox,
+    epoll: Epoll,
+    timer: TimerFd,
+    timer_at: Option<Time>,
+    status_at: Time,
+    /// Calls that are answered when this node is alone, or fenced.
+    waiting: Vec<Reply>,
+    quit: bool,
+}
+
+/// What an engine is made of.
+pub(crate) struct Parts {
+    pub(crate) guest: Box<dyn Guest>,
+    pub(crate) inbox: Inbox,
+    pub(crate) post: Post,
+    pub(crate) board: Board,
+    pub(crate) beats: Beats,
+    pub(crate) clock: Clock,
+    pub(crate) node: NodeId,
+    pub(crate) standby: Option<(StandbyOptions, Door)>,
+    pub(crate) witness: Option<(String, Sender<Claim>)>,
+}
+
+impl Engine {
+    pub(crate) fn new(parts: Parts) -> Result<Self, EngineError> {
+        let Parts { mut guest, inbox, post, board, beats, clock, node, standby, witness } = parts;
+        let links: Vec<_> = guest.links()?.into_iter().map(DeviceLink::new).collect();
+        let disks = guest.shape().disks.into_iter();
+        let disks: Vec<_> = disks.map(|disk| DiskStatus { id: disk.id, state: "-", done: 0, total: 0 }).collect();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(io::Error::from)?;
+        let now = clock.now();
+        let core = match standby {
+            Some(_) => Node::standby(node, Settings::default(), now),
+            None => Node::solo(node, Term(1), Settings::default(), now),
+        };
+        let (standby, door) = standby.unzip();
+        let memory = guest.memory();
+        let engine = Self {
+            node: core,
+            clock,
+            guest,
+            memory,
+            links,
+            disks,
+            post,
+            beats,
+            board,
+            standby,
+            session: Session::None,
+            session_number: 0,
+            opening: false,
+            witness,
+            measured: Measured::default(),
+            takeover: None,
+            last_error: None,
+            _door: door,
+            inbox,
+            epoll,
+            timer,
+            timer_at: None,
+            status_at: now,
+            waiting: Vec::new(),
+            quit: false,
+        };
+        engine.watch_all();
+        Ok(engine)
+    }
+
+    fn watch_all(&self) {
+        self.watch(Watched::Inbox, self.inbox.as_fd());
+        self.watch(Watched::Timer, self.timer.as_fd());
+        for (at, link) in self.links.iter().enumerate() {
+            self.watch(Watched::Link(at), link.as_fd());
+        }
+    }
+
+    /// Runs until told to quit.
+    pub(crate) fn run(mut self) {
+        if self.standby.is_some() {
+            for link in &mut self.links {
+                let _ = link.send(&Command::Standby(true), None);
+            }
+        }
+        self.perform_all();
+        let mut events = [EpollEvent::empty(); 16];
+        while !self.quit {
+            self.arm_timer();
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(ready) => ready,
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return tracing::error!(target: "ft", "epoll failed: {errno}"),
+            };
+            // Messages first: beats that have arrived must be told before the clock is looked at.
+            self.read_inbox();
+            for event in &events[..ready] {
+                match Watched::from_data(event.data()) {
+                    Watched::Inbox => {}
+                    Watched::Timer => self.timer_fired(),
+                    Watched::Stream => self.read_stream(),
+                    Watched::Link(at) => self.read_link(at),
+                }
+            }
+            self.publish_if_due();
+        }
+    }
+
+    /// Tells the core and performs what it decides.
+    pub(crate) fn input(&mut self, input: Input) {
+        self.node.handle(input, self.clock.now());
+        self.perform_all();
+    }
+
+    fn perform_all(&mut self) {
+        while let Some(action) = self.node.poll_action() {
+            // What the beats say must never lag behind what is done.
+            self.beats.say(self.node.term(), self.node.runs(), self.clock.now());
+            self.perform(action);
+        }
+        self.beats.say(self.node.term(), self.node.runs(), self.clock.now());
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Cut { epoch, base } => self.cut(epoch, base),
+            Action::Release(committed) => self.release(&committed),
+            Action::Commit(committed) => self.commit(&committed),
+            Action::AskWitness(claim) => self.ask_witness(claim),
+            Action::TakeOver { committed, term } => self.take_over(committed, term),
+            Action::GoAlone(alone) => self.go_alone(&alone),
+            Action::Yield => self.yield_to_standby(),
+            Action::Fence { reason } => self.fence(&reason),
+            Action::Reset { reason } => self.reset(&reason),
+            Action::Event(event) => {
+                self.board.event(&event);
+                self.publish();
+            }
+        }
+    }
+
+    fn ask_witness(&self, claim: Claim) {
+        if let Some((_, claims)) = &self.witness {
+            let _ = claims.send(claim);
+        }
+    }
+
+    /// Performs `Action::Fence`: held output is dropped before anything else.
+    fn fence(&mut self, reason: &str) {
+        for link in &mut self.links {
+            // Only what was never released is still held.
+            let _ = link.send(&Command::Discard { after: ft_proto::Epoch(0) }, None);
+        }
+        self.guest.fence(reason);
+        self.guest.stop_tracking();
+        self.last_error = Some(reason.to_owned());
+        self.answer_waiting(Err(vec![reason.to_owned()]));
+    }
+
+    fn read_inbox(&mut self) {
+        self.inbox.acknowledge();
+        while let Some(message) = self.inbox.next() {
+            match message {
+                Message::Protect(options, reply) => self.protect(options, reply),
+                Message::Stop(reply) => self.stop(reply),
+                Message::HandOver(reason, reply) => self.hand_over(reason, reply),
+                Message::VmEnded(reply) => self.vm_ended(&reply),
+                Message::Quit => self.quit = true,
+                Message::Opened(opened, reply) => self.opened(opened, &reply),
+                Message::Caller(caller) => self.caller(*caller),
+                Message::Received(number, received) if number == self.session_number => self.received(received),
+                Message::Sent(number, sent) if number == self.session_number => self.sent(sent),
+                Message::Received(..) | Message::Sent(..) => {}
+                Message::Witness(answer) => self.input(Input::Witness(answer)),
+                Message::Beat(link, at, beat) => self.input(Input::Beat { link, at, beat }),
+            }
+        }
+    }
+
+    fn stop(&mut self, reply: Reply) {
+        if !matches!(self.node.state(), State::Syncing | State::Protected) {
+            let _ = reply.send(Err(vec![format!("this VM is not protected, it is {}", self.state_name())]));
+            return;
+        }
+        self.waiting.push(reply);
+        self.input(Input::StopRequested);
+    }
+
+    fn hand_over(&mut self, reason: String, reply: Reply) {
+        if self.node.state() != State::Protected {
+            let _ = reply.send(Err(vec![format!("this VM is not protected, it is {}", self.state_name())]));
+            return;
+        }
+        // Needs nobody's consent: when the core has been told, this node has stopped and said so.
+        self.input(Input::YieldRequested { reason });
+        let _ = reply.send(Ok(()));
+    }
+
+    /// The VM is shut down: whoever comes next may start it anywhere.
+    fn vm_ended(&mut self, reply: &Reply) {
+        if self.node.runs() {
+            self.ask_witness(Claim::Stop { node: self.node.id(), term: self.node.term() });
+        }
+        // The witness thread works its queue off before it ends, and the engine waits for it.
+        let _ = reply.send(Ok(()));
+    }
+
+    pub(crate) fn answer_waiting(&mut self, result: Result<(), Vec<String>>) {
+        for reply in self.waiting.drain(..) {
+            let _ = reply.send(result.clone());
+        }
+    }
+
+    fn timer_fired(&mut self) {
+        // Read so that the descriptor is quiet again; its count is of no interest.
+        let _ = self.timer.wait();
+        self.timer_at = None;
+        self.input(Input::Timeout);
+        self.pump();
+    }
+
+    fn read_link(&mut self, at: usize) {
+        loop {
+            match self.links[at].try_recv() {
+                Ok(Some(report)) => self.report(at, report),
+                Ok(None) => return,
+                Err(error) => return self.link_lost(at, &error),
+            }
+        }
+    }
+
+    pub(crate) fn read_early_reports(&mut self) {
+        for at in 0..self.links.len() {
+            if self.links[at].has_early() {
+                self.read_link(at);
+            }
+        }
+    }
+
+    fn report(&mut self, at: usize, report: Report) {
+        match report {
+            // Of an epoch that is sealed already the cut was made.
+            Report::Held { epoch } | Report::Full { epoch } if epoch == self.node.epoch() => {
+                self.input(Input::CutWanted);
+            }
+            Report::Complete { epoch } => {
+                let disk = u16::try_from(at).unwrap_or(u16::MAX);
+                self.input(Input::DiskComplete { epoch, disk });
+            }
+            Report::Failed { reason } => self.device_failed(at, &reason),
+            Report::Resync { .. } | Report::InSync | Report::MirrorLost { .. } if at < self.disks.len() => {
+                self.disk_report(at, &report);
+            }
+            // Answers that nobody waits for any more.
+            _ => {}
+        }
+    }
+
+    fn link_lost(&mut self, at: usize, error: &LinkError) {
+        let _ = self.epoll.delete(self.links[at].as_fd());
+        self.device_failed(at, &chain(error));
+    }
+
+    fn device_failed(&mut self, at: usize, reason: &str) {
+        let id = self.links[at].id().to_owned();
+        self.board.note("device-failed", serde_json::json!({ "device": id, "reason": reason }));
+        self.last_error = Some(reason.to_owned());
+        match self.session {
+            Session::None => {}
+            Session::Primary(_) => self.input(Input::YieldRequested { reason: reason.to_owned() }),
+            Session::Standby(_) => {
+                self.input(Input::PeerLeft { term: self.node.term(), reason: reason.to_owned() });
+            }
+        }
+    }
+
+    pub(crate) fn watch(&self, what: Watched, fd: BorrowedFd<'_>) {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, what.data());
+        if let Err(errno) = self.epoll.add(fd, event) {
+            tracing::error!(target: "ft", "cannot watch {what:?}: {errno}");
+        }
+    }
+
+    pub(crate) fn unwatch_stream(&self) {
+        if let Session::Primary(side) = &self.session {
+            // Not watched any more after its end was read.
+            let _ = self.epoll.delete(side.stream());
+        }
+    }
+
+    fn arm_timer(&mut self) {
+        let copy = match &self.session {
+            Session::Primary(side) => side.copy.as_ref().and_then(|copy| copy.timeout()),
+            _ => None,
+        };
+        let status = (!matches!(self.session, Session::None)).then_some(self.status_at);
+        let next = self.node.poll_timeout().into_iter().chain(copy).chain(status).min();
+        if next == self.timer_at {
+            return;
+        }
+        self.timer_at = next;
+        let armed = match next {
+            // Zero would disarm it.
+            Some(at) => {
+                let left = at.since(self.clock.now()).max(std::time::Duration::from_nanos(1));
+                self.timer.set(Expiration::OneShot(TimeSpec::from_duration(left)), TimerSetTimeFlags::empty())
+            }
+            None => self.timer.unset(),
+        };
+        if let Err(errno) = armed {
+            tracing::error!(target: "ft", "cannot set the timer: {errno}");
+        }
+    }
+
+    fn publish_if_due(&mut self) {
+        if self.clock.now() >= self.status_at {
+            self.publish();
+        }
+    }
+
+    /// Makes the status on the board current.
+    pub(crate) fn publish(&mut self) {
+        let now = self.clock.now();
+        self.status_at = now + STATUS_INTERVAL;
+        let (peer, memory_sync) = match &self.session {
+            Session::None => (None, None),
+            Session::Primary(side) => (Some(side.peer.clone()), side.copy.as_ref().map(|copy| copy.progress(now))),
+            Session::Standby(side) => {
+                let arriving = self.node.state() == State::StandbySyncing;
+                let progress = Progress { done: side.copied, total: 0, eta_s: None };
+                (Some(side.peer.clone()), arriving.then_some(progress))
+            }
+        };
+        let links = match &peer {
+            None => Vec::new(),
+            Some(_) => LinkId::ALL.iter().map(|link| self.link_status(*link, now)).collect(),
+        };
+        let policy = self.node.settings().on_partition.map(|policy| format!("none: {policy:?} goes on").to_lowercase());
+        self.board.publish(Status {
+            role: self.role_name(),
+            state: self.state_name(),
+            term: self.node.term().0,
+            epoch: self.node.epoch().0,
+            node: self.node.id().to_string(),
+            peer,
+            links,
+            witness: self.witness.as_ref().map(|(name, _)| name.clone()).or(policy),
+            pause_us: self.measured.pause.percentiles(),
+            commit_us: self.measured.commit.percentiles(),
+            dirty_pages: self.measured.pages.percentiles(),
+            epoch_bytes: self.measured.bytes.percentiles(),
+            held_frames: self.measured.held.frames,
+            held_bytes: self.measured.held.bytes,
+            epochs: self.measured.epochs,
+            memory_sync,
+            disks: self.disks.clone(),
+            takeover: self.takeover,
+            last_error: self.last_error.clone(),
+        });
+    }
+
+    fn link_status(&self, link: LinkId, now: Time) -> LinkStatus {
+        let (light, silence) = self.node.link(link, now);
+        let name = match link {
+            LinkId::Replication => "replication",
+            LinkId::Heartbeat => "heartbeat",
+        };
+        let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+        LinkStatus { name, state: light_name(light), silence_ms }
+    }
+
+    fn role_name(&self) -> &'static str {
+        match self.node.state() {
+            State::Solo => "solo",
+            State::Syncing | State::Protected => "primary",
+            State::StandbyEmpty | State::StandbySyncing | State::StandbyReady => "standby",
+            State::Fenced => "none",
+        }
+    }
+
+    pub(crate) fn state_name(&self) -> &'static str {
+        match self.node.state() {
+            State::Solo if self.takeover.is_some() || self.measured.epochs > 0 => "solo",
+            State::Solo => "unprotected",
+            State::Syncing => "syncing",
+            State::Protected => "protected",
+            State::StandbyEmpty => "standby-empty",
+            State::StandbySyncing => "standby-syncing",
+            State::StandbyReady => "standby-ready",
+            State::Fenced => "fenced",
+        }
+    }
+}
+
+/// The engine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A descriptor or thread could not be made.
+    #[error("cannot set up the fault-tolerance engine")]
+    Io(#[from] io::Error),
+    /// The VMM did not give what is needed.
+    #[error(transparent)]
+    Guest(#[from] crate::guest::GuestError),
+    /// An address of `--ft` cannot be bound.
+    #[error("--ft: cannot listen at {0}")]
+    Listen(std::net::SocketAddr, #[source] io::Error),
+}

@@ -1,0 +1,315 @@
+//! What the engine does for a node that is a primary: first copy, cuts, releases, the end of a session.
+
+use std::collections::VecDeque;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+
+use ft_proto::device_ctl::{Command, Report};
+use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
+use ft_proto::{Alone, Committed, Epoch, Input, State, Time};
+
+use crate::capture::{CaptureError, Held, capture};
+use crate::connect::{self, Applicant, Opened};
+use crate::engine::{Engine, Session, Watched};
+use crate::first_copy::{FirstCopy, Step};
+use crate::inbox::{Message, Reply};
+use crate::options::ProtectOptions;
+use crate::sender::{Job, SenderHandle, Sent};
+use crate::staging::Staging;
+use crate::status::{Peer, Recent};
+use crate::transport::FrameReader;
+use crate::witness::{self, FileWitness, chain};
+
+/// A session in which this node is the primary.
+pub(crate) struct PrimarySide {
+    pub(crate) peer: Peer,
+    pub(crate) copy: Option<FirstCopy>,
+    sender: SenderHandle,
+    stream: TcpStream,
+    reader: FrameReader,
+    /// Staging buffers that are neither being filled nor being sent.
+    free: Vec<Staging>,
+    /// Buffers with the sender.
+    sending: usize,
+    /// When the cut of each uncommitted epoch began.
+    begun: VecDeque<(Epoch, Time)>,
+}
+
+impl PrimarySide {
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+/// What is measured of a session.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    pub(crate) pause: Recent,
+    pub(crate) commit: Recent,
+    pub(crate) pages: Recent,
+    pub(crate) bytes: Recent,
+    pub(crate) held: Held,
+    pub(crate) epochs: u64,
+}
+
+impl Engine {
+    /// The API wants protection: find out whether it can be had, on a thread that may wait.
+    pub(crate) fn protect(&mut self, options: ProtectOptions, reply: Reply) {
+        if self.node.state() != State::Solo || self.opening {
+            let reason = format!("this VM is {} already: see `pollux ft status`", self.state_name());
+            let _ = reply.send(Err(vec![reason]));
+            return;
+        }
+        let applicant = Applicant {
+            node: self.node.id(),
+            term: self.node.term(),
+            shape: self.guest.shape(),
+            blockers: self.guest.blockers(),
+        };
+        let post = self.post.clone();
+        let answer = reply.clone();
+        let opener = std::thread::Builder::new().name("ft-open".to_owned()).spawn(move || {
+            let opened = connect::open(&applicant, options).map(Box::new);
+            post.send(Message::Opened(opened, answer));
+        });
+        match opener {
+            Ok(_) => self.opening = true,
+            Err(error) => drop(reply.send(Err(vec![format!("cannot start a thread: {error}")]))),
+        }
+    }
+
+    /// The connecting thread is through.
+    pub(crate) fn opened(&mut self, opened: Result<Box<Opened>, Vec<String>>, reply: &Reply) {
+        self.opening = false;
+        let result = opened.and_then(|opened| self.begin(*opened).map_err(|error| vec![error]));
+        if let Err(reasons) = &result {
+            self.last_error = Some(reasons.join("; "));
+        }
+        // The caller may have given up waiting.
+        let _ = reply.send(result);
+    }
+
+    fn begin(&mut self, opened: Opened) -> Result<(), String> {
+        let Opened { options, stream, disks, beats, peer, term } = opened;
+        let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
+        self.session_number += 1;
+        let (number, post) = (self.session_number, self.post.clone());
+        let tell = move |sent| post.send(Message::Sent(number, sent));
+        let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
+        let sender =
+            SenderHandle::start(writer, term, tell).map_err(|error| failed("cannot start a thread", &error))?;
+        if let Some(path) = &options.witness {
+            let post = self.post.clone();
+            let answer = move |answer| post.send(Message::Witness(answer));
+            let claims = witness::spawn(Box::new(FileWitness::new(path)), answer)
+                .map_err(|error| failed("cannot start a thread", &error))?;
+            self.witness = Some((path.display().to_string(), claims));
+        }
+        self.guest.start_tracking().map_err(|error| failed("cannot track memory writes", &error))?;
+        let ranges = self.memory.populated().map_err(|error| failed("cannot list guest memory", &error))?;
+        self.mirror_disks(&options, disks)?;
+        let now = self.clock.now();
+        self.node.configure(options.settings(), now);
+        self.node.adopt_term(term);
+        self.watch(Watched::Stream, stream.as_fd());
+        self.beats.route(beats, options.settings().silence.map(|limit| limit / 6));
+        self.measured = Measured::default();
+        self.session = Session::Primary(Box::new(PrimarySide {
+            peer: Peer { address: options.peer.to_string(), node: peer.to_string() },
+            copy: Some(FirstCopy::new(ranges, now)),
+            sender,
+            stream,
+            reader: FrameReader::default(),
+            free: Vec::new(),
+            sending: 0,
+            begun: VecDeque::new(),
+        }));
+        self.input(Input::SessionOpened { peer });
+        Ok(())
+    }
+
+    fn mirror_disks(&mut self, options: &ProtectOptions, streams: Vec<TcpStream>) -> Result<(), String> {
+        let command =
+            Command::Mirror { epoch: Epoch(1), max_uncommitted: options.disk_buffer, rate: options.disk_rate };
+        for (at, stream) in streams.into_iter().enumerate() {
+            let fd = OwnedFd::from(stream);
+            self.links[at].send(&command, Some(fd.as_fd())).map_err(|error| chain(&error))?;
+            self.disks[at].state = "copying";
+            (self.disks[at].done, self.disks[at].total) = (0, 0);
+        }
+        Ok(())
+    }
+
+    /// A disk's mirror told something.
+    pub(crate) fn disk_report(&mut self, at: usize, report: &Report) {
+        let disk = &mut self.disks[at];
+        match *report {
+            Report::Resync { done, total } => (disk.done, disk.total) = (done, total),
+            Report::InSync => {
+                disk.state = "in-sync";
+                disk.done = disk.total;
+                self.pump();
+            }
+            Report::MirrorLost { ref reason } => {
+                disk.state = "lost";
+                let reason = format!("mirror of {}: {reason}", disk.id);
+                if !matches!(self.session, Session::None) {
+                    self.input(Input::StreamLost { reason });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Moves the first copy on as far as it goes now.
+    pub(crate) fn pump(&mut self) {
+        let disks_ready = self.disks.iter().all(|disk| disk.state == "in-sync");
+        loop {
+            let now = self.clock.now();
+            let Session::Primary(side) = &mut self.session else { return };
+            let Some(copy) = &mut side.copy else { return };
+            // One buffer being sent, one being filled: the link never waits for the copy.
+            if side.sending >= 2 {
+                return;
+            }
+            let mut staging = side.free.pop().unwrap_or_default();
+            staging.clear(Epoch(0));
+            match copy.step(&mut staging.pages, side.sending, disks_ready, now) {
+                Step::Wait => return side.free.push(staging),
+                Step::Send => match staging.copy_pages(&*self.memory) {
+                    Ok(()) => {
+                        side.sending += 1;
+                        side.sender.send(Job::Copy(staging));
+                    }
+                    Err(error) => return self.input(Input::StreamLost { reason: chain(&error) }),
+                },
+                Step::Harvest => match self.guest.harvest(&mut staging.pages) {
+                    Ok(()) => {
+                        copy.round(&staging.pages, now);
+                        side.free.push(staging);
+                    }
+                    Err(error) => return self.input(Input::StreamLost { reason: chain(&error) }),
+                },
+                Step::Done => {
+                    side.free.push(staging);
+                    side.copy = None;
+                    return self.input(Input::Synced);
+                }
+            }
+        }
+    }
+
+    /// The sending thread told something.
+    pub(crate) fn sent(&mut self, sent: Sent) {
+        let Session::Primary(side) = &mut self.session else { return };
+        match sent {
+            Sent::Done(staging, bytes) => {
+                side.sending -= 1;
+                if staging.epoch != Epoch(0) {
+                    self.measured.bytes.add(bytes);
+                }
+                side.free.push(staging);
+                self.pump();
+            }
+            Sent::Failed(reason) => self.input(Input::StreamLost { reason }),
+        }
+    }
+
+    /// Performs `Action::Cut`.
+    pub(crate) fn cut(&mut self, epoch: Epoch, base: bool) {
+        let Session::Primary(side) = &mut self.session else { return };
+        let begun = self.clock.now();
+        let mut staging = side.free.pop().unwrap_or_default();
+        staging.clear(epoch);
+        let disks = self.disks.len();
+        let result = capture(&mut *self.guest, &mut self.links, disks, base, &mut staging, &*self.memory);
+        let pause = self.clock.now().since(begun);
+        match result {
+            Ok(held) => {
+                self.measured.held = held;
+                self.measured.pause.add(u64::try_from(pause.as_micros()).unwrap_or(u64::MAX));
+                self.measured.pages.add(staging.pages.len() as u64);
+                side.begun.push_back((epoch, begun));
+                side.sending += 1;
+                side.sender.send(Job::Epoch(staging));
+                self.input(Input::CutDone { epoch });
+            }
+            Err(CaptureError::Device(error)) => self.input(Input::YieldRequested { reason: chain(&error) }),
+            Err(CaptureError::Guest(error)) => self.input(Input::CutFailed { epoch, reason: chain(&error) }),
+        }
+        // Reports that came while the capture waited for others do not show up in epoll.
+        self.read_early_reports();
+    }
+
+    /// The standby's side of the stream has something.
+    pub(crate) fn read_stream(&mut self) {
+        loop {
+            let Session::Primary(side) = &mut self.session else { return };
+            let input = match side.reader.poll(&side.stream) {
+                Ok(None) => return,
+                Ok(Some((header, body))) => match header.kind {
+                    Kind::Ack => Input::Acked { term: header.term, epoch: header.epoch },
+                    Kind::Bye => {
+                        let reasons = decode_body(Kind::Bye, &body).map(|Refusal { reasons }| reasons.join("; "));
+                        let reason = format!("the standby left: {}", reasons.unwrap_or_else(|error| error.to_string()));
+                        Input::PeerLeft { term: header.term, reason }
+                    }
+                    got => {
+                        let error = WireError::Unexpected { got, expected: "ack or bye" };
+                        Input::StreamLost { reason: error.to_string() }
+                    }
+                },
+                Err(error) => {
+                    // A stream at its end stays readable for ever.
+                    self.unwatch_stream();
+                    Input::StreamLost { reason: chain(&error) }
+                }
+            };
+            self.input(input);
+        }
+    }
+
+    /// Performs `Action::Release`: the only place where a primary lets output out while it is protected.
+    pub(crate) fn release(&mut self, committed: &Committed) {
+        for link in &mut self.links {
+            // A device that is gone is noticed by its closed socket.
+            let _ = link.send(&Command::Release(committed.into()), None);
+        }
+        self.guest.release_console(committed);
+        let Session::Primary(side) = &mut self.session else { return };
+        let now = self.clock.now();
+        while let Some((_, begun)) = side.begun.pop_front_if(|(epoch, _)| *epoch <= committed.epoch()) {
+            self.measured.commit.add(u64::try_from(now.since(begun).as_micros()).unwrap_or(u64::MAX));
+            self.measured.epochs += 1;
+        }
+    }
+
+    /// Performs `Action::GoAlone`: the session is over, the VM goes on here, and held output may leave.
+    pub(crate) fn go_alone(&mut self, alone: &Alone) {
+        let disks = self.disks.len();
+        for (at, link) in self.links.iter_mut().enumerate() {
+            let command =
+                if at < disks { Command::Unmirror } else { Command::Protect { epoch: Epoch(0), hold: false } };
+            let _ = link.send(&command, None);
+        }
+        self.guest.free_console(alone);
+        self.guest.stop_tracking();
+        self.end_primary(Job::Bye("the primary goes on alone".to_owned()));
+        self.answer_waiting(Ok(()));
+    }
+
+    /// Performs `Action::Yield`.
+    pub(crate) fn yield_to_standby(&mut self) {
+        self.end_primary(Job::Yield);
+    }
+
+    fn end_primary(&mut self, last: Job) {
+        self.unwatch_stream();
+        for disk in &mut self.disks {
+            disk.state = "-";
+        }
+        if let Session::Primary(side) = std::mem::replace(&mut self.session, Session::None) {
+            side.sender.leave(last);
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! What the engine does for a node that is a standby: let a primary in, commit its epochs, take over.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use ft_proto::device_ctl::{Command, Report};
+use ft_proto::wire::{Kind, Purpose, Refusal, decode_body, encode_body};
+use ft_proto::witness::Record;
+use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term};
+
+use serde_json::json;
+
+use crate::device_link::LinkError;
+use crate::engine::{Engine, Session};
+use crate::guest::{GuestError, Position, Shape};
+use crate::image::WholeImage;
+use crate::inbox::Message;
+use crate::listener::Caller;
+use crate::options::silence;
+use crate::receiver::{Received, ReceiverHandle};
+use crate::status::{Peer, Takeover};
+use crate::transport::{Stamp, write_frame};
+use crate::witness::{FileWitness, Witness, chain};
+
+/// A disk that needs longer than this to apply what was committed fails the takeover.
+const DISK_LIMIT: Duration = Duration::from_secs(30);
+/// A device process has little to do to start.
+const START_LIMIT: Duration = Duration::from_secs(5);
+
+/// A session in which this node is the standby.
+pub(crate) struct StandbySide {
+    pub(crate) peer: Peer,
+    primary: NodeId,
+    shape: Shape,
+    disk_buffer: u64,
+    /// `None` once the stream has ended; what was committed is still good.
+    stream: Option<(ReceiverHandle, TcpStream)>,
+    /// Whole in memory and state, waiting for disks.
+    whole: BTreeMap<Epoch, Box<WholeImage>>,
+    /// The committed checkpoint's state; its pages are in guest memory.
+    latest: Option<Box<WholeImage>>,
+    pub(crate) copied: u64,
+}
+
+/// A takeover that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TakeOverError {
+    #[error("there is no committed checkpoint")]
+    NoCheckpoint,
+    #[error(transparent)]
+    Device(#[from] LinkError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+}
+
+impl Engine {
+    /// Somebody said hello at the door.
+    pub(crate) fn caller(&mut self, caller: Caller) {
+        match caller.hello.purpose.clone() {
+            Purpose::Session { check, shape, beats, detect_ms, disk_buffer, on_partition } => {
+                let shape: Option<Shape> = decode_body(Kind::Hello, &shape).ok();
+                let addresses = beats.map(|address| address.parse().ok());
+                let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
+                    return caller.refuse(vec!["the greeting does not decode".to_owned()]);
+                };
+                let reasons = self.objections(&caller, &shape, on_partition);
+                if !reasons.is_empty() {
+                    return caller.refuse(reasons);
+                }
+                if check {
+                    return drop(caller.welcome(self.node.id()));
+                }
+                let settings = Settings { silence: silence(detect_ms), on_partition, ..*self.node.settings() };
+                self.join(caller, shape, [first, second], disk_buffer, settings);
+            }
+            Purpose::Disk { index } => self.disk_caller(caller, index),
+        }
+    }
+
+    /// Everything that speaks against this primary.
+    fn objections(&mut self, caller: &Caller, shape: &Shape, on_partition: Option<OnPartition>) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !matches!(self.node.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady) {
+            reasons.push(format!("this node is no standby, it is {}", self.state_name()));
+        }
+        if let Session::Standby(side) = &self.session
+            && (side.stream.is_some() || caller.term <= self.node.term() && side.latest.is_some())
+        {
+            reasons.push(format!("this node is the standby of node {} already", side.primary));
+        }
+        if caller.hello.node == self.node.id() {
+            reasons.push("a VM cannot be its own standby".to_owned());
+        }
+        if caller.term < self.node.term() {
+            reasons.push(format!("the caller's term {} is older than this node's {}", caller.term, self.node.term()));
+        }
+        reasons.extend(differences(&self.guest.shape(), shape));
+        reasons.extend(self.guest.check_cpu(&shape.cpuid));
+        if on_partition.is_none() {
+            reasons.extend(self.witness_objection(caller.hello.node));
+        }
+        reasons
+    }
+
+    /// Whether both hosts see the same witness: the primary has just written itself into it.
+    fn witness_objection(&self, primary: NodeId) -> Option<String> {
+        let Some(path) = self.standby.as_ref().and_then(|options| options.witness.as_ref()) else {
+            return Some(
+                "the primary relies on a witness and this standby has none: start it with witness=PATH".to_owned(),
+            );
+        };
+        match FileWitness::new(path).read() {
+            Ok(Some(Record::Solo { owner, .. })) if owner == primary => None,
+            Ok(_) => Some(format!(
+                "the witness at {} does not show the primary's record: do both hosts see the same file?",
+                path.display()
+            )),
+            Err(error) => Some(chain(&error)),
+        }
+    }
+
+    fn join(&mut self, caller: Caller, shape: Shape, beats: [SocketAddr; 2], disk_buffer: u64, settings: Settings) {
+        let (node, term, address) = (caller.hello.node, caller.term, caller.address);
+        self.session = Session::None;
+        let prepared = self.guest.adopt(&shape).and_then(|()| self.memory.clear());
+        if let Err(error) = prepared {
+            return caller.refuse(vec![chain(&error)]);
+        }
+        self.session_number += 1;
+        let (number, post) = (self.session_number, self.post.clone());
+        let tell = move |received| post.send(Message::Received(number, received));
+        let stream = match caller.welcome(self.node.id()) {
+            Ok(stream) => stream,
+            Err(error) => return self.board.note("caller-lost", json!({ "reason": chain(&error) })),
+        };
+        let memory = self.memory.clone();
+        let receiver = stream.try_clone().and_then(|reader| Ok((ReceiverHandle::start(reader, memory, tell)?, stream)));
+        let stream = match receiver {
+            Ok(stream) => Some(stream),
+            Err(error) => return self.board.note("caller-lost", json!({ "reason": chain(&error) })),
+        };
+        self.node.configure(settings, self.clock.now());
+        self.beats.aim(beats, settings.silence.map(|limit| limit / 6));
+        let disks = u16::try_from(shape.disks.len()).unwrap_or(u16::MAX);
+        self.session = Session::Standby(Box::new(StandbySide {
+            peer: Peer { address: address.to_string(), node: node.to_string() },
+            primary: node,
+            shape,
+            disk_buffer,
+            stream,
+            whole: BTreeMap::new(),
+            latest: None,
+            copied: 0,
+        }));
+        self.input(Input::PrimaryJoined { peer: node, term, disks });
+    }
+
+    fn disk_caller(&mut self, caller: Caller, index: u16) {
+        let at = usize::from(index);
+        let max_uncommitted = match &self.session {
+            Session::Standby(side) if side.primary == caller.hello.node && at < self.disks.len() => side.disk_buffer,
+            _ => return caller.refuse(vec!["there is no session that this disk belongs to".to_owned()]),
+        };
+        let handed = match caller.welcome(self.node.id()) {
+            Ok(stream) => {
+                let fd = OwnedFd::from(stream);
+                self.links[at].send(&Command::Receive { max_uncommitted }, Some(fd.as_fd()))
+            }
+            Err(error) => return self.board.note("caller-lost", json!({ "reason": chain(&error) })),
+        };
+        if let Err(error) = handed {
+            self.input(Input::PeerLeft { term: self.node.term(), reason: chain(&error) });
+        }
+        self.disks[at].state = "copying";
+    }
+
+    /// The receiving thread told something.
+    pub(crate) fn received(&mut self, received: Received) {
+        let Session::Standby(side) = &mut self.session else { return };
+        match received {
+            Received::Copied { bytes } => side.copied += bytes,
+            Received::Whole(image) => {
+                let epoch = image.epoch;
+                side.whole.insert(epoch, image);
+                self.input(Input::MemoryComplete { epoch });
+            }
+            Received::Yielded(term) => self.input(Input::Yielded { term }),
+            Received::Left(term, reason) => self.input(Input::PeerLeft { term, reason }),
+            Received::Ended(reason) => {
+                side.say_why(self.node.term(), &reason);
+                side.stream = None;
+                side.whole.clear();
+                self.last_error = Some(reason.clone());
+                self.board.note("stream-lost", json!({ "reason": reason }));
+                self.input(Input::StreamLost { reason });
+            }
+        }
+    }
+
+    /// Performs `Action::Commit`: acknowledge first, so that the primary's output leaves, then apply.
+    pub(crate) fn commit(&mut self, committed: &Committed) {
+        let Session::Standby(side) = &mut self.session else { return };
+        let epoch = committed.epoch();
+        let Some(image) = side.whole.remove(&epoch) else { return };
+        side.ack(self.node.term(), epoch);
+        if let Err(error) = image.apply(&*self.memory) {
+            // Every page number was checked before; memory is neither old nor new now.
+            let reason = format!("epoch {epoch} could not be applied: {}", chain(&error));
+            return self.input(Input::PeerLeft { term: self.node.term(), reason });
+        }
+        for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
+            self.disks[at].state = "in-sync";
+            let _ = link.send(&Command::Release(committed.into()), None);
+        }
+        if let Some(mut before) = side.latest.replace(image) {
+            side.recycle(&mut before);
+        }
+        self.measured.epochs += 1;
+    }
+
+    /// Performs `Action::Reset`: what was received is useless.
+    pub(crate) fn reset(&mut self, reason: &str) {
+        if let Session::Standby(mut side) = std::mem::replace(&mut self.session, Session::None) {
+            side.say_why(self.node.term(), reason);
+        }
+        for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
+            self.disks[at].state = "-";
+            let _ = link.send(&Command::Discard { after: Epoch(0) }, None);
+        }
+        self.last_error = Some(reason.to_owned());
+    }
+
+    /// Performs `Action::TakeOver`.
+    pub(crate) fn take_over(&mut self, committed: Epoch, term: Term) {
+        match self.try_take_over(committed) {
+            Ok(takeover) => {
+                self.takeover = Some(takeover);
+                let detail = json!({ "epoch": committed.0, "term": term.0, "us": takeover.total_us });
+                self.board.note("took-over", detail);
+            }
+            Err(error) => self.input(Input::TakeOverFailed { reason: chain(&error) }),
+        }
+    }
+
+    fn try_take_over(&mut self, committed: Epoch) -> Result<Takeover, TakeOverError> {
+        let begun = self.clock.now();
+        let micros = |engine: &Self| u64::try_from(engine.clock.now().since(begun).as_micros()).unwrap_or(u64::MAX);
+        let Session::Standby(side) = std::mem::replace(&mut self.session, Session::None) else {
+            return Err(TakeOverError::NoCheckpoint);
+        };
+        // Ends the receiving thread: nothing writes to memory behind our back from here on.
+        let StandbySide { latest, shape, .. } = *side;
+        let image = latest.filter(|image| image.epoch == committed).ok_or(TakeOverError::NoCheckpoint)?;
+        let disks = self.disks.len();
+        for link in self.links.iter_mut().take(disks) {
+            link.send(&Command::Discard { after: committed }, None)?;
+        }
+        self.guest.load(image.state())?;
+        for link in self.links.iter_mut().take(disks) {
+            link.wait_for(DISK_LIMIT, |report| if report == Report::Discarded { Ok(()) } else { Err(report) })?;
+        }
+        let disks_us = micros(self);
+        self.guest.activate()?;
+        for link in &mut self.links {
+            let at = image.positions.iter().find(|position| position.id == link.id());
+            let start = start_command(at, &shape, link.id());
+            link.send(&start, None)?;
+        }
+        for link in &mut self.links {
+            link.wait_for(START_LIMIT, |report| if report == Report::Started { Ok(()) } else { Err(report) })?;
+        }
+        self.guest.start()?;
+        for disk in &mut self.disks {
+            disk.state = "-";
+        }
+        Ok(Takeover { epoch: committed.0, disks_us, total_us: micros(self) })
+    }
+}
+
+impl StandbySide {
+    fn ack(&mut self, term: Term, epoch: Epoch) {
+        if let Some((_, stream)) = &mut self.stream {
+            // A stream that is broken ends at the receiving thread.
+            let _ = write_frame(stream, Stamp { kind: Kind::Ack, term, epoch }, &[]);
+        }
+    }
+
+    /// Tells the primary why this standby leaves.
+    fn say_why(&mut self, term: Term, reason: &str) {
+        if let Some((_, stream)) = &mut self.stream {
+            let body = encode_body(&Refusal { reasons: vec![reason.to_owned()] });
+            let _ = write_frame(stream, Stamp { kind: Kind::Bye, term, epoch: Epoch(0) }, &[&body]);
+        }
+    }
+
+    fn recycle(&self, image: &mut WholeImage) {
+        if let Some((receiver, _)) = &self.stream {
+            image.recycle().for_each(|buffer| receiver.give_back(buffer));
+        }
+    }
+}
+
+fn start_command(position: Option<&Position>, shape: &Shape, id: &str) -> Command {
+    let in_flight = position.map(|position| position.in_flight.clone()).unwrap_or_default();
+    let macs = shape.nets.iter().filter(|net| net.id == id).map(|net| net.mac).collect();
+    Command::Start { in_flight, macs }
+}
+
+/// How the standby's VM (`mine`) is not like the primary's: all differences, each with its way out.
+fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let mut differ = |what: &str, mine: String, theirs: String| {
+        reasons.push(format!("{what}: {mine} here, {theirs} at the primary: start the standby with the same"));
+    };
+    if mine.memory != theirs.memory {
+        differ("memory size", format!("{} MiB", mine.memory >> 20), format!("{} MiB", theirs.memory >> 20));
+    }
+    if mine.vcpus != theirs.vcpus {
+        differ("number of vCPUs", mine.vcpus.to_string(), theirs.vcpus.to_string());
+    }
+    if mine.disks.len() != theirs.disks.len() {
+        differ("number of disks", mine.disks.len().to_string(), theirs.disks.len().to_string());
+    }
+    if mine.nets.len() != theirs.nets.len() {
+        differ("number of network cards", mine.nets.len().to_string(), theirs.nets.len().to_string());
+    }
+    for (mine, theirs) in mine.disks.iter().zip(&theirs.disks) {
+        let name = |what| format!("{what} of disk {}", theirs.id);
+        if mine.id != theirs.id {
+            differ("disk id", mine.id.clone(), theirs.id.clone());
+        }
+        if mine.size != theirs.size {
+            differ(&name("size"), format!("{} bytes", mine.size), format!("{} bytes", theirs.size));
+        }
+        if mine.read_only != theirs.read_only {
+            differ(&name("read-only flag"), mine.read_only.to_string(), theirs.read_only.to_string());
+        }
+        if mine.queues != theirs.queues {
+            differ(&name("number of queues"), mine.queues.to_string(), theirs.queues.to_string());
+        }
+    }
+    for (mine, theirs) in mine.nets.iter().zip(&theirs.nets) {
+        if mine.id != theirs.id {
+            differ("network card id", mine.id.clone(), theirs.id.clone());
+        }
+        if mine.queues != theirs.queues {
+            let what = format!("number of queues of network card {}", theirs.id);
+            differ(&what, mine.queues.to_string(), theirs.queues.to_string());
+        }
+    }
+    reasons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::DiskShape;
+
+    fn shape() -> Shape {
+        let disk = DiskShape { id: "_disk0".to_owned(), size: 1 << 30, read_only: false, queues: 1 };
+        Shape { memory: 512 << 20, vcpus: 2, disks: vec![disk], ..Shape::default() }
+    }
+
+    #[test]
+    fn every_difference_is_named_at_once() {
+        assert!(differences(&shape(), &shape()).is_empty());
+        let mut small = shape();
+        (small.memory, small.vcpus, small.disks[0].size) = (256 << 20, 1, 1 << 20);
+        let reasons = differences(&small, &shape());
+        assert_eq!(reasons.len(), 3, "{reasons:?}");
+        assert!(reasons[0].contains("256 MiB here, 512 MiB at the primary"), "{reasons:?}");
+        assert!(reasons[2].contains("_disk0"), "{reasons:?}");
+    }
+}

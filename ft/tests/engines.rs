@@ -1,0 +1,339 @@
+//! Two engines over loopback with toy guests: real sockets, threads and files, no KVM.
+#![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ft::guest::{Guest, GuestError, LinkEnd, Memory, Position, Shape};
+use ft::{Ft, ProtectOptions, StandbyOptions, Status};
+use ft_proto::{Alone, Committed, Epoch};
+
+const PAGES: u64 = 300;
+const PAGE: usize = 4096;
+/// Guest memory does not begin at zero, to catch mixed-up offsets.
+const FIRST: u64 = 16;
+
+#[derive(Default)]
+struct Toy {
+    memory: Vec<u8>,
+    dirty: BTreeSet<u64>,
+    tracking: bool,
+    paused: u32,
+    /// Set by `start`: the state that it runs from.
+    started: Option<Vec<u8>>,
+    fenced: Option<String>,
+    /// What `save` writes.
+    state: Vec<u8>,
+}
+
+#[derive(Clone)]
+struct ToyGuest(Arc<Mutex<Toy>>);
+
+impl ToyGuest {
+    fn new() -> Self {
+        let memory = vec![0; PAGES as usize * PAGE];
+        Self(Arc::new(Mutex::new(Toy { memory, ..Toy::default() })))
+    }
+
+    /// The guest writes: memory and state change together, or not at all if it is paused.
+    fn write(&self, page: u64, value: u8) -> bool {
+        let mut toy = self.0.lock().unwrap();
+        if toy.paused > 0 {
+            return false;
+        }
+        let at = usize::try_from(page - FIRST).unwrap() * PAGE;
+        toy.memory[at..at + PAGE].fill(value);
+        toy.state = vec![value];
+        if toy.tracking {
+            toy.dirty.insert(page);
+        }
+        true
+    }
+
+    fn memory_copy(&self) -> Vec<u8> {
+        self.0.lock().unwrap().memory.clone()
+    }
+
+    fn started(&self) -> Option<Vec<u8>> {
+        self.0.lock().unwrap().started.clone()
+    }
+
+    fn fenced(&self) -> Option<String> {
+        self.0.lock().unwrap().fenced.clone()
+    }
+
+    fn page(page: u64) -> Result<Range<usize>, GuestError> {
+        if !(FIRST..FIRST + PAGES).contains(&page) {
+            return Err(GuestError::plain(format!("page {page} is not RAM")));
+        }
+        let at = usize::try_from(page - FIRST).unwrap() * PAGE;
+        Ok(at..at + PAGE)
+    }
+}
+
+impl Memory for ToyGuest {
+    fn ranges(&self) -> Vec<Range<u64>> {
+        vec![FIRST..FIRST + PAGES]
+    }
+
+    fn populated(&self) -> Result<Vec<Range<u64>>, GuestError> {
+        Ok(self.ranges())
+    }
+
+    fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError> {
+        into.copy_from_slice(&self.0.lock().unwrap().memory[Self::page(page)?]);
+        Ok(())
+    }
+
+    fn copy_in(&self, page: u64, from: &[u8]) -> Result<(), GuestError> {
+        self.0.lock().unwrap().memory[Self::page(page)?].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn zero(&self, page: u64) -> Result<(), GuestError> {
+        self.0.lock().unwrap().memory[Self::page(page)?].fill(0);
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<(), GuestError> {
+        self.0.lock().unwrap().memory.fill(0);
+        Ok(())
+    }
+}
+
+impl Guest for ToyGuest {
+    fn shape(&self) -> Shape {
+        Shape { memory: PAGES * PAGE as u64, vcpus: 1, ..Shape::default() }
+    }
+
+    fn blockers(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn adopt(&mut self, _: &Shape) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn memory(&self) -> Arc<dyn Memory> {
+        Arc::new(self.clone())
+    }
+
+    fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError> {
+        Ok(Vec::new())
+    }
+
+    fn pause(&mut self) -> Result<(), GuestError> {
+        self.0.lock().unwrap().paused += 1;
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        self.0.lock().unwrap().paused -= 1;
+    }
+
+    fn start_tracking(&mut self) -> Result<(), GuestError> {
+        self.0.lock().unwrap().tracking = true;
+        Ok(())
+    }
+
+    fn stop_tracking(&mut self) {
+        let mut toy = self.0.lock().unwrap();
+        toy.tracking = false;
+        toy.dirty.clear();
+    }
+
+    fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
+        pages.extend(std::mem::take(&mut self.0.lock().unwrap().dirty));
+        Ok(())
+    }
+
+    fn put_back(&mut self, pages: &[u64]) {
+        self.0.lock().unwrap().dirty.extend(pages);
+    }
+
+    fn save(&mut self, _: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError> {
+        out.extend_from_slice(&self.0.lock().unwrap().state);
+        Ok(())
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        self.0.lock().unwrap().state = state.to_vec();
+        Ok(())
+    }
+
+    fn activate(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), GuestError> {
+        let mut toy = self.0.lock().unwrap();
+        toy.started = Some(toy.state.clone());
+        Ok(())
+    }
+
+    fn fence(&mut self, reason: &str) {
+        let mut toy = self.0.lock().unwrap();
+        toy.fenced = Some(reason.to_owned());
+        toy.paused += 1;
+    }
+
+    fn hold_console(&mut self, _: Epoch) {}
+    fn tag_console(&mut self, _: Epoch) {}
+    fn release_console(&mut self, _: &Committed) {}
+    fn free_console(&mut self, _: &Alone) {}
+}
+
+/// A free port for both TCP and UDP on loopback.
+fn address() -> SocketAddr {
+    loop {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        if UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
+struct Pair {
+    folder: tempfile::TempDir,
+    guest_a: ToyGuest,
+    guest_b: ToyGuest,
+    a: Option<Ft>,
+    b: Ft,
+    options: ProtectOptions,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let witness = folder.path().join("witness");
+        let (listen, heartbeat) = (address(), address());
+        let (guest_a, guest_b) = (ToyGuest::new(), ToyGuest::new());
+        let standby = StandbyOptions { listen, heartbeat, witness: Some(witness.clone()) };
+        let b = Ft::standby(Box::new(guest_b.clone()), standby).unwrap();
+        let a = Ft::solo(Box::new(guest_a.clone())).unwrap();
+        let options = options(listen, heartbeat, &witness);
+        Self { folder, guest_a, guest_b, a: Some(a), b, options }
+    }
+
+    fn a(&self) -> &Ft {
+        self.a.as_ref().unwrap()
+    }
+
+    fn protected() -> Self {
+        let pair = Self::new();
+        for page in 0..PAGES {
+            pair.guest_a.write(FIRST + page, page as u8);
+        }
+        pair.a().protect(pair.options.clone()).unwrap();
+        wait(|| pair.a().status().state == "protected", || format!("{:?}", pair.a().status()));
+        pair
+    }
+}
+
+fn options(peer: SocketAddr, heartbeat: SocketAddr, witness: &Path) -> ProtectOptions {
+    let json = serde_json::json!({ "peer": peer, "heartbeat": heartbeat, "witness": witness });
+    serde_json::from_value(json).unwrap()
+}
+
+/// Waits until something is so; generous, since the machine may be busy.
+fn wait(so: impl Fn() -> bool, otherwise: impl Fn() -> String) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !so() {
+        assert!(Instant::now() < deadline, "still not so: {}", otherwise());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn committed(status: &Status) -> u64 {
+    status.epochs
+}
+
+#[test]
+fn memory_and_state_arrive_and_epochs_commit() {
+    let pair = Pair::protected();
+    while !pair.guest_a.write(FIRST + 7, 0xee) {}
+    let before = committed(&pair.a().status());
+    wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
+    wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
+    let status = pair.a().status();
+    assert_eq!((status.role, status.term), ("primary", 1));
+    assert_eq!(status.links.iter().map(|link| link.state).collect::<Vec<_>>(), ["green", "green"]);
+    assert_eq!(pair.b.status().state, "standby-ready");
+}
+
+#[test]
+fn the_standby_takes_over_when_the_primary_is_gone() {
+    let mut pair = Pair::protected();
+    while !pair.guest_a.write(FIRST + 7, 0xee) {}
+    let before = committed(&pair.a().status());
+    wait(|| committed(&pair.a().status()) > before + 3, || "no progress".to_owned());
+    drop(pair.a.take());
+    wait(|| pair.guest_b.started().is_some(), || format!("{:?} {:?}", pair.b.status(), pair.b.events()));
+    assert_eq!(pair.guest_b.started(), Some(vec![0xee]));
+    assert_eq!(pair.guest_a.memory_copy(), pair.guest_b.memory_copy());
+    wait(|| pair.b.status().state == "solo", || format!("{:?}", pair.b.status()));
+    assert_eq!(pair.b.status().term, 2);
+}
+
+#[test]
+fn stop_leaves_the_guest_running_alone_and_the_standby_empty() {
+    let pair = Pair::protected();
+    pair.a().stop().unwrap();
+    wait(|| pair.b.status().state == "standby-empty", || format!("{:?}", pair.b.status()));
+    assert_eq!((pair.guest_a.fenced(), pair.guest_b.started()), (None, None));
+    assert_eq!(pair.a().status().state, "solo");
+    pair.a().protect(pair.options.clone()).unwrap();
+    wait(|| pair.a().status().state == "protected", || format!("{:?}", pair.a().status()));
+    assert_eq!(pair.a().status().term, 2);
+}
+
+#[test]
+fn hand_over_moves_the_guest_at_once() {
+    let pair = Pair::protected();
+    pair.a().hand_over("maintenance").unwrap();
+    wait(|| pair.guest_b.started().is_some(), || format!("{:?}", pair.b.status()));
+    assert_eq!(pair.guest_a.fenced().as_deref(), Some("maintenance"));
+}
+
+#[test]
+fn a_primary_whose_standby_is_gone_goes_on_alone() {
+    let Pair { guest_a, a, b, folder: _folder, .. } = Pair::protected();
+    drop(b);
+    let a = a.unwrap();
+    wait(|| a.status().state == "solo", || format!("{:?}", a.status()));
+    assert_eq!(guest_a.fenced(), None);
+    assert!(a.events().iter().any(|event| event.event == "protection-lost"));
+}
+
+#[test]
+fn every_reason_is_told_at_once() {
+    let pair = Pair::new();
+    let mut options = pair.options.clone();
+    options.witness = None;
+    options.detect_ms = 1;
+    options.peer = address();
+    let reasons = pair.a().protect(options).unwrap_err();
+    let all = reasons.join("\n");
+    for part in ["no witness", "detect_ms=1", "cannot reach a standby"] {
+        assert!(all.contains(part), "{part} is not in:\n{all}");
+    }
+    assert_eq!(pair.a().status().state, "unprotected");
+}
+
+#[test]
+fn a_foreign_witness_record_is_respected() {
+    let pair = Pair::new();
+    let record = r#"{"state":"solo","owner":99,"term":5}"#;
+    std::fs::write(pair.folder.path().join("witness"), record).unwrap();
+    let reasons = pair.a().protect(pair.options.clone()).unwrap_err().join("\n");
+    assert!(reasons.contains("node 0000000000000063 runs this VM in term 5"), "{reasons}");
+}
