@@ -159,6 +159,28 @@ mod tests {
     }
 
     #[test]
+    fn fifo_is_opened_when_there_is_a_reader_and_never_blocks_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let writer = {
+            let target = EventTarget::Path(path.clone());
+            std::thread::spawn(move || EventMonitor::open(&target).unwrap())
+        };
+        let mut reader = File::open(&path).unwrap();
+        let monitor = writer.join().unwrap();
+        // More than a FIFO takes (64 KiB): what does not fit is lost.
+        for _ in 0..2000 {
+            monitor.event("vm", "booted");
+        }
+        drop(monitor);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        let whole = text.split_terminator("\n\n").map(|part| serde_json::from_str::<serde_json::Value>(part).unwrap());
+        assert!((100..2000).contains(&whole.count()));
+    }
+
+    #[test]
     fn targets() {
         assert_eq!(EventTarget::from_option("path=/e"), Ok(EventTarget::Path("/e".into())));
         assert_eq!(EventTarget::from_option("fd=7"), Ok(EventTarget::Fd(7)));

@@ -89,6 +89,12 @@ fn what_is_refused_names_its_field() {
                 {"threads_per_core": 1, "cores_per_die": 1, "dies_per_package": 1, "packages": 1}}}),
             "cpus.topology: has 1 vCPUs in all, but cpus.max_vcpus is 2",
         ),
+        (
+            json!({"cpus": {"boot_vcpus": 1, "max_vcpus": 2, "affinity": [{"vcpu": 1, "host_cpus": [0]}]}}),
+            "cpus.affinity: there is no vCPU 1, the last is 0",
+        ),
+        (json!({"disks": [{"path": "/a", "pci_device_id": 32}]}), "disks[0].pci_device_id: must be 1 to 31"),
+        (json!({"memory": {"size": 2 << 20, "hugepages": true, "hugepage_size": 4096}}), "memory.hugepage_size: "),
         (json!({"memory": {"size": 0}}), "memory.size: must be at least"),
         (json!({"memory": {"size": (2 << 20) + 1}}), "memory.size: must be a multiple of 4096"),
         (

@@ -10,12 +10,14 @@ const VCPUS_MAX: u32 = 254;
 const MEMORY_MIN: u64 = 2 << 20;
 /// Size of the pages that memory is made of, in bytes.
 const PAGE: u64 = 4 << 10;
-/// Size of the huge pages that memory can be made of, in bytes.
-const HUGE_PAGE: u64 = 2 << 20;
+/// Sizes of the huge pages that memory can be made of, in bytes; the first is the default.
+const HUGE_PAGES: [u64; 2] = [2 << 20, 1 << 30];
 /// Most entries of a virtqueue.
 const QUEUE_SIZE_MAX: u16 = 32768;
 /// Most queues of a device, so that its MSI-X table stays within its BAR.
 const QUEUES_MAX: usize = 1023;
+/// Last slot of a PCI bus; the first is the host bridge's.
+const PCI_SLOT_MAX: u8 = 31;
 /// Bytes of a virtio disk's serial number.
 const DISK_SERIAL_MAX: usize = 20;
 
@@ -104,8 +106,7 @@ impl VmConfig {
             }
         };
         note(self.cpus.topology.is_some(), "cpus.topology");
-        note(self.cpus.affinity.as_ref().is_some_and(|list| !list.is_empty()), "cpus.affinity");
-        note(self.cpus.features.amx, "cpus.features.amx");
+        note(self.cpus.max_vcpus > self.cpus.boot_vcpus, "cpus.max_vcpus");
         note(self.memory.mergeable, "memory.mergeable");
         note(self.memory.reserve, "memory.reserve");
         note(disks().any(|disk| disk.lock_granularity.is_some()), "disks.lock_granularity");
@@ -149,6 +150,14 @@ impl VmConfig {
                 )
             })?;
         }
+        for pinned in cpus.affinity.iter().flatten() {
+            require(pinned.vcpu < cpus.boot_vcpus, || {
+                invalid(
+                    "cpus.affinity",
+                    format!("there is no vCPU {}, the last is {}", pinned.vcpu, cpus.boot_vcpus - 1),
+                )
+            })?;
+        }
         require(!cpus.kvm_hyperv, || unsupported("cpus.kvm_hyperv", "leave it off"))?;
         require(cpus.profile == "Host", || unsupported("cpus.profile", "use Host"))
     }
@@ -163,10 +172,12 @@ impl VmConfig {
             invalid("memory.size", format!("must be a multiple of {PAGE} bytes, not {}", memory.size))
         })?;
         if memory.hugepages {
-            let page = memory.hugepage_size.unwrap_or(HUGE_PAGE);
-            require(page == HUGE_PAGE, || unsupported("memory.hugepage_size", "use 2M"))?;
-            require(memory.size.is_multiple_of(HUGE_PAGE), || {
-                invalid("memory.size", format!("must be a multiple of {HUGE_PAGE} bytes with hugepages=on"))
+            let page = memory.hugepage_size.unwrap_or(HUGE_PAGES[0]);
+            require(HUGE_PAGES.contains(&page), || {
+                invalid("memory.hugepage_size", format!("must be 2M or 1G, not {page} bytes"))
+            })?;
+            require(memory.size.is_multiple_of(page), || {
+                invalid("memory.size", format!("must be a multiple of {page} bytes with these huge pages"))
             })?;
         } else {
             require(memory.hugepage_size.is_none(), || invalid("memory.hugepage_size", "needs memory.hugepages on"))?;
@@ -268,7 +279,9 @@ fn validate_queues(at: &str, count: usize, size: u16) -> Result<(), ConfigError>
 fn validate_pci(at: &str, iommu: bool, segment: u16, slot: Option<u8>) -> Result<(), ConfigError> {
     require(!iommu, || unsupported(format!("{at}.iommu"), "leave it off"))?;
     require(segment == 0, || unsupported(format!("{at}.pci_segment"), "use segment 0"))?;
-    require(slot.is_none(), || unsupported(format!("{at}.pci_device_id"), "slots are given in order"))
+    require(slot.is_none_or(|slot| (1..=PCI_SLOT_MAX).contains(&slot)), || {
+        invalid(format!("{at}.pci_device_id"), format!("must be 1 to {PCI_SLOT_MAX}"))
+    })
 }
 
 impl DiskConfig {
