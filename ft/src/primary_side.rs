@@ -262,7 +262,7 @@ impl Engine {
                 Err(error) => {
                     // A stream at its end stays readable for ever.
                     self.unwatch_stream();
-                    Input::StreamLost { reason: chain(&error) }
+                    return self.input(Input::StreamLost { reason: chain(&error) });
                 }
             };
             self.input(input);
