@@ -37,6 +37,23 @@ impl Default for Shape {
     }
 }
 
+/// How the two hosts judge each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Pairing<'a> {
+    /// The file witness that both see.
+    pub witness: &'a Path,
+    /// Silence that counts as death, in ms; `None`: the default.
+    pub detect_ms: Option<u64>,
+}
+
+impl Pairing<'_> {
+    /// The settings both hosts share, as `key=value,...`.
+    fn settings(&self) -> String {
+        let detect = self.detect_ms.map(|ms| format!(",detect_ms={ms}")).unwrap_or_default();
+        format!("witness={}{detect}", self.witness.display())
+    }
+}
+
 /// One host with its VMM running.
 #[derive(Debug)]
 pub struct Host {
@@ -74,18 +91,14 @@ impl Host {
         topology: &Topology,
         shape: &Shape,
         size: u64,
-        witness: &Path,
+        pairing: &Pairing<'_>,
     ) -> Result<Self> {
         let image = artifacts.path("b.img");
         let file = File::create(&image).map_err(Error::file("create", &image))?;
         file.set_len(size).map_err(Error::file("size", &image))?;
         let mut args = common(artifacts, 1, shape);
-        let ft = format!(
-            "role=standby,listen={},heartbeat={},witness={}",
-            stream_address(1),
-            beat_address(1),
-            witness.display()
-        );
+        let ft =
+            format!("role=standby,listen={},heartbeat={},{}", stream_address(1), beat_address(1), pairing.settings());
         args.extend(["--ft".into(), ft]);
         Self::start(artifacts, &topology.hosts[1], 1, &args)
     }
@@ -215,8 +228,8 @@ impl Host {
 
 /// What `ft protect` at host A needs to find host B.
 #[must_use]
-pub fn protect_argument(witness: &Path) -> String {
-    format!("peer={},heartbeat={},witness={}", stream_address(1), beat_address(1), witness.display())
+pub fn protect_argument(pairing: &Pairing<'_>) -> String {
+    format!("peer={},heartbeat={},{}", stream_address(1), beat_address(1), pairing.settings())
 }
 
 /// Name of a host in messages and file names.

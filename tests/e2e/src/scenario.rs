@@ -1,6 +1,6 @@
 //! What a run does: boot, protect, write, break something, look whether anything was lost, power off, look at the disk.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -10,8 +10,9 @@ use serde_json::Value;
 
 use crate::agent::{self, Boot};
 use crate::artifacts::Artifacts;
-use crate::host::{self, Host, Shape};
+use crate::host::{self, Host, Pairing, Shape};
 use crate::report::Report;
+use crate::resp::Connection;
 use crate::topology::Topology;
 use crate::workload::{self, Record, Workload};
 use crate::{Error, Result, image, process, wait};
@@ -48,11 +49,19 @@ pub struct Options {
     pub rounds: u64,
     /// Rest of the client after each round.
     pub think: Duration,
+    /// Silence on both links after which a host is taken for dead, in ms; 0: never; `None`: the product's own default.
+    pub detect_ms: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fault: Some(Fault::Host), shape: Shape::default(), rounds: 200, think: Duration::from_millis(2) }
+        Self {
+            fault: Some(Fault::Host),
+            shape: Shape::default(),
+            rounds: 200,
+            think: Duration::from_millis(2),
+            detect_ms: None,
+        }
     }
 }
 
@@ -103,7 +112,7 @@ impl Run {
         tell("network up: two hosts and a client on a LAN, two links from host to host");
         let a = Host::primary(&artifacts, &topology, &options.shape)?;
         let b = match options.fault {
-            Some(_) => Some(Host::standby(&artifacts, &topology, &options.shape, size, &witness)?),
+            Some(_) => Some(Host::standby(&artifacts, &topology, &options.shape, size, &pairing(&options, &witness))?),
             None => None,
         };
         let fault = options.fault.map_or("none".into(), Fault::name);
@@ -116,11 +125,9 @@ impl Run {
     /// # Errors
     /// When the run cannot be carried out. A property that does not hold is a failed check of the report instead.
     pub fn complete(mut self, pause: &mut dyn FnMut(&Self) -> Result<()>) -> Result<Report> {
-        let connection = workload::connect(&self.topology.client, BOOT_LIMIT).map_err(|e| self.with_logs(e))?;
-        let booted = agent::boot(&self.topology.client)?;
-        self.say(&format!("guest booted, Redis answers, uptime {:.1} s", booted.uptime_s));
+        let (connection, booted) = self.boot()?;
         if self.b.is_some() {
-            self.protect().map_err(|e| self.with_logs(e))?;
+            self.protect()?;
         }
         let workload = Workload::start(connection, self.options.think)?;
         workload.progress(self.options.rounds, WRITES_LIMIT).map_err(|e| self.with_logs(e))?;
@@ -164,8 +171,42 @@ impl Run {
         text
     }
 
-    fn protect(&mut self) -> Result<()> {
-        self.a.api(&["ft", "protect", &host::protect_argument(&self.witness)])?;
+    /// Waits until the guest serves Redis.
+    ///
+    /// # Errors
+    /// When it does not; with the last words of everyone.
+    pub fn boot(&mut self) -> Result<(Connection, Boot)> {
+        let connection = workload::connect(&self.topology.client, BOOT_LIMIT).map_err(|e| self.with_logs(e))?;
+        let booted = agent::boot(&self.topology.client)?;
+        self.say(&format!("guest booted, Redis answers, uptime {:.1} s", booted.uptime_s));
+        Ok((connection, booted))
+    }
+
+    /// Protects the VM by host B and waits until it is.
+    ///
+    /// # Errors
+    /// When that fails; with the last words of everyone.
+    pub fn protect(&mut self) -> Result<()> {
+        self.protect_inner().map_err(|e| self.with_logs(e))
+    }
+
+    /// Host B, if this run has one.
+    #[must_use]
+    pub fn standby(&self) -> Option<&Host> {
+        self.b.as_ref()
+    }
+
+    /// Frames that the VM has sent through host A's tap so far.
+    ///
+    /// # Errors
+    /// When the counter cannot be read.
+    pub fn frames_sent(&self) -> Result<u64> {
+        self.topology.frames_from_vm(0)
+    }
+
+    fn protect_inner(&mut self) -> Result<()> {
+        let argument = host::protect_argument(&pairing(&self.options, &self.witness));
+        self.a.api(&["ft", "protect", &argument, "--no-wait"])?;
         let start = Instant::now();
         wait::until("protection", PROTECT_LIMIT, || {
             let status = self.a.ft_status()?;
@@ -394,6 +435,10 @@ impl Fault {
             Self::Vmm => "SIGKILL to the primary's VMM",
         }
     }
+}
+
+fn pairing<'a>(options: &Options, witness: &'a Path) -> Pairing<'a> {
+    Pairing { witness, detect_ms: options.detect_ms }
 }
 
 /// Whether this host's VMM lives and runs the VM.

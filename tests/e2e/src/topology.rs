@@ -8,12 +8,14 @@
 //!                        +------------------------- host B: bridge br0 --- tap0 (VM, standing by)
 //! ```
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::Result;
 use crate::namespace::Namespace;
+use crate::{Error, Result};
 
 /// Address of the guest on the LAN.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 70, 0, 2);
@@ -84,6 +86,20 @@ impl Topology {
     #[must_use]
     pub fn heartbeat(host: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, LINKS[1].1, 0, host + 1)
+    }
+
+    /// Frames that came out of the VM's tap on a host (0 or 1) so far.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be read.
+    pub fn frames_from_vm(&self, host: u8) -> Result<u64> {
+        let path = Path::new("/proc/thread-self/net/dev");
+        let table =
+            self.hosts[usize::from(host)].run(|| fs::read_to_string(path).map_err(Error::file("read", path)))?;
+        let row = table.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{TAP}:")));
+        // Receive side of the tap: bytes, then packets.
+        let frames = row.and_then(|row| row.split_whitespace().nth(1)?.parse().ok());
+        frames.ok_or(Error::Protocol { from: "/proc/net/dev".into(), answer: table })
     }
 
     /// Cuts both host-to-host links; the LAN stays.

@@ -62,6 +62,7 @@ fn run(args: &Args) -> Result<Report> {
         shape: Shape::default(),
         rounds: args.rounds,
         think: Duration::from_millis(args.think_ms),
+        ..Options::default()
     };
     let start = Instant::now();
     let tell = Box::new(move |line: &str| {
