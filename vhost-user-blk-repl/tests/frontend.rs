@@ -1,5 +1,5 @@
 //! The disk behind a real vhost-user frontend, without fault tolerance.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 
@@ -189,6 +189,7 @@ fn malformed_chains_never_hurt() {
     let mut rng = Rng::from_env("malformed_chains_never_hurt");
     with_guest(Setup::default(), 0, |guest, _| {
         for _ in 0..400 {
+            let mut expect = 0;
             for _ in 0..rng.below(8) + 1 {
                 let head = rng.below(SLOTS.into()) as u16 * 3;
                 for i in 0..3 {
@@ -200,19 +201,17 @@ fn malformed_chains_never_hurt() {
                 let at = slot_at(0, head / 3);
                 guest.write_mem([0, 1, 4, 8, 11, 13, 99][rng.below(7) as usize], at);
                 guest.write_mem(if rng.below(4) == 0 { rng.next() } else { rng.below(SIZE as u64 / 512) }, at + 8);
-                guest.push_avail(0, if rng.below(10) == 0 { rng.next() as u16 } else { head });
+                let head = if rng.below(10) == 0 { rng.next() as u16 } else { head };
+                guest.push_avail(0, head);
+                // Heads outside of the ring cannot be answered; every other one is.
+                expect += u32::from(head < QUEUE_SIZE);
             }
             guest.kick(0);
-            while guest.try_used(0, Duration::ZERO).is_some() {}
+            for _ in 0..expect {
+                assert!(guest.try_used(0, LIMIT).is_some(), "a request is lost");
+            }
         }
-        // It still serves. Heads outside of the ring were not answered, everything else is, some of it only now.
-        let slot = guest.post(0, T_IN, 0, &[], 512);
-        guest.kick(0);
-        while guest.try_used(0, LIMIT).expect("the disk is dead").0 != slot * 3 {}
-        while guest.status(0, slot) == 0xee {
-            assert!(guest.try_used(0, LIMIT).is_some());
-        }
-        assert_eq!(guest.status(0, slot), 0);
+        assert_eq!(guest.read(0, 0, 512).0, 0);
         // An avail index that runs ahead of the ring: nothing is taken.
         guest.set_avail_index(0, 9999);
         guest.kick(0);
@@ -245,7 +244,8 @@ fn every_chain_with_a_head_in_the_ring_is_answered() {
     with_guest(Setup::default(), 0, |guest, content| {
         let table = 0x1_0000;
         let at = slot_at(0, 0);
-        let cases: [(&str, Box<dyn Fn(&Guest)>, u32); 6] = [
+        type Spoil = Box<dyn Fn(&Guest)>;
+        let cases: [(&str, Spoil, u32); 6] = [
             ("loops", Box::new(move |g| g.desc(table, at, 16, 1, 0)), 0),
             ("next outside of the table", Box::new(move |g| g.desc(table, at, 16, 1, 5000)), 0),
             ("no status", Box::new(move |g| g.desc(table, at, 16, 0, 0)), 0),

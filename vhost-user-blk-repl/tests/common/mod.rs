@@ -1,6 +1,7 @@
 //! Test bench: a toy guest with hand-made split queues behind a real vhost-user `Frontend`, a toy VMM on the ft-ctl
 //! socket, and images that can be held up.
 #![allow(dead_code, missing_docs, reason = "every test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -288,7 +289,7 @@ impl Vmm {
     }
 
     /// Skips reports until one answers `pick`.
-    pub fn until<T>(&self, pick: impl Fn(&Report) -> Option<T>) -> T {
+    pub fn until<T>(&self, mut pick: impl FnMut(&Report) -> Option<T>) -> T {
         loop {
             let report = self.recv();
             if let Some(answer) = pick(&report) {
