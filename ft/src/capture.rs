@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, Report};
+use ft_proto::device_ctl::{Command, Hold, Report};
 
 use crate::device_link::{DeviceLink, LinkError};
 use crate::guest::{Guest, GuestError, Memory, Position};
@@ -51,7 +51,7 @@ pub(crate) fn capture(
     for (at, link) in links.iter_mut().enumerate() {
         // A device that is gone is noticed by its closed socket; the others must run again whatever happens to it.
         if base && result.is_ok() && at >= disks {
-            let _ = link.send(&Command::Protect { epoch: epoch.next(), hold: true }, None);
+            let _ = link.send(&Command::Protect { epoch: epoch.next(), hold: Hold::on() }, None);
         }
         let _ = link.send(&Command::Resume, None);
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 
-use ft_proto::device_ctl::{Command, Report};
+use ft_proto::device_ctl::{Command, Hold, Report};
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, Epoch, Input, State, Time};
 
@@ -288,8 +288,11 @@ impl Engine {
     pub(crate) fn go_alone(&mut self, alone: &Alone) {
         let disks = self.disks.len();
         for (at, link) in self.links.iter_mut().enumerate() {
-            let command =
-                if at < disks { Command::Unmirror } else { Command::Protect { epoch: Epoch(0), hold: false } };
+            let command = if at < disks {
+                Command::Unmirror
+            } else {
+                Command::Protect { epoch: Epoch(0), hold: Hold::off(alone) }
+            };
             let _ = link.send(&command, None);
         }
         self.guest.free_console(alone);

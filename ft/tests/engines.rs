@@ -78,7 +78,7 @@ impl ToyGuest {
 
 impl Memory for ToyGuest {
     fn ranges(&self) -> Vec<Range<u64>> {
-        vec![FIRST..FIRST + PAGES]
+        std::iter::once(FIRST..FIRST + PAGES).collect()
     }
 
     fn populated(&self) -> Result<Vec<Range<u64>>, GuestError> {

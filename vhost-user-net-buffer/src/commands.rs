@@ -37,7 +37,7 @@ impl Net {
         match command {
             Command::Hello { version } => self.hello(version),
             Command::Standby(standby) => self.stand_by(standby),
-            Command::Protect { epoch, hold } => self.protect(epoch, hold),
+            Command::Protect { epoch, hold } => self.protect(epoch, hold.is_on()),
             Command::Seal { epoch } => self.seal(epoch, vrings),
             Command::Resume => {
                 self.gate.resume();

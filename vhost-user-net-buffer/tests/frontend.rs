@@ -151,7 +151,7 @@ fn held_frames_leave_by_epoch_in_order_and_not_before() {
     // The end of protection sends everything, and what follows goes straight through, behind it.
     rig.output(36..46);
     assert_eq!(rig.link().report(), Report::Held { epoch: Epoch(3) });
-    rig.link().send(&Command::Protect { epoch: Epoch(3), hold: false });
+    rig.link().protect(3, false);
     rig.output(46..50);
     rig.expect(36..50);
     assert_eq!(rig.link().seal(3).1, 0);

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Committed, Epoch};
+use crate::{Alone, Committed, Epoch};
 
 /// Version of this message set; a device of another version is refused at `Hello`.
 pub const CTL_VERSION: u16 = 1;
@@ -29,14 +29,14 @@ pub enum Command {
     /// `true`: this host does not run the VM. Network input is read and dropped, the disk image belongs to the mirror
     /// stream. `false` is the state at start: an ordinary vhost-user backend. Not answered.
     Standby(bool),
-    /// From now on output (network frames, and disk writes for the mirror) belongs to `epoch` and network output is
-    /// held (`hold`) until its epoch is released. `hold: false` sends everything that is held and stops holding: used
-    /// when protection ends while this host keeps running the VM. Not answered.
+    /// From now on output (network frames, and disk writes for the mirror) belongs to `epoch`. Network output is held until
+    /// its epoch is released if [`Hold`] says so; otherwise everything that is held is sent, and nothing is held any more.
+    /// Not answered.
     Protect {
         /// Epoch that output belongs to from now on.
         epoch: Epoch,
         /// Whether output is held back.
-        hold: bool,
+        hold: Hold,
     },
     /// End `epoch`: stop touching guest memory, mark the boundary in the output. Answered by [`Report::Sealed`].
     Seal {
@@ -80,6 +80,30 @@ pub enum Command {
         /// The most bytes of uncommitted writes to hold; a peer that sends more has misbehaved.
         max_uncommitted: u64,
     },
+}
+
+/// Whether a device holds output. Holding is for anybody to ask; only proof that no other node can run the VM ends it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hold(bool);
+
+impl Hold {
+    /// Output is held.
+    #[must_use]
+    pub fn on() -> Self {
+        Self(true)
+    }
+
+    /// Output is not held.
+    #[must_use]
+    pub fn off(_: &Alone) -> Self {
+        Self(false)
+    }
+
+    /// Whether output is held.
+    #[must_use]
+    pub fn is_on(self) -> bool {
+        self.0
+    }
 }
 
 /// The committed epoch in a [`Command::Release`].

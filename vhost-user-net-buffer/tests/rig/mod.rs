@@ -215,8 +215,11 @@ impl Link {
         self.wait(|report| matches!(report, Report::Ready { .. }).then_some(())).1
     }
 
-    pub fn protect(&self, epoch: u64, hold: bool) {
-        self.send(&Ctl::Protect { epoch: Epoch(epoch), hold });
+    pub fn protect(&self, epoch: u8, hold: bool) {
+        // Only the engine can make the command that ends holding.
+        let bytes = [2, epoch, u8::from(hold)];
+        assert!(matches!(decode::<Ctl>(&bytes), Ok(Ctl::Protect { hold: h, .. }) if h.is_on() == hold));
+        self.send_raw(&bytes);
         assert_eq!(self.sync(), []);
     }
 }
