@@ -19,6 +19,8 @@ pub trait FtControl: Send + Sync {
     /// # Errors
     /// Why it could not be ended.
     fn stop(&self) -> Result<(), Vec<String>>;
+    /// The VM has ended for good, because the guest or an operator wanted it: nobody has to take over.
+    fn vm_ended(&self);
     /// How protection stands. Called from the API thread: takes no lock that an epoch holds.
     fn status(&self) -> Value;
     /// The last events, oldest first. Called from the API thread: takes no lock that an epoch holds.

@@ -47,7 +47,18 @@ struct Live {
     ft: Option<Arc<dyn FtControl>>,
     events: Receiver<VmEvent>,
     state: VmState,
-    standby: bool,
+    role: Role,
+}
+
+/// Whose VM it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// It runs here.
+    Own,
+    /// It runs on the host that this one stands by for.
+    Standby,
+    /// It ran here; another host runs it now.
+    Fenced,
 }
 
 impl Live {
@@ -155,11 +166,11 @@ impl Vmm {
     }
 
     fn boot(&mut self) -> Result<(), VmmError> {
-        match self.live.as_ref().map(|live| (live.standby, live.state)) {
-            Some((true, _)) => return Err(VmmError::Standby),
-            Some((false, VmState::Paused)) => return self.resume(),
-            Some((false, state)) => return Err(VmmError::Transition(state, VmState::Running)),
-            None => {}
+        if self.live.is_some() {
+            return match self.running()?.state {
+                VmState::Paused => self.resume(),
+                state => Err(VmmError::Transition(state, VmState::Running)),
+            };
         }
         let config = self.config.clone().ok_or(VmmError::NotCreated)?;
         config.validate().map_err(VmmError::Config)?;
@@ -185,7 +196,7 @@ impl Vmm {
             end_or_log(&live);
             return Err(VmmError::FtUnavailable);
         }
-        self.live = Some(Live { state: VmState::Paused, standby: true, ..live });
+        self.live = Some(Live { state: VmState::Paused, role: Role::Standby, ..live });
         self.publish();
         Ok(())
     }
@@ -193,7 +204,7 @@ impl Vmm {
     fn assemble(&mut self, config: VmConfig, standby: Option<&FtOptions>) -> Result<Live, VmmError> {
         let (sender, events): (Sender<VmEvent>, _) = unbounded();
         let built = self.parts.assembler.assemble(config, standby, sender).map_err(VmmError::Machine)?;
-        Ok(Live { machine: built.machine, ft: built.ft, events, state: VmState::Created, standby: false })
+        Ok(Live { machine: built.machine, ft: built.ft, events, state: VmState::Created, role: Role::Own })
     }
 
     /// `vm.shutdown`: the VM is gone, its configuration stays.
@@ -258,10 +269,11 @@ impl Vmm {
 
     /// The VM, if it is booted and ours to change.
     fn running(&self) -> Result<&Live, VmmError> {
-        match &self.live {
-            None => Err(VmmError::NotRunning),
-            Some(live) if live.standby => Err(VmmError::Standby),
-            Some(live) => Ok(live),
+        let live = self.live.as_ref().ok_or(VmmError::NotRunning)?;
+        match live.role {
+            Role::Own => Ok(live),
+            Role::Standby => Err(VmmError::Standby),
+            Role::Fenced => Err(VmmError::Fenced),
         }
     }
 
@@ -297,7 +309,9 @@ impl Vmm {
             }
             VmEvent::Fenced { reason } => {
                 tracing::error!("the VM is stopped here: {reason}");
-                return self.on_vm_end(Ending::Failed);
+                self.turn_into(Role::Fenced, VmState::Shutdown);
+                self.parts.monitor.event("vm", "shutdown");
+                None
             }
             VmEvent::DeviceExited { id, status } => {
                 tracing::error!("the process of device {id} is gone: {status}");
@@ -318,16 +332,19 @@ impl Vmm {
                 None
             }
             VmEvent::TakenOver => {
-                if let Some(live) = &mut self.live {
-                    live.standby = false;
-                    live.state = VmState::Running;
-                }
-                monitor.event("vm", "resumed");
+                self.turn_into(Role::Own, VmState::Running);
+                self.parts.monitor.event("vm", "resumed");
                 None
             }
         };
         self.publish();
         ended
+    }
+
+    fn turn_into(&mut self, role: Role, state: VmState) {
+        if let Some(live) = &mut self.live {
+            (live.role, live.state) = (role, state);
+        }
     }
 
     fn on_guest_reset(&mut self) -> Option<Ending> {
@@ -379,12 +396,10 @@ impl Vmm {
     }
 }
 
-/// Ends a VM: first its protection, so that the standby does not take a wanted end for a failure.
+/// Ends a VM. If it is ours, its standby is told first: it must not take a wanted end for a failure.
 fn end(live: &Live) -> Result<(), VmmError> {
-    if let Some(ft) = &live.ft
-        && let Err(reasons) = ft.stop()
-    {
-        tracing::debug!("protection did not end: {}", reasons.join("; "));
+    if let Some(ft) = live.ft.as_ref().filter(|_| live.role == Role::Own) {
+        ft.vm_ended();
     }
     live.machine().shutdown().map_err(VmmError::Machine)
 }

@@ -125,7 +125,7 @@ fn life_of_a_vm() {
     assert_eq!(status(&last), "HTTP/1.1 200 ");
     assert!(last.contains("Content-Length: 0\r\n"));
     let diary = vmm.diary.lock().unwrap().join(" ");
-    assert_eq!(diary, "assemble boot pause resume power-button nmi nmi reset ft-stop shutdown");
+    assert_eq!(diary, "assemble boot pause resume power-button nmi nmi reset vm-ended shutdown");
     let (ending, events, left) = vmm.ended();
     assert_eq!((ending, left), (Ending::Clean, vec!["events".to_owned()]));
     let expected = "vmm.starting vm.booting vm.booted vm.pausing vm.paused vm.resuming vm.resumed vm.rebooting vm.rebooted \
@@ -239,4 +239,19 @@ fn standby_is_not_to_be_touched_until_it_takes_over() {
     }
     assert_eq!(status(&vmm.put("vm.pause", "")), "HTTP/1.1 204 ");
     assert!(!vmm.diary.lock().unwrap().contains(&"boot".to_owned()));
+}
+
+#[test]
+fn fenced_vm_stays_for_its_status_only() {
+    let vmm = booted(Setup::default());
+    vmm.tell(VmEvent::Fenced { reason: "the other host has it".to_owned() });
+    while body(&vmm.get("vm.info"))["state"] != "Shutdown" {
+        std::thread::yield_now();
+    }
+    for route in ["vm.boot", "vm.resume", "vm.reboot"] {
+        assert_eq!(body(&vmm.put(route, ""))[2], "this VM was stopped here: another host runs it", "{route}");
+    }
+    assert_eq!(status(&vmm.get("ft.status")), "HTTP/1.1 200 ");
+    assert_eq!(status(&vmm.put("vm.delete", "")), "HTTP/1.1 204 ");
+    assert_eq!(vmm.diary.lock().unwrap().join(" "), "assemble boot shutdown");
 }

@@ -152,6 +152,9 @@ pub enum VmmError {
     /// Only the primary may do this.
     #[error("this VM is a standby: it runs on the host that it protects")]
     Standby,
+    /// Nobody may do this: the VM runs elsewhere.
+    #[error("this VM was stopped here: another host runs it")]
+    Fenced,
     /// No fault tolerance in this VMM.
     #[error("fault tolerance is not available")]
     FtUnavailable,

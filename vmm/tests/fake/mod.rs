@@ -100,6 +100,10 @@ impl FtControl for FakeFt {
         Ok(())
     }
 
+    fn vm_ended(&self) {
+        self.0.lock().unwrap().push("vm-ended".to_owned());
+    }
+
     fn status(&self) -> Value {
         json!({"role": "none", "state": "unprotected"})
     }
