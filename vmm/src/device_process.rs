@@ -427,6 +427,9 @@ fn watch(id: &str, shared: &Shared, errors: Option<ChildStderr>, exit: &OwnedFd,
 
 /// Logs a line as loud as the process meant it, and keeps it for an error message if it may be part of one.
 fn note(id: &str, shared: &Shared, line: &str) {
+    if line.is_empty() {
+        return;
+    }
     let has = |level: &str| line.split_ascii_whitespace().take(3).any(|word| word == level);
     match () {
         () if has("DEBUG") || has("TRACE") => return tracing::debug!("{id}: {line}"),

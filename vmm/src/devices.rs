@@ -162,6 +162,7 @@ pub struct DeviceManager {
     pci: Arc<Mutex<PciBus>>,
     devices: Vec<Device>,
     log: Arc<DirtyLog>,
+    log_on: bool,
     exits: Arc<ChildExits>,
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
@@ -283,8 +284,9 @@ impl DeviceManager {
     pub fn ft_links(&self) -> Vec<FtLink> {
         let link = |device: &Device| {
             let (process, info) = device.process.as_ref()?;
+            // From the device and not from its options: after a takeover it has the address it had on the other host.
             let (kind, mac) = match device.kind? {
-                Kind::Net(options) => (LinkKind::Net, Some(options.mac)),
+                Kind::Net(_) => (LinkKind::Net, device.lock().device_mut().config().first_chunk().copied()),
                 _ => (LinkKind::Disk, None),
             };
             let fd = process.control().inspect_err(|e| tracing::error!("cannot share an ft-ctl socket: {e}")).ok()?;
@@ -345,7 +347,7 @@ impl DeviceManager {
     /// # Errors
     /// When one cannot, or does not work; logging is off everywhere then.
     pub fn set_dirty_log(&mut self, on: bool) -> Result<(), DeviceError> {
-        if on {
+        if on && !self.log_on {
             // Marks of an earlier time are no use to anybody.
             self.log.harvest(&mut |_, _| {});
         }
@@ -354,6 +356,7 @@ impl DeviceManager {
             // The first error is the one to report.
             let _ = self.for_all(|transport| transport.device_mut().set_dirty_log(false));
         }
+        self.log_on = on && result.is_ok();
         result
     }
 
@@ -454,7 +457,7 @@ impl Rack {
         self.pio.insert(Arc::new(Mutex::new(ConfigPorts(pci.clone()))), CONFIG_PORTS, CONFIG_PORTS_LEN)?;
         self.finished = true;
         let devices = std::mem::take(&mut self.devices);
-        Ok(DeviceManager { pci, devices, log, exits, pio: self.pio.clone(), mmio: self.mmio.clone() })
+        Ok(DeviceManager { pci, devices, log, log_on: false, exits, pio: self.pio.clone(), mmio: self.mmio.clone() })
     }
 }
 

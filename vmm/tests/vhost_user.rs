@@ -1,5 +1,7 @@
 //! The vhost-user frontend device against a real backend (the vhost-user-backend crate) in this process.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering};
