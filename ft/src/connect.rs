@@ -26,8 +26,8 @@ pub struct Opened {
     pub options: ProtectOptions,
     /// Epochs and acknowledgements.
     pub stream: TcpStream,
-    /// One mirror stream per disk.
-    pub disks: Vec<TcpStream>,
+    /// A mirror stream per mirrored disk, with its index.
+    pub disks: Vec<(u16, TcpStream)>,
     /// Heartbeats.
     pub beats: Vec<BeatSocket>,
     /// The standby.
@@ -85,8 +85,11 @@ pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<Strin
     }
     let Some((beats, _)) = beats.filter(|_| reasons.is_empty()) else { return Err(reasons) };
     let (stream, peer) = greet(me.node, term, options.peer, purpose(false))?;
-    let disk = |index| greet(me.node, term, options.peer, Purpose::Disk { index }).map(|(stream, _)| stream);
-    let disks = (0..).zip(&me.shape.disks).map(|(index, _)| disk(index)).collect::<Result<_, _>>()?;
+    let disk = |index| {
+        let (stream, _) = greet(me.node, term, options.peer, Purpose::Disk { index })?;
+        Ok((index, stream))
+    };
+    let disks = me.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
     Ok(Opened { options, stream, disks, beats, peer, term })
 }
 

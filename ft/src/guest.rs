@@ -97,6 +97,13 @@ pub struct Shape {
     pub nets: Vec<NetShape>,
 }
 
+impl Shape {
+    /// Indices of the disks that are mirrored. A disk that the guest cannot write needs no mirror: both hosts bring the same.
+    pub fn mirrored(&self) -> impl Iterator<Item = u16> + '_ {
+        (0..).zip(&self.disks).filter(|(_, disk)| !disk.read_only).map(|(index, _)| index)
+    }
+}
+
 /// A disk of a [`Shape`].
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DiskShape {

@@ -9,13 +9,19 @@ use serde::{Deserialize, Serialize};
 
 /// `--ft role=standby,…`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct StandbyOptions {
     /// Where primaries connect (TCP), and the first link's heartbeats arrive (UDP, same port).
     pub listen: SocketAddr,
     /// Where the second link's heartbeats arrive (UDP).
     pub heartbeat: SocketAddr,
     /// The witness's record, on a file system that both hosts see.
+    #[serde(default)]
     pub witness: Option<PathBuf>,
+    /// Silence after which this side takes the primary for dead, in milliseconds, instead of what the primary asks for; 0:
+    /// never.
+    #[serde(default)]
+    pub detect_ms: Option<u64>,
 }
 
 /// `ft protect …`.

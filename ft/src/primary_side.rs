@@ -128,10 +128,11 @@ impl Engine {
         Ok(())
     }
 
-    fn mirror_disks(&mut self, options: &ProtectOptions, streams: Vec<TcpStream>) -> Result<(), String> {
+    fn mirror_disks(&mut self, options: &ProtectOptions, streams: Vec<(u16, TcpStream)>) -> Result<(), String> {
         let command =
             Command::Mirror { epoch: Epoch(1), max_uncommitted: options.disk_buffer, rate: options.disk_rate };
-        for (at, stream) in streams.into_iter().enumerate() {
+        for (index, stream) in streams {
+            let at = usize::from(index);
             let fd = OwnedFd::from(stream);
             self.links[at].send(&command, Some(fd.as_fd())).map_err(|error| chain(&error))?;
             self.disks[at].state = "copying";
@@ -163,7 +164,7 @@ impl Engine {
 
     /// Moves the first copy on as far as it goes now.
     pub(crate) fn pump(&mut self) {
-        let disks_ready = self.disks.iter().all(|disk| disk.state == "in-sync");
+        let disks_ready = self.disks.iter().all(|disk| disk.state != "copying");
         loop {
             let now = self.clock.now();
             let Session::Primary(side) = &mut self.session else { return };

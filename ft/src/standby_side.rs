@@ -72,7 +72,9 @@ impl Engine {
                 if check {
                     return drop(caller.welcome(self.node.id()));
                 }
-                let settings = Settings { silence: silence(detect_ms), on_partition, ..*self.node.settings() };
+                let own = self.standby.as_ref().and_then(|options| options.detect_ms);
+                let silence = silence(own.unwrap_or(detect_ms));
+                let settings = Settings { silence, on_partition, ..*self.node.settings() };
                 self.join(caller, shape, [first, second], disk_buffer, settings);
             }
             Purpose::Disk { index } => self.disk_caller(caller, index),
@@ -143,7 +145,7 @@ impl Engine {
         };
         self.node.configure(settings, self.clock.now());
         self.beats.aim(beats, settings.silence.map(|limit| limit / 6));
-        let disks = u16::try_from(shape.disks.len()).unwrap_or(u16::MAX);
+        let disks = u16::try_from(shape.mirrored().count()).unwrap_or(u16::MAX);
         self.session = Session::Standby(Box::new(StandbySide {
             peer: Peer { address: address.to_string(), node: node.to_string() },
             primary: node,
@@ -160,7 +162,11 @@ impl Engine {
     fn disk_caller(&mut self, caller: Caller, index: u16) {
         let at = usize::from(index);
         let max_uncommitted = match &self.session {
-            Session::Standby(side) if side.primary == caller.hello.node && at < self.disks.len() => side.disk_buffer,
+            Session::Standby(side)
+                if side.primary == caller.hello.node && side.shape.mirrored().any(|disk| disk == index) =>
+            {
+                side.disk_buffer
+            }
             _ => return caller.refuse(vec!["there is no session that this disk belongs to".to_owned()]),
         };
         let handed = match caller.welcome(self.node.id()) {
@@ -211,7 +217,9 @@ impl Engine {
             return self.input(Input::PeerLeft { term: self.node.term(), reason });
         }
         for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
-            self.disks[at].state = "in-sync";
+            if self.disks[at].state == "copying" {
+                self.disks[at].state = "in-sync";
+            }
             let _ = link.send(&Command::Release(committed.into()), None);
         }
         if let Some(mut before) = side.latest.replace(image) {

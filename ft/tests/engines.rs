@@ -217,7 +217,7 @@ impl Pair {
         let witness = folder.path().join("witness");
         let (listen, heartbeat) = (address(), address());
         let (guest_a, guest_b) = (ToyGuest::new(), ToyGuest::new());
-        let standby = StandbyOptions { listen, heartbeat, witness: Some(witness.clone()) };
+        let standby = StandbyOptions { listen, heartbeat, witness: Some(witness.clone()), detect_ms: None };
         let b = Ft::standby(Box::new(guest_b.clone()), standby).unwrap();
         let a = Ft::solo(Box::new(guest_a.clone())).unwrap();
         let options = options(listen, heartbeat, &witness);
