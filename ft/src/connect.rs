@@ -87,7 +87,7 @@ pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<Strin
     let (stream, peer) = greet(me.node, term, options.peer, purpose(false))?;
     let disk = |index| {
         let (stream, _) = greet(me.node, term, options.peer, Purpose::Disk { index })?;
-        Ok((index, stream))
+        Ok::<_, Vec<String>>((index, stream))
     };
     let disks = me.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
     Ok(Opened { options, stream, disks, beats, peer, term })
