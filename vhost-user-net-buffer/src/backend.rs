@@ -424,17 +424,12 @@ impl VhostUserBackendMut for Net {
         }
     }
 
+    /// Without `RESET_DEVICE`: the library forgets the acknowledged features then, and refuses what QEMU says next.
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::RESET_DEVICE
-    }
-
-    fn reset_device(&mut self) {
-        self.acked_features(0);
-        self.ports.iter_mut().for_each(|port| port.frame_len = 0);
     }
 
     // The daemon has told the queues, which is where it matters.

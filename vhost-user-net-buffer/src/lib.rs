@@ -4,7 +4,7 @@
 //! before its release, and guest memory touched between `Seal` and `Resume`.
 //!
 //! Reading order: `backend` (events and the order of work), `commands` (ft-ctl), `output` and `input` (frames), then what
-//! they are made of: `gate`, `epoch_buffer`, `work` (pure), `ring`, `tap`, `announce`, `control`, `sockets`, `poller`.
+//! they are made of: `gate`, `epoch_buffer`, `work` (pure), `ring`, `tap`, `announce`, `control`, `sockets`, `poller`, `relay`.
 
 pub mod announce;
 pub mod args;
@@ -17,6 +17,7 @@ pub mod gate;
 mod input;
 mod output;
 mod poller;
+mod relay;
 pub mod ring;
 mod sockets;
 pub mod tap;
@@ -98,6 +99,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     if !frontend_waits(&listener, &ended)? {
         return Ok(());
     }
+    let listener = if args.ft_ctl.is_some() { listener } else { relayed(&listener)? };
     daemon.start(&mut Listener::from(UnixListener::from(listener))).map_err(vhost_user)?;
     lock(&net).set_connection(daemon.shutdown_handle());
     match daemon.wait() {
@@ -145,6 +147,12 @@ fn ft_ctl(args: &Args) -> Result<Option<Control>, Error> {
             Some(Control::listening(fd, unlink))
         }
     })
+}
+
+/// Puts the relay between the waiting frontend and the library.
+fn relayed(listener: &OwnedFd) -> Result<OwnedFd, Error> {
+    let frontend = sockets::accept(listener).map_err(host("the frontend cannot be accepted"))?;
+    relay::start(frontend.into()).map_err(host("the vhost-user relay cannot be started"))
 }
 
 /// Waits for a frontend to connect. False: the process is to end first.

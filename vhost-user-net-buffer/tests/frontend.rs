@@ -4,8 +4,9 @@
 
 mod rig;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,35 @@ fn frames_pass_both_ways() {
         assert_eq!(rig.guest.read(at, HEADER), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(rig.guest.read(at + HEADER as u64, expected.len()), expected);
     }
+}
+
+/// QEMU enables the queues of a network card before it acknowledges features.
+#[test]
+fn queues_may_be_enabled_before_features() {
+    use vhost::VhostBackend;
+    use vhost::vhost_user::Frontend;
+    if !ready() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let socket = format!("fd={}", listener.as_raw_fd());
+    let mut device = Device::spawn(&["--socket", &socket], vec![listener.as_raw_fd()], Stdio::null());
+    let mut stream = UnixStream::connect(&path).unwrap();
+    drop(listener);
+    for queue in 0..2_u32 {
+        // SET_VRING_ENABLE, version 1, 8 bytes: queue and 1.
+        let message: Vec<u8> = [18, 1, 8, queue, 1].iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        stream.write_all(&message).unwrap();
+    }
+    let frontend = Frontend::from_stream(stream, 2);
+    frontend.set_owner().unwrap();
+    let features = frontend.get_features().unwrap();
+    frontend.set_features(features).unwrap();
+    assert_eq!(frontend.get_features().unwrap(), features);
+    drop(frontend);
+    assert_eq!(device.ended().code(), Some(0));
 }
 
 #[test]
