@@ -3,12 +3,11 @@
 
 mod common;
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Instant;
 
 use common::*;
 use nix::sys::signal::{Signal, kill};
@@ -41,21 +40,19 @@ impl Drop for Running {
 
 impl Running {
     fn exit_code(&mut self) -> Option<i32> {
-        let end = Instant::now() + LIMIT;
-        while Instant::now() < end {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::yield_now();
-        }
-        panic!("still running");
+        let status = std::cell::RefCell::new(&mut self.0);
+        soon(|| status.borrow_mut().try_wait().unwrap()).code()
     }
 }
 
 /// Starts the program with `fds` left to it under the numbers 10, 11, …
-fn start(args: &[&str], fds: &[OwnedFd]) -> Running {
+fn start(args: &[&str], fds: Vec<OwnedFd>) -> Running {
     let mut command = program();
     command.args(args).stderr(Stdio::null());
+    // Out of the way first: one of them may have a number that is meant for another.
+    let away = |fd: &OwnedFd| nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(100)).unwrap();
+    // SAFETY: fcntl has just made these descriptors; nobody else knows them.
+    let fds: Vec<OwnedFd> = fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(away(fd)) }).collect();
     let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     // SAFETY: dup2 is async-signal-safe and nothing else happens between fork and exec.
     unsafe {
@@ -121,10 +118,8 @@ fn an_image_in_use_is_refused_with_its_holder() {
     let dir = tempfile::tempdir().unwrap();
     let image = make_image(dir.path(), "disk", &[0; SIZE]);
     let socket = dir.path().join("first");
-    let running = start(&["--socket", path(&socket), "--path", path(&image)], &[]);
-    while !socket.exists() {
-        std::thread::yield_now();
-    }
+    let running = start(&["--socket", path(&socket), "--path", path(&image)], vec![]);
+    soon(|| socket.exists().then_some(()));
     let told = refused(&["--socket", path(&dir.path().join("second")), "--path", path(&image)]);
     let holder = format!("in use by process {} (vhost-user-blk", running.0.id());
     assert!(told.contains(&holder), "{told}");
@@ -139,10 +134,8 @@ fn serves_a_frontend_and_ends_with_it() {
     let content = Rng(1).bytes(SIZE);
     let image = make_image(dir.path(), "disk", &content);
     let socket = dir.path().join("s");
-    let mut running = start(&["--socket", path(&socket), "--path", path(&image), "--serial", "abc"], &[]);
-    while !socket.exists() {
-        std::thread::yield_now();
-    }
+    let mut running = start(&["--socket", path(&socket), "--path", path(&image), "--serial", "abc"], vec![]);
+    soon(|| socket.exists().then_some(()));
     let mut guest = Guest::connect(&socket, 1, 0);
     assert_eq!(guest.read(0, 0, 4096), (0, content[..4096].to_vec()));
     assert_eq!(guest.write(0, 0, &[1; 512]), 0);
@@ -159,11 +152,7 @@ fn ends_on_sigterm_without_a_trace() {
     let image = make_image(dir.path(), "disk", &[0; SIZE]);
     let (socket, control) = (dir.path().join("s"), dir.path().join("c"));
     let args = ["--socket", path(&socket), "--path", path(&image), "--ft-ctl", path(&control)];
-    let mut running = start(&args, &[]);
-    while !socket.exists() || !control.exists() {
-        std::thread::yield_now();
-    }
-    // The second flag's socket may be there a moment before the signals are watched.
+    let mut running = start(&args, vec![]);
     let client = nix::sys::socket::socket(
         nix::sys::socket::AddressFamily::Unix,
         nix::sys::socket::SockType::SeqPacket,
@@ -171,7 +160,8 @@ fn ends_on_sigterm_without_a_trace() {
         None,
     )
     .unwrap();
-    nix::sys::socket::connect(client.as_raw_fd(), &nix::sys::socket::UnixAddr::new(&control).unwrap()).unwrap();
+    let address = nix::sys::socket::UnixAddr::new(&control).unwrap();
+    soon(|| nix::sys::socket::connect(client.as_raw_fd(), &address).ok());
     let vmm = Vmm::from_fd(client);
     vmm.send(&ft_proto::device_ctl::Command::Hello { version: ft_proto::device_ctl::CTL_VERSION });
     assert!(matches!(vmm.recv(), ft_proto::device_ctl::Report::Ready { .. }));
@@ -188,7 +178,7 @@ fn inherited_sockets_and_the_end_of_the_vmm() {
     let listener = UnixListener::bind(&socket).unwrap();
     let (vmm, theirs) = Vmm::pair();
     let args = ["--socket", "fd=10", "--ft-ctl", "fd=11", "--path", path(&image)];
-    let mut running = start(&args, &[listener.into(), theirs]);
+    let mut running = start(&args, vec![listener.into(), theirs]);
     let mut guest = Guest::connect(&socket, 1, 0);
     assert_eq!(guest.read(0, 0, 512).0, 0);
     assert_eq!(vmm.seal(1).queues[0].next_avail, 1);
@@ -204,7 +194,7 @@ fn ends_when_the_vmm_is_gone_before_it_connected() {
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     let (vmm, theirs) = Vmm::pair();
     let mut running =
-        start(&["--socket", "fd=10", "--ft-ctl", "fd=11", "--path", path(&image)], &[listener.into(), theirs]);
+        start(&["--socket", "fd=10", "--ft-ctl", "fd=11", "--path", path(&image)], vec![listener.into(), theirs]);
     drop(vmm);
     assert_eq!(running.exit_code(), Some(0));
 }

@@ -79,6 +79,18 @@ impl Rng {
     }
 }
 
+/// Tries until it works: a listener in another process is seen before it listens.
+pub fn soon<T>(attempt: impl Fn() -> Option<T>) -> T {
+    let end = Instant::now() + LIMIT;
+    loop {
+        match attempt() {
+            Some(value) => return value,
+            None if Instant::now() < end => thread::yield_now(),
+            None => panic!("did not happen"),
+        }
+    }
+}
+
 pub fn wait_readable(fd: &impl AsRawFd, limit: Duration) -> bool {
     // SAFETY: the descriptor is open for as long as its owner is borrowed.
     let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
@@ -426,7 +438,7 @@ impl Guest {
         mem: GuestMemoryMmap<()>,
         positions: &[QueueState],
     ) -> Self {
-        let mut frontend = Frontend::connect(socket, queues as u64).unwrap();
+        let mut frontend = soon(|| Frontend::connect(socket, queues as u64).ok());
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap() & !drop_features;
         frontend.set_features(features & !(1 << 26)).unwrap();
