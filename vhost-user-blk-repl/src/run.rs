@@ -87,13 +87,16 @@ pub fn run(args: &Args) -> Result<(), RunError> {
         queue_size: args.queue_size,
         threads: THREADS,
     };
+    // Before there is a socket to leave behind, and before other threads inherit the mask.
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block().map_err(|e| RunError::Signals(e.into()))?;
     let (listener, socket_file) = vhost_listener(&args.socket)?;
     let control = args.ft_ctl.as_ref().map(control).transpose()?;
     let paths = [&args.socket].into_iter().chain(&args.ft_ctl).filter_map(|endpoint| match endpoint {
         Endpoint::Path(path) => Some(path.clone()),
         Endpoint::Fd(_) => None,
     });
-    end_on_signal(paths.collect()).map_err(RunError::Signals)?;
+    end_on_signal(signals, paths.collect()).map_err(RunError::Signals)?;
     let mut device = Device::new(Arc::new(image), options, Arc::new(|| process::exit(0)))?;
     match control {
         Some(Control::Connected(fd)) => device.attach_control(fd)?,
@@ -176,10 +179,8 @@ fn attach_later(device: &Device, listener: OwnedFd, file: SocketFile) {
     });
 }
 
-/// Ends the process on SIGTERM and SIGINT without leaving socket files behind. Call before other threads are started.
-fn end_on_signal(paths: Vec<PathBuf>) -> io::Result<()> {
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
-    signals.thread_block()?;
+/// Ends the process on one of the blocked `signals` without leaving socket files behind.
+fn end_on_signal(signals: SigSet, paths: Vec<PathBuf>) -> io::Result<()> {
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if let Ok(signal) = signals.wait() {
             info!("{signal}: ending");
