@@ -269,13 +269,13 @@ fn a_stopped_ring_has_nothing_in_flight() {
         let image = GatedImage::open(path);
         let served = Served::new(image.clone(), Setup::default(), None);
         let mut guest = Guest::connect(&served.socket, 1, 0);
-        image.set_closed(true);
+        image.set(Gate::All);
         for i in 0..8 {
             guest.post(0, T_OUT, i, &[1; 512], 0);
         }
         guest.kick(0);
         image.wait_for_waiting(4);
-        let opener = std::thread::spawn(move || image.set_closed(false));
+        let opener = std::thread::spawn(move || image.set(Gate::Open));
         assert_eq!(guest.frontend.get_vring_base(0).unwrap(), 8);
         assert_eq!(guest.used_index(0), 8);
         opener.join().unwrap();
@@ -328,7 +328,7 @@ fn memory_can_be_taken_away_under_a_request() {
         let image = GatedImage::open(path);
         let served = Served::new(image.clone(), Setup::default(), None);
         let mut guest = Guest::connect(&served.socket, 1, 0);
-        image.set_closed(true);
+        image.set(Gate::All);
         guest.post(0, T_IN, 0, &[], 4096);
         guest.kick(0);
         image.wait_for_waiting(1);
@@ -338,7 +338,7 @@ fn memory_can_be_taken_away_under_a_request() {
         // Only the rings are left: the data of the read has nowhere to go.
         let info = region_info(1 << 20, file.as_ptr() as u64, fd);
         guest.frontend.set_mem_table(&[info]).unwrap();
-        image.set_closed(false);
+        image.set(Gate::Open);
         assert!(guest.try_used(0, LIMIT).is_some());
         drop(guest);
         served.join();
@@ -355,4 +355,21 @@ fn direct_io_where_the_file_system_has_it() {
     let block = image.block_size() as usize;
     image.write_at(0, &vec![7; block]).unwrap_or_else(|_| println!("needs aligned buffers, as the device has them"));
     assert!(block == 512 || block == 4096);
+}
+
+#[test]
+fn flush_is_durable_and_so_is_every_write_without_it() {
+    for (drop_features, after_write) in [(0, 0), (F_FLUSH, 1)] {
+        with_image(&Rng(2).bytes(SIZE), |path| {
+            let image = GatedImage::open(path);
+            let served = Served::new(image.clone(), Setup::default(), None);
+            let mut guest = Guest::connect(&served.socket, 1, drop_features);
+            assert_eq!(guest.write(0, 0, &[1; 512]), 0);
+            assert_eq!(image.syncs.load(Ordering::Relaxed), after_write);
+            assert_eq!(guest.flush(0), 0);
+            assert_eq!(image.syncs.load(Ordering::Relaxed), after_write + 1);
+            drop(guest);
+            served.join();
+        });
+    }
 }

@@ -87,7 +87,7 @@ fn sealed_disks_do_not_touch_guest_memory() {
     guest.start_log();
 
     assert_eq!(guest.read(0, 0, 512).0, 0);
-    image.set_closed(true);
+    image.set(Gate::All);
     let mut posted: Vec<u16> = (0..3).map(|i| guest.post(0, T_IN, i * 8, &[], 4096)).collect();
     posted.push(guest.post(0, T_OUT, 100, &[7; 512], 0));
     guest.kick(0);
@@ -101,7 +101,7 @@ fn sealed_disks_do_not_touch_guest_memory() {
     assert_eq!((sealed.queues.len(), sealed.queues[0].next_avail, sealed.queues[0].next_used), (1, 5, 1));
 
     // The disk finishes, and a request is posted and kicked: the guest must see nothing of either.
-    image.set_closed(false);
+    image.set(Gate::Open);
     let late = guest.post(0, T_IN, 0, &[], 512);
     let mut posted_memory = guest.snapshot();
     guest.kick(0);
@@ -141,14 +141,14 @@ fn a_ring_stopped_while_sealed_stays_untouched() {
     let (vmm, fd) = Vmm::pair();
     let served = Served::new(image.clone(), Setup::default(), Some(fd));
     let mut guest = Guest::connect(&served.socket, 1, 0);
-    image.set_closed(true);
+    image.set(Gate::All);
     guest.post(0, T_IN, 0, &[], 4096);
     guest.kick(0);
     image.wait_for_waiting(1);
     assert_eq!(vmm.seal(1).in_flight.len(), 1);
     let before = guest.snapshot();
     assert_eq!(vhost::VhostBackend::get_vring_base(&guest.frontend, 0).unwrap(), 1);
-    image.set_closed(false);
+    image.set(Gate::Open);
     vmm.send(&Command::Resume);
     assert_eq!(vmm.seal(2).in_flight, []);
     assert!(guest.snapshot() == before);
@@ -189,6 +189,86 @@ fn the_initial_copy_runs_beside_the_guests_writes() {
     standby.vmm.discard(epoch);
     assert!(standby.content() == content, "standby differs");
     assert!(primary.content() == content, "primary differs");
+}
+
+/// Primary on a gated image, standby, both before the mirror begins.
+fn gated_pair() -> (Host, Arc<GatedImage>, Guest, Host) {
+    let mut image = None;
+    let primary = Host::with(&Rng(7).bytes(SIZE), Setup::default(), |path| {
+        let gated = GatedImage::open(path);
+        image = Some(gated.clone());
+        gated
+    });
+    let guest = Guest::connect(&primary.served.socket, 1, 0);
+    (primary, image.unwrap(), guest, Host::new(&[0; SIZE]))
+}
+
+fn begin_mirror(primary: &Host, standby: &Host, bound: u64) {
+    let (ours, theirs) = tcp_pair();
+    standby.vmm.receive(bound, theirs);
+    primary.vmm.mirror(1, bound, ours);
+}
+
+fn equal_after_commit(primary: &Host, standby: &Host) {
+    commit(primary, standby, 1);
+    standby.vmm.discard(1);
+    assert!(standby.content() == primary.content());
+}
+
+#[test]
+fn the_copy_waits_for_writes_from_before_the_mirror() {
+    let (primary, image, mut guest, standby) = gated_pair();
+    image.set(Gate::Writes);
+    guest.post(0, T_OUT, 0, &[1; 512], 0);
+    guest.kick(0);
+    image.wait_for_waiting(1);
+    begin_mirror(&primary, &standby, BOUND);
+    // This write is not in the stream, so the copy must not go past it.
+    assert_eq!(primary.vmm.try_recv(Duration::from_millis(100)), None);
+    image.set(Gate::Open);
+    assert_eq!(guest.finish(0).1, 0);
+    primary.vmm.in_sync();
+    equal_after_commit(&primary, &standby);
+}
+
+#[test]
+fn the_copy_never_overwrites_a_newer_write() {
+    let (primary, image, mut guest, standby) = gated_pair();
+    image.set(Gate::Reads);
+    begin_mirror(&primary, &standby, BOUND);
+    // The copy has read the first chunk, and not sent it.
+    image.wait_for_waiting(1);
+    assert_eq!(guest.write(0, 0, &[1; 512]), 0);
+    assert_eq!(guest.zero(0, T_ZEROES, &[(8, 8, 0)]), 0);
+    image.set(Gate::Open);
+    primary.vmm.in_sync();
+    equal_after_commit(&primary, &standby);
+    assert_eq!(primary.content()[..512], [1; 512]);
+}
+
+#[test]
+fn before_the_copy_is_complete_nothing_counts_as_uncommitted() {
+    let (primary, image, mut guest, standby) = gated_pair();
+    image.set(Gate::Reads);
+    begin_mirror(&primary, &standby, 64 * 1024);
+    image.wait_for_waiting(1);
+    for i in 0..40 {
+        assert_eq!(guest.write(0, i * 8, &[i as u8; 4096]), 0);
+    }
+    image.set(Gate::Open);
+    primary.vmm.in_sync();
+    equal_after_commit(&primary, &standby);
+}
+
+#[test]
+fn a_stopped_ring_has_nothing_to_submit_again() {
+    let host = Host::new(&[0; SIZE]);
+    host.vmm.send(&Command::Start { in_flight: vec![InFlight { queue: 0, head: 3 }], macs: vec![] });
+    assert_eq!(host.vmm.recv(), Report::Started);
+    assert_eq!(host.vmm.seal(1).in_flight.len(), 1);
+    let guest = Guest::connect(&host.served.socket, 1, 0);
+    vhost::VhostBackend::get_vring_base(&guest.frontend, 0).unwrap();
+    assert_eq!(host.vmm.seal(2).in_flight, []);
 }
 
 /// A burst of writes, discards and zeroings; waits until all are done, and does them to `model` too.
@@ -291,7 +371,7 @@ fn takeover_submits_what_was_in_flight() {
     vmm.in_sync();
 
     assert_eq!(guest.read(0, 0, 512).0, 0);
-    image.set_closed(true);
+    image.set(Gate::All);
     let read = guest.post(0, T_IN, 4, &[], 4096);
     let writes = [guest.post(0, T_OUT, 50, &[1; 1024], 0), guest.post(0, T_OUT, 51, &[2; 1024], 0)];
     guest.kick(0);
@@ -321,7 +401,7 @@ fn takeover_submits_what_was_in_flight() {
     assert_eq!(done, expected);
     assert_eq!(heir.data(0, read, 4096), content[2048..2048 + 4096]);
     assert_eq!(heir.read(0, 50, 1536).1, [vec![1; 512], vec![2; 1024]].concat());
-    image.set_closed(false);
+    image.set(Gate::Open);
 }
 
 #[test]
@@ -364,8 +444,15 @@ fn back_pressure_asks_once_and_loses_nothing() {
     }
     guest.kick(0);
     assert_eq!(primary.vmm.recv(), Report::Full { epoch: Epoch(2) });
+    // Only once an epoch, however often the guest kicks and however many reads get through.
+    guest.kick(0);
+    primary.vmm.send(&Command::Protect { epoch: Epoch(2), hold: true });
+    primary.vmm.send(&Command::Seal { epoch: Epoch(2) });
+    assert!(matches!(primary.vmm.recv(), Report::Sealed { .. }));
+    primary.vmm.send(&Command::Resume);
+    assert_eq!(primary.vmm.recv(), Report::Full { epoch: Epoch(3) });
     let mut done = 0;
-    for epoch in 2.. {
+    for epoch in 3.. {
         let sealed = commit(&primary, &standby, epoch);
         assert!(sealed.held_bytes <= bound / 2, "{}", sealed.held_bytes);
         while guest.try_used(0, Duration::from_millis(100)).is_some() {
@@ -425,9 +512,7 @@ fn the_standby_can_refuse_and_the_primary_says_why() {
         ),
     ] {
         let before = standby.content();
-        let (ours, theirs) = tcp_pair();
-        standby.vmm.receive(BOUND, theirs);
-        primary.vmm.mirror(1, BOUND, ours);
+        begin_mirror(&primary, &standby, BOUND);
         let here = standby.vmm.mirror_lost();
         assert!(here.contains(reason), "{here}");
         let there = loop {
@@ -598,7 +683,8 @@ fn a_copy_that_is_not_complete_is_never_started_from() {
     peer.end(5);
     peer.write(6, 0, 1);
     peer.send(Kind::SyncDone, 6, 0, 0, &[]);
-    standby.vmm.complete(5);
+    peer.end(6);
+    standby.vmm.complete(6);
     standby.vmm.send(&Command::Discard { after: Epoch(5) });
     assert!(standby.vmm.failed().contains("only in epoch 6"));
 }

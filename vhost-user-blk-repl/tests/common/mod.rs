@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -105,30 +105,41 @@ pub fn make_image(dir: &Path, name: &str, content: &[u8]) -> PathBuf {
     path
 }
 
-/// An image whose operations wait at a gate, and whose writes can be made to fail.
+/// Which operations wait at the gate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gate {
+    Open,
+    All,
+    Reads,
+    Writes,
+}
+
+/// An image whose operations wait at a gate, and whose writes can be made to fail. A read waits after it has read.
 pub struct GatedImage {
     inner: FileImage,
-    closed: Mutex<bool>,
+    gate: Mutex<Gate>,
     opened: Condvar,
     waiting: Mutex<usize>,
     arrived: Condvar,
     pub fail_writes: AtomicBool,
+    pub syncs: AtomicUsize,
 }
 
 impl GatedImage {
     pub fn open(path: &Path) -> Arc<Self> {
         Arc::new(Self {
             inner: FileImage::open(path, false, false).unwrap(),
-            closed: Mutex::new(false),
+            gate: Mutex::new(Gate::Open),
             opened: Condvar::new(),
             waiting: Mutex::new(0),
             arrived: Condvar::new(),
             fail_writes: AtomicBool::new(false),
+            syncs: AtomicUsize::new(0),
         })
     }
 
-    pub fn set_closed(&self, closed: bool) {
-        *self.closed.lock().unwrap() = closed;
+    pub fn set(&self, gate: Gate) {
+        *self.gate.lock().unwrap() = gate;
         self.opened.notify_all();
     }
 
@@ -139,10 +150,11 @@ impl GatedImage {
         assert!(!timeout.timed_out(), "no {count} operations at the gate");
     }
 
-    fn pass(&self) {
+    fn pass(&self, kind: Gate) {
         *self.waiting.lock().unwrap() += 1;
         self.arrived.notify_all();
-        drop(self.opened.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
+        let closed = |gate: &mut Gate| *gate == Gate::All || *gate == kind;
+        drop(self.opened.wait_while(self.gate.lock().unwrap(), closed).unwrap());
         *self.waiting.lock().unwrap() -= 1;
     }
 }
@@ -152,22 +164,24 @@ impl Image for GatedImage {
         self.inner.size()
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.pass();
-        self.inner.read_at(offset, buf)
+        let result = self.inner.read_at(offset, buf);
+        self.pass(Gate::Reads);
+        result
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.pass();
+        self.pass(Gate::Writes);
         if self.fail_writes.load(Ordering::Relaxed) {
             return Err(io::Error::other("made to fail"));
         }
         self.inner.write_at(offset, data)
     }
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.pass();
+        self.pass(Gate::Writes);
         self.inner.zero(offset, len, unmap)
     }
     fn sync(&self) -> io::Result<()> {
-        self.pass();
+        self.pass(Gate::Writes);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
         self.inner.sync()
     }
     fn hole_end(&self, offset: u64) -> Option<u64> {
