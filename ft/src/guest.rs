@@ -50,7 +50,7 @@ pub trait Memory: Send + Sync {
     /// # Errors
     /// When the page is not RAM.
     fn copy_in(&self, page: u64, from: &[u8]) -> Result<(), GuestError>;
-    /// Makes a page zero without populating it if it never was.
+    /// Makes a page zero.
     ///
     /// # Errors
     /// When the page is not RAM.
@@ -113,6 +113,8 @@ pub struct DiskShape {
     pub size: u64,
     /// Whether the guest may not write.
     pub read_only: bool,
+    /// What the guest reads as its serial number.
+    pub serial: String,
     /// Number of queues.
     pub queues: u16,
 }

@@ -345,6 +345,9 @@ fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
         if mine.read_only != theirs.read_only {
             differ(&name("read-only flag"), mine.read_only.to_string(), theirs.read_only.to_string());
         }
+        if mine.serial != theirs.serial {
+            differ(&name("serial"), format!("{:?}", mine.serial), format!("{:?}", theirs.serial));
+        }
         if mine.queues != theirs.queues {
             differ(&name("number of queues"), mine.queues.to_string(), theirs.queues.to_string());
         }
@@ -367,7 +370,8 @@ mod tests {
     use crate::guest::DiskShape;
 
     fn shape() -> Shape {
-        let disk = DiskShape { id: "_disk0".to_owned(), size: 1 << 30, read_only: false, queues: 1 };
+        let (id, serial) = ("_disk0".to_owned(), String::new());
+        let disk = DiskShape { id, size: 1 << 30, read_only: false, serial, queues: 1 };
         Shape { memory: 512 << 20, vcpus: 2, disks: vec![disk], ..Shape::default() }
     }
 
