@@ -23,6 +23,14 @@ const WRITES_LIMIT: Duration = Duration::from_secs(120);
 const VERDICT_LIMIT: Duration = Duration::from_secs(20);
 const OFF_LIMIT: Duration = Duration::from_secs(60);
 
+/// The events that matter most, in words.
+const MEANINGS: [(&str, &str); 4] = [
+    ("fenced", "VM stopped here: "),
+    ("peer-suspected", "detection: "),
+    ("protection-lost", "goes on alone: "),
+    ("took-over", "takeover done: "),
+];
+
 /// What is broken mid-way.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Fault {
@@ -93,9 +101,11 @@ struct Event {
 impl Event {
     fn read(entry: &Value) -> Option<Self> {
         let at = entry["time"].as_str()?.parse().ok()?;
+        let name = entry["event"].as_str()?;
+        let meaning = MEANINGS.iter().find(|(event, _)| *event == name).map_or("", |(_, meaning)| meaning);
         let detail = entry["detail"].as_object().filter(|detail| !detail.is_empty());
         let detail = detail.map(|detail| format!(" {}", Value::from(detail.clone()))).unwrap_or_default();
-        Some(Self { at, text: format!("{}{detail}", entry["event"].as_str()?) })
+        Some(Self { at, text: format!("{meaning}{name}{detail}") })
     }
 }
 
