@@ -20,7 +20,8 @@ use crate::control::Link;
 use crate::image::SECTOR;
 use crate::lock;
 use crate::request::{Geometry, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
-use crate::worker::{Memory, Vring, Worker};
+use crate::vring::Vring;
+use crate::worker::{Memory, Worker};
 
 const CONFIG_LEN: usize = 60;
 /// What a discard or a big request should be a multiple of, in bytes: pages of the host.

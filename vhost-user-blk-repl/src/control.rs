@@ -22,6 +22,8 @@ use crate::lock;
 /// The device's end of an ft-ctl socket.
 pub struct Link {
     fd: OwnedFd,
+    /// Received datagrams; kept, because a `Seal` should not wait for memory.
+    incoming: Mutex<Vec<u8>>,
 }
 
 /// One command from the VMM, and the descriptor that came with it.
@@ -48,7 +50,7 @@ impl Link {
     /// Wraps a connected `SOCK_SEQPACKET` socket.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, incoming: Mutex::new(vec![0; CTL_MAX]) }
     }
 
     /// Descriptor to wait on.
@@ -62,7 +64,7 @@ impl Link {
     /// # Errors
     /// See [`RecvError`].
     pub fn recv(&self) -> Result<Received, RecvError> {
-        let mut bytes = vec![0; CTL_MAX];
+        let mut bytes = lock(&self.incoming);
         let mut iov = [IoSliceMut::new(&mut bytes)];
         let mut space = nix::cmsg_space!([RawFd; 4]);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;

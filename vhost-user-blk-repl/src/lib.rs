@@ -36,6 +36,7 @@ mod range;
 mod receive;
 mod request;
 pub mod run;
+mod vring;
 mod worker;
 
 pub use worker::Exit;

@@ -1,6 +1,7 @@
 //! `vhost-user-blk-repl`: flags in, exit code out.
 
 use std::error::Error;
+use std::io::IsTerminal;
 use std::iter::successors;
 use std::process::{self, ExitCode};
 
@@ -12,7 +13,8 @@ use vhost_user_blk_repl::run::run;
 fn main() -> ExitCode {
     let args = Args::parse();
     let level = if args.verbose { Level::DEBUG } else { Level::INFO };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_max_level(level).init();
     end_on_panic();
     match run(&args) {
         // Not by return: the library's threads may be in the middle of something, and nothing of it counts any more.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{InFlight, Report};
 use tracing::{debug, error, warn};
-use vhost_user_backend::{VringMutex, VringState, VringT};
+use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -26,11 +26,10 @@ use crate::mirror::{Mirror, Room};
 use crate::range::Range;
 use crate::receive::Receiver;
 use crate::request::{self, Body, Geometry, Request, Span, gather, scatter};
+use crate::vring::Vring;
 
 /// Guest memory, with a dirty log the frontend may put underneath.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<vhost_user_backend::bitmap::BitmapMmapRegion>>;
-/// A queue as the vhost-user library sees it.
-pub type Vring = VringMutex<Memory>;
 type Guest = <Memory as GuestAddressSpace>::T;
 
 /// Most requests that are taken and not finished: what fits into one `Sealed` report.

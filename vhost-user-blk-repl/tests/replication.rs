@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::*;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, InFlight, Report};
+use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, Hold, InFlight, Report};
 use tempfile::TempDir;
 use vhost_user_blk_repl::image::{FileImage, Image};
 use vhost_user_blk_repl::mirror_wire::{Digest, Frame, HEADER_LEN, Kind, decode, encode};
@@ -446,7 +446,7 @@ fn back_pressure_asks_once_and_loses_nothing() {
     assert_eq!(primary.vmm.recv(), Report::Full { epoch: Epoch(2) });
     // Only once an epoch, however often the guest kicks and however many reads get through.
     guest.kick(0);
-    primary.vmm.send(&Command::Protect { epoch: Epoch(2), hold: true });
+    primary.vmm.send(&Command::Protect { epoch: Epoch(2), hold: Hold::on() });
     primary.vmm.send(&Command::Seal { epoch: Epoch(2) });
     assert!(matches!(primary.vmm.recv(), Report::Sealed { .. }));
     primary.vmm.send(&Command::Resume);
