@@ -17,7 +17,7 @@ use crate::config::{
     SerialConfig, VmConfig,
 };
 use crate::event_monitor::EventTarget;
-use crate::ft_api::FtOptions;
+use crate::ft_api::{FtOptions, standby_option};
 use crate::options::OptionError;
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
@@ -120,7 +120,7 @@ struct Flags {
     #[arg(long, value_name = "OPTIONS")]
     platform: Option<String>,
     /// Wait as the standby of another host: role=standby,listen=ADDR:PORT,heartbeat=ADDR:PORT[,witness=PATH]
-    /// [,detect_ms=N][,policy=NAME][,min_epoch_us=N][,max_epoch_us=N]
+    /// [,detect_ms=N]
     #[arg(long, value_name = "OPTIONS")]
     ft: Option<String>,
     /// Stay when the guest powers itself off
@@ -203,7 +203,7 @@ impl Invocation {
         check_seccomp(flags.seccomp.as_deref())?;
         let api_socket = flags.api_socket.as_deref().map(SocketTarget::from_option).transpose()?;
         let event_monitor = flags.event_monitor.as_deref().map(EventTarget::from_option).transpose()?;
-        let ft = flags.ft.as_deref().map(FtOptions::from_option).transpose()?;
+        let ft = flags.ft.as_deref().map(standby_option).transpose()?;
         let vm = vm_config(&flags, &matches, ft.is_some())?;
         if vm.is_none() && api_socket.is_none() {
             let text = "nothing to do: give --kernel to boot a VM, or --api-socket to wait for requests";
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn standby_needs_no_kernel() {
-        let invocation = parse("--ft role=standby,listen=a:1,heartbeat=b:2 --disk path=/a").unwrap();
+        let invocation = parse("--ft role=standby,listen=127.0.0.1:1,heartbeat=127.0.0.1:2 --disk path=/a").unwrap();
         assert!(invocation.vm.unwrap().payload.is_none());
         assert!(invocation.ft.is_some());
     }

@@ -145,7 +145,7 @@ impl Vmm {
             ApiRequest::PowerButton => self.on_running(|machine| machine.power_button()),
             ApiRequest::Nmi => self.on_running(|machine| machine.nmi()),
             ApiRequest::VmmShutdown => Ok(()),
-            ApiRequest::FtProtect(wishes) => self.ft_call(|ft| ft.protect(wishes.clone())),
+            ApiRequest::FtProtect(options) => self.ft_call(|ft| ft.protect(options.as_ref().clone())),
             ApiRequest::FtStop => self.ft_call(|ft| ft.stop()),
             ApiRequest::Counters => {
                 let live = self.live.as_ref().ok_or(self.absent());

@@ -180,12 +180,15 @@ fn fault_tolerance_routes() {
     let vmm = FakeVmm::start(Setup::default());
     assert_eq!(body(&vmm.get("ft.status"))[2], "VM is not created");
     vmm.put("vm.create", CONFIG);
-    assert_eq!(body(&vmm.put("ft.protect", r#"{"peer":"a:1"}"#))[2], "VM is not running");
+    let wish = |port| format!(r#"{{"peer":"127.0.0.1:{port}","heartbeat":"127.0.0.1:9"}}"#);
+    assert_eq!(body(&vmm.put("ft.protect", &wish(2)))[2], "VM is not running");
     vmm.put("vm.boot", "");
-    assert_eq!(status(&vmm.put("ft.protect", r#"{"peer":"a:1"}"#)), "HTTP/1.1 204 ");
-    let refused = vmm.put("ft.protect", r#"{"peer":"nobody:1"}"#);
+    assert_eq!(status(&vmm.put("ft.protect", &wish(2))), "HTTP/1.1 204 ");
+    let refused = vmm.put("ft.protect", &wish(1));
     assert_eq!(body(&refused), json!(["Error from API", "The VM cannot be protected", "no route", "no disk"]));
-    assert_eq!(status(&vmm.put("ft.protect", "")), "HTTP/1.1 400 ");
+    for wrong in ["", r#"{"peer":"127.0.0.1:1"}"#, r#"{"peer":"here","heartbeat":"127.0.0.1:9"}"#] {
+        assert_eq!(status(&vmm.put("ft.protect", wrong)), "HTTP/1.1 400 ", "{wrong}");
+    }
     assert_eq!(body(&vmm.get("ft.events")), json!([]));
     assert_eq!(status(&vmm.put("ft.stop", "")), "HTTP/1.1 204 ");
 }

@@ -324,7 +324,11 @@ fn ft_query(shared: &Shared, route: &Route) -> Answer {
     let snapshot = shared.snapshot();
     let (status, reason) = match (&snapshot.vm, &snapshot.ft) {
         (_, Some(ft)) => {
-            return Answer::json(&if matches!(route, Route::FtEvents) { ft.events() } else { ft.status() });
+            return if matches!(route, Route::FtEvents) {
+                Answer::json(&ft.events())
+            } else {
+                Answer::json(&ft.status())
+            };
         }
         (None, None) => (StatusCode::NOT_FOUND, VmmError::NotCreated),
         (Some(vm), None) if vm.device_tree.is_none() => (StatusCode::INTERNAL_SERVER_ERROR, VmmError::NotRunning),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
+use ft::ProtectOptions;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -48,8 +49,8 @@ pub enum ApiRequest {
     Counters,
     /// `vmm.shutdown`
     VmmShutdown,
-    /// `ft.protect`, with the client's wishes.
-    FtProtect(Value),
+    /// `ft.protect`
+    FtProtect(Box<ProtectOptions>),
     /// `ft.stop`
     FtStop,
 }

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use ft::{EventRecord, ProtectOptions, Status};
 use pollux_vmm::api::Shared;
 use pollux_vmm::api::http::HttpServer;
 use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
 use pollux_vmm::config::VmConfig;
 use pollux_vmm::event_monitor::{EventMonitor, EventTarget};
-use pollux_vmm::ft_api::{FtControl, FtOptions};
+use pollux_vmm::ft_api::{FtControl, FtOptions, standby_option};
 use pollux_vmm::machine::{Assembler, BoxError, Built, Counters, Machine, VmEvent};
 use pollux_vmm::vmm::{Ending, Parts, Vmm};
 use serde_json::{Value, json};
@@ -90,9 +91,9 @@ impl Machine for FakeMachine {
 struct FakeFt(Diary);
 
 impl FtControl for FakeFt {
-    fn protect(&self, request: Value) -> Result<(), Vec<String>> {
-        self.0.lock().unwrap().push(format!("protect {}", request["peer"]));
-        if request["peer"] == "nobody:1" { Err(vec!["no route".to_owned(), "no disk".to_owned()]) } else { Ok(()) }
+    fn protect(&self, options: ProtectOptions) -> Result<(), Vec<String>> {
+        self.0.lock().unwrap().push(format!("protect {}", options.peer));
+        if options.peer.port() == 1 { Err(vec!["no route".to_owned(), "no disk".to_owned()]) } else { Ok(()) }
     }
 
     fn stop(&self) -> Result<(), Vec<String>> {
@@ -104,12 +105,12 @@ impl FtControl for FakeFt {
         self.0.lock().unwrap().push("vm-ended".to_owned());
     }
 
-    fn status(&self) -> Value {
-        json!({"role": "none", "state": "unprotected"})
+    fn status(&self) -> Status {
+        Status { role: "none", state: "unprotected", ..Status::default() }
     }
 
-    fn events(&self) -> Value {
-        json!([])
+    fn events(&self) -> Vec<EventRecord> {
+        Vec::new()
     }
 }
 
@@ -166,7 +167,7 @@ impl FakeVmm {
         let thread = std::thread::spawn(move || {
             let mut vmm = Vmm::new(parts);
             if setup.standby {
-                let options = FtOptions::from_option("role=standby,listen=a:1,heartbeat=b:2").unwrap();
+                let options = standby_option("role=standby,listen=127.0.0.1:1,heartbeat=127.0.0.1:2").unwrap();
                 vmm.start(VmConfig::default(), Some(&options)).unwrap();
             }
             let ending = vmm.run(&calls, &signals);
