@@ -1,10 +1,22 @@
-//! Builds real VMs for the control loop.
+//! Builds real VMs for the control loop, and makes what happens in them its events.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::Value;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::VmConfig;
+use crate::cpu::GuestEvent;
+use crate::device_process::ChildExits;
 use crate::ft_api::FtOptions;
-use crate::machine::{Assembler, BoxError, Built, VmEvent};
+use crate::machine::{Assembler, BoxError, Built, Counters, Machine, VmEvent};
+use crate::virtio::DeviceEvent;
+use crate::vm::Vm;
 
 /// Builds VMs on KVM.
 #[derive(Debug, Default)]
@@ -13,10 +25,183 @@ pub struct KvmAssembler;
 impl Assembler for KvmAssembler {
     fn assemble(
         &mut self,
-        _config: VmConfig,
-        _standby: Option<&FtOptions>,
-        _events: Sender<VmEvent>,
+        config: VmConfig,
+        standby: Option<&FtOptions>,
+        events: Sender<VmEvent>,
     ) -> Result<Built, BoxError> {
-        Err("this build cannot run VMs: the machine is not part of it yet".into())
+        if standby.is_some() {
+            return Err("this build cannot be a standby: the engine is not part of it yet".into());
+        }
+        let machine = KvmMachine::new(config, events)?;
+        Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: None })
+    }
+}
+
+/// A [`Vm`] for the control loop, with its events. Empty after `shutdown`.
+pub struct KvmMachine {
+    live: Option<Live>,
+    config: VmConfig,
+}
+
+struct Live {
+    // Dropped first: it reports device processes that end, and they are about to be ended.
+    _watch: ExitWatch,
+    vm: Vm,
+}
+
+impl KvmMachine {
+    /// Builds the VM of `config`.
+    ///
+    /// # Errors
+    /// When a part cannot be had.
+    pub fn new(config: VmConfig, events: Sender<VmEvent>) -> Result<Self, BoxError> {
+        let guest = events.clone();
+        let vm = Vm::new(config, Arc::new(move |event| send(&guest, event.into())))?;
+        let watch = {
+            let devices = vm.devices().lock().unwrap_or_else(PoisonError::into_inner);
+            let observed = events.clone();
+            devices.set_observer(
+                &(Arc::new(move |id: &str, event| {
+                    let id = id.to_owned();
+                    send(
+                        &observed,
+                        match event {
+                            DeviceEvent::Activated => VmEvent::DeviceActivated { id },
+                            DeviceEvent::Reset => VmEvent::DeviceReset { id },
+                        },
+                    );
+                }) as _),
+            );
+            ExitWatch::start(devices.child_exits().clone(), events)?
+        };
+        let config = vm.config().clone();
+        Ok(Self { live: Some(Live { _watch: watch, vm }), config })
+    }
+
+    /// The VM itself.
+    ///
+    /// # Errors
+    /// After `shutdown`.
+    pub fn vm(&mut self) -> Result<&mut Vm, BoxError> {
+        match &mut self.live {
+            Some(live) => Ok(&mut live.vm),
+            None => Err("the VM is shut down".into()),
+        }
+    }
+}
+
+impl From<GuestEvent> for VmEvent {
+    fn from(event: GuestEvent) -> Self {
+        match event {
+            GuestEvent::Shutdown => Self::Shutdown,
+            GuestEvent::Reset => Self::Reset,
+            GuestEvent::Crash(reason) => Self::Crashed { reason },
+        }
+    }
+}
+
+fn send(events: &Sender<VmEvent>, event: VmEvent) {
+    if events.send(event).is_err() {
+        tracing::debug!("nobody listens to the VM's events any more");
+    }
+}
+
+impl Machine for KvmMachine {
+    fn boot(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.boot()?)
+    }
+
+    fn pause(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.pause()?)
+    }
+
+    fn resume(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.resume()?)
+    }
+
+    fn reset(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.reset()?)
+    }
+
+    fn shutdown(&mut self) -> Result<(), BoxError> {
+        self.live = None;
+        Ok(())
+    }
+
+    fn power_button(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.power_button()?)
+    }
+
+    fn nmi(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.nmi()?)
+    }
+
+    fn config(&self) -> VmConfig {
+        self.config.clone()
+    }
+
+    fn memory_size(&self) -> u64 {
+        self.config.memory.size
+    }
+
+    fn device_tree(&self) -> Value {
+        let Some(live) = &self.live else { return Value::Null };
+        live.vm.devices().lock().unwrap_or_else(PoisonError::into_inner).device_tree()
+    }
+
+    fn counters(&self) -> Counters {
+        let Some(live) = &self.live else { return Counters::default() };
+        live.vm.devices().lock().unwrap_or_else(PoisonError::into_inner).counters()
+    }
+}
+
+/// Reports device processes that end by themselves, on a thread of its own, until it is dropped.
+struct ExitWatch {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ExitWatch {
+    fn start(exits: Arc<ChildExits>, events: Sender<VmEvent>) -> io::Result<Self> {
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let stopped = stop.try_clone()?;
+        let thread = std::thread::Builder::new()
+            .name("device-watch".to_owned())
+            .spawn(move || watch_exits(&exits, &stopped, &events))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for ExitWatch {
+    fn drop(&mut self) {
+        if let Err(e) = self.stop.write(1) {
+            tracing::warn!("the watch of device processes cannot be stopped: {e}");
+            return;
+        }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the watch of device processes has panicked");
+        }
+    }
+}
+
+fn watch_exits(exits: &ChildExits, stop: &EventFd, events: &Sender<VmEvent>) {
+    // SAFETY: both descriptors are open as long as their owners are borrowed.
+    let [stop, exit] = [stop, exits.event()].map(|event| unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) });
+    loop {
+        let mut fds = [PollFd::new(stop, PollFlags::POLLIN), PollFd::new(exit, PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(nix::Error::EINTR) => continue,
+            Err(e) => {
+                tracing::error!("device processes are not watched any more: {e}");
+                return;
+            }
+            Ok(_) => {}
+        }
+        if fds[0].any().unwrap_or(true) {
+            return;
+        }
+        for ended in exits.take() {
+            send(events, VmEvent::DeviceExited { id: ended.id, status: ended.status.to_string() });
+        }
     }
 }

@@ -2,16 +2,23 @@
 //!
 //! Mechanism only: apart from `guest_port`, nothing here knows what an epoch is.
 
+pub mod acpi;
 pub mod api;
 pub mod assemble;
+pub mod boot;
 pub mod bus;
 pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod cpu;
 pub mod device_process;
 pub mod devices;
 pub mod event_monitor;
 pub mod ft_api;
+pub mod ioapic;
 pub mod irq;
+pub mod kvm;
+pub mod legacy;
 pub mod logging;
 pub mod machine;
 pub mod memory;
@@ -21,4 +28,5 @@ pub mod run;
 pub mod state;
 pub mod vhost_user;
 pub mod virtio;
+pub mod vm;
 pub mod vmm;

@@ -8,7 +8,7 @@ pub const PAGE_SIZE: u64 = 4096;
 /// Global descriptor table of the boot vCPU.
 pub const BOOT_GDT: u64 = 0x500;
 /// Interrupt descriptor table of the boot vCPU (empty).
-pub const BOOT_IDT: u64 = 0x520;
+pub const BOOT_IDT: u64 = 0x540;
 /// `hvm_start_info` of a PVH boot.
 pub const PVH_INFO: u64 = 0x6000;
 /// Module list of a PVH boot (the initramfs).

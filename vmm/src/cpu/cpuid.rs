@@ -1,0 +1,218 @@
+//! What the CPUID instruction tells the guest: the host's features as far as KVM supports them, our topology.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
+
+use super::CpuError;
+
+const HYPERVISOR: u32 = 1 << 31;
+const TSC_DEADLINE: u32 = 1 << 24;
+const VMX: u32 = 1 << 5;
+const HTT: u32 = 1 << 28;
+const MTRR: u32 = 1 << 12;
+const SVM: u32 = 1 << 2;
+const CMP_LEGACY: u32 = 1 << 1;
+const AMX_BITS: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+const INVARIANT_TSC: u32 = 1 << 8;
+/// Hypervisor leaf with the TSC's and the LAPIC timer's frequency in kHz.
+const TIMING_LEAF: u32 = 0x4000_0010;
+const LAPIC_TIMER_KHZ: u32 = 1_000_000;
+const HYPERVISOR_LEAF: u32 = 0x4000_0000;
+/// KVM's own signature in the hypervisor leaf, "KVMKVMKVM".
+const KVM_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
+
+/// What is chosen about the CPU the guest sees.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuidOptions {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Upper bound of physical address bits.
+    pub max_phys_bits: u8,
+    /// Show advanced matrix extensions.
+    pub amx: bool,
+    /// Show virtualisation extensions.
+    pub nested: bool,
+    /// The guest's TSC frequency, if known.
+    pub tsc_khz: Option<u32>,
+}
+
+/// The table all vCPUs share, and the physical address bits in it.
+///
+/// # Errors
+/// When KVM does not tell what it supports.
+pub fn common(kvm: &Kvm, options: &CpuidOptions) -> Result<(Vec<kvm_cpuid_entry2>, u8), CpuError> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    // Topology leaves are ours.
+    let ours = [0xb, 0x1f, 0x8000_0026];
+    let mut table: Vec<_> = supported.as_slice().iter().copied().filter(|e| !ours.contains(&e.function)).collect();
+    let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let mut phys_bits = 36;
+    for entry in &mut table {
+        match entry.function {
+            1 => {
+                entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
+                entry.edx |= MTRR;
+                clear_unless(options.nested, &mut entry.ecx, VMX);
+            }
+            7 if entry.index == 0 => clear_unless(options.amx, &mut entry.edx, AMX_BITS),
+            0x8000_0001 => clear_unless(options.nested, &mut entry.ecx, SVM),
+            0x8000_0008 => {
+                phys_bits = (entry.eax as u8).min(options.max_phys_bits).max(32);
+                entry.eax = entry.eax & !0xff | u32::from(phys_bits);
+            }
+            _ => {}
+        }
+    }
+    copy_brand(&mut table);
+    add_timing(&mut table, options.tsc_khz);
+    add_topology(&mut table, options.vcpus);
+    Ok((table, phys_bits))
+}
+
+/// The table of one vCPU.
+///
+/// # Errors
+/// When the table is longer than KVM takes.
+pub fn for_vcpu(common: &[kvm_cpuid_entry2], vcpu: u32) -> Result<CpuId, CpuError> {
+    let mut table = CpuId::from_entries(common).map_err(|_| CpuError::CpuidTooLong)?;
+    for entry in table.as_mut_slice() {
+        match entry.function {
+            1 => entry.ebx = entry.ebx & 0x00ff_ffff | vcpu << 24,
+            0xb | 0x1f => entry.edx = vcpu,
+            0x8000_001e => {
+                entry.eax = vcpu;
+                // One thread a core: the core's number is the vCPU's.
+                entry.ebx = vcpu & 0xff;
+                entry.ecx = 0;
+            }
+            _ => {}
+        }
+    }
+    Ok(table)
+}
+
+fn clear_unless(keep: bool, register: &mut u32, bits: u32) {
+    if !keep {
+        *register &= !bits;
+    }
+}
+
+fn find(table: &mut [kvm_cpuid_entry2], function: u32) -> Option<&mut kvm_cpuid_entry2> {
+    table.iter_mut().find(|e| e.function == function && e.index == 0)
+}
+
+/// KVM leaves out the processor's name; take the host's.
+fn copy_brand(table: &mut Vec<kvm_cpuid_entry2>) {
+    if find(table, 0x8000_0000).is_none_or(|e| e.eax < 0x8000_0004) {
+        return;
+    }
+    for function in 0x8000_0002..=0x8000_0004 {
+        let host = core::arch::x86_64::__cpuid(function);
+        let entry = kvm_cpuid_entry2 {
+            function,
+            eax: host.eax,
+            ebx: host.ebx,
+            ecx: host.ecx,
+            edx: host.edx,
+            ..Default::default()
+        };
+        table.retain(|e| e.function != function);
+        table.push(entry);
+    }
+}
+
+/// Frequencies, for a TSC that never changes its own.
+fn add_timing(table: &mut Vec<kvm_cpuid_entry2>, tsc_khz: Option<u32>) {
+    let invariant = find(table, 0x8000_0007).is_some_and(|e| e.edx & INVARIANT_TSC != 0);
+    let Some(khz) = tsc_khz.filter(|_| invariant) else { return };
+    let Some(signature) = find(table, HYPERVISOR_LEAF) else { return };
+    if [signature.ebx, signature.ecx, signature.edx] != KVM_SIGNATURE {
+        return;
+    }
+    signature.eax = signature.eax.max(TIMING_LEAF);
+    table.retain(|e| e.function != TIMING_LEAF);
+    table.push(kvm_cpuid_entry2 { function: TIMING_LEAF, eax: khz, ebx: LAPIC_TIMER_KHZ, ..Default::default() });
+}
+
+/// One package of `vcpus` cores with one thread each; APIC id = vCPU number.
+fn add_topology(table: &mut Vec<kvm_cpuid_entry2>, vcpus: u32) {
+    let id_bits = vcpus.next_power_of_two().trailing_zeros();
+    for entry in table.iter_mut() {
+        match entry.function {
+            1 => {
+                entry.ebx = entry.ebx & !0x00ff_0000 | vcpus.next_power_of_two().min(255) << 16;
+                entry.edx = if vcpus > 1 { entry.edx | HTT } else { entry.edx & !HTT };
+            }
+            // Who shares a cache: all its cores for the third level, nobody below.
+            4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
+                let sharers = if entry.eax >> 5 & 7 >= 3 { vcpus.next_power_of_two() - 1 } else { 0 };
+                entry.eax = entry.eax & 0x3fff | sharers << 14;
+                if entry.function == 4 {
+                    entry.eax |= (vcpus.next_power_of_two() - 1).min(63) << 26;
+                }
+            }
+            0x8000_0001 => {
+                entry.ecx = if vcpus > 1 { entry.ecx | CMP_LEGACY } else { entry.ecx & !CMP_LEGACY };
+            }
+            0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | id_bits << 12 | (vcpus - 1).min(255),
+            _ => {}
+        }
+    }
+    let max_leaf = find(table, 0).map_or(0, |e| e.eax);
+    for function in [0xb, 0x1f] {
+        if function > max_leaf {
+            continue;
+        }
+        let level = |index, kind: u32, shift, count| kvm_cpuid_entry2 {
+            function,
+            index,
+            flags: kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax: shift,
+            ebx: count,
+            ecx: index | kind << 8,
+            ..Default::default()
+        };
+        table.extend([level(0, 1, 0, 1), level(1, 2, id_bits, vcpus), level(2, 0, 0, 0)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(vcpus: u32) -> CpuidOptions {
+        CpuidOptions { vcpus, max_phys_bits: 46, amx: false, nested: false, tsc_khz: Some(2_000_000) }
+    }
+
+    fn get(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
+        *table.iter().find(|e| e.function == function && e.index == index).unwrap()
+    }
+
+    #[test]
+    fn every_vcpu_has_its_own_apic_id() {
+        let kvm = crate::kvm::open().unwrap();
+        let (table, phys_bits) = common(&kvm, &options(6)).unwrap();
+        assert!((32..=46).contains(&phys_bits));
+        assert_eq!(get(&table, 0x8000_0008, 0).eax as u8, phys_bits);
+        for vcpu in 0..6 {
+            let own = for_vcpu(&table, vcpu).unwrap();
+            let leaf = get(own.as_slice(), 1, 0);
+            assert_eq!(leaf.ebx >> 24, vcpu);
+            assert_eq!(leaf.ebx >> 16 & 0xff, 8);
+            assert_eq!(leaf.ecx & HYPERVISOR, HYPERVISOR);
+            assert_eq!(leaf.ecx & VMX, 0);
+            if get(&table, 0, 0).eax >= 0xb {
+                let cores = get(own.as_slice(), 0xb, 1);
+                assert_eq!((cores.edx, cores.eax, cores.ebx, cores.ecx), (vcpu, 3, 6, 0x201));
+            }
+        }
+    }
+
+    #[test]
+    fn one_vcpu_is_not_a_multicore_package() {
+        let kvm = crate::kvm::open().unwrap();
+        let (table, _) = common(&kvm, &options(1)).unwrap();
+        assert_eq!(get(&table, 1, 0).edx & HTT, 0);
+        assert_eq!(get(&table, 0x8000_0008, 0).ecx & 0xf0ff, 0);
+    }
+}

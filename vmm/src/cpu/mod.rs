@@ -1,0 +1,507 @@
+//! The vCPUs: one thread each, started parked, stopped and started together.
+//!
+//! In: pause, resume, load. Out: captured registers, and [`GuestEvent`]s when the guest ends its own run. Never: a sleep or a poll;
+//! who waits is woken by who is done.
+//!
+//! A vCPU thread is either in its run loop or parked. [`CpuManager::pause`] sets `immediate_exit` and sends a signal; whichever
+//! comes first, the next `KVM_RUN` ends with EINTR after finishing the I/O that was pending, and the thread parks. While
+//! parked it does jobs (capture, load, anything that needs the vCPU's own thread).
+
+pub mod cpuid;
+pub mod msr;
+pub mod state;
+mod vcpu;
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use self::cpuid::CpuidOptions;
+use self::state::{Features, VcpuState, VcpuStateError};
+use self::vcpu::{RunPage, Vcpu};
+use crate::bus::Bus;
+use crate::state::{StateError, StateReader, StateWriter};
+
+/// The most vCPUs of a VM.
+pub const VCPUS_MAX: u32 = 254;
+
+/// What a guest does to its own machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// It has powered off.
+    Shutdown,
+    /// It has asked for a reset, or triple-faulted.
+    Reset,
+    /// It cannot go on; the text says why.
+    Crash(String),
+}
+
+/// Takes guest events; called on a vCPU thread, so it must not wait for the vCPUs.
+pub type OnGuestEvent = Arc<dyn Fn(GuestEvent) + Send + Sync>;
+
+/// Whether a pause reads the vCPUs' registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// Each thread captures its own.
+    Yes,
+    /// Just stop.
+    No,
+}
+
+/// What failed on the vCPUs.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// A number of vCPUs that cannot be.
+    #[error("cpus boot_vcpus {0} must be from 1 to {VCPUS_MAX}")]
+    Count(u32),
+    /// The kernel refused a call.
+    #[error("{call} failed")]
+    Kvm {
+        /// The call.
+        call: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// More CPUID leaves than KVM takes.
+    #[error("the CPUID table has too many entries")]
+    CpuidTooLong,
+    /// Registers could not be read or written.
+    #[error("vCPU {vcpu}: cannot {what}")]
+    State {
+        /// Which vCPU.
+        vcpu: u32,
+        /// What was done.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: VcpuStateError,
+    },
+    /// No thread.
+    #[error("cannot start the thread of vCPU {vcpu}")]
+    Thread {
+        /// Which vCPU.
+        vcpu: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The signal that stops vCPUs.
+    #[error("cannot install the handler of the vCPU signal")]
+    Signal(#[source] io::Error),
+}
+
+impl CpuError {
+    /// Wraps the kernel's answer to `call`.
+    pub fn kvm(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |e| Self::Kvm { call, source: e.into() }
+    }
+}
+
+/// What a parked vCPU's thread does with it.
+type Job = Box<dyn FnOnce(&mut VcpuFd) -> Result<(), VcpuStateError> + Send>;
+
+enum Order {
+    Capture,
+    Job(Job),
+}
+
+/// What all threads agree on.
+struct Control {
+    /// Who wants the vCPUs parked; they run when nobody does.
+    pauses: u32,
+    parked: u32,
+    orders: Vec<Option<Order>>,
+    /// Orders not done yet.
+    open: u32,
+    failure: Option<(u32, VcpuStateError)>,
+    exit: bool,
+}
+
+struct Shared {
+    control: Mutex<Control>,
+    /// For vCPU threads: an order, or an end of the pause.
+    changed: Condvar,
+    /// For whoever waits for them: all parked, all orders done.
+    settled: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Handle {
+    thread: Option<JoinHandle<()>>,
+    run_page: RunPage,
+    state: Arc<Mutex<VcpuState>>,
+    section: String,
+}
+
+/// How the vCPUs are to be.
+pub struct CpuOptions {
+    /// Their number.
+    pub count: u32,
+    /// Upper bound of physical address bits.
+    pub max_phys_bits: u8,
+    /// Show advanced matrix extensions.
+    pub amx: bool,
+    /// Show virtualisation extensions.
+    pub nested: bool,
+    /// Host CPUs of each vCPU; empty = any. May be shorter than `count`.
+    pub affinity: Vec<Vec<usize>>,
+}
+
+/// What vCPUs reach.
+pub struct CpuPorts {
+    /// Port I/O.
+    pub pio: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+    /// Where guest events go.
+    pub on_event: OnGuestEvent,
+}
+
+/// All vCPUs of a VM. They live as long as it does, parked when the guest does not run.
+pub struct CpuManager {
+    shared: Arc<Shared>,
+    features: Arc<Features>,
+    vcpus: Vec<Handle>,
+    cpuid: Vec<kvm_cpuid_entry2>,
+    phys_bits: u8,
+}
+
+impl CpuManager {
+    /// Creates the vCPUs with CPUID, boot MSRs and LAPIC pins set, and their threads, parked (one pause is in force). The
+    /// interrupt controller must be there already.
+    ///
+    /// # Errors
+    /// When the kernel refuses any of it.
+    pub fn new(kvm: &Kvm, vm: &VmFd, options: &CpuOptions, ports: &CpuPorts) -> Result<Self, CpuError> {
+        if options.count == 0 || options.count > VCPUS_MAX {
+            return Err(CpuError::Count(options.count));
+        }
+        vcpu::install_kick_handler()?;
+        let fds: Result<Vec<_>, _> =
+            (0..options.count).map(|i| vm.create_vcpu(i.into()).map_err(CpuError::kvm("KVM_CREATE_VCPU"))).collect();
+        let fds = fds?;
+        let state_error = |what| move |source| CpuError::State { vcpu: 0, what, source };
+        // CPUID decides which MSRs there are, so it comes before probing.
+        let (cpuid, phys_bits) = cpuid::common(kvm, &cpuid_options(options, fds[0].get_tsc_khz().ok()))?;
+        for (i, fd) in (0..).zip(&fds) {
+            set_up(fd, &cpuid, i)?;
+        }
+        let features = Arc::new(Features::probe(kvm, &fds[0]).map_err(state_error("probe"))?);
+        for fd in &fds {
+            msr::set_boot_msrs(fd).map_err(CpuError::kvm("KVM_SET_MSRS"))?;
+        }
+        let control = Control {
+            pauses: 1,
+            parked: 0,
+            orders: fds.iter().map(|_| None).collect(),
+            open: 0,
+            failure: None,
+            exit: false,
+        };
+        let shared =
+            Arc::new(Shared { control: Mutex::new(control), changed: Condvar::new(), settled: Condvar::new() });
+        let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits };
+        for (i, fd) in (0..).zip(fds) {
+            let affinity = options.affinity.get(i as usize).cloned().unwrap_or_default();
+            let handle = manager.start_thread(i, fd, ports, affinity)?;
+            manager.vcpus.push(handle);
+        }
+        manager.wait_settled();
+        manager.sync_tsc()?;
+        Ok(manager)
+    }
+
+    fn start_thread(
+        &self,
+        index: u32,
+        mut fd: VcpuFd,
+        ports: &CpuPorts,
+        affinity: Vec<usize>,
+    ) -> Result<Handle, CpuError> {
+        let state =
+            VcpuState::new(&self.features).map_err(|source| CpuError::State { vcpu: index, what: "probe", source })?;
+        let state = Arc::new(Mutex::new(state));
+        let run_page = RunPage::new(&mut fd);
+        let vcpu = Vcpu {
+            fd,
+            index,
+            shared: self.shared.clone(),
+            features: self.features.clone(),
+            state: state.clone(),
+            pio: ports.pio.clone(),
+            mmio: ports.mmio.clone(),
+            on_event: ports.on_event.clone(),
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || vcpu.run(&affinity))
+            .map_err(|source| CpuError::Thread { vcpu: index, source })?;
+        Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}") })
+    }
+
+    /// Parks all vCPUs and returns when the last one is. Each finishes its pending port or memory I/O first. Pauses nest: the
+    /// vCPUs run again when every `pause` had its `resume`.
+    ///
+    /// # Errors
+    /// When a capture fails. The pause is in force all the same.
+    pub fn pause(&self, capture: Capture) -> Result<(), CpuError> {
+        let mut control = self.shared.lock();
+        control.pauses += 1;
+        if capture == Capture::Yes {
+            control.orders.fill_with(|| Some(Order::Capture));
+            control.open = self.vcpus.len() as u32;
+        }
+        // For parked threads with an order, and for one whose guest has ended its run.
+        self.shared.changed.notify_all();
+        if control.pauses == 1 {
+            for vcpu in &self.vcpus {
+                vcpu.run_page.set_immediate_exit(true);
+                if let Some(thread) = &vcpu.thread {
+                    vcpu::kick(thread);
+                }
+            }
+        }
+        drop(control);
+        self.wait_settled();
+        self.take_failure("capture its state")
+    }
+
+    /// Ends one pause; the vCPUs run when it was the last.
+    ///
+    /// # Panics
+    /// When there is no pause to end.
+    pub fn resume(&self) {
+        let mut control = self.shared.lock();
+        assert!(control.pauses > 0, "resume without pause");
+        control.pauses -= 1;
+        let run = control.pauses == 0;
+        drop(control);
+        if run {
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Whether some pause is in force.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.shared.lock().pauses > 0
+    }
+
+    /// Number of vCPUs.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.vcpus.len() as u32
+    }
+
+    /// Physical address bits the guest sees.
+    #[must_use]
+    pub fn phys_bits(&self) -> u8 {
+        self.phys_bits
+    }
+
+    /// The CPUID table of the guest, without what differs between vCPUs. A standby must have an equal one.
+    #[must_use]
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// What this host's KVM can tell of a vCPU.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// Appends what the last pause with capture has read.
+    ///
+    /// # Errors
+    /// When it does not fit into a section.
+    pub fn save(&self, out: &mut StateWriter<'_>) -> Result<(), StateError> {
+        for vcpu in &self.vcpus {
+            let state = vcpu.state.lock().unwrap_or_else(PoisonError::into_inner);
+            out.section(&vcpu.section, state::VERSION, &state.wire())?;
+        }
+        Ok(())
+    }
+
+    /// Sets all (parked) vCPUs to what the sections say, each on its own thread. Their time stamp counters are all set to the
+    /// one furthest on, so that none goes backwards, and then kept in step.
+    ///
+    /// # Errors
+    /// When a section is missing or malformed, or this host cannot restore it. The vCPUs are of no use then until a load
+    /// succeeds.
+    ///
+    /// # Panics
+    /// When the vCPUs are not paused.
+    pub fn load(&self, from: &mut StateReader<'_>) -> Result<(), StateError> {
+        let failed = |id: &str, source: VcpuStateError| StateError::Part {
+            id: id.to_owned(),
+            what: crate::cpu::chain(&source),
+            source: None,
+        };
+        let mut states = Vec::new();
+        for vcpu in &self.vcpus {
+            let section: state::Section<'_> = from.take(&vcpu.section, state::VERSION)?;
+            let mut state = VcpuState::new(&self.features).map_err(|e| failed(&vcpu.section, e))?;
+            state.load(&section).map_err(|e| failed(&vcpu.section, e))?;
+            states.push(state);
+        }
+        let tsc = states.iter().map(VcpuState::tsc).max().unwrap_or(0);
+        let jobs = states.into_iter().map(|mut state| -> Job {
+            let features = self.features.clone();
+            state.set_tsc(tsc);
+            Box::new(move |fd| state.restore(fd, &features))
+        });
+        let result = self.run_jobs(jobs.map(Some).collect(), "restore its state").and_then(|()| self.sync_tsc());
+        result.map_err(|e| StateError::Part { id: "vcpus".to_owned(), what: chain(&e), source: None })
+    }
+
+    /// Does `job` on the thread of (parked) vCPU `index`.
+    ///
+    /// # Errors
+    /// What the job says.
+    ///
+    /// # Panics
+    /// When the vCPUs are not paused or there is no such vCPU.
+    pub fn run_on(
+        &self,
+        index: u32,
+        what: &'static str,
+        job: impl FnOnce(&mut VcpuFd) -> Result<(), VcpuStateError> + Send + 'static,
+    ) -> Result<(), CpuError> {
+        let mut jobs: Vec<Option<Job>> = self.vcpus.iter().map(|_| None).collect();
+        jobs[index as usize] = Some(Box::new(job));
+        self.run_jobs(jobs, what)
+    }
+
+    fn run_jobs(&self, jobs: Vec<Option<Job>>, what: &'static str) -> Result<(), CpuError> {
+        let mut control = self.shared.lock();
+        assert!(control.pauses > 0 && control.parked == self.count(), "vCPU job while the vCPUs run");
+        control.open = jobs.iter().flatten().count() as u32;
+        control.orders = jobs.into_iter().map(|job| job.map(Order::Job)).collect();
+        self.shared.changed.notify_all();
+        drop(control);
+        self.wait_settled();
+        self.take_failure(what)
+    }
+
+    /// Tells the guest that it was stopped on purpose, so that its watchdogs do not complain. Not in every epoch.
+    pub fn announce_stop(&self) {
+        let jobs = self.vcpus.iter().map(|_| -> Option<Job> {
+            Some(Box::new(|fd| {
+                // A guest without kvmclock has nobody to tell.
+                let _ = fd.kvmclock_ctrl();
+                Ok(())
+            }))
+        });
+        let _ = self.run_jobs(jobs.collect(), "announce a stop");
+    }
+
+    /// Raises a non-maskable interrupt on every vCPU.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn nmi(&self) -> Result<(), CpuError> {
+        self.pause(Capture::No)?;
+        let job = || -> Job {
+            Box::new(|fd| fd.nmi().map_err(|e| VcpuStateError::Kvm { call: "KVM_NMI", source: e.into() }))
+        };
+        let result = self.run_jobs(self.vcpus.iter().map(|_| Some(job())).collect(), "raise an NMI");
+        self.resume();
+        result
+    }
+
+    /// Gives all vCPUs the TSC offset of the first one. Where KVM has no such attribute, its own matching of writes that come
+    /// close together has done it.
+    fn sync_tsc(&self) -> Result<(), CpuError> {
+        if !self.features.tsc_offset || self.count() == 1 {
+            return Ok(());
+        }
+        let (send, receive) = std::sync::mpsc::sync_channel(1);
+        self.run_on(0, "read its TSC offset", move |fd| {
+            let _ = send.send(crate::kvm::tsc_offset(fd));
+            Ok(())
+        })?;
+        let Ok(Some(offset)) = receive.recv() else { return Ok(()) };
+        let job = || -> Job {
+            Box::new(move |fd| {
+                crate::kvm::set_tsc_offset(fd, offset)
+                    .map_err(|source| VcpuStateError::Kvm { call: "KVM_SET_DEVICE_ATTR", source })
+            })
+        };
+        self.run_jobs((0..self.count()).map(|i| (i > 0).then(job)).collect(), "set its TSC offset")
+    }
+
+    fn wait_settled(&self) {
+        let count = self.count();
+        let control = self.shared.lock();
+        let settled = |c: &mut Control| c.parked < count || c.open > 0;
+        drop(self.shared.settled.wait_while(control, settled).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn take_failure(&self, what: &'static str) -> Result<(), CpuError> {
+        match self.shared.lock().failure.take() {
+            Some((vcpu, source)) => Err(CpuError::State { vcpu, what, source }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for CpuManager {
+    fn drop(&mut self) {
+        let mut control = self.shared.lock();
+        control.exit = true;
+        control.pauses += 1;
+        self.shared.changed.notify_all();
+        for vcpu in &self.vcpus {
+            vcpu.run_page.set_immediate_exit(true);
+            if let Some(thread) = &vcpu.thread {
+                vcpu::kick(thread);
+            }
+        }
+        drop(control);
+        for vcpu in &mut self.vcpus {
+            if let Some(thread) = vcpu.thread.take()
+                && thread.join().is_err()
+            {
+                tracing::error!("thread {} has panicked", vcpu.section);
+            }
+        }
+    }
+}
+
+fn cpuid_options(options: &CpuOptions, tsc_khz: Option<u32>) -> CpuidOptions {
+    CpuidOptions {
+        vcpus: options.count,
+        max_phys_bits: options.max_phys_bits,
+        amx: options.amx,
+        nested: options.nested,
+        tsc_khz: tsc_khz.filter(|khz| *khz > 0),
+    }
+}
+
+fn set_up(fd: &VcpuFd, cpuid: &[kvm_cpuid_entry2], index: u32) -> Result<(), CpuError> {
+    fd.set_cpuid2(&cpuid::for_vcpu(cpuid, index)?).map_err(CpuError::kvm("KVM_SET_CPUID2"))?;
+    let mut lapic = fd.get_lapic().map_err(CpuError::kvm("KVM_GET_LAPIC"))?;
+    vcpu::set_lapic_pins(&mut lapic);
+    fd.set_lapic(&lapic).map_err(CpuError::kvm("KVM_SET_LAPIC"))
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,225 @@
+//! The machine with tiny guests on the real /dev/kvm: exits, pause and capture, save and load, reset, power.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod tiny;
+
+use pollux_vmm::cpu::{Capture, GuestEvent};
+use pollux_vmm::memory::dirty::DirtySet;
+use tiny::{COUNTER, Code, Tiny};
+use vm_memory::{Bytes, GuestAddress};
+
+/// `inc dword [COUNTER]; jmp` to it.
+fn count_forever(code: Code) -> Code {
+    code.raw(&[0xff, 0x05]).raw(&COUNTER.to_le_bytes()).raw(&[0xeb, 0xf8])
+}
+
+/// Counts until the low byte of the counter becomes 0, prints a dot, and again. So pauses hit both port writes and memory.
+fn count_and_print() -> Code {
+    Code::default()
+        .raw(&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.'])
+        .raw(&[0xfe, 0x05])
+        .raw(&COUNTER.to_le_bytes())
+        .raw(&[0x75, 0xf8, 0xff, 0x05])
+        .raw(&(COUNTER + 4).to_le_bytes())
+        .raw(&[0xee, 0xeb, 0xef])
+}
+
+fn counter(tiny: &Tiny, offset: u32) -> u32 {
+    tiny.vm.memory().ram().read_obj(GuestAddress((COUNTER + offset).into())).unwrap()
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !done() {
+        assert!(start.elapsed().as_secs() < 20, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_guest_prints_and_powers_off() {
+    let mut tiny = Tiny::new(Code::default().print("hello\n").power_off(), 1);
+    tiny.vm.boot().unwrap();
+    assert_eq!(tiny.event(), GuestEvent::Shutdown);
+    assert_eq!(tiny.printed(), "hello\n");
+}
+
+#[test]
+fn string_output_arrives_item_by_item() {
+    // mov esi, text; mov ecx, 5; mov dx, 0x3f8; cld; rep outsb
+    let text = tiny::CODE + 18;
+    let code = Code::default()
+        .raw(&[0xbe])
+        .raw(&text.to_le_bytes())
+        .raw(&[0xb9, 5, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xeb, 5])
+        .raw(&[0x90])
+        .raw(b"\x90hello")
+        .raw(&[0xfc, 0xf3, 0x6e])
+        .power_off();
+    // The jump over the text: 16 bytes before it, "nop nop hello" after.
+    let mut code = code;
+    code.0[15] = 7;
+    let mut tiny = Tiny::new(code, 1);
+    tiny.vm.boot().unwrap();
+    assert_eq!(tiny.event(), GuestEvent::Shutdown);
+    assert_eq!(tiny.printed(), "hello");
+}
+
+#[test]
+fn a_reset_boots_again_with_the_same_memory() {
+    // The counter survives a reset: the first time round the guest resets, the second time it powers off.
+    let again = |reset: Code| {
+        let len = reset.0.len() as u8;
+        Code::default()
+            .print("boot ")
+            .raw(&[0xff, 0x05])
+            .raw(&COUNTER.to_le_bytes())
+            .raw(&[0x83, 0x3d])
+            .raw(&COUNTER.to_le_bytes())
+            .raw(&[2, 0x73, len])
+            .raw(&reset.0)
+            .power_off()
+    };
+    let ways = [
+        Code::default().out(0x600, 1).halt(),
+        Code::default().out(0x64, 0xfe).halt(),
+        // ud2 with an empty interrupt table: a triple fault.
+        Code::default().raw(&[0x0f, 0x0b]).halt(),
+    ];
+    for way in ways {
+        let mut tiny = Tiny::new(again(way), 2);
+        tiny.vm.boot().unwrap();
+        assert_eq!(tiny.event(), GuestEvent::Reset);
+        tiny.vm.reset().unwrap();
+        assert_eq!(tiny.event(), GuestEvent::Shutdown);
+        assert_eq!(tiny.printed(), "boot boot ");
+    }
+}
+
+#[test]
+fn a_paused_guest_stands_still_and_pauses_nest() {
+    let mut tiny = Tiny::new(count_forever(Code::default()), 3);
+    tiny.vm.boot().unwrap();
+    wait_for("guest does not count", || counter(&tiny, 0) > 0);
+    tiny.vm.pause().unwrap();
+    tiny.vm.cpus().pause(Capture::Yes).unwrap();
+    let stopped = counter(&tiny, 0);
+    tiny.vm.cpus().resume();
+    for _ in 0..1000 {
+        std::thread::yield_now();
+    }
+    assert_eq!(counter(&tiny, 0), stopped);
+    tiny.vm.resume().unwrap();
+    wait_for("guest does not go on", || counter(&tiny, 0) != stopped);
+}
+
+#[test]
+fn thousands_of_pauses_lose_no_port_write() {
+    let mut tiny = Tiny::new(count_and_print(), 1);
+    tiny.vm.boot().unwrap();
+    for _ in 0..3000 {
+        tiny.vm.cpus().pause(Capture::Yes).unwrap();
+        tiny.vm.cpus().resume();
+    }
+    wait_for("guest does not print", || counter(&tiny, 4) > 100);
+    tiny.vm.pause().unwrap();
+    // One dot for each round; the last round's may still be to come.
+    let (rounds, dots) = (counter(&tiny, 4) as usize, tiny.printed().len());
+    assert!(dots == rounds || dots + 1 == rounds, "{rounds} rounds, {dots} dots");
+}
+
+#[test]
+fn a_saved_guest_goes_on_in_another_vm() {
+    let mut old = Tiny::new(count_and_print(), 2);
+    old.vm.boot().unwrap();
+    wait_for("guest does not print", || counter(&old, 4) > 10);
+    old.vm.cpus().pause(Capture::Yes).unwrap();
+    let mut state = Vec::new();
+    old.vm.save(&mut state).unwrap();
+
+    let mut new = Tiny::new(Code::default().halt(), 2);
+    let (from, to) = (old.vm.memory_view(), new.vm.memory_view());
+    let mut page = vec![0; 4096];
+    for (first, pages) in from.ranges() {
+        for gfn in first..first + pages {
+            from.copy_out(&[gfn], &mut page);
+            if page.iter().any(|byte| *byte != 0) {
+                assert!(to.write_page(gfn, &page));
+            }
+        }
+    }
+    new.vm.load(&state).unwrap();
+    // What was loaded is what is captured again, except for time, which goes on.
+    let rounds = counter(&new, 4);
+    new.vm.cpus().pause(Capture::Yes).unwrap();
+    let mut again = Vec::new();
+    new.vm.save(&mut again).unwrap();
+    new.vm.cpus().resume();
+    assert_eq!(state.len(), again.len());
+    let differing = state.iter().zip(&again).filter(|(a, b)| a != b).count();
+    assert!(differing < 200, "{differing} of {} bytes differ", state.len());
+    new.vm.activate_restored().unwrap();
+    new.vm.start_restored().unwrap();
+    wait_for("guest does not go on", || counter(&new, 4) > rounds + 10);
+    new.vm.pause().unwrap();
+    let (rounds, dots) = ((counter(&new, 4) - rounds) as usize, new.printed().len());
+    assert!(dots == rounds || dots == rounds + 1 || dots + 1 == rounds, "{rounds} rounds, {dots} dots");
+}
+
+#[test]
+fn what_the_guest_writes_is_harvested_once() {
+    let code = count_forever(Code::default().store(COUNTER + 0x5000, 1));
+    let mut tiny = Tiny::new(code, 1);
+    let mut set = DirtySet::new(tiny.vm.memory());
+    tiny.vm.dirty().lock().unwrap().start().unwrap();
+    tiny.vm.boot().unwrap();
+    wait_for("guest does not count", || counter(&tiny, 0) > 0);
+    tiny.vm.cpus().pause(Capture::Yes).unwrap();
+    let page = u64::from(COUNTER) / 4096;
+    let mut harvest = |tiny: &Tiny| {
+        tiny.vm.dirty().lock().unwrap().harvest(&mut set, &mut |_| ()).unwrap();
+        (set.contains(page), set.contains(page + 5), set.contains(page + 1))
+    };
+    assert_eq!(harvest(&tiny), (true, true, false));
+    assert_eq!(harvest(&tiny), (false, false, false));
+    let before = counter(&tiny, 0);
+    tiny.vm.cpus().resume();
+    wait_for("guest does not count", || counter(&tiny, 0) != before);
+    tiny.vm.cpus().pause(Capture::No).unwrap();
+    assert_eq!(harvest(&tiny), (true, false, false));
+}
+
+#[test]
+fn the_power_button_interrupts_a_halted_guest() {
+    // An interrupt table with one gate for vector 0x30, whose handler prints and powers off; LAPIC and IOAPIC pin 13 enabled.
+    const IDT: u32 = COUNTER;
+    const HANDLER: u32 = tiny::CODE + 0x200;
+    let gate = [HANDLER & 0xffff | 0x10 << 16, HANDLER & 0xffff_0000 | 0x8e00];
+    let mut code = Code::default()
+        .store(IDT + 0x30 * 8, gate[0])
+        .store(IDT + 0x30 * 8 + 4, gate[1])
+        .store(IDT + 0x1000, 0x7ff | IDT << 16)
+        .store(IDT + 0x1004, IDT >> 16)
+        .raw(&[0x0f, 0x01, 0x1d])
+        .raw(&(IDT + 0x1000).to_le_bytes())
+        .raw(&[0xbc])
+        .raw(&(COUNTER + 0x3000).to_le_bytes())
+        .store(0xfee0_00f0, 0x1ff)
+        .store(0xfec0_0000, 0x10 + 2 * 13 + 1)
+        .store(0xfec0_0010, 0)
+        .store(0xfec0_0000, 0x10 + 2 * 13)
+        .store(0xfec0_0010, 0x30)
+        .print("ready")
+        .raw(&[0xfb])
+        .halt();
+    assert!(code.0.len() <= 0x200);
+    code.0.resize(0x200, 0x90);
+    let code = code.print(" pressed").power_off();
+    let mut tiny = Tiny::new(code, 1);
+    tiny.vm.boot().unwrap();
+    wait_for("guest is not ready", || tiny.printed() == "ready");
+    tiny.vm.power_button().unwrap();
+    assert_eq!(tiny.event(), GuestEvent::Shutdown);
+    assert_eq!(tiny.printed(), "ready pressed");
+}
