@@ -1,7 +1,7 @@
 //! The outside observer: a UDP client that knows what the guest must answer and panics when it does not.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use pollux_guest::pattern::{chain_next, mix, set_digest};
@@ -16,7 +16,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// A client of the guest's service. It expects to be the only one that asks for work.
 pub struct Client {
+    /// Not connected: the network may come up after the client.
     socket: UdpSocket,
+    guest: SocketAddr,
     id: u64,
     /// Requests done, and what they add up to.
     seq: u64,
@@ -35,10 +37,10 @@ impl Client {
     #[must_use]
     pub fn new(netns: &Netns, ip: Ipv4Addr) -> Self {
         let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("UDP socket"));
-        socket.connect((ip, PORT)).expect("connect a UDP socket");
         let id = mix(u64::from(socket.local_addr().expect("local address").port())) | 1;
         Self {
             socket,
+            guest: (ip, PORT).into(),
             id,
             seq: 0,
             chain: 0,
@@ -109,14 +111,14 @@ impl Client {
     /// As [`Self::work`], but do not wait. Nothing else may be asked of this client afterwards.
     pub fn send_work(&mut self, pages: u64, blocks: u64) {
         let request = Request { op: op::WORK, seq: self.seq + 1, pages, blocks, ..self.request() };
-        self.socket.send(&request.encode()).expect("send a datagram");
+        self.socket.send_to(&request.encode(), self.guest).expect("send a datagram");
     }
 
     /// Send one request that is not answered, or whose answer [`Self::receive`] shall get; returns its number.
     pub fn send_only(&mut self, op: u64) -> u64 {
         self.echo_seq += 1;
         let request = Request { op, seq: self.echo_seq, ..self.request() };
-        self.socket.send(&request.encode()).expect("send a datagram");
+        self.socket.send_to(&request.encode(), self.guest).expect("send a datagram");
         self.echo_seq
     }
 
@@ -127,13 +129,12 @@ impl Client {
             let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
             self.socket.set_read_timeout(Some(left)).expect("timeout of a socket");
             let mut datagram = [0; 2048];
-            match self.socket.recv(&mut datagram) {
-                Ok(len) => {
+            match self.socket.recv_from(&mut datagram) {
+                Ok((len, from)) => {
+                    assert_eq!(from, self.guest);
                     let reply = Reply::decode(&datagram[..len]).filter(|reply| reply.magic == REPLY_MAGIC);
                     return Some(reply.expect("a well-formed reply"));
                 }
-                // Refused: the guest's host answers for an address that is not up yet.
-                Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => panic!("receive a datagram: {error}"),
             }
@@ -148,7 +149,7 @@ impl Client {
         let start = Instant::now();
         loop {
             // Not reachable before the tap is up: as good as lost.
-            let _ = self.socket.send(&request.encode());
+            let _ = self.socket.send_to(&request.encode(), self.guest);
             let sent = Instant::now();
             while let Some(left) = REPEAT.checked_sub(sent.elapsed()) {
                 let Some(reply) = self.receive(left) else { continue };
