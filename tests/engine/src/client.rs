@@ -174,6 +174,7 @@ impl Client {
                         r.handled,
                         r.rewrites,
                         r.tsc,
+                        r.nanoseconds,
                         r.ticks,
                         r.checked,
                         r.background,

@@ -31,7 +31,7 @@ impl Pair {
         let machine = Machine::claim();
         let (lan, hosts) = (Netns::new(), [Netns::new(), Netns::new()]);
         lan.ip(&format!("link add br0 type bridge\nlink set br0 up\naddr add {CLIENT_IP}/24 dev br0\n"));
-        for (host, port) in hosts.iter().zip(["a", "b"]) {
+        for (host, port) in hosts.iter().zip(["host-a", "host-b"]) {
             lan.veth(port, host, "lan");
             lan.ip(&format!("link set {port} master br0\n"));
             host.ip("link add br0 type bridge\nlink set br0 up\nlink set lan master br0\n\

@@ -3,7 +3,7 @@
 use engine_tests::wire::op;
 use engine_tests::{Client, Image, Machine, Netns, VmOptions};
 use nix::sys::signal::Signal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn boots_and_prints_on_the_serial_line() {
@@ -119,4 +119,35 @@ fn ends_on_sigterm() {
     vm.assert_nothing_left(&processes);
     assert!(host.interfaces().is_empty(), "left behind: {:?}", host.interfaces());
     image.check(&reply);
+}
+
+#[test]
+fn memory_above_the_hole_works() {
+    let machine = Machine::claim();
+    let host = Netns::new();
+    let options = VmOptions::new().memory(4096).local_tap().guest("high=1 pages=1000");
+    let mut vm = options.boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    for _ in 0..20 {
+        client.work(500, 0);
+    }
+    assert_eq!(vm.power_off(&mut client).code(), Some(0));
+}
+
+#[test]
+fn time_passes_in_the_guest_as_outside() {
+    let machine = Machine::claim();
+    let host = Netns::new();
+    let _vm = VmOptions::new().local_tap().boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    let (first, start) = (client.echo(), Instant::now());
+    while start.elapsed() < Duration::from_millis(500) {
+        client.echo();
+    }
+    let (last, outside) = (client.last(), start.elapsed().as_nanos());
+    let by_tsc = u128::from(last.tsc - first.tsc) * 1_000_000 / u128::from(last.tsc_khz);
+    let by_clock = u128::from(last.nanoseconds - first.nanoseconds);
+    for inside in [by_tsc, by_clock] {
+        assert!(inside.abs_diff(outside) < outside / 20, "{inside} ns inside, {outside} ns outside");
+    }
 }

@@ -49,6 +49,21 @@ long_mode:
     movl %eax, %ds
     movl %eax, %es
     lidt idt_pointer
+    movl $0x40000000, %eax          /* kvmclock, if this is KVM and has it (CPUID is what KVM says in ring 0 only) */
+    cpuid
+    cmpl $0x4b4d564b, %ebx
+    jne no_clock
+    movl $0x40000001, %eax
+    cpuid
+    testl $8, %eax
+    jz no_clock
+    testl %ebp, %ebp                /* the first vCPU's is enough */
+    jnz no_clock
+    movl $0x4b564d01, %ecx
+    movl $kvmclock + 1, %eax
+    xorl %edx, %edx
+    wrmsr
+no_clock:
     movl %ebp, %eax                 /* base address into the TSS descriptor */
     shll $7, %eax
     addl $task_states, %eax
@@ -181,7 +196,10 @@ gdt_pointer:
 idt_pointer:
     .word 32 * 16 - 1
     .quad idt
-    .balign 4
+    .balign 64
+    .globl kvmclock
+kvmclock:                           /* written by KVM */
+    .fill 64, 1, 0
     .globl ap_number
 ap_number:
     .long 0

@@ -11,6 +11,8 @@ pub struct Config {
     pub port: u16,
     /// `pages=`: pages that requests rewrite; default 256.
     pub pages: usize,
+    /// `high=1`: the pages are above 4 GiB.
+    pub high: bool,
     /// `fill=`: words written in each page, 1 to 512; default 512.
     pub fill: usize,
     /// `bg_pages=`: pages that are rewritten in the background by each vCPU but the first, or by the first if it is
@@ -38,6 +40,7 @@ impl Config {
             ip: Ipv4Addr::new(192, 168, 77, 2),
             port: pollux_guest::wire::PORT,
             pages: 256,
+            high: false,
             fill: pollux_guest::pattern::WORDS,
             background_pages: 0,
             rate: 0,
@@ -63,6 +66,7 @@ impl Config {
             "ip" => self.ip = value.parse().ok()?,
             "port" => self.port = value.parse().ok()?,
             "pages" => self.pages = value.parse().ok()?,
+            "high" => self.high = value == "1",
             "fill" => self.fill = value.parse().ok()?,
             "bg_pages" => self.background_pages = value.parse().ok()?,
             "rate" => self.rate = rate(value)?,

@@ -16,6 +16,7 @@ unsafe extern "C" {
     static mut pml4: [u64; 512];
     static mut idt: [[u64; 2]; 256];
     static mut ap_number: u32;
+    static kvmclock: [u64; 4];
     static exception_stubs: u8;
     static ap_trampoline: u8;
     static ap_trampoline_end: u8;
@@ -125,8 +126,49 @@ pub fn tsc() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Frequency of the time stamp counter in kHz, measured for 10 ms against the ACPI timer that the hosts we know have.
-pub fn measure_tsc_khz() -> u64 {
+/// What KVM says about time (struct `pvclock_vcpu_time_info`).
+struct KvmClock {
+    tsc: u64,
+    nanoseconds: u64,
+    multiplier: u32,
+    shift: i8,
+}
+
+impl KvmClock {
+    fn read() -> Option<Self> {
+        let at = (&raw const kvmclock) as u64;
+        loop {
+            // SAFETY: `boot` defines this memory and gives it to KVM, which writes it; an odd version means that it does.
+            let [version, tsc, nanoseconds, scale] = [0, 8, 16, 24].map(|offset| unsafe { read::<u64>(at + offset) });
+            fence(Ordering::SeqCst);
+            // SAFETY: as above.
+            if version & 1 == 0 && unsafe { read::<u64>(at) } == version {
+                let (multiplier, shift) = (scale as u32, (scale >> 32) as i8);
+                return (multiplier != 0).then_some(Self { tsc, nanoseconds, multiplier, shift });
+            }
+            relax();
+        }
+    }
+}
+
+/// Nanoseconds since boot by kvmclock; 0 if there is none.
+pub fn nanoseconds() -> u64 {
+    let Some(clock) = KvmClock::read() else { return 0 };
+    let ticks = u128::from(tsc().saturating_sub(clock.tsc));
+    let ticks = if clock.shift < 0 { ticks >> -clock.shift } else { ticks << clock.shift };
+    clock.nanoseconds + ((ticks * u128::from(clock.multiplier)) >> 32) as u64
+}
+
+/// Frequency of the time stamp counter in kHz: from kvmclock, or measured against the ACPI timer.
+pub fn tsc_khz() -> u64 {
+    let Some(clock) = KvmClock::read() else { return measure_tsc_khz() };
+    // Nanoseconds are ticks << shift * multiplier >> 32.
+    let shift = 32 - i32::from(clock.shift) - 1;
+    ((1_000_000u128 << shift << 1) / u128::from(clock.multiplier)) as u64
+}
+
+/// Measured for 10 ms.
+fn measure_tsc_khz() -> u64 {
     let span = PM_TIMER_HZ / 100;
     let (start, first) = (u32::input(PM_TIMER), tsc());
     for _ in 0..10_000_000 {
@@ -211,6 +253,17 @@ impl Memory {
         Self { next: ((&raw const image_end) as u64).next_multiple_of(4096), end }
     }
 
+    /// `len` bytes of RAM above 4 GiB, which is `high`, as memory of its own.
+    ///
+    /// # Panics
+    /// If there is not as much.
+    pub fn above_4g(&mut self, high: Option<(u64, u64)>, len: u64) -> Self {
+        let (next, end) = high.map_or((0, 0), |(start, all)| (start, start + all));
+        assert!(len <= end - next, "{len} bytes wanted above 4 GiB, there are {}", end - next);
+        self.map_device(next, len);
+        Self { next, end: next + len }
+    }
+
     /// Bytes left.
     pub fn left(&self) -> u64 {
         self.end.saturating_sub(self.next)
@@ -252,7 +305,7 @@ impl Memory {
         place
     }
 
-    /// Map device memory above 4 GiB; below it everything is mapped from the start.
+    /// Map device memory or RAM above 4 GiB; below it everything is mapped from the start.
     pub fn map_device(&mut self, address: u64, len: u64) {
         let mut page = address & !0x1f_ffff;
         while page < address + len {
@@ -287,6 +340,8 @@ pub struct StartInfo {
     pub command_line: &'static str,
     /// End of the RAM that our image is in.
     pub ram_end: u64,
+    /// RAM above 4 GiB: start and length.
+    pub high: Option<(u64, u64)>,
 }
 
 impl StartInfo {
@@ -304,13 +359,18 @@ impl StartInfo {
             let command_line = core::str::from_utf8(bytes).unwrap_or("");
             let image = (&raw const image_end) as u64;
             let (map, entries) = (read::<u64>(address + 40), u64::from(read::<u32>(address + 48)));
-            let ram_end = (0..entries)
-                .map(|i| map + 24 * i)
-                .filter(|entry| read::<u32>(entry + 16) == 1)
-                .map(|entry| (read::<u64>(entry), read::<u64>(entry + 8)))
-                .find(|(start, len)| (*start..start + len).contains(&image));
-            let Some((start, len)) = ram_end else { panic!("no RAM around {image:#x}: {entries} entries in the map") };
-            Self { command_line, ram_end: (start + len).min(1 << 32) }
+            let ram = |wanted: &dyn Fn(u64, u64) -> bool| {
+                (0..entries)
+                    .map(|i| map + 24 * i)
+                    .filter(|entry| read::<u32>(entry + 16) == 1)
+                    .map(|entry| (read::<u64>(entry), read::<u64>(entry + 8)))
+                    .find(|(start, len)| wanted(*start, *len))
+            };
+            let Some((start, len)) = ram(&|start, len| (start..start + len).contains(&image)) else {
+                panic!("no RAM around {image:#x}: {entries} entries in the map")
+            };
+            let high = ram(&|start, _| start >= 1 << 32);
+            Self { command_line, ram_end: (start + len).min(1 << 32), high }
         }
     }
 }
@@ -340,6 +400,7 @@ pub struct Clock {
     stalls: AtomicU64,
     backwards: AtomicU64,
     threshold: AtomicU64,
+    last_ns: AtomicU64,
 }
 
 /// The clock of vCPU 0.
@@ -349,6 +410,7 @@ pub static CLOCK: Clock = Clock {
     stalls: AtomicU64::new(0),
     backwards: AtomicU64::new(0),
     threshold: AtomicU64::new(u64::MAX),
+    last_ns: AtomicU64::new(0),
 };
 
 impl Clock {
@@ -358,7 +420,17 @@ impl Clock {
         self.threshold.store(threshold, Ordering::Relaxed);
     }
 
-    /// Look at the time. Only vCPU 0 may.
+    /// Nanoseconds by kvmclock. Only vCPU 0 may look.
+    pub fn nanoseconds(&self) -> u64 {
+        let now = nanoseconds();
+        if now < self.last_ns.load(Ordering::Relaxed) {
+            self.backwards.store(self.backwards.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+        self.last_ns.store(now, Ordering::Relaxed);
+        now
+    }
+
+    /// Look at the time stamp counter. Only vCPU 0 may.
     pub fn tick(&self) -> u64 {
         let now = tsc();
         let last = self.last.load(Ordering::Relaxed);

@@ -42,7 +42,7 @@ extern "C" fn ring3_main(start_info: u64, vcpu: u64) -> ! {
         StartInfo::parse(start_info)
     };
     let config = Config::parse(info.command_line);
-    let tsc_khz = machine::measure_tsc_khz();
+    let tsc_khz = machine::tsc_khz();
     let boot = mix(machine::tsc());
     println!("pollux-guest: boot {boot:016x}, RAM to {:#x}, TSC {tsc_khz} kHz, {:?}", info.ram_end, config);
     let mut memory = Memory::new(info.ram_end);
@@ -55,7 +55,8 @@ extern "C" fn ring3_main(start_info: u64, vcpu: u64) -> ! {
     if let Some(disk) = &disk {
         println!("disk: {} slots", disk.slots());
     }
-    let set = WorkingSet::new(&mut memory, config.pages, config.fill, 0);
+    let mut high = config.high.then(|| memory.above_4g(info.high, WorkingSet::size(config.pages)));
+    let set = WorkingSet::new(high.as_mut().unwrap_or(&mut memory), config.pages, config.fill, 0);
     let background = Background::start(&mut memory, &config, tsc_khz);
     println!("ready");
     CLOCK.start(tsc_khz);
@@ -66,6 +67,7 @@ fn serve(config: &Config, mut net: Option<Net>, mut service: Service, tsc_khz: u
     let mut disk_pace = Pace::new(config.disk_rate, tsc_khz, machine::tsc());
     loop {
         let now = CLOCK.tick();
+        CLOCK.nanoseconds();
         service.ticks += 1;
         if let Some(net) = &mut net {
             net.poll(config.port, &mut |datagram, out| service.handle(datagram, out));

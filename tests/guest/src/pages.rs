@@ -45,6 +45,11 @@ impl WorkingSet {
         set
     }
 
+    /// Bytes of memory that [`Self::new`] takes at most.
+    pub fn size(pages: usize) -> u64 {
+        (pages * (8 * WORDS + 8) + 8192) as u64
+    }
+
     /// How many pages there are.
     pub fn len(&self) -> usize {
         self.generations.len()

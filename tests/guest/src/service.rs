@@ -148,6 +148,7 @@ impl Service {
             boot: self.boot,
             tsc: CLOCK.tick(),
             tsc_khz: self.tsc_khz,
+            nanoseconds: CLOCK.nanoseconds(),
             ticks: self.ticks,
             stall_max,
             stalls,

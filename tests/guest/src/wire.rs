@@ -131,13 +131,15 @@ wire! {
         tsc,
         /// Its frequency in kHz.
         tsc_khz,
+        /// Nanoseconds since boot by kvmclock; 0 if there is none.
+        nanoseconds,
         /// Turns of the main loop since boot.
         ticks,
         /// Longest time between two looks at the time stamp counter, in its ticks.
         stall_max,
         /// How often that took longer than 1 ms.
         stalls,
-        /// How often the time stamp counter went backwards.
+        /// How often the time stamp counter or kvmclock went backwards.
         backwards,
         /// Pages whose pattern was checked since boot.
         checked,
