@@ -409,3 +409,6 @@ fn pvh_entry(kernel: &mut Source, segment: &Elf64_Phdr) -> Result<Option<u64>, B
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests;

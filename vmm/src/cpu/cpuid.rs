@@ -3,6 +3,8 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
+use zerocopy::{FromBytes, IntoBytes};
+
 use super::CpuError;
 
 const HYPERVISOR: u32 = 1 << 31;
@@ -89,6 +91,82 @@ pub fn for_vcpu(common: &[kvm_cpuid_entry2], vcpu: u32) -> Result<CpuId, CpuErro
         }
     }
     Ok(table)
+}
+
+/// A table as bytes, to be compared with another host's.
+#[must_use]
+pub fn to_bytes(table: &[kvm_cpuid_entry2]) -> Vec<u8> {
+    table.as_bytes().to_vec()
+}
+
+/// The table in `bytes`; `None` when they are none.
+#[must_use]
+pub fn from_bytes(bytes: &[u8]) -> Option<Vec<kvm_cpuid_entry2>> {
+    let (entries, tail) = bytes.as_chunks::<{ size_of::<kvm_cpuid_entry2>() }>();
+    if !tail.is_empty() || entries.len() > KVM_MAX_CPUID_ENTRIES {
+        return None;
+    }
+    entries.iter().map(|entry| kvm_cpuid_entry2::read_from_bytes(entry).ok()).collect()
+}
+
+/// Feature leaves: each set bit in one of these registers is something the guest may use.
+const FEATURE_LEAVES: [(u32, u32, &[Register]); 10] = [
+    (1, 0, &[Register::Ecx, Register::Edx]),
+    (6, 0, &[Register::Eax]),
+    (7, 0, &[Register::Ebx, Register::Ecx, Register::Edx]),
+    (7, 1, &[Register::Eax]),
+    (0xd, 0, &[Register::Eax, Register::Edx]),
+    (0xd, 1, &[Register::Eax]),
+    (0x4000_0001, 0, &[Register::Eax]),
+    (0x8000_0001, 0, &[Register::Ecx, Register::Edx]),
+    (0x8000_0007, 0, &[Register::Edx]),
+    (0x8000_0008, 0, &[Register::Ebx]),
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Register {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+impl Register {
+    fn of(self, entry: &kvm_cpuid_entry2) -> u32 {
+        match self {
+            Self::Eax => entry.eax,
+            Self::Ebx => entry.ebx,
+            Self::Ecx => entry.ecx,
+            Self::Edx => entry.edx,
+        }
+    }
+}
+
+/// What a guest that was started with the features of `guest` would miss on a host whose own table is `here`: one line a
+/// register.
+#[must_use]
+pub fn missing(guest: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Vec<String> {
+    let entry = |table: &[kvm_cpuid_entry2], function, index| {
+        table.iter().find(|e| e.function == function && e.index == index).copied().unwrap_or_default()
+    };
+    let mut lines = Vec::new();
+    let vendor = |table| [Register::Ebx, Register::Edx, Register::Ecx].map(|r| r.of(&entry(table, 0, 0)));
+    if vendor(guest) != vendor(here) {
+        lines.push("the CPUs are of different vendors".to_owned());
+    }
+    for (function, index, registers) in FEATURE_LEAVES {
+        for register in registers {
+            let bits = register.of(&entry(guest, function, index)) & !register.of(&entry(here, function, index));
+            if bits != 0 {
+                lines.push(format!("CPU features {register:?} {bits:#x} of leaf {function:#x}.{index} are missing"));
+            }
+        }
+    }
+    let bits = |table| entry(table, 0x8000_0008, 0).eax & 0xff;
+    if bits(guest) > bits(here) {
+        lines.push(format!("the guest uses {} physical address bits, there are {}", bits(guest), bits(here)));
+    }
+    lines
 }
 
 fn clear_unless(keep: bool, register: &mut u32, bits: u32) {
@@ -206,6 +284,21 @@ mod tests {
                 assert_eq!((cores.edx, cores.eax, cores.ebx, cores.ecx), (vcpu, 3, 6, 0x201));
             }
         }
+    }
+
+    #[test]
+    fn what_a_guest_would_miss_is_named() {
+        let kvm = crate::kvm::open().unwrap();
+        let (table, _) = common(&kvm, &options(2)).unwrap();
+        assert_eq!(from_bytes(&to_bytes(&table)).unwrap(), table);
+        assert!(from_bytes(&to_bytes(&table)[1..]).is_none());
+        assert_eq!(missing(&table, &table), Vec::<String>::new());
+        let mut less = table.clone();
+        find(&mut less, 1).unwrap().ecx &= !HYPERVISOR;
+        find(&mut less, 0).unwrap().ebx ^= 1;
+        let expected = ["the CPUs are of different vendors", "CPU features Ecx 0x80000000 of leaf 0x1.0 are missing"];
+        assert_eq!(missing(&table, &less), expected);
+        assert_eq!(missing(&less, &table), expected[..1]);
     }
 
     #[test]

@@ -314,6 +314,26 @@ impl CpuManager {
         &self.cpuid
     }
 
+    /// Takes over another host's CPUID table, before the vCPUs run for the first time: a guest must find the CPU it was started
+    /// with. Look at [`cpuid::missing`] first.
+    ///
+    /// # Errors
+    /// When KVM refuses it.
+    ///
+    /// # Panics
+    /// When the vCPUs are not paused.
+    pub fn adopt_cpuid(&self, table: &[kvm_cpuid_entry2]) -> Result<(), CpuError> {
+        let job = |vcpu| -> Result<Option<Job>, CpuError> {
+            let own = cpuid::for_vcpu(table, vcpu)?;
+            let set = move |fd: &mut VcpuFd| {
+                fd.set_cpuid2(&own).map_err(|e| VcpuStateError::Kvm { call: "KVM_SET_CPUID2", source: e.into() })
+            };
+            Ok(Some(Box::new(set)))
+        };
+        let jobs: Result<Vec<_>, _> = (0..self.count()).map(job).collect();
+        self.run_jobs(jobs?, "take over CPU features")
+    }
+
     /// What this host's KVM can tell of a vCPU.
     #[must_use]
     pub fn features(&self) -> &Features {

@@ -413,3 +413,6 @@ pub fn describe(exit: &VcpuExit<'_>) -> String {
     let text = format!("{exit:?}");
     text.split(['(', '{']).next().unwrap_or_default().trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests;
