@@ -107,7 +107,8 @@ impl Ft {
 
     /// The VM has ended for good: tells the witness.
     pub fn vm_ended(&self) {
-        // An engine that has ended has nothing to tell.
+        // A standby is told not to take over; having none is as good. An engine that has ended has nothing to tell.
+        let _ = self.stop();
         let _ = self.call(Message::VmEnded);
     }
 

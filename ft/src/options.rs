@@ -1,6 +1,6 @@
 //! What an operator says: how to be a standby, and how to be protected.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct StandbyOptions {
     /// Where primaries connect (TCP), and the first link's heartbeats arrive (UDP, same port).
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     /// Where the second link's heartbeats arrive (UDP).
+    #[serde(deserialize_with = "address")]
     pub heartbeat: SocketAddr,
     /// The witness's record, on a file system that both hosts see.
     #[serde(default)]
@@ -29,8 +31,10 @@ pub struct StandbyOptions {
 #[serde(deny_unknown_fields)]
 pub struct ProtectOptions {
     /// The standby's `listen`.
+    #[serde(deserialize_with = "address")]
     pub peer: SocketAddr,
     /// The standby's `heartbeat`.
+    #[serde(deserialize_with = "address")]
     pub heartbeat: SocketAddr,
     /// The witness's record, on a file system that both hosts see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,6 +119,14 @@ impl ProtectOptions {
             ..Settings::default()
         }
     }
+}
+
+/// `ADDR:PORT`, where the address may be a name.
+fn address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(from)?;
+    let resolved = text.to_socket_addrs().map_err(|error| format!("{text} is not ADDR:PORT: {error}"));
+    let first = resolved.and_then(|mut all| all.next().ok_or_else(|| format!("{text} has no address")));
+    first.map_err(serde::de::Error::custom)
 }
 
 /// The silence limit that `detect_ms` names.

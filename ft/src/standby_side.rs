@@ -233,9 +233,9 @@ impl Engine {
         if let Session::Standby(mut side) = std::mem::replace(&mut self.session, Session::None) {
             side.say_why(self.node.term(), reason);
         }
-        for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
-            self.disks[at].state = "-";
-            let _ = link.send(&Command::Discard { after: Epoch(0) }, None);
+        // What disks hold is dropped when the next stream begins.
+        for disk in &mut self.disks {
+            disk.state = "-";
         }
         self.last_error = Some(reason.to_owned());
     }

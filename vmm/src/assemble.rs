@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
+use ft::Ft;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -14,6 +15,7 @@ use crate::config::VmConfig;
 use crate::cpu::GuestEvent;
 use crate::device_process::ChildExits;
 use crate::ft_api::FtOptions;
+use crate::guest_port::GuestPort;
 use crate::machine::{Assembler, BoxError, Built, Counters, Machine, VmEvent};
 use crate::virtio::DeviceEvent;
 use crate::vm::Vm;
@@ -29,11 +31,13 @@ impl Assembler for KvmAssembler {
         standby: Option<&FtOptions>,
         events: Sender<VmEvent>,
     ) -> Result<Built, BoxError> {
-        if standby.is_some() {
-            return Err("this build cannot be a standby: the engine is not part of it yet".into());
-        }
-        let machine = KvmMachine::new(config, events)?;
-        Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: None })
+        let mut machine = KvmMachine::new(config, events.clone())?;
+        let port = Box::new(GuestPort::new(machine.vm()?, events));
+        let ft = match standby {
+            None => Ft::solo(port)?,
+            Some(options) => Ft::standby(port, options.clone())?,
+        };
+        Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(ft)) })
     }
 }
 
@@ -121,6 +125,10 @@ impl Machine for KvmMachine {
 
     fn reset(&mut self) -> Result<(), BoxError> {
         Ok(self.vm()?.reset()?)
+    }
+
+    fn taken_over(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.taken_over()?)
     }
 
     fn shutdown(&mut self) -> Result<(), BoxError> {

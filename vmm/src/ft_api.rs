@@ -24,6 +24,11 @@ pub trait FtControl: Send + Sync {
     /// # Errors
     /// Why it could not be ended.
     fn stop(&self) -> Result<(), Vec<String>>;
+    /// Stops the VM here and lets the standby go on with it: this host is told to end.
+    ///
+    /// # Errors
+    /// When there is no standby that could.
+    fn hand_over(&self, reason: &str) -> Result<(), Vec<String>>;
     /// The VM has ended for good, because the guest or an operator wanted it: nobody has to take over.
     fn vm_ended(&self);
     /// How protection stands. Called from the API thread: takes no lock that an epoch holds.
@@ -39,6 +44,10 @@ impl FtControl for Ft {
 
     fn stop(&self) -> Result<(), Vec<String>> {
         Self::stop(self)
+    }
+
+    fn hand_over(&self, reason: &str) -> Result<(), Vec<String>> {
+        Self::hand_over(self, reason)
     }
 
     fn vm_ended(&self) {

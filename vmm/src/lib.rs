@@ -15,6 +15,7 @@ pub mod device_process;
 pub mod devices;
 pub mod event_monitor;
 pub mod ft_api;
+pub mod guest_port;
 pub mod ioapic;
 pub mod irq;
 pub mod kvm;

@@ -41,6 +41,11 @@ pub trait Machine: Send {
     /// # Errors
     /// When a device cannot be reset or the payload cannot be loaded again.
     fn reset(&mut self) -> Result<(), BoxError>;
+    /// This VM was a standby and its vCPUs were started from a checkpoint: the rest of it follows.
+    ///
+    /// # Errors
+    /// When the console's input cannot be started.
+    fn taken_over(&mut self) -> Result<(), BoxError>;
     /// Ends the vCPUs and the device processes, and gives every file back.
     ///
     /// # Errors

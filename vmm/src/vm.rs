@@ -72,12 +72,20 @@ pub enum VmError {
     },
 }
 
+/// Keeps a checkpoint and what changes the VM as a whole (pause, reset) out of each other's way.
+pub type Gate = Arc<parking_lot::Mutex<()>>;
+
+/// Who holds it, holds the [`Gate`].
+pub type GateGuard = parking_lot::ArcMutexGuard<parking_lot::RawMutex, ()>;
+
 /// The parts whose state is in a checkpoint. Shared, so that a checkpoint needs no lock that others hold for long.
 pub struct SavedParts {
     /// vCPUs.
     pub cpus: Arc<CpuManager>,
     /// Virtio devices.
     pub devices: Arc<Mutex<DeviceManager>>,
+    /// Held from the beginning of a checkpoint to its end.
+    pub gate: Gate,
     clock: Mutex<Clock>,
     ioapic: Arc<Mutex<Ioapic>>,
     serial: Option<Arc<Mutex<SerialPort>>>,
@@ -197,6 +205,7 @@ impl Vm {
         let parts = SavedParts {
             cpus: Arc::new(cpus),
             devices: Arc::new(Mutex::new(devices)),
+            gate: Gate::default(),
             clock: Mutex::new(Clock::new(vm.clone())),
             ioapic,
             serial,
@@ -250,14 +259,19 @@ impl Vm {
 
     /// Ends the pause that the vCPUs were made with.
     fn start(&mut self) -> Result<(), VmError> {
+        self.start_input()?;
+        self.ended.store(false, Ordering::SeqCst);
+        self.started = true;
+        self.parts.cpus.resume();
+        Ok(())
+    }
+
+    fn start_input(&mut self) -> Result<(), VmError> {
         if self.input.is_none()
             && let (Some(line), Some(port)) = (&self.line, &self.parts.serial)
         {
             self.input = line.start_input(port)?;
         }
-        self.ended.store(false, Ordering::SeqCst);
-        self.started = true;
-        self.parts.cpus.resume();
         Ok(())
     }
 
@@ -269,6 +283,7 @@ impl Vm {
         if self.paused {
             return Ok(());
         }
+        let _whole = self.parts.gate.lock_arc();
         self.parts.cpus.pause(Capture::No)?;
         self.paused = true;
         self.parts.cpus.announce_stop();
@@ -280,6 +295,7 @@ impl Vm {
     /// # Errors
     /// When a device does not start; the VM stays paused then.
     pub fn resume(&mut self) -> Result<(), VmError> {
+        let _whole = self.parts.gate.lock_arc();
         if self.paused {
             lock(&self.parts.devices).unquiesce()?;
             self.paused = false;
@@ -293,6 +309,7 @@ impl Vm {
     /// # Errors
     /// When a device cannot be reset or the payload cannot be loaded again; the VM stays stopped then.
     pub fn reset(&mut self) -> Result<(), VmError> {
+        let _whole = self.parts.gate.lock_arc();
         if self.paused {
             lock(&self.parts.devices).unquiesce()?;
         } else if self.started {
@@ -320,6 +337,16 @@ impl Vm {
     /// When the state does not fit this VM or this host.
     pub fn load(&mut self, state: &[u8]) -> Result<(), VmError> {
         Ok(self.parts.load(state)?)
+    }
+
+    /// The engine has started the restored vCPUs: the rest of the VM follows.
+    ///
+    /// # Errors
+    /// When the serial line's input cannot be started.
+    pub fn taken_over(&mut self) -> Result<(), VmError> {
+        self.start_input()?;
+        self.started = true;
+        Ok(())
     }
 
     /// After [`Vm::load`]: sets the device processes up for the loaded state.

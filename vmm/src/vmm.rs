@@ -97,6 +97,7 @@ impl Vmm {
                 recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
                 recv(signals) -> signal => signal.ok().map(|signal| {
                     tracing::info!("ends on signal {signal}");
+                    self.hand_over();
                     Ending::Clean
                 }),
                 recv(events) -> event => match event {
@@ -118,6 +119,15 @@ impl Vmm {
             tracing::error!("the VM did not end in order: {}", chain_line(&error));
         }
         self.parts.monitor.event("vmm", "shutdown");
+    }
+
+    /// Whoever ends this process does not want to end a protected VM: its standby goes on with it.
+    fn hand_over(&self) {
+        if let Some(ft) = self.live.as_ref().filter(|live| live.role == Role::Own).and_then(|live| live.ft.as_ref())
+            && let Err(reasons) = ft.hand_over("pollux-vmm was told to end")
+        {
+            tracing::debug!("the VM ends with this process: {}", reasons.join("; "));
+        }
     }
 
     fn on_call(&mut self, call: ApiCall) -> Option<Ending> {
@@ -333,6 +343,9 @@ impl Vmm {
             }
             VmEvent::TakenOver => {
                 self.turn_into(Role::Own, VmState::Running);
+                if let Err(error) = self.on_running(|machine| machine.taken_over()) {
+                    tracing::error!("after the takeover: {}", chain_line(&error));
+                }
                 self.parts.monitor.event("vm", "resumed");
                 None
             }

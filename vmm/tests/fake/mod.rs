@@ -63,6 +63,10 @@ impl Machine for FakeMachine {
         self.note("shutdown")
     }
 
+    fn taken_over(&mut self) -> Result<(), BoxError> {
+        self.note("taken-over")
+    }
+
     fn power_button(&mut self) -> Result<(), BoxError> {
         self.note("power-button")
     }
@@ -99,6 +103,10 @@ impl FtControl for FakeFt {
     fn stop(&self) -> Result<(), Vec<String>> {
         self.0.lock().unwrap().push("ft-stop".to_owned());
         Ok(())
+    }
+
+    fn hand_over(&self, _: &str) -> Result<(), Vec<String>> {
+        Err(vec!["not protected".to_owned()])
     }
 
     fn vm_ended(&self) {

@@ -1,0 +1,322 @@
+//! The VM as the fault-tolerance engine sees it: the only file of the VMM that knows what an epoch is.
+//!
+//! In: calls of the engine, on its thread. Out: the VM stopped, captured, restored, started. Never: the lock of the control
+//! loop on the way of an epoch; checkpoints and VM-changing calls of the API keep out of each other's way by the VM's gate.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::Sender;
+use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Position, Shape};
+use ft_proto::device_ctl::DeviceInfo;
+use ft_proto::{Alone, Committed, Epoch};
+use kvm_bindings::kvm_cpuid_entry2;
+
+use crate::cpu::Capture;
+use crate::legacy::console::ConsoleOut;
+use crate::machine::VmEvent;
+use crate::memory::dirty::{DirtySet, DirtyTracker};
+use crate::memory::guest::GuestMemory;
+use crate::memory::layout::PAGE_SIZE;
+use crate::memory::view::MemoryView;
+use crate::vm::{GateGuard, SavedParts, Vm};
+
+/// The engine's hands on one VM.
+pub struct GuestPort {
+    parts: Arc<SavedParts>,
+    /// Held from `pause` to `resume`.
+    stopped: Option<GateGuard>,
+    dirty: Arc<Mutex<DirtyTracker>>,
+    set: DirtySet,
+    memory: Arc<PortMemory>,
+    console: Option<Arc<ConsoleOut>>,
+    console_held: bool,
+    events: Sender<VmEvent>,
+}
+
+fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl GuestPort {
+    /// The port of `vm`; what happens to the VM through it is told to `events`.
+    #[must_use]
+    pub fn new(vm: &Vm, events: Sender<VmEvent>) -> Self {
+        let memory = PortMemory { view: vm.memory_view(), memory: vm.memory().clone() };
+        Self {
+            parts: vm.parts().clone(),
+            stopped: None,
+            dirty: vm.dirty().clone(),
+            set: DirtySet::new(vm.memory()),
+            memory: Arc::new(memory),
+            console: vm.console(),
+            console_held: false,
+            events,
+        }
+    }
+
+    fn tell(&self, event: VmEvent) {
+        // The control loop has ended only when the VM is about to.
+        let _ = self.events.send(event);
+    }
+}
+
+impl Guest for GuestPort {
+    fn shape(&self) -> Shape {
+        let mut shape = Shape {
+            memory: self.memory.memory.size(),
+            vcpus: self.parts.cpus.count(),
+            cpuid: cpuid_bytes(self.parts.cpus.cpuid()),
+            ..Shape::default()
+        };
+        for link in lock(&self.parts.devices).ft_links() {
+            match link.info {
+                DeviceInfo::Disk { size, read_only, serial } => {
+                    shape.disks.push(DiskShape { id: link.id, size, read_only, serial, queues: link.queues });
+                }
+                DeviceInfo::Net { .. } => {
+                    shape.nets.push(NetShape { id: link.id, mac: link.mac.unwrap_or_default(), queues: link.queues });
+                }
+            }
+        }
+        shape
+    }
+
+    fn blockers(&self) -> Vec<String> {
+        let devices = lock(&self.parts.devices);
+        let foreign = devices.foreign().map(|id| {
+            format!(
+                "device {id} is served by a vhost-user process that is not ours and cannot be sealed: \
+                 use path= or tap= instead of vhost_user=true"
+            )
+        });
+        foreign.collect()
+    }
+
+    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String> {
+        let Ok(theirs) = postcard::from_bytes::<Vec<CpuidLeaf>>(cpuid) else {
+            return vec!["the primary's CPU features do not decode".to_owned()];
+        };
+        let mine = leaves(self.parts.cpus.cpuid());
+        let differs = |leaf: &&CpuidLeaf| !mine.contains(leaf);
+        let differing: Vec<_> =
+            theirs.iter().filter(differs).map(|leaf| format!("{:#x}.{}", leaf[0], leaf[1])).collect();
+        if differing.is_empty() && mine.len() == theirs.len() {
+            return Vec::new();
+        }
+        vec![format!(
+            "the CPUs differ (CPUID leaves {}): use hosts with the same CPU model, microcode and kernel",
+            differing.join(", ")
+        )]
+    }
+
+    fn adopt(&mut self, _: &Shape) -> Result<(), GuestError> {
+        // Equal CPUs are a condition, addresses come with the devices' state.
+        Ok(())
+    }
+
+    fn memory(&self) -> Arc<dyn Memory> {
+        self.memory.clone()
+    }
+
+    fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError> {
+        let mut links = lock(&self.parts.devices).ft_links();
+        links.sort_by_key(|link| !matches!(link.info, DeviceInfo::Disk { .. }));
+        Ok(links.into_iter().map(|link| LinkEnd { id: link.id, socket: link.fd }).collect())
+    }
+
+    fn pause(&mut self) -> Result<(), GuestError> {
+        self.stopped = Some(self.parts.gate.lock_arc());
+        self.parts.cpus.pause(Capture::Yes).map_err(|error| GuestError::new("cannot capture the vCPUs", error))
+    }
+
+    fn resume(&mut self) {
+        self.parts.cpus.resume();
+        self.stopped = None;
+    }
+
+    fn start_tracking(&mut self) -> Result<(), GuestError> {
+        lock(&self.dirty).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
+        let logged = lock(&self.parts.devices).set_dirty_log(true);
+        logged.map_err(|error| GuestError::new("cannot track the devices' memory writes", error))
+    }
+
+    fn stop_tracking(&mut self) {
+        if let Err(error) = lock(&self.parts.devices).set_dirty_log(false) {
+            tracing::warn!("cannot stop to track the devices' memory writes: {}", ft::chain(&error));
+        }
+        if let Err(error) = lock(&self.dirty).stop() {
+            tracing::warn!("cannot stop to track memory writes: {}", ft::chain(&error));
+        }
+    }
+
+    fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
+        let devices = lock(&self.parts.devices);
+        let mut logs = |take: &mut dyn FnMut(u64, u64)| devices.harvest_dirty(take);
+        let harvested = lock(&self.dirty).harvest(&mut self.set, &mut logs);
+        harvested.map_err(|error| GuestError::new("cannot read the dirty log", error))?;
+        pages.extend_from_slice(self.set.gfns());
+        Ok(())
+    }
+
+    fn put_back(&mut self, pages: &[u64]) {
+        lock(&self.dirty).put_back_pages(pages);
+    }
+
+    fn save(&mut self, positions: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError> {
+        let mut devices = lock(&self.parts.devices);
+        for position in positions {
+            devices.set_positions(&position.id, &position.queues);
+        }
+        drop(devices);
+        self.parts.save(out).map_err(|error| GuestError::new("cannot save the VM's state", error))
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        self.parts.load(state).map_err(|error| GuestError::new("the checkpoint's state cannot be restored", error))
+    }
+
+    fn activate(&mut self) -> Result<(), GuestError> {
+        let activated = lock(&self.parts.devices).activate_restored();
+        activated.map_err(|error| GuestError::new("cannot set the device processes up", error))
+    }
+
+    fn start(&mut self) -> Result<(), GuestError> {
+        lock(&self.parts.devices).kick_all();
+        self.parts.cpus.resume();
+        self.tell(VmEvent::TakenOver);
+        Ok(())
+    }
+
+    fn fence(&mut self, reason: &str) {
+        // One pause more than is ever ended.
+        if let Err(error) = self.parts.cpus.pause(Capture::No) {
+            tracing::warn!("while fencing: {}", ft::chain(&error));
+        }
+        if let Some(console) = &self.console {
+            console.discard();
+        }
+        self.tell(VmEvent::Fenced { reason: reason.to_owned() });
+    }
+
+    fn hold_console(&mut self, epoch: Epoch) {
+        self.console_held = true;
+        self.tag_console(epoch);
+    }
+
+    fn tag_console(&mut self, epoch: Epoch) {
+        if let Some(console) = self.console.as_ref().filter(|_| self.console_held)
+            && let Err(error) = console.hold(epoch.0)
+        {
+            // Output that cannot be held must not leave either.
+            tracing::error!("console output is lost: {error}");
+            console.discard();
+        }
+    }
+
+    fn release_console(&mut self, committed: &Committed) {
+        if let Some(console) = &self.console {
+            console.release(committed.epoch().0);
+        }
+    }
+
+    fn free_console(&mut self, _: &Alone) {
+        self.console_held = false;
+        if let Some(console) = &self.console {
+            console.stop_holding();
+        }
+    }
+}
+
+/// Guest memory for the engine's threads.
+struct PortMemory {
+    view: MemoryView,
+    memory: GuestMemory,
+}
+
+impl PortMemory {
+    fn not_ram(page: u64) -> GuestError {
+        GuestError::plain(format!("page {page:#x} is not RAM"))
+    }
+}
+
+impl Memory for PortMemory {
+    fn ranges(&self) -> Vec<Range<u64>> {
+        self.view.ranges().map(|(first, pages)| first..first + pages).collect()
+    }
+
+    fn populated(&self) -> Result<Vec<Range<u64>>, GuestError> {
+        // The memfd knows which of its pages exist; region follows region in it without gaps.
+        let mut ranges = Vec::new();
+        let mut at_file = 0;
+        for (first, pages) in self.view.ranges() {
+            let end = at_file + pages * PAGE_SIZE;
+            for data in data_ranges(self.memory.file(), at_file..end)? {
+                let page = |offset: u64| first + (offset - at_file) / PAGE_SIZE;
+                ranges.push(page(data.start)..page(data.end.next_multiple_of(PAGE_SIZE)));
+            }
+            at_file = end;
+        }
+        Ok(ranges)
+    }
+
+    fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError> {
+        if !self.view.contains(page) {
+            return Err(Self::not_ram(page));
+        }
+        self.view.copy_out(&[page], into);
+        Ok(())
+    }
+
+    fn copy_in(&self, page: u64, from: &[u8]) -> Result<(), GuestError> {
+        if self.view.write_page(page, from) { Ok(()) } else { Err(Self::not_ram(page)) }
+    }
+
+    fn zero(&self, page: u64) -> Result<(), GuestError> {
+        if self.view.zero_page(page) { Ok(()) } else { Err(Self::not_ram(page)) }
+    }
+
+    fn clear(&self) -> Result<(), GuestError> {
+        use nix::fcntl::{FallocateFlags, fallocate};
+        let len = self.view.pages() * PAGE_SIZE;
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let len = len.try_into().map_err(|error| GuestError::new("memory is too large", error))?;
+        fallocate(&**self.memory.file(), flags, 0, len).map_err(|errno| GuestError::new("cannot clear memory", errno))
+    }
+}
+
+/// The parts of `within` that hold data.
+fn data_ranges(file: &std::fs::File, within: Range<u64>) -> Result<Vec<Range<u64>>, GuestError> {
+    use nix::errno::Errno;
+    use nix::unistd::{Whence, lseek};
+    let seek = |from: u64, whence| {
+        let from = from.try_into().map_err(|_| Errno::EOVERFLOW)?;
+        lseek(file, from, whence).map(|at| u64::try_from(at).unwrap_or_default())
+    };
+    let failed = |errno| GuestError::new("cannot list populated memory", errno);
+    let mut ranges = Vec::new();
+    let mut at = within.start;
+    while at < within.end {
+        let start = match seek(at, Whence::SeekData) {
+            Ok(start) if start < within.end => start,
+            Ok(_) | Err(Errno::ENXIO) => break,
+            Err(errno) => return Err(failed(errno)),
+        };
+        let end = seek(start, Whence::SeekHole).map_err(failed)?.min(within.end);
+        ranges.push(start..end);
+        at = end;
+    }
+    Ok(ranges)
+}
+
+/// A CPUID leaf: function, index, flags, and the four registers.
+type CpuidLeaf = [u32; 7];
+
+fn leaves(entries: &[kvm_cpuid_entry2]) -> Vec<CpuidLeaf> {
+    let leaf = |e: &kvm_cpuid_entry2| [e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx];
+    entries.iter().map(leaf).collect()
+}
+
+fn cpuid_bytes(entries: &[kvm_cpuid_entry2]) -> Vec<u8> {
+    ft_proto::wire::encode_body(&leaves(entries))
+}
