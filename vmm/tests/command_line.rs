@@ -38,6 +38,7 @@ fn wrong_arguments_give_one_line_and_exit_1() {
         (kernel(&["--net", "mac=12:34"]), "--net: mac=12:34 is not a MAC address"),
         (kernel(&["--serial", "loud"]), "--serial: unknown key \"loud\", the keys are off, null, pty, tty"),
         (kernel(&["--console", "tty"]), "console.mode Tty is not supported by pollux-vmm: there is no virtio console"),
+        (kernel(&[]), "The VM could not boot: payload.kernel /nowhere/vmlinuz: cannot be read: No such file"),
         (kernel(&["--platform", "num_pci_segments=2"]), "platform.num_pci_segments is not supported by pollux-vmm"),
         (kernel(&["--event-monitor", "/e"]), "--event-monitor: expected key=value, got \"/e\""),
         (
