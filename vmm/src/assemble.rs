@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::config::VmConfig;
 use crate::cpu::GuestEvent;
 use crate::device_process::ChildExits;
-use crate::ft_api::FtOptions;
+use crate::ft_api::StandbyOptions;
 use crate::guest_port::GuestPort;
 use crate::machine::{Assembler, BoxError, Built, Counters, Machine, VmEvent};
 use crate::virtio::DeviceEvent;
@@ -28,7 +28,7 @@ impl Assembler for KvmAssembler {
     fn assemble(
         &mut self,
         config: VmConfig,
-        standby: Option<&FtOptions>,
+        standby: Option<&StandbyOptions>,
         events: Sender<VmEvent>,
     ) -> Result<Built, BoxError> {
         let mut machine = KvmMachine::new(config, events.clone())?;

@@ -17,7 +17,7 @@ use crate::config::{
     SerialConfig, VmConfig,
 };
 use crate::event_monitor::EventTarget;
-use crate::ft_api::{FtOptions, standby_option};
+use crate::ft_api::{StandbyOptions, standby_option};
 use crate::options::OptionError;
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
@@ -169,7 +169,7 @@ pub struct Invocation {
     /// The VM to boot at once, or to be the standby of.
     pub vm: Option<VmConfig>,
     /// Be a standby.
-    pub ft: Option<FtOptions>,
+    pub ft: Option<StandbyOptions>,
     /// Stay when the guest powers itself off.
     pub no_shutdown: bool,
     /// Where the log goes, if not to standard error.

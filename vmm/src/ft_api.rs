@@ -4,12 +4,10 @@
 
 use std::net::SocketAddr;
 
-use ft::{EventRecord, Ft, ProtectOptions, StandbyOptions, Status};
+use ft::Ft;
+pub use ft::{EventRecord, ProtectOptions, StandbyOptions, Status};
 
 use crate::options::{OptionError, OptionValue, Options};
-
-/// What `--ft` says.
-pub type FtOptions = StandbyOptions;
 
 /// The protection of one VM.
 pub trait FtControl: Send + Sync {

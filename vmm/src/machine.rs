@@ -11,7 +11,7 @@ use crossbeam_channel::Sender;
 use serde_json::Value;
 
 use crate::config::VmConfig;
-use crate::ft_api::{FtControl, FtOptions};
+use crate::ft_api::{FtControl, StandbyOptions};
 
 /// Any error, with its chain of sources.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -133,7 +133,7 @@ pub trait Assembler: Send {
     fn assemble(
         &mut self,
         config: VmConfig,
-        standby: Option<&FtOptions>,
+        standby: Option<&StandbyOptions>,
         events: Sender<VmEvent>,
     ) -> Result<Built, BoxError>;
 }

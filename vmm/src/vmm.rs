@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
 use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError, chain_line};
 use crate::config::VmConfig;
 use crate::event_monitor::EventMonitor;
-use crate::ft_api::{FtControl, FtOptions};
+use crate::ft_api::{FtControl, StandbyOptions};
 use crate::machine::{Assembler, Machine, VmEvent};
 
 /// How the VMM ended.
@@ -80,7 +80,7 @@ impl Vmm {
     ///
     /// # Errors
     /// When the VM cannot be built or booted. Nothing of it is left behind.
-    pub fn start(&mut self, config: VmConfig, standby: Option<&FtOptions>) -> Result<(), ApiError> {
+    pub fn start(&mut self, config: VmConfig, standby: Option<&StandbyOptions>) -> Result<(), ApiError> {
         let create = ApiRequest::Create(Box::new(config));
         self.handle(create)?;
         match standby {
@@ -197,7 +197,7 @@ impl Vmm {
         Ok(())
     }
 
-    fn stand_by(&mut self, options: &FtOptions) -> Result<(), VmmError> {
+    fn stand_by(&mut self, options: &StandbyOptions) -> Result<(), VmmError> {
         let config = self.config.clone().ok_or(VmmError::NotCreated)?;
         config.validate_standby().map_err(VmmError::Config)?;
         warn_ignored(&config);
@@ -211,7 +211,7 @@ impl Vmm {
         Ok(())
     }
 
-    fn assemble(&mut self, config: VmConfig, standby: Option<&FtOptions>) -> Result<Live, VmmError> {
+    fn assemble(&mut self, config: VmConfig, standby: Option<&StandbyOptions>) -> Result<Live, VmmError> {
         let (sender, events): (Sender<VmEvent>, _) = unbounded();
         let built = self.parts.assembler.assemble(config, standby, sender).map_err(VmmError::Machine)?;
         Ok(Live { machine: built.machine, ft: built.ft, events, state: VmState::Created, role: Role::Own })

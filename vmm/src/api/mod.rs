@@ -12,13 +12,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
-use ft::ProtectOptions;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::config::{ConfigError, VmConfig};
-use crate::ft_api::FtControl;
+use crate::ft_api::{FtControl, ProtectOptions};
 use crate::machine::{BoxError, Counters};
 
 /// The version of Cloud Hypervisor whose API this is.

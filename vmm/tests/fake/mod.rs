@@ -13,7 +13,7 @@ use pollux_vmm::api::http::HttpServer;
 use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
 use pollux_vmm::config::VmConfig;
 use pollux_vmm::event_monitor::{EventMonitor, EventTarget};
-use pollux_vmm::ft_api::{FtControl, FtOptions, standby_option};
+use pollux_vmm::ft_api::{FtControl, StandbyOptions, standby_option};
 use pollux_vmm::machine::{Assembler, BoxError, Built, Counters, Machine, VmEvent};
 use pollux_vmm::vmm::{Ending, Parts, Vmm};
 use serde_json::{Value, json};
@@ -132,7 +132,7 @@ impl Assembler for FakeAssembler {
     fn assemble(
         &mut self,
         config: VmConfig,
-        standby: Option<&FtOptions>,
+        standby: Option<&StandbyOptions>,
         events: Sender<VmEvent>,
     ) -> Result<Built, BoxError> {
         *self.events.lock().unwrap() = Some(events);
