@@ -10,9 +10,8 @@ use crossbeam_channel::Sender;
 use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Position, Shape};
 use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, Epoch};
-use kvm_bindings::kvm_cpuid_entry2;
 
-use crate::cpu::Capture;
+use crate::cpu::{Capture, cpuid};
 use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
 use crate::memory::dirty::{DirtySet, DirtyTracker};
@@ -66,7 +65,7 @@ impl Guest for GuestPort {
         let mut shape = Shape {
             memory: self.memory.memory.size(),
             vcpus: self.parts.cpus.count(),
-            cpuid: cpuid_bytes(self.parts.cpus.cpuid()),
+            cpuid: cpuid::to_bytes(self.parts.cpus.cpuid()),
             ..Shape::default()
         };
         for link in lock(&self.parts.devices).ft_links() {
@@ -94,25 +93,17 @@ impl Guest for GuestPort {
     }
 
     fn check_cpu(&self, cpuid: &[u8]) -> Vec<String> {
-        let Ok(theirs) = postcard::from_bytes::<Vec<CpuidLeaf>>(cpuid) else {
-            return vec!["the primary's CPU features do not decode".to_owned()];
-        };
-        let mine = leaves(self.parts.cpus.cpuid());
-        let differs = |leaf: &&CpuidLeaf| !mine.contains(leaf);
-        let differing: Vec<_> =
-            theirs.iter().filter(differs).map(|leaf| format!("{:#x}.{}", leaf[0], leaf[1])).collect();
-        if differing.is_empty() && mine.len() == theirs.len() {
-            return Vec::new();
+        match cpuid::from_bytes(cpuid) {
+            Some(theirs) => cpuid::missing(&theirs, self.parts.cpus.cpuid()),
+            None => vec!["the primary's CPU features do not decode".to_owned()],
         }
-        vec![format!(
-            "the CPUs differ (CPUID leaves {}): use hosts with the same CPU model, microcode and kernel",
-            differing.join(", ")
-        )]
     }
 
-    fn adopt(&mut self, _: &Shape) -> Result<(), GuestError> {
-        // Equal CPUs are a condition, addresses come with the devices' state.
-        Ok(())
+    fn adopt(&mut self, shape: &Shape) -> Result<(), GuestError> {
+        let table = cpuid::from_bytes(&shape.cpuid)
+            .ok_or_else(|| GuestError::plain("the primary's CPU features do not decode"))?;
+        let adopted = self.parts.cpus.adopt_cpuid(&table);
+        adopted.map_err(|error| GuestError::new("cannot take on the primary's CPU features", error))
     }
 
     fn memory(&self) -> Arc<dyn Memory> {
@@ -307,16 +298,4 @@ fn data_ranges(file: &std::fs::File, within: Range<u64>) -> Result<Vec<Range<u64
         at = end;
     }
     Ok(ranges)
-}
-
-/// A CPUID leaf: function, index, flags, and the four registers.
-type CpuidLeaf = [u32; 7];
-
-fn leaves(entries: &[kvm_cpuid_entry2]) -> Vec<CpuidLeaf> {
-    let leaf = |e: &kvm_cpuid_entry2| [e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx];
-    entries.iter().map(leaf).collect()
-}
-
-fn cpuid_bytes(entries: &[kvm_cpuid_entry2]) -> Vec<u8> {
-    ft_proto::wire::encode_body(&leaves(entries))
 }
