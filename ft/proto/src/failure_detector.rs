@@ -101,10 +101,10 @@ impl FailureDetector {
         self.check_interval().map(|interval| self.checked + interval)
     }
 
-    /// Whether every link is silent beyond the limit.
+    /// Whether every link is silent beyond the limit, and beyond `patience`.
     #[must_use]
-    pub fn suspects(&self, now: Time) -> bool {
-        LinkId::ALL.iter().all(|link| self.light(*link, now) == Light::Red)
+    pub fn suspects(&self, now: Time, patience: Duration) -> bool {
+        LinkId::ALL.iter().all(|link| self.light(*link, now) == Light::Red && self.silence(*link, now) > patience)
     }
 }
 
@@ -133,9 +133,9 @@ mod tests {
         run(&mut detector, 300, 500);
         assert_eq!(detector.light(LinkId::Replication, ms(500)), Light::Red);
         assert_eq!(detector.light(LinkId::Heartbeat, ms(500)), Light::Yellow);
-        assert!(!detector.suspects(ms(500)));
+        assert!(!detector.suspects(ms(500), Duration::ZERO));
         run(&mut detector, 550, 600);
-        assert!(detector.suspects(ms(600)));
+        assert!(detector.suspects(ms(600), Duration::ZERO));
     }
 
     #[test]
@@ -143,18 +143,18 @@ mod tests {
         let mut detector = FailureDetector::new(Some(LIMIT), ms(0));
         run(&mut detector, 0, 100);
         assert!(detector.check(ms(5_000)), "a five second gap is a stall");
-        assert!(!detector.suspects(ms(5_000)));
+        assert!(!detector.suspects(ms(5_000), Duration::ZERO));
         run(&mut detector, 5_050, 5_300);
-        assert!(!detector.suspects(ms(5_300)));
+        assert!(!detector.suspects(ms(5_300), Duration::ZERO));
         run(&mut detector, 5_350, 5_350);
-        assert!(detector.suspects(ms(5_350)), "a whole limit of listening is evidence");
+        assert!(detector.suspects(ms(5_350), Duration::ZERO), "a whole limit of listening is evidence");
     }
 
     #[test]
     fn without_a_limit_nobody_is_suspected() {
         let mut detector = FailureDetector::new(None, ms(0));
         assert!(!detector.check(ms(1_000_000)));
-        assert!(!detector.suspects(ms(1_000_000)));
+        assert!(!detector.suspects(ms(1_000_000), Duration::ZERO));
         assert_eq!(detector.next_check(), None);
     }
 }

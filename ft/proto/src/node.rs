@@ -22,6 +22,10 @@ use crate::{Epoch, NodeId, Term, Time};
 /// Between two tries to reach the witness.
 pub(crate) const RETRY: Duration = Duration::from_millis(200);
 
+/// While a session has nothing to lose yet, silence up to this long is slow machinery, not death: the first copy loads
+/// both hosts, and a standby without a checkpoint could not take over anyway.
+const COPY_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a role turns into.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Outcome {
@@ -281,11 +285,15 @@ impl Node {
             self.actions.push_back(Action::Event(Event::OwnStall));
         }
         self.report_lights(now);
-        let suspects = self.detector.suspects(now);
+        let copying = matches!(self.state(), State::Syncing | State::StandbySyncing);
+        let patience = if copying { COPY_PATIENCE } else { Duration::ZERO };
+        let suspects = self.detector.suspects(now, patience);
         let outcome = match &mut self.role {
             Role::Primary(primary) => {
-                let replication = self.detector.light(LinkId::Replication, now);
-                primary.on_lights(replication, &self.settings, now, &mut self.actions)
+                let link = LinkId::Replication;
+                let silent =
+                    self.detector.light(link, now) == Light::Red && self.detector.silence(link, now) > patience;
+                primary.on_time(silent, &self.settings, now, &mut self.actions)
             }
             Role::Standby(standby) => {
                 standby.on_time(now, &mut self.actions);

@@ -275,7 +275,9 @@ fn a_standby_without_a_whole_checkpoint_never_takes_over() {
     let mut pair = Pair::new(Settings::default());
     pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
     pair.b.handle(Input::MemoryComplete { epoch: Epoch(1) }, pair.now);
-    pair.pass(Duration::from_secs(1), &[B]);
+    pair.pass(Duration::from_secs(2), &[B]);
+    assert_eq!(pair.b.state(), State::StandbySyncing, "a slow start is not a death");
+    pair.pass(Duration::from_secs(4), &[B]);
     assert_eq!((pair.takeover, pair.b.state()), (None, State::StandbyEmpty));
 }
 
