@@ -243,7 +243,6 @@ impl Engine {
             let _ = link.send(&Command::Discard { after: ft_proto::Epoch(0) }, None);
         }
         self.guest.fence(reason);
-        self.guest.stop_tracking();
         self.last_error = Some(reason.to_owned());
         self.answer_waiting(Err(vec![reason.to_owned()]));
     }

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 
 use crate::events::{Action, Alone, Event, Input, OnPartition, Settings, WitnessAnswer};
-use crate::failure_detector::{Light, LinkId};
+use crate::failure_detector::LinkId;
 use crate::node::{Outcome, RETRY};
 use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
@@ -98,10 +98,10 @@ impl Primary {
         None
     }
 
-    /// Time has passed, or a light may have changed.
-    pub(crate) fn on_lights(
+    /// Time has passed. `silent`: the replication link has been for too long.
+    pub(crate) fn on_time(
         &mut self,
-        replication: Light,
+        silent: bool,
         settings: &Settings,
         now: Time,
         out: &mut VecDeque<Action>,
@@ -113,7 +113,7 @@ impl Primary {
             out.push_back(Action::AskWitness(claim));
         }
         // Without the link that carries the epochs nothing can be committed, whatever the other link says.
-        if replication == Light::Red && self.leaving.is_none() {
+        if silent && self.leaving.is_none() {
             return self.leave(
                 format!("no sign of the standby on the {} link", name(LinkId::Replication)),
                 settings,
