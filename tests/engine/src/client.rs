@@ -25,6 +25,8 @@ pub struct Client {
     chain: u64,
     rewrites: u64,
     echo_seq: u64,
+    /// The latest of the other requests that has been answered: replies to requests sent twice come twice.
+    answered: u64,
     last: Option<Reply>,
     /// Longest time from the first sending of a request to its reply, since the start or the last reading.
     pub longest: Duration,
@@ -46,6 +48,7 @@ impl Client {
             chain: 0,
             rewrites: 0,
             echo_seq: 0,
+            answered: 0,
             last: None,
             longest: Duration::ZERO,
             repeated: 0,
@@ -94,6 +97,7 @@ impl Client {
         self.echo_seq += 1;
         let request = Request { op, seq: self.echo_seq, word, ..self.request() };
         let reply = self.exchange(&request);
+        self.answered = request.seq;
         self.check(&reply);
         reply
     }
@@ -122,8 +126,20 @@ impl Client {
         self.echo_seq
     }
 
-    /// Wait for any reply, up to `limit`.
+    /// Wait for the next reply to a request that has none yet, up to `limit`.
     pub fn receive(&mut self, limit: Duration) -> Option<Reply> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            let reply = self.receive_any(left)?;
+            let answered = if reply.op == op::WORK { self.seq } else { self.answered };
+            if reply.seq > answered {
+                return Some(reply);
+            }
+        }
+    }
+
+    fn receive_any(&mut self, limit: Duration) -> Option<Reply> {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;

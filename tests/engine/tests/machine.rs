@@ -10,6 +10,9 @@ fn boots_and_prints_on_the_serial_line() {
     let machine = Machine::claim();
     let mut vm = VmOptions::new().boot(&machine, &Netns::new());
     vm.wait_line("ready");
+    // The state that the API shows may lag behind what a guest of a few milliseconds does; an answered request does not.
+    vm.api().put("vm.pause", None).ok();
+    vm.api().put("vm.resume", None).ok();
     assert_eq!(vm.api().get("vm.info").ok()["state"], "Running");
 }
 
@@ -140,14 +143,23 @@ fn time_passes_in_the_guest_as_outside() {
     let host = Netns::new();
     let _vm = VmOptions::new().local_tap().boot(&machine, &host);
     let mut client = Client::of_local_tap(&host);
-    let (first, start) = (client.echo(), Instant::now());
-    while start.elapsed() < Duration::from_millis(500) {
-        client.echo();
-    }
-    let (last, outside) = (client.last(), start.elapsed().as_nanos());
+    client.echo();
+    let mut look = || {
+        let before = Instant::now();
+        (before, client.echo(), Instant::now())
+    };
+    let (first_sent, first, first_seen) = look();
+    let (last_sent, last, last_seen) = loop {
+        let look = look();
+        if first_seen.elapsed() > Duration::from_millis(500) {
+            break look;
+        }
+    };
+    let (least, most) = ((last_sent - first_seen).as_nanos(), (last_seen - first_sent).as_nanos());
     let by_tsc = u128::from(last.tsc - first.tsc) * 1_000_000 / u128::from(last.tsc_khz);
     let by_clock = u128::from(last.nanoseconds - first.nanoseconds);
     for inside in [by_tsc, by_clock] {
-        assert!(inside.abs_diff(outside) < outside / 20, "{inside} ns inside, {outside} ns outside");
+        let as_outside = (least - least / 100..=most + most / 100).contains(&inside);
+        assert!(as_outside, "{inside} ns inside, {least} to {most} ns outside");
     }
 }
