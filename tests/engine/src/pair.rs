@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use crate::vm::CLIENT_IP;
 use crate::{Client, Image, Machine, Netns, Vm, VmOptions};
 
+/// Silence that counts as death unless a test says otherwise: more than the default, since the guests of these tests never
+/// sleep and the machine may have two cores and other work.
+const DETECT_MS: u64 = 1000;
 /// Limit for states that a pair must reach.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -54,12 +57,15 @@ impl Pair {
         self.options(i, options).boot(&self.machine, &self.hosts[i])
     }
 
-    /// Start a standby on host `i`.
+    /// Start a standby on host `i`; returns when primaries can connect.
     #[must_use]
     pub fn standby(&self, i: usize, options: &VmOptions) -> Vm {
         let (listen, beat) = (format!("10.77.0.{}:4700", i + 1), format!("10.77.1.{}:4701", i + 1));
         let ft = format!("role=standby,listen={listen},heartbeat={beat},witness={}", self.witness.display());
-        self.options(i, options).standby(&self.machine, &self.hosts[i], &ft)
+        let standby = self.options(i, options).standby(&self.machine, &self.hosts[i], &ft);
+        standby.wait_api();
+        self.wait_status(&standby, "standby-empty");
+        standby
     }
 
     fn options(&self, i: usize, options: &VmOptions) -> VmOptions {
@@ -83,6 +89,7 @@ impl Pair {
             "peer": format!("10.77.0.{}:4700", i + 1),
             "heartbeat": format!("10.77.1.{}:4701", i + 1),
             "witness": self.witness,
+            "detect_ms": DETECT_MS,
         });
         for (name, value) in more.as_object().into_iter().flatten() {
             request[name] = value.clone();
@@ -100,7 +107,7 @@ impl Pair {
                 return status;
             }
             assert!(start.elapsed() < LIMIT, "not {state} but {status}\n{}", vm.log());
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }

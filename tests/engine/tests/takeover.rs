@@ -130,15 +130,16 @@ fn the_primary_goes_on_alone_when_the_standby_dies() {
 fn a_dead_device_process_is_a_dead_host() {
     for name in ["vhost-user-blk-repl", "vhost-user-net-buffer"] {
         let pair = Pair::new();
-        let [mut vm, standby] = protected(&pair, &busy());
+        let [vm, standby] = protected(&pair, &busy());
         let mut client = pair.client();
         client.work(10, 1);
         kill(vm.device(name), Signal::SIGKILL).expect("kill a device process");
         for i in 0..200 {
             client.work(i % 50, i % 2);
         }
-        vm.wait();
         pair.wait_solo(&standby);
+        // Its VMM stays, to tell why.
+        pair.wait_status(&vm, "fenced");
     }
 }
 
