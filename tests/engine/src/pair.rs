@@ -102,7 +102,8 @@ impl Pair {
     pub fn wait_status(&self, vm: &Vm, state: &str) -> Value {
         let start = Instant::now();
         loop {
-            let status = vm.api().get("ft.status").ok();
+            // An error while the VM is still being built.
+            let status = vm.api().get("ft.status").body;
             if status["state"] == state {
                 return status;
             }

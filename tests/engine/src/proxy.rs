@@ -46,6 +46,7 @@ impl Proxy {
     /// Let `bytes` more pass, then hold the stream up.
     pub fn stall_after(&self, bytes: u64) {
         self.gate.0.lock().expect("gate").allowance = bytes;
+        self.gate.1.notify_all();
     }
 
     /// Let everything pass again.

@@ -240,10 +240,12 @@ impl Vm {
     #[must_use]
     pub fn memory(&self) -> Vec<u8> {
         let files = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("files of a VMM");
-        let memories = files.flatten().map(|entry| entry.path()).filter(|path| {
-            std::fs::read_link(path).is_ok_and(|target| target.starts_with("/memfd:") && has_len(path, 64 << 20))
-        });
-        let path = memories.into_iter().next().unwrap_or_else(|| panic!("no memory file:\n{}", self.log()));
+        let is_memory = |path: &PathBuf| {
+            std::fs::read_link(path)
+                .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:pollux-guest-memory"))
+        };
+        let path = files.flatten().map(|entry| entry.path()).find(is_memory);
+        let path = path.unwrap_or_else(|| panic!("no memory file:\n{}", self.log()));
         std::fs::read(path).expect("read guest RAM")
     }
 
@@ -297,10 +299,6 @@ impl Vm {
         assert!(left.is_empty(), "processes {left:?} outlive their VMM:\n{}", self.log());
         assert!(!self.socket.exists(), "the API socket is left behind");
     }
-}
-
-fn has_len(path: &Path, least: u64) -> bool {
-    std::fs::metadata(path).is_ok_and(|file| file.len() >= least)
 }
 
 impl Drop for Vm {
