@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use engine_tests::pattern::{PAGE, WORDS, fill_page};
 use engine_tests::wire::op;
 use engine_tests::{Pair, Proxy, Vm, VmOptions};
 use nix::sys::signal::{Signal, kill};
@@ -103,12 +104,21 @@ fn part_of_an_epoch_is_never_applied() {
     client.send_work(1900, 0);
     proxy.wait_stalled();
     let before = standby.memory();
+    // The last committed epoch is in it, and nothing newer: page 99 is in its second generation, page 100 in its first.
+    assert!(has_page(&before, 99, 2) && has_page(&before, 100, 1) && !has_page(&before, 100, 2));
     assert_eq!(client.receive(Duration::from_millis(300)), None, "a reply left that the standby does not have");
     proxy.stall_after(1 << 20);
     proxy.wait_stalled();
     proxy.cut();
     pair.wait_status(&standby, "standby-empty");
     assert!(standby.memory() == before, "the standby has applied part of an epoch");
+}
+
+fn has_page(memory: &[u8], page: u64, generation: u64) -> bool {
+    let mut words = [0; WORDS];
+    fill_page(&mut words, page, generation);
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    memory.chunks_exact(PAGE).any(|chunk| chunk == bytes)
 }
 
 #[test]
