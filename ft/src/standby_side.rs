@@ -87,7 +87,11 @@ impl Engine {
         if !matches!(self.node.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady) {
             reasons.push(format!("this node is no standby, it is {}", self.state_name()));
         }
+        // A primary that calls again says itself that its session is over, however open our end of the stream looks. Of any
+        // other caller the witness knows better than we do: see below.
         if let Session::Standby(side) = &self.session
+            && on_partition.is_some()
+            && side.primary != caller.hello.node
             && (side.stream.is_some() || caller.term <= self.node.term() && side.latest.is_some())
         {
             reasons.push(format!("this node is the standby of node {} already", side.primary));

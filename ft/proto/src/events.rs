@@ -115,6 +115,16 @@ pub enum WitnessAnswer {
     Unreachable(Claim, String),
 }
 
+impl WitnessAnswer {
+    /// The claim that it answers.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        match self {
+            Self::Judged(claim, _) | Self::Unreachable(claim, _) => *claim,
+        }
+    }
+}
+
 /// What a heartbeat says.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Beat {

@@ -43,7 +43,10 @@ pub(crate) struct Primary {
     wanted: bool,
     /// The claim to be alone, and why; nothing is cut or released while it is open.
     leaving: Option<String>,
-    retry: Option<(Time, Claim)>,
+    /// The claim whose answer counts: answers to claims of earlier sessions, or before it, come too late.
+    asked: Option<Claim>,
+    /// When to ask again.
+    retry: Option<Time>,
 }
 
 impl Primary {
@@ -59,6 +62,7 @@ impl Primary {
             cutting: false,
             wanted: false,
             leaving: None,
+            asked: None,
             retry: None,
         }
     }
@@ -106,11 +110,9 @@ impl Primary {
         now: Time,
         out: &mut VecDeque<Action>,
     ) -> Option<Outcome> {
-        if let Some((at, claim)) = self.retry
-            && at <= now
-        {
+        if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
-            out.push_back(Action::AskWitness(claim));
+            out.extend(self.asked.map(Action::AskWitness));
         }
         // Without the link that carries the epochs nothing can be committed, whatever the other link says.
         if silent && self.leaving.is_none() {
@@ -125,11 +127,10 @@ impl Primary {
     }
 
     pub(crate) fn timeout(&self, settings: &Settings) -> Option<Time> {
-        let retry = self.retry.map(|(at, _)| at);
         let cut = self
             .may_cut(settings)
             .then(|| self.started + if self.wanted { settings.min_epoch } else { settings.max_epoch });
-        retry.into_iter().chain(cut).min()
+        self.retry.into_iter().chain(cut).min()
     }
 
     /// Whether the standby could take over: then leaving it needs a claim.
@@ -173,7 +174,7 @@ impl Primary {
             } else {
                 self.phase = Phase::Registering;
                 let Self { id: primary, peer: standby, term, .. } = *self;
-                out.push_back(Action::AskWitness(Claim::Register { primary, standby, term }));
+                self.ask(Claim::Register { primary, standby, term }, out);
             }
         }
     }
@@ -197,7 +198,7 @@ impl Primary {
             None => {
                 self.leaving = Some(reason);
                 let Self { id: primary, peer: standby, term, .. } = *self;
-                out.push_back(Action::AskWitness(Claim::GoAlone { primary, standby, term }));
+                self.ask(Claim::GoAlone { primary, standby, term }, out);
                 None
             }
         }
@@ -214,25 +215,31 @@ impl Primary {
         Some(Outcome::Fenced)
     }
 
+    fn ask(&mut self, claim: Claim, out: &mut VecDeque<Action>) {
+        self.asked = Some(claim);
+        self.retry = None;
+        out.push_back(Action::AskWitness(claim));
+    }
+
     fn witness_answered(&mut self, answer: WitnessAnswer, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        if self.asked != Some(answer.claim()) {
+            return None;
+        }
         match answer {
-            WitnessAnswer::Judged(Claim::Register { .. }, Verdict::Granted(_)) if self.phase == Phase::Registering => {
+            WitnessAnswer::Unreachable(_, reason) => {
+                out.push_back(Action::Event(Event::WitnessUnreachable { reason }));
+                self.retry = Some(now + RETRY);
+                None
+            }
+            WitnessAnswer::Judged(_, Verdict::Refused(record)) => Some(fence(refusal(record), out)),
+            WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
+                self.asked = None;
+                if let Some(reason) = self.leaving.take() {
+                    return Some(self.alone(record.term(), reason, out));
+                }
                 self.protected(out);
                 None
             }
-            WitnessAnswer::Judged(Claim::GoAlone { .. }, Verdict::Granted(record)) => {
-                let reason = self.leaving.take().unwrap_or_default();
-                Some(self.alone(record.term(), reason, out))
-            }
-            WitnessAnswer::Judged(Claim::Register { .. } | Claim::GoAlone { .. }, Verdict::Refused(record)) => {
-                Some(fence(refusal(record), out))
-            }
-            WitnessAnswer::Unreachable(claim, reason) => {
-                out.push_back(Action::Event(Event::WitnessUnreachable { reason }));
-                self.retry = Some((now + RETRY, claim));
-                None
-            }
-            WitnessAnswer::Judged(..) => None,
         }
     }
 

@@ -136,19 +136,19 @@ impl Standby {
     }
 
     fn witness_answered(&mut self, answer: WitnessAnswer, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
-        let session = self.session.as_mut()?;
+        let id = self.id;
+        // Answers to claims of earlier sessions come too late.
+        let session =
+            self.session.as_mut().filter(|session| session.claiming && session.claim_of(id) == answer.claim())?;
         match answer {
-            WitnessAnswer::Judged(Claim::TakeOver { .. }, Verdict::Granted(record)) if session.claiming => {
-                return Some(take_over(session, record.term(), out));
-            }
-            WitnessAnswer::Judged(Claim::TakeOver { .. }, Verdict::Refused(_)) if session.claiming => {
+            WitnessAnswer::Judged(_, Verdict::Granted(record)) => return Some(take_over(session, record.term(), out)),
+            WitnessAnswer::Judged(_, Verdict::Refused(_)) => {
                 self.reset("the witness gives the VM to another node".to_owned(), out);
             }
-            WitnessAnswer::Unreachable(Claim::TakeOver { .. }, reason) if session.claiming => {
+            WitnessAnswer::Unreachable(_, reason) => {
                 out.push_back(Action::Event(Event::WitnessUnreachable { reason }));
                 session.retry = Some(now + RETRY);
             }
-            _ => {}
         }
         None
     }

@@ -38,7 +38,8 @@ pub enum Record {
 /// A transition that a node asks the witness for.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub enum Claim {
-    /// `node` runs the VM, unprotected, and wants that on record before it looks for a standby.
+    /// `node` runs the VM, unprotected, and wants a reign after `term` on record before it looks for a standby: each
+    /// session has a term of its own, so that what a former standby still holds, or asks for, is plainly of the past.
     Own {
         /// Who asks.
         node: NodeId,
@@ -105,11 +106,14 @@ impl Record {
 pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
     use Record::{Protected, Solo, Stopped};
     let granted = match (claim, record) {
-        (Claim::Own { node, term }, None) => Some(Solo { owner: node, term }),
+        (Claim::Own { node, term }, None) => Some(Solo { owner: node, term: term.next() }),
         (Claim::Own { node, term }, Some(Stopped { term: last })) => {
-            Some(Solo { owner: node, term: term.max(last.next()) })
+            Some(Solo { owner: node, term: term.max(last).next() })
         }
-        (Claim::Own { node, .. }, Some(Solo { owner, .. })) if owner == node => record,
+        // Its own record is later already when an answer got lost: then it stays.
+        (Claim::Own { node, term }, Some(Solo { owner, term: last })) if owner == node => {
+            Some(Solo { owner, term: last.max(term.next()) })
+        }
 
         (Claim::Register { primary, standby, term }, Some(Solo { owner, term: t }))
             if owner == primary && t == term =>
@@ -138,10 +142,11 @@ pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
             record
         }
 
-        (Claim::Stop { node, term }, Some(Solo { owner, term: t })) if owner == node && t == term => {
-            Some(Stopped { term })
+        // Without a standby the owner may not have taken up the last reign that it was given.
+        (Claim::Stop { node, term }, Some(Solo { owner, term: t })) if owner == node && t >= term => {
+            Some(Stopped { term: t })
         }
-        (Claim::Stop { term, .. }, Some(now)) if now == (Stopped { term }) => record,
+        (Claim::Stop { term, .. }, Some(Stopped { term: t })) if t >= term => record,
         _ => None,
     };
     granted.map_or(Verdict::Refused(record), Verdict::Granted)
@@ -178,11 +183,22 @@ mod tests {
 
     #[test]
     fn a_standby_has_no_right_before_it_is_registered() {
-        let own = granted(None, Claim::Own { node: A, term: T });
+        let own = granted(None, Claim::Own { node: A, term: Term(6) });
+        assert_eq!(own, Some(Record::Solo { owner: A, term: T }));
         assert_eq!(granted(own, OVER), None);
         let registered = granted(own, Claim::Register { primary: A, standby: B, term: T });
         assert_eq!(registered, Some(PROTECTED));
         assert!(granted(registered, OVER).is_some());
+    }
+
+    #[test]
+    fn each_session_of_an_owner_has_a_term_of_its_own() {
+        let own = |term| Claim::Own { node: A, term };
+        let solo = |term| Some(Record::Solo { owner: A, term });
+        let first = granted(None, own(Term(1)));
+        assert_eq!(first, solo(Term(2)));
+        assert_eq!(granted(first, own(Term(1))), first, "an answer that got lost, or a question that came late");
+        assert_eq!(granted(first, own(Term(2))), solo(Term(3)), "the next session");
     }
 
     #[test]

@@ -292,3 +292,66 @@ fn acks_of_another_term_or_of_the_future_release_nothing() {
     }
     assert_eq!(pair.released.len(), released);
 }
+
+#[test]
+fn an_answer_to_a_claim_that_was_given_up_changes_nothing() {
+    let mut pair = Pair::new(Settings::default());
+    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
+    pair.a.handle(Input::SessionOpened { peer: B }, pair.now);
+    pair.witness_up = false;
+    pair.a.handle(Input::Synced, pair.now);
+    pair.settle();
+    // The standby is complete, the registration unanswered. Now the standby is lost; the claim to be alone takes effect,
+    // but its answer is lost too, and only then comes the witness's view of the registration.
+    pair.connected = false;
+    pair.a.handle(Input::StreamLost { reason: "reset".to_owned() }, pair.now);
+    let alone = Claim::GoAlone { primary: A, standby: B, term: Term(1) };
+    let register = Claim::Register { primary: A, standby: B, term: Term(1) };
+    let Verdict::Granted(record) = judge(pair.record, alone) else { panic!("not granted") };
+    pair.settle();
+    let late = WitnessAnswer::Judged(register, judge(Some(record), register));
+    pair.a.handle(Input::Witness(late), pair.now);
+    pair.settle();
+    assert_eq!(pair.fenced, []);
+    (pair.record, pair.witness_up) = (Some(record), true);
+    pair.pass(Duration::from_millis(300), &[A]);
+    assert_eq!((pair.a.state(), pair.a.term()), (State::Solo, Term(2)));
+}
+
+#[test]
+fn only_the_claim_to_be_alone_is_repeated_once_the_standby_is_left() {
+    let mut pair = Pair::new(Settings::default());
+    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
+    pair.a.handle(Input::SessionOpened { peer: B }, pair.now);
+    pair.witness_up = false;
+    pair.a.handle(Input::Synced, pair.now);
+    pair.settle();
+    pair.connected = false;
+    pair.a.handle(Input::StreamLost { reason: "reset".to_owned() }, pair.now);
+    pair.settle();
+    // Its answer came after that of the claim to be alone: two askers, or a slow one.
+    let register = Claim::Register { primary: A, standby: B, term: Term(1) };
+    pair.a.handle(Input::Witness(WitnessAnswer::Unreachable(register, "down".to_owned())), pair.now);
+    pair.witness_up = true;
+    pair.pass(Duration::from_millis(300), &[A]);
+    assert_eq!(pair.a.state(), State::Solo);
+}
+
+#[test]
+fn a_standby_ignores_answers_about_an_earlier_session() {
+    let mut pair = Pair::protected(Settings::default());
+    (pair.connected, pair.witness_up) = (false, false);
+    pair.pass(Duration::from_millis(600), &[B]);
+    // The primary comes back in a later reign, fills the standby again, and fails for good.
+    let record = Record::Protected { primary: A, standby: B, term: Term(3) };
+    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(3), disks: 0 }, pair.now);
+    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1) }, pair.now);
+    pair.pass(Duration::from_millis(600), &[B]);
+    let early = Claim::TakeOver { primary: A, standby: B, term: Term(1) };
+    pair.b.handle(Input::Witness(WitnessAnswer::Judged(early, Verdict::Refused(Some(record)))), pair.now);
+    pair.settle();
+    assert_eq!(pair.b.state(), State::StandbyReady);
+    (pair.record, pair.witness_up) = (Some(record), true);
+    pair.pass(Duration::from_millis(300), &[B]);
+    assert_eq!(pair.takeover, Some((Epoch(1), Term(4))));
+}

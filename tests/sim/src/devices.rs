@@ -1,0 +1,218 @@
+//! Model devices under the real contract (`ft_proto::device_ctl`): a net card that holds frames by epoch, and a disk that
+//! mirrors writes by epoch.
+
+use std::collections::VecDeque;
+
+use ft_proto::device_ctl::{Command, Report};
+use ft_proto::{Epoch, Time};
+
+use crate::guest::{BLOCKS, Frame, Write};
+use crate::mutation::Mutation;
+use crate::network::{Payload, StreamId};
+
+/// The network card of one process.
+#[derive(Debug, Default)]
+pub(crate) struct Nic {
+    standby: bool,
+    epoch: Epoch,
+    hold: bool,
+    held: VecDeque<(Epoch, Frame)>,
+    told: Option<Epoch>,
+}
+
+impl Nic {
+    /// The guest sends: the frame leaves now, or is held; the first one of an epoch is reported.
+    pub(crate) fn send(&mut self, frame: Frame) -> (Option<Frame>, Option<Report>) {
+        if !self.hold {
+            return (Some(frame), None);
+        }
+        self.held.push_back((self.epoch, frame));
+        let first = self.told.replace(self.epoch) != Some(self.epoch);
+        (None, first.then_some(Report::Held { epoch: self.epoch }))
+    }
+
+    /// Whether frames from outside reach the guest.
+    pub(crate) fn takes_input(&self) -> bool {
+        !self.standby
+    }
+
+    /// Does as told; returns the frames that leave.
+    pub(crate) fn command(&mut self, command: &Command, mutation: Option<Mutation>) -> Vec<Frame> {
+        match command {
+            Command::Standby(on) => self.standby = *on,
+            Command::Protect { epoch, hold } => {
+                (self.epoch, self.hold) = (*epoch, hold.is_on());
+                if !self.hold {
+                    return self.leave(Epoch(u64::MAX), mutation);
+                }
+            }
+            Command::Seal { epoch } => {
+                self.epoch = epoch.next();
+                if mutation == Some(Mutation::ReleaseOnCut) {
+                    return self.leave(*epoch, mutation);
+                }
+            }
+            Command::Release(release) => return self.leave(release.epoch(), mutation),
+            Command::Discard { after } => self.held.retain(|(epoch, _)| epoch <= after),
+            Command::Start { .. } => (self.standby, self.hold) = (false, false),
+            Command::Hello { .. }
+            | Command::Resume
+            | Command::Mirror { .. }
+            | Command::Unmirror
+            | Command::Receive { .. } => {}
+        }
+        Vec::new()
+    }
+
+    fn leave(&mut self, until: Epoch, mutation: Option<Mutation>) -> Vec<Frame> {
+        let count = self.held.iter().take_while(|(epoch, _)| *epoch <= until).count();
+        let mut frames: Vec<Frame> = self.held.drain(..count).map(|(_, frame)| frame).collect();
+        if mutation == Some(Mutation::NewestFirst) {
+            frames.reverse();
+        }
+        frames
+    }
+}
+
+/// What is on a host's disk: it outlives processes.
+#[derive(Debug, Default)]
+pub(crate) struct DiskImage {
+    pub(crate) blocks: [u64; BLOCKS],
+    /// Whether what was called a whole copy was none.
+    pub(crate) stale: bool,
+}
+
+/// Primary: writes go to a standby too.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    pub(crate) stream: StreamId,
+    /// Next block of the background copy; `None` when it is complete.
+    pub(crate) next: Option<usize>,
+}
+
+/// Standby: writes come from a primary.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    pub(crate) stream: StreamId,
+    synced: Option<Epoch>,
+    complete: Epoch,
+    held: VecDeque<(Epoch, Write)>,
+    closed: bool,
+}
+
+/// The disk device of one process.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    pub(crate) epoch: Epoch,
+    pub(crate) mirror: Option<Mirror>,
+    pub(crate) receiver: Option<Receiver>,
+    /// On their way to the image, oldest first, and when each is there.
+    applying: VecDeque<(Time, usize, u64)>,
+    pub(crate) last_due: Time,
+}
+
+/// Something is wrong with a mirror stream.
+#[derive(Debug)]
+pub(crate) struct Violation(pub(crate) &'static str);
+
+impl Disk {
+    /// When a request that comes now is done.
+    pub(crate) fn due(&mut self, now: Time, latency: std::time::Duration) -> Time {
+        self.last_due = self.last_due.max(now) + latency;
+        self.last_due
+    }
+
+    /// Lets time pass for writes on their way to the image.
+    pub(crate) fn settle(&mut self, now: Time, image: &mut DiskImage) {
+        while let Some((_, block, value)) = self.applying.pop_front_if(|(due, ..)| *due <= now) {
+            image.blocks[block] = value;
+        }
+    }
+
+    /// When the image has everything that was applied.
+    pub(crate) fn drained_at(&self) -> Option<Time> {
+        self.applying.back().map(|(due, ..)| *due)
+    }
+
+    /// Standby: applies what is released.
+    pub(crate) fn release(&mut self, until: Epoch, now: Time, latency: std::time::Duration) {
+        let Some(receiver) = &mut self.receiver else { return };
+        let count = receiver.held.iter().take_while(|(epoch, _)| *epoch <= until).count();
+        let writes: Vec<_> = receiver.held.drain(..count).collect();
+        for (_, write) in writes {
+            let due = self.due(now, latency);
+            self.applying.push_back((due, write.block, write.value));
+        }
+    }
+
+    /// Standby: nothing after this epoch counts, and nothing more is taken.
+    pub(crate) fn discard(&mut self, after: Epoch) {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.closed = true;
+            receiver.held.retain(|(epoch, _)| *epoch <= after);
+        }
+    }
+
+    /// Standby: the stream is over; what it brought whole stays held.
+    pub(crate) fn stop_receiving(&mut self) {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.closed = true;
+            let complete = receiver.complete;
+            receiver.held.retain(|(epoch, _)| *epoch <= complete);
+        }
+    }
+
+    /// Standby: a new stream; the one before is closed.
+    pub(crate) fn receive_from(&mut self, stream: StreamId) {
+        let held = VecDeque::new();
+        self.receiver = Some(Receiver { stream, synced: None, complete: Epoch(0), held, closed: false });
+    }
+
+    /// Whether everything until the end of the epoch is here, and the image was a copy by then.
+    pub(crate) fn is_complete(&self, epoch: Epoch) -> bool {
+        let receiver = self.receiver.as_ref();
+        receiver.is_some_and(|receiver| receiver.complete >= epoch && receiver.synced.is_some_and(|at| at <= epoch))
+    }
+
+    /// Standby: a frame arrived.
+    pub(crate) fn take(
+        &mut self,
+        payload: Payload,
+        now: Time,
+        latency: std::time::Duration,
+        image: &mut DiskImage,
+    ) -> Result<Option<Report>, Violation> {
+        let due = self.last_due.max(now) + latency;
+        let Some(receiver) = self.receiver.as_mut().filter(|receiver| !receiver.closed) else { return Ok(None) };
+        match payload {
+            Payload::Block { block, value } if receiver.synced.is_none() => {
+                self.last_due = due;
+                self.applying.push_back((due, block, value));
+            }
+            Payload::Mirrored { write, .. } if receiver.synced.is_none() => {
+                self.last_due = due;
+                self.applying.push_back((due, write.block, write.value));
+            }
+            Payload::Mirrored { epoch, write } if epoch > receiver.complete => {
+                receiver.held.push_back((epoch, write));
+            }
+            Payload::Synced { epoch, truth } if receiver.synced.is_none() => {
+                receiver.synced = Some(epoch);
+                let mut blocks = image.blocks;
+                self.applying.iter().for_each(|(_, block, value)| blocks[*block] = *value);
+                image.stale = blocks != truth;
+            }
+            Payload::DiskEnd { epoch } if epoch > receiver.complete => {
+                receiver.complete = epoch;
+                return Ok(Some(Report::Complete { epoch }));
+            }
+            _ => return Err(Violation("a frame that may not come now")),
+        }
+        Ok(None)
+    }
+
+    /// A takeover that forgot to discard.
+    pub(crate) fn apply_everything(&mut self, now: Time) {
+        self.release(Epoch(u64::MAX), now, std::time::Duration::ZERO);
+    }
+}

@@ -1,0 +1,287 @@
+//! What goes wrong, when, and how it ends.
+
+use std::time::Duration;
+
+use ft_proto::witness::Record;
+use ft_proto::{LinkId, NodeId, State, Time};
+
+use crate::invariants::Moment;
+use crate::plan::Fault;
+use crate::process::{Address, Busy, Message};
+use crate::world::{End, Event, World, name};
+
+/// After the faults, a pair must be protected within this time.
+pub(crate) const BOUND: Duration = Duration::from_secs(6);
+/// How long a protected pair is watched before a run ends.
+const AFTERGLOW: Duration = Duration::from_millis(60);
+
+impl World {
+    /// One fault, and the time of the next.
+    pub(crate) fn fault(&mut self) {
+        if self.healed_at.is_some() {
+            return;
+        }
+        let gap = self.rng.micros(1000, self.plan.fault_gap_us);
+        self.after(gap, Event::Fault);
+        let host = self.rng.index(self.plan.hosts);
+        self.strike(host);
+    }
+
+    /// A fault at the very moment at which a node acts.
+    pub(crate) fn aimed_fault(&mut self, address: Address) {
+        if self.healed_at.is_none() && self.plan.aimed > 0 && self.rng.chance(self.plan.aimed) {
+            self.strike(address.0);
+        }
+    }
+
+    fn strike(&mut self, host: usize) {
+        let fault = self.plan.faults[self.rng.index(self.plan.faults.len())];
+        let other = (host + 1 + self.rng.index(self.plan.hosts - 1)) % self.plan.hosts;
+        let until = self.now + self.rng.spread_millis(2, self.plan.fault_max_ms);
+        let both_ways = self.rng.chance(600_000);
+        match fault {
+            Fault::CutLink => {
+                let link = LinkId::ALL[self.rng.index(2)];
+                self.cut_links(host, other, &[link], both_ways, until);
+            }
+            Fault::Partition => self.cut_links(host, other, &LinkId::ALL, both_ways, until),
+            Fault::Kill | Fault::PowerLoss => {
+                if self.survivable(host) {
+                    self.note(host, || format!("FAULT {fault:?}"));
+                    self.kill(host, fault == Fault::Kill);
+                    self.at(until, Event::Restart(host));
+                }
+            }
+            Fault::Pause => self.pause(host, until),
+            Fault::EngineStall => self.stall(host, until),
+            Fault::ClockJump => {
+                let jump = self.rng.spread_millis(1, 4000);
+                self.note(host, || format!("FAULT clock jumps by {jump:?}"));
+                self.disturb_all(host, self.now);
+                self.hosts[host].ahead += jump;
+                let address = self.address(host);
+                if let Some(process) = self.process(address) {
+                    process.timer.1 = None;
+                }
+                self.arm_timer(address);
+            }
+            Fault::WitnessDown => self.cut_witness(host, both_ways, until),
+            Fault::SlowDisk => {
+                self.note(host, || "FAULT slow disk".to_owned());
+                self.hosts[host].slow_disk_until = until;
+            }
+            Fault::BreakStream | Fault::CorruptStream | Fault::StallStream => self.hurt_stream(fault, until),
+            Fault::DeviceFailure => self.break_device(host),
+            Fault::StopProtection => {
+                let address = self.address(host);
+                self.note(host, || "operator stops the protection".to_owned());
+                self.after(Duration::ZERO, Event::Tell(address, Message::Stop));
+            }
+        }
+    }
+
+    fn cut_links(&mut self, from: usize, to: usize, links: &[LinkId], both_ways: bool, until: Time) {
+        let arrow = if both_ways { "<->" } else { "->" };
+        let text = format!("FAULT {}{arrow}{} {links:?} until {:?}", name(from), name(to), self.until(until));
+        self.trace.line(self.now, || text);
+        for link in links {
+            self.network.block(from, to, *link, until);
+            if both_ways {
+                self.network.block(to, from, *link, until);
+            }
+        }
+        if links.len() > 1 {
+            self.truth.disturb(from, to, until);
+        }
+        if both_ways || links.contains(&LinkId::Replication) {
+            // A primary that lost the replication link may leave; its beats then say something else.
+            self.truth.disturb(to, from, until);
+            self.truth.disturb(from, to, until);
+        }
+    }
+
+    fn until(&self, until: Time) -> Duration {
+        until.since(crate::world::BEGIN)
+    }
+
+    fn disturb_all(&mut self, host: usize, until: Time) {
+        (0..self.plan.hosts).for_each(|to| self.truth.disturb(host, to, until));
+    }
+
+    /// The process on a host ends; `tell`: its kernel says so.
+    pub(crate) fn kill(&mut self, host: usize, tell: bool) {
+        let now = self.now;
+        self.disturb_all(host, now);
+        let host_state = &mut self.hosts[host];
+        let Some(mut process) = host_state.process.take() else { return };
+        // What the disk was given but had not done is lost.
+        process.disk.settle(now, &mut host_state.image);
+        host_state.down = true;
+        self.close_all((host, process.incarnation), tell);
+    }
+
+    pub(crate) fn restart(&mut self, host: usize) {
+        if self.hosts[host].down {
+            self.disturb_all(host, self.now);
+            self.start_standby(host);
+        }
+    }
+
+    fn pause(&mut self, host: usize, until: Time) {
+        self.note(host, || "FAULT paused".to_owned());
+        self.disturb_all(host, until);
+        let address = self.address(host);
+        if let Some(process) = self.process(address) {
+            process.paused_until = process.paused_until.max(until);
+            let until = process.paused_until;
+            self.at(until, Event::Wake(address));
+        }
+    }
+
+    fn stall(&mut self, host: usize, until: Time) {
+        self.note(host, || "FAULT engine stalls".to_owned());
+        let address = self.address(host);
+        if let Some(process) = self.process(address)
+            && matches!(process.busy, Busy::No)
+        {
+            process.busy = Busy::Until(until);
+            self.disturb_all(host, until);
+            self.at(until, Event::Wake(address));
+        }
+    }
+
+    fn cut_witness(&mut self, host: usize, everybody: bool, until: Time) {
+        let who = if everybody { "everybody".to_owned() } else { name(host).to_string() };
+        let text = format!("FAULT witness unreachable for {who} until {:?}", self.until(until));
+        self.trace.line(self.now, || text);
+        if everybody {
+            self.witness.down_until = until;
+        } else {
+            self.hosts[host].witness_cut_until = until;
+        }
+    }
+
+    fn hurt_stream(&mut self, fault: Fault, until: Time) {
+        let count = self.network.streams.len();
+        if count == 0 {
+            return;
+        }
+        let at = self.rng.index(count);
+        let lane = self.rng.index(2);
+        let Some((&id, stream)) = self.network.streams.iter_mut().nth(at) else { return };
+        let hosts = stream.ends.map(|end| end.host);
+        self.trace.line(self.now, || format!("FAULT {fault:?} {id} between {hosts:?}"));
+        match fault {
+            Fault::BreakStream => self.break_stream(id),
+            Fault::CorruptStream => self.corrupt_stream(id, lane),
+            _ => stream.lanes[lane].stalled_until = until,
+        }
+    }
+
+    fn break_device(&mut self, host: usize) {
+        let address = self.address(host);
+        if !self.survivable(host) {
+            return;
+        }
+        let Some(process) = self.process(address) else { return };
+        // Of an unprotected VM nothing is left to test when its disk dies.
+        if process.broken || matches!(process.node.state(), State::Solo | State::Fenced) {
+            return;
+        }
+        process.broken = true;
+        self.note(host, || "FAULT device process dies".to_owned());
+        self.tell(address, Message::DeviceFailed);
+    }
+
+    /// Whether the VM has another copy if this host dies now.
+    fn survivable(&self, host: usize) -> bool {
+        if self.plan.double_failures {
+            return true;
+        }
+        let Some(process) = &self.hosts[host].process else { return false };
+        let id = process.node.id();
+        let fit = |node: NodeId, ready: bool| {
+            self.hosts.iter().filter_map(|host| host.process.as_ref()).any(|process| {
+                let state = process.node.state();
+                let ready = if ready { state == State::StandbyReady } else { process.node.runs() };
+                process.node.id() == node && ready && !process.broken
+            })
+        };
+        match self.witness.record {
+            Some(Record::Protected { primary, standby, .. }) if primary == id => fit(standby, true),
+            Some(Record::Protected { primary, standby, .. }) if standby == id => fit(primary, false),
+            Some(Record::Solo { owner, .. }) => owner != id,
+            None => id != self.first_owner,
+            Some(_) => true,
+        }
+    }
+
+    /// All faults end.
+    pub(crate) fn heal(&mut self) {
+        let now = self.now;
+        self.trace.line(now, || "HEAL".to_owned());
+        self.healed_at = Some(now);
+        self.network.heal();
+        self.witness.down_until = now;
+        (self.plan.loss, self.plan.witness_loses, self.plan.cut_fails) = (0, 0, 0);
+        for host in 0..self.plan.hosts {
+            let address = self.address(host);
+            self.hosts[host].slow_disk_until = now;
+            self.hosts[host].witness_cut_until = now;
+            if self.hosts[host].down {
+                let soon = self.rng.micros(1000, 50_000);
+                self.after(soon, Event::Restart(host));
+            }
+            if let Some(process) = self.process(address) {
+                process.paused_until = process.paused_until.min(now);
+                if let Busy::Until(until) = &mut process.busy {
+                    *until = now;
+                }
+            }
+            self.wake(address);
+        }
+        self.after(Duration::from_millis(2), Event::Look);
+    }
+
+    /// After the faults: whether the pair is protected and serves, is lost for good, or is late.
+    pub(crate) fn look(&mut self) {
+        self.after(Duration::from_millis(2), Event::Look);
+        if self.protected_pair().is_none() {
+            self.protected_since = None;
+        }
+        let since = match self.protected_pair() {
+            Some(_) => *self.protected_since.get_or_insert(self.now),
+            None => self.now,
+        };
+        if self.client.acknowledged > since && self.now.since(since) > AFTERGLOW {
+            self.end = Some(End::Protected);
+        } else if let Some(reason) = self.lost() {
+            self.trace.line(self.now, || format!("LOST {reason}"));
+            self.end = Some(End::Lost(reason));
+        } else if let Some(healed) = self.healed_at
+            && self.now.since(healed) > BOUND
+        {
+            let states = self.hosts.iter().map(|host| host.process.as_ref().map(|process| process.node.state()));
+            let states: Vec<_> = states.collect();
+            self.moment(Moment::Late { states: format!("{states:?}, witness {:?}", self.witness.record) });
+            self.end.get_or_insert(End::Lost("late".to_owned()));
+        }
+    }
+
+    /// Whether everybody who has a right to run the VM is gone.
+    fn lost(&self) -> Option<String> {
+        let here = |node: NodeId| {
+            self.hosts.iter().filter_map(|host| host.process.as_ref()).find(|process| process.node.id() == node)
+        };
+        let gone = |node: NodeId| here(node).is_none_or(|process| process.broken);
+        match self.witness.record {
+            None => gone(self.first_owner).then(|| "the only owner died unprotected".to_owned()),
+            Some(Record::Solo { owner, .. }) => gone(owner).then(|| format!("{owner} died while it was alone")),
+            Some(Record::Protected { primary, standby, .. }) => {
+                let yielded = here(primary).is_some_and(|process| process.node.state() == State::Fenced);
+                ((gone(primary) || yielded) && gone(standby)).then(|| "both copies died".to_owned())
+            }
+            Some(Record::Stopped { .. }) => Some("shut down".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! When guests execute, what their devices do for them, and what reaches them from outside.
+
+use std::time::Duration;
+
+use crate::guest::{Frame, Request};
+use crate::network::Payload;
+use crate::process::Address;
+use crate::world::{Event, World};
+
+impl World {
+    /// The guest of a process does something.
+    pub(crate) fn guest_step(&mut self, address: Address) {
+        let now = self.now;
+        let (pause, chance) = (self.rng.micros(200, 1500), self.rng.word());
+        let talks = self.rng.chance(300_000);
+        let Some(process) = self.process(address) else { return };
+        if !process.guest.running {
+            return;
+        }
+        if Self::guest_can(process, now) {
+            if talks {
+                let frame = process.guest.chatter(chance);
+                self.nic_send(address, frame);
+            } else if process.guest.work(chance).is_some() {
+                self.submit(address);
+            }
+        }
+        self.after(pause, Event::GuestStep(address));
+    }
+
+    fn nic_send(&mut self, address: Address, frame: Frame) {
+        let Some(process) = self.process(address) else { return };
+        let (out, report) = process.nic.send(frame);
+        if let Some(report) = report {
+            self.report_later(address, report);
+        }
+        self.leave_host(address, out.into_iter().collect());
+    }
+
+    /// The disk has one more request of its guest.
+    pub(crate) fn submit(&mut self, address: Address) {
+        let (now, latency) = (self.now, self.disk_latency(address.0));
+        let Some(process) = self.process(address) else { return };
+        let due = process.disk.due(now, latency);
+        self.at(due, Event::DiskDone(address));
+    }
+
+    /// The oldest request of a guest is done.
+    pub(crate) fn disk_done(&mut self, address: Address) {
+        let now = self.now;
+        let host = &mut self.hosts[address.0];
+        let Some(process) = host.process.as_mut().filter(|process| process.incarnation == address.1) else { return };
+        if !process.guest.running || process.broken {
+            return;
+        }
+        if !process.guest_runs(now) {
+            // Sealed or stopped: guest memory is not touched.
+            return self.after(Duration::from_micros(100), Event::DiskDone(address));
+        }
+        let Some(&write) = process.guest.vcpu.in_flight.front() else { return };
+        process.disk.settle(now, &mut host.image);
+        host.image.blocks[write.block] = write.value;
+        let epoch = process.disk.epoch;
+        let mirror = process.disk.mirror.as_ref().map(|mirror| mirror.stream);
+        let frame = process.guest.completed();
+        if let Some(stream) = mirror {
+            self.send(address.0, stream, Payload::Mirrored { epoch, write });
+        }
+        if let Some(frame) = frame {
+            self.nic_send(address, frame);
+        }
+    }
+
+    /// A request reaches every host that has the VM's address: after a failover there may be two.
+    pub(crate) fn request_arrives(&mut self, request: Request) {
+        let now = self.now;
+        for host in 0..self.hosts.len() {
+            let address = self.address(host);
+            let Some(process) = self.process(address) else { continue };
+            if !process.nic.takes_input() || !Self::guest_can(process, now) {
+                continue;
+            }
+            match process.guest.serve(request) {
+                Ok(frame) => self.nic_send(address, frame),
+                Err(Some(_)) => self.submit(address),
+                Err(None) => {}
+            }
+        }
+    }
+}

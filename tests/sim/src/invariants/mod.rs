@@ -1,0 +1,111 @@
+//! What must hold at every moment of a run: one file each, with its reason at the top.
+
+mod disk_matches_memory;
+mod epoch_atomic;
+mod no_false_takeover;
+mod no_lost_ack;
+mod no_stale_image;
+mod output_commit;
+mod release_order;
+mod reprotected;
+mod single_runner;
+
+use ft_proto::witness::Record;
+use ft_proto::{Epoch, NodeId, Term};
+
+use crate::guest::{BLOCKS, Frame};
+use crate::truth::{Pages, Truth};
+
+/// A takeover, as it is about to run.
+#[derive(Debug)]
+pub(crate) struct TookOver {
+    pub(crate) node: NodeId,
+    pub(crate) session: u64,
+    pub(crate) epoch: Epoch,
+    pub(crate) digest: u64,
+    pub(crate) pages: Pages,
+    /// What the guest knows to be on disk.
+    pub(crate) done: [u64; BLOCKS],
+    /// What is on disk.
+    pub(crate) blocks: [u64; BLOCKS],
+    /// Whether the image was never a whole copy of the primary's.
+    pub(crate) stale: bool,
+}
+
+/// Something that invariants look at.
+#[derive(Debug)]
+pub(crate) enum Moment {
+    /// A frame has left a host.
+    Visible { node: NodeId, term: Term, frame: Frame },
+    /// A node believes that it may run the VM in a term.
+    Runs { node: NodeId, term: Term },
+    /// A standby has committed and applied an epoch; the digest of what it has now.
+    Committed { session: u64, epoch: Epoch, digest: u64 },
+    /// A standby runs the VM from here on.
+    TookOver(Box<TookOver>),
+    /// A standby took its primary for dead.
+    Suspected { wrongly: bool },
+    /// The client read a value; `floor` was known when it asked.
+    Read { key: usize, value: u64, floor: u64 },
+    /// The time to be protected again is over.
+    Late { states: String },
+}
+
+/// What an invariant may look at.
+pub(crate) struct Scene<'a> {
+    pub(crate) truth: &'a Truth,
+    pub(crate) record: Option<Record>,
+    pub(crate) first_owner: NodeId,
+}
+
+/// Something that must always hold.
+pub(crate) trait Invariant {
+    fn name(&self) -> &'static str;
+    /// Looks at a moment.
+    fn look(&mut self, moment: &Moment, scene: &Scene<'_>) -> Result<(), String>;
+}
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Violation {
+    /// Its name.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub what: String,
+}
+
+/// The invariants of a run.
+pub(crate) struct Checks(Vec<Box<dyn Invariant>>);
+
+impl Checks {
+    /// All of them, or the one of that name.
+    pub(crate) fn new(only: Option<&str>) -> Self {
+        let all: [Box<dyn Invariant>; 9] = [
+            Box::new(disk_matches_memory::DiskMatchesMemory),
+            Box::new(epoch_atomic::EpochAtomic),
+            Box::new(no_false_takeover::NoFalseTakeover),
+            Box::new(no_lost_ack::NoLostAck::default()),
+            Box::new(no_stale_image::NoStaleImage),
+            Box::new(output_commit::OutputCommit),
+            Box::new(release_order::ReleaseOrder::default()),
+            Box::new(reprotected::Reprotected),
+            Box::new(single_runner::SingleRunner::default()),
+        ];
+        Self(all.into_iter().filter(|one| only.is_none_or(|only| one.name() == only)).collect())
+    }
+
+    /// Shows all of them a moment; the first that does not hold.
+    pub(crate) fn look(
+        &mut self,
+        moment: &Moment,
+        truth: &Truth,
+        record: Option<Record>,
+        first_owner: NodeId,
+    ) -> Option<Violation> {
+        let scene = Scene { truth, record, first_owner };
+        self.0.iter_mut().find_map(|invariant| {
+            let what = invariant.look(moment, &scene).err()?;
+            Some(Violation { invariant: invariant.name(), what })
+        })
+    }
+}

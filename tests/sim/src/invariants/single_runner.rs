@@ -1,0 +1,49 @@
+//! In each term one node at most believes that it may run the VM, and when a newer term has spoken, an older one says
+//! nothing that the newer one does not know of.
+//!
+//! Reason: two that run write to two disks and answer the same clients; nothing can bring them together again. A frame
+//! that the newer term's history contains may be late, as any frame may be in a network.
+
+use std::collections::BTreeMap;
+
+use ft_proto::{NodeId, Term};
+
+use super::{Invariant, Moment, Scene};
+use crate::truth::Point;
+
+#[derive(Default)]
+pub(super) struct SingleRunner {
+    runners: BTreeMap<Term, NodeId>,
+    newest: Option<(Term, NodeId, Point)>,
+}
+
+impl Invariant for SingleRunner {
+    fn name(&self) -> &'static str {
+        "single_runner"
+    }
+
+    fn look(&mut self, moment: &Moment, scene: &Scene<'_>) -> Result<(), String> {
+        match *moment {
+            Moment::Runs { node, term } => {
+                let first = *self.runners.entry(term).or_insert(node);
+                if first != node {
+                    return Err(format!("{first} and {node} both run in term {term}"));
+                }
+            }
+            Moment::Visible { node, term, frame } => {
+                if let Some((newest, by, at)) = self.newest
+                    && by != node
+                    && newest >= term
+                    && !scene.truth.includes(at, frame.at)
+                {
+                    return Err(format!("{node} says {frame:?} in term {term} after {by} spoke in term {newest}"));
+                }
+                if self.newest.is_none_or(|(newest, ..)| term >= newest) {
+                    self.newest = Some((term, node, frame.at));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

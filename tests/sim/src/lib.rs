@@ -1,0 +1,76 @@
+//! The protocol under every fault: nodes of the real core in a world of models, in virtual time, one seed deciding
+//! everything.
+//!
+//! ```text
+//! seed -> plan -> world: hosts { real Node, model engine, guest, devices } + network + witness + client + faults
+//!                   '-> moments -> invariants, one file each
+//! ```
+//!
+//! A run has two phases: faults, and then none. The same seed gives the same run, line by line.
+#![forbid(unsafe_code)]
+
+mod connect;
+mod devices;
+mod engine;
+mod faults;
+mod guest;
+mod guest_side;
+mod invariants;
+mod mutation;
+mod network;
+mod observer;
+mod plan;
+mod primary_side;
+mod process;
+mod rng;
+mod standby_side;
+mod streams;
+mod trace;
+mod truth;
+mod witness;
+mod world;
+
+pub use invariants::Violation;
+pub use mutation::Mutation;
+
+use invariants::Checks;
+use trace::Trace;
+use world::{End, World};
+
+/// What to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// A defect to build in.
+    pub mutation: Option<Mutation>,
+    /// Look at this invariant only.
+    pub only: Option<&'a str>,
+    /// Keep the trace.
+    pub trace: bool,
+}
+
+/// How a run went.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Outcome {
+    /// What does not hold, if anything.
+    pub violation: Option<Violation>,
+    /// Why the VM was lost, if more failed than can be survived.
+    pub lost: Option<String>,
+    /// How many takeovers there were.
+    pub takeovers: u64,
+    /// How many events the run had.
+    pub events: u64,
+    /// What happened, line by line, if it was kept.
+    pub trace: Vec<String>,
+}
+
+/// Runs one seed.
+#[must_use]
+pub fn run(seed: u64, options: Options<'_>) -> Outcome {
+    let mut world = World::new(seed, options.mutation, Checks::new(options.only), Trace::new(options.trace));
+    let (violation, lost) = match world.run() {
+        End::Protected => (None, None),
+        End::Lost(reason) => (None, Some(reason)),
+        End::Violated(violation) => (Some(violation), None),
+    };
+    Outcome { violation, lost, takeovers: world.takeovers, events: world.events, trace: world.trace.into_lines() }
+}

@@ -1,0 +1,57 @@
+//! Deliberate defects of the model shell and its devices: each must be caught by the invariant that it is there for.
+
+use clap::ValueEnum;
+
+/// One defect.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Mutation {
+    /// The net device lets frames out when their epoch is sealed, not when it is committed.
+    ReleaseOnCut,
+    /// The witness grants every claim.
+    WitnessGrantsAll,
+    /// The standby writes pages to memory as they arrive.
+    ApplyOnArrival,
+    /// The standby acknowledges without waiting for its disk.
+    AckBeforeDisk,
+    /// The net device lets the newest frames out first.
+    NewestFirst,
+    /// A takeover keeps the disk writes of epochs that were never committed.
+    TakeOverWithoutDiscard,
+    /// A primary trusts that a standby's disk is what it was the last time.
+    SkipResync,
+    /// A process that wakes from a stall makes up for every look at the clock that it missed.
+    CatchUpClock,
+    /// What the witness did not answer is never asked again.
+    ForgetClaims,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::ReleaseOnCut,
+        Self::WitnessGrantsAll,
+        Self::ApplyOnArrival,
+        Self::AckBeforeDisk,
+        Self::NewestFirst,
+        Self::TakeOverWithoutDiscard,
+        Self::SkipResync,
+        Self::CatchUpClock,
+        Self::ForgetClaims,
+    ];
+
+    /// The invariant that must catch it.
+    #[must_use]
+    pub fn caught_by(self) -> &'static str {
+        match self {
+            Self::ReleaseOnCut => "output_commit",
+            Self::WitnessGrantsAll => "single_runner",
+            Self::ApplyOnArrival => "epoch_atomic",
+            Self::AckBeforeDisk => "no_lost_ack",
+            Self::NewestFirst => "release_order",
+            Self::TakeOverWithoutDiscard => "disk_matches_memory",
+            Self::SkipResync => "no_stale_image",
+            Self::CatchUpClock => "no_false_takeover",
+            Self::ForgetClaims => "reprotected",
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The network between the hosts: datagrams that get lost, and streams that are in order but stall, break and truncate.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ft_proto::{Epoch, LinkId, NodeId, Term, Time};
+
+use crate::guest::{BLOCKS, Vcpu, Write};
+
+/// What a stream carries. One of these is one frame.
+#[derive(Clone, Debug)]
+pub(crate) enum Payload {
+    /// Opens a session.
+    Hello {
+        node: NodeId,
+        term: Term,
+        from: usize,
+    },
+    /// Opens a disk's mirror.
+    DiskHello {
+        node: NodeId,
+    },
+    Welcome {
+        node: NodeId,
+        session: u64,
+    },
+    Refuse,
+    Copy {
+        pages: Vec<(usize, u64)>,
+    },
+    Pages {
+        pages: Vec<(usize, u64)>,
+    },
+    State {
+        vcpu: Box<Vcpu>,
+    },
+    End {
+        epoch: Epoch,
+    },
+    Ack {
+        term: Term,
+        epoch: Epoch,
+    },
+    Yield {
+        term: Term,
+    },
+    Bye {
+        term: Term,
+        reason: String,
+    },
+    /// Mirror: a block of the background copy.
+    Block {
+        block: usize,
+        value: u64,
+    },
+    /// Mirror: a write of the guest.
+    Mirrored {
+        epoch: Epoch,
+        write: Write,
+    },
+    /// Mirror: the copy is complete in this epoch.
+    Synced {
+        epoch: Epoch,
+        /// What the image really was then; for the judge only.
+        truth: [u64; BLOCKS],
+    },
+    /// Mirror: the epoch is complete.
+    DiskEnd {
+        epoch: Epoch,
+    },
+}
+
+/// A stretch of a stream.
+#[derive(Clone, Debug)]
+pub(crate) enum Segment {
+    Data(Payload),
+    /// Its checksum is wrong.
+    Corrupt,
+    /// The other end is closed.
+    Fin,
+}
+
+/// One end of a stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    pub(crate) host: usize,
+    /// Which process on that host.
+    pub(crate) incarnation: u64,
+    pub(crate) open: bool,
+}
+
+/// One direction of a stream.
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    pub(crate) segments: VecDeque<(Time, Segment)>,
+    pub(crate) stalled_until: Time,
+    pub(crate) scheduled: bool,
+}
+
+/// A connection. Lane *i* carries what end *i* sends.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) ends: [End; 2],
+    pub(crate) lanes: [Lane; 2],
+}
+
+pub(crate) type StreamId = u64;
+
+/// All links and streams.
+#[derive(Debug)]
+pub(crate) struct Network {
+    hosts: usize,
+    blocked: Vec<Time>,
+    pub(crate) streams: BTreeMap<StreamId, Stream>,
+    next_stream: StreamId,
+}
+
+impl Network {
+    pub(crate) fn new(hosts: usize) -> Self {
+        let blocked = vec![Time(0); hosts * hosts * LinkId::ALL.len()];
+        Self { hosts, blocked, streams: BTreeMap::new(), next_stream: 1 }
+    }
+
+    fn slot(&self, from: usize, to: usize, link: LinkId) -> usize {
+        (from * self.hosts + to) * LinkId::ALL.len() + link as usize
+    }
+
+    /// Nothing passes this way until then.
+    pub(crate) fn block(&mut self, from: usize, to: usize, link: LinkId, until: Time) {
+        let slot = self.slot(from, to, link);
+        self.blocked[slot] = self.blocked[slot].max(until);
+    }
+
+    pub(crate) fn is_blocked(&self, from: usize, to: usize, link: LinkId, now: Time) -> bool {
+        self.blocked[self.slot(from, to, link)] > now
+    }
+
+    /// Everything passes from now on.
+    pub(crate) fn heal(&mut self) {
+        self.blocked.fill(Time(0));
+        for stream in self.streams.values_mut() {
+            stream.lanes.iter_mut().for_each(|lane| lane.stalled_until = Time(0));
+        }
+    }
+
+    /// A connection from `caller` that the other side does not know of yet.
+    pub(crate) fn connect(&mut self, caller: (usize, u64), callee: (usize, u64)) -> StreamId {
+        let end = |(host, incarnation)| End { host, incarnation, open: true };
+        let stream = Stream { ends: [end(caller), end(callee)], lanes: Default::default() };
+        self.next_stream += 1;
+        self.streams.insert(self.next_stream, stream);
+        self.next_stream
+    }
+
+    /// Which end of the stream a host has.
+    pub(crate) fn side(&self, stream: StreamId, host: usize) -> Option<usize> {
+        self.streams.get(&stream)?.ends.iter().position(|end| end.host == host)
+    }
+}

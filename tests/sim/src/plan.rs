@@ -1,0 +1,119 @@
+//! What a seed decides before its run begins: how many hosts, how fast things are, and which faults there will be.
+
+use std::time::Duration;
+
+use ft_proto::Settings;
+
+use crate::rng::Rng;
+
+/// One kind of fault; a seed uses some of them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fault {
+    /// One link between two hosts, one or both ways.
+    CutLink,
+    /// Both links between two hosts, one or both ways.
+    Partition,
+    /// The process dies; its kernel closes what it had open.
+    Kill,
+    /// The host dies; nobody is told.
+    PowerLoss,
+    /// The process is stopped and goes on later.
+    Pause,
+    /// The engine's thread is starved; heartbeats go on.
+    EngineStall,
+    /// The clock of a host jumps ahead.
+    ClockJump,
+    /// Nobody, or one host, reaches the witness.
+    WitnessDown,
+    /// A disk takes its time.
+    SlowDisk,
+    /// A stream is reset by something on the way.
+    BreakStream,
+    /// A frame in a stream is changed on the way.
+    CorruptStream,
+    /// A stream stands still for a while.
+    StallStream,
+    /// A device process fails: disk full, tap gone, process dead.
+    DeviceFailure,
+    /// An operator ends the protection.
+    StopProtection,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 14] = [
+        Self::CutLink,
+        Self::Partition,
+        Self::Kill,
+        Self::PowerLoss,
+        Self::Pause,
+        Self::EngineStall,
+        Self::ClockJump,
+        Self::WitnessDown,
+        Self::SlowDisk,
+        Self::BreakStream,
+        Self::CorruptStream,
+        Self::StallStream,
+        Self::DeviceFailure,
+        Self::StopProtection,
+    ];
+}
+
+/// Everything that is fixed for a run. Chances are per million.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) hosts: usize,
+    pub(crate) settings: Settings,
+    /// How long there are faults.
+    pub(crate) faults_for: Duration,
+    /// Longest time between two faults, in microseconds.
+    pub(crate) fault_gap_us: u64,
+    pub(crate) faults: Vec<Fault>,
+    /// Longest fault, in milliseconds.
+    pub(crate) fault_max_ms: u64,
+    /// Chance that a fault strikes just when a node acts.
+    pub(crate) aimed: u64,
+    /// Whether faults may take all copies of the VM at once.
+    pub(crate) double_failures: bool,
+    pub(crate) loss: u64,
+    pub(crate) duplicates: u64,
+    /// Network delay in microseconds.
+    pub(crate) delay_us: (u64, u64),
+    pub(crate) witness_delay_us: (u64, u64),
+    pub(crate) witness_loses: u64,
+    pub(crate) cut_fails: u64,
+    pub(crate) pause_us: (u64, u64),
+}
+
+impl Plan {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        let mut pick = |choices: &[u64]| choices[rng.index(choices.len())];
+        let settings = Settings {
+            silence: Some(Duration::from_millis(pick(&[60, 90, 150]))),
+            min_epoch: Duration::from_micros(pick(&[300, 1000, 3000])),
+            max_epoch: Duration::from_micros(pick(&[3000, 6000, 12_000])),
+            depth: pick(&[1, 2, 2, 2, 4]) as usize,
+            on_partition: None,
+        };
+        let plan = Self {
+            hosts: pick(&[2, 2, 3]) as usize,
+            settings,
+            faults_for: Duration::from_millis(pick(&[600, 1200, 2400])),
+            fault_gap_us: pick(&[30_000, 100_000, 300_000]),
+            faults: Vec::new(),
+            fault_max_ms: pick(&[100, 400, 1600]),
+            aimed: pick(&[0, 0, 500, 5000]),
+            double_failures: pick(&[0, 0, 0, 0, 0, 1]) == 1,
+            loss: pick(&[0, 0, 10_000, 50_000]),
+            duplicates: pick(&[0, 0, 50_000]),
+            delay_us: (20, pick(&[60, 300, 2000])),
+            witness_delay_us: (100, pick(&[1000, 10_000, 60_000])),
+            witness_loses: pick(&[0, 0, 50_000, 300_000]),
+            cut_fails: pick(&[0, 0, 0, 3000]),
+            pause_us: (50, pick(&[100, 400, 2000])),
+        };
+        // Few kinds at a time: faults of all kinds at once hide what each of them does.
+        let kinds = rng.range(1, 6);
+        let faults = (0..kinds).map(|_| Fault::ALL[rng.index(Fault::ALL.len())]).collect();
+        Self { faults, ..plan }
+    }
+}

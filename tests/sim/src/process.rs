@@ -1,0 +1,195 @@
+//! One host and the process on it: the real node, the model of everything around it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ft_proto::device_ctl::Report;
+use ft_proto::witness::Claim;
+use ft_proto::{Beat, Epoch, LinkId, Node, NodeId, Term, Time, WitnessAnswer};
+
+use crate::devices::{Disk, DiskImage, Nic};
+use crate::guest::{Guest, Image};
+use crate::network::{Segment, StreamId};
+
+/// A host and which process on it: messages to a process that is gone reach nobody.
+pub(crate) type Address = (usize, u64);
+
+/// What waits for the engine's thread.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Beat {
+        link: LinkId,
+        at: Time,
+        beat: Beat,
+    },
+    Witness(WitnessAnswer),
+    /// The witness's answer to the connecting thread.
+    Owned(WitnessAnswer),
+    OpeningTimeout(u64),
+    Stream(StreamId, Segment),
+    Report(Report),
+    DeviceFailed,
+    Pump(u64),
+    Timer,
+    Stop,
+}
+
+/// What keeps the engine's thread from its inbox.
+#[derive(Debug)]
+pub(crate) enum Busy {
+    No,
+    /// Starved.
+    Until(Time),
+    /// The guest stands still; `None`: the capture fails.
+    Cut {
+        epoch: Epoch,
+        base: bool,
+        image: Option<Image>,
+    },
+    TakeOver {
+        committed: Epoch,
+        term: Term,
+        latest: Box<Image>,
+        session: u64,
+        primary: NodeId,
+        primary_host: usize,
+    },
+}
+
+/// What this node holds open towards another one.
+#[derive(Debug)]
+pub(crate) enum Session {
+    None,
+    Primary(PrimarySide),
+    Standby(Box<StandbySide>),
+}
+
+/// A session in which this node is the primary.
+#[derive(Debug)]
+pub(crate) struct PrimarySide {
+    pub(crate) stream: StreamId,
+    pub(crate) session: u64,
+    pub(crate) copy: Option<FirstCopy>,
+    pub(crate) disk_in_sync: bool,
+}
+
+/// How far the first copy of memory has come.
+#[derive(Debug, Default)]
+pub(crate) struct FirstCopy {
+    pub(crate) next_page: usize,
+    pub(crate) dirty: VecDeque<usize>,
+    pub(crate) small: bool,
+    pub(crate) rounds: u32,
+}
+
+/// A session in which this node is the standby.
+#[derive(Debug)]
+pub(crate) struct StandbySide {
+    pub(crate) primary: NodeId,
+    pub(crate) primary_host: usize,
+    pub(crate) session: u64,
+    /// `None` once the stream has ended; what was committed is still good.
+    pub(crate) stream: Option<StreamId>,
+    pub(crate) arriving: Image,
+    pub(crate) state_seen: bool,
+    pub(crate) whole: BTreeMap<Epoch, Image>,
+    pub(crate) latest: Option<Image>,
+    /// When the takeover was claimed first.
+    pub(crate) claimed_at: Option<Time>,
+}
+
+/// The way to a session, on a thread of its own.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub(crate) number: u64,
+    pub(crate) target: usize,
+    pub(crate) term: Term,
+    pub(crate) stream: Option<StreamId>,
+    pub(crate) disk_stream: Option<StreamId>,
+    pub(crate) peer: Option<(NodeId, u64)>,
+}
+
+/// A thread that asks the witness, one claim after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Asker {
+    pub(crate) claims: VecDeque<Claim>,
+    /// Which attempt is open.
+    pub(crate) token: u64,
+}
+
+/// One pollux-vmm with its devices.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) incarnation: u64,
+    pub(crate) node: Node,
+    pub(crate) guest: Guest,
+    pub(crate) nic: Nic,
+    pub(crate) disk: Disk,
+    pub(crate) session: Session,
+    pub(crate) opening: Option<Opening>,
+    pub(crate) opened: u64,
+    pub(crate) inbox: VecDeque<Message>,
+    pub(crate) busy: Busy,
+    pub(crate) paused_until: Time,
+    pub(crate) timer: (u64, Option<Time>),
+    pub(crate) said: (Term, bool),
+    pub(crate) route: Option<usize>,
+    pub(crate) beat_generation: u64,
+    pub(crate) beat_interval: Duration,
+    pub(crate) askers: BTreeMap<u64, Asker>,
+    pub(crate) asker: u64,
+    /// A device process is dead.
+    pub(crate) broken: bool,
+    /// When the node last looked at the clock.
+    pub(crate) looked: Time,
+}
+
+impl Process {
+    pub(crate) fn new(incarnation: u64, node: Node, looked: Time) -> Self {
+        Self {
+            incarnation,
+            said: (node.term(), node.runs()),
+            node,
+            guest: Guest::default(),
+            nic: Nic::default(),
+            disk: Disk::default(),
+            session: Session::None,
+            opening: None,
+            opened: 0,
+            inbox: VecDeque::new(),
+            busy: Busy::No,
+            paused_until: Time(0),
+            timer: (0, None),
+            route: None,
+            beat_generation: 0,
+            beat_interval: Duration::from_millis(500),
+            askers: BTreeMap::new(),
+            asker: 1,
+            broken: false,
+            looked,
+        }
+    }
+
+    /// Whether the engine's thread can do anything now.
+    pub(crate) fn is_awake(&self, now: Time) -> bool {
+        self.paused_until <= now && matches!(self.busy, Busy::No)
+    }
+
+    /// Whether the guest can execute now.
+    pub(crate) fn guest_runs(&self, now: Time) -> bool {
+        self.guest.running && !self.guest.stopped && self.paused_until <= now
+    }
+}
+
+/// A machine: what outlives its processes.
+#[derive(Debug, Default)]
+pub(crate) struct Host {
+    pub(crate) process: Option<Process>,
+    pub(crate) incarnations: u64,
+    pub(crate) image: DiskImage,
+    /// How far its clock is ahead.
+    pub(crate) ahead: Duration,
+    pub(crate) slow_disk_until: Time,
+    pub(crate) witness_cut_until: Time,
+    pub(crate) down: bool,
+}

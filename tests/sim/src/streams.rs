@@ -1,0 +1,174 @@
+//! How streams move through the network: in order, delayed, held up by partitions, ended by either side or by nobody.
+
+use ft_proto::LinkId;
+
+use crate::network::{End, Payload, Segment, StreamId};
+use crate::process::{Address, Message};
+use crate::world::{Event, World};
+
+impl World {
+    /// Sends one frame from a host.
+    pub(crate) fn send(&mut self, host: usize, stream: StreamId, payload: Payload) {
+        self.push(host, stream, Segment::Data(payload));
+    }
+
+    fn push(&mut self, host: usize, id: StreamId, segment: Segment) {
+        let (low, high) = self.plan.delay_us;
+        let mut delay = self.rng.micros(low, high);
+        if self.rng.chance(self.plan.loss) {
+            delay += self.rng.micros(1000, 8000);
+        }
+        let now = self.now;
+        let Some(lane) = self.network.side(id, host) else { return };
+        let Some(stream) = self.network.streams.get_mut(&id) else { return };
+        if !stream.ends[lane].open {
+            return;
+        }
+        let queue = &mut stream.lanes[lane];
+        let due = queue.segments.back().map_or(now, |(due, _)| *due).max(now + delay);
+        queue.segments.push_back((due, segment));
+        if !std::mem::replace(&mut queue.scheduled, true) {
+            self.at(due, Event::Stream(id, lane));
+        }
+    }
+
+    /// Ends a host's side: what is queued still leaves.
+    pub(crate) fn close(&mut self, host: usize, id: StreamId) {
+        self.push(host, id, Segment::Fin);
+        if let Some(lane) = self.network.side(id, host)
+            && let Some(stream) = self.network.streams.get_mut(&id)
+        {
+            stream.ends[lane].open = false;
+        }
+    }
+
+    /// Everything a process had open, when it dies. A power loss tells nobody.
+    pub(crate) fn close_all(&mut self, address: Address, tell: bool) {
+        let of = |end: &End| (end.host, end.incarnation) == address;
+        let ids: Vec<StreamId> =
+            self.network.streams.iter().filter(|(_, stream)| stream.ends.iter().any(of)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.truncate(id, address.0);
+            if tell {
+                self.close(address.0, id);
+            } else if let Some(lane) = self.network.side(id, address.0)
+                && let Some(stream) = self.network.streams.get_mut(&id)
+            {
+                stream.ends[lane].open = false;
+            }
+        }
+    }
+
+    /// What a host has sent is lost from somewhere on.
+    pub(crate) fn truncate(&mut self, id: StreamId, host: usize) {
+        let keep = self.rng.word() as usize;
+        if let Some(lane) = self.network.side(id, host)
+            && let Some(stream) = self.network.streams.get_mut(&id)
+        {
+            let segments = &mut stream.lanes[lane].segments;
+            segments.truncate(keep % (segments.len() + 1));
+        }
+    }
+
+    /// Something on the way resets a stream.
+    pub(crate) fn break_stream(&mut self, id: StreamId) {
+        let Some(stream) = self.network.streams.get(&id) else { return };
+        let hosts = stream.ends.map(|end| end.host);
+        for host in hosts {
+            self.truncate(id, host);
+            self.push(host, id, Segment::Fin);
+        }
+    }
+
+    /// The next frame of a stream is changed on the way.
+    pub(crate) fn corrupt_stream(&mut self, id: StreamId, lane: usize) {
+        if let Some(stream) = self.network.streams.get_mut(&id)
+            && let Some((_, segment)) = stream.lanes[lane].segments.back_mut()
+        {
+            *segment = Segment::Corrupt;
+        }
+    }
+
+    /// The head of a lane may have arrived.
+    pub(crate) fn stream_due(&mut self, id: StreamId, lane: usize) {
+        let retry = self.rng.micros(2000, 12_000);
+        let Some(stream) = self.network.streams.get_mut(&id) else { return };
+        let (from, to) = (stream.ends[lane], stream.ends[1 - lane]);
+        let queue = &mut stream.lanes[lane];
+        queue.scheduled = false;
+        let Some((due, _)) = queue.segments.front() else { return self.forget_if_over(id) };
+        let mut again = (*due).max(queue.stalled_until);
+        let mut gone = !to.open;
+        match &self.hosts[to.host].process {
+            // Sent again and again until somebody answers.
+            None => again = again.max(self.now + retry),
+            Some(process) if process.incarnation != to.incarnation => gone = true,
+            Some(process) => again = again.max(process.paused_until),
+        }
+        if self.network.is_blocked(from.host, to.host, LinkId::Replication, self.now) {
+            again = again.max(self.now + retry);
+        }
+        if again > self.now {
+            return self.schedule_lane(id, lane, again);
+        }
+        if gone {
+            return self.reset(id, lane);
+        }
+        let Some(stream) = self.network.streams.get_mut(&id) else { return };
+        let Some((_, segment)) = stream.lanes[lane].segments.pop_front() else { return };
+        if !matches!(segment, Segment::Data(_)) {
+            // Nobody reads on after that.
+            stream.lanes[lane].segments.clear();
+        }
+        if let Some((due, _)) = stream.lanes[lane].segments.front() {
+            let due = *due;
+            self.schedule_lane(id, lane, due);
+        }
+        self.arrive((to.host, to.incarnation), id, segment);
+        self.forget_if_over(id);
+    }
+
+    fn schedule_lane(&mut self, id: StreamId, lane: usize, at: ft_proto::Time) {
+        if let Some(stream) = self.network.streams.get_mut(&id)
+            && !std::mem::replace(&mut stream.lanes[lane].scheduled, true)
+        {
+            self.at(at, Event::Stream(id, lane));
+        }
+    }
+
+    /// Nobody is there: whoever sends on this lane is told so.
+    fn reset(&mut self, id: StreamId, lane: usize) {
+        let Some(stream) = self.network.streams.get_mut(&id) else { return };
+        stream.lanes[lane].segments.clear();
+        if !stream.ends[lane].open {
+            return self.forget_if_over(id);
+        }
+        let back = &mut stream.lanes[1 - lane];
+        back.segments.clear();
+        back.segments.push_back((self.now, Segment::Fin));
+        let at = self.now;
+        self.schedule_lane(id, 1 - lane, at);
+    }
+
+    fn forget_if_over(&mut self, id: StreamId) {
+        let over = self.network.streams.get(&id).is_some_and(|stream| {
+            stream.ends.iter().all(|end| !end.open) && stream.lanes.iter().all(|lane| lane.segments.is_empty())
+        });
+        if over {
+            self.network.streams.remove(&id);
+        }
+    }
+
+    /// A segment has arrived at a live process: mirror streams belong to the disk, all others to the engine.
+    fn arrive(&mut self, at: Address, id: StreamId, segment: Segment) {
+        let Some(process) = self.process(at) else { return };
+        let disk = &process.disk;
+        let mirror = disk.mirror.as_ref().is_some_and(|mirror| mirror.stream == id);
+        let receiver = disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
+        if mirror || receiver {
+            self.disk_stream(at, id, segment);
+        } else {
+            self.tell(at, Message::Stream(id, segment));
+        }
+    }
+}

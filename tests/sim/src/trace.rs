@@ -1,0 +1,38 @@
+//! What happened, in lines that a person can read. Kept only when somebody will read them.
+
+use ft_proto::{NodeId, Time};
+
+use crate::world::BEGIN;
+
+/// The lines so far.
+#[derive(Debug, Default)]
+pub(crate) struct Trace {
+    lines: Option<Vec<String>>,
+    /// What nodes are called.
+    names: Vec<(NodeId, String)>,
+}
+
+impl Trace {
+    pub(crate) fn new(on: bool) -> Self {
+        Self { lines: on.then(Vec::new), names: Vec::new() }
+    }
+
+    pub(crate) fn name(&mut self, node: NodeId, name: String) {
+        self.names.push((node, name));
+    }
+
+    pub(crate) fn line(&mut self, now: Time, text: impl FnOnce() -> String) {
+        if let Some(lines) = &mut self.lines {
+            let mut text = text();
+            for (node, name) in &self.names {
+                text = text.replace(&format!("{node:?}"), name).replace(&node.to_string(), name);
+            }
+            let micros = now.since(BEGIN).as_micros();
+            lines.push(format!("{:>5}.{:03} ms  {}", micros / 1000, micros % 1000, text));
+        }
+    }
+
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        self.lines.unwrap_or_default()
+    }
+}

@@ -1,0 +1,108 @@
+//! The model witness: the real judgement, behind a network that is slow, loses questions, and loses answers after the
+//! claim has taken effect.
+
+use std::time::Duration;
+
+use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::{Time, WitnessAnswer};
+
+use crate::mutation::Mutation;
+use crate::process::{Address, Asker, Message};
+use crate::world::{Event, World};
+
+/// The connecting thread's place among the threads that ask.
+pub(crate) const OPENER: u64 = 0;
+/// After this time a question counts as unanswered.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The record, and until when nobody reaches it.
+#[derive(Debug, Default)]
+pub(crate) struct Witness {
+    pub(crate) record: Option<Record>,
+    pub(crate) down_until: Time,
+}
+
+impl World {
+    /// Queues a claim with a thread that asks one after the other.
+    pub(crate) fn ask_witness(&mut self, from: Address, asker: u64, claim: Claim) {
+        let Some(process) = self.process(from) else { return };
+        let thread = process.askers.entry(asker).or_default();
+        thread.claims.push_back(claim);
+        if thread.claims.len() == 1 {
+            self.ask_next(from, asker);
+        }
+    }
+
+    pub(crate) fn witness_reachable(&self, host: usize) -> bool {
+        self.witness.down_until <= self.now && self.hosts[host].witness_cut_until <= self.now
+    }
+
+    fn ask_next(&mut self, from: Address, asker: u64) {
+        let Some(process) = self.process(from) else { return };
+        let Some(Asker { claims, token }) = process.askers.get_mut(&asker) else { return };
+        let Some(&claim) = claims.front() else { return };
+        *token += 1;
+        let token = *token;
+        self.after(PATIENCE, Event::WitnessAnswers { to: from, asker, token, verdict: None });
+        let (low, high) = self.plan.witness_delay_us;
+        let mut delay = self.rng.micros(low, high);
+        if !self.witness_reachable(from.0) || self.rng.chance(self.plan.witness_loses) {
+            // Most of what is lost stays lost; some of it arrives when nobody waits for it any more.
+            if !self.rng.chance(200_000) {
+                return;
+            }
+            delay += self.rng.micros(100_000, 900_000);
+        }
+        self.after(delay, Event::WitnessJudges { from, asker, token, claim });
+    }
+
+    /// The claim takes effect, whether its sender still lives or not.
+    pub(crate) fn witness_judges(&mut self, from: Address, asker: u64, token: u64, claim: Claim) {
+        if self.witness.down_until > self.now {
+            let later = self.witness.down_until;
+            return self.at(later, Event::WitnessJudges { from, asker, token, claim });
+        }
+        let verdict = match self.mutation {
+            Some(Mutation::WitnessGrantsAll) => Verdict::Granted(always(claim)),
+            _ => judge(self.witness.record, claim),
+        };
+        if let Verdict::Granted(record) = verdict {
+            self.witness.record = Some(record);
+        }
+        self.trace.line(self.now, || format!("W {claim:?} -> {verdict:?}"));
+        if self.witness_reachable(from.0) && !self.rng.chance(self.plan.witness_loses) {
+            let (low, high) = self.plan.witness_delay_us;
+            let delay = self.rng.micros(low, high);
+            self.after(delay, Event::WitnessAnswers { to: from, asker, token, verdict: Some(verdict) });
+        }
+    }
+
+    /// The answer, or the end of patience.
+    pub(crate) fn witness_answers(&mut self, to: Address, asker: u64, token: u64, verdict: Option<Verdict>) {
+        let forget = self.mutation == Some(Mutation::ForgetClaims) && verdict.is_none();
+        let Some(process) = self.process(to) else { return };
+        let Some(thread) = process.askers.get_mut(&asker).filter(|thread| thread.token == token) else { return };
+        let Some(claim) = thread.claims.pop_front() else { return };
+        thread.token += 1;
+        let answer = match verdict {
+            Some(verdict) => WitnessAnswer::Judged(claim, verdict),
+            None => WitnessAnswer::Unreachable(claim, "no answer".to_owned()),
+        };
+        let message = if asker == OPENER { Message::Owned(answer) } else { Message::Witness(answer) };
+        if !forget {
+            self.tell(to, message);
+        }
+        self.ask_next(to, asker);
+    }
+}
+
+/// What a witness that never refuses would write.
+fn always(claim: Claim) -> Record {
+    match claim {
+        Claim::Own { node, term } => Record::Solo { owner: node, term },
+        Claim::Register { primary, standby, term } => Record::Protected { primary, standby, term },
+        Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
+        Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
+        Claim::Stop { term, .. } => Record::Stopped { term },
+    }
+}

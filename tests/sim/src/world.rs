@@ -1,0 +1,310 @@
+//! The world of one run: virtual time, a queue of events, and everything that they happen to.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use ft_proto::device_ctl::Command;
+use ft_proto::witness::Claim;
+use ft_proto::{Beat, LinkId, Node, NodeId, State, Term, Time};
+
+use crate::guest::{Frame, Request};
+use crate::invariants::{Checks, Moment, Violation};
+use crate::mutation::Mutation;
+use crate::network::{Network, StreamId};
+use crate::observer::Client;
+use crate::plan::Plan;
+use crate::process::{Address, Host, Message, Process};
+use crate::rng::Rng;
+use crate::trace::Trace;
+use crate::truth::Truth;
+use crate::witness::Witness;
+
+/// When virtual time begins: late enough to look back from.
+pub(crate) const BEGIN: Time = Time(1_000_000_000);
+
+/// Something that happens at a time.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// For the inbox of an engine.
+    Tell(Address, Message),
+    Beat {
+        to: usize,
+        link: LinkId,
+        beat: Beat,
+    },
+    BeatTick(Address, u64),
+    Timer(Address, u64),
+    /// A pause or a stall is over.
+    Wake(Address),
+    CutEnd(Address),
+    TakeOverEnd(Address),
+    /// The head of a stream's lane is due.
+    Stream(StreamId, usize),
+    GuestStep(Address),
+    DiskDone(Address),
+    CopyTick(Address, StreamId),
+    WitnessJudges {
+        from: Address,
+        asker: u64,
+        token: u64,
+        claim: Claim,
+    },
+    WitnessAnswers {
+        to: Address,
+        asker: u64,
+        token: u64,
+        verdict: Option<ft_proto::witness::Verdict>,
+    },
+    Operator(usize),
+    Restart(usize),
+    Fault,
+    ClientTick,
+    Request(Request),
+    Reply(Frame),
+    Heal,
+    /// After the faults: is it over?
+    Look,
+}
+
+struct Scheduled {
+    at: Time,
+    number: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    /// Protected again.
+    Protected,
+    /// More failed than can be survived.
+    Lost(String),
+    /// Something is wrong.
+    Violated(Violation),
+}
+
+/// Everything there is.
+pub(crate) struct World {
+    pub(crate) now: Time,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    scheduled: u64,
+    pub(crate) rng: Rng,
+    pub(crate) plan: Plan,
+    pub(crate) mutation: Option<Mutation>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) network: Network,
+    pub(crate) witness: Witness,
+    pub(crate) client: Client,
+    pub(crate) truth: Truth,
+    pub(crate) checks: Checks,
+    pub(crate) trace: Trace,
+    pub(crate) first_owner: NodeId,
+    /// When the faults ended.
+    pub(crate) healed_at: Option<Time>,
+    /// Since when a pair is protected, after the faults.
+    pub(crate) protected_since: Option<Time>,
+    pub(crate) end: Option<End>,
+    pub(crate) events: u64,
+    pub(crate) takeovers: u64,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, mutation: Option<Mutation>, checks: Checks, trace: Trace) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        let hosts = (0..plan.hosts).map(|_| Host::default()).collect();
+        let mut world = Self {
+            now: BEGIN,
+            queue: BinaryHeap::new(),
+            scheduled: 0,
+            network: Network::new(plan.hosts),
+            rng,
+            plan,
+            mutation,
+            hosts,
+            witness: Witness::default(),
+            client: Client::default(),
+            truth: Truth::default(),
+            checks,
+            trace,
+            first_owner: NodeId(0),
+            healed_at: None,
+            protected_since: None,
+            end: None,
+            events: 0,
+            takeovers: 0,
+        };
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let plan = format!("{:?}", self.plan);
+        self.trace.line(self.now, || plan);
+        self.first_owner = self.boot();
+        for host in 1..self.plan.hosts {
+            self.start_standby(host);
+        }
+        for host in 0..self.plan.hosts {
+            let soon = self.rng.micros(0, 20_000);
+            self.after(soon, Event::Operator(host));
+        }
+        let first = self.rng.micros(0, 250_000);
+        self.after(first, Event::Fault);
+        self.after(Duration::from_millis(1), Event::ClientTick);
+        self.after(self.plan.faults_for, Event::Heal);
+    }
+
+    /// The VM is started on the first host, unprotected.
+    fn boot(&mut self) -> NodeId {
+        let id = self.new_node(0);
+        let now = self.local(0);
+        let mut process = Process::new(self.next_incarnation(0), Node::solo(id, Term(1), self.plan.settings, now), now);
+        process.guest.running = true;
+        process.guest.vcpu.at = self.truth.new_branch(None);
+        let address = (0, process.incarnation);
+        self.hosts[0].process = Some(process);
+        self.moment(Moment::Runs { node: id, term: Term(1) });
+        self.after(Duration::from_micros(10), Event::GuestStep(address));
+        id
+    }
+
+    /// An empty standby is started on a host.
+    pub(crate) fn start_standby(&mut self, host: usize) {
+        let id = self.new_node(host);
+        let now = self.local(host);
+        let node = Node::standby(id, self.plan.settings, now);
+        let mut process = Process::new(self.next_incarnation(host), node, now);
+        process.nic.command(&Command::Standby(true), None);
+        self.hosts[host].process = Some(process);
+        self.hosts[host].down = false;
+        self.note(host, || format!("starts as standby {id}"));
+    }
+
+    fn new_node(&mut self, host: usize) -> NodeId {
+        let id = NodeId(self.rng.word());
+        let name = format!("{}{}", name(host), self.hosts[host].incarnations + 1);
+        self.trace.name(id, name);
+        id
+    }
+
+    fn next_incarnation(&mut self, host: usize) -> u64 {
+        self.hosts[host].incarnations += 1;
+        self.hosts[host].incarnations
+    }
+
+    /// A host's clock.
+    pub(crate) fn local(&self, host: usize) -> Time {
+        self.now + self.hosts[host].ahead
+    }
+
+    pub(crate) fn at(&mut self, at: Time, event: Event) {
+        self.scheduled += 1;
+        self.queue.push(Reverse(Scheduled { at: at.max(self.now), number: self.scheduled, event }));
+    }
+
+    pub(crate) fn after(&mut self, span: Duration, event: Event) {
+        self.at(self.now + span, event);
+    }
+
+    /// The process, if it is still that one.
+    pub(crate) fn process(&mut self, address: Address) -> Option<&mut Process> {
+        self.hosts[address.0].process.as_mut().filter(|process| process.incarnation == address.1)
+    }
+
+    pub(crate) fn address(&self, host: usize) -> Address {
+        (host, self.hosts[host].process.as_ref().map_or(0, |process| process.incarnation))
+    }
+
+    pub(crate) fn note(&mut self, host: usize, text: impl FnOnce() -> String) {
+        self.trace.line(self.now, || format!("{} {}", name(host), text()));
+    }
+
+    pub(crate) fn moment(&mut self, moment: Moment) {
+        let found = self.checks.look(&moment, &self.truth, self.witness.record, self.first_owner);
+        if let Some(violation) = found
+            && self.end.is_none()
+        {
+            self.trace.line(self.now, || format!("VIOLATION of {}: {}", violation.invariant, violation.what));
+            self.end = Some(End::Violated(violation));
+        }
+    }
+
+    /// Runs to the end.
+    pub(crate) fn run(&mut self) -> End {
+        loop {
+            if let Some(end) = self.end.clone() {
+                return end;
+            }
+            let Some(Reverse(next)) = self.queue.pop() else { return End::Lost("nothing happens any more".to_owned()) };
+            self.now = next.at;
+            self.events += 1;
+            self.happen(next.event);
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Tell(address, message) => self.tell(address, message),
+            Event::Beat { to, link, beat } => self.beat_arrives(to, link, beat),
+            Event::BeatTick(address, generation) => self.beat_tick(address, generation),
+            Event::Timer(address, generation) => self.timer(address, generation),
+            Event::Wake(address) => self.wake(address),
+            Event::CutEnd(address) => self.cut_end(address),
+            Event::TakeOverEnd(address) => self.take_over_end(address),
+            Event::Stream(stream, lane) => self.stream_due(stream, lane),
+            Event::GuestStep(address) => self.guest_step(address),
+            Event::DiskDone(address) => self.disk_done(address),
+            Event::CopyTick(address, stream) => self.copy_tick(address, stream),
+            Event::WitnessJudges { from, asker, token, claim } => self.witness_judges(from, asker, token, claim),
+            Event::WitnessAnswers { to, asker, token, verdict } => self.witness_answers(to, asker, token, verdict),
+            Event::Operator(host) => self.operator(host),
+            Event::Restart(host) => self.restart(host),
+            Event::Fault => self.fault(),
+            Event::ClientTick => self.client_tick(),
+            Event::Request(request) => self.request_arrives(request),
+            Event::Reply(frame) => self.client_hears(frame),
+            Event::Heal => self.heal(),
+            Event::Look => self.look(),
+        }
+    }
+
+    /// The host that runs the VM under protection, with its standby ready.
+    pub(crate) fn protected_pair(&self) -> Option<(usize, usize)> {
+        let processes = || self.hosts.iter().enumerate().filter_map(|(at, host)| Some((at, host.process.as_ref()?)));
+        let (primary, process) = processes().find(|(_, process)| process.node.state() == State::Protected)?;
+        let peer = process.node.peer()?;
+        let (standby, _) = processes().find(|(_, process)| {
+            process.node.id() == peer
+                && process.node.state() == State::StandbyReady
+                && process.node.term() == self.hosts[primary].process.as_ref().map_or(Term(0), |p| p.node.term())
+        })?;
+        Some((primary, standby))
+    }
+}
+
+/// What a host is called in traces.
+pub(crate) fn name(host: usize) -> char {
+    char::from(b'A' + host as u8)
+}

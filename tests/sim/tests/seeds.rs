@@ -1,0 +1,40 @@
+//! A thousand seeds hold, the same seed is the same run, and each invariant catches the defect that it is there for.
+
+use sim::{Mutation, Options, run};
+
+const SEEDS: u64 = 1000;
+
+#[test]
+fn a_thousand_seeds_hold() {
+    let mut takeovers = 0;
+    let mut lost = 0;
+    for seed in 0..SEEDS {
+        let outcome = run(seed, Options::default());
+        assert_eq!(outcome.violation, None, "cargo run -p sim -- --seeds 1 --seed {seed} --trace");
+        takeovers += outcome.takeovers;
+        lost += u64::from(outcome.lost.is_some());
+    }
+    // A run in which nothing happens proves nothing.
+    assert!(takeovers > SEEDS / 4, "only {takeovers} takeovers");
+    assert!(lost < SEEDS / 5, "{lost} runs ended early because all copies were gone");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in [1, 7, 42] {
+        let options = Options { trace: true, ..Options::default() };
+        let first = run(seed, options);
+        assert!(first.trace.len() > 100);
+        assert_eq!(first, run(seed, options));
+    }
+}
+
+#[test]
+fn each_mutation_is_caught_by_its_invariant() {
+    for mutation in Mutation::ALL {
+        let only = mutation.caught_by();
+        let options = Options { mutation: Some(mutation), only: Some(only), trace: false };
+        let caught = (0..SEEDS).find(|seed| run(*seed, options).violation.is_some());
+        assert!(caught.is_some(), "{mutation:?} is not caught by {only} within {SEEDS} seeds");
+    }
+}
