@@ -175,7 +175,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm");
         let mut setup = FileWitness::new(&path);
-        for claim in [Claim::Own { node: A, term: T }, Claim::Register { primary: A, standby: B, term: T }] {
+        for claim in [Claim::Own { node: A, term: Term(0) }, Claim::Register { primary: A, standby: B, term: T }] {
             assert!(matches!(setup.ask(claim), Ok(Verdict::Granted(_))));
         }
         let claims =
