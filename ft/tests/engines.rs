@@ -265,7 +265,7 @@ fn memory_and_state_arrive_and_epochs_commit() {
     wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
     wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
     let status = pair.a().status();
-    assert_eq!((status.role, status.term), ("primary", 1));
+    assert_eq!((status.role, status.term), ("primary", 2));
     assert_eq!(status.links.iter().map(|link| link.state).collect::<Vec<_>>(), ["green", "green"]);
     assert_eq!(pair.b.status().state, "standby-ready");
 }
@@ -281,7 +281,7 @@ fn the_standby_takes_over_when_the_primary_is_gone() {
     assert_eq!(pair.guest_b.started(), Some(vec![0xee]));
     assert_eq!(pair.guest_a.memory_copy(), pair.guest_b.memory_copy());
     wait(|| pair.b.status().state == "solo", || format!("{:?}", pair.b.status()));
-    assert_eq!(pair.b.status().term, 2);
+    assert_eq!(pair.b.status().term, 3);
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn stop_leaves_the_guest_running_alone_and_the_standby_empty() {
     assert_eq!(pair.a().status().state, "solo");
     pair.a().protect(pair.options.clone()).unwrap();
     wait(|| pair.a().status().state == "protected", || format!("{:?}", pair.a().status()));
-    assert_eq!(pair.a().status().term, 2);
+    assert_eq!(pair.a().status().term, 4);
 }
 
 #[test]
