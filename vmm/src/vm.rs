@@ -516,7 +516,7 @@ impl Legacy {
         mmio.insert(ioapic.clone(), layout::IOAPIC, layout::IOAPIC_SIZE)?;
         port(Arc::new(Mutex::new(I8042::new(on_event.clone()))), layout::PORT_I8042, layout::PORT_I8042_LEN)?;
         port(Arc::new(Mutex::new(PowerPort::new(on_event.clone()))), layout::PORT_RESET, 1)?;
-        let rtc = Arc::new(Mutex::new(Rtc::new(memory.size())));
+        let rtc = Arc::new(Mutex::new(Rtc::new(memory.size(), on_event.clone())));
         port(rtc.clone(), layout::PORT_RTC, 2)?;
         let ged = Arc::new(Mutex::new(Ged::new(Pin::new(ioapic.clone(), layout::IRQ_GED))));
         mmio.insert(ged.clone(), layout::platform_start(phys_bits), 1)?;

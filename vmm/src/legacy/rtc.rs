@@ -1,12 +1,14 @@
 //! The CMOS clock: the host's time in UTC, and a few bytes of memory.
 //!
-//! In: index and data port accesses. Out: the host's time. Never: a changed clock; setting the time has no effect.
+//! In: index and data port accesses. Out: the host's time; a reset, when the guest asks the firmware for one. Never: a changed
+//! clock; setting the time has no effect.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
+use crate::cpu::{GuestEvent, OnGuestEvent};
 use crate::state::{Saved, StateError, StateReader, StateWriter};
 
 const ID: &str = "cmos";
@@ -24,6 +26,8 @@ const STATUS_B: u8 = 0x0b;
 const STATUS_C: u8 = 0x0c;
 const STATUS_D: u8 = 0x0d;
 const CENTURY: u8 = 0x32;
+/// Why the machine starts; 0 is a plain reset.
+const SHUTDOWN_STATUS: u8 = 0x0f;
 /// 24 hours a day.
 const B_24H: u8 = 1 << 1;
 /// Numbers are binary, not BCD.
@@ -34,6 +38,8 @@ const D_VALID: u8 = 1 << 7;
 #[derive(Clone, Serialize, Deserialize)]
 struct Registers {
     index: u8,
+    /// The index was written with NMIs masked.
+    nmi_masked: bool,
     status_b: u8,
     /// Bytes without a meaning here, 0x0e and up; the first two arrays keep serde's size limit.
     ram: Vec<u8>,
@@ -48,7 +54,7 @@ impl Registers {
         let high = ((ram_size - below) / (64 << 10)).min(0xff_ffff) as u32;
         ram[0x34..0x36].copy_from_slice(&low.to_le_bytes());
         ram[0x5b..0x5e].copy_from_slice(&high.to_le_bytes()[..3]);
-        Self { index: 0, status_b: B_24H, ram }
+        Self { index: 0, nmi_masked: false, status_b: B_24H, ram }
     }
 }
 
@@ -57,14 +63,15 @@ pub struct Rtc {
     registers: Registers,
     ram_size: u64,
     now: fn() -> u64,
+    on_event: OnGuestEvent,
 }
 
 impl Rtc {
-    /// For a guest with `ram_size` bytes of memory.
+    /// For a guest with `ram_size` bytes of memory; resets are reported to `on_event`.
     #[must_use]
-    pub fn new(ram_size: u64) -> Self {
+    pub fn new(ram_size: u64, on_event: OnGuestEvent) -> Self {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { registers: Registers::new(ram_size), ram_size, now }
+        Self { registers: Registers::new(ram_size), ram_size, now, on_event }
     }
 
     /// Back to [`Rtc::new`].
@@ -113,7 +120,10 @@ impl BusDevice for Rtc {
         let [value] = data else { return };
         match (offset, self.registers.index) {
             // The top bit masks NMIs, of which there are none.
-            (0, _) => self.registers.index = value & 0x7f,
+            (0, _) => (self.registers.index, self.registers.nmi_masked) = (value & 0x7f, value & 0x80 != 0),
+            // Linux is about to jump to the firmware's reset entry, where there is no firmware. With NMIs not masked it only
+            // cleans up after starting a CPU.
+            (_, SHUTDOWN_STATUS) if *value == 0 && self.registers.nmi_masked => (self.on_event)(GuestEvent::Reset),
             (_, STATUS_B) => self.registers.status_b = value & (B_24H | B_BINARY),
             (_, index) if index > STATUS_D && index != CENTURY => {
                 if let Some(byte) = self.registers.ram.get_mut(usize::from(index)) {
@@ -217,7 +227,7 @@ mod tests {
 
     #[test]
     fn numbers_are_bcd_unless_the_guest_says_otherwise() {
-        let mut rtc = Rtc::new(6 << 30);
+        let mut rtc = Rtc::new(6 << 30, std::sync::Arc::new(|_| {}));
         rtc.now = || 951_868_799;
         assert_eq!((read(&mut rtc, HOURS), read(&mut rtc, CENTURY), read(&mut rtc, YEAR)), (0x23, 0x20, 0));
         rtc.write(0, &[STATUS_B]);
@@ -228,5 +238,19 @@ mod tests {
         rtc.write(0, &[0x0f]);
         rtc.write(1, &[7]);
         assert_eq!(read(&mut rtc, 0x0f), 7);
+    }
+
+    #[test]
+    fn a_jump_to_the_firmware_is_a_reset() {
+        let (sender, events) = crossbeam_channel::unbounded();
+        let mut rtc = Rtc::new(1 << 30, std::sync::Arc::new(move |event| sender.send(event).unwrap()));
+        for (index, value) in [(0x0f, 0x0a), (0x0f, 0), (0x8f, 0x0a), (0x8e, 0)] {
+            rtc.write(0, &[index]);
+            rtc.write(1, &[value]);
+        }
+        assert!(events.is_empty());
+        rtc.write(0, &[0x8f]);
+        rtc.write(1, &[0]);
+        assert!(matches!(events.try_recv(), Ok(GuestEvent::Reset)));
     }
 }
