@@ -63,8 +63,9 @@ Examples:
   Boot from a disk with a network card, API on a socket:
     pollux-vmm --api-socket /run/a.sock --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
       --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 --serial file=a.log
-  Wait on another host as its standby:
-    pollux-vmm --api-socket /run/b.sock --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 \\
+  Wait on another host as its standby (the kernel is for a reset after a takeover):
+    pollux-vmm --api-socket /run/b.sock --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
+      --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 --serial file=b.log \\
       --ft role=standby,listen=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1
   Protect the first by the second:
     pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1

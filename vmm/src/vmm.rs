@@ -201,6 +201,9 @@ impl Vmm {
         let config = self.config.clone().ok_or(VmmError::NotCreated)?;
         config.validate_standby().map_err(VmmError::Config)?;
         warn_ignored(&config);
+        if config.payload.is_none() {
+            tracing::warn!("this standby has no kernel: after a takeover the guest runs, but its reset will end it");
+        }
         let live = self.assemble(config, Some(options))?;
         if live.ft.is_none() {
             end_or_log(&live);
@@ -240,11 +243,17 @@ impl Vmm {
         if self.live.is_none() {
             return Err(VmmError::NotCreated);
         }
-        self.parts.monitor.event("vm", "rebooting");
-        self.on_running(|machine| machine.reset())?;
-        if let Some(live) = &mut self.live {
-            live.state = VmState::Running;
+        self.running()?;
+        // A standby that has taken over may have none. Better to know before the guest is stopped.
+        if self.config.as_ref().is_some_and(|config| config.payload.is_none()) {
+            return Err(VmmError::NothingToBoot);
         }
+        self.parts.monitor.event("vm", "rebooting");
+        let reset = self.on_running(|machine| machine.reset());
+        if let Some(live) = &mut self.live {
+            live.state = if reset.is_ok() { VmState::Running } else { VmState::Shutdown };
+        }
+        reset?;
         self.parts.monitor.event("vm", "rebooted");
         Ok(())
     }

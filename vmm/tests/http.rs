@@ -240,6 +240,13 @@ fn standby_is_not_to_be_touched_until_it_takes_over() {
     while body(&vmm.get("vm.info"))["state"] != "Running" {
         std::thread::yield_now();
     }
+    let texts = json!([
+        "Error from API",
+        "The VM could not reboot",
+        "there is nothing to boot: this VM was a standby that was given no kernel"
+    ]);
+    assert_eq!(body(&vmm.put("vm.reboot", "")), texts);
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Running");
     assert_eq!(status(&vmm.put("vm.pause", "")), "HTTP/1.1 204 ");
     assert!(!vmm.diary.lock().unwrap().contains(&"boot".to_owned()));
 }

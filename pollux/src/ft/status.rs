@@ -1,8 +1,11 @@
 //! The status of protection as the VMM tells it, and as a table for people.
 
-use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{ContentArrangement, Table};
 use serde::Deserialize;
+
+/// Longer lines, those of errors, are wrapped; in columns.
+const WIDTH: u16 = 110;
 
 /// What `ft.status` answers. Fields that a VMM does not send take their defaults.
 #[derive(Debug, Default, Deserialize)]
@@ -87,7 +90,7 @@ pub struct Takeover {
 /// The status as a table.
 pub fn table(status: &Status) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_BORDERS_ONLY);
+    table.load_style(UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };

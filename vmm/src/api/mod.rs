@@ -149,6 +149,9 @@ pub enum VmmError {
     /// The VM itself failed.
     #[error(transparent)]
     Machine(BoxError),
+    /// A standby was built without payload, and its guest has to boot again.
+    #[error("there is nothing to boot: this VM was a standby that was given no kernel")]
+    NothingToBoot,
     /// Only the primary may do this.
     #[error("this VM is a standby: it runs on the host that it protects")]
     Standby,
