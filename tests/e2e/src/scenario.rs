@@ -18,7 +18,7 @@ use crate::workload::{self, Record, Workload};
 use crate::{Error, Result, image, process, wait};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
-const PROTECT_LIMIT: Duration = Duration::from_secs(240);
+const PROTECT_LIMIT: Duration = Duration::from_secs(120);
 const WRITES_LIMIT: Duration = Duration::from_secs(120);
 const VERDICT_LIMIT: Duration = Duration::from_secs(20);
 const OFF_LIMIT: Duration = Duration::from_secs(60);
