@@ -68,6 +68,7 @@ pub fn common(kvm: &Kvm, options: &CpuidOptions) -> Result<(Vec<kvm_cpuid_entry2
     copy_brand(&mut table);
     add_timing(&mut table, options.tsc_khz);
     add_topology(&mut table, options.vcpus);
+    set_apic_id(&mut table, 0);
     Ok((table, phys_bits))
 }
 
@@ -77,20 +78,25 @@ pub fn common(kvm: &Kvm, options: &CpuidOptions) -> Result<(Vec<kvm_cpuid_entry2
 /// When the table is longer than KVM takes.
 pub fn for_vcpu(common: &[kvm_cpuid_entry2], vcpu: u32) -> Result<CpuId, CpuError> {
     let mut table = CpuId::from_entries(common).map_err(|_| CpuError::CpuidTooLong)?;
-    for entry in table.as_mut_slice() {
+    set_apic_id(table.as_mut_slice(), vcpu);
+    Ok(table)
+}
+
+/// Says in a table whose it is. KVM leaves the id of the host CPU there that it was asked on.
+fn set_apic_id(table: &mut [kvm_cpuid_entry2], id: u32) {
+    for entry in table {
         match entry.function {
-            1 => entry.ebx = entry.ebx & 0x00ff_ffff | vcpu << 24,
-            0xb | 0x1f => entry.edx = vcpu,
+            1 => entry.ebx = entry.ebx & 0x00ff_ffff | id << 24,
+            0xb | 0x1f => entry.edx = id,
             0x8000_001e => {
-                entry.eax = vcpu;
+                entry.eax = id;
                 // One thread a core: the core's number is the vCPU's.
-                entry.ebx = vcpu & 0xff;
+                entry.ebx = id & 0xff;
                 entry.ecx = 0;
             }
             _ => {}
         }
     }
-    Ok(table)
 }
 
 /// A table as bytes, to be compared with another host's.
@@ -264,6 +270,17 @@ mod tests {
 
     fn get(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
         *table.iter().find(|e| e.function == function && e.index == index).unwrap()
+    }
+
+    #[test]
+    fn shared_table_does_not_tell_which_host_cpu_it_was_made_on() {
+        let made_on = |cpu: u32| {
+            let leaf = |function, eax, ebx| kvm_cpuid_entry2 { function, eax, ebx, ..kvm_cpuid_entry2::default() };
+            let mut table = [leaf(1, 7, cpu << 24 | 0x0800), leaf(0x8000_001e, cpu, 0x100 | cpu)];
+            set_apic_id(&mut table, 0);
+            to_bytes(&table)
+        };
+        assert_eq!(made_on(0), made_on(1));
     }
 
     #[test]
