@@ -250,6 +250,7 @@ impl Vm {
         let rsdp = acpi::write(ram, &acpi).map_err(BootError::Write)?;
         params::write(&self.memory, &loaded, rsdp)?;
         params::write_gdt(ram)?;
+        params::write_reset_vector(ram)?;
         let set = self.parts.cpus.run_on(0, "set its boot registers", move |vcpu| {
             params::set_registers(vcpu, &loaded.entry)
                 .map_err(|e| VcpuStateError::Kvm { call: "KVM_SET_REGS", source: e.into() })

@@ -84,6 +84,8 @@ fn a_reset_boots_again_with_the_same_memory() {
     let ways = [
         Code::default().out(0x600, 1).halt(),
         Code::default().out(0x64, 0xfe).halt(),
+        // Far jump to the code at the reset vector, which works in any mode.
+        Code::default().raw(&[0xea, 0xf0, 0xff, 0x0f, 0, 0x10, 0]).halt(),
         // ud2 with an empty interrupt table: a triple fault.
         Code::default().raw(&[0x0f, 0x0b]).halt(),
     ];

@@ -140,6 +140,17 @@ pub fn write_gdt(ram: &GuestRam) -> Result<(), BootError> {
     ram.write_obj(0_u64, GuestAddress(layout::BOOT_IDT)).map_err(BootError::Write)
 }
 
+/// Writes what stands for a BIOS: code at the reset vector that resets by the keyboard controller. Linux takes this way when
+/// ACPI is hardware-reduced, as it then only knows EFI's reset and the BIOS.
+///
+/// # Errors
+/// When guest memory does not take it.
+pub fn write_reset_vector(ram: &GuestRam) -> Result<(), BootError> {
+    // mov al, 0xfe; out 0x64, al; hlt; jmp back to hlt
+    const CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+    ram.write_slice(&CODE, GuestAddress(layout::RESET_VECTOR)).map_err(BootError::Write)
+}
+
 /// Sets the boot vCPU to enter the kernel.
 ///
 /// # Errors

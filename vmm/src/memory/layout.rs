@@ -30,6 +30,8 @@ pub const LOW_RAM_END: u64 = 0xa_0000;
 pub const RSDP: u64 = LOW_RAM_END;
 /// End of the space for ACPI tables.
 pub const ACPI_END: u64 = 0xf_0000;
+/// Where a real-mode CPU jumps to restart; a guest that gives up on all other ways of resetting does.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM again; kernels are loaded from here.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 

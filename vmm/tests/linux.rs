@@ -1,0 +1,114 @@
+//! A stock Debian kernel on the machine. Needs a KVM that runs Linux and the folder of `scripts/guest-image` in
+//! `POLLUX_GUEST`; in the lab: `scripts/lab -- env POLLUX_GUEST=... TEST_BINARY --ignored`.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use pollux_vmm::config::{ConsoleOutputMode, PayloadConfig, SerialConfig, VmConfig};
+use pollux_vmm::cpu::{Capture, GuestEvent};
+use pollux_vmm::vm::Vm;
+use tempfile::TempDir;
+
+/// An emulated machine on a busy host is slow.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+struct Linux {
+    vm: Vm,
+    events: mpsc::Receiver<GuestEvent>,
+    serial: PathBuf,
+    _dir: TempDir,
+}
+
+impl Linux {
+    /// Only an initramfs: its init looks for a root disk for some seconds and powers off when there is none.
+    fn new(kernel: &str, vcpus: u32, extra: &str) -> Self {
+        let guest = PathBuf::from(std::env::var("POLLUX_GUEST").expect("POLLUX_GUEST is the guest image's folder"));
+        let dir = TempDir::new().unwrap();
+        let serial = dir.path().join("serial");
+        let mut config = VmConfig::default();
+        (config.cpus.boot_vcpus, config.cpus.max_vcpus) = (vcpus, vcpus);
+        config.memory.size = 512 << 20;
+        config.payload = Some(PayloadConfig {
+            kernel: Some(guest.join(kernel)),
+            initramfs: Some(guest.join("initramfs.gz")),
+            cmdline: Some(format!("console=ttyS0 panic=-1 {extra}")),
+            firmware: None,
+        });
+        config.serial = SerialConfig { mode: ConsoleOutputMode::File, file: Some(serial.clone()), socket: None };
+        let (send, events) = mpsc::channel();
+        let vm = Vm::new(config, Arc::new(move |event| send.send(event).unwrap())).unwrap();
+        Self { vm, events, serial, _dir: dir }
+    }
+
+    fn printed(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.serial).unwrap()).into_owned()
+    }
+
+    fn wait_for(&self, text: &str, times: usize) {
+        let start = Instant::now();
+        while self.printed().matches(text).count() < times {
+            assert!(start.elapsed() < PATIENCE, "no {text:?} in:\n{}", self.printed());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn event(&self) -> GuestEvent {
+        self.events.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no event after:\n{}", self.printed()))
+    }
+}
+
+/// The kernel complains when time or memory are not as it left them.
+fn assert_content(log: &str) {
+    for complaint in ["BUG", "Oops", "Call Trace", "unstable", "soft lockup", "rcu_sched", "Corrupted"] {
+        assert!(!log.contains(complaint), "{complaint} in:\n{log}");
+    }
+}
+
+#[test]
+#[ignore = "needs KVM that runs Linux"]
+fn linux_goes_on_in_another_vm() {
+    let mut old = Linux::new("vmlinux", 2, "");
+    old.vm.boot().unwrap();
+    old.wait_for("Run /init", 1);
+    for _ in 0..100 {
+        old.vm.cpus().pause(Capture::Yes).unwrap();
+        old.vm.cpus().resume();
+    }
+    let mut new = Linux::new("vmlinux", 2, "");
+    old.vm.cpus().pause(Capture::Yes).unwrap();
+    let mut state = Vec::new();
+    old.vm.save(&mut state).unwrap();
+    let (from, to) = (old.vm.memory_view(), new.vm.memory_view());
+    let mut page = vec![0; 4096];
+    for gfn in old.vm.memory().populated().unwrap().into_iter().flatten() {
+        from.copy_out(&[gfn], &mut page);
+        assert!(to.write_page(gfn, &page));
+    }
+    let clock = old.vm.fd().get_clock().unwrap().clock;
+    assert_content(&old.printed());
+    drop(old);
+    new.vm.load(&state).unwrap();
+    let ahead = new.vm.fd().get_clock().unwrap().clock.abs_diff(clock);
+    assert!(ahead < 5_000_000_000, "guest time jumped by {ahead} ns");
+    new.vm.activate_restored().unwrap();
+    new.vm.start_restored().unwrap();
+    assert_eq!(new.event(), GuestEvent::Shutdown);
+    let log = new.printed();
+    assert!(log.contains("no /dev/vda"), "{log}");
+    assert_content(&log);
+}
+
+#[test]
+#[ignore = "needs KVM that runs Linux"]
+fn linux_resets_itself_and_boots_again() {
+    // No init at all is a panic, and panic=-1 a reset.
+    let mut linux = Linux::new("vmlinuz", 2, "rdinit=/none root=/none");
+    linux.vm.boot().unwrap();
+    assert_eq!(linux.event(), GuestEvent::Reset);
+    linux.vm.reset().unwrap();
+    assert_eq!(linux.event(), GuestEvent::Reset);
+    assert_eq!(linux.printed().matches("Linux version").count(), 2);
+}
