@@ -1,7 +1,7 @@
 //! A protected guest outlives its host: what was answered is never lost, what is not committed is never seen.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine_tests::pattern::{PAGE, WORDS, fill_page};
 use engine_tests::wire::op;
@@ -201,4 +201,112 @@ fn protection_ends_when_asked() {
     assert_eq!(standby.wait().code(), Some(0));
     client.work(10, 1);
     assert_eq!(vm.power_off(&mut client).code(), Some(0));
+}
+
+#[test]
+fn two_vcpus_are_taken_over() {
+    let pair = Pair::new();
+    let options = busy().vcpus(2);
+    let [mut vm, mut standby] = protected(&pair, &options);
+    let mut client = pair.client();
+    for i in 0..100 {
+        client.work(i % 50, i % 2);
+    }
+    let before = client.last();
+    assert!(before.vcpus == 2 && before.background > 0);
+    vm.kill_host();
+    while client.work(5, 1).background < before.background + 1000 {}
+    assert_eq!(standby.power_off(&mut client).code(), Some(0));
+    pair.images[1].check(&client.last());
+}
+
+#[test]
+fn one_side_goes_on_when_the_hosts_are_cut_off_from_each_other() {
+    let pair = Pair::new();
+    let vms = protected(&pair, &busy());
+    let mut client = pair.client();
+    client.work(10, 1);
+    pair.hosts[0].ip("link set repl down\nlink set beat down\n");
+    for i in 0..300 {
+        client.work(i % 50, i % 2);
+    }
+    let state = |vm: &Vm| vm.api().get("ft.status").ok()["state"].as_str().map(str::to_owned);
+    // Which of them answered is for the witness to say; the other one must not run.
+    let start = Instant::now();
+    let states = loop {
+        let states = vms.each_ref().map(state);
+        if states.iter().flatten().any(|state| state == "solo") {
+            break states;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{states:?}");
+        client.work(1, 0);
+    };
+    let stopped = ["fenced", "standby-empty", "standby-ready"];
+    assert!(states.iter().flatten().any(|state| stopped.contains(&state.as_str())), "{states:?}");
+}
+
+#[test]
+fn a_primary_that_was_frozen_cannot_speak_any_more() {
+    let pair = Pair::new();
+    let [vm, mut standby] = protected(&pair, &busy());
+    let mut client = pair.client();
+    client.work(10, 1);
+    vm.signal_all(Signal::SIGSTOP);
+    for i in 0..50 {
+        client.work(i % 50, i % 2);
+    }
+    pair.wait_solo(&standby);
+    vm.signal_all(Signal::SIGCONT);
+    // Its guest is behind: any reply of it fails the client's checks.
+    for i in 0..300 {
+        client.work(i % 50, i % 2);
+    }
+    pair.wait_status(&vm, "fenced");
+    client.work(10, 1);
+    assert_eq!(standby.power_off(&mut client).code(), Some(0));
+}
+
+#[test]
+fn a_protected_guest_resets_pauses_and_ends() {
+    let pair = Pair::new();
+    let [mut vm, mut standby] = protected(&pair, &busy());
+    let mut client = pair.client();
+    client.work(10, 1);
+    vm.api().put("vm.pause", None).ok();
+    client.send();
+    assert_eq!(client.receive(Duration::from_millis(100)), None, "a paused guest answers");
+    vm.api().put("vm.resume", None).ok();
+    client.work(10, 1);
+    for how in 0..3 {
+        vm.wait_line("ready");
+        client.ask(op::RESET, how);
+        client.start_over();
+    }
+    vm.wait_line("ready");
+    client.work(10, 1);
+    client.ask(op::POWER_OFF, 0);
+    assert_eq!(vm.wait().code(), Some(0));
+    // The VM has ended: the standby does not bring it back.
+    client.send();
+    assert_eq!(client.receive(Duration::from_secs(3)), None, "the guest is back from the dead");
+    standby.signal(Signal::SIGTERM);
+    assert_eq!(standby.wait().code(), Some(0));
+}
+
+#[test]
+fn a_primary_that_is_told_to_end_hands_over() {
+    let pair = Pair::new();
+    let [mut vm, mut standby] = protected(&pair, &busy());
+    let mut client = pair.client();
+    for i in 0..20 {
+        client.work(i, 1);
+    }
+    vm.signal(Signal::SIGTERM);
+    assert_eq!(vm.wait().code(), Some(0));
+    for i in 0..50 {
+        client.work(i, 1);
+    }
+    pair.wait_solo(&standby);
+    assert_eq!(standby.power_off(&mut client).code(), Some(0));
+    pair.images[1].check(&client.last());
 }
