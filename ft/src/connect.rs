@@ -84,9 +84,9 @@ pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<Strin
         reasons.append(&mut theirs);
     }
     let Some((beats, _)) = beats.filter(|_| reasons.is_empty()) else { return Err(reasons) };
-    let (stream, peer) = greet(me.node, term, options.peer, purpose(false))?;
+    let (stream, Welcome { node: peer, session }) = greet(me.node, term, options.peer, purpose(false))?;
     let disk = |index| {
-        let (stream, _) = greet(me.node, term, options.peer, Purpose::Disk { index })?;
+        let (stream, _) = greet(me.node, term, options.peer, Purpose::Disk { index, session })?;
         Ok::<_, Vec<String>>((index, stream))
     };
     let disks = me.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
@@ -128,7 +128,7 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
 }
 
 /// Connects, says hello, and waits for the answer.
-fn greet(node: NodeId, term: Term, peer: SocketAddr, purpose: Purpose) -> Result<(TcpStream, NodeId), Vec<String>> {
+fn greet(node: NodeId, term: Term, peer: SocketAddr, purpose: Purpose) -> Result<(TcpStream, Welcome), Vec<String>> {
     let failed = |error: TransportError| vec![format!("standby at {peer}: {}", chain(&error))];
     let mut stream = connect(peer).map_err(|error| {
         vec![format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft role=standby?")]
@@ -139,10 +139,10 @@ fn greet(node: NodeId, term: Term, peer: SocketAddr, purpose: Purpose) -> Result
     let header = read_frame(&mut stream, &mut body).map_err(failed)?;
     match header.kind {
         Kind::Welcome => {
-            let Welcome { node } = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
+            let welcome = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
             let forever = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
             forever.map_err(|error| failed(TransportError::Io(error)))?;
-            Ok((stream, node))
+            Ok((stream, welcome))
         }
         Kind::Refuse => {
             let Refusal { reasons } = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use ft_proto::Epoch;
 use ft_proto::device_ctl::{self, CTL_MAX, Command, CtlError, Report};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -62,13 +63,15 @@ pub struct DeviceLink {
     buffer: Box<[u8; CTL_MAX]>,
     /// Reports that arrived while another one was waited for.
     early: VecDeque<Report>,
+    /// Sessions that were dropped and whose end the device has not confirmed.
+    dropped: u32,
 }
 
 impl DeviceLink {
     /// Takes over a connected socket on which `Hello` was answered.
     #[must_use]
     pub fn new(end: LinkEnd) -> Self {
-        Self { id: end.id, socket: end.socket, buffer: Box::new([0; CTL_MAX]), early: VecDeque::new() }
+        Self { id: end.id, socket: end.socket, buffer: Box::new([0; CTL_MAX]), early: VecDeque::new(), dropped: 0 }
     }
 
     /// Id of the device.
@@ -100,6 +103,18 @@ impl DeviceLink {
                 Err(errno) => return Err(broken(&self.id, errno)),
             }
         }
+    }
+
+    /// Drops what the device holds of a session. What it still reports of that session is not passed on: epochs of the
+    /// next one have the same numbers.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn drop_session(&mut self) -> Result<(), LinkError> {
+        self.send(&Command::Discard { after: Epoch(0) }, None)?;
+        self.dropped += 1;
+        self.early.retain(|report| !is_of_a_session(report));
+        Ok(())
     }
 
     /// The next report, if there is one.
@@ -151,6 +166,16 @@ impl DeviceLink {
 
     fn recv_now(&mut self) -> Result<Option<Report>, LinkError> {
         loop {
+            match self.recv_any()? {
+                Some(Report::Discarded) if self.dropped > 0 => self.dropped -= 1,
+                Some(report) if self.dropped > 0 && is_of_a_session(&report) => {}
+                other => return Ok(other),
+            }
+        }
+    }
+
+    fn recv_any(&mut self) -> Result<Option<Report>, LinkError> {
+        loop {
             return match recv(self.socket.as_raw_fd(), &mut self.buffer[..], MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => Err(LinkError::Gone(self.id.clone())),
                 Ok(len) => device_ctl::decode(&self.buffer[..len])
@@ -170,9 +195,41 @@ impl AsFd for DeviceLink {
     }
 }
 
+fn is_of_a_session(report: &Report) -> bool {
+    matches!(report, Report::Complete { .. } | Report::InSync | Report::MirrorLost { .. } | Report::Resync { .. })
+}
+
 fn broken(id: &str, errno: Errno) -> LinkError {
     match errno {
         Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN => LinkError::Gone(id.to_owned()),
         _ => LinkError::Socket { id: id.to_owned(), source: errno.into() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn reports_of_a_dropped_session_do_not_reach_the_next_one() {
+        let (ours, device) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let mut link = DeviceLink::new(LinkEnd { id: "disk".to_owned(), socket: ours });
+        let say = |report: Report| {
+            let mut buffer = [0; 256];
+            let bytes = device_ctl::encode(&report, &mut buffer).unwrap();
+            send(device.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
+        };
+        say(Report::Complete { epoch: Epoch(7) });
+        link.drop_session().unwrap();
+        say(Report::MirrorLost { reason: "closed".to_owned() });
+        assert_eq!(link.try_recv().unwrap(), None);
+        say(Report::Failed { reason: "disk full".to_owned() });
+        say(Report::Discarded);
+        say(Report::Complete { epoch: Epoch(1) });
+        assert_eq!(link.try_recv().unwrap(), Some(Report::Failed { reason: "disk full".to_owned() }));
+        assert_eq!(link.try_recv().unwrap(), Some(Report::Complete { epoch: Epoch(1) }));
     }
 }

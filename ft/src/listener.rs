@@ -32,9 +32,9 @@ impl Caller {
     ///
     /// # Errors
     /// When it is gone already.
-    pub fn welcome(mut self, node: NodeId) -> Result<TcpStream, TransportError> {
+    pub fn welcome(mut self, node: NodeId, session: u64) -> Result<TcpStream, TransportError> {
         let stamp = Stamp { kind: Kind::Welcome, term: self.term, epoch: Epoch(0) };
-        write_frame(&mut self.stream, stamp, &[&encode_body(&Welcome { node })])?;
+        write_frame(&mut self.stream, stamp, &[&encode_body(&Welcome { node, session })])?;
         self.stream.set_read_timeout(None)?;
         self.stream.set_write_timeout(None)?;
         Ok(self.stream)

@@ -289,12 +289,13 @@ impl Engine {
     pub(crate) fn go_alone(&mut self, alone: &Alone) {
         let disks = self.disks.len();
         for (at, link) in self.links.iter_mut().enumerate() {
-            let command = if at < disks {
-                Command::Unmirror
+            // A device that is gone is noticed by its closed socket.
+            if at < disks {
+                let _ = link.send(&Command::Unmirror, None);
+                let _ = link.drop_session();
             } else {
-                Command::Protect { epoch: Epoch(0), hold: Hold::off(alone) }
-            };
-            let _ = link.send(&command, None);
+                let _ = link.send(&Command::Protect { epoch: Epoch(0), hold: Hold::off(alone) }, None);
+            }
         }
         self.guest.free_console(alone);
         self.guest.stop_tracking();

@@ -70,14 +70,15 @@ impl Engine {
                     return caller.refuse(reasons);
                 }
                 if check {
-                    return drop(caller.welcome(self.node.id()));
+                    return drop(caller.welcome(self.node.id(), self.session_name()));
                 }
                 let own = self.standby.as_ref().and_then(|options| options.detect_ms);
                 let silence = silence(own.unwrap_or(detect_ms));
                 let settings = Settings { silence, on_partition, ..*self.node.settings() };
                 self.join(caller, shape, [first, second], disk_buffer, settings);
             }
-            Purpose::Disk { index } => self.disk_caller(caller, index),
+            Purpose::Disk { index, session } if session == self.session_name() => self.disk_caller(caller, index),
+            Purpose::Disk { .. } => caller.refuse(vec!["the session that this disk belongs to is over".to_owned()]),
         }
     }
 
@@ -129,7 +130,10 @@ impl Engine {
 
     fn join(&mut self, caller: Caller, shape: Shape, beats: [SocketAddr; 2], disk_buffer: u64, settings: Settings) {
         let (node, term, address) = (caller.hello.node, caller.term, caller.address);
-        self.session = Session::None;
+        if !matches!(self.session, Session::None) {
+            // What is held of the former session is gone from here on: the core must not count on it.
+            self.input(Input::PeerLeft { term: self.node.term(), reason: "a new session begins".to_owned() });
+        }
         let prepared = self.guest.adopt(&shape).and_then(|()| self.memory.clear());
         if let Err(error) = prepared {
             return caller.refuse(vec![chain(&error)]);
@@ -137,7 +141,7 @@ impl Engine {
         self.session_number += 1;
         let (number, post) = (self.session_number, self.post.clone());
         let tell = move |received| post.send(Message::Received(number, received));
-        let stream = match caller.welcome(self.node.id()) {
+        let stream = match caller.welcome(self.node.id(), self.session_name()) {
             Ok(stream) => stream,
             Err(error) => return self.board.note("caller-lost", json!({ "reason": chain(&error) })),
         };
@@ -173,7 +177,7 @@ impl Engine {
             }
             _ => return caller.refuse(vec!["there is no session that this disk belongs to".to_owned()]),
         };
-        let handed = match caller.welcome(self.node.id()) {
+        let handed = match caller.welcome(self.node.id(), self.session_name()) {
             Ok(stream) => {
                 let fd = OwnedFd::from(stream);
                 self.links[at].send(&Command::Receive { max_uncommitted }, Some(fd.as_fd()))
@@ -237,11 +241,17 @@ impl Engine {
         if let Session::Standby(mut side) = std::mem::replace(&mut self.session, Session::None) {
             side.say_why(self.node.term(), reason);
         }
-        // What disks hold is dropped when the next stream begins.
-        for disk in &mut self.disks {
-            disk.state = "-";
+        for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
+            self.disks[at].state = "-";
+            // A device that is gone is noticed by its closed socket.
+            let _ = link.drop_session();
         }
         self.last_error = Some(reason.to_owned());
+    }
+
+    /// What disks call their session by: no other one of any process has this name.
+    fn session_name(&self) -> u64 {
+        self.node.id().0.wrapping_add(self.session_number)
     }
 
     /// Performs `Action::TakeOver`.

@@ -156,6 +156,10 @@ impl Worker {
     }
 
     fn discard(&mut self, after: Epoch) {
+        if after == Epoch(0) {
+            // The session is over: nobody asks what the image is.
+            self.receiver = None;
+        }
         if let Some(Err(e)) = self.receiver.as_ref().map(|receiver| receiver.discard_after(after)) {
             return self.fail(&e.to_string());
         }

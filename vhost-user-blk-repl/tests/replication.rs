@@ -690,6 +690,23 @@ fn a_copy_that_is_not_complete_is_never_started_from() {
 }
 
 #[test]
+fn a_session_can_be_dropped_before_its_copy_is_complete_and_another_follows() {
+    let standby = Host::new(&[0; SIZE]);
+    let (ours, theirs) = tcp_pair();
+    standby.vmm.receive(BOUND, theirs);
+    let mut peer = Peer::new(ours);
+    peer.send(Kind::Hello, 1, 0, SIZE as u64, b"disk-1");
+    peer.write(1, 0, 1);
+    standby.vmm.discard(0);
+    let (ours, theirs) = tcp_pair();
+    standby.vmm.receive(BOUND, theirs);
+    let mut peer = Peer::new(ours);
+    peer.send(Kind::Hello, 1, 0, SIZE as u64, b"disk-1");
+    peer.end(1);
+    standby.vmm.complete(1);
+}
+
+#[test]
 fn malformed_commands_are_told() {
     let host = Host::new(&[0; SIZE]);
     host.vmm.send_bytes(&[0xff; 40], None);

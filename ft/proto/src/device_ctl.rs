@@ -49,7 +49,7 @@ pub enum Command {
     /// records. Not answered.
     Release(Release),
     /// Drop everything that belongs to an epoch after this one. Answered by [`Report::Discarded`] once earlier, released
-    /// epochs are applied.
+    /// epochs are applied. After epoch 0: the whole session is dropped, and no report about it follows the answer.
     Discard {
         /// The last epoch that counts.
         after: Epoch,

@@ -248,6 +248,8 @@ pub enum Purpose {
     Disk {
         /// Index of the disk.
         index: u16,
+        /// What the standby's `Welcome` called the session: a connection of an earlier attempt may arrive late.
+        session: u64,
     },
 }
 
@@ -256,6 +258,8 @@ pub enum Purpose {
 pub struct Welcome {
     /// Who answers.
     pub node: NodeId,
+    /// Its name for the session.
+    pub session: u64,
 }
 
 /// Body of `Refuse` and `Bye`: every reason, for a person.
