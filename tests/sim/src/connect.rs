@@ -99,7 +99,9 @@ impl World {
             (_, Segment::Data(Payload::Hello { node, term, from })) => {
                 self.caller(address, stream, node, term, from);
             }
-            (_, Segment::Data(Payload::DiskHello { node })) => self.disk_caller(address, stream, node),
+            (_, Segment::Data(Payload::DiskHello { node, session })) => {
+                self.disk_caller(address, stream, node, session);
+            },
             _ => {}
         }
     }
@@ -121,7 +123,7 @@ impl World {
             if let Some(opening) = self.process(address).and_then(|process| process.opening.as_mut()) {
                 opening.disk_stream = Some(disk);
             }
-            self.send(address.0, disk, Payload::DiskHello { node: me });
+            self.send(address.0, disk, Payload::DiskHello { node: me, session });
         } else {
             self.begin_session(address);
         }
@@ -162,34 +164,36 @@ impl World {
             self.send(address.0, stream, Payload::Refuse);
             return self.close(address.0, stream);
         }
+        self.drop_former_session(address);
         let (local, settings) = (self.local(address.0), self.plan.settings);
         let session = self.truth.new_session();
         let Some(process) = self.process(address) else { return };
         let me = process.node.id();
         process.node.configure(settings, local);
-        let before = std::mem::replace(
-            &mut process.session,
-            Session::Standby(Box::new(StandbySide {
-                primary: node,
-                primary_host: from,
-                session,
-                stream: Some(stream),
-                arriving: empty_image(),
-                state_seen: false,
-                whole: Default::default(),
-                latest: None,
-                claimed_at: None,
-            })),
-        );
         process.guest.pages = Default::default();
-        if let Session::Standby(side) = before
-            && let Some(old) = side.stream
-        {
-            self.close(address.0, old);
-        }
+        process.session = Session::Standby(Box::new(StandbySide {
+            primary: node,
+            primary_host: from,
+            session,
+            stream: Some(stream),
+            arriving: empty_image(),
+            state_seen: false,
+            whole: Default::default(),
+            latest: None,
+            claimed_at: None,
+        }));
         self.send(address.0, stream, Payload::Welcome { node: me, session });
         self.route_beats(address, from, settings.silence.map(|limit| limit / 6));
         self.input(address, Input::PrimaryJoined { peer: node, term, disks: self.disks_to_wait_for() });
+    }
+
+    /// What is held of a former session is gone: the core must not count on it.
+    fn drop_former_session(&mut self, address: Address) {
+        let Some(process) = self.process(address) else { return };
+        if matches!(process.session, Session::Standby(_)) {
+            let (term, reason) = (process.node.term(), "a new session begins".to_owned());
+            self.input(address, Input::PeerLeft { term, reason });
+        }
     }
 
     fn disks_to_wait_for(&self) -> u16 {
@@ -216,12 +220,11 @@ impl World {
         }
     }
 
-    fn disk_caller(&mut self, address: Address, stream: StreamId, node: NodeId) {
+    fn disk_caller(&mut self, address: Address, stream: StreamId, node: NodeId, session: u64) {
         let Some(process) = self.process(address) else { return };
         let me = process.node.id();
         match &process.session {
-            Session::Standby(side) if side.primary == node => {
-                let session = side.session;
+            Session::Standby(side) if side.primary == node && side.session == session => {
                 process.disk.receive_from(stream);
                 self.send(address.0, stream, Payload::Welcome { node: me, session });
             }

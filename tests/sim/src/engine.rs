@@ -276,13 +276,18 @@ impl World {
 
     /// A device reports: the message takes a moment.
     pub(crate) fn report_later(&mut self, address: Address, report: Report) {
-        let delay = self.rng.micros(3, 40);
-        self.after(delay, Event::Tell(address, Message::Report(report)));
+        let (now, delay) = (self.now, self.rng.micros(3, 40));
+        let Some(process) = self.process(address) else { return };
+        process.last_report = process.last_report.max(now + delay);
+        let due = process.last_report;
+        self.at(due, Event::Tell(address, Message::Report(report)));
     }
 
     fn report(&mut self, address: Address, report: Report) {
         let Some(process) = self.process(address) else { return };
         match report {
+            Report::Discarded => process.dropped = process.dropped.saturating_sub(1),
+            Report::Complete { .. } | Report::InSync | Report::MirrorLost { .. } if process.dropped > 0 => {}
             Report::Held { epoch } if epoch == process.node.epoch() => self.input(address, Input::CutWanted),
             Report::Complete { epoch } => self.input(address, Input::DiskComplete { epoch, disk: 0 }),
             Report::InSync => {

@@ -16,9 +16,7 @@ pub(crate) enum Payload {
         from: usize,
     },
     /// Opens a disk's mirror.
-    DiskHello {
-        node: NodeId,
-    },
+    DiskHello { node: NodeId, session: u64 },
     Welcome {
         node: NodeId,
         session: u64,

@@ -135,6 +135,7 @@ impl World {
         if let Some(mirror) = process.disk.mirror.take() {
             self.close(address.0, mirror.stream);
         }
+        self.drop_disk_session(address);
     }
 
     /// Performs `Action::Yield`.

@@ -140,6 +140,10 @@ pub(crate) struct Process {
     pub(crate) asker: u64,
     /// A device process is dead.
     pub(crate) broken: bool,
+    /// Sessions that the disk was told to drop and has not confirmed: it still speaks of them.
+    pub(crate) dropped: u32,
+    /// When the last report on its way arrives: they keep their order.
+    pub(crate) last_report: Time,
     /// When the node last looked at the clock.
     pub(crate) looked: Time,
 }
@@ -166,6 +170,8 @@ impl Process {
             askers: BTreeMap::new(),
             asker: 1,
             broken: false,
+            dropped: 0,
+            last_report: Time(0),
             looked,
         }
     }

@@ -101,14 +101,26 @@ impl World {
     pub(crate) fn reset_standby(&mut self, address: Address, reason: String) {
         let Some(process) = self.process(address) else { return };
         let term = process.node.term();
-        process.disk.discard(Epoch(0));
-        let Session::Standby(side) = &mut process.session else { return };
-        let stream = side.stream.take();
-        process.session = Session::None;
+        let mut stream = None;
+        if let Session::Standby(side) = &mut process.session {
+            stream = side.stream.take();
+            process.session = Session::None;
+        }
+        self.drop_disk_session(address);
         if let Some(stream) = stream {
             self.send(address.0, stream, Payload::Bye { term, reason });
             self.close(address.0, stream);
         }
+    }
+
+    /// What the disk still reports of its session is of the past.
+    pub(crate) fn drop_disk_session(&mut self, address: Address) {
+        let Some(process) = self.process(address) else { return };
+        process.dropped += 1;
+        if let Some(receiver) = process.disk.receiver.take() {
+            self.close(address.0, receiver.stream);
+        }
+        self.report_later(address, Report::Discarded);
     }
 
     /// Performs `Action::TakeOver`: the thread is busy until the disk has applied what counts.
