@@ -93,7 +93,7 @@ impl Beats {
     }
 
     /// What the beats say from now on; also the engine's sign of life.
-    pub fn say(&self, term: Term, runs: bool, now: Time) {
+    pub fn say(&self, Beat { term, runs, .. }: Beat, now: Time) {
         self.said.engine_seen.store(now.0, Ordering::Relaxed);
         let other_role = self.said.runs.swap(runs, Ordering::Relaxed) != runs;
         // A change is told at once: a fenced primary must not keep its standby waiting.

@@ -206,10 +206,10 @@ impl Engine {
     fn perform_all(&mut self) {
         while let Some(action) = self.node.poll_action() {
             // What the beats say must never lag behind what is done.
-            self.beats.say(self.node.term(), self.node.runs(), self.clock.now());
+            self.beats.say(self.node.beat(), self.clock.now());
             self.perform(action);
         }
-        self.beats.say(self.node.term(), self.node.runs(), self.clock.now());
+        self.beats.say(self.node.beat(), self.clock.now());
     }
 
     fn perform(&mut self, action: Action) {

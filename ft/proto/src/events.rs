@@ -132,7 +132,7 @@ pub struct Beat {
     pub from: NodeId,
     /// Its term.
     pub term: Term,
-    /// Whether it runs the VM.
+    /// Whether it runs the VM and means to go on; if not, its standby shall take over.
     pub runs: bool,
 }
 
@@ -292,6 +292,9 @@ pub enum OnPartition {
 pub struct Settings {
     /// Silence on every link after which the peer is taken for dead; `None`: never.
     pub silence: Option<Duration>,
+    /// A standby that lives but has not acknowledged an epoch for so long is left: its disk hangs, or something between.
+    /// The first checkpoint may take ten times as long. Counts only with a limit of silence.
+    pub ack_limit: Duration,
     /// No epoch is cut earlier after the one before.
     pub min_epoch: Duration,
     /// An epoch is cut after this time even if nothing asks for it.
@@ -306,6 +309,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             silence: Some(Duration::from_millis(300)),
+            ack_limit: Duration::from_secs(5),
             min_epoch: Duration::from_micros(500),
             max_epoch: Duration::from_millis(20),
             depth: 2,

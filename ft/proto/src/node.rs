@@ -226,7 +226,8 @@ impl Node {
     /// What this node's heartbeats say.
     #[must_use]
     pub fn beat(&self) -> Beat {
-        Beat { from: self.id, term: self.term, runs: self.runs() }
+        let invites = matches!(&self.role, Role::Primary(primary) if primary.invites());
+        Beat { from: self.id, term: self.term, runs: self.runs() && !invites }
     }
 
     fn has_peer(&self) -> bool {
@@ -283,6 +284,9 @@ impl Node {
         }
         if self.detector.check(now) {
             self.actions.push_back(Action::Event(Event::OwnStall));
+            if let Role::Primary(primary) = &mut self.role {
+                primary.forgive(now);
+            }
         }
         self.report_lights(now);
         let copying = matches!(self.state(), State::Syncing | State::StandbySyncing);

@@ -14,6 +14,10 @@ use crate::node::{Outcome, RETRY};
 use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
 
+/// Unanswered claims to be alone before the standby is invited to take over: one may be a hiccup, and staying is better
+/// than moving.
+const INVITE_AFTER: u32 = 2;
+
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Phase {
@@ -37,8 +41,8 @@ pub(crate) struct Primary {
     /// The epoch that the guest runs.
     pub(crate) running: Epoch,
     started: Time,
-    /// Cut, not acknowledged.
-    sealed: VecDeque<Epoch>,
+    /// Cut, not acknowledged, and since when.
+    sealed: VecDeque<(Epoch, Time)>,
     cutting: bool,
     wanted: bool,
     /// The claim to be alone, and why; nothing is cut or released while it is open.
@@ -47,6 +51,11 @@ pub(crate) struct Primary {
     asked: Option<Claim>,
     /// When to ask again.
     retry: Option<Time>,
+    /// How often the claim to be alone found no witness; not counted when leaving was an operator's wish.
+    unanswered: u32,
+    stopping: bool,
+    /// Why the VM shall go on at the standby as soon as that may run it.
+    yielding: Option<String>,
 }
 
 impl Primary {
@@ -64,6 +73,9 @@ impl Primary {
             leaving: None,
             asked: None,
             retry: None,
+            unanswered: 0,
+            stopping: false,
+            yielding: None,
         }
     }
 
@@ -82,7 +94,7 @@ impl Primary {
             Input::CutWanted => self.wanted = true,
             Input::CutDone { epoch } if self.cutting && epoch == self.running => {
                 self.cutting = false;
-                self.sealed.push_back(epoch);
+                self.sealed.push_back((epoch, now));
                 self.running = epoch.next();
                 self.started = now;
             }
@@ -92,10 +104,13 @@ impl Primary {
                 return self.leave(format!("the checkpoint could not be captured: {reason}"), settings, out);
             }
             Input::Acked { term, epoch } => self.acked(term, epoch, settings, out),
-            Input::StopRequested => return self.leave("stopped by request".to_owned(), settings, out),
+            Input::StopRequested => {
+                self.stopping |= self.leaving.is_none();
+                return self.leave("stopped by request".to_owned(), settings, out);
+            }
             Input::YieldRequested { reason } => return self.give_up(reason, settings, out),
             Input::StreamLost { reason } | Input::PeerLeft { reason, .. } => return self.leave(reason, settings, out),
-            Input::Witness(answer) => return self.witness_answered(answer, now, out),
+            Input::Witness(answer) => return self.witness_answered(answer, settings, now, out),
             _ => {}
         }
         self.maybe_cut(settings, now, out);
@@ -122,15 +137,36 @@ impl Primary {
                 out,
             );
         }
+        if self.ack_due(settings).is_some_and(|due| due <= now) {
+            return self.leave("the standby lives but acknowledges nothing".to_owned(), settings, out);
+        }
         self.maybe_cut(settings, now, out);
         None
+    }
+
+    /// This process was stopped: acknowledgements may be waiting to be read.
+    pub(crate) fn forgive(&mut self, now: Time) {
+        self.sealed.iter_mut().for_each(|(_, since)| *since = now);
+    }
+
+    /// Whether the standby is invited to take over: alone as it is, this node cannot let anything out or commit it, and
+    /// the witness that could change that is out of its reach. It may be within the standby's, and only one can win.
+    pub(crate) fn invites(&self) -> bool {
+        self.unanswered >= INVITE_AFTER
+    }
+
+    fn ack_due(&self, settings: &Settings) -> Option<Time> {
+        let first = matches!(self.phase, Phase::Base(_));
+        let limit = settings.ack_limit * if first { 10 } else { 1 };
+        let (_, since) = self.sealed.front().filter(|_| self.leaving.is_none() && settings.silence.is_some())?;
+        Some(*since + limit)
     }
 
     pub(crate) fn timeout(&self, settings: &Settings) -> Option<Time> {
         let cut = self
             .may_cut(settings)
             .then(|| self.started + if self.wanted { settings.min_epoch } else { settings.max_epoch });
-        self.retry.into_iter().chain(cut).min()
+        self.retry.into_iter().chain(cut).chain(self.ack_due(settings)).min()
     }
 
     /// Whether the standby could take over: then leaving it needs a claim.
@@ -164,7 +200,7 @@ impl Primary {
         if ignore_ack(self, term, epoch) {
             return;
         }
-        self.sealed.retain(|sealed| *sealed > epoch);
+        self.sealed.retain(|(sealed, _)| *sealed > epoch);
         out.push_back(Action::Release(Committed::new(epoch)));
         if let Phase::Base(base) = self.phase
             && epoch >= base
@@ -206,6 +242,10 @@ impl Primary {
 
     /// Hands the VM to the standby, or keeps it when there is no complete one.
     fn give_up(&mut self, reason: String, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        if self.phase == Phase::Registering && self.leaving.is_none() {
+            self.yielding = Some(reason);
+            return None;
+        }
         if self.phase != Phase::Protected || self.leaving.is_some() {
             return self.leave(reason, settings, out);
         }
@@ -221,7 +261,13 @@ impl Primary {
         out.push_back(Action::AskWitness(claim));
     }
 
-    fn witness_answered(&mut self, answer: WitnessAnswer, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
+    fn witness_answered(
+        &mut self,
+        answer: WitnessAnswer,
+        settings: &Settings,
+        now: Time,
+        out: &mut VecDeque<Action>,
+    ) -> Option<Outcome> {
         if self.asked != Some(answer.claim()) {
             return None;
         }
@@ -229,6 +275,7 @@ impl Primary {
             WitnessAnswer::Unreachable(_, reason) => {
                 out.push_back(Action::Event(Event::WitnessUnreachable { reason }));
                 self.retry = Some(now + RETRY);
+                self.unanswered += u32::from(self.leaving.is_some() && !self.stopping);
                 None
             }
             WitnessAnswer::Judged(_, Verdict::Refused(record)) => Some(fence(refusal(record), out)),
@@ -238,7 +285,8 @@ impl Primary {
                     return Some(self.alone(record.term(), reason, out));
                 }
                 self.protected(out);
-                None
+                let reason = self.yielding.take()?;
+                self.give_up(reason, settings, out)
             }
         }
     }
@@ -252,7 +300,7 @@ impl Primary {
 
 /// Guards of `acked`: another reign's, one that was never sealed, one that is already committed, or too late.
 fn ignore_ack(primary: &Primary, term: Term, epoch: Epoch) -> bool {
-    term != primary.term || !primary.sealed.contains(&epoch) || primary.leaving.is_some()
+    term != primary.term || !primary.sealed.iter().any(|(sealed, _)| *sealed == epoch) || primary.leaving.is_some()
 }
 
 fn fence(reason: String, out: &mut VecDeque<Action>) -> Outcome {

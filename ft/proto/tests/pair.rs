@@ -355,3 +355,93 @@ fn a_standby_ignores_answers_about_an_earlier_session() {
     pair.pass(Duration::from_millis(300), &[B]);
     assert_eq!(pair.takeover, Some((Epoch(1), Term(4))));
 }
+
+/// Beats and the witness work, but acknowledgements do not come.
+fn mute_standby(pair: &mut Pair, span: Duration) {
+    let end = pair.now + span;
+    while pair.now < end {
+        pair.now = pair.now + STEP;
+        let (now, beat) = (pair.now, pair.b.beat());
+        for link in LinkId::ALL {
+            pair.a.handle(Input::Beat { link, at: now, beat }, now);
+        }
+        pair.a.handle(Input::Timeout, now);
+        pair.settle();
+    }
+}
+
+#[test]
+fn a_standby_that_lives_but_acknowledges_nothing_is_left() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.connected = false;
+    mute_standby(&mut pair, Duration::from_secs(4));
+    assert_eq!(pair.a.state(), State::Protected);
+    mute_standby(&mut pair, Duration::from_secs(2));
+    assert_eq!((pair.a.state(), pair.a.term()), (State::Solo, Term(2)));
+}
+
+#[test]
+fn acknowledgements_that_waited_for_a_stopped_primary_are_not_late() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.connected = false;
+    mute_standby(&mut pair, Duration::from_millis(100));
+    pair.now = pair.now + Duration::from_secs(60);
+    mute_standby(&mut pair, Duration::from_millis(100));
+    assert_eq!(pair.a.state(), State::Protected);
+}
+
+#[test]
+fn a_primary_cut_off_from_witness_and_standby_invites_the_standby_over_the_other_link() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.connected = false;
+    pair.witness_up = false;
+    for _ in 0..150 {
+        pair.now = pair.now + STEP;
+        let (now, beat) = (pair.now, pair.a.beat());
+        // Its card is dead: only the second link works, in both directions.
+        let heard = pair.b.beat();
+        pair.a.handle(Input::Beat { link: LinkId::Heartbeat, at: now, beat: heard }, now);
+        pair.a.handle(Input::Timeout, now);
+        while let Some(action) = pair.a.poll_action() {
+            pair.perform(A, action);
+        }
+        // The standby reaches the witness.
+        pair.witness_up = true;
+        pair.b.handle(Input::Beat { link: LinkId::Heartbeat, at: now, beat }, now);
+        pair.b.handle(Input::Timeout, now);
+        while let Some(action) = pair.b.poll_action() {
+            pair.perform(B, action);
+        }
+        pair.witness_up = false;
+    }
+    assert_eq!((pair.b.state(), pair.b.term()), (State::Solo, Term(2)));
+    assert_eq!((pair.a.state(), pair.fenced.as_slice()), (State::Fenced, [A].as_slice()));
+}
+
+#[test]
+fn an_operator_who_stops_protection_does_not_move_the_vm() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.witness_up = false;
+    pair.a.handle(Input::StopRequested, pair.now);
+    pair.pass(Duration::from_secs(2), &[A, B]);
+    assert!(pair.a.beat().runs);
+    pair.witness_up = true;
+    pair.pass(Duration::from_millis(300), &[A, B]);
+    assert_eq!((pair.a.state(), pair.takeover), (State::Solo, None));
+}
+
+#[test]
+fn a_device_that_dies_while_the_standby_is_registered_moves_the_vm_there() {
+    let mut pair = Pair::new(Settings::default());
+    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
+    pair.a.handle(Input::SessionOpened { peer: B }, pair.now);
+    pair.witness_up = false;
+    pair.a.handle(Input::Synced, pair.now);
+    pair.settle();
+    pair.a.handle(Input::YieldRequested { reason: "disk process died".to_owned() }, pair.now);
+    pair.settle();
+    assert!(pair.a.runs());
+    pair.witness_up = true;
+    pair.pass(Duration::from_millis(300), &[A, B]);
+    assert_eq!((pair.a.state(), pair.b.state()), (State::Fenced, State::Solo));
+}

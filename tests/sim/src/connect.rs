@@ -101,7 +101,7 @@ impl World {
             }
             (_, Segment::Data(Payload::DiskHello { node, session })) => {
                 self.disk_caller(address, stream, node, session);
-            },
+            }
             _ => {}
         }
     }

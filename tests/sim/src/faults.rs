@@ -70,6 +70,10 @@ impl World {
                 self.note(host, || "FAULT slow disk".to_owned());
                 self.hosts[host].slow_disk_until = until;
             }
+            Fault::HangDisk => {
+                self.note(host, || "FAULT disk process hangs".to_owned());
+                self.hosts[host].hung_disk_until = until;
+            }
             Fault::BreakStream | Fault::CorruptStream | Fault::StallStream => self.hurt_stream(fault, until),
             Fault::DeviceFailure => self.break_device(host),
             Fault::StopProtection => {
@@ -227,6 +231,7 @@ impl World {
         for host in 0..self.plan.hosts {
             let address = self.address(host);
             self.hosts[host].slow_disk_until = now;
+            self.hosts[host].hung_disk_until = now;
             self.hosts[host].witness_cut_until = now;
             if self.hosts[host].down {
                 let soon = self.rng.micros(1000, 50_000);

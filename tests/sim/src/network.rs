@@ -16,7 +16,10 @@ pub(crate) enum Payload {
         from: usize,
     },
     /// Opens a disk's mirror.
-    DiskHello { node: NodeId, session: u64 },
+    DiskHello {
+        node: NodeId,
+        session: u64,
+    },
     Welcome {
         node: NodeId,
         session: u64,

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     WitnessDown,
     /// A disk takes its time.
     SlowDisk,
+    /// A disk's device process hangs: nothing moves in its mirror stream.
+    HangDisk,
     /// A stream is reset by something on the way.
     BreakStream,
     /// A frame in a stream is changed on the way.
@@ -40,7 +42,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::CutLink,
         Self::Partition,
         Self::Kill,
@@ -50,6 +52,7 @@ impl Fault {
         Self::ClockJump,
         Self::WitnessDown,
         Self::SlowDisk,
+        Self::HangDisk,
         Self::BreakStream,
         Self::CorruptStream,
         Self::StallStream,
@@ -89,6 +92,7 @@ impl Plan {
         let mut pick = |choices: &[u64]| choices[rng.index(choices.len())];
         let settings = Settings {
             silence: Some(Duration::from_millis(pick(&[60, 90, 150]))),
+            ack_limit: Duration::from_millis(pick(&[200, 600])),
             min_epoch: Duration::from_micros(pick(&[300, 1000, 3000])),
             max_epoch: Duration::from_micros(pick(&[3000, 6000, 12_000])),
             depth: pick(&[1, 2, 2, 2, 4]) as usize,

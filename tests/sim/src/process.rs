@@ -196,6 +196,7 @@ pub(crate) struct Host {
     /// How far its clock is ahead.
     pub(crate) ahead: Duration,
     pub(crate) slow_disk_until: Time,
+    pub(crate) hung_disk_until: Time,
     pub(crate) witness_cut_until: Time,
     pub(crate) down: bool,
 }

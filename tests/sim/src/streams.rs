@@ -103,7 +103,13 @@ impl World {
             // Sent again and again until somebody answers.
             None => again = again.max(self.now + retry),
             Some(process) if process.incarnation != to.incarnation => gone = true,
-            Some(process) => again = again.max(process.paused_until),
+            Some(process) => {
+                again = again.max(process.paused_until);
+                let disk = process.disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
+                if disk && self.hosts[to.host].hung_disk_until > self.now {
+                    again = again.max(self.now + retry);
+                }
+            }
         }
         if self.network.is_blocked(from.host, to.host, LinkId::Replication, self.now) {
             again = again.max(self.now + retry);
