@@ -301,7 +301,7 @@ impl Run {
         let since = |at: Instant| {
             if at >= strike.at { (at - strike.at).as_secs_f64() * 1e3 } else { -(strike.at - at).as_secs_f64() * 1e3 }
         };
-        if let Some((before, after)) = record.longest_silence() {
+        if let Some((before, after)) = record.longest_silence_since(strike.at) {
             self.report.moment("last reply before", since(before));
             self.report.moment("first reply after", since(after));
             self.report.numbers.insert("longest_silence_ms".into(), round(since(after) - since(before)).into());
@@ -422,9 +422,13 @@ impl Run {
             let serial = host.serial();
             let lines: Vec<&str> = serial.lines().collect();
             let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+            let events = match host.ft_events() {
+                Ok(events) => events.iter().map(|event| format!("{event}\n")).collect(),
+                Err(error) => format!("{}\n", error.chain()),
+            };
+            let vmm = host.vmm.last_words();
             text.push_str(&format!(
-                "--- host {letter}, VMM:\n{}\n--- host {letter}, serial:\n{tail}\n",
-                host.vmm.last_words()
+                "--- host {letter}, events:\n{events}--- host {letter}, VMM:\n{vmm}\n--- host {letter}, serial:\n{tail}\n"
             ));
         }
         text
