@@ -4,8 +4,9 @@
 //! beyond it). The peer is suspected only when every link is red: one cut cable is a degraded link, not a dead peer.
 //!
 //! Silence is only evidence while we were listening. A process that was stopped or starved finds old time stamps when it
-//! wakes, with the beats that would refute them still in its sockets. So a check that comes late first forgives all
-//! links: they count as heard now, and the peer has a whole limit to speak up.
+//! wakes, with the beats that would refute them still in its sockets. So time that was slept through does not count as
+//! silence, and after it the peer has at least a third of the limit, two of its beats, to speak up. What was heard to be
+//! silent before still counts: a process that is starved again and again must not keep a dead peer alive.
 
 use std::time::Duration;
 
@@ -79,12 +80,15 @@ impl FailureDetector {
     }
 
     /// To be called at least every [`Self::check_interval`], after all arrivals until `now` have been told. Forgives
-    /// silence that this process slept through; returns whether it did.
+    /// silence that this process slept through; returns whether there was any.
     pub fn check(&mut self, now: Time) -> bool {
         let late = now.since(std::mem::replace(&mut self.checked, now));
         let stalled = self.limit.is_some_and(|limit| late > limit / 2);
-        if stalled {
-            self.heard = [now; LinkId::ALL.len()];
+        if let Some(limit) = self.limit.filter(|_| stalled) {
+            let latest = now - limit * 2 / 3;
+            for heard in &mut self.heard {
+                *heard = (*heard + late).max(latest).min(now);
+            }
         }
         stalled
     }
@@ -144,10 +148,38 @@ mod tests {
         run(&mut detector, 0, 100);
         assert!(detector.check(ms(5_000)), "a five second gap is a stall");
         assert!(!detector.suspects(ms(5_000), Duration::ZERO));
-        run(&mut detector, 5_050, 5_300);
-        assert!(!detector.suspects(ms(5_300), Duration::ZERO));
-        run(&mut detector, 5_350, 5_350);
+        run(&mut detector, 5_050, 5_150);
+        assert!(!detector.suspects(ms(5_150), Duration::ZERO));
+        run(&mut detector, 5_200, 5_350);
         assert!(detector.suspects(ms(5_350), Duration::ZERO), "a whole limit of listening is evidence");
+    }
+
+    #[test]
+    fn after_a_stall_the_peer_has_time_for_two_beats() {
+        let mut detector = FailureDetector::new(Some(LIMIT), ms(0));
+        run(&mut detector, 0, 300);
+        detector.check(ms(5_000));
+        assert!(!detector.suspects(ms(5_000), Duration::ZERO));
+        run(&mut detector, 5_050, 5_100);
+        assert!(!detector.suspects(ms(5_100), Duration::ZERO));
+    }
+
+    #[test]
+    fn a_process_that_is_starved_again_and_again_still_finds_out() {
+        let mut detector = FailureDetector::new(Some(LIMIT), ms(0));
+        // Awake for 120 ms, asleep for 200 ms, in turn.
+        let mut now = 0;
+        while !detector.suspects(ms(now), Duration::ZERO) {
+            assert!(now < 3_000, "never suspected");
+            for _ in 0..3 {
+                now += 40;
+                detector.check(ms(now));
+            }
+            if !detector.suspects(ms(now), Duration::ZERO) {
+                now += 200;
+                detector.check(ms(now));
+            }
+        }
     }
 
     #[test]
