@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::Claim;
-use ft_proto::{Action, Input, LinkId, Node, NodeId, Settings, State, Term, Time};
+use ft_proto::{Action, Event, Input, LinkId, Node, NodeId, Settings, State, Term, Time};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -224,10 +224,21 @@ impl Engine {
             Action::Fence { reason } => self.fence(&reason),
             Action::Reset { reason } => self.reset(&reason),
             Action::Event(event) => {
-                self.board.event(&event);
+                self.event(&event);
                 self.publish();
             }
         }
+    }
+
+    fn event(&mut self, event: &Event) {
+        let record = self.board.event(event);
+        self.guest.told(&record);
+    }
+
+    /// An event that the core does not know.
+    pub(crate) fn note(&mut self, event: &str, detail: serde_json::Value) {
+        let record = self.board.note(event, detail);
+        self.guest.told(&record);
     }
 
     fn ask_witness(&self, claim: Claim) {
@@ -353,7 +364,7 @@ impl Engine {
 
     fn device_failed(&mut self, at: usize, reason: &str) {
         let id = self.links[at].id().to_owned();
-        self.board.note("device-failed", serde_json::json!({ "device": id, "reason": reason }));
+        self.note("device-failed", serde_json::json!({ "device": id, "reason": reason }));
         self.last_error = Some(reason.to_owned());
         match self.session {
             Session::None => {}

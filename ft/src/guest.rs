@@ -8,6 +8,8 @@ use ft_proto::device_ctl::{InFlight, QueueState};
 use ft_proto::{Alone, Committed, Epoch};
 use serde::{Deserialize, Serialize};
 
+use crate::status::EventRecord;
+
 /// The VMM could not do what the engine asked: a local failure, not the peer's.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
@@ -195,6 +197,9 @@ pub trait Guest: Send {
     fn start(&mut self) -> Result<(), GuestError>;
     /// Stops the VM for good: another node runs it. The process stays, for its status.
     fn fence(&mut self, reason: &str);
+
+    /// Something has happened that operators may want to know.
+    fn told(&mut self, event: &EventRecord);
 
     /// Console output of this epoch and later ones is held until it is released.
     fn hold_console(&mut self, epoch: Epoch);

@@ -143,13 +143,13 @@ impl Engine {
         let tell = move |received| post.send(Message::Received(number, received));
         let stream = match caller.welcome(self.node.id(), self.session_name()) {
             Ok(stream) => stream,
-            Err(error) => return self.board.note("caller-lost", json!({ "reason": chain(&error) })),
+            Err(error) => return self.note("caller-lost", json!({ "reason": chain(&error) })),
         };
         let memory = self.memory.clone();
         let receiver = stream.try_clone().and_then(|reader| Ok((ReceiverHandle::start(reader, memory, tell)?, stream)));
         let stream = match receiver {
             Ok(stream) => Some(stream),
-            Err(error) => return self.board.note("caller-lost", json!({ "reason": chain(&error) })),
+            Err(error) => return self.note("caller-lost", json!({ "reason": chain(&error) })),
         };
         self.node.configure(settings, self.clock.now());
         self.beats.aim(beats, settings.silence.map(|limit| limit / 6));
@@ -182,7 +182,7 @@ impl Engine {
                 let fd = OwnedFd::from(stream);
                 self.links[at].send(&Command::Receive { max_uncommitted }, Some(fd.as_fd()))
             }
-            Err(error) => return self.board.note("caller-lost", json!({ "reason": chain(&error) })),
+            Err(error) => return self.note("caller-lost", json!({ "reason": chain(&error) })),
         };
         if let Err(error) = handed {
             self.input(Input::PeerLeft { term: self.node.term(), reason: chain(&error) });
@@ -207,7 +207,7 @@ impl Engine {
                 side.stream = None;
                 side.whole.clear();
                 self.last_error = Some(reason.clone());
-                self.board.note("stream-lost", json!({ "reason": reason }));
+                self.note("stream-lost", json!({ "reason": reason }));
                 self.input(Input::StreamLost { reason });
             }
         }
@@ -260,7 +260,7 @@ impl Engine {
             Ok(takeover) => {
                 self.takeover = Some(takeover);
                 let detail = json!({ "epoch": committed.0, "term": term.0, "us": takeover.total_us });
-                self.board.note("took-over", detail);
+                self.note("took-over", detail);
             }
             Err(error) => self.input(Input::TakeOverFailed { reason: chain(&error) }),
         }

@@ -165,15 +165,15 @@ impl Board {
     }
 
     /// Appends an event and logs it.
-    pub(crate) fn event(&self, event: &Event) {
+    pub(crate) fn event(&self, event: &Event) -> EventRecord {
         let mut detail = serde_json::to_value(event).unwrap_or_default();
         let name = detail.as_object_mut().and_then(|map| map.remove("event"));
         let name = name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
-        self.note(&name, detail);
+        self.note(&name, detail)
     }
 
     /// Appends an event that the core does not know.
-    pub(crate) fn note(&self, event: &str, detail: serde_json::Value) {
+    pub(crate) fn note(&self, event: &str, detail: serde_json::Value) -> EventRecord {
         tracing::info!(target: "ft", "{event} {detail}");
         let mut inner = self.lock();
         inner.seq += 1;
@@ -182,7 +182,8 @@ impl Board {
         if inner.events.len() == EVENTS_MAX {
             inner.events.pop_front();
         }
-        inner.events.push_back(record);
+        inner.events.push_back(record.clone());
+        record
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

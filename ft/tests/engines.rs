@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ft::guest::{Guest, GuestError, LinkEnd, Memory, Position, Shape};
-use ft::{Ft, ProtectOptions, StandbyOptions, Status};
+use ft::{EventRecord, Ft, ProtectOptions, StandbyOptions, Status};
 use ft_proto::{Alone, Committed, Epoch};
 
 const PAGES: u64 = 300;
@@ -186,6 +186,7 @@ impl Guest for ToyGuest {
         toy.paused += 1;
     }
 
+    fn told(&mut self, _: &EventRecord) {}
     fn hold_console(&mut self, _: Epoch) {}
     fn tag_console(&mut self, _: Epoch) {}
     fn release_console(&mut self, _: &Committed) {}

@@ -7,9 +7,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::Sender;
+use ft::EventRecord;
 use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Position, Shape};
 use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, Epoch};
+use serde_json::Value;
 
 use crate::cpu::{Capture, cpuid};
 use crate::legacy::console::ConsoleOut;
@@ -188,6 +190,13 @@ impl Guest for GuestPort {
             console.discard();
         }
         self.tell(VmEvent::Fenced { reason: reason.to_owned() });
+    }
+
+    fn told(&mut self, event: &EventRecord) {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let detail = event.detail.as_object().into_iter().flatten();
+        let properties = detail.map(|(key, value)| (key.clone(), text(value))).collect();
+        self.tell(VmEvent::Ft { event: event.event.clone(), properties });
     }
 
     fn hold_console(&mut self, epoch: Epoch) {
