@@ -1,5 +1,6 @@
 //! What a run does: boot, protect, write, break something, look whether anything was lost, power off, look at the disk.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,9 @@ const MEANINGS: [(&str, &str); 4] = [
     ("took-over", "takeover done: "),
 ];
 
+/// Silence that counts as death in the lab, in ms.
+const LAB_DETECT_MS: u64 = 1000;
+
 /// What is broken mid-way.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Fault {
@@ -57,7 +61,8 @@ pub struct Options {
     pub rounds: u64,
     /// Rest of the client after each round.
     pub think: Duration,
-    /// Silence on both links after which a host is taken for dead, in ms; 0: never; `None`: the product's own default.
+    /// Silence on both links after which a host is taken for dead, in ms; 0: never; `None`: the product's own default,
+    /// which is what is used outside the lab.
     pub detect_ms: Option<u64>,
 }
 
@@ -449,6 +454,11 @@ impl Fault {
             Self::Vmm => "SIGKILL to the primary's VMM",
         }
     }
+}
+
+/// An emulated machine whose host is busy stalls for longer than the product's default of 300 ms now and then.
+fn patience() -> Option<u64> {
+    env::var_os("POLLUX_LAB").map(|_| LAB_DETECT_MS)
 }
 
 fn pairing<'a>(options: &Options, witness: &'a Path) -> Pairing<'a> {

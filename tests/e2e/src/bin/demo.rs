@@ -31,6 +31,9 @@ struct Args {
     /// Rest of the client after each round, in milliseconds.
     #[arg(long, default_value_t = 2)]
     think_ms: u64,
+    /// Silence on both links after which a host is taken for dead, in ms (default: 300, in the lab 1000).
+    #[arg(long)]
+    detect_ms: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -57,12 +60,13 @@ fn code(report: &Report) -> ExitCode {
 
 fn run(args: &Args) -> Result<Report> {
     wait::catch_signals()?;
+    let usual = Options::default();
     let options = Options {
         fault: (!args.no_ft).then_some(args.fault),
         shape: Shape::default(),
         rounds: args.rounds,
         think: Duration::from_millis(args.think_ms),
-        ..Options::default()
+        detect_ms: args.detect_ms.or(usual.detect_ms),
     };
     let start = Instant::now();
     let tell = Box::new(move |line: &str| {
