@@ -97,7 +97,9 @@ pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<Strin
 fn own(witness: &mut dyn Witness, me: &Applicant) -> Result<Term, String> {
     let claim = Claim::Own { node: me.node, term: me.term };
     match witness.ask(claim).map_err(|error| chain(&error))? {
-        Verdict::Granted(record) => Ok(record.term()),
+        Verdict::Granted(record) if record.term() > me.term => Ok(record.term()),
+        // Each session needs a term of its own.
+        Verdict::Granted(record) => Err(format!("the witness gave term {} twice: try again", record.term())),
         Verdict::Refused(record) => Err(format!(
             "the witness says that {}: if that node is gone for good, remove the record and try again",
             match record {

@@ -107,7 +107,7 @@ pub enum Input {
 }
 
 /// What the witness made of a claim, or that it could not be asked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum WitnessAnswer {
     /// It judged.
     Judged(Claim, Verdict),
@@ -126,7 +126,7 @@ impl WitnessAnswer {
 }
 
 /// What a heartbeat says.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Beat {
     /// Who sends it.
     pub from: NodeId,
@@ -137,6 +137,7 @@ pub struct Beat {
 }
 
 /// What the shell shall do, in this order.
+#[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[derive(Debug, Eq, PartialEq)]
 pub enum Action {
     /// Seal `epoch`: stop, capture, resume, send. Answer with `CutDone` or `CutFailed`.
@@ -180,6 +181,7 @@ pub enum Action {
 /// Proof that no other node can be running the VM: held output may leave without a standby.
 ///
 /// Made only where the witness (or, without one, the configured policy) has said so.
+#[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[derive(Debug, Eq, PartialEq)]
 pub struct Alone {
     pub(crate) term: Term,
@@ -194,6 +196,7 @@ impl Alone {
 }
 
 /// What happened, for operators. Serialised by name with its details.
+#[cfg_attr(feature = "model", derive(Hash))]
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
@@ -276,7 +279,7 @@ fn link_name<S: serde::Serializer>(link: &LinkId, serializer: S) -> Result<S::Ok
 }
 
 /// Who goes on when the two hosts cannot see each other and there is no witness to ask.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnPartition {
     /// The primary goes on; the standby never takes over by itself.
@@ -288,7 +291,7 @@ pub enum OnPartition {
 }
 
 /// A node's settings.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Settings {
     /// Silence on every link after which the peer is taken for dead; `None`: never.
     pub silence: Option<Duration>,

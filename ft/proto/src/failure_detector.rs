@@ -38,7 +38,7 @@ pub enum Light {
 }
 
 /// Arrivals on all links, and the limit.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct FailureDetector {
     /// `None`: the peer is never suspected.
     limit: Option<Duration>,

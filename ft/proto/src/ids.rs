@@ -56,6 +56,7 @@ impl fmt::Display for NodeId {
 /// The field is private and the constructor is visible to the two state machines only: on the primary it is made where
 /// the standby's acknowledgement is handled, on the standby where the last part of an epoch has been verified. Every
 /// call that lets output out, or writes an epoch's data to a standby's disk, asks for it.
+#[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[derive(Debug, Eq, PartialEq)]
 pub struct Committed(Epoch);
 

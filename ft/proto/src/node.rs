@@ -35,6 +35,7 @@ pub(crate) enum Outcome {
     Fenced,
 }
 
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 enum Role {
     Solo,
@@ -63,6 +64,7 @@ pub enum State {
 }
 
 /// One node of a pair.
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 pub struct Node {
     id: NodeId,
@@ -104,6 +106,7 @@ impl Node {
             self.detector = FailureDetector::new(self.settings.silence, now);
             self.red = Default::default();
         }
+        let copied = self.is_copying();
         let outcome = match (&mut self.role, input) {
             (Role::Solo, Input::SessionOpened { peer }) => {
                 self.role = Role::Primary(Primary::new(self.id, peer, self.term, now));
@@ -126,6 +129,10 @@ impl Node {
             (Role::Solo | Role::Fenced, _) => None,
         };
         self.turn(outcome);
+        if copied && !self.is_copying() {
+            // Silence that was tolerated until now must not count all at once.
+            self.detector = FailureDetector::new(self.settings.silence, now);
+        }
         self.on_time(now);
     }
 
@@ -230,6 +237,11 @@ impl Node {
         Beat { from: self.id, term: self.term, runs: self.runs() && !invites }
     }
 
+    /// Whether a session is open that has nothing to lose yet.
+    fn is_copying(&self) -> bool {
+        matches!(self.state(), State::Syncing | State::StandbySyncing)
+    }
+
     fn has_peer(&self) -> bool {
         self.peer().is_some()
     }
@@ -289,8 +301,7 @@ impl Node {
             }
         }
         self.report_lights(now);
-        let copying = matches!(self.state(), State::Syncing | State::StandbySyncing);
-        let patience = if copying { COPY_PATIENCE } else { Duration::ZERO };
+        let patience = if self.is_copying() { COPY_PATIENCE } else { Duration::ZERO };
         let suspects = self.detector.suspects(now, patience);
         let outcome = match &mut self.role {
             Role::Primary(primary) => {
@@ -301,7 +312,7 @@ impl Node {
             }
             Role::Standby(standby) => {
                 standby.on_time(now, &mut self.actions);
-                if suspects { standby.on_silence(&self.settings, &mut self.actions) } else { None }
+                if suspects { standby.on_silence(&self.settings, now, &mut self.actions) } else { None }
             }
             Role::Solo | Role::Fenced => None,
         };

@@ -19,7 +19,7 @@ use crate::{Committed, Epoch, NodeId, Term, Time};
 const INVITE_AFTER: u32 = 2;
 
 /// How far a session has come.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Phase {
     /// Memory and disks are being copied; output flows freely.
     Copying,
@@ -32,6 +32,7 @@ pub(crate) enum Phase {
 }
 
 /// A session with a standby.
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 pub(crate) struct Primary {
     pub(crate) id: NodeId,

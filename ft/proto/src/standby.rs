@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::events::{Action, Event, Input, OnPartition, Settings, WitnessAnswer};
 use crate::node::{Outcome, RETRY};
-use crate::witness::{Claim, Verdict};
+use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
 
 /// A standby, with or without a primary.
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 pub(crate) struct Standby {
     pub(crate) id: NodeId,
@@ -20,6 +21,7 @@ pub(crate) struct Standby {
 }
 
 /// What is held of one primary.
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) primary: NodeId,
@@ -30,13 +32,15 @@ pub(crate) struct Session {
     /// The last epoch of which everything was complete.
     pub(crate) committed: Option<Epoch>,
     parts: BTreeMap<Epoch, Parts>,
-    /// From the moment the right to run is claimed nothing is acknowledged any more.
+    /// From the moment the right to run is claimed nothing is acknowledged until the claim is refused.
     claiming: bool,
+    no_claim_before: Time,
     held_back: bool,
     retry: Option<Time>,
 }
 
 /// What has arrived of an epoch.
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug, Default)]
 struct Parts {
     memory: bool,
@@ -70,7 +74,7 @@ impl Standby {
                 session.parts.entry(epoch).or_default().disks.insert(disk);
                 session.commit_whole_epochs(out);
             }
-            Input::Yielded { term } if term == session.term => session.claim(id, settings, out),
+            Input::Yielded { term } if term == session.term => session.claim(id, settings, now, out),
             Input::PeerLeft { reason, .. } => self.reset(reason, out),
             Input::StreamLost { reason } => {
                 session.connected = false;
@@ -86,7 +90,7 @@ impl Standby {
     }
 
     /// The primary is silent on every link.
-    pub(crate) fn on_silence(&mut self, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+    pub(crate) fn on_silence(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
         let id = self.id;
         let session = self.session.as_mut()?;
         if session.committed.is_none() {
@@ -99,7 +103,7 @@ impl Standby {
             }
             return None;
         }
-        session.claim(id, settings, out);
+        session.claim(id, settings, now, out);
         self.granted_by_policy(settings, out)
     }
 
@@ -142,6 +146,14 @@ impl Standby {
             self.session.as_mut().filter(|session| session.claiming && session.claim_of(id) == answer.claim())?;
         match answer {
             WitnessAnswer::Judged(_, Verdict::Granted(record)) => return Some(take_over(session, record.term(), out)),
+            // The primary has not registered this copy yet: it is good, and may soon be what the VM lives on.
+            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term })))
+                if owner == session.primary && term == session.term =>
+            {
+                session.claiming = false;
+                session.no_claim_before = now + RETRY;
+                session.commit_whole_epochs(out);
+            }
             WitnessAnswer::Judged(_, Verdict::Refused(_)) => {
                 self.reset("the witness gives the VM to another node".to_owned(), out);
             }
@@ -164,18 +176,22 @@ impl Session {
             committed: None,
             parts: BTreeMap::new(),
             claiming: false,
+            no_claim_before: Time::default(),
             held_back: false,
             retry: None,
         }
     }
 
-    /// Guards: a claim is open, the stream is gone, or the epoch is already committed.
+    /// Guards: the stream is gone, or the epoch is already committed.
     fn collects(&self, epoch: Epoch) -> bool {
-        !self.claiming && self.connected && self.committed.is_none_or(|committed| epoch > committed)
+        self.connected && self.committed.is_none_or(|committed| epoch > committed)
     }
 
     /// The only place on a standby where an epoch becomes committed.
     fn commit_whole_epochs(&mut self, out: &mut VecDeque<Action>) {
+        if self.claiming {
+            return;
+        }
         let mut next = self.committed.map_or(Epoch(1), Epoch::next);
         while self.parts.get(&next).is_some_and(|parts| parts.memory && parts.disks.len() == self.disks.into()) {
             self.parts.remove(&next);
@@ -192,8 +208,8 @@ impl Session {
         Claim::TakeOver { primary: self.primary, standby, term: self.term }
     }
 
-    fn claim(&mut self, id: NodeId, settings: &Settings, out: &mut VecDeque<Action>) {
-        if self.committed.is_none() || std::mem::replace(&mut self.claiming, true) {
+    fn claim(&mut self, id: NodeId, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
+        if self.committed.is_none() || now < self.no_claim_before || std::mem::replace(&mut self.claiming, true) {
             return;
         }
         if settings.on_partition.is_none() {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{NodeId, Term};
 
 /// Who may run the VM.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum Record {
     /// `primary` runs the VM, and either of the two may claim to be the only one.
@@ -83,7 +83,7 @@ pub enum Claim {
 }
 
 /// What the witness makes of a claim.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Verdict {
     /// The record is now this one.
     Granted(Record),

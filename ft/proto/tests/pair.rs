@@ -445,3 +445,49 @@ fn a_device_that_dies_while_the_standby_is_registered_moves_the_vm_there() {
     pair.pass(Duration::from_millis(300), &[A, B]);
     assert_eq!((pair.a.state(), pair.b.state()), (State::Fenced, State::Solo));
 }
+
+#[test]
+fn a_standby_that_asks_before_it_is_registered_keeps_its_copy() {
+    let mut pair = Pair::new(Settings::default());
+    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
+    pair.a.handle(Input::SessionOpened { peer: B }, pair.now);
+    pair.witness_up = false;
+    pair.a.handle(Input::Synced, pair.now);
+    pair.settle();
+    assert_eq!(pair.b.state(), State::StandbyReady);
+    // The standby hears nothing and asks, an instant before the registration reaches the witness. An epoch arrives while
+    // it waits for its answer.
+    pair.witness_up = true;
+    pair.pass(Duration::from_millis(290), &[B]);
+    pair.now = pair.now + STEP + STEP;
+    pair.b.handle(Input::Timeout, pair.now);
+    let claim = Claim::TakeOver { primary: A, standby: B, term: Term(1) };
+    let early = judge(pair.record, claim);
+    assert_eq!(early, Verdict::Refused(pair.record));
+    while let Some(action) = pair.b.poll_action() {
+        assert!(!matches!(action, Action::Reset { .. }), "{action:?}");
+    }
+    pair.b.handle(Input::DiskComplete { epoch: Epoch(2), disk: 0 }, pair.now);
+    pair.b.handle(Input::MemoryComplete { epoch: Epoch(2) }, pair.now);
+    pair.settle();
+    assert_eq!(pair.committed, [Epoch(1)], "nothing is acknowledged while a claim is open");
+    pair.record = Some(Record::Protected { primary: A, standby: B, term: Term(1) });
+    pair.b.handle(Input::Witness(WitnessAnswer::Judged(claim, early)), pair.now);
+    pair.settle();
+    assert_eq!((pair.b.state(), pair.committed.as_slice()), (State::StandbyReady, [Epoch(1), Epoch(2)].as_slice()));
+    pair.pass(Duration::from_secs(1), &[B]);
+    assert_eq!(pair.takeover, Some((Epoch(2), Term(2))));
+}
+
+#[test]
+fn silence_during_the_copy_does_not_count_when_the_copy_is_complete() {
+    let mut pair = Pair::new(Settings::default());
+    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 0 }, pair.now);
+    pair.record = Some(Record::Protected { primary: A, standby: B, term: Term(1) });
+    pair.pass(Duration::from_secs(2), &[B]);
+    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1) }, pair.now);
+    pair.pass(Duration::from_millis(250), &[B]);
+    assert_eq!(pair.takeover, None);
+    pair.pass(Duration::from_millis(250), &[B]);
+    assert_eq!(pair.takeover, Some((Epoch(1), Term(2))));
+}

@@ -75,7 +75,11 @@ impl World {
         let Some(process) = self.process(address) else { return };
         let node = process.node.id();
         let Some(opening) = process.opening.as_mut().filter(|opening| opening.stream.is_none()) else { return };
-        let WitnessAnswer::Judged(_, Verdict::Granted(record)) = answer else { return self.give_up_opening(address) };
+        let record = match answer {
+            // An older one answers an old question: that reign has had its session.
+            WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > opening.term => record,
+            _ => return self.give_up_opening(address),
+        };
         opening.term = record.term();
         let (term, target) = (opening.term, opening.target);
         let callee = self.address(target);

@@ -1,0 +1,369 @@
+//! What can be in a state, and what can happen in it.
+
+use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::{Input, Node, NodeId, State, Term, WitnessAnswer};
+use stateright::{Model, Property};
+
+use crate::hosts::{T0, settings};
+use crate::properties;
+
+/// How far to go. Everything that makes the state space infinite has its limit here.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Sessions that are opened.
+    pub sessions: usize,
+    /// Epochs of each session.
+    pub epochs: u64,
+    /// Crashes of hosts; each may restart as an empty standby.
+    pub crashes: u32,
+    /// Times that the stream is reset, with or without what was in it.
+    pub breaks: u32,
+    /// Claims or answers that are lost, or claims that take effect after their sender has given up.
+    pub losses: u32,
+    /// Wishes of operators: stop the protection, yield the VM.
+    pub wishes: u32,
+}
+
+/// Something between the two hosts, in order.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Msg {
+    /// The standby accepts the session.
+    Welcome,
+    /// All of an epoch.
+    Epoch(u64),
+    /// The standby holds it.
+    Ack(Term, u64),
+    /// The primary has stopped.
+    Yield(Term),
+    /// The sender leaves in good order.
+    Bye(Term),
+    /// The end of the stream.
+    Lost,
+}
+
+/// The stream of the last session.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Stream {
+    /// Which session.
+    pub session: usize,
+    /// Host of the primary, and its node; the standby is on the other one.
+    pub primary: (usize, NodeId),
+    /// The standby's node.
+    pub standby: NodeId,
+    /// Its term.
+    pub term: Term,
+    /// What is on its way to the standby.
+    pub down: Vec<Msg>,
+    /// What is on its way to the primary.
+    pub up: Vec<Msg>,
+}
+
+/// What really happened in a session.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Told {
+    /// Everything up to this epoch was let out.
+    pub released: u64,
+    /// The VM went on at the standby from this epoch.
+    pub taken: Option<u64>,
+    /// The standby was registered at the witness.
+    pub protected: bool,
+}
+
+/// One host.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Host {
+    /// The node, while the host is up.
+    pub node: Option<Node>,
+    /// Whether output is held there.
+    pub holds: bool,
+    /// The term that the witness gave for the next session.
+    pub owned: Option<Term>,
+    /// Which session its node takes part in.
+    pub session: Option<usize>,
+}
+
+/// A state of the whole system.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Sys {
+    /// Both hosts.
+    pub hosts: [Host; 2],
+    /// What the witness has on record.
+    pub record: Option<Record>,
+    /// Claims on their way.
+    pub asks: Vec<(NodeId, Claim)>,
+    /// Claims whose senders have given up waiting.
+    pub late: Vec<Claim>,
+    /// Answers on their way.
+    pub answers: Vec<(NodeId, WitnessAnswer)>,
+    /// The stream, if one was opened.
+    pub stream: Option<Stream>,
+    /// By session.
+    pub told: Vec<Told>,
+    /// Name of the next node.
+    pub next_node: u64,
+    /// What may still go wrong.
+    pub left: Left,
+    /// What is wrong from the start.
+    pub flaw: Option<Flaw>,
+}
+
+/// What may still go wrong.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Left {
+    crashes: u32,
+    breaks: u32,
+    losses: u32,
+    wishes: u32,
+}
+
+/// Something that can happen. Numbers are hosts, or places in queues.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Act {
+    /// A node that is alone asks the witness for its next reign.
+    Own(usize),
+    /// It opens a session with the other host.
+    Open(usize),
+    /// The first copy is complete.
+    Synced(usize),
+    /// The guest wants its output out.
+    Want(usize),
+    /// The standby gets what is next in the stream.
+    Down,
+    /// The primary gets what is next in the stream.
+    Up,
+    /// The stream ends for both, after what is in it or at once.
+    Break {
+        /// At once.
+        truncate: bool,
+    },
+    /// A node hears nothing of the other for longer than the limit.
+    Silence(usize),
+    /// A beat of a node reaches the other one.
+    Beat(usize),
+    /// A claim takes effect.
+    Judge(usize),
+    /// A claim takes effect; its answer is lost.
+    JudgeMute(usize),
+    /// A claim is lost.
+    LoseClaim(usize),
+    /// A claim's sender gives up; the claim is still on its way.
+    Delay(usize),
+    /// A claim that nobody waits for takes effect.
+    JudgeLate(usize),
+    /// An answer arrives.
+    Answer(usize),
+    /// It is time to ask the witness again.
+    Retry(usize),
+    /// A host dies.
+    Crash(usize),
+    /// It is back, as an empty standby.
+    Restart(usize),
+    /// An operator ends the protection.
+    Stop(usize),
+    /// A device dies: the VM shall go on at the standby.
+    Yield(usize),
+}
+
+/// A defect to build in: a check that cannot fail is no check.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Flaw {
+    /// The witness grants whatever it is asked for.
+    GrantsAll,
+    /// Nobody asks the witness: each side goes on when it does not see the other.
+    NobodyAsks,
+}
+
+/// The system within its bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct System {
+    /// How far to go.
+    pub bounds: Bounds,
+    /// What is wrong.
+    pub flaw: Option<Flaw>,
+}
+
+impl Model for System {
+    type State = Sys;
+    type Action = Act;
+
+    fn init_states(&self) -> Vec<Sys> {
+        let host = |node| Host { node: Some(node), holds: false, owned: None, session: None };
+        let Bounds { crashes, breaks, losses, wishes, .. } = self.bounds;
+        let settings = settings(self.flaw);
+        vec![Sys {
+            hosts: [host(Node::solo(NodeId(1), Term(1), settings, T0)), host(Node::standby(NodeId(2), settings, T0))],
+            record: None,
+            asks: Vec::new(),
+            late: Vec::new(),
+            answers: Vec::new(),
+            stream: None,
+            told: Vec::new(),
+            next_node: 3,
+            left: Left { crashes, breaks, losses, wishes },
+            flaw: self.flaw,
+        }]
+    }
+
+    fn actions(&self, sys: &Sys, acts: &mut Vec<Act>) {
+        for at in 0..2 {
+            self.host_actions(sys, at, acts);
+        }
+        if let Some(stream) = &sys.stream {
+            acts.extend((!stream.down.is_empty()).then_some(Act::Down));
+            acts.extend((!stream.up.is_empty()).then_some(Act::Up));
+            if sys.left.breaks > 0 {
+                acts.extend([Act::Break { truncate: true }, Act::Break { truncate: false }]);
+            }
+        }
+        for at in 0..sys.asks.len() {
+            acts.push(Act::Judge(at));
+            if sys.left.losses > 0 {
+                acts.extend([Act::JudgeMute(at), Act::LoseClaim(at), Act::Delay(at)]);
+            }
+        }
+        acts.extend((0..sys.late.len()).map(Act::JudgeLate));
+        acts.extend((0..sys.answers.len()).map(Act::Answer));
+    }
+
+    fn next_state(&self, before: &Sys, act: Act) -> Option<Sys> {
+        let mut sys = before.clone();
+        match act {
+            Act::Own(at) => {
+                let node = sys.hosts[at].node.as_ref()?;
+                let claim = Claim::Own { node: node.id(), term: node.term() };
+                sys.asks.push((node.id(), claim));
+            }
+            Act::Open(at) => sys.open(at)?,
+            Act::Synced(at) => sys.input(at, Input::Synced),
+            Act::Want(at) => sys.input(at, Input::CutWanted),
+            Act::Down => sys.down()?,
+            Act::Up => sys.up()?,
+            Act::Break { truncate } => {
+                sys.left.breaks -= 1;
+                sys.end_stream(truncate);
+            }
+            Act::Silence(at) => sys.silence(at),
+            Act::Beat(at) => sys.beat(at)?,
+            Act::Judge(at) => sys.judge(at, false),
+            Act::JudgeMute(at) => sys.judge(at, true),
+            Act::LoseClaim(at) => {
+                let (node, claim) = sys.asks.remove(at);
+                sys.unanswered(node, claim);
+            }
+            Act::Delay(at) => {
+                let (node, claim) = sys.asks.remove(at);
+                sys.late.push(claim);
+                sys.unanswered(node, claim);
+            }
+            Act::JudgeLate(at) => {
+                let claim = sys.late.remove(at);
+                sys.rule(claim);
+            }
+            Act::Answer(at) => {
+                let (node, answer) = sys.answers.remove(at);
+                sys.answered(node, answer);
+            }
+            Act::Retry(at) => sys.retry(at),
+            Act::Crash(at) => sys.crash(at),
+            Act::Restart(at) => sys.restart(at),
+            Act::Stop(at) => {
+                sys.left.wishes -= 1;
+                sys.input(at, Input::StopRequested);
+            }
+            Act::Yield(at) => {
+                sys.left.wishes -= 1;
+                sys.input(at, Input::YieldRequested { reason: String::new() });
+            }
+        }
+        (sys != *before).then_some(sys)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        properties::all()
+    }
+}
+
+impl System {
+    fn host_actions(&self, sys: &Sys, at: usize, acts: &mut Vec<Act>) {
+        let Some(node) = &sys.hosts[at].node else { return acts.push(Act::Restart(at)) };
+        let (id, state) = (node.id(), node.state());
+        if sys.left.crashes > 0 {
+            acts.push(Act::Crash(at));
+        }
+        acts.push(Act::Beat(at));
+        let asks_own = |claim: &Claim| matches!(claim, Claim::Own { node, .. } if *node == id);
+        let pending = sys.asks.iter().any(|(_, claim)| asks_own(claim))
+            || sys.answers.iter().any(|(_, answer)| asks_own(&answer.claim()));
+        match state {
+            State::Solo if sys.hosts[at].owned.is_some() => acts.push(Act::Open(at)),
+            State::Solo if sys.told.len() < self.bounds.sessions && !pending => acts.push(Act::Own(at)),
+            State::Syncing | State::Protected => {
+                acts.extend([Act::Synced(at), Act::Silence(at), Act::Retry(at)]);
+                if node.epoch().0 < self.bounds.epochs {
+                    acts.push(Act::Want(at));
+                }
+                if sys.left.wishes > 0 {
+                    acts.extend([Act::Stop(at), Act::Yield(at)]);
+                }
+            }
+            State::StandbySyncing | State::StandbyReady => acts.extend([Act::Silence(at), Act::Retry(at)]),
+            _ => {}
+        }
+    }
+}
+
+impl Sys {
+    /// The host on which a node lives.
+    pub(crate) fn host_of(&self, id: NodeId) -> Option<usize> {
+        self.hosts.iter().position(|host| host.node.as_ref().is_some_and(|node| node.id() == id))
+    }
+
+    /// The witness judges.
+    pub(crate) fn rule(&mut self, claim: Claim) -> Verdict {
+        let verdict = match (self.flaw, claim) {
+            (Some(Flaw::GrantsAll), claim) => Verdict::Granted(wish(claim)),
+            (_, claim) => judge(self.record, claim),
+        };
+        if let Verdict::Granted(record) = verdict {
+            self.record = Some(record);
+        }
+        verdict
+    }
+
+    fn judge(&mut self, at: usize, mute: bool) {
+        let (node, claim) = self.asks.remove(at);
+        let verdict = self.rule(claim);
+        if mute {
+            self.unanswered(node, claim);
+        } else {
+            self.answers.push((node, WitnessAnswer::Judged(claim, verdict)));
+        }
+    }
+
+    fn unanswered(&mut self, node: NodeId, claim: Claim) {
+        self.left.losses -= 1;
+        self.answers.push((node, WitnessAnswer::Unreachable(claim, String::new())));
+    }
+
+    fn crash(&mut self, at: usize) {
+        self.left.crashes -= 1;
+        self.hosts[at] = Host { node: None, holds: false, owned: None, session: None };
+        self.end_stream(true);
+    }
+
+    fn restart(&mut self, at: usize) {
+        self.hosts[at].node = Some(Node::standby(NodeId(self.next_node), settings(self.flaw), T0));
+        self.next_node += 1;
+    }
+}
+
+/// What a claim wants the record to be.
+fn wish(claim: Claim) -> Record {
+    match claim {
+        Claim::Own { node, term } => Record::Solo { owner: node, term: term.next() },
+        Claim::Register { primary, standby, term } => Record::Protected { primary, standby, term },
+        Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
+        Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
+        Claim::Stop { term, .. } => Record::Stopped { term },
+    }
+}
