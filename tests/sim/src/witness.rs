@@ -99,7 +99,7 @@ impl World {
 /// What a witness that never refuses would write.
 fn always(claim: Claim) -> Record {
     match claim {
-        Claim::Own { node, term } => Record::Solo { owner: node, term },
+        Claim::Own { node, term } => Record::Solo { owner: node, term: term.next() },
         Claim::Register { primary, standby, term } => Record::Protected { primary, standby, term },
         Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
         Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
