@@ -462,7 +462,7 @@ fn patience() -> Option<u64> {
 }
 
 fn pairing<'a>(options: &Options, witness: &'a Path) -> Pairing<'a> {
-    Pairing { witness, detect_ms: options.detect_ms }
+    Pairing { witness, detect_ms: options.detect_ms.or_else(patience) }
 }
 
 /// Whether this host's VMM lives and runs the VM.
