@@ -136,6 +136,7 @@ fn dsdt(options: &AcpiOptions) -> Sdt {
     let mut append = |part: &dyn Aml| sdt.append_slice(&bytes(part));
     append(&PciRoot(options));
     append(&Motherboard);
+    append(&RealTimeClock);
     if options.serial {
         append(&SerialPort);
     }
@@ -191,6 +192,17 @@ impl Aml for Motherboard {
         let ecam = Memory32Fixed::new(true, layout::ECAM_START as u32, layout::ECAM_SEGMENT_SIZE as u32);
         let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ecam]));
         device("_SB_.MBRD", "PNP0C02", &[&crs], sink);
+    }
+}
+
+/// Without an interrupt: it tells the time and wakes nobody.
+struct RealTimeClock;
+
+impl Aml for RealTimeClock {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let ports = IO::new(layout::PORT_RTC, layout::PORT_RTC, 1, 2);
+        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports]));
+        device("_SB_.RTC_", "PNP0B00", &[&crs], sink);
     }
 }
 

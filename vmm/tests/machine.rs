@@ -47,20 +47,24 @@ fn a_guest_prints_and_powers_off() {
 
 #[test]
 fn string_output_arrives_item_by_item() {
-    // mov esi, text; mov ecx, 5; mov dx, 0x3f8; cld; rep outsb
-    let text = tiny::CODE + 18;
-    let code = Code::default()
-        .raw(&[0xbe])
-        .raw(&text.to_le_bytes())
-        .raw(&[0xb9, 5, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xeb, 5])
-        .raw(&[0x90])
-        .raw(b"\x90hello")
-        .raw(&[0xfc, 0xf3, 0x6e])
-        .power_off();
-    // The jump over the text: 16 bytes before it, "nop nop hello" after.
-    let mut code = code;
-    code.0[15] = 7;
-    let mut tiny = Tiny::new(code, 1);
+    // cld; mov esi, text; mov ecx, 5; mov dx, 0x3f8; rep outsb
+    let text = b"hello";
+    let code = Code::default().raw(&[0xfc, 0xbe]).raw(&(tiny::CODE + 0x100).to_le_bytes()).raw(&[
+        0xb9,
+        text.len() as u8,
+        0,
+        0,
+        0,
+        0x66,
+        0xba,
+        0xf8,
+        0x03,
+        0xf3,
+        0x6e,
+    ]);
+    let mut code = code.power_off();
+    code.0.resize(0x100, 0x90);
+    let mut tiny = Tiny::new(code.raw(text), 1);
     tiny.vm.boot().unwrap();
     assert_eq!(tiny.event(), GuestEvent::Shutdown);
     assert_eq!(tiny.printed(), "hello");
