@@ -13,7 +13,7 @@ use crate::acpi::{self, AcpiOptions};
 use crate::boot::kernel::{BootError, Payload};
 use crate::boot::params;
 use crate::bus::{Bus, BusDevice, BusError};
-use crate::clock::Clock;
+use crate::clock::{Clock, GuestTime};
 use crate::config::VmConfig;
 use crate::cpu::state::VcpuStateError;
 use crate::cpu::{Capture, CpuError, CpuManager, CpuOptions, CpuPorts, OnGuestEvent};
@@ -136,6 +136,19 @@ impl SavedParts {
         std::mem::replace(from, StateReader::new(&[])?).finish()
     }
 
+    /// The guest's clocks now; the vCPUs are parked, and the last pause was with capture.
+    ///
+    /// # Errors
+    /// When KVM does not tell.
+    pub fn time(&self) -> Result<GuestTime, StateError> {
+        let error = |e: kvm_ioctls::Error| StateError::Part {
+            id: "clock".to_owned(),
+            what: "KVM_GET_CLOCK".to_owned(),
+            source: Some(e.into()),
+        };
+        lock(&self.clock).now().map_err(error)
+    }
+
     /// All parts but the vCPUs back to power-on.
     fn reset_devices(&self) -> Result<(), VmError> {
         lock(&self.devices).reset()?;
@@ -202,11 +215,12 @@ impl Vm {
         let parts = DeviceParts { vm: vm.clone(), memory: &memory, irq, pio, mmio, phys_bits };
         let devices = DeviceManager::new(&mut config, parts)?;
         let Legacy { serial, rtc, ged } = legacy;
+        let cpus = Arc::new(cpus);
         let parts = SavedParts {
-            cpus: Arc::new(cpus),
+            cpus: cpus.clone(),
             devices: Arc::new(Mutex::new(devices)),
             gate: Gate::default(),
-            clock: Mutex::new(Clock::new(vm.clone())),
+            clock: Mutex::new(Clock::new(vm.clone(), cpus)),
             ioapic,
             serial,
             rtc,

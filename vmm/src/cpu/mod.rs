@@ -13,6 +13,7 @@ pub mod state;
 mod vcpu;
 
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -173,6 +174,8 @@ pub struct CpuManager {
     vcpus: Vec<Handle>,
     cpuid: Vec<kvm_cpuid_entry2>,
     phys_bits: u8,
+    /// Of the guest's TSC.
+    tsc_khz: AtomicU32,
 }
 
 impl CpuManager {
@@ -209,7 +212,8 @@ impl CpuManager {
         };
         let shared =
             Arc::new(Shared { control: Mutex::new(control), changed: Condvar::new(), settled: Condvar::new() });
-        let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits };
+        let tsc_khz = AtomicU32::new(features.tsc_khz);
+        let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz };
         for (i, fd) in (0..).zip(fds) {
             let affinity = options.affinity.get(i as usize).cloned().unwrap_or_default();
             let handle = manager.start_thread(i, fd, ports, affinity)?;
@@ -375,6 +379,11 @@ impl CpuManager {
             states.push(state);
         }
         let tsc = states.iter().map(VcpuState::tsc).max().unwrap_or(0);
+        for (vcpu, state) in self.vcpus.iter().zip(&states) {
+            let khz = state.restored_tsc_khz(&self.features);
+            vcpu.state.lock().unwrap_or_else(PoisonError::into_inner).set_tsc_khz(khz);
+            self.tsc_khz.store(khz, Ordering::Relaxed);
+        }
         let jobs = states.into_iter().map(|mut state| -> Job {
             let features = self.features.clone();
             state.set_tsc(tsc);
@@ -450,14 +459,39 @@ impl CpuManager {
             let _ = send.send(crate::kvm::tsc_offset(fd));
             Ok(())
         })?;
-        let Ok(Some(offset)) = receive.recv() else { return Ok(()) };
+        match receive.recv() {
+            Ok(Some(offset)) => self.set_tsc_offset(offset),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the first vCPU's TSC was ahead of the host's at the last capture; `None` when KVM does not tell.
+    #[must_use]
+    pub fn captured_tsc_offset(&self) -> Option<u64> {
+        self.vcpus.first()?.state.lock().unwrap_or_else(PoisonError::into_inner).tsc_offset()
+    }
+
+    /// Whether the guest's TSC runs at another speed than the host's.
+    #[must_use]
+    pub fn is_tsc_scaled(&self) -> bool {
+        self.tsc_khz.load(Ordering::Relaxed) != self.features.tsc_khz
+    }
+
+    /// Sets what all (parked) vCPUs' TSCs are ahead of the host's.
+    ///
+    /// # Errors
+    /// When KVM has no such attribute.
+    ///
+    /// # Panics
+    /// When the vCPUs are not paused.
+    pub fn set_tsc_offset(&self, offset: u64) -> Result<(), CpuError> {
         let job = || -> Job {
             Box::new(move |fd| {
                 crate::kvm::set_tsc_offset(fd, offset)
                     .map_err(|source| VcpuStateError::Kvm { call: "KVM_SET_DEVICE_ATTR", source })
             })
         };
-        self.run_jobs((0..self.count()).map(|i| (i > 0).then(job)).collect(), "set its TSC offset")
+        self.run_jobs(self.vcpus.iter().map(|_| Some(job())).collect(), "set its TSC offset")
     }
 
     fn wait_settled(&self) {

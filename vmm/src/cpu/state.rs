@@ -133,6 +133,8 @@ pub struct VcpuState {
     nested: Box<KvmNestedStateBuffer>,
     has_nested: bool,
     tsc_khz: u32,
+    /// Not part of the state, which must not depend on the host; see `clock`.
+    tsc_offset: Option<u64>,
 }
 
 /// A vCPU's section: the kernel's own structures as bytes, in a fixed order.
@@ -190,6 +192,7 @@ impl VcpuState {
             nested: Box::new(KvmNestedStateBuffer::empty()),
             has_nested: false,
             tsc_khz: features.tsc_khz,
+            tsc_offset: None,
         })
     }
 
@@ -292,15 +295,13 @@ impl VcpuState {
     }
 
     fn restore_tsc_khz(&self, vcpu: &VcpuFd, features: &Features) -> Result<(), VcpuStateError> {
-        let (saved, here) = (self.tsc_khz, features.tsc_khz);
-        let difference = u64::from(saved.abs_diff(here));
-        if saved == 0 || here == 0 || difference * 1_000_000 <= u64::from(here) * TSC_TOLERANCE_PPM {
+        if !self.needs_scaling(features) {
             return Ok(());
         }
         if !features.tsc_scaling {
-            return Err(VcpuStateError::TscKhz { saved, here });
+            return Err(VcpuStateError::TscKhz { saved: self.tsc_khz, here: features.tsc_khz });
         }
-        vcpu.set_tsc_khz(saved).map_err(kvm("KVM_SET_TSC_KHZ"))
+        vcpu.set_tsc_khz(self.tsc_khz).map_err(kvm("KVM_SET_TSC_KHZ"))
     }
 
     /// All at once; what one call leaves off at is looked at and skipped if it makes no difference.
@@ -335,6 +336,34 @@ impl VcpuState {
         for entry in self.msrs.as_mut_slice().iter_mut().filter(|entry| entry.index == IA32_TSC) {
             entry.data = value;
         }
+    }
+
+    /// Reads what the vCPU's time stamp counter is ahead of the host's. One vCPU is enough, as they are kept in step.
+    pub fn capture_tsc_offset(&mut self, vcpu: &VcpuFd, features: &Features) {
+        self.tsc_offset = if features.tsc_offset { crate::kvm::tsc_offset(vcpu) } else { None };
+    }
+
+    /// What [`VcpuState::capture_tsc_offset`] has read.
+    #[must_use]
+    pub fn tsc_offset(&self) -> Option<u64> {
+        self.tsc_offset
+    }
+
+    /// kHz of the guest's TSC after a restore on this host.
+    #[must_use]
+    pub fn restored_tsc_khz(&self, features: &Features) -> u32 {
+        if self.needs_scaling(features) { self.tsc_khz } else { features.tsc_khz }
+    }
+
+    /// Captures say from now on that the guest's TSC runs at `khz`.
+    pub fn set_tsc_khz(&mut self, khz: u32) {
+        self.tsc_khz = khz;
+    }
+
+    fn needs_scaling(&self, features: &Features) -> bool {
+        let (saved, here) = (self.tsc_khz, features.tsc_khz);
+        let difference = u64::from(saved.abs_diff(here));
+        saved != 0 && here != 0 && difference * 1_000_000 > u64::from(here) * TSC_TOLERANCE_PPM
     }
 
     /// Instruction pointer at capture, for messages and tests.

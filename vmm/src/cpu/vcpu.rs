@@ -172,6 +172,9 @@ impl Vcpu {
         match order {
             Order::Capture => {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                if self.index == 0 {
+                    state.capture_tsc_offset(&self.fd, &self.features);
+                }
                 state.capture(&mut self.fd, &self.features)
             }
             Order::Job(job) => job(&mut self.fd),
