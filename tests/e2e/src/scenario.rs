@@ -73,7 +73,7 @@ impl Default for Options {
             shape: Shape::default(),
             rounds: 200,
             think: Duration::from_millis(2),
-            detect_ms: None,
+            detect_ms: patience(),
         }
     }
 }
