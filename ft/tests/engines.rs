@@ -291,7 +291,8 @@ fn stop_leaves_the_guest_running_alone_and_the_standby_empty() {
     pair.a().stop().unwrap();
     wait(|| pair.b.status().state == "standby-empty", || format!("{:?}", pair.b.status()));
     assert_eq!((pair.guest_a.fenced(), pair.guest_b.started()), (None, None));
-    assert_eq!(pair.a().status().state, "solo");
+    // The status follows a moment after the answer.
+    wait(|| pair.a().status().state == "solo", || format!("{:?}", pair.a().status()));
     pair.a().protect(pair.options.clone()).unwrap();
     wait(|| pair.a().status().state == "protected", || format!("{:?}", pair.a().status()));
     assert_eq!(pair.a().status().term, 4);

@@ -312,7 +312,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             silence: Some(Duration::from_millis(300)),
-            ack_limit: Duration::from_secs(5),
+            ack_limit: Duration::from_secs(10),
             min_epoch: Duration::from_micros(500),
             max_epoch: Duration::from_millis(20),
             depth: 2,

@@ -374,7 +374,7 @@ fn mute_standby(pair: &mut Pair, span: Duration) {
 fn a_standby_that_lives_but_acknowledges_nothing_is_left() {
     let mut pair = Pair::protected(Settings::default());
     pair.connected = false;
-    mute_standby(&mut pair, Duration::from_secs(4));
+    mute_standby(&mut pair, Duration::from_secs(9));
     assert_eq!(pair.a.state(), State::Protected);
     mute_standby(&mut pair, Duration::from_secs(2));
     assert_eq!((pair.a.state(), pair.a.term()), (State::Solo, Term(2)));

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
             trace.iter().skip(skip).for_each(|line| println!("{line}"));
             println!("seed {seed} violates {}: {}", violation.invariant, violation.what);
             let mutation = args.mutation.map(|mutation| format!(" --mutation {}", name(mutation))).unwrap_or_default();
+            let mutation = args.only.iter().fold(mutation, |before, only| format!("{before} --only {only}"));
             println!(
                 "again, with all of its trace: cargo run --release -p sim -- --seeds 1 --seed {seed}{mutation} --trace"
             );

@@ -23,16 +23,25 @@ impl Trace {
 
     pub(crate) fn line(&mut self, now: Time, text: impl FnOnce() -> String) {
         if let Some(lines) = &mut self.lines {
-            let mut text = text();
-            for (node, name) in &self.names {
-                text = text.replace(&format!("{node:?}"), name).replace(&node.to_string(), name);
-            }
+            let text = readable(text(), &self.names);
             let micros = now.since(BEGIN).as_micros();
             lines.push(format!("{:>5}.{:03} ms  {}", micros / 1000, micros % 1000, text));
         }
     }
 
+    /// With the names of nodes instead of their numbers.
+    pub(crate) fn readable(&self, text: String) -> String {
+        readable(text, &self.names)
+    }
+
     pub(crate) fn into_lines(self) -> Vec<String> {
         self.lines.unwrap_or_default()
     }
+}
+
+fn readable(text: String, names: &[(NodeId, String)]) -> String {
+    let named = |text: String, (node, name): &(NodeId, String)| {
+        text.replace(&format!("{node:?}"), name).replace(&node.to_string(), name)
+    };
+    names.iter().fold(text, named)
 }

@@ -243,9 +243,10 @@ impl World {
 
     pub(crate) fn moment(&mut self, moment: Moment) {
         let found = self.checks.look(&moment, &self.truth, self.witness.record, self.first_owner);
-        if let Some(violation) = found
+        if let Some(mut violation) = found
             && self.end.is_none()
         {
+            violation.what = self.trace.readable(violation.what);
             self.trace.line(self.now, || format!("VIOLATION of {}: {}", violation.invariant, violation.what));
             self.end = Some(End::Violated(violation));
         }
