@@ -337,10 +337,8 @@ fn check_elf(kernel: &mut Source) -> Result<Image, BootError> {
     if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() || header.e_phnum == 0 {
         return Err(kernel.wrong("is an ELF image without program headers, so not a kernel"));
     }
-    let mut end = 0;
-    let mut bss = Vec::new();
     let mut entry = None;
-    let mut segments = Vec::new();
+    let mut loads = Vec::new();
     for index in 0..u64::from(header.e_phnum) {
         let at = header.e_phoff.saturating_add(index * size_of::<Elf64_Phdr>() as u64);
         let segment: Elf64_Phdr = kernel.structure(at, "program header")?;
@@ -350,13 +348,7 @@ fn check_elf(kernel: &mut Source) -> Result<Image, BootError> {
             return Err(kernel.wrong(format!("is truncated: segment {index} ends at byte {want} of {}", kernel.size)));
         }
         match segment.p_type {
-            PT_LOAD if segment.p_memsz > 0 => {
-                end = end.max(check_segment(kernel, index, &segment)?);
-                segments.push(segment.p_paddr..segment.p_paddr + segment.p_memsz);
-                if segment.p_memsz > segment.p_filesz {
-                    bss.push((segment.p_paddr + segment.p_filesz, segment.p_memsz - segment.p_filesz));
-                }
-            }
+            PT_LOAD if segment.p_memsz > 0 => loads.push((index, segment)),
             PT_NOTE => entry = entry.or(pvh_entry(kernel, &segment)?),
             _ => {}
         }
@@ -366,7 +358,17 @@ fn check_elf(kernel: &mut Source) -> Result<Image, BootError> {
                     CONFIG_PVH=y or boot its bzImage (vmlinuz)";
         return Err(kernel.wrong(what));
     };
-    if !segments.iter().any(|segment| segment.contains(&address)) {
+    let (mut end, mut inside, mut bss) = (0, false, Vec::new());
+    for (index, segment) in loads {
+        let segment_end = check_segment(kernel, index, &segment)?;
+        end = end.max(segment_end);
+        inside |= (segment.p_paddr..segment_end).contains(&address);
+        let file_end = segment.p_paddr + segment.p_filesz;
+        if file_end < segment_end {
+            bss.push((file_end, segment_end - file_end));
+        }
+    }
+    if !inside {
         return Err(kernel.wrong(format!("has its PVH entry at {address:#x}, outside of all its segments")));
     }
     Ok(Image::Pvh { address, end, bss })

@@ -41,7 +41,7 @@ struct Registers {
     /// The index was written with NMIs masked.
     nmi_masked: bool,
     status_b: u8,
-    /// Bytes without a meaning here, 0x0e and up; the first two arrays keep serde's size limit.
+    /// Bytes without a meaning here, from 0x0e on; 128 of them, a list only because serde has no arrays that long.
     ram: Vec<u8>,
 }
 

@@ -137,7 +137,7 @@ fn what_is_wrong_is_said() {
     assert!(refusal(&outside).contains("0x200000, outside of all its segments"));
     let low = elf(&[(4, 0, &entry, 20), (1, 0x1000, &[0; 16], 16)]);
     assert!(refusal(&low).contains("must be above 1 MiB"));
-    let wrap = elf(&[(1, u64::MAX - 4, &[0; 16], 16)]);
+    let wrap = elf(&[(4, 0, &entry, 20), (1, u64::MAX - 4, &[0; 16], 16)]);
     assert!(refusal(&wrap).contains("cannot be loaded"));
     let mut arm = good_elf();
     arm[18] = 183;
