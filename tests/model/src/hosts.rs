@@ -5,7 +5,7 @@ use std::time::Duration;
 use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{Action, Epoch, Input, LinkId, NodeId, OnPartition, Settings, State, Time, WitnessAnswer};
 
-use crate::system::{Flaw, Msg, Stream, Sys, Told};
+use crate::system::{Msg, Stream, Sys, Told};
 
 /// When everything happens.
 pub(crate) const T0: Time = Time(1_000_000_000_000);
@@ -15,8 +15,7 @@ const RETRY: Duration = Duration::from_millis(200);
 const NEVER: Duration = Duration::from_secs(100_000);
 
 /// Epochs are cut only when the guest wants it, and time does nothing by itself.
-pub(crate) fn settings(flaw: Option<Flaw>) -> Settings {
-    let on_partition = (flaw == Some(Flaw::NobodyAsks)).then_some(OnPartition::Both);
+pub(crate) fn settings(on_partition: Option<OnPartition>) -> Settings {
     Settings {
         silence: Some(LIMIT),
         ack_limit: NEVER,

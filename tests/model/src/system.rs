@@ -1,7 +1,7 @@
 //! What can be in a state, and what can happen in it.
 
 use ft_proto::witness::{Claim, Record, Verdict, judge};
-use ft_proto::{Input, Node, NodeId, State, Term, WitnessAnswer};
+use ft_proto::{Input, Node, NodeId, OnPartition, State, Term, WitnessAnswer};
 use stateright::{Model, Property};
 
 use crate::hosts::{T0, settings};
@@ -105,6 +105,8 @@ pub struct Sys {
     pub left: Left,
     /// What is wrong from the start.
     pub flaw: Option<Flaw>,
+    /// Who goes on without a witness.
+    pub policy: Option<OnPartition>,
 }
 
 /// What may still go wrong.
@@ -169,8 +171,6 @@ pub enum Act {
 pub enum Flaw {
     /// The witness grants whatever it is asked for.
     GrantsAll,
-    /// Nobody asks the witness: each side goes on when it does not see the other.
-    NobodyAsks,
 }
 
 /// The system within its bounds.
@@ -180,6 +180,8 @@ pub struct System {
     pub bounds: Bounds,
     /// What is wrong.
     pub flaw: Option<Flaw>,
+    /// Who goes on in a partition when there is no witness to ask; `None`: there is one.
+    pub policy: Option<OnPartition>,
 }
 
 impl Model for System {
@@ -189,7 +191,7 @@ impl Model for System {
     fn init_states(&self) -> Vec<Sys> {
         let host = |node| Host { node: Some(node), holds: false, owned: None, session: None };
         let Bounds { crashes, breaks, losses, wishes, .. } = self.bounds;
-        let settings = settings(self.flaw);
+        let settings = settings(self.policy);
         vec![Sys {
             hosts: [host(Node::solo(NodeId(1), Term(1), settings, T0)), host(Node::standby(NodeId(2), settings, T0))],
             record: None,
@@ -201,6 +203,7 @@ impl Model for System {
             next_node: 3,
             left: Left { crashes, breaks, losses, wishes },
             flaw: self.flaw,
+            policy: self.policy,
         }]
     }
 
@@ -352,7 +355,7 @@ impl Sys {
     }
 
     fn restart(&mut self, at: usize) {
-        self.hosts[at].node = Some(Node::standby(NodeId(self.next_node), settings(self.flaw), T0));
+        self.hosts[at].node = Some(Node::standby(NodeId(self.next_node), settings(self.policy), T0));
         self.next_node += 1;
     }
 }

@@ -1,18 +1,19 @@
 //! Goes through every state within bounds.
 
+use ft_proto::OnPartition;
 use protocol_model::{Bounds, Flaw, Possible, System};
-use stateright::{Checker as _, CheckerBuilder, Expectation, Model as _};
+use stateright::{Checker as _, CheckerBuilder, Expectation, Model as _, Property};
 
 const ONE_SESSION: Bounds = Bounds { sessions: 1, epochs: 2, crashes: 0, breaks: 0, losses: 0, wishes: 0 };
 const TWO_SESSIONS: Bounds = Bounds { sessions: 2, ..ONE_SESSION };
 
-fn checker(bounds: Bounds, flaw: Option<Flaw>) -> CheckerBuilder<System> {
-    System { bounds, flaw }.checker().threads(2)
+fn checker(system: System) -> CheckerBuilder<System> {
+    system.checker().threads(2)
 }
 
 /// Nothing that must always hold is broken, and these things happen.
 fn check(bounds: Bounds, happens: &[&'static str]) {
-    let checker = checker(bounds, None).spawn_bfs().join();
+    let checker = checker(System { bounds, flaw: None, policy: None }).spawn_bfs().join();
     println!("{bounds:?}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
     for property in checker.model().properties() {
         match property.expectation {
@@ -26,11 +27,14 @@ fn check(bounds: Bounds, happens: &[&'static str]) {
     }
 }
 
-fn broken(bounds: Bounds, flaw: Flaw) -> Vec<&'static str> {
-    let checker = checker(bounds, Some(flaw)).spawn_bfs().join();
-    let always = |property: &stateright::Property<System>| property.expectation == Expectation::Always;
-    let properties = checker.model().properties().into_iter().filter(always);
-    properties.map(|property| property.name).filter(|name| checker.discovery(name).is_some()).collect()
+/// What is broken, and what happens.
+fn found(system: System) -> (Vec<&'static str>, Vec<&'static str>) {
+    let checker = checker(system).spawn_bfs().join();
+    println!("{system:?}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
+    let found = checker.model().properties().into_iter().filter(|one| checker.discovery(one.name).is_some());
+    let (always, sometimes): (Vec<_>, Vec<_>) = found.partition(|one| one.expectation == Expectation::Always);
+    let names = |properties: Vec<Property<System>>| properties.iter().map(|one| one.name).collect();
+    (names(always), names(sometimes))
 }
 
 #[test]
@@ -57,13 +61,27 @@ fn two_sessions_with_a_broken_stream_or_an_operator() {
 
 #[test]
 fn a_witness_that_grants_everything_is_caught() {
-    let broken = broken(ONE_SESSION, Flaw::GrantsAll);
+    let (broken, _) = found(System { bounds: ONE_SESSION, flaw: Some(Flaw::GrantsAll), policy: None });
     assert!(broken.len() >= 3, "{broken:?}");
 }
 
 #[test]
-fn hosts_that_ask_nobody_are_caught() {
-    let broken = broken(ONE_SESSION, Flaw::NobodyAsks);
+fn without_a_witness_one_side_goes_on_if_the_policy_names_one() {
+    let bounds = Bounds { crashes: 1, breaks: 1, wishes: 1, ..TWO_SESSIONS };
+    for (policy, happens) in [(OnPartition::Primary, Possible::ALONE), (OnPartition::Standby, Possible::TAKEOVER)] {
+        let (broken, possible) = found(System { bounds, flaw: None, policy: Some(policy) });
+        // What the witness has on record means nothing then.
+        assert!(
+            broken.iter().all(|name| name.contains("witness") || name.contains("record")),
+            "{policy:?}: {broken:?}"
+        );
+        assert!(possible.contains(&happens), "{policy:?}: {possible:?}");
+    }
+}
+
+#[test]
+fn without_a_witness_both_go_on_if_the_policy_says_so() {
+    let (broken, _) = found(System { bounds: ONE_SESSION, flaw: None, policy: Some(OnPartition::Both) });
     assert!(broken.len() >= 2, "{broken:?}");
 }
 
