@@ -7,7 +7,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, LinkId, Node, NodeId, Settings, State, Term, Time};
@@ -26,7 +25,7 @@ use crate::options::StandbyOptions;
 use crate::primary_side::{Measured, PrimarySide};
 use crate::standby_side::StandbySide;
 use crate::status::{Board, DiskStatus, LinkStatus, Progress, Status, Takeover, light_name};
-use crate::witness::chain;
+use crate::witness::{Asker, chain};
 
 /// How often the status is brought up to date while a session is open.
 const STATUS_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
@@ -83,8 +82,8 @@ pub(crate) struct Engine {
     pub(crate) session: Session,
     pub(crate) session_number: u64,
     pub(crate) opening: bool,
-    /// Name and thread of the witness.
-    pub(crate) witness: Option<(String, Sender<Claim>)>,
+    /// Who is asked about the right to run.
+    pub(crate) witness: Option<Asker>,
     pub(crate) measured: Measured,
     pub(crate) takeover: Option<Takeover>,
     pub(crate) last_error: Option<String>,
@@ -109,7 +108,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) node: NodeId,
     pub(crate) standby: Option<(StandbyOptions, Door)>,
-    pub(crate) witness: Option<(String, Sender<Claim>)>,
+    pub(crate) witness: Option<Asker>,
 }
 
 impl Engine {
@@ -242,8 +241,8 @@ impl Engine {
     }
 
     fn ask_witness(&self, claim: Claim) {
-        if let Some((_, claims)) = &self.witness {
-            let _ = claims.send(claim);
+        if let Some(witness) = &self.witness {
+            witness.ask(claim);
         }
     }
 
@@ -302,7 +301,7 @@ impl Engine {
         if self.node.runs() {
             self.ask_witness(Claim::Stop { node: self.node.id(), term: self.node.term() });
         }
-        // The witness thread works its queue off before it ends, and the engine waits for it.
+        // The witness is asked before the engine ends, if it answers in time.
         let _ = reply.send(Ok(()));
     }
 
@@ -445,7 +444,7 @@ impl Engine {
             node: self.node.id().to_string(),
             peer,
             links,
-            witness: self.witness.as_ref().map(|(name, _)| name.clone()).or(policy),
+            witness: self.witness.as_ref().map(|witness| witness.name.clone()).or(policy),
             pause_us: self.measured.pause.percentiles(),
             commit_us: self.measured.commit.percentiles(),
             dirty_pages: self.measured.pages.percentiles(),

@@ -14,7 +14,7 @@ use crate::inbox::{Inbox, Message, Post, Reply};
 use crate::listener::Door;
 use crate::options::{ProtectOptions, StandbyOptions};
 use crate::status::{Board, EventRecord, Status};
-use crate::witness::{self, FileWitness};
+use crate::witness;
 
 /// A VM's fault tolerance. Dropping it ends its threads; a peer notices that as the end of this node.
 #[derive(Debug)]
@@ -54,8 +54,7 @@ impl Ft {
                 if let Some(path) = &options.witness {
                     let post = post.clone();
                     let answer = move |answer| post.send(Message::Witness(answer));
-                    let asks = witness::spawn(Box::new(FileWitness::new(path)), answer)?;
-                    claims = Some((path.display().to_string(), asks));
+                    claims = Some(witness::spawn(path, answer)?);
                 }
                 let caller_post = post.clone();
                 let door =

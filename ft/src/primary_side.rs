@@ -1,8 +1,10 @@
 //! What the engine does for a node that is a primary: first copy, cuts, releases, the end of a session.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use ft_proto::device_ctl::{Command, Hold, Report};
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
@@ -18,7 +20,7 @@ use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
 use crate::status::{Peer, Recent};
 use crate::transport::FrameReader;
-use crate::witness::{self, FileWitness, chain};
+use crate::witness::{self, chain};
 
 /// A session in which this node is the primary.
 pub(crate) struct PrimarySide {
@@ -60,6 +62,10 @@ impl Engine {
             let _ = reply.send(Err(vec![reason]));
             return;
         }
+        if let Err(error) = self.use_witness(options.witness.as_deref()) {
+            let _ = reply.send(Err(vec![format!("cannot start a thread: {error}")]));
+            return;
+        }
         let applicant = Applicant {
             node: self.node.id(),
             term: self.node.term(),
@@ -76,6 +82,14 @@ impl Engine {
             Ok(_) => self.opening = true,
             Err(error) => drop(reply.send(Err(vec![format!("cannot start a thread: {error}")]))),
         }
+    }
+
+    /// From here on, also when no session comes of it: the record that the connecting thread makes is ours to end.
+    fn use_witness(&mut self, path: Option<&Path>) -> io::Result<()> {
+        let post = self.post.clone();
+        let answer = move |answer| post.send(Message::Witness(answer));
+        self.witness = path.map(|path| witness::spawn(path, answer)).transpose()?;
+        Ok(())
     }
 
     /// The connecting thread is through.
@@ -98,13 +112,6 @@ impl Engine {
         let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
         let sender =
             SenderHandle::start(writer, term, tell).map_err(|error| failed("cannot start a thread", &error))?;
-        if let Some(path) = &options.witness {
-            let post = self.post.clone();
-            let answer = move |answer| post.send(Message::Witness(answer));
-            let claims = witness::spawn(Box::new(FileWitness::new(path)), answer)
-                .map_err(|error| failed("cannot start a thread", &error))?;
-            self.witness = Some((path.display().to_string(), claims));
-        }
         self.guest.start_tracking().map_err(|error| failed("cannot track memory writes", &error))?;
         let ranges = self.memory.populated().map_err(|error| failed("cannot list guest memory", &error))?;
         self.mirror_disks(&options, disks)?;

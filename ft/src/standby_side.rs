@@ -104,7 +104,10 @@ impl Engine {
             reasons.push(format!("the caller's term {} is older than this node's {}", caller.term, self.node.term()));
         }
         reasons.extend(differences(&self.guest.shape(), shape));
-        reasons.extend(self.guest.check_cpu(&shape.cpuid));
+        // The number of vCPUs is part of the CPU features, and has been complained about already.
+        if self.guest.shape().vcpus == shape.vcpus {
+            reasons.extend(self.guest.check_cpu(&shape.cpuid));
+        }
         if on_partition.is_none() {
             reasons.extend(self.witness_objection(caller.hello.node));
         }

@@ -6,8 +6,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::WitnessAnswer;
 use ft_proto::witness::{Claim, Record, Verdict, judge};
 
@@ -127,16 +128,46 @@ impl Witness for FileWitness {
     }
 }
 
-/// Starts the thread that asks `witness` and hands each answer to `answer`. It ends when the sender is dropped.
+/// How long the last claims may take when the asker is dropped: a file server that hangs must not keep a process alive.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The thread that asks. Dropping it waits until what was asked for is asked, within reason.
+#[derive(Debug)]
+pub struct Asker {
+    /// For people.
+    pub name: String,
+    claims: Option<Sender<Claim>>,
+    ended: Receiver<()>,
+}
+
+impl Asker {
+    /// Has `claim` judged; the answer comes by itself.
+    pub fn ask(&self, claim: Claim) {
+        if let Some(claims) = &self.claims {
+            // The thread ends only after the sender is gone.
+            let _ = claims.send(claim);
+        }
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.claims = None;
+        // Nothing is ever sent here; the thread drops its end when it is through.
+        let _ = self.ended.recv_timeout(FAREWELL);
+    }
+}
+
+/// Starts the thread that asks the file witness at `path` and hands each answer to `answer`.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn spawn(
-    mut witness: Box<dyn Witness>,
-    answer: impl Fn(WitnessAnswer) + Send + 'static,
-) -> io::Result<Sender<Claim>> {
+pub fn spawn(path: &Path, answer: impl Fn(WitnessAnswer) + Send + 'static) -> io::Result<Asker> {
+    let mut witness = FileWitness::new(path);
     let (sender, claims) = unbounded();
+    let (ending, ended) = bounded(0);
     thread::Builder::new().name("ft-witness".to_owned()).spawn(move || {
+        let _ending = ending;
         for claim in claims {
             answer(match witness.ask(claim) {
                 Ok(verdict) => WitnessAnswer::Judged(claim, verdict),
@@ -144,7 +175,7 @@ pub fn spawn(
             });
         }
     })?;
-    Ok(sender)
+    Ok(Asker { name: path.display().to_string(), claims: Some(sender), ended })
 }
 
 /// An error with all of its sources, in one line.

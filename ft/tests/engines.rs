@@ -339,3 +339,18 @@ fn a_foreign_witness_record_is_respected() {
     let reasons = pair.a().protect(pair.options.clone()).unwrap_err().join("\n");
     assert!(reasons.contains("node 0000000000000063 runs this VM in term 5"), "{reasons}");
 }
+
+#[test]
+fn a_vm_that_has_ended_leaves_its_name_to_others() {
+    let mut pair = Pair::new();
+    let record = || std::fs::read_to_string(pair.folder.path().join("witness")).unwrap();
+    let mut nobody = pair.options.clone();
+    nobody.peer = address();
+    pair.a().protect(nobody).unwrap_err();
+    assert!(record().contains("solo"), "{}", record());
+    pair.a().vm_ended();
+    let a = pair.a.take();
+    drop(a);
+    let record = std::fs::read_to_string(pair.folder.path().join("witness")).unwrap();
+    assert!(record.contains("stopped"), "{record}");
+}
