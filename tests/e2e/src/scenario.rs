@@ -101,6 +101,8 @@ struct Strike {
 struct Event {
     at: Timestamp,
     text: String,
+    /// Whether it is settled from here on who runs the VM.
+    settles: bool,
 }
 
 impl Event {
@@ -110,7 +112,8 @@ impl Event {
         let meaning = MEANINGS.iter().find(|(event, _)| *event == name).map_or("", |(_, meaning)| meaning);
         let detail = entry["detail"].as_object().filter(|detail| !detail.is_empty());
         let detail = detail.map(|detail| format!(" {}", Value::from(detail.clone()))).unwrap_or_default();
-        Some(Self { at, text: format!("{meaning}{name}{detail}") })
+        let settles = matches!(name, "protection-lost" | "took-over");
+        Some(Self { at, text: format!("{meaning}{name}{detail}"), settles })
     }
 }
 
@@ -306,17 +309,23 @@ impl Run {
         let since = |at: Instant| {
             if at >= strike.at { (at - strike.at).as_secs_f64() * 1e3 } else { -(strike.at - at).as_secs_f64() * 1e3 }
         };
-        if let Some((before, after)) = record.longest_silence_since(strike.at) {
-            self.report.moment("last reply before", since(before));
-            self.report.moment("first reply after", since(after));
-            self.report.numbers.insert("longest_silence_ms".into(), round(since(after) - since(before)).into());
-        }
+        // The VM serves again from the moment that a takeover, or going on alone, is complete.
+        let mut settled = strike.at;
         for host in std::iter::once(&self.a).chain(self.b.as_ref()) {
             let events = host.ft_events().unwrap_or_default();
             for event in events.iter().filter_map(Event::read).filter(|event| event.at >= strike.wall) {
-                let at = (event.at.as_nanosecond() - strike.wall.as_nanosecond()) as f64 / 1e6;
-                self.report.moment(&format!("host {}: {}", host::letter(host.index), event.text), at);
+                let after = event.at.duration_since(strike.wall).unsigned_abs();
+                if event.settles {
+                    settled = settled.max(strike.at + after);
+                }
+                let text = format!("host {}: {}", host::letter(host.index), event.text);
+                self.report.moment(&text, after.as_secs_f64() * 1e3);
             }
+        }
+        if let Some((before, after)) = record.gap_at(settled) {
+            self.report.moment("last reply before", since(before));
+            self.report.moment("first reply after", since(after));
+            self.report.numbers.insert("service_gap_ms".into(), round(since(after) - since(before)).into());
         }
         self.report.timeline.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
     }

@@ -148,11 +148,11 @@ impl Record {
         self.counter.iter().zip(expected).position(|(got, want)| *got != want).map(|at| (at, self.counter[at]))
     }
 
-    /// The longest time between two replies that ended after `moment`: (the last reply before, the first after).
+    /// The time between two replies that `moment` lies in: (the last reply before, the first after).
     #[must_use]
-    pub fn longest_silence_since(&self, moment: Instant) -> Option<(Instant, Instant)> {
-        let gaps = self.replies.windows(2).map(|pair| (pair[0], pair[1]));
-        gaps.filter(|(_, after)| *after > moment).max_by_key(|(before, after)| *after - *before)
+    pub fn gap_at(&self, moment: Instant) -> Option<(Instant, Instant)> {
+        let first_after = self.replies.partition_point(|reply| *reply < moment);
+        Some((*self.replies.get(first_after.checked_sub(1)?)?, *self.replies.get(first_after)?))
     }
 
     /// Reads everything back over the same connection.
