@@ -32,6 +32,8 @@ const MEANINGS: [(&str, &str); 4] = [
     ("took-over", "takeover done: "),
 ];
 
+/// How long the protected guest is left alone, so that the figures of an idle one are known.
+const IDLE: Duration = Duration::from_secs(3);
 /// Silence that counts as death in the lab, in ms.
 const LAB_DETECT_MS: u64 = 1000;
 
@@ -146,6 +148,8 @@ impl Run {
         let (connection, booted) = self.boot()?;
         if self.b.is_some() {
             self.protect()?;
+            wait::pass(IDLE)?;
+            self.note_status("idle_", &["commit_us", "pause_us"]);
         }
         let workload = Workload::start(connection, self.options.think)?;
         workload.progress(self.options.rounds, WRITES_LIMIT).map_err(|e| self.with_logs(e))?;
@@ -241,7 +245,7 @@ impl Run {
     }
 
     fn strike(&mut self, fault: Fault) -> Result<Strike> {
-        self.note_status();
+        self.note_status("", &["commit_us", "dirty_pages", "epoch_bytes", "epochs", "held_frames", "pause_us"]);
         let victims = self.a.vmm.descendants();
         self.say(&format!("fault: {} (processes of host A: {}, {victims:?})", fault.describe(), self.a.vmm.pid()));
         let strike = Strike { at: Instant::now(), wall: Timestamp::now() };
@@ -266,11 +270,11 @@ impl Run {
         Ok(strike)
     }
 
-    /// Pause and latency figures of the protected VM just before the fault.
-    fn note_status(&mut self) {
+    /// Figures of the protected VM so far, under names that begin with `prefix`.
+    fn note_status(&mut self, prefix: &str, wanted: &[&str]) {
         let Ok(status) = self.a.ft_status() else { return };
-        for (name, value) in numbers(&status) {
-            self.report.numbers.insert(name, value);
+        for name in wanted.iter().filter(|name| !status[**name].is_null()) {
+            self.report.numbers.insert(format!("{prefix}{name}"), status[*name].clone());
         }
     }
 
@@ -484,16 +488,6 @@ fn runs(host: &mut Host) -> bool {
 
 fn state_of(status: &Value) -> String {
     status["state"].as_str().unwrap_or_default().to_lowercase()
-}
-
-/// The figures of `ft status` that a report carries.
-fn numbers(status: &Value) -> Vec<(String, Value)> {
-    let wanted = ["epochs", "pause_us", "commit_us", "dirty_pages", "epoch_bytes", "held_frames"];
-    wanted
-        .iter()
-        .filter(|name| !status[**name].is_null())
-        .map(|name| ((*name).to_owned(), status[*name].clone()))
-        .collect()
 }
 
 fn round(value: f64) -> f64 {
