@@ -310,9 +310,10 @@ impl Engine {
         self.answer_waiting(Ok(()));
     }
 
-    /// Performs `Action::Yield`.
+    /// Performs `Action::Yield`; the fence before it has noted why.
     pub(crate) fn yield_to_standby(&mut self) {
-        self.end_primary(Job::Yield);
+        let reason = self.last_error.clone().unwrap_or_default();
+        self.end_primary(Job::Yield(reason));
     }
 
     fn end_primary(&mut self, last: Job) {

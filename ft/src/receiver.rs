@@ -26,8 +26,8 @@ pub enum Received {
     },
     /// An epoch is whole.
     Whole(Box<WholeImage>),
-    /// The primary gives the VM up.
-    Yielded(Term),
+    /// The primary gives the VM up, for this reason.
+    Yielded(Term, String),
     /// The primary leaves in good order.
     Left(Term, String),
     /// The stream ended, broke, or carried something wrong. Nothing follows.
@@ -59,7 +59,7 @@ impl ReceiverHandle {
             let mut worker = Worker { stream: reader, memory, ram, spares, image: None, next: Epoch(1) };
             tell(loop {
                 match worker.step() {
-                    Ok(Some(last @ (Received::Yielded(_) | Received::Left(..)))) => break last,
+                    Ok(Some(last @ (Received::Yielded(..) | Received::Left(..)))) => break last,
                     Ok(Some(received)) => tell(received),
                     Ok(None) => {}
                     Err(error) => break Received::Ended(chain(&error)),
@@ -117,10 +117,10 @@ impl Worker {
                 self.next = self.next.next();
                 Ok(Some(Received::Whole(Box::new(image))))
             }
-            Kind::Yield => Ok(Some(Received::Yielded(header.term))),
-            Kind::Bye => {
+            Kind::Yield | Kind::Bye => {
                 let Refusal { reasons } = decode_body(header.kind, &body)?;
-                Ok(Some(Received::Left(header.term, reasons.join("; "))))
+                let last = if header.kind == Kind::Bye { Received::Left } else { Received::Yielded };
+                Ok(Some(last(header.term, reasons.join("; "))))
             }
             got => Err(WireError::Unexpected { got, expected: "pages, state, end of epoch, yield or bye" }.into()),
         }

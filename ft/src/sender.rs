@@ -24,8 +24,8 @@ pub enum Job {
     Copy(Staging),
     /// A checkpoint.
     Epoch(Staging),
-    /// This node has stopped: the standby shall take over.
-    Yield,
+    /// This node has stopped, for this reason: the standby shall take over.
+    Yield(String),
     /// This node leaves the session in good order.
     Bye(String),
 }
@@ -110,10 +110,10 @@ fn perform(stream: &mut TcpStream, term: Term, job: &Job) -> Result<u64, Transpo
     match job {
         Job::Copy(staging) => staging.send_copy(stream, term),
         Job::Epoch(staging) => staging.send_epoch(stream, term),
-        Job::Yield => Ok(write_frame(stream, stamp(Kind::Yield), &[])?.1),
-        Job::Bye(reason) => {
+        Job::Yield(reason) | Job::Bye(reason) => {
+            let kind = if matches!(job, Job::Bye(_)) { Kind::Bye } else { Kind::Yield };
             let body = encode_body(&Refusal { reasons: vec![reason.clone()] });
-            Ok(write_frame(stream, stamp(Kind::Bye), &[&body])?.1)
+            Ok(write_frame(stream, stamp(kind), &[&body])?.1)
         }
     }
 }

@@ -203,7 +203,10 @@ impl Engine {
                 side.whole.insert(epoch, image);
                 self.input(Input::MemoryComplete { epoch });
             }
-            Received::Yielded(term) => self.input(Input::Yielded { term }),
+            Received::Yielded(term, reason) => {
+                self.note("primary-yielded", json!({ "reason": reason }));
+                self.input(Input::Yielded { term });
+            }
             Received::Left(term, reason) => self.input(Input::PeerLeft { term, reason }),
             Received::Ended(reason) => {
                 side.say_why(self.node.term(), &reason);

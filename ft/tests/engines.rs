@@ -304,6 +304,8 @@ fn hand_over_moves_the_guest_at_once() {
     pair.a().hand_over("maintenance").unwrap();
     wait(|| pair.guest_b.started().is_some(), || format!("{:?}", pair.b.status()));
     assert_eq!(pair.guest_a.fenced().as_deref(), Some("maintenance"));
+    let yielded = pair.b.events().into_iter().find(|event| event.event == "primary-yielded").unwrap();
+    assert_eq!(yielded.detail["reason"], "maintenance");
 }
 
 #[test]

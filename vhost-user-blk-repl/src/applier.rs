@@ -7,6 +7,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
+use crate::disk::OpError;
 use crate::epoch_log::Change;
 use crate::image::Image;
 use crate::lock;
@@ -41,7 +42,7 @@ impl Applier {
     ///
     /// # Errors
     /// When the kernel refuses a thread.
-    pub fn new(image: Arc<dyn Image>, on_error: Box<dyn FnOnce(io::Error) + Send>) -> io::Result<Self> {
+    pub fn new(image: Arc<dyn Image>, on_error: Box<dyn FnOnce(OpError) + Send>) -> io::Result<Self> {
         let shared = Arc::new(Shared { jobs: Mutex::default(), changed: Condvar::new() });
         let theirs = shared.clone();
         thread::Builder::new().name("blk_apply".to_owned()).spawn(move || run(&theirs, &*image, on_error))?;
@@ -86,7 +87,7 @@ impl Drop for Applier {
     }
 }
 
-fn run(shared: &Shared, image: &dyn Image, on_error: Box<dyn FnOnce(io::Error) + Send>) {
+fn run(shared: &Shared, image: &dyn Image, on_error: Box<dyn FnOnce(OpError) + Send>) {
     let mut on_error = Some(on_error);
     loop {
         let jobs = lock(&shared.jobs);
@@ -112,7 +113,12 @@ fn run(shared: &Shared, image: &dyn Image, on_error: Box<dyn FnOnce(io::Error) +
     }
 }
 
-fn apply(image: &dyn Image, change: &Change) -> io::Result<()> {
+fn apply(image: &dyn Image, change: &Change) -> Result<(), OpError> {
+    let what = if change.data.is_some() { "write" } else { "zeroing" };
+    write(image, change).map_err(|source| OpError { what, offset: change.range.offset, len: change.range.len, source })
+}
+
+fn write(image: &dyn Image, change: &Change) -> io::Result<()> {
     let range = change.range;
     if let Some(data) = &change.data {
         return image.write_at(range.offset, data);

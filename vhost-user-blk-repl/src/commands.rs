@@ -12,6 +12,7 @@ use virtio_queue::QueueT;
 
 use crate::applier::Applier;
 use crate::control::{Link, RecvError, Session};
+use crate::disk::OpError;
 use crate::mirror::{Mirror, Settings};
 use crate::receive::Receiver;
 use crate::worker::Worker;
@@ -66,6 +67,7 @@ impl Worker {
             },
             Command::Unmirror => {
                 self.mirror = None;
+                self.deliver();
                 self.serve_all();
             }
             Command::Receive { max_uncommitted } => match fd {
@@ -190,7 +192,7 @@ impl Worker {
 
     fn start_mirror(&mut self, fd: OwnedFd, epoch: Epoch, max_uncommitted: u64, rate: u64) {
         let Some(link) = self.link.clone() else { return };
-        self.mirror = None;
+        (self.mirror, self.failed) = (None, false);
         self.set_epoch(epoch);
         let settings = Settings { epoch, max_uncommitted, rate, serial: self.serial.clone() };
         let before = self.unfinished_writes().collect();
@@ -222,7 +224,7 @@ impl Worker {
     fn applier(&mut self) -> Option<Arc<Applier>> {
         if self.applier.is_none() {
             let link = self.link.clone()?;
-            let on_error = move |e| link.report(&Report::Failed { reason: format!("write to the local image: {e}") });
+            let on_error = move |e: OpError| link.report(&Report::Failed { reason: e.to_string() });
             match Applier::new(self.disk.image().clone(), Box::new(on_error)) {
                 Ok(applier) => self.applier = Some(Arc::new(applier)),
                 Err(e) => self.lost(&format!("cannot start a thread: {e}")),

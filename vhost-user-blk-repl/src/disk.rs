@@ -47,12 +47,40 @@ pub enum Op {
     Flush,
 }
 
+impl Op {
+    /// What it does and where, for an error.
+    fn place(&self) -> (&'static str, u64, u64) {
+        match self {
+            Self::Read { offset, into } => ("read", *offset, into.len() as u64),
+            Self::Write { offset, from, .. } => ("write", *offset, from.len() as u64),
+            Self::Zero { ranges, .. } => {
+                ("zeroing", ranges.first().map_or(0, |range| range.offset), ranges.iter().map(|range| range.len).sum())
+            }
+            Self::Flush => ("flush", 0, 0),
+        }
+    }
+}
+
+/// An operation that the local image refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} of {len} bytes at offset {offset} of the local image failed: {source}")]
+pub struct OpError {
+    /// What.
+    pub what: &'static str,
+    /// Byte offset.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// The kernel's answer.
+    pub source: io::Error,
+}
+
 /// A finished operation.
 pub struct Done {
     /// As given to [`Disk::submit`].
     pub id: u64,
     /// How it went.
-    pub result: io::Result<()>,
+    pub result: Result<(), OpError>,
     /// The buffer of a read.
     pub buffer: Option<Buffer>,
 }
@@ -120,7 +148,9 @@ impl Disk {
 
 fn run(image: &dyn Image, queue: &Receiver<(u64, Op)>, finished: &Finished) {
     for (id, op) in queue {
+        let (what, offset, len) = op.place();
         let (result, buffer) = perform(image, op);
+        let result = result.map_err(|source| OpError { what, offset, len, source });
         lock(&finished.list).push(Done { id, result, buffer });
         finished.some.notify_one();
         // Fails only when the counter is at its end, and then it is readable already.

@@ -90,6 +90,8 @@ pub fn run(args: &Args) -> Result<(), RunError> {
     // Before there is a socket to leave behind, and before other threads inherit the mask.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().map_err(|e| RunError::Signals(e.into()))?;
+    // An image at the limit of file sizes is an error of one request, not the end.
+    SigSet::from(Signal::SIGXFSZ).thread_block().map_err(|e| RunError::Signals(e.into()))?;
     let (listener, socket_file) = vhost_listener(&args.socket)?;
     let control = args.ft_ctl.as_ref().map(control).transpose()?;
     let paths = [&args.socket].into_iter().chain(&args.ft_ctl).filter_map(|endpoint| match endpoint {

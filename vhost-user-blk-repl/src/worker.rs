@@ -95,7 +95,7 @@ pub struct Worker {
     pub(crate) wake: Arc<EventFd>,
     pub(crate) exit: Exit,
     full: Option<Epoch>,
-    failed: bool,
+    pub(crate) failed: bool,
 }
 
 impl Worker {
@@ -368,10 +368,13 @@ impl Worker {
             if let Some(mirror) = &self.mirror {
                 mirror.completed(done.id);
             }
-            let Some(pending) = self.pending.get_mut(&done.id) else { continue };
-            let wrote = !mem::take(&mut pending.ranges).is_empty();
-            if wrote && let Err(e) = &done.result {
-                self.fail(&format!("write to the local image: {e}"));
+            let pending = self.pending.get_mut(&done.id);
+            let wrote = pending.is_some_and(|pending| !mem::take(&mut pending.ranges).is_empty());
+            if let Err(e) = &done.result {
+                warn!("{e}");
+                if wrote || self.mirror.is_some() {
+                    self.fail(&e.to_string());
+                }
             }
         }
         self.finished.extend(finished);
@@ -383,12 +386,19 @@ impl Worker {
     }
 
     /// Tells the guest about finished requests, and uses the room that they leave.
+    ///
+    /// A request that failed is not told while there is a mirror: it stays in flight, so that a standby that takes over
+    /// submits it again, on its own image. Only when the mirror is over is the error the guest's.
     pub(crate) fn deliver(&mut self) {
         if self.sealed {
             return;
         }
         let mut touched = vec![false; self.vrings.len()];
-        for done in mem::take(&mut self.finished) {
+        let mirrored = self.mirror.is_some();
+        let (told, kept) = mem::take(&mut self.finished).into_iter().partition(|done| done.result.is_ok() || !mirrored);
+        self.finished = kept;
+        let told: Vec<Done> = told;
+        for done in told {
             let Some(pending) = self.pending.remove(&done.id) else { continue };
             self.flight_bytes -= pending.bytes;
             if !pending.forgotten && !self.standby && self.complete(&pending, &done) {
@@ -416,9 +426,6 @@ impl Worker {
                 Err(()) => status = request::IOERR,
             }
         }
-        if let Err(e) = &done.result {
-            warn!("request of queue {} failed: {e}", pending.queue);
-        }
         answer(&mut vring.get_mut(), &mem, pending.head, Some((pending.status, status)), written);
         true
     }
@@ -430,6 +437,16 @@ impl Worker {
         if self.sealed || self.standby {
             self.forget(Some(queue));
             return;
+        }
+        // Failures that are kept from the guest would never finish.
+        for done in mem::take(&mut self.finished) {
+            match self.pending.get(&done.id) {
+                Some(pending) if pending.queue == queue => {
+                    self.flight_bytes -= pending.bytes;
+                    self.pending.remove(&done.id);
+                }
+                _ => self.finished.push(done),
+            }
         }
         while self.pending.values().any(|pending| pending.queue == queue) {
             self.disk.wait();
@@ -461,6 +478,7 @@ impl Worker {
         let _ = self.wake.read();
         if self.mirror.as_ref().is_some_and(Mirror::is_lost) {
             self.mirror = None;
+            self.deliver();
         }
         if self.stalled {
             self.serve_all();

@@ -147,6 +147,31 @@ fn serves_a_frontend_and_ends_with_it() {
 }
 
 #[test]
+fn the_limit_of_file_sizes_is_an_error_of_one_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = make_image(dir.path(), "disk", &[]);
+    std::fs::File::options().write(true).open(&image).unwrap().set_len(SIZE as u64).unwrap();
+    let socket = dir.path().join("s");
+    let mut command = program();
+    command.args(["--socket", path(&socket), "--path", path(&image)]).stderr(Stdio::null());
+    let limit = libc::rlimit { rlim_cur: SIZE as u64 / 2, rlim_max: SIZE as u64 / 2 };
+    // SAFETY: setrlimit is async-signal-safe, and its argument lives in the closure.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        })
+    };
+    let mut running = Running(command.spawn().unwrap());
+    soon(|| socket.exists().then_some(()));
+    let mut guest = Guest::connect(&socket, 1, 0);
+    let half = SIZE as u64 / 1024;
+    assert_eq!(guest.write(0, half, &[1; 512]), 1);
+    assert_eq!(guest.write(0, half - 1, &[1; 512]), 0);
+    drop(guest);
+    assert_eq!(running.exit_code(), Some(0));
+}
+
+#[test]
 fn ends_on_sigterm_without_a_trace() {
     let dir = tempfile::tempdir().unwrap();
     let image = make_image(dir.path(), "disk", &[0; SIZE]);

@@ -6,67 +6,17 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::hosts::*;
 use common::*;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, Hold, InFlight, Report};
-use tempfile::TempDir;
 use vhost_user_blk_repl::image::{FileImage, Image};
 use vhost_user_blk_repl::mirror_wire::{Digest, Frame, HEADER_LEN, Kind, decode, encode};
 
 const SIZE: usize = 2 << 20;
-const BOUND: u64 = 64 << 20;
-
-/// A disk with its VMM.
-struct Host {
-    vmm: Vmm,
-    served: Served,
-    path: PathBuf,
-    _dir: TempDir,
-}
-
-impl Host {
-    fn new(content: &[u8]) -> Self {
-        Self::with(content, Setup::default(), |path| Arc::new(FileImage::open(path, false, false).unwrap()))
-    }
-
-    fn with(content: &[u8], setup: Setup, open: impl FnOnce(&std::path::Path) -> Arc<dyn Image>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = make_image(dir.path(), "disk", content);
-        let (vmm, fd) = Vmm::pair();
-        let served = Served::new(open(&path), setup, Some(fd));
-        Self { vmm, served, path, _dir: dir }
-    }
-
-    fn content(&self) -> Vec<u8> {
-        std::fs::read(&self.path).unwrap()
-    }
-}
-
-/// Primary with a guest, standby in sync, epoch 1 running.
-fn pair(content: &[u8], bound: u64) -> (Host, Guest, Host) {
-    let primary = Host::new(content);
-    let standby = Host::new(&vec![0xcc; content.len()]);
-    let guest = Guest::connect(&primary.served.socket, 1, 0);
-    let (ours, theirs) = tcp_pair();
-    standby.vmm.receive(bound, theirs);
-    primary.vmm.mirror(1, bound, ours);
-    primary.vmm.in_sync();
-    (primary, guest, standby)
-}
-
-/// Ends an epoch and commits it, as the two VMMs do.
-fn commit(primary: &Host, standby: &Host, epoch: u64) -> Sealed {
-    let sealed = primary.vmm.seal(epoch);
-    primary.vmm.send(&Command::Resume);
-    standby.vmm.complete(epoch);
-    standby.vmm.send(&release(epoch));
-    primary.vmm.send(&release(epoch));
-    sealed
-}
 
 #[test]
 fn says_what_it_is() {
@@ -201,12 +151,6 @@ fn gated_pair() -> (Host, Arc<GatedImage>, Guest, Host) {
     });
     let guest = Guest::connect(&primary.served.socket, 1, 0);
     (primary, image.unwrap(), guest, Host::new(&[0; SIZE]))
-}
-
-fn begin_mirror(primary: &Host, standby: &Host, bound: u64) {
-    let (ours, theirs) = tcp_pair();
-    standby.vmm.receive(bound, theirs);
-    primary.vmm.mirror(1, bound, ours);
 }
 
 fn equal_after_commit(primary: &Host, standby: &Host) {

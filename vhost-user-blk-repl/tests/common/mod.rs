@@ -3,6 +3,8 @@
 #![allow(dead_code, missing_docs, reason = "every test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
+pub mod hosts;
+
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::{TcpListener, TcpStream};
@@ -122,6 +124,7 @@ pub struct GatedImage {
     waiting: Mutex<usize>,
     arrived: Condvar,
     pub fail_writes: AtomicBool,
+    pub fail_reads: AtomicBool,
     pub syncs: AtomicUsize,
 }
 
@@ -134,6 +137,7 @@ impl GatedImage {
             waiting: Mutex::new(0),
             arrived: Condvar::new(),
             fail_writes: AtomicBool::new(false),
+            fail_reads: AtomicBool::new(false),
             syncs: AtomicUsize::new(0),
         })
     }
@@ -166,6 +170,9 @@ impl Image for GatedImage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let result = self.inner.read_at(offset, buf);
         self.pass(Gate::Reads);
+        if self.fail_reads.load(Ordering::Relaxed) {
+            return Err(io::Error::other("made to fail"));
+        }
         result
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -637,6 +644,11 @@ impl Guest {
 
     pub fn free_slots(&self, queue: usize) -> usize {
         self.rings[queue].free.len()
+    }
+
+    /// A slot whose request is answered can be used again.
+    pub fn give_slot(&mut self, queue: usize, slot: u16) {
+        self.rings[queue].free.push(slot);
     }
 
     /// After a takeover: slots whose requests are still open are not free.

@@ -1,0 +1,66 @@
+//! Hosts with a disk and its toy VMM each, and sessions between them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ft_proto::device_ctl::Command;
+use tempfile::TempDir;
+use vhost_user_blk_repl::image::{FileImage, Image};
+
+use super::{Guest, Sealed, Served, Setup, Vmm, make_image, release, tcp_pair};
+
+/// A bound that is not in the way, in bytes.
+pub const BOUND: u64 = 64 << 20;
+
+/// A disk with its VMM.
+pub struct Host {
+    pub vmm: Vmm,
+    pub served: Served,
+    pub path: PathBuf,
+    _dir: TempDir,
+}
+
+impl Host {
+    pub fn new(content: &[u8]) -> Self {
+        Self::with(content, Setup::default(), |path| Arc::new(FileImage::open(path, false, false).unwrap()))
+    }
+
+    pub fn with(content: &[u8], setup: Setup, open: impl FnOnce(&Path) -> Arc<dyn Image>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = make_image(dir.path(), "disk", content);
+        let (vmm, fd) = Vmm::pair();
+        let served = Served::new(open(&path), setup, Some(fd));
+        Self { vmm, served, path, _dir: dir }
+    }
+
+    pub fn content(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+}
+
+/// Primary with a guest, standby in sync, epoch 1 running.
+pub fn pair(content: &[u8], bound: u64) -> (Host, Guest, Host) {
+    let primary = Host::new(content);
+    let standby = Host::new(&vec![0xcc; content.len()]);
+    let guest = Guest::connect(&primary.served.socket, 1, 0);
+    begin_mirror(&primary, &standby, bound);
+    primary.vmm.in_sync();
+    (primary, guest, standby)
+}
+
+/// Ends an epoch and commits it, as the two VMMs do.
+pub fn commit(primary: &Host, standby: &Host, epoch: u64) -> Sealed {
+    let sealed = primary.vmm.seal(epoch);
+    primary.vmm.send(&Command::Resume);
+    standby.vmm.complete(epoch);
+    standby.vmm.send(&release(epoch));
+    primary.vmm.send(&release(epoch));
+    sealed
+}
+
+/// Begins a session between two hosts, in epoch 1.
+pub fn begin_mirror(primary: &Host, standby: &Host, bound: u64) {
+    let (ours, theirs) = tcp_pair();
+    standby.vmm.receive(bound, theirs);
+    primary.vmm.mirror(1, bound, ours);
+}
