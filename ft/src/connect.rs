@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use ft_proto::wire::{Hello, Kind, Purpose, Refusal, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Record, Verdict};
-use ft_proto::{Epoch, LinkId, NodeId, Term};
+use ft_proto::{Epoch, LinkId, NodeId, Term, WitnessAnswer};
 
 use crate::beats::BeatSocket;
 use crate::guest::Shape;
 use crate::options::ProtectOptions;
 use crate::transport::{Stamp, TransportError, read_frame, write_frame};
-use crate::witness::{FileWitness, Witness, chain};
+use crate::witness::{Asker, chain};
 
-/// How long a peer may take to accept a connection or answer a greeting.
+/// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A session that the standby has accepted.
@@ -47,6 +47,8 @@ pub struct Applicant {
     pub shape: Shape,
     /// What speaks against it already.
     pub blockers: Vec<String>,
+    /// Who says whether it may run the VM.
+    pub witness: Option<Asker>,
 }
 
 /// Opens a session, or says every reason why it cannot be.
@@ -57,8 +59,8 @@ pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<Strin
     let mut reasons = me.blockers.clone();
     reasons.extend(options.faults());
     let mut term = me.term;
-    if let Some(path) = &options.witness {
-        match own(&mut FileWitness::new(path), me) {
+    if let Some(witness) = &me.witness {
+        match own(witness, me) {
             Ok(granted) => term = granted,
             Err(reason) => reasons.push(reason),
         }
@@ -94,13 +96,16 @@ pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<Strin
 }
 
 /// Has the witness know that this node runs the VM.
-fn own(witness: &mut dyn Witness, me: &Applicant) -> Result<Term, String> {
+fn own(witness: &Asker, me: &Applicant) -> Result<Term, String> {
     let claim = Claim::Own { node: me.node, term: me.term };
-    match witness.ask(claim).map_err(|error| chain(&error))? {
-        Verdict::Granted(record) if record.term() > me.term => Ok(record.term()),
+    match witness.ask_and_wait(claim, PATIENCE) {
+        WitnessAnswer::Unreachable(_, reason) => Err(format!("witness {}: {reason}", witness.address())),
+        WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => Ok(record.term()),
         // Each session needs a term of its own.
-        Verdict::Granted(record) => Err(format!("the witness gave term {} twice: try again", record.term())),
-        Verdict::Refused(record) => Err(format!(
+        WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
+            Err(format!("the witness gave term {} twice: try again", record.term()))
+        }
+        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Err(format!(
             "the witness says that {}: if that node is gone for good, remove the record and try again",
             match record {
                 Some(Record::Solo { owner, term }) => format!("node {owner} runs this VM in term {term}"),

@@ -24,7 +24,7 @@ use crate::listener::Door;
 use crate::options::StandbyOptions;
 use crate::primary_side::{Measured, PrimarySide};
 use crate::standby_side::StandbySide;
-use crate::status::{Board, DiskStatus, LinkStatus, Progress, Status, Takeover, light_name};
+use crate::status::{Board, DiskStatus, LinkStatus, Progress, Status, Takeover, WitnessStatus, light_name};
 use crate::witness::{Asker, chain};
 
 /// How often the status is brought up to date while a session is open.
@@ -194,6 +194,9 @@ impl Engine {
             }
             self.publish_if_due();
         }
+        if let Some(witness) = &self.witness {
+            witness.finish();
+        }
     }
 
     /// Tells the core and performs what it decides.
@@ -242,7 +245,8 @@ impl Engine {
 
     fn ask_witness(&self, claim: Claim) {
         if let Some(witness) = &self.witness {
-            witness.ask(claim);
+            let post = self.post.clone();
+            witness.ask(claim, move |answer| post.send(Message::Witness(answer)));
         }
     }
 
@@ -268,6 +272,7 @@ impl Engine {
                 Message::Quit => self.quit = true,
                 Message::Opened(opened, reply) => self.opened(opened, &reply),
                 Message::Caller(caller) => self.caller(*caller),
+                Message::Vouched(caller, since, record) => self.vouched(*caller, since, record),
                 Message::Received(number, received) if number == self.session_number => self.received(received),
                 Message::Sent(number, sent) if number == self.session_number => self.sent(sent),
                 Message::Received(..) | Message::Sent(..) => {}
@@ -435,7 +440,10 @@ impl Engine {
             None => Vec::new(),
             Some(_) => LinkId::ALL.iter().map(|link| self.link_status(*link, now)).collect(),
         };
-        let policy = self.node.settings().on_partition.map(|policy| format!("none: {policy:?} goes on").to_lowercase());
+        let policy = self.node.settings().on_partition.map(|policy| {
+            let name = format!("none: {policy:?} goes on").to_lowercase();
+            WitnessStatus { name, answered: None, error: None }
+        });
         self.board.publish(Status {
             role: self.role_name(),
             state: self.state_name(),
@@ -444,7 +452,7 @@ impl Engine {
             node: self.node.id().to_string(),
             peer,
             links,
-            witness: self.witness.as_ref().map(|witness| witness.name.clone()).or(policy),
+            witness: self.witness.as_ref().map(Asker::status).or(policy),
             pause_us: self.measured.pause.percentiles(),
             commit_us: self.measured.commit.percentiles(),
             dirty_pages: self.measured.pages.percentiles(),

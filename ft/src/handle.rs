@@ -14,7 +14,7 @@ use crate::inbox::{Inbox, Message, Post, Reply};
 use crate::listener::Door;
 use crate::options::{ProtectOptions, StandbyOptions};
 use crate::status::{Board, EventRecord, Status};
-use crate::witness;
+use crate::witness::Asker;
 
 /// A VM's fault tolerance. Dropping it ends its threads; a peer notices that as the end of this node.
 #[derive(Debug)]
@@ -51,11 +51,7 @@ impl Ft {
             None => None,
             Some(options) => {
                 beats.route(listen_for_beats(&options)?, None);
-                if let Some(path) = &options.witness {
-                    let post = post.clone();
-                    let answer = move |answer| post.send(Message::Witness(answer));
-                    claims = Some(witness::spawn(path, answer)?);
-                }
+                claims = options.witness.as_ref().map(Asker::start).transpose()?;
                 let caller_post = post.clone();
                 let door =
                     Door::open(options.listen, move |caller| caller_post.send(Message::Caller(Box::new(caller))))

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use ft_proto::witness::Record;
 use ft_proto::{Beat, LinkId, Time, WitnessAnswer};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -34,6 +35,8 @@ pub(crate) enum Message {
     Opened(Result<Box<Opened>, Vec<String>>, Reply),
     /// Somebody said hello at the door.
     Caller(Box<Caller>),
+    /// What the witness says about a caller who waits since then.
+    Vouched(Box<Caller>, Time, Result<Option<Record>, String>),
     /// The receiving thread.
     Received(u64, Received),
     /// The sending thread.

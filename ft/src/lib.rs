@@ -29,10 +29,10 @@ mod staging;
 mod standby_side;
 mod status;
 mod transport;
-mod witness;
+pub mod witness;
 
 pub use engine::EngineError;
 pub use handle::Ft;
 pub use options::{ProtectOptions, StandbyOptions};
 pub use status::{EventRecord, Status};
-pub use witness::chain;
+pub use witness::{WitnessAddress, chain};

@@ -1,11 +1,12 @@
 //! What an operator says: how to be a standby, and how to be protected.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use ft_proto::{OnPartition, Settings};
 use serde::{Deserialize, Serialize};
+
+use crate::witness::WitnessAddress;
 
 /// `--ft role=standby,…`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -17,9 +18,9 @@ pub struct StandbyOptions {
     /// Where the second link's heartbeats arrive (UDP).
     #[serde(deserialize_with = "address")]
     pub heartbeat: SocketAddr,
-    /// The witness's record, on a file system that both hosts see.
+    /// Where the witness keeps its record: a file that both hosts see, or a key in etcd.
     #[serde(default)]
-    pub witness: Option<PathBuf>,
+    pub witness: Option<WitnessAddress>,
     /// Silence after which this side takes the primary for dead, in milliseconds, instead of what the primary asks for; 0:
     /// never.
     #[serde(default)]
@@ -36,9 +37,9 @@ pub struct ProtectOptions {
     /// The standby's `heartbeat`.
     #[serde(deserialize_with = "address")]
     pub heartbeat: SocketAddr,
-    /// The witness's record, on a file system that both hosts see.
+    /// Where the witness keeps its record: a file that both hosts see, or a key in etcd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub witness: Option<PathBuf>,
+    pub witness: Option<WitnessAddress>,
     /// Who goes on in a partition; only, and necessarily, without a witness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_partition: Option<OnPartition>,
@@ -82,8 +83,9 @@ impl ProtectOptions {
         let mut faults = Vec::new();
         if self.witness.is_none() && self.on_partition.is_none() {
             faults.push(
-                "no witness: give witness=PATH on a file system that both hosts see, or say with on_partition=primary, \
-                 standby or both who goes on when the hosts cannot see each other (both risks two running copies)"
+                "no witness: give witness=PATH on a file system that both hosts see or witness=etcd://HOST:PORT/KEY, or say \
+                 with on_partition=primary, standby or both who goes on when the hosts cannot see each other (both risks \
+                 two running copies)"
                     .to_owned(),
             );
         }

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use ft_proto::device_ctl::{Command, Hold, Report};
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
@@ -20,7 +19,7 @@ use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
 use crate::status::{Peer, Recent};
 use crate::transport::FrameReader;
-use crate::witness::{self, chain};
+use crate::witness::{Asker, WitnessAddress, chain};
 
 /// A session in which this node is the primary.
 pub(crate) struct PrimarySide {
@@ -62,7 +61,7 @@ impl Engine {
             let _ = reply.send(Err(vec![reason]));
             return;
         }
-        if let Err(error) = self.use_witness(options.witness.as_deref()) {
+        if let Err(error) = self.use_witness(options.witness.as_ref()) {
             let _ = reply.send(Err(vec![format!("cannot start a thread: {error}")]));
             return;
         }
@@ -71,6 +70,7 @@ impl Engine {
             term: self.node.term(),
             shape: self.guest.shape(),
             blockers: self.guest.blockers(),
+            witness: self.witness.clone(),
         };
         let post = self.post.clone();
         let answer = reply.clone();
@@ -85,10 +85,10 @@ impl Engine {
     }
 
     /// From here on, also when no session comes of it: the record that the connecting thread makes is ours to end.
-    fn use_witness(&mut self, path: Option<&Path>) -> io::Result<()> {
-        let post = self.post.clone();
-        let answer = move |answer| post.send(Message::Witness(answer));
-        self.witness = path.map(|path| witness::spawn(path, answer)).transpose()?;
+    fn use_witness(&mut self, address: Option<&WitnessAddress>) -> io::Result<()> {
+        if self.witness.as_ref().map(Asker::address) != address {
+            self.witness = address.map(Asker::start).transpose()?;
+        }
         Ok(())
     }
 

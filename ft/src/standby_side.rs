@@ -8,7 +8,7 @@ use std::time::Duration;
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::wire::{Kind, Purpose, Refusal, decode_body, encode_body};
 use ft_proto::witness::Record;
-use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term};
+use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 
 use serde_json::json;
 
@@ -22,10 +22,12 @@ use crate::options::silence;
 use crate::receiver::{Received, ReceiverHandle};
 use crate::status::{Peer, Takeover};
 use crate::transport::{Stamp, write_frame};
-use crate::witness::{FileWitness, Witness, chain};
+use crate::witness::chain;
 
 /// A disk that needs longer than this to apply what was committed fails the takeover.
 const DISK_LIMIT: Duration = Duration::from_secs(30);
+/// A caller whose witness is read no sooner is not waiting any more.
+const DOOR_LIMIT: Duration = Duration::from_secs(4);
 /// A device process has little to do to start.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
@@ -56,8 +58,24 @@ pub(crate) enum TakeOverError {
 }
 
 impl Engine {
-    /// Somebody said hello at the door.
+    /// Somebody said hello at the door. Who relies on a witness waits there until ours has been read.
     pub(crate) fn caller(&mut self, caller: Caller) {
+        let relies = matches!(caller.hello.purpose, Purpose::Session { on_partition: None, .. });
+        let Some(witness) = self.witness.as_ref().filter(|_| relies) else { return self.answer(caller, None) };
+        let (post, since) = (self.post.clone(), self.clock.now());
+        witness.read(move |record| post.send(Message::Vouched(Box::new(caller), since, record)));
+    }
+
+    /// The witness has been read for a caller.
+    pub(crate) fn vouched(&mut self, caller: Caller, since: Time, record: Result<Option<Record>, String>) {
+        if self.clock.now().since(since) > DOOR_LIMIT {
+            // It has given up; a session must not end for somebody who is gone.
+            return caller.refuse(vec!["the witness took too long".to_owned()]);
+        }
+        self.answer(caller, Some(record));
+    }
+
+    fn answer(&mut self, caller: Caller, record: Option<Result<Option<Record>, String>>) {
         match caller.hello.purpose.clone() {
             Purpose::Session { check, shape, beats, detect_ms, disk_buffer, on_partition } => {
                 let shape: Option<Shape> = decode_body(Kind::Hello, &shape).ok();
@@ -65,7 +83,10 @@ impl Engine {
                 let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
                     return caller.refuse(vec!["the greeting does not decode".to_owned()]);
                 };
-                let reasons = self.objections(&caller, &shape, on_partition);
+                let mut reasons = self.objections(&caller, &shape, on_partition);
+                if on_partition.is_none() {
+                    reasons.extend(self.witness_objection(caller.hello.node, record));
+                }
                 if !reasons.is_empty() {
                     return caller.refuse(reasons);
                 }
@@ -108,26 +129,23 @@ impl Engine {
         if self.guest.shape().vcpus == shape.vcpus {
             reasons.extend(self.guest.check_cpu(&shape.cpuid));
         }
-        if on_partition.is_none() {
-            reasons.extend(self.witness_objection(caller.hello.node));
-        }
         reasons
     }
 
     /// Whether both hosts see the same witness: the primary has just written itself into it.
-    fn witness_objection(&self, primary: NodeId) -> Option<String> {
-        let Some(path) = self.standby.as_ref().and_then(|options| options.witness.as_ref()) else {
+    fn witness_objection(&self, primary: NodeId, record: Option<Result<Option<Record>, String>>) -> Option<String> {
+        let (Some(witness), Some(record)) = (&self.witness, record) else {
             return Some(
-                "the primary relies on a witness and this standby has none: start it with witness=PATH".to_owned(),
+                "the primary relies on a witness and this standby has none: start it with witness=".to_owned(),
             );
         };
-        match FileWitness::new(path).read() {
+        let address = witness.address();
+        match record {
             Ok(Some(Record::Solo { owner, .. })) if owner == primary => None,
             Ok(_) => Some(format!(
-                "the witness at {} does not show the primary's record: do both hosts see the same file?",
-                path.display()
+                "the witness at {address} does not show the primary's record: do both hosts use the same one?"
             )),
-            Err(error) => Some(chain(&error)),
+            Err(reason) => Some(format!("witness {address}: {reason}")),
         }
     }
 

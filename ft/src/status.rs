@@ -28,8 +28,8 @@ pub struct Status {
     pub peer: Option<Peer>,
     /// Both host-to-host links.
     pub links: Vec<LinkStatus>,
-    /// Who decides on a partition: a witness's name, or the policy.
-    pub witness: Option<String>,
+    /// Who decides on a partition.
+    pub witness: Option<WitnessStatus>,
     /// Time that the guest stood still for a checkpoint, in microseconds.
     pub pause_us: Percentiles,
     /// Time from the beginning of a checkpoint to its release, in microseconds.
@@ -61,6 +61,17 @@ pub struct Peer {
     pub address: String,
     /// Its name.
     pub node: String,
+}
+
+/// Who decides on a partition.
+#[derive(Clone, Debug, Serialize)]
+pub struct WitnessStatus {
+    /// Its address, or the policy that stands in for it.
+    pub name: String,
+    /// Whether it answered the last time that it was asked.
+    pub answered: Option<bool>,
+    /// Why it did not.
+    pub error: Option<String>,
 }
 
 /// One host-to-host link.

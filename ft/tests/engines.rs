@@ -214,11 +214,16 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::with_witnesses("witness", "witness")
+    }
+
+    /// Files that the primary and the standby take for the witness's.
+    fn with_witnesses(of_a: &str, of_b: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let witness = folder.path().join("witness");
+        let [witness, of_b] = [of_a, of_b].map(|name| folder.path().join(name));
         let (listen, heartbeat) = (address(), address());
         let (guest_a, guest_b) = (ToyGuest::new(), ToyGuest::new());
-        let standby = StandbyOptions { listen, heartbeat, witness: Some(witness.clone()), detect_ms: None };
+        let standby = StandbyOptions { listen, heartbeat, witness: Some(of_b.as_path().into()), detect_ms: None };
         let b = Ft::standby(Box::new(guest_b.clone()), standby).unwrap();
         let a = Ft::solo(Box::new(guest_a.clone())).unwrap();
         let options = options(listen, heartbeat, &witness);
@@ -355,4 +360,25 @@ fn a_vm_that_has_ended_leaves_its_name_to_others() {
     drop(a);
     let record = std::fs::read_to_string(pair.folder.path().join("witness")).unwrap();
     assert!(record.contains("stopped"), "{record}");
+}
+
+#[test]
+fn a_witness_that_hangs_keeps_the_caller_waiting_and_nobody_else() {
+    let pair = Pair::with_witnesses("witness", "another");
+    // What a file server that hangs looks like: somebody holds the lock.
+    let lock = std::fs::File::create(pair.folder.path().join("another.lock")).unwrap();
+    lock.lock().unwrap();
+    thread::scope(|scope| {
+        let protect = scope.spawn(|| pair.a().protect(pair.options.clone()).unwrap_err().join("\n"));
+        // The primary has been at the witness, so it is on its way to the door.
+        wait(|| pair.folder.path().join("witness").exists(), || format!("{:?}", pair.a().status()));
+        thread::sleep(Duration::from_millis(100));
+        let asked = Instant::now();
+        assert!(pair.b.stop().is_err(), "a standby has no protection to end");
+        assert!(asked.elapsed() < Duration::from_secs(3), "the engine hung for {:?}", asked.elapsed());
+        assert!(!protect.is_finished());
+        lock.unlock().unwrap();
+        let reasons = protect.join().unwrap();
+        assert!(reasons.contains("does not show the primary's record"), "{reasons}");
+    });
 }

@@ -91,7 +91,9 @@ const PROTECT_HELP: &str = "\
 Options, separated by commas:
   peer=ADDR:PORT       the standby's listen address (required)
   heartbeat=ADDR:PORT  its address on the second link (required)
-  witness=PATH         file on storage that both hosts see; decides who goes on when they cannot see each other
+  witness=PLACE        who decides which host goes on when they cannot see each other, the same on both hosts: a file on
+                       storage that both see, or a key in etcd, in quotes:
+                       etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
   on_partition=WHO     without a witness: primary, standby or both go on (both risks two running copies)
   detect_ms=N          silence on both links after which the peer is taken for dead; 0: never
   min_epoch_us=N       shortest epoch

@@ -15,4 +15,5 @@ here_or_lab() {
 need_cargo() {
     command -v cargo >/dev/null || die "cargo not found: install the Rust toolchain first (rustup)"
     command -v cc >/dev/null || need gcc libc6-dev
+    need protobuf-compiler libprotobuf-dev # for the etcd client
 }

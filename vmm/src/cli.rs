@@ -120,8 +120,9 @@ struct Flags {
     /// uuid=UUID,serial_number=TEXT,oem_strings=[A,B] and other SMBIOS strings
     #[arg(long, value_name = "OPTIONS")]
     platform: Option<String>,
-    /// Wait as the standby of another host: role=standby,listen=ADDR:PORT,heartbeat=ADDR:PORT[,witness=PATH]
-    /// [,detect_ms=N]
+    /// Wait as the standby of another host: role=standby,listen=ADDR:PORT,heartbeat=ADDR:PORT[,witness=PLACE]
+    /// [,detect_ms=N], where PLACE is a path or
+    /// etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
     #[arg(long, value_name = "OPTIONS")]
     ft: Option<String>,
     /// Stay when the guest powers itself off

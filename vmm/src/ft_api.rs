@@ -4,8 +4,8 @@
 
 use std::net::SocketAddr;
 
-use ft::Ft;
 pub use ft::{EventRecord, ProtectOptions, StandbyOptions, Status};
+use ft::{Ft, WitnessAddress};
 
 use crate::options::{OptionError, OptionValue, Options};
 
@@ -73,9 +73,14 @@ pub fn standby_option(text: &str) -> Result<StandbyOptions, OptionError> {
     Ok(StandbyOptions {
         listen: options.required("listen")?,
         heartbeat: options.required("heartbeat")?,
-        witness: options.value("witness")?,
+        witness: witness(&options)?,
         detect_ms: options.value("detect_ms")?,
     })
+}
+
+fn witness(options: &Options) -> Result<Option<WitnessAddress>, OptionError> {
+    let parse = |text: &str| text.parse().map_err(|error| options.bad_value("witness", &format!("usable: {error}")));
+    options.text("witness").map(parse).transpose()
 }
 
 impl OptionValue for SocketAddr {
@@ -96,7 +101,7 @@ mod tests {
         let expected = StandbyOptions {
             listen: ([10, 0, 0, 2], 7000).into(),
             heartbeat: "[fd00::2]:7001".parse().unwrap(),
-            witness: Some("/w".into()),
+            witness: Some(WitnessAddress::File("/w".into())),
             detect_ms: Some(0),
         };
         assert_eq!(standby_option(text), Ok(expected));
@@ -116,6 +121,10 @@ mod tests {
             (
                 "role=standby,listen=1.2.3.4:1,heartbeat=1.2.3.4:1,detect_ms=soon",
                 "--ft: detect_ms=soon is not a number",
+            ),
+            (
+                "role=standby,listen=1.2.3.4:1,heartbeat=1.2.3.4:1,witness=etcd://1.2.3.4:1",
+                "--ft: witness=etcd://1.2.3.4:1 is not usable: no key after the etcd endpoints",
             ),
             ("role=standby,color=red", "--ft: unknown key \"color\""),
         ] {

@@ -103,9 +103,9 @@ mod tests {
 
     #[test]
     fn options_become_json() {
-        let map = parse("peer=10.0.0.2:7000,heartbeat=[fd00::2]:7001,witness=/w,detect_ms=0,disk_buffer=64M").unwrap();
-        let expected = json!({"peer": "10.0.0.2:7000", "heartbeat": "[fd00::2]:7001", "witness": "/w", "detect_ms": 0,
-                              "disk_buffer": 64 << 20});
+        let map = parse("peer=10.0.0.2:7000,heartbeat=[fd00::2]:7001,witness=etcd://a:1+b:2/k?user=u&password_file=/p,detect_ms=0,disk_buffer=64M").unwrap();
+        let expected = json!({"peer": "10.0.0.2:7000", "heartbeat": "[fd00::2]:7001",
+                              "witness": "etcd://a:1+b:2/k?user=u&password_file=/p", "detect_ms": 0, "disk_buffer": 64 << 20});
         assert_eq!(Value::Object(map), expected);
     }
 

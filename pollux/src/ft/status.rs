@@ -20,7 +20,7 @@ pub struct Status {
     pub node: String,
     pub peer: Option<Peer>,
     pub links: Vec<Link>,
-    pub witness: Option<String>,
+    pub witness: Option<Witness>,
     pub pause_us: Percentiles,
     pub commit_us: Percentiles,
     pub dirty_pages: Percentiles,
@@ -40,6 +40,15 @@ pub struct Status {
 pub struct Peer {
     pub address: String,
     pub node: String,
+}
+
+/// Who decides when the hosts cannot see each other.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Witness {
+    pub name: String,
+    pub answered: Option<bool>,
+    pub error: Option<String>,
 }
 
 /// One link between the hosts.
@@ -106,7 +115,7 @@ pub fn table(status: &Status) -> Table {
     for link in &status.links {
         row(&format!("link {}", link.name), format!("{}, silent for {} ms", link.state, link.silence_ms));
     }
-    row("witness", or_dash(status.witness.as_deref().unwrap_or_default()));
+    row("witness", status.witness.as_ref().map_or_else(|| "-".to_owned(), witness));
     row("pause p50 / p99", pair(status.pause_us, micros));
     row("commit latency p50 / p99", pair(status.commit_us, micros));
     row("dirty pages per epoch p50 / p99", pair(status.dirty_pages, |pages| pages.to_string()));
@@ -129,6 +138,15 @@ pub fn table(status: &Status) -> Table {
     }
     row("last error", or_dash(status.last_error.as_deref().unwrap_or_default()));
     table
+}
+
+fn witness(witness: &Witness) -> String {
+    let Witness { name, answered, error } = witness;
+    match answered {
+        None => name.clone(),
+        Some(true) => format!("{name} (answers)"),
+        Some(false) => format!("{name} (no answer: {})", error.as_deref().unwrap_or("unknown")),
+    }
 }
 
 fn or_dash(text: &str) -> String {
@@ -191,7 +209,7 @@ mod tests {
     fn a_whole_status_and_an_empty_one() {
         let status = json!({"role": "primary", "state": "syncing", "term": 3, "epoch": 17, "node": "ab", "peer":
             {"address": "10.0.0.2:7000", "node": "cd"}, "links": [{"name": "replication", "state": "green", "silence_ms": 4}],
-            "witness": null, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
+            "witness": {"name": "/w", "answered": false, "error": "gone"}, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
             {"p50": 10, "p99": 20}, "epoch_bytes": {"p50": 4096, "p99": 8192}, "held_frames": 2, "held_bytes": 128,
             "epochs": 16, "memory_sync": {"done": 1, "total": 4, "eta_s": null}, "disks": [{"id": "_disk0", "state":
             "copying", "done": 1, "total": 2}], "takeover": null, "last_error": null});
@@ -205,6 +223,7 @@ mod tests {
             "disk _disk0",
             "copying, 1 B of 2 B (50 %)",
             "2 frames, 128 B",
+            "/w (no answer: gone)",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

@@ -1,55 +1,12 @@
-//! Who keeps the witness's record: the trait, a locked file, and the thread that asks.
-//!
-//! Asking may block for as long as a dead file server likes, so it has a thread of its own.
+//! The record in a file on storage that both hosts see, under a lock.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use ft_proto::WitnessAnswer;
 use ft_proto::witness::{Claim, Record, Verdict, judge};
 
-/// The witness could not be asked.
-#[derive(Debug, thiserror::Error)]
-pub enum WitnessError {
-    /// The file or its lock failed.
-    #[error("cannot {what} {}", path.display())]
-    File {
-        /// What was tried.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The file holds something else.
-    #[error("{} is not a witness record: remove it if no host runs the VM", path.display())]
-    Corrupt {
-        /// Which file.
-        path: PathBuf,
-        /// Why it does not parse.
-        #[source]
-        source: serde_json::Error,
-    },
-}
-
-/// Keeper of the record of one VM. Implementations compare and swap with `ft_proto::witness::judge`.
-pub trait Witness: Send {
-    /// The record, if there is one.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    fn read(&mut self) -> Result<Option<Record>, WitnessError>;
-    /// Judges a claim and makes the new record durable before it says that it is granted.
-    ///
-    /// # Errors
-    /// When the keeper cannot be reached: whether the claim took effect is unknown then.
-    fn ask(&mut self, claim: Claim) -> Result<Verdict, WitnessError>;
-}
+use super::{Witness, WitnessError};
 
 /// A record in a file that both hosts see, under a lock in the file beside it (`PATH.lock`).
 ///
@@ -86,7 +43,7 @@ impl FileWitness {
         match fs::read(&self.path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
-                .map_err(|source| WitnessError::Corrupt { path: self.path.clone(), source }),
+                .map_err(|source| WitnessError::Corrupt { place: self.path.display().to_string(), source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.error("read")(error)),
         }
@@ -94,7 +51,7 @@ impl FileWitness {
 
     fn store(&self, record: Record) -> Result<(), WitnessError> {
         let path = &self.path;
-        let corrupt = |source| WitnessError::Corrupt { path: path.clone(), source };
+        let corrupt = |source| WitnessError::Corrupt { place: path.display().to_string(), source };
         let bytes = serde_json::to_vec(&record).map_err(corrupt)?;
         let new = path.with_added_extension("new");
         let write = || -> io::Result<()> {
@@ -128,74 +85,14 @@ impl Witness for FileWitness {
     }
 }
 
-/// How long the last claims may take when the asker is dropped: a file server that hangs must not keep a process alive.
-const FAREWELL: Duration = Duration::from_secs(2);
-
-/// The thread that asks. Dropping it waits until what was asked for is asked, within reason.
-#[derive(Debug)]
-pub struct Asker {
-    /// For people.
-    pub name: String,
-    claims: Option<Sender<Claim>>,
-    ended: Receiver<()>,
-}
-
-impl Asker {
-    /// Has `claim` judged; the answer comes by itself.
-    pub fn ask(&self, claim: Claim) {
-        if let Some(claims) = &self.claims {
-            // The thread ends only after the sender is gone.
-            let _ = claims.send(claim);
-        }
-    }
-}
-
-impl Drop for Asker {
-    fn drop(&mut self) {
-        self.claims = None;
-        // Nothing is ever sent here; the thread drops its end when it is through.
-        let _ = self.ended.recv_timeout(FAREWELL);
-    }
-}
-
-/// Starts the thread that asks the file witness at `path` and hands each answer to `answer`.
-///
-/// # Errors
-/// When the thread cannot be started.
-pub fn spawn(path: &Path, answer: impl Fn(WitnessAnswer) + Send + 'static) -> io::Result<Asker> {
-    let mut witness = FileWitness::new(path);
-    let (sender, claims) = unbounded();
-    let (ending, ended) = bounded(0);
-    thread::Builder::new().name("ft-witness".to_owned()).spawn(move || {
-        let _ending = ending;
-        for claim in claims {
-            answer(match witness.ask(claim) {
-                Ok(verdict) => WitnessAnswer::Judged(claim, verdict),
-                Err(error) => WitnessAnswer::Unreachable(claim, chain(&error)),
-            });
-        }
-    })?;
-    Ok(Asker { name: path.display().to_string(), claims: Some(sender), ended })
-}
-
-/// An error with all of its sources, in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use ft_proto::{NodeId, Term};
 
     use super::*;
+    use crate::witness::chain;
 
     const A: NodeId = NodeId(1);
     const B: NodeId = NodeId(2);

@@ -1,0 +1,81 @@
+//! Who keeps the witness's record: the trait, a locked file, etcd, and the thread that asks.
+//!
+//! ```text
+//!  engine, door, ft-open --questions--> asker (one thread) --> FileWitness | EtcdWitness --> ft_proto::witness::judge
+//! ```
+
+mod address;
+mod asker;
+mod etcd;
+mod file;
+
+use std::io;
+use std::path::PathBuf;
+
+use ft_proto::witness::{Claim, Record, Verdict};
+
+pub use address::{EtcdAddress, WitnessAddress, WitnessAddressError};
+pub use asker::Asker;
+pub use etcd::EtcdWitness;
+pub use file::FileWitness;
+
+/// The witness could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum WitnessError {
+    /// A file failed: the record, its lock, or what the way to etcd needs.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The record's place holds something else.
+    #[error("{place} is not a witness record: remove it if no host runs the VM")]
+    Corrupt {
+        /// Which file or etcd key.
+        place: String,
+        /// Why it does not parse.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No endpoint of etcd gave an answer.
+    #[error("etcd does not answer: {}", reasons.join("; "))]
+    Etcd {
+        /// What is wrong with each of them.
+        reasons: Vec<String>,
+    },
+    /// What asking needs of this host could not be had.
+    #[error("cannot ask the witness")]
+    Local(#[source] io::Error),
+}
+
+/// Keeper of the record of one VM. Implementations compare and swap with `ft_proto::witness::judge`.
+pub trait Witness: Send {
+    /// The record, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&mut self) -> Result<Option<Record>, WitnessError>;
+    /// Judges a claim and makes the new record durable before it says that it is granted.
+    ///
+    /// # Errors
+    /// When the keeper cannot be reached: whether the claim took effect is unknown then.
+    fn ask(&mut self, claim: Claim) -> Result<Verdict, WitnessError>;
+}
+
+/// An error with all of its sources, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
