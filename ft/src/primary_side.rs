@@ -99,6 +99,7 @@ impl Engine {
         if let Err(reasons) = &result {
             self.last_error = Some(reasons.join("; "));
         }
+        self.publish();
         // The caller may have given up waiting.
         let _ = reply.send(result);
     }

@@ -339,6 +339,20 @@ fn every_reason_is_told_at_once() {
 }
 
 #[test]
+fn an_unreachable_witness_is_one_of_the_reasons() {
+    let pair = Pair::new();
+    let mut options = pair.options.clone();
+    options.witness = Some(format!("etcd://{}/vm1", address()).parse().unwrap());
+    options.peer = address();
+    let reasons = pair.a().protect(options).unwrap_err().join("\n");
+    for part in ["/vm1: etcd cannot be asked", "refused", "cannot reach a standby"] {
+        assert!(reasons.contains(part), "{part} is not in:\n{reasons}");
+    }
+    let answered = || pair.a().status().witness.and_then(|witness| witness.answered);
+    assert_eq!(answered(), Some(false));
+}
+
+#[test]
 fn a_foreign_witness_record_is_respected() {
     let pair = Pair::new();
     let record = r#"{"state":"solo","owner":99,"term":5}"#;

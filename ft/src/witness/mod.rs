@@ -42,8 +42,8 @@ pub enum WitnessError {
         #[source]
         source: serde_json::Error,
     },
-    /// No endpoint of etcd gave an answer.
-    #[error("etcd does not answer: {}", reasons.join("; "))]
+    /// No endpoint of etcd gave a usable answer.
+    #[error("etcd cannot be asked: {}", reasons.join("; "))]
     Etcd {
         /// What is wrong with each of them.
         reasons: Vec<String>,
@@ -73,8 +73,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let cause = error.to_string();
+        // Wrappers without words of their own repeat those of what they wrap.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
         source = error.source();
     }
     text

@@ -1,0 +1,195 @@
+//! The etcd witness against real etcd processes (Debian package etcd-server).
+#![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
+
+mod rig;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, Permission, PermissionType, PutOptions, UserAddOptions};
+use ft::chain;
+use ft::witness::{EtcdAddress, EtcdWitness, Witness, WitnessError};
+use ft_proto::witness::{Claim, Record, Verdict};
+use ft_proto::{NodeId, Term};
+use nix::sys::signal::Signal;
+
+use rig::Cluster;
+
+const A: NodeId = NodeId(1);
+const B: NodeId = NodeId(2);
+const T: Term = Term(1);
+const OWN: Claim = Claim::Own { node: A, term: Term(0) };
+const REGISTER: Claim = Claim::Register { primary: A, standby: B, term: T };
+const ALONE: Claim = Claim::GoAlone { primary: A, standby: B, term: T };
+const OVER: Claim = Claim::TakeOver { primary: A, standby: B, term: T };
+
+/// What the witness promises (2 s), and what a busy machine may add.
+const BOUND: Duration = Duration::from_secs(4);
+
+fn granted(witness: &mut EtcdWitness, claim: Claim) -> bool {
+    matches!(witness.ask(claim).unwrap(), Verdict::Granted(_))
+}
+
+/// The reason why there is no answer, which must come within the bound.
+fn no_answer(witness: &mut EtcdWitness) -> String {
+    let asked = Instant::now();
+    let error = witness.read().unwrap_err();
+    assert!(asked.elapsed() < BOUND, "took {:?}", asked.elapsed());
+    chain(&error)
+}
+
+fn etcd<T>(cluster: &Cluster, job: impl AsyncFnOnce(Client) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { job(Client::connect([cluster.endpoint(0)], None).await.unwrap()).await })
+}
+
+#[test]
+fn of_two_hosts_that_race_one_is_granted_every_time() {
+    let cluster = Cluster::one();
+    for round in 0..100 {
+        let key = format!("/race/{round}");
+        let mut setup = cluster.witness(&key);
+        assert!(granted(&mut setup, OWN) && granted(&mut setup, REGISTER));
+        let wins = thread::scope(|scope| {
+            let race = |claim| {
+                let mut witness = cluster.witness(&key);
+                scope.spawn(move || granted(&mut witness, claim))
+            };
+            [race(ALONE), race(OVER)].map(|racer| racer.join().unwrap())
+        });
+        let owner = if wins[0] { A } else { B };
+        assert_eq!(wins.map(usize::from).iter().sum::<usize>(), 1, "round {round}: {wins:?}");
+        assert_eq!(setup.read().unwrap(), Some(Record::Solo { owner, term: T.next() }), "round {round}");
+    }
+}
+
+#[test]
+fn of_many_hosts_that_start_at_once_one_owns_the_vm() {
+    let cluster = Cluster::one();
+    let wins: usize = thread::scope(|scope| {
+        let race = |node| {
+            let mut witness = cluster.witness("/pollux/vm1");
+            let claim = Claim::Own { node: NodeId(node), term: Term(0) };
+            scope.spawn(move || usize::from(granted(&mut witness, claim)))
+        };
+        let racers: Vec<_> = (1..=8).map(race).collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).sum()
+    });
+    assert_eq!(wins, 1);
+}
+
+#[test]
+fn an_etcd_that_hangs_or_is_dead_is_unreachable_in_time_and_then_back() {
+    let mut cluster = Cluster::one();
+    let mut witness = cluster.witness("/pollux/vm1");
+    assert!(granted(&mut witness, OWN));
+
+    cluster.signal(0, Signal::SIGSTOP);
+    let reason = no_answer(&mut witness);
+    assert!(reason.contains("no answer within 2 s") && reason.contains(&cluster.endpoint(0)), "{reason}");
+    cluster.signal(0, Signal::SIGCONT);
+    assert!(granted(&mut witness, REGISTER));
+
+    cluster.kill(0);
+    let reason = no_answer(&mut witness);
+    assert!(reason.contains("refused"), "{reason}");
+    cluster.launch(0);
+    cluster.wait();
+    assert_eq!(witness.read().unwrap(), Some(Record::Protected { primary: A, standby: B, term: T }));
+}
+
+#[test]
+fn a_claim_whose_answer_is_lost_can_be_asked_for() {
+    let cluster = Cluster::one();
+    let mut witness = cluster.witness("/pollux/vm1");
+    assert!(granted(&mut witness, OWN) && granted(&mut witness, REGISTER));
+    cluster.signal(0, Signal::SIGSTOP);
+    assert!(matches!(witness.ask(OVER), Err(WitnessError::Etcd { .. })));
+    cluster.signal(0, Signal::SIGCONT);
+    // Whether the first one took effect or not: the owner is granted, the other one is not.
+    assert!(granted(&mut witness, OVER));
+    assert!(!granted(&mut witness, ALONE));
+}
+
+#[test]
+fn one_member_of_three_may_hang() {
+    let cluster = Cluster::of(3);
+    let mut witness = cluster.witness("/pollux/vm1");
+    assert!(granted(&mut witness, OWN));
+    for at in 0..3 {
+        cluster.signal(at, Signal::SIGSTOP);
+        // Another leader is elected in the meantime if it was this one.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut answer = witness.read();
+        while answer.is_err() && Instant::now() < deadline {
+            answer = witness.read();
+        }
+        assert!(answer.unwrap().is_some());
+        cluster.signal(at, Signal::SIGCONT);
+    }
+    // One member alone must not judge.
+    cluster.signal(0, Signal::SIGSTOP);
+    cluster.signal(1, Signal::SIGSTOP);
+    assert!(matches!(witness.ask(REGISTER), Err(WitnessError::Etcd { .. })));
+}
+
+#[test]
+fn tls_asks_for_the_right_certificates() {
+    let cluster = Cluster::with_tls();
+    let address = cluster.address("/pollux/vm1");
+    assert!(granted(&mut EtcdWitness::new(address.clone()), OWN));
+
+    let ask = |address: EtcdAddress| no_answer(&mut EtcdWitness::new(address));
+    let reason = ask(EtcdAddress { identity: None, ..address.clone() });
+    // The member may be gone before it has said why.
+    assert!(reason.contains(&cluster.endpoint(0)), "no client certificate: {reason}");
+    let reason = ask(EtcdAddress { cacert: Some(cluster.certificates().other_ca.clone()), ..address.clone() });
+    assert!(reason.contains("invalid peer certificate"), "another CA: {reason}");
+    let reason = ask(EtcdAddress { cacert: Some("/no/ca.pem".into()), ..address.clone() });
+    assert!(reason.contains("cannot read /no/ca.pem"), "no CA file: {reason}");
+    let reason = ask(EtcdAddress { cacert: None, identity: None, ..address });
+    assert!(reason.contains(&cluster.endpoint(0)), "no TLS: {reason}");
+}
+
+#[test]
+fn a_user_needs_the_password_and_the_permission() {
+    let cluster = Cluster::one();
+    etcd(&cluster, async |mut client| {
+        client.user_add("root", "secret", None).await.unwrap();
+        client.role_add("root").await.unwrap();
+        client.user_grant_role("root", "root").await.unwrap();
+        client.user_add("vm1", "word", None::<UserAddOptions>).await.unwrap();
+        client.role_add("vm1").await.unwrap();
+        let own_key = Permission::new(PermissionType::Readwrite, "/pollux/vm1");
+        client.role_grant_permission("vm1", own_key).await.unwrap();
+        client.user_grant_role("vm1", "vm1").await.unwrap();
+        client.auth_enable().await.unwrap();
+    });
+    let password = cluster.folder().join("password");
+    std::fs::write(&password, "word\n").unwrap();
+    let as_user = |key, file| EtcdAddress { user: Some(("vm1".to_owned(), file)), ..cluster.address(key) };
+    let mut own = EtcdWitness::new(as_user("/pollux/vm1", password.clone()));
+    assert!(granted(&mut own, OWN));
+
+    let ask = |address| no_answer(&mut EtcdWitness::new(address));
+    assert!(ask(cluster.address("/pollux/vm1")).contains("user name is empty"));
+    let reason = ask(as_user("/pollux/vm2", password.clone()));
+    assert!(reason.contains("permission denied"), "{reason}");
+    let reason = ask(as_user("/pollux/vm1", "/no/password".into()));
+    assert!(reason.contains("cannot read the password in /no/password"), "{reason}");
+    std::fs::write(&password, "wrong").unwrap();
+    let reason = no_answer(&mut own);
+    assert!(reason.contains("authentication failed"), "{reason}");
+}
+
+#[test]
+fn what_is_no_record_is_not_overwritten() {
+    let cluster = Cluster::one();
+    let put = async |mut client: Client| client.put("/pollux/vm1", "hello", None::<PutOptions>).await.unwrap();
+    etcd(&cluster, put);
+    let error = cluster.witness("/pollux/vm1").ask(OWN).unwrap_err();
+    assert!(matches!(error, WitnessError::Corrupt { .. }), "{error}");
+    assert!(chain(&error).starts_with("/pollux/vm1 is not a witness record"), "{error}");
+    let got = async |mut client: Client| client.get("/pollux/vm1", None).await.unwrap();
+    assert_eq!(etcd(&cluster, got).kvs()[0].value(), b"hello");
+}
