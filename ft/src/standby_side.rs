@@ -285,6 +285,7 @@ impl Engine {
                 self.takeover = Some(takeover);
                 let detail = json!({ "epoch": committed.0, "term": term.0, "us": takeover.total_us });
                 self.note("took-over", detail);
+                self.publish();
             }
             Err(error) => self.input(Input::TakeOverFailed { reason: chain(&error) }),
         }

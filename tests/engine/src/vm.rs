@@ -135,8 +135,15 @@ impl VmOptions {
         // A group of its own: `kill_host` gets the device processes in the same instant.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
         netns.enter_on_exec(&mut command);
+        die_with_us(&mut command);
         Vm::start(command, &socket)
     }
+}
+
+/// Whatever ends this process: a guest that polls must not be left behind. Counts from the thread that starts the VMM.
+fn die_with_us(command: &mut Command) {
+    // SAFETY: prctl is async-signal-safe.
+    unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
 }
 
 /// A running VMM. Killed with its device processes when dropped.

@@ -1,0 +1,168 @@
+//! The smallest VM that dirties pages at native speed on any KVM: raw ioctls, one vCPU, ring 3 from its first instruction.
+//!
+//! Each turn the guest stores to every page of its set and leaves by a port write. What the host then has to do for a
+//! checkpoint, call by call and with nothing around it, is the floor.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, Msrs, kvm_msr_entry,
+    kvm_segment,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use pollux_vmm::kvm;
+use pollux_vmm::memory::guest::{GuestMemory, RamOptions};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+/// `again: mov rdi, rsi; mov rcx, rdx; page: mov [rdi], rcx; add rdi, 4096; dec rcx; jnz page; out 0x10, al; jmp again`
+const CODE: [u8; 25] = [
+    0x48, 0x89, 0xf7, 0x48, 0x89, 0xd1, 0x48, 0x89, 0x0f, 0x48, 0x81, 0xc7, 0, 0x10, 0, 0, 0x48, 0xff, 0xc9, 0x75,
+    0xf1, 0xe6, 0x10, 0xeb, 0xe7,
+];
+const TABLES: u64 = 0x1000;
+const CODE_AT: u64 = 0x1_0000;
+const SET_AT: u64 = 0x20_0000;
+const PAGE: u64 = 4096;
+/// Present, writable, for ring 3.
+const ENTRY: u64 = 7;
+const LARGE: u64 = 1 << 7;
+/// As many as a Linux guest's state has beyond the common registers.
+const MSRS: [u32; 17] = [
+    0x10,
+    0x174,
+    0x175,
+    0x176,
+    0x277,
+    0x2ff,
+    0x6e0,
+    0x4b56_4d00,
+    0x4b56_4d01,
+    0x4b56_4d02,
+    0x4b56_4d03,
+    0x4b56_4d04,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0102,
+];
+
+/// The VM.
+pub struct Probe {
+    vm: Arc<VmFd>,
+    vcpu: VcpuFd,
+    memory: GuestMemory,
+    msrs: Msrs,
+    log: Vec<u64>,
+    staging: Vec<u8>,
+    pages: u64,
+}
+
+impl Probe {
+    /// A guest with `mem_mib` of memory that dirties `pages` pages a turn.
+    pub fn new(mem_mib: u64, pages: u64) -> Self {
+        let size = mem_mib << 20;
+        assert!(SET_AT + pages * PAGE <= size, "{pages} pages do not fit into {mem_mib} MiB");
+        let kvm = kvm::open().expect("KVM");
+        let vm = Arc::new(kvm.create_vm().expect("KVM_CREATE_VM"));
+        assert!(kvm::enable_manual_dirty_log(&vm), "this KVM has no manual dirty log");
+        let memory = GuestMemory::new(&RamOptions { size, ..Default::default() }).expect("guest memory");
+        let _irqs = pollux_vmm::irq::IrqManager::new(vm.clone()).expect("split irqchip");
+        memory.set_slots(&vm, 0).expect("memory slots");
+        let vcpu = vm.create_vcpu(0).expect("KVM_CREATE_VCPU");
+        let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).expect("KVM_GET_SUPPORTED_CPUID");
+        vcpu.set_cpuid2(&cpuid).expect("KVM_SET_CPUID2");
+        let entries = MSRS.map(|index| kvm_msr_entry { index, ..Default::default() });
+        let known: Vec<_> = entries
+            .into_iter()
+            .filter(|entry| vcpu.get_msrs(&mut Msrs::from_entries(&[*entry]).expect("one MSR")) == Ok(1))
+            .collect();
+        let msrs = Msrs::from_entries(&known).expect("a list of MSRs");
+        let log = vec![0; usize::try_from(size / PAGE / 64).expect("words of the log")];
+        let staging = vec![0; usize::try_from(pages * PAGE).expect("bytes of staging")];
+        let mut probe = Self { vm, vcpu, memory, msrs, log, staging, pages };
+        probe.load();
+        probe.turn();
+        probe
+    }
+
+    fn load(&mut self) {
+        let ram = self.memory.ram();
+        let store = |at: u64, value: u64| ram.write_obj(value, GuestAddress(at)).expect("page table");
+        store(TABLES, (TABLES + PAGE) | ENTRY);
+        store(TABLES + PAGE, (TABLES + 2 * PAGE) | ENTRY);
+        for i in 0..512 {
+            store(TABLES + 2 * PAGE + 8 * i, (i << 21) | ENTRY | LARGE);
+        }
+        ram.write_slice(&CODE, GuestAddress(CODE_AT)).expect("code");
+        let mut sregs = self.vcpu.get_sregs().expect("KVM_GET_SREGS");
+        let code = kvm_segment { base: 0, limit: u32::MAX, selector: 0x33, type_: 11, ..segment() };
+        let data = kvm_segment { base: 0, limit: u32::MAX, selector: 0x2b, type_: 3, l: 0, db: 1, ..segment() };
+        (sregs.cs, sregs.ss, sregs.ds, sregs.es) = (code, data, data, data);
+        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8000_0033, TABLES, 0x20, 0x500);
+        self.vcpu.set_sregs(&sregs).expect("KVM_SET_SREGS");
+        let mut regs = self.vcpu.get_regs().expect("KVM_GET_REGS");
+        // Ring 3 may use ports.
+        (regs.rip, regs.rflags, regs.rsi, regs.rdx) = (CODE_AT, 0x3002, SET_AT, self.pages);
+        self.vcpu.set_regs(&regs).expect("KVM_SET_REGS");
+    }
+
+    /// Begins to log writes.
+    pub fn start_log(&self) {
+        self.memory.set_slots(&self.vm, KVM_MEM_LOG_DIRTY_PAGES).expect("dirty logging");
+    }
+
+    /// Lets the guest dirty its set once.
+    pub fn turn(&mut self) {
+        match self.vcpu.run() {
+            Ok(VcpuExit::IoOut(0x10, _)) => {}
+            other => panic!("the probe's guest left by {other:?}"),
+        }
+    }
+
+    /// Reads all registers of the vCPU with as few calls as there can be.
+    pub fn read_state(&mut self) {
+        self.vcpu.get_mp_state().expect("KVM_GET_MP_STATE");
+        let run = self.vcpu.get_kvm_run();
+        run.kvm_valid_regs = u64::from(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS);
+        run.immediate_exit = 1;
+        assert!(self.vcpu.run().is_err(), "an immediate exit is an error");
+        self.vcpu.get_kvm_run().immediate_exit = 0;
+        self.vcpu.get_xsave().expect("KVM_GET_XSAVE");
+        let _ = self.vcpu.get_xcrs();
+        let _ = self.vcpu.get_debug_regs();
+        self.vcpu.get_lapic().expect("KVM_GET_LAPIC");
+        self.vcpu.get_msrs(&mut self.msrs).expect("KVM_GET_MSRS");
+        self.vm.get_clock().expect("KVM_GET_CLOCK");
+    }
+
+    /// Reads the log, copies the pages out, clears the log; returns how many there were.
+    pub fn harvest(&mut self) -> usize {
+        let pages = self.memory.size() / PAGE;
+        kvm::get_dirty_log(&self.vm, 0, pages, &mut self.log).expect("KVM_GET_DIRTY_LOG");
+        let host = self.memory.ram().iter().next().expect("a region").as_ptr();
+        let (mut count, mut first, mut end) = (0, usize::MAX, 0);
+        for (at, word) in self.log.iter().enumerate().filter(|(_, word)| **word != 0) {
+            (first, end) = (first.min(at), at + 1);
+            let mut bits = *word;
+            while bits != 0 {
+                let page = at * 64 + bits.trailing_zeros() as usize;
+                let Some(into) = self.staging.chunks_exact_mut(4096).nth(count) else { return count };
+                // SAFETY: the log names pages of the region, which stays mapped; `into` is ours and one page long.
+                unsafe { std::ptr::copy_nonoverlapping(host.add(page * 4096), into.as_mut_ptr(), 4096) };
+                count += 1;
+                bits &= bits - 1;
+            }
+        }
+        if first < end {
+            let pages = u32::try_from((end - first) * 64).expect("pages");
+            let log = &self.log[first..end];
+            kvm::clear_dirty_log(&self.vm, 0, first as u64 * 64, pages, log).expect("KVM_CLEAR_DIRTY_LOG");
+        }
+        count
+    }
+}
+
+fn segment() -> kvm_segment {
+    kvm_segment { present: 1, dpl: 3, s: 1, l: 1, g: 1, ..kvm_segment::default() }
+}

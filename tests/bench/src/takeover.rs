@@ -1,0 +1,43 @@
+//! How long a takeover takes: the decision to the running guest, and what a client sees.
+
+use std::time::{Duration, Instant};
+
+use engine_tests::Pair;
+use serde_json::json;
+
+use crate::protected::{Effort, Setup, micros};
+use crate::record::{Report, Spread};
+
+/// Silence that counts as death in these runs.
+const DETECT_MS: u64 = 300;
+
+/// Kills the host of a busy guest again and again.
+pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
+    let (mut decided, mut running, mut replied) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..effort.takeovers {
+        let pair = Pair::new();
+        let options = setup.options(false);
+        let (mut vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
+        let mut client = pair.client();
+        client.echo();
+        pair.protect(&vm, 1, &json!({"detect_ms": DETECT_MS}));
+        (0..50).for_each(|_| _ = client.work(setup.pages, 1));
+        let killed = Instant::now();
+        vm.kill_host();
+        client.work(setup.pages, 0);
+        let reply = killed.elapsed();
+        // The status may lag behind the guest that it is about.
+        let (disks, total) = loop {
+            let status = pair.wait_status(&standby, "solo");
+            if let (Some(disks), Some(total)) = (micros(&status, "disks_us"), micros(&status, "total_us")) {
+                break (disks, total);
+            }
+        };
+        decided.push(disks);
+        running.push(total);
+        replied.push(reply.saturating_sub(Duration::from_millis(DETECT_MS)));
+    }
+    report.add(setup, "takeover_state_and_disks", "us", Spread::of(&decided), None);
+    report.add(setup, "takeover_decision_to_guest", "us", Spread::of(&running), None);
+    report.add(setup, "takeover_first_reply_beyond_detection", "us", Spread::of(&replied), None);
+}
