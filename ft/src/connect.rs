@@ -7,12 +7,13 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use ft_proto::wire::{Hello, Kind, Purpose, Refusal, Welcome, WireError, decode_body, encode_body};
-use ft_proto::witness::{Claim, Record, Verdict};
+use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, NodeId, Term, WitnessAnswer};
 
 use crate::beats::BeatSocket;
 use crate::guest::Shape;
 use crate::options::ProtectOptions;
+use crate::start::describe;
 use crate::transport::{Stamp, TransportError, read_frame, write_frame};
 use crate::witness::{Asker, chain};
 
@@ -49,15 +50,44 @@ pub struct Applicant {
     pub blockers: Vec<String>,
     /// Who says whether it may run the VM.
     pub witness: Option<Asker>,
+    /// Nobody waits for the reasons: the first ones are enough.
+    pub brief: bool,
+}
+
+/// Opens a session with the first of `peers` that accepts, or says every reason why none does.
+///
+/// # Errors
+/// All reasons, one sentence each.
+pub fn open_first(me: &Applicant, peers: Vec<ProtectOptions>) -> Result<Opened, Vec<String>> {
+    let mut reasons: Vec<String> = Vec::new();
+    for options in peers {
+        match open(me, options) {
+            Ok(opened) => return Ok(opened),
+            Err(more) => more.into_iter().for_each(|reason| {
+                if !reasons.contains(&reason) {
+                    reasons.push(reason);
+                }
+            }),
+        }
+    }
+    Err(reasons)
 }
 
 /// Opens a session, or says every reason why it cannot be.
 ///
 /// # Errors
 /// All reasons, one sentence each.
-pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<String>> {
+fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<String>> {
     let mut reasons = me.blockers.clone();
     reasons.extend(options.faults());
+    let first = connect(options.peer);
+    if me.brief {
+        // A host that is down is no reason to bother the witness.
+        reasons.extend(first.as_ref().err().cloned());
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+    }
     let mut term = me.term;
     if let Some(witness) = &me.witness {
         match own(witness, me) {
@@ -82,13 +112,14 @@ pub fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<Strin
         on_partition: options.on_partition,
     };
     // The standby's reasons are asked for even when ours suffice: an operator wants to see all of them.
-    if let Err(mut theirs) = greet(me.node, term, options.peer, purpose(true)) {
+    if let Err(mut theirs) = greet(me.node, term, options.peer, first, purpose(true)) {
         reasons.append(&mut theirs);
     }
     let Some((beats, _)) = beats.filter(|_| reasons.is_empty()) else { return Err(reasons) };
-    let (stream, Welcome { node: peer, session }) = greet(me.node, term, options.peer, purpose(false))?;
+    let (stream, Welcome { node: peer, session }) =
+        greet(me.node, term, options.peer, connect(options.peer), purpose(false))?;
     let disk = |index| {
-        let (stream, _) = greet(me.node, term, options.peer, Purpose::Disk { index, session })?;
+        let (stream, _) = greet(me.node, term, options.peer, connect(options.peer), Purpose::Disk { index, session })?;
         Ok::<_, Vec<String>>((index, stream))
     };
     let disks = me.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
@@ -105,15 +136,9 @@ fn own(witness: &Asker, me: &Applicant) -> Result<Term, String> {
         WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
             Err(format!("the witness gave term {} twice: try again", record.term()))
         }
-        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Err(format!(
-            "the witness says that {}: if that node is gone for good, remove the record and try again",
-            match record {
-                Some(Record::Solo { owner, term }) => format!("node {owner} runs this VM in term {term}"),
-                Some(Record::Protected { primary, standby, term }) =>
-                    format!("nodes {primary} and {standby} run this VM in term {term}"),
-                _ => "another node has a right to this VM".to_owned(),
-            }
-        )),
+        WitnessAnswer::Judged(_, Verdict::Refused(record)) => {
+            Err(format!("{}: if that node is gone for good, remove the record and try again", describe(record)))
+        }
     }
 }
 
@@ -134,12 +159,16 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
     Ok((sockets, addresses))
 }
 
-/// Connects, says hello, and waits for the answer.
-fn greet(node: NodeId, term: Term, peer: SocketAddr, purpose: Purpose) -> Result<(TcpStream, Welcome), Vec<String>> {
+/// Says hello and waits for the answer.
+fn greet(
+    node: NodeId,
+    term: Term,
+    peer: SocketAddr,
+    connected: Result<TcpStream, String>,
+    purpose: Purpose,
+) -> Result<(TcpStream, Welcome), Vec<String>> {
     let failed = |error: TransportError| vec![format!("standby at {peer}: {}", chain(&error))];
-    let mut stream = connect(peer).map_err(|error| {
-        vec![format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft role=standby?")]
-    })?;
+    let mut stream = connected.map_err(|reason| vec![reason])?;
     let hello = encode_body(&Hello { node, purpose });
     write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
     let mut body = Vec::new();
@@ -159,10 +188,15 @@ fn greet(node: NodeId, term: Term, peer: SocketAddr, purpose: Purpose) -> Result
     }
 }
 
-fn connect(peer: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream)
+fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
+    let connect = || -> io::Result<TcpStream> {
+        let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    };
+    connect().map_err(|error| {
+        format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft listen={peer}?")
+    })
 }

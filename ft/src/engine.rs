@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::Claim;
-use ft_proto::{Action, Event, Input, LinkId, Node, NodeId, Settings, State, Term, Time};
+use ft_proto::{Action, Event, Input, LinkId, Node, Settings, State, Time};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -21,9 +21,11 @@ use crate::device_link::{DeviceLink, LinkError};
 use crate::guest::{Guest, Memory};
 use crate::inbox::{Inbox, Message, Post, Reply};
 use crate::listener::Door;
-use crate::options::StandbyOptions;
+use crate::options::{ProtectOptions, StandbyOptions};
 use crate::primary_side::{Measured, PrimarySide};
+use crate::search::Search;
 use crate::standby_side::StandbySide;
+use crate::start::Reign;
 use crate::status::{Board, DiskStatus, LinkStatus, Progress, Status, Takeover, WitnessStatus, light_name};
 use crate::witness::{Asker, chain};
 
@@ -82,6 +84,9 @@ pub(crate) struct Engine {
     pub(crate) session: Session,
     pub(crate) session_number: u64,
     pub(crate) opening: bool,
+    pub(crate) search: Search,
+    /// Why a device process is of no use any more.
+    pub(crate) broken: Option<String>,
     /// Who is asked about the right to run.
     pub(crate) witness: Option<Asker>,
     pub(crate) measured: Measured,
@@ -106,14 +111,15 @@ pub(crate) struct Parts {
     pub(crate) board: Board,
     pub(crate) beats: Beats,
     pub(crate) clock: Clock,
-    pub(crate) node: NodeId,
+    pub(crate) reign: Reign,
     pub(crate) standby: Option<(StandbyOptions, Door)>,
+    pub(crate) peers: Vec<ProtectOptions>,
     pub(crate) witness: Option<Asker>,
 }
 
 impl Engine {
     pub(crate) fn new(parts: Parts) -> Result<Self, EngineError> {
-        let Parts { mut guest, inbox, post, board, beats, clock, node, standby, witness } = parts;
+        let Parts { mut guest, inbox, post, board, beats, clock, reign, standby, peers, witness } = parts;
         let links: Vec<_> = guest.links()?.into_iter().map(DeviceLink::new).collect();
         let disks = guest.shape().disks.into_iter();
         let disks: Vec<_> = disks.map(|disk| DiskStatus { id: disk.id, state: "-", done: 0, total: 0 }).collect();
@@ -122,9 +128,12 @@ impl Engine {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(io::Error::from)?;
         let now = clock.now();
         let core = match standby {
-            Some(_) => Node::standby(node, Settings::default(), now),
-            None => Node::solo(node, Term(1), Settings::default(), now),
+            Some(_) => Node::standby(reign.node, Settings::default(), now),
+            None => Node::solo(reign.node, reign.term, Settings::default(), now),
         };
+        let mut search = Search::new(peers);
+        // The VM of a standby runs as soon as it has taken over.
+        search.switch(standby.is_some());
         let (standby, door) = standby.unzip();
         let memory = guest.memory();
         let engine = Self {
@@ -141,6 +150,8 @@ impl Engine {
             session: Session::None,
             session_number: 0,
             opening: false,
+            search,
+            broken: None,
             witness,
             measured: Measured::default(),
             takeover: None,
@@ -176,6 +187,7 @@ impl Engine {
         self.perform_all();
         let mut events = [EpollEvent::empty(); 16];
         while !self.quit {
+            self.look_for_standby();
             self.arm_timer();
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(ready) => ready,
@@ -265,12 +277,13 @@ impl Engine {
         self.inbox.acknowledge();
         while let Some(message) = self.inbox.next() {
             match message {
+                Message::VmStarted => self.search.switch(true),
                 Message::Protect(options, reply) => self.protect(options, reply),
                 Message::Stop(reply) => self.stop(reply),
                 Message::HandOver(reason, reply) => self.hand_over(reason, reply),
                 Message::VmEnded(reply) => self.vm_ended(&reply),
                 Message::Quit => self.quit = true,
-                Message::Opened(opened, reply) => self.opened(opened, &reply),
+                Message::Opened(opened, reply) => self.opened(opened, reply),
                 Message::Caller(caller) => self.caller(*caller),
                 Message::Vouched(caller, since, record) => self.vouched(*caller, since, record),
                 Message::Received(number, received) if number == self.session_number => self.received(received),
@@ -283,7 +296,14 @@ impl Engine {
     }
 
     fn stop(&mut self, reply: Reply) {
+        let looked = self.search.due().is_some();
+        self.search.switch(false);
         if !matches!(self.node.state(), State::Syncing | State::Protected) {
+            if looked && self.node.state() == State::Solo {
+                // Nothing to end but the search.
+                let _ = reply.send(Ok(()));
+                return;
+            }
             let _ = reply.send(Err(vec![format!("this VM is not protected, it is {}", self.state_name())]));
             return;
         }
@@ -370,12 +390,16 @@ impl Engine {
         let id = self.links[at].id().to_owned();
         self.note("device-failed", serde_json::json!({ "device": id, "reason": reason }));
         self.last_error = Some(reason.to_owned());
+        self.broken.get_or_insert_with(|| reason.to_owned());
         match self.session {
             Session::None => {}
             Session::Primary(_) => self.input(Input::YieldRequested { reason: reason.to_owned() }),
             Session::Standby(_) => {
                 self.input(Input::PeerLeft { term: self.node.term(), reason: reason.to_owned() });
             }
+        }
+        if matches!(self.node.state(), State::StandbyEmpty) {
+            self.guest.unusable(reason);
         }
     }
 
@@ -399,7 +423,8 @@ impl Engine {
             _ => None,
         };
         let status = (!matches!(self.session, Session::None)).then_some(self.status_at);
-        let next = self.node.poll_timeout().into_iter().chain(copy).chain(status).min();
+        let search = self.search.due().filter(|_| self.is_alone());
+        let next = self.node.poll_timeout().into_iter().chain(copy).chain(status).chain(search).min();
         if next == self.timer_at {
             return;
         }
@@ -460,6 +485,7 @@ impl Engine {
             held_frames: self.measured.held.frames,
             held_bytes: self.measured.held.bytes,
             epochs: self.measured.epochs,
+            search: self.search.status(),
             memory_sync,
             disks: self.disks.clone(),
             takeover: self.takeover,

@@ -198,6 +198,9 @@ pub trait Guest: Send {
     /// Stops the VM for good: another node runs it. The process stays, for its status.
     fn fence(&mut self, reason: &str);
 
+    /// Standby: a part of this VM is dead. It holds nothing worth keeping and has to be built anew.
+    fn unusable(&mut self, reason: &str);
+
     /// Something has happened that operators may want to know.
     fn told(&mut self, event: &EventRecord);
 

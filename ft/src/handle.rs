@@ -1,10 +1,11 @@
 //! The engine as the VMM sees it: start it, call it, read its board.
 
 use std::net::UdpSocket;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crossbeam_channel::bounded;
-use ft_proto::{LinkId, NodeId};
+use ft_proto::LinkId;
 
 use crate::beats::{BeatSocket, Beats};
 use crate::clock::Clock;
@@ -13,45 +14,64 @@ use crate::guest::Guest;
 use crate::inbox::{Inbox, Message, Post, Reply};
 use crate::listener::Door;
 use crate::options::{ProtectOptions, StandbyOptions};
+use crate::start::{Reign, random_node};
 use crate::status::{Board, EventRecord, Status};
-use crate::witness::Asker;
+use crate::witness::{Asker, WitnessAddress};
+
+/// What an engine begins with, whatever its role.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Where status and events go. One board may serve one engine after the other.
+    pub board: Board,
+    /// By whom this VM is protected, without being asked, whenever it runs alone.
+    pub peers: Vec<ProtectOptions>,
+    /// Who is asked about the right to run.
+    pub witness: Option<WitnessAddress>,
+}
 
 /// A VM's fault tolerance. Dropping it ends its threads; a peer notices that as the end of this node.
 #[derive(Debug)]
 pub struct Ft {
     post: Post,
     board: Board,
-    thread: Option<thread::JoinHandle<()>>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 impl Ft {
-    /// For a VM that runs here, alone.
+    /// For a VM that runs here, alone, from [`Self::vm_started`] on.
     ///
     /// # Errors
     /// When a thread or descriptor cannot be had.
-    pub fn solo(guest: Box<dyn Guest>) -> Result<Self, EngineError> {
-        Self::start(guest, None)
+    pub fn solo(guest: Box<dyn Guest>, reign: Reign, setup: Setup) -> Result<Self, EngineError> {
+        Self::start(guest, reign, setup, None)
     }
 
     /// For a VM that is built here and waits for a primary.
     ///
     /// # Errors
     /// When an address cannot be bound, or a thread or descriptor cannot be had.
-    pub fn standby(guest: Box<dyn Guest>, options: StandbyOptions) -> Result<Self, EngineError> {
-        Self::start(guest, Some(options))
+    pub fn standby(guest: Box<dyn Guest>, options: StandbyOptions, setup: Setup) -> Result<Self, EngineError> {
+        let reign = Reign { node: random_node(), term: ft_proto::Term(0) };
+        Self::start(guest, reign, setup, Some(options))
     }
 
-    fn start(guest: Box<dyn Guest>, options: Option<StandbyOptions>) -> Result<Self, EngineError> {
+    fn start(
+        guest: Box<dyn Guest>,
+        reign: Reign,
+        setup: Setup,
+        options: Option<StandbyOptions>,
+    ) -> Result<Self, EngineError> {
         let (inbox, post) = Inbox::new()?;
-        let (board, clock, node) = (Board::default(), Clock::new(), random_node());
+        let Setup { board, peers, witness } = setup;
+        let clock = Clock::new();
         let beat_post = post.clone();
-        let beats = Beats::start(node, clock, move |link, at, beat| beat_post.send(Message::Beat(link, at, beat)))?;
-        let mut claims = None;
+        let heard = move |link, at, beat| beat_post.send(Message::Beat(link, at, beat));
+        let beats = Beats::start(reign.node, clock, heard)?;
+        let witness = witness.as_ref().map(Asker::start).transpose()?;
         let standby = match options {
             None => None,
             Some(options) => {
                 beats.route(listen_for_beats(&options)?, None);
-                claims = options.witness.as_ref().map(Asker::start).transpose()?;
                 let caller_post = post.clone();
                 let door =
                     Door::open(options.listen, move |caller| caller_post.send(Message::Caller(Box::new(caller))))
@@ -66,25 +86,32 @@ impl Ft {
             board: board.clone(),
             beats,
             clock,
-            node,
+            reign,
             standby,
-            witness: claims,
+            peers,
+            witness,
         };
         let mut engine = Engine::new(parts)?;
         engine.publish();
         let thread = thread::Builder::new().name("ft".to_owned()).spawn(move || engine.run())?;
-        Ok(Self { post, board, thread: Some(thread) })
+        Ok(Self { post, board, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Protects the VM. Returns when a standby has accepted and the first copy has begun.
+    /// The VM has booted: a standby is looked for from now on.
+    pub fn vm_started(&self) {
+        self.post.send(Message::VmStarted);
+    }
+
+    /// Protects the VM, by the configured peers if no other one is named. Returns when a standby has accepted and the first
+    /// copy has begun. Configured peers are looked for again from now on.
     ///
     /// # Errors
     /// Every reason why it cannot be protected, one sentence each.
-    pub fn protect(&self, options: ProtectOptions) -> Result<(), Vec<String>> {
+    pub fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>> {
         self.call(|reply| Message::Protect(options, reply))
     }
 
-    /// Ends protection; the VM goes on alone. Returns when it does.
+    /// Ends protection; the VM goes on alone, and no standby is looked for. Returns when it does.
     ///
     /// # Errors
     /// When it is not protected, or the witness gives the VM to the other node.
@@ -105,6 +132,14 @@ impl Ft {
         // A standby is told not to take over; having none is as good. An engine that has ended has nothing to tell.
         let _ = self.stop();
         let _ = self.call(Message::VmEnded);
+    }
+
+    /// Ends the engine and gives its addresses back; status and events stay what they are.
+    pub fn end(&self) {
+        self.post.send(Message::Quit);
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = thread.join();
+        }
     }
 
     /// The status, at most 100 ms old.
@@ -128,10 +163,7 @@ impl Ft {
 
 impl Drop for Ft {
     fn drop(&mut self) {
-        self.post.send(Message::Quit);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 
@@ -143,13 +175,4 @@ fn listen_for_beats(options: &StandbyOptions) -> Result<Vec<BeatSocket>, EngineE
             .map_err(|error| EngineError::Listen(address, error))
     };
     LinkId::ALL.into_iter().zip([options.listen, options.heartbeat]).map(bind).collect()
-}
-
-/// A name that no other process has, also not this one's next incarnation.
-fn random_node() -> NodeId {
-    use std::hash::{BuildHasher, Hasher};
-    // Keyed by the kernel's random numbers; the process id separates forks of one image.
-    let mut hasher = std::hash::RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    NodeId(hasher.finish().max(1))
 }

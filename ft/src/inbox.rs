@@ -21,8 +21,10 @@ pub(crate) type Reply = Sender<Result<(), Vec<String>>>;
 /// What other threads tell the engine. Those of a session carry its number, so that late ones are recognised.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// The API: protect this VM.
-    Protect(ProtectOptions, Reply),
+    /// The VMM: the VM has booted.
+    VmStarted,
+    /// The API: protect this VM, by the configured peers if no options are given.
+    Protect(Option<ProtectOptions>, Reply),
     /// The API: end protection.
     Stop(Reply),
     /// The VMM: let the standby go on with the VM.
@@ -31,8 +33,8 @@ pub(crate) enum Message {
     VmEnded(Reply),
     /// The VMM: the engine shall end.
     Quit,
-    /// The connecting thread is through.
-    Opened(Result<Box<Opened>, Vec<String>>, Reply),
+    /// The connecting thread is through. Without a reply nobody has asked: a standby is looked for.
+    Opened(Result<Box<Opened>, Vec<String>>, Option<Reply>),
     /// Somebody said hello at the door.
     Caller(Box<Caller>),
     /// What the witness says about a caller who waits since then.

@@ -1,4 +1,4 @@
-//! What an operator says: how to be a standby, and how to be protected.
+//! What an operator says: which part a node has in its pair, how to be a standby, and how to be protected.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -8,7 +8,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::witness::WitnessAddress;
 
-/// `--ft role=standby,…`.
+/// `role=` of `--ft`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// Whoever the witness lets: the first one boots the VM, the other one stands by.
+    Auto,
+    /// Boots the VM.
+    Primary,
+    /// Waits for who runs it.
+    Standby,
+}
+
+/// `--ft …`: the same for both hosts of a pair, but for addresses.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeOptions {
+    /// What to begin as.
+    pub role: Role,
+    /// How to be a standby, now or when another host runs the VM.
+    pub standby: Option<StandbyOptions>,
+    /// Hosts that may be the standby when this one runs the VM alone, and how it is protected then.
+    pub peers: Vec<ProtectOptions>,
+    /// The witness's record.
+    pub witness: Option<WitnessAddress>,
+    /// Run the VM whatever the witness says: its runner is gone for good.
+    pub force: bool,
+}
+
+/// How to be a standby.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct StandbyOptions {
@@ -27,7 +53,7 @@ pub struct StandbyOptions {
     pub detect_ms: Option<u64>,
 }
 
-/// `ft protect …`.
+/// How to be protected, and by whom.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProtectOptions {
@@ -61,6 +87,22 @@ pub struct ProtectOptions {
 }
 
 impl ProtectOptions {
+    /// Protection by the standby that listens at these addresses, everything else as it is by default.
+    #[must_use]
+    pub fn by(peer: SocketAddr, heartbeat: SocketAddr) -> Self {
+        Self {
+            peer,
+            heartbeat,
+            witness: None,
+            on_partition: None,
+            detect_ms: Self::default_detect_ms(),
+            min_epoch_us: Self::default_min_epoch_us(),
+            max_epoch_us: Self::default_max_epoch_us(),
+            disk_buffer: Self::default_disk_buffer(),
+            disk_rate: 0,
+        }
+    }
+
     fn default_detect_ms() -> u64 {
         300
     }

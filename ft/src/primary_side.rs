@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use ft_proto::device_ctl::{Command, Hold, Report};
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, Epoch, Input, State, Time};
+use serde_json::json;
 
 use crate::capture::{CaptureError, Held, capture};
 use crate::connect::{self, Applicant, Opened};
@@ -19,7 +20,7 @@ use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
 use crate::status::{Peer, Recent};
 use crate::transport::FrameReader;
-use crate::witness::{Asker, WitnessAddress, chain};
+use crate::witness::{Asker, chain};
 
 /// A session in which this node is the primary.
 pub(crate) struct PrimarySide {
@@ -55,53 +56,93 @@ pub(crate) struct Measured {
 
 impl Engine {
     /// The API wants protection: find out whether it can be had, on a thread that may wait.
-    pub(crate) fn protect(&mut self, options: ProtectOptions, reply: Reply) {
-        if self.node.state() != State::Solo || self.opening {
-            let reason = format!("this VM is {} already: see `pollux ft status`", self.state_name());
-            let _ = reply.send(Err(vec![reason]));
+    pub(crate) fn protect(&mut self, options: Option<ProtectOptions>, reply: Reply) {
+        if !self.is_alone() {
+            let state = if self.opening { "about to be protected" } else { self.state_name() };
+            let _ = reply.send(Err(vec![format!("this VM is {state} already: see `pollux ft status`")]));
             return;
         }
-        if let Err(error) = self.use_witness(options.witness.as_ref()) {
+        self.search.switch(true);
+        let peers = options.map_or_else(|| self.search.peers().to_vec(), |options| vec![options]);
+        if peers.is_empty() {
+            let reason = "there is no standby to ask: name one with peer= and heartbeat=, or start pollux-vmm with --ft \
+                          standby-peers=";
+            let _ = reply.send(Err(vec![reason.to_owned()]));
+            return;
+        }
+        if let Err(error) = self.open(peers, Some(reply.clone())) {
             let _ = reply.send(Err(vec![format!("cannot start a thread: {error}")]));
+        }
+    }
+
+    /// Whether a session may be opened.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.node.state() == State::Solo && !self.opening
+    }
+
+    /// Asks the configured peers if it is time for that.
+    pub(crate) fn look_for_standby(&mut self) {
+        let now = self.clock.now();
+        if !self.is_alone() || self.search.due().is_none_or(|due| due > now) {
             return;
         }
+        if let Err(error) = self.open(self.search.peers().to_vec(), None) {
+            self.not_found(&[format!("cannot start a thread: {error}")]);
+        }
+    }
+
+    fn not_found(&mut self, reasons: &[String]) {
+        if self.search.failed(reasons, self.clock.now()) {
+            self.note("looking-for-standby", json!({ "reasons": reasons }));
+            self.publish();
+        }
+    }
+
+    /// Has `peers` asked one after the other.
+    fn open(&mut self, peers: Vec<ProtectOptions>, reply: Option<Reply>) -> io::Result<()> {
+        // From here on, also when no session comes of it: the record that the connecting thread makes is ours to end.
+        let address = peers.first().and_then(|options| options.witness.as_ref());
+        if self.witness.as_ref().map(Asker::address) != address {
+            self.witness = address.map(Asker::start).transpose()?;
+        }
+        let mut blockers = self.guest.blockers();
+        blockers.extend(self.broken.clone());
         let applicant = Applicant {
             node: self.node.id(),
             term: self.node.term(),
             shape: self.guest.shape(),
-            blockers: self.guest.blockers(),
+            blockers,
             witness: self.witness.clone(),
+            brief: reply.is_none(),
         };
         let post = self.post.clone();
-        let answer = reply.clone();
-        let opener = std::thread::Builder::new().name("ft-open".to_owned()).spawn(move || {
-            let opened = connect::open(&applicant, options).map(Box::new);
-            post.send(Message::Opened(opened, answer));
-        });
-        match opener {
-            Ok(_) => self.opening = true,
-            Err(error) => drop(reply.send(Err(vec![format!("cannot start a thread: {error}")]))),
-        }
-    }
-
-    /// From here on, also when no session comes of it: the record that the connecting thread makes is ours to end.
-    fn use_witness(&mut self, address: Option<&WitnessAddress>) -> io::Result<()> {
-        if self.witness.as_ref().map(Asker::address) != address {
-            self.witness = address.map(Asker::start).transpose()?;
-        }
+        std::thread::Builder::new().name("ft-open".to_owned()).spawn(move || {
+            let opened = connect::open_first(&applicant, peers).map(Box::new);
+            post.send(Message::Opened(opened, reply));
+        })?;
+        self.opening = true;
         Ok(())
     }
 
     /// The connecting thread is through.
-    pub(crate) fn opened(&mut self, opened: Result<Box<Opened>, Vec<String>>, reply: &Reply) {
+    pub(crate) fn opened(&mut self, opened: Result<Box<Opened>, Vec<String>>, reply: Option<Reply>) {
         self.opening = false;
-        let result = opened.and_then(|opened| self.begin(*opened).map_err(|error| vec![error]));
-        if let Err(reasons) = &result {
-            self.last_error = Some(reasons.join("; "));
+        let wanted = reply.is_some() || self.search.is_on();
+        let result = match opened {
+            Ok(_) if self.node.state() != State::Solo => Err(vec![format!("this VM is {} now", self.state_name())]),
+            Ok(_) if !wanted => Err(vec!["protection is not wanted any more".to_owned()]),
+            Ok(opened) => self.begin(*opened).map_err(|error| vec![error]),
+            Err(reasons) => Err(reasons),
+        };
+        match &result {
+            Ok(()) => self.search.found(),
+            Err(reasons) if reply.is_some() => self.last_error = Some(reasons.join("; ")),
+            Err(reasons) if wanted => self.not_found(reasons),
+            Err(_) => {}
         }
         self.publish();
         // The caller may have given up waiting.
-        let _ = reply.send(result);
+        let _ = reply.map(|reply| reply.send(result));
     }
 
     fn begin(&mut self, opened: Opened) -> Result<(), String> {

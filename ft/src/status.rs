@@ -44,6 +44,8 @@ pub struct Status {
     pub held_bytes: u64,
     /// Committed epochs of this session.
     pub epochs: u64,
+    /// The search for a standby, if there are peers to ask.
+    pub search: Option<SearchStatus>,
     /// First copy of memory, while it runs; bytes.
     pub memory_sync: Option<Progress>,
     /// The disks.
@@ -72,6 +74,15 @@ pub struct WitnessStatus {
     pub answered: Option<bool>,
     /// Why it did not.
     pub error: Option<String>,
+}
+
+/// The search for a standby.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SearchStatus {
+    /// Whether a VM that runs alone is protected without being asked.
+    pub on: bool,
+    /// Why nobody has accepted yet.
+    pub waiting_for: Vec<String>,
 }
 
 /// One host-to-host link.
@@ -142,7 +153,7 @@ pub struct EventRecord {
     pub detail: serde_json::Value,
 }
 
-/// Status and events, shared between the engine and the API.
+/// Status and events, shared between the engine and the API. It outlives an engine: events are numbered through.
 #[derive(Clone, Debug, Default)]
 pub struct Board {
     inner: Arc<Mutex<Inner>>,

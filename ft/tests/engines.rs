@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ft::guest::{Guest, GuestError, LinkEnd, Memory, Position, Shape};
-use ft::{EventRecord, Ft, ProtectOptions, StandbyOptions, Status};
+use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, StandbyOptions, Status};
 use ft_proto::{Alone, Committed, Epoch};
 
 const PAGES: u64 = 300;
@@ -186,6 +186,7 @@ impl Guest for ToyGuest {
         toy.paused += 1;
     }
 
+    fn unusable(&mut self, _: &str) {}
     fn told(&mut self, _: &EventRecord) {}
     fn hold_console(&mut self, _: Epoch) {}
     fn tag_console(&mut self, _: Epoch) {}
@@ -201,6 +202,21 @@ fn address() -> SocketAddr {
             return address;
         }
     }
+}
+
+/// How to be a standby at free addresses.
+fn standby_options(witness: &Path) -> StandbyOptions {
+    StandbyOptions { listen: address(), heartbeat: address(), witness: Some(witness.into()), detect_ms: None }
+}
+
+/// What an engine begins with that may protect its VM by `peers`.
+fn setup(witness: &Path, peers: &[&StandbyOptions]) -> Setup {
+    let peers = peers.iter().map(|standby| options(standby.listen, standby.heartbeat, witness)).collect();
+    Setup { peers, witness: Some(witness.into()), ..Setup::default() }
+}
+
+fn wait_state(ft: &Ft, state: &str) {
+    wait(|| ft.status().state == state, || format!("{:?} {:?}", ft.status(), ft.events()));
 }
 
 struct Pair {
@@ -224,8 +240,9 @@ impl Pair {
         let (listen, heartbeat) = (address(), address());
         let (guest_a, guest_b) = (ToyGuest::new(), ToyGuest::new());
         let standby = StandbyOptions { listen, heartbeat, witness: Some(of_b.as_path().into()), detect_ms: None };
-        let b = Ft::standby(Box::new(guest_b.clone()), standby).unwrap();
-        let a = Ft::solo(Box::new(guest_a.clone())).unwrap();
+        let setup = Setup { witness: standby.witness.clone(), ..Setup::default() };
+        let b = Ft::standby(Box::new(guest_b.clone()), standby, setup).unwrap();
+        let a = Ft::solo(Box::new(guest_a.clone()), Reign::unasked(), Setup::default()).unwrap();
         let options = options(listen, heartbeat, &witness);
         Self { folder, guest_a, guest_b, a: Some(a), b, options }
     }
@@ -239,7 +256,7 @@ impl Pair {
         for page in 0..PAGES {
             pair.guest_a.write(FIRST + page, page as u8);
         }
-        pair.a().protect(pair.options.clone()).unwrap();
+        pair.a().protect(Some(pair.options.clone())).unwrap();
         wait(|| pair.a().status().state == "protected", || format!("{:?}", pair.a().status()));
         pair
     }
@@ -298,7 +315,7 @@ fn stop_leaves_the_guest_running_alone_and_the_standby_empty() {
     assert_eq!((pair.guest_a.fenced(), pair.guest_b.started()), (None, None));
     // The status follows a moment after the answer.
     wait(|| pair.a().status().state == "solo", || format!("{:?}", pair.a().status()));
-    pair.a().protect(pair.options.clone()).unwrap();
+    pair.a().protect(Some(pair.options.clone())).unwrap();
     wait(|| pair.a().status().state == "protected", || format!("{:?}", pair.a().status()));
     assert_eq!(pair.a().status().term, 4);
 }
@@ -330,7 +347,7 @@ fn every_reason_is_told_at_once() {
     options.witness = None;
     options.detect_ms = 1;
     options.peer = address();
-    let reasons = pair.a().protect(options).unwrap_err();
+    let reasons = pair.a().protect(Some(options)).unwrap_err();
     let all = reasons.join("\n");
     for part in ["no witness", "detect_ms=1", "cannot reach a standby"] {
         assert!(all.contains(part), "{part} is not in:\n{all}");
@@ -344,7 +361,7 @@ fn an_unreachable_witness_is_one_of_the_reasons() {
     let mut options = pair.options.clone();
     options.witness = Some(format!("etcd://{}/vm1", address()).parse().unwrap());
     options.peer = address();
-    let reasons = pair.a().protect(options).unwrap_err().join("\n");
+    let reasons = pair.a().protect(Some(options)).unwrap_err().join("\n");
     for part in ["/vm1: etcd cannot be asked", "refused", "cannot reach a standby"] {
         assert!(reasons.contains(part), "{part} is not in:\n{reasons}");
     }
@@ -357,7 +374,7 @@ fn a_foreign_witness_record_is_respected() {
     let pair = Pair::new();
     let record = r#"{"state":"solo","owner":99,"term":5}"#;
     std::fs::write(pair.folder.path().join("witness"), record).unwrap();
-    let reasons = pair.a().protect(pair.options.clone()).unwrap_err().join("\n");
+    let reasons = pair.a().protect(Some(pair.options.clone())).unwrap_err().join("\n");
     assert!(reasons.contains("node 0000000000000063 runs this VM in term 5"), "{reasons}");
 }
 
@@ -367,7 +384,7 @@ fn a_vm_that_has_ended_leaves_its_name_to_others() {
     let record = || std::fs::read_to_string(pair.folder.path().join("witness")).unwrap();
     let mut nobody = pair.options.clone();
     nobody.peer = address();
-    pair.a().protect(nobody).unwrap_err();
+    pair.a().protect(Some(nobody)).unwrap_err();
     assert!(record().contains("solo"), "{}", record());
     pair.a().vm_ended();
     let a = pair.a.take();
@@ -383,7 +400,7 @@ fn a_witness_that_hangs_keeps_the_caller_waiting_and_nobody_else() {
     let lock = std::fs::File::create(pair.folder.path().join("another.lock")).unwrap();
     lock.lock().unwrap();
     thread::scope(|scope| {
-        let protect = scope.spawn(|| pair.a().protect(pair.options.clone()).unwrap_err().join("\n"));
+        let protect = scope.spawn(|| pair.a().protect(Some(pair.options.clone())).unwrap_err().join("\n"));
         // The primary has been at the witness, so it is on its way to the door.
         wait(|| pair.folder.path().join("witness").exists(), || format!("{:?}", pair.a().status()));
         thread::sleep(Duration::from_millis(100));
@@ -395,4 +412,79 @@ fn a_witness_that_hangs_keeps_the_caller_waiting_and_nobody_else() {
         let reasons = protect.join().unwrap();
         assert!(reasons.contains("does not show the primary's record"), "{reasons}");
     });
+}
+
+#[test]
+fn protection_comes_by_itself_and_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let sides = [standby_options(&witness), standby_options(&witness)];
+    let peer_of = |side: usize| setup(&witness, &[&sides[1 - side]]);
+    let mut guest = ToyGuest::new();
+    let mut runner = Ft::solo(Box::new(guest.clone()), Reign::unasked(), peer_of(0)).unwrap();
+    runner.vm_started();
+    // Nobody is there yet: said once, however often it was tried.
+    wait(|| runner.status().search.is_some_and(|search| !search.waiting_for.is_empty()), || "no reason".to_owned());
+    for round in 1..=4_u8 {
+        let side = usize::from(round % 2);
+        let standby_guest = ToyGuest::new();
+        let standby = Ft::standby(Box::new(standby_guest.clone()), sides[side].clone(), peer_of(side)).unwrap();
+        wait_state(&runner, "protected");
+        while !guest.write(FIRST + u64::from(round), round) {}
+        let before = committed(&runner.status());
+        wait(|| committed(&runner.status()) > before + 3, || "no progress".to_owned());
+        if round == 1 {
+            let looked = runner.events().iter().filter(|event| event.event == "looking-for-standby").count();
+            assert_eq!(looked, 1, "{:?}", runner.events());
+        }
+        // It dies, and its place is free for the next one.
+        drop(runner);
+        wait(|| standby_guest.started().is_some(), || format!("{:?}", standby.status()));
+        assert_eq!(standby_guest.started(), Some(vec![round]));
+        assert_eq!(standby_guest.memory_copy(), guest.memory_copy());
+        (guest, runner) = (standby_guest, standby);
+    }
+    assert!((1..=4).all(|round| guest.memory_copy()[round * PAGE] == round as u8), "a round is lost");
+}
+
+#[test]
+fn an_operator_ends_the_search_and_begins_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let side = standby_options(&witness);
+    let b = Ft::standby(Box::new(ToyGuest::new()), side.clone(), setup(&witness, &[])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    a.vm_started();
+    wait_state(&a, "protected");
+    a.stop().unwrap();
+    wait_state(&a, "solo");
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!((a.status().state, b.status().state), ("solo", "standby-empty"), "nobody looks for a standby");
+    a.protect(None).unwrap();
+    wait_state(&a, "protected");
+    drop(b);
+    wait_state(&a, "solo");
+    let _b = Ft::standby(Box::new(ToyGuest::new()), side.clone(), setup(&witness, &[])).unwrap();
+    wait_state(&a, "protected");
+}
+
+#[test]
+fn one_board_serves_one_engine_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let side = standby_options(&witness);
+    let first = setup(&witness, &[]);
+    let b = Ft::standby(Box::new(ToyGuest::new()), side.clone(), first.clone()).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    a.vm_started();
+    wait_state(&a, "protected");
+    wait_state(&b, "standby-ready");
+    let seen = b.events();
+    // What a VMM does when a part of its standby is dead.
+    b.end();
+    assert_eq!(b.protect(None), Err(vec!["the fault-tolerance engine has ended".to_owned()]));
+    let again = Ft::standby(Box::new(ToyGuest::new()), side, first).unwrap();
+    wait_state(&again, "standby-ready");
+    let events = again.events();
+    assert!(events.len() > seen.len() && events.is_sorted_by_key(|event| event.seq), "{events:?}");
 }

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 const EXAMPLES: &str = "\
 Examples:
   pollux --api-socket /run/a.sock info
-  pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1
+  pollux --api-socket /run/a.sock ft protect
   pollux --api-socket /run/a.sock ft status
   pollux --api-socket /run/a.sock ft events --follow
   pollux --api-socket /run/a.sock shutdown-vmm";
@@ -65,7 +65,7 @@ pub enum Command {
 /// Fault tolerance.
 #[derive(Debug, Subcommand)]
 pub enum FtCommand {
-    /// Protects the running VM by a waiting standby, and shows the first copy until it is complete
+    /// Protects the running VM by a standby, and shows the first copy until it is complete
     #[command(after_help = PROTECT_HELP)]
     Protect(Protect),
     /// Shows role, state, epochs, times and copies
@@ -74,7 +74,7 @@ pub enum FtCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Ends protection; the VM goes on here
+    /// Ends protection; the VM goes on here, and no standby is looked for until `ft protect`
     Stop,
     /// Shows what happened, oldest first
     Events {
@@ -88,6 +88,8 @@ pub enum FtCommand {
 }
 
 const PROTECT_HELP: &str = "\
+Without options the VM is protected by the first of the standby-peers that pollux-vmm was started with (--ft) that accepts.
+
 Options, separated by commas:
   peer=ADDR:PORT       the standby's listen address (required)
   heartbeat=ADDR:PORT  its address on the second link (required)
@@ -109,7 +111,7 @@ Example:
 pub struct Protect {
     /// KEY=VALUE,KEY=VALUE (see below)
     #[arg(value_name = "OPTIONS")]
-    pub options: String,
+    pub options: Option<String>,
     /// Return as soon as the first copy has begun
     #[arg(long)]
     pub no_wait: bool,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
-use ft::Ft;
+use ft::{Ft, NodeOptions, Reign, Setup};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -14,30 +14,76 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::config::VmConfig;
 use crate::cpu::GuestEvent;
 use crate::device_process::ChildExits;
-use crate::ft_api::StandbyOptions;
 use crate::guest_port::GuestPort;
-use crate::machine::{Assembler, BoxError, Built, Counters, Machine, VmEvent};
+use crate::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
 use crate::virtio::DeviceEvent;
 use crate::vm::Vm;
 
-/// Builds VMs on KVM.
+/// Builds VMs on KVM, one after the other.
 #[derive(Debug, Default)]
-pub struct KvmAssembler;
+pub struct KvmAssembler {
+    options: Option<NodeOptions>,
+    /// What the next engine begins with; its board is that of all of them.
+    setup: Setup,
+    /// The right to run the VM that is built next.
+    reign: Option<Reign>,
+}
 
-impl Assembler for KvmAssembler {
-    fn assemble(
-        &mut self,
-        config: VmConfig,
-        standby: Option<&StandbyOptions>,
-        events: Sender<VmEvent>,
-    ) -> Result<Built, BoxError> {
+impl KvmAssembler {
+    /// Builds VMs of a host with these FT options.
+    #[must_use]
+    pub fn new(options: Option<NodeOptions>) -> Self {
+        let mut setup = Setup::default();
+        if let Some(options) = &options {
+            setup.peers.clone_from(&options.peers);
+            setup.witness.clone_from(&options.witness);
+        }
+        Self { options, setup, reign: None }
+    }
+
+    fn build(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
         let mut machine = KvmMachine::new(config, events.clone())?;
         let port = Box::new(GuestPort::new(machine.vm()?, events));
-        let ft = match standby {
-            None => Ft::solo(port)?,
-            Some(options) => Ft::standby(port, options.clone())?,
+        let setup = self.setup.clone();
+        let ft = match part {
+            Part::Run => Ft::solo(port, self.reign.unwrap_or_else(Reign::unasked), setup)?,
+            Part::StandBy => {
+                let options = self.options.as_ref().and_then(|options| options.standby.clone());
+                Ft::standby(port, options.ok_or("--ft has no listen= to wait at")?, setup)?
+            }
         };
+        self.reign = None;
         Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(ft)) })
+    }
+}
+
+impl Assembler for KvmAssembler {
+    fn part(&mut self, boots: bool) -> Result<Part, BoxError> {
+        let Some(options) = &mut self.options else { return Ok(Part::Run) };
+        Ok(match ft::part(options, boots)? {
+            ft::Part::Run(reign) => {
+                // It was meant for one start, not for each one that this process sees.
+                options.force = false;
+                self.reign = Some(reign);
+                Part::Run
+            }
+            ft::Part::StandBy(record) => {
+                tracing::info!("waits as a standby; the witness's record: {record:?}");
+                Part::StandBy
+            }
+        })
+    }
+
+    fn can_stand_by(&self) -> bool {
+        self.options.as_ref().is_some_and(|options| options.standby.is_some())
+    }
+
+    fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
+        let built = self.build(config, part, events);
+        if let (Err(_), Some(reign), Some(options)) = (&built, self.reign.take(), &self.options) {
+            ft::give_back(options, reign);
+        }
+        built
     }
 }
 

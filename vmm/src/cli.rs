@@ -17,7 +17,7 @@ use crate::config::{
     SerialConfig, VmConfig,
 };
 use crate::event_monitor::EventTarget;
-use crate::ft_api::{StandbyOptions, standby_option};
+use crate::ft_api::{NodeOptions, Role, node_option};
 use crate::options::OptionError;
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
@@ -63,12 +63,12 @@ Examples:
   Boot from a disk with a network card, API on a socket:
     pollux-vmm --api-socket /run/a.sock --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
       --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 --serial file=a.log
-  Wait on another host as its standby (the kernel is for a reset after a takeover):
-    pollux-vmm --api-socket /run/b.sock --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
-      --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 --serial file=b.log \\
-      --ft role=standby,listen=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1
-  Protect the first by the second:
-    pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1
+  Be one host of a pair; the first one that starts boots the VM, the other one protects it. Host A:
+    pollux-vmm --api-socket /run/a.sock --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
+      --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 --serial file=a.log \\
+      --ft role=auto,listen=10.0.0.1:7000,heartbeat=10.1.0.1:7001,standby-peers=[10.0.0.2:7000/10.1.0.2:7001],\\
+witness=/shared/vm1
+  Host B: the same with its own addresses, and those of host A as standby-peers.
 
 Flags of Cloud Hypervisor that are not listed here are refused by name. No seccomp filter is applied.";
 
@@ -120,8 +120,10 @@ struct Flags {
     /// uuid=UUID,serial_number=TEXT,oem_strings=[A,B] and other SMBIOS strings
     #[arg(long, value_name = "OPTIONS")]
     platform: Option<String>,
-    /// Wait as the standby of another host: role=standby,listen=ADDR:PORT,heartbeat=ADDR:PORT[,witness=PLACE]
-    /// [,detect_ms=N], where PLACE is a path or
+    /// Fault tolerance: role=auto|primary|standby,listen=ADDR:PORT,heartbeat=ADDR:PORT,
+    /// standby-peers=[ADDR:PORT/ADDR:PORT,...],witness=PLACE, or on_partition=primary|standby|both without a witness;
+    /// detect_ms=N,min_epoch_us=N,max_epoch_us=N,disk_buffer=SIZE,disk_rate=SIZE; force=on with role=primary: run the VM
+    /// whatever the witness says. PLACE is a path or
     /// etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
     #[arg(long, value_name = "OPTIONS")]
     ft: Option<String>,
@@ -170,8 +172,8 @@ pub struct Invocation {
     pub event_monitor: Option<EventTarget>,
     /// The VM to boot at once, or to be the standby of.
     pub vm: Option<VmConfig>,
-    /// Be a standby.
-    pub ft: Option<StandbyOptions>,
+    /// Its fault tolerance.
+    pub ft: Option<NodeOptions>,
     /// Stay when the guest powers itself off.
     pub no_shutdown: bool,
     /// Where the log goes, if not to standard error.
@@ -191,6 +193,12 @@ fn command() -> Command {
 }
 
 impl Invocation {
+    /// Whether the VM is only waited for: it needs nothing to boot.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        self.ft.as_ref().is_some_and(|options| options.role == Role::Standby)
+    }
+
     /// Reads a command line, the name of the program first.
     ///
     /// # Errors
@@ -205,8 +213,8 @@ impl Invocation {
         check_seccomp(flags.seccomp.as_deref())?;
         let api_socket = flags.api_socket.as_deref().map(SocketTarget::from_option).transpose()?;
         let event_monitor = flags.event_monitor.as_deref().map(EventTarget::from_option).transpose()?;
-        let ft = flags.ft.as_deref().map(standby_option).transpose()?;
-        let vm = vm_config(&flags, &matches, ft.is_some())?;
+        let ft = flags.ft.as_deref().map(node_option).transpose()?;
+        let vm = vm_config(&flags, &matches, ft.as_ref().is_some_and(|ft| ft.role == Role::Standby))?;
         if vm.is_none() && api_socket.is_none() {
             let text = "nothing to do: give --kernel to boot a VM, or --api-socket to wait for requests";
             return Err(CliError::Usage(text.to_owned()));

@@ -4,19 +4,22 @@
 
 use std::net::SocketAddr;
 
-pub use ft::{EventRecord, ProtectOptions, StandbyOptions, Status};
+pub use ft::{EventRecord, NodeOptions, ProtectOptions, Role, StandbyOptions, Status};
 use ft::{Ft, WitnessAddress};
+use ft_proto::OnPartition;
 
-use crate::options::{OptionError, OptionValue, Options};
+use crate::options::{ByteSize, OptionError, OptionValue, Options, TextList};
 
 /// The protection of one VM.
 pub trait FtControl: Send + Sync {
-    /// Starts to protect the VM by the standby that the options name. Returns as soon as the standby has agreed and the
-    /// first copy runs; called from the control loop, so it must not wait for that copy.
+    /// The VM has booted: from now on it is protected by whichever configured peer accepts.
+    fn vm_started(&self);
+    /// Starts to protect the VM by the standby that the options name, or by one of the configured peers. Returns as soon as
+    /// the standby has agreed and the first copy runs.
     ///
     /// # Errors
     /// All reasons why the VM cannot be protected, at once.
-    fn protect(&self, options: ProtectOptions) -> Result<(), Vec<String>>;
+    fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>>;
     /// Ends protection in order: the standby is told, so that it does not take over.
     ///
     /// # Errors
@@ -29,6 +32,8 @@ pub trait FtControl: Send + Sync {
     fn hand_over(&self, reason: &str) -> Result<(), Vec<String>>;
     /// The VM has ended for good, because the guest or an operator wanted it: nobody has to take over.
     fn vm_ended(&self);
+    /// Ends it and gives its addresses back; status and events stay what they are.
+    fn end(&self);
     /// How protection stands. Called from the API thread: takes no lock that an epoch holds.
     fn status(&self) -> Status;
     /// The last events, oldest first. Called from the API thread: takes no lock that an epoch holds.
@@ -36,7 +41,11 @@ pub trait FtControl: Send + Sync {
 }
 
 impl FtControl for Ft {
-    fn protect(&self, options: ProtectOptions) -> Result<(), Vec<String>> {
+    fn vm_started(&self) {
+        Self::vm_started(self);
+    }
+
+    fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>> {
         Self::protect(self, options)
     }
 
@@ -52,6 +61,10 @@ impl FtControl for Ft {
         Self::vm_ended(self);
     }
 
+    fn end(&self) {
+        Self::end(self);
+    }
+
     fn status(&self) -> Status {
         Self::status(self)
     }
@@ -61,21 +74,80 @@ impl FtControl for Ft {
     }
 }
 
+/// Keys of `--ft`.
+const KEYS: [&str; 12] = [
+    "role",
+    "listen",
+    "heartbeat",
+    "standby-peers",
+    "witness",
+    "on_partition",
+    "detect_ms",
+    "min_epoch_us",
+    "max_epoch_us",
+    "disk_buffer",
+    "disk_rate",
+    "force",
+];
+
 /// Reads the text after `--ft`.
 ///
 /// # Errors
-/// When the text does not follow the grammar, a key is missing or a value is not what it should be.
-pub fn standby_option(text: &str) -> Result<StandbyOptions, OptionError> {
-    let options = Options::parse("--ft", text, &["role", "listen", "heartbeat", "witness", "detect_ms"], &[])?;
-    if options.required::<String>("role")? != "standby" {
-        return Err(options.bad_value("role", "standby (a primary is made with: pollux ft protect)"));
+/// When the text does not follow the grammar, a key is missing, or keys do not go together.
+pub fn node_option(text: &str) -> Result<NodeOptions, OptionError> {
+    let options = Options::parse("--ft", text, &KEYS, &[])?;
+    let role = options.required::<Role>("role")?;
+    let force = options.toggle_or("force", false)?;
+    if force && role != Role::Primary {
+        let what = "force=on needs role=primary: it runs the VM here whatever the witness says".to_owned();
+        return Err(OptionError::Conflict { flag: "--ft".to_owned(), what });
     }
-    Ok(StandbyOptions {
-        listen: options.required("listen")?,
-        heartbeat: options.required("heartbeat")?,
-        witness: witness(&options)?,
-        detect_ms: options.value("detect_ms")?,
-    })
+    if role == Role::Auto {
+        // Without these it could neither decide nor protect.
+        options.required::<String>("witness")?;
+        options.required::<TextList>("standby-peers")?;
+    }
+    let standby = if role == Role::Primary && options.text("listen").is_none() {
+        None
+    } else {
+        Some(StandbyOptions {
+            listen: options.required("listen")?,
+            heartbeat: options.required("heartbeat")?,
+            witness: witness(&options)?,
+            detect_ms: options.value("detect_ms")?,
+        })
+    };
+    Ok(NodeOptions { role, standby, peers: peers(&options)?, witness: witness(&options)?, force })
+}
+
+/// How each of the standby peers is to protect this VM.
+fn peers(options: &Options) -> Result<Vec<ProtectOptions>, OptionError> {
+    let list = options.value::<TextList>("standby-peers")?.map_or_else(Vec::new, |list| list.0);
+    let mut peers = Vec::new();
+    for text in list {
+        let addresses = text.split_once('/').and_then(|(peer, beat)| Some((peer.parse().ok()?, beat.parse().ok()?)));
+        let Some((peer, heartbeat)) = addresses else {
+            return Err(options
+                .bad_value("standby-peers", "a list such as [ADDR:PORT/ADDR:PORT]: listen and heartbeat of each"));
+        };
+        let by = ProtectOptions::by(peer, heartbeat);
+        let size = |key, default| Ok::<_, OptionError>(options.value::<ByteSize>(key)?.map_or(default, |size| size.0));
+        let peer = ProtectOptions {
+            witness: witness(options)?,
+            on_partition: options.value("on_partition")?,
+            detect_ms: options.value_or("detect_ms", by.detect_ms)?,
+            min_epoch_us: options.value_or("min_epoch_us", by.min_epoch_us)?,
+            max_epoch_us: options.value_or("max_epoch_us", by.max_epoch_us)?,
+            disk_buffer: size("disk_buffer", by.disk_buffer)?,
+            disk_rate: size("disk_rate", by.disk_rate)?,
+            ..by
+        };
+        if let Some(fault) = peer.faults().into_iter().next() {
+            return Err(OptionError::Conflict { flag: "--ft".to_owned(), what: fault });
+        }
+        peers.push(peer);
+    }
+    Ok(peers)
 }
 
 fn witness(options: &Options) -> Result<Option<WitnessAddress>, OptionError> {
@@ -88,6 +160,26 @@ impl OptionValue for SocketAddr {
 
     fn from_text(text: &str) -> Option<Self> {
         text.parse().ok()
+    }
+}
+
+impl OptionValue for Role {
+    const EXPECTED: &'static str = "auto, primary or standby";
+
+    fn from_text(text: &str) -> Option<Self> {
+        [("auto", Self::Auto), ("primary", Self::Primary), ("standby", Self::Standby)]
+            .into_iter()
+            .find_map(|(name, role)| (name == text).then_some(role))
+    }
+}
+
+impl OptionValue for OnPartition {
+    const EXPECTED: &'static str = "primary, standby or both";
+
+    fn from_text(text: &str) -> Option<Self> {
+        [("primary", Self::Primary), ("standby", Self::Standby), ("both", Self::Both)]
+            .into_iter()
+            .find_map(|(name, policy)| (name == text).then_some(policy))
     }
 }
 
@@ -104,16 +196,35 @@ mod tests {
             witness: Some(WitnessAddress::File("/w".into())),
             detect_ms: Some(0),
         };
-        assert_eq!(standby_option(text), Ok(expected));
-        let least = standby_option("role=standby,listen=1.2.3.4:1,heartbeat=1.2.3.4:2").unwrap();
-        assert_eq!((least.witness, least.detect_ms), (None, None));
+        let options = node_option(text).unwrap();
+        assert_eq!((options.role, options.standby), (Role::Standby, Some(expected)));
+        let least = node_option("role=standby,listen=1.2.3.4:1,heartbeat=1.2.3.4:2").unwrap();
+        assert!(least.witness.is_none() && least.peers.is_empty());
+    }
+
+    #[test]
+    fn the_same_line_makes_a_primary_and_a_standby() {
+        let text = "role=auto,listen=10.0.0.1:7000,heartbeat=10.1.0.1:7001,witness=/w,detect_ms=500,disk_rate=8M,\
+                    standby-peers=[10.0.0.2:7000/10.1.0.2:7001,[fd00::3]:7000/[fd01::3]:7001]";
+        let options = node_option(text).unwrap();
+        let [first, second] = &options.peers[..] else { panic!("{options:?}") };
+        assert_eq!((first.peer, first.heartbeat), (([10, 0, 0, 2], 7000).into(), ([10, 1, 0, 2], 7001).into()));
+        assert_eq!((first.detect_ms, first.disk_rate, first.min_epoch_us), (500, 8 << 20, 500));
+        assert_eq!(second.peer, "[fd00::3]:7000".parse().unwrap());
+        assert_eq!((&second.witness, options.standby.unwrap().detect_ms), (&"/w".parse().ok(), Some(500)));
+    }
+
+    #[test]
+    fn a_primary_may_be_no_more_than_that() {
+        let options = node_option("role=primary,force=on,witness=/w").unwrap();
+        assert!(options.force && options.standby.is_none() && options.peers.is_empty());
     }
 
     #[test]
     fn errors_name_the_key() {
         for (text, start) in [
             ("", "--ft: role= is missing"),
-            ("role=primary", "--ft: role=primary is not standby"),
+            ("role=boss", "--ft: role=boss is not auto, primary or standby"),
             ("role=standby", "--ft: listen= is missing"),
             ("role=standby,listen=1.2.3.4:1", "--ft: heartbeat= is missing"),
             ("role=standby,listen=here,heartbeat=1.2.3.4:1", "--ft: listen=here is not ADDR:PORT"),
@@ -127,8 +238,14 @@ mod tests {
                 "--ft: witness=etcd://1.2.3.4:1 is not usable: no key after the etcd endpoints",
             ),
             ("role=standby,color=red", "--ft: unknown key \"color\""),
+            ("role=auto,listen=1.2.3.4:1,heartbeat=1.2.3.4:2", "--ft: witness= is missing"),
+            ("role=auto,witness=/w,listen=1.2.3.4:1,heartbeat=1.2.3.4:2", "--ft: standby-peers= is missing"),
+            ("role=auto,witness=/w,force=on", "--ft: force=on needs role=primary"),
+            ("role=primary,witness=/w,standby-peers=1.2.3.4:1", "--ft: standby-peers=1.2.3.4:1 is not a list such as"),
+            ("role=primary,standby-peers=1.2.3.4:1/1.2.3.5:1", "--ft: no witness: give witness=PATH"),
+            ("role=primary,witness=/w,detect_ms=1,standby-peers=1.2.3.4:1/1.2.3.5:1", "--ft: detect_ms=1 is shorter"),
         ] {
-            let error = standby_option(text).unwrap_err().to_string();
+            let error = node_option(text).unwrap_err().to_string();
             assert!(error.starts_with(start), "{text}: {error}");
         }
     }

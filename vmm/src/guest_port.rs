@@ -192,6 +192,10 @@ impl Guest for GuestPort {
         self.tell(VmEvent::Fenced { reason: reason.to_owned() });
     }
 
+    fn unusable(&mut self, reason: &str) {
+        self.tell(VmEvent::Unusable { reason: reason.to_owned() });
+    }
+
     fn told(&mut self, event: &EventRecord) {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let detail = event.detail.as_object().into_iter().flatten();

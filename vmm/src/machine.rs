@@ -11,7 +11,7 @@ use crossbeam_channel::Sender;
 use serde_json::Value;
 
 use crate::config::VmConfig;
-use crate::ft_api::{FtControl, StandbyOptions};
+use crate::ft_api::FtControl;
 
 /// Any error, with its chain of sources.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -102,6 +102,11 @@ pub enum VmEvent {
     },
     /// This VM was a standby and runs from now on.
     TakenOver,
+    /// This VM is a standby and a part of it is dead: it has to be built anew.
+    Unusable {
+        /// Why.
+        reason: String,
+    },
     /// Another host runs this VM: it must not run here any more.
     Fenced {
         /// Why.
@@ -124,16 +129,27 @@ pub struct Built {
     pub ft: Option<Arc<dyn FtControl>>,
 }
 
+/// Which part this host has in running a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It runs here.
+    Run,
+    /// It waits here for the host that runs it.
+    StandBy,
+}
+
 /// Puts VMs together.
 pub trait Assembler: Send {
-    /// Builds a VM that waits for [`Machine::boot`], or, given options, a standby that waits for its primary.
+    /// Which part this host has, by its configuration and the witness. `boots`: somebody wants the VM to boot here.
+    ///
+    /// # Errors
+    /// When the witness cannot be asked, or the VM shall boot here and another host runs it.
+    fn part(&mut self, boots: bool) -> Result<Part, BoxError>;
+    /// Whether this host can be a standby.
+    fn can_stand_by(&self) -> bool;
+    /// Builds a VM that waits for [`Machine::boot`], or a standby that waits for its primary.
     ///
     /// # Errors
     /// When a part cannot be built. Nothing of it is left behind.
-    fn assemble(
-        &mut self,
-        config: VmConfig,
-        standby: Option<&StandbyOptions>,
-        events: Sender<VmEvent>,
-    ) -> Result<Built, BoxError>;
+    fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError>;
 }

@@ -69,6 +69,14 @@ pub enum OptionError {
         /// What would be right.
         expected: String,
     },
+    /// Keys that do not go together, or whose values do not.
+    #[error("{flag}: {what}")]
+    Conflict {
+        /// Flag, with its dashes.
+        flag: String,
+        /// What is wrong with them.
+        what: String,
+    },
     /// A key that must be given.
     #[error("{flag}: {key}= is missing")]
     Missing {

@@ -46,7 +46,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
     if let Some(vm) = &invocation.vm {
-        if invocation.ft.is_some() { vm.validate_standby() } else { vm.validate() }?;
+        if invocation.is_standby() { vm.validate_standby() } else { vm.validate() }?;
     }
     // What we create, sockets and logs among them, is for our user alone.
     umask(Mode::from_bits_truncate(0o077));
@@ -66,8 +66,9 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
         None => None,
     };
     let no_shutdown = invocation.no_shutdown;
-    let mut vmm = Vmm::new(Parts { assembler: Box::new(KvmAssembler), monitor, shared, no_shutdown });
-    let outcome = match invocation.vm.map(|vm| vmm.start(vm, invocation.ft.as_ref())) {
+    let assembler = Box::new(KvmAssembler::new(invocation.ft));
+    let mut vmm = Vmm::new(Parts { assembler, monitor, shared, no_shutdown });
+    let outcome = match invocation.vm.map(|vm| vmm.start(vm)) {
         Some(Err(error)) => {
             vmm.end_vmm();
             Err(error.into())

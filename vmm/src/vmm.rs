@@ -3,15 +3,18 @@
 //! In: requests of the API, signals, events of the VM. Out: calls to the [`Machine`], answers, events for the monitor, the copy
 //! that the API reads. Never: work of its own; it waits in one place, for all three sources at once.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod standing_by;
 
-use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, at, never, select, unbounded};
 
 use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError, chain_line};
 use crate::config::VmConfig;
 use crate::event_monitor::EventMonitor;
-use crate::ft_api::{FtControl, StandbyOptions};
-use crate::machine::{Assembler, Machine, VmEvent};
+use crate::ft_api::FtControl;
+use crate::machine::{Assembler, Machine, Part, VmEvent};
 
 /// How the VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub struct Vmm {
     parts: Parts,
     config: Option<VmConfig>,
     live: Option<Live>,
+    /// When to try again to become a standby.
+    stand_by_at: Option<Instant>,
 }
 
 /// A VM that was built.
@@ -73,27 +78,35 @@ impl Vmm {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         parts.monitor.event("vmm", "starting");
-        Self { parts, config: None, live: None }
+        Self { parts, config: None, live: None, stand_by_at: None }
     }
 
-    /// What the command line asks for before the loop starts: create and boot, or wait as a standby.
+    /// What the command line asks for before the loop starts: create, then boot or wait as a standby.
     ///
     /// # Errors
     /// When the VM cannot be built or booted. Nothing of it is left behind.
-    pub fn start(&mut self, config: VmConfig, standby: Option<&StandbyOptions>) -> Result<(), ApiError> {
+    pub fn start(&mut self, config: VmConfig) -> Result<(), ApiError> {
         let create = ApiRequest::Create(Box::new(config));
         self.handle(create)?;
-        match standby {
-            None => self.handle(ApiRequest::Boot).map(|_| ()),
-            Some(options) => self.stand_by(options).map_err(|error| ApiError::new(&ApiRequest::Boot, error)),
-        }
+        let part = self.parts.assembler.part(false).map_err(VmmError::Machine);
+        let started = part.and_then(|part| match part {
+            Part::Run => self.boot_here(),
+            Part::StandBy => self.stand_by(),
+        });
+        self.publish();
+        started.map_err(|error| ApiError::new(&ApiRequest::Boot, error))
     }
 
     /// Serves requests, signals and the VM's events until one of them ends the VMM.
     pub fn run(mut self, calls: &Receiver<ApiCall>, signals: &Receiver<i32>) -> Ending {
         let ending = loop {
             let events = self.live.as_ref().map_or_else(never, |live| live.events.clone());
+            let again = self.stand_by_at.map_or_else(never, at);
             let ended = select! {
+                recv(again) -> _ => {
+                    self.stand_by_again();
+                    None
+                }
                 recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
                 recv(signals) -> signal => signal.ok().map(|signal| {
                     tracing::info!("ends on signal {signal}");
@@ -155,7 +168,7 @@ impl Vmm {
             ApiRequest::PowerButton => self.on_running(|machine| machine.power_button()),
             ApiRequest::Nmi => self.on_running(|machine| machine.nmi()),
             ApiRequest::VmmShutdown => Ok(()),
-            ApiRequest::FtProtect(options) => self.ft_call(|ft| ft.protect(options.as_ref().clone())),
+            ApiRequest::FtProtect(options) => self.ft_call(|ft| ft.protect(options.as_deref().cloned())),
             ApiRequest::FtStop => self.ft_call(|ft| ft.stop()),
             ApiRequest::Counters => {
                 let live = self.live.as_ref().ok_or(self.absent());
@@ -182,47 +195,42 @@ impl Vmm {
                 state => Err(VmmError::Transition(state, VmState::Running)),
             };
         }
+        let config = self.config.as_ref().ok_or(VmmError::NotCreated)?;
+        config.validate().map_err(VmmError::Config)?;
+        self.parts.assembler.part(true).map_err(VmmError::Machine)?;
+        self.boot_here()
+    }
+
+    /// Boots the VM, to which this host has the right.
+    fn boot_here(&mut self) -> Result<(), VmmError> {
         let config = self.config.clone().ok_or(VmmError::NotCreated)?;
         config.validate().map_err(VmmError::Config)?;
         warn_ignored(&config);
         self.parts.monitor.event("vm", "booting");
-        let live = self.assemble(config, None)?;
+        let live = self.assemble(config, Part::Run)?;
         let booted = live.machine().boot();
         if let Err(error) = booted {
             end_or_log(&live);
             return Err(VmmError::Machine(error));
+        }
+        if let Some(ft) = &live.ft {
+            ft.vm_started();
         }
         self.live = Some(Live { state: VmState::Running, ..live });
         self.parts.monitor.event("vm", "booted");
         Ok(())
     }
 
-    fn stand_by(&mut self, options: &StandbyOptions) -> Result<(), VmmError> {
-        let config = self.config.clone().ok_or(VmmError::NotCreated)?;
-        config.validate_standby().map_err(VmmError::Config)?;
-        warn_ignored(&config);
-        if config.payload.is_none() {
-            tracing::warn!("this standby has no kernel: after a takeover the guest runs, but its reset will end it");
-        }
-        let live = self.assemble(config, Some(options))?;
-        if live.ft.is_none() {
-            end_or_log(&live);
-            return Err(VmmError::FtUnavailable);
-        }
-        self.live = Some(Live { state: VmState::Paused, role: Role::Standby, ..live });
-        self.publish();
-        Ok(())
-    }
-
-    fn assemble(&mut self, config: VmConfig, standby: Option<&StandbyOptions>) -> Result<Live, VmmError> {
+    fn assemble(&mut self, config: VmConfig, part: Part) -> Result<Live, VmmError> {
         let (sender, events): (Sender<VmEvent>, _) = unbounded();
-        let built = self.parts.assembler.assemble(config, standby, sender).map_err(VmmError::Machine)?;
+        let built = self.parts.assembler.assemble(config, part, sender).map_err(VmmError::Machine)?;
         Ok(Live { machine: built.machine, ft: built.ft, events, state: VmState::Created, role: Role::Own })
     }
 
     /// `vm.shutdown`: the VM is gone, its configuration stays.
     fn shutdown(&mut self) -> Result<(), VmmError> {
         let live = self.live.take().ok_or(VmmError::NotRunning)?;
+        self.stand_by_at = None;
         let ended = end(&live);
         self.parts.monitor.event("vm", "shutdown");
         ended
@@ -328,8 +336,12 @@ impl Vmm {
             }
             VmEvent::Fenced { reason } => {
                 tracing::error!("the VM is stopped here: {reason}");
-                self.turn_into(Role::Fenced, VmState::Shutdown);
-                self.parts.monitor.event("vm", "shutdown");
+                self.fenced();
+                None
+            }
+            VmEvent::Unusable { reason } => {
+                tracing::warn!("this standby is built anew: {reason}");
+                self.stand_by_again();
                 None
             }
             VmEvent::DeviceExited { id, status } => {

@@ -50,7 +50,12 @@ fn wrong_arguments_give_one_line_and_exit_1() {
             "the lock file of the API socket, /nowhere/s.lock, cannot be used: No such",
         ),
         (vec!["--api-socket", "fd=99"], "file descriptor 99 is not a listening unix socket: Bad file descriptor"),
-        (vec!["--ft", "role=primary"], "--ft: role=primary is not standby (a primary is made with: pollux ft protect)"),
+        (vec!["--ft", "role=boss"], "--ft: role=boss is not auto, primary or standby"),
+        (vec!["--ft", "role=auto,witness=/w,standby-peers=[1.2.3.4:1/1.2.3.5:1]"], "--ft: listen= is missing"),
+        (
+            kernel(&["--ft", "role=primary,witness=/nowhere/w"]),
+            "The VM could not boot: --ft: the witness does not say who may run this VM: cannot open the lock",
+        ),
         (vec!["--ft", "role=standby,listen=1.2.3.4:1"], "--ft: heartbeat= is missing"),
     ] {
         let output = run(&arguments);

@@ -186,7 +186,8 @@ fn fault_tolerance_routes() {
     assert_eq!(status(&vmm.put("ft.protect", &wish(2))), "HTTP/1.1 204 ");
     let refused = vmm.put("ft.protect", &wish(1));
     assert_eq!(body(&refused), json!(["Error from API", "The VM cannot be protected", "no route", "no disk"]));
-    for wrong in ["", r#"{"peer":"127.0.0.1:1"}"#, r#"{"peer":"here","heartbeat":"127.0.0.1:9"}"#] {
+    assert_eq!(body(&vmm.put("ft.protect", ""))[2], "nobody to ask");
+    for wrong in ["{", r#"{"peer":"127.0.0.1:1"}"#, r#"{"peer":"here","heartbeat":"127.0.0.1:9"}"#] {
         assert_eq!(status(&vmm.put("ft.protect", wrong)), "HTTP/1.1 400 ", "{wrong}");
     }
     assert_eq!(body(&vmm.get("ft.events")), json!([]));
@@ -249,6 +250,33 @@ fn standby_is_not_to_be_touched_until_it_takes_over() {
     assert_eq!(body(&vmm.get("vm.info"))["state"], "Running");
     assert_eq!(status(&vmm.put("vm.pause", "")), "HTTP/1.1 204 ");
     assert!(!vmm.diary.lock().unwrap().contains(&"boot".to_owned()));
+}
+
+#[test]
+fn a_host_that_lost_the_vm_becomes_a_standby_by_itself() {
+    let vmm = FakeVmm::start(Setup { standby: true, ..Setup::default() });
+    let diary = || vmm.diary.lock().unwrap().join(" ");
+    let wait = |entry: &str| {
+        while !diary().ends_with(entry) {
+            std::thread::yield_now();
+        }
+    };
+    wait("assemble standby");
+    vmm.tell(VmEvent::Unusable { reason: "its disk is gone".to_owned() });
+    wait("assemble standby ft-end shutdown assemble standby");
+    vmm.tell(VmEvent::TakenOver);
+    wait("taken-over");
+    vmm.tell(VmEvent::Fenced { reason: "handed over".to_owned() });
+    wait("taken-over ft-end shutdown assemble standby");
+    while body(&vmm.get("vm.info"))["state"] != "Paused" {
+        std::thread::yield_now();
+    }
+    // A takeover that failed leaves what there is for people to look at.
+    vmm.tell(VmEvent::Fenced { reason: "the checkpoint could not be loaded".to_owned() });
+    while body(&vmm.get("vm.info"))["state"] != "Shutdown" {
+        std::thread::yield_now();
+    }
+    assert!(diary().ends_with("taken-over ft-end shutdown assemble standby"), "{}", diary());
 }
 
 #[test]

@@ -73,6 +73,12 @@ pub enum Claim {
         /// Their term.
         term: Term,
     },
+    /// An operator says that every node of the record is gone for good, and that this one has the newest disks. Never asked
+    /// for by a node on its own.
+    Force {
+        /// Who runs the VM from now on.
+        node: NodeId,
+    },
     /// The owner has shut the VM down.
     Stop {
         /// Who asks.
@@ -142,6 +148,11 @@ pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
             record
         }
 
+        // Asked again it makes another reign, which harms nobody.
+        (Claim::Force { node }, now) => {
+            Some(Solo { owner: node, term: now.map_or(Term(0), |record| record.term()).next() })
+        }
+
         // Without a standby the owner may not have taken up the last reign that it was given.
         (Claim::Stop { node, term }, Some(Solo { owner, term: t })) if owner == node && t >= term => {
             Some(Stopped { term: t })
@@ -206,6 +217,16 @@ mod tests {
         let solo_b = Some(Record::Solo { owner: B, term: T.next() });
         for claim in [Claim::Own { node: A, term: T }, ALONE, Claim::Register { primary: A, standby: B, term: T }] {
             assert_eq!(granted(solo_b, claim), None, "{claim:?}");
+        }
+    }
+
+    #[test]
+    fn an_operator_may_end_any_reign() {
+        let solo = Some(Record::Solo { owner: A, term: T });
+        for record in [None, solo, Some(PROTECTED), Some(Record::Stopped { term: T })] {
+            let forced = granted(record, Claim::Force { node: B });
+            assert!(matches!(forced, Some(Record::Solo { owner: B, term }) if record.is_none_or(|r| term > r.term())));
+            assert_eq!(granted(forced, ALONE), None);
         }
     }
 

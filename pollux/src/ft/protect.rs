@@ -23,8 +23,11 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Every reason why the VM cannot be protected, or why the copy did not complete.
 pub fn run(client: &Client, protect: &Protect) -> Result<(), CommandError> {
-    let wishes = Value::Object(pairs::parse(&protect.options)?);
-    client.put("ft.protect", wishes.to_string().into_bytes())?;
+    let wishes = match &protect.options {
+        Some(options) => Value::Object(pairs::parse(options)?).to_string().into_bytes(),
+        None => Vec::new(),
+    };
+    client.put("ft.protect", wishes)?;
     let last = if protect.no_wait { client.get("ft.status")? } else { wait(client)? };
     if protect.json {
         return show(&last);

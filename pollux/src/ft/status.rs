@@ -28,6 +28,7 @@ pub struct Status {
     pub held_frames: u64,
     pub held_bytes: u64,
     pub epochs: u64,
+    pub search: Option<Search>,
     pub memory_sync: Option<Progress>,
     pub disks: Vec<Disk>,
     pub takeover: Option<Takeover>,
@@ -49,6 +50,14 @@ pub struct Witness {
     pub name: String,
     pub answered: Option<bool>,
     pub error: Option<String>,
+}
+
+/// The search for a standby.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Search {
+    pub on: bool,
+    pub waiting_for: Vec<String>,
 }
 
 /// One link between the hosts.
@@ -112,6 +121,9 @@ pub fn table(status: &Status) -> Table {
         "peer",
         status.peer.as_ref().map_or_else(|| "-".to_owned(), |peer| format!("{} ({})", peer.address, peer.node)),
     );
+    if let Some(search) = &status.search {
+        row("standby looked for", search_text(status, search));
+    }
     for link in &status.links {
         row(&format!("link {}", link.name), format!("{}, silent for {} ms", link.state, link.silence_ms));
     }
@@ -146,6 +158,15 @@ fn witness(witness: &Witness) -> String {
         None => name.clone(),
         Some(true) => format!("{name} (answers)"),
         Some(false) => format!("{name} (no answer: {})", error.as_deref().unwrap_or("unknown")),
+    }
+}
+
+fn search_text(status: &Status, search: &Search) -> String {
+    match (search.on, status.peer.is_some()) {
+        (false, _) => "no: `ft protect` looks for one again".to_owned(),
+        (true, true) => "when this one is lost".to_owned(),
+        (true, false) if search.waiting_for.is_empty() => "yes".to_owned(),
+        (true, false) => format!("yes: {}", search.waiting_for.join("; ")),
     }
 }
 
@@ -211,7 +232,7 @@ mod tests {
             {"address": "10.0.0.2:7000", "node": "cd"}, "links": [{"name": "replication", "state": "green", "silence_ms": 4}],
             "witness": {"name": "/w", "answered": false, "error": "gone"}, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
             {"p50": 10, "p99": 20}, "epoch_bytes": {"p50": 4096, "p99": 8192}, "held_frames": 2, "held_bytes": 128,
-            "epochs": 16, "memory_sync": {"done": 1, "total": 4, "eta_s": null}, "disks": [{"id": "_disk0", "state":
+            "epochs": 16, "search": {"on": false, "waiting_for": []}, "memory_sync": {"done": 1, "total": 4, "eta_s": null}, "disks": [{"id": "_disk0", "state":
             "copying", "done": 1, "total": 2}], "takeover": null, "last_error": null});
         let text = table(&serde_json::from_value(status).unwrap()).to_string();
         for part in [
@@ -224,6 +245,7 @@ mod tests {
             "copying, 1 B of 2 B (50 %)",
             "2 frames, 128 B",
             "/w (no answer: gone)",
+            "`ft protect` looks for one",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

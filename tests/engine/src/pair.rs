@@ -68,6 +68,21 @@ impl Pair {
         standby
     }
 
+    /// Start the VMM on host `i` as a service manager does, with the same line for both hosts but for their addresses: who
+    /// runs the VM, who stands by and when it is protected is for them to find out.
+    #[must_use]
+    pub fn node(&self, i: usize, options: &VmOptions) -> Vm {
+        let ends = |i: usize| [format!("10.77.0.{}:4700", i + 1), format!("10.77.1.{}:4701", i + 1)];
+        let ([listen, beat], [peer, peer_beat]) = (ends(i), ends(1 - i));
+        let ft = format!(
+            "role=auto,listen={listen},heartbeat={beat},standby-peers=[{peer}/{peer_beat}],witness={},detect_ms={DETECT_MS}",
+            self.witness.display()
+        );
+        let node = self.options(i, options).node(&self.machine, &self.hosts[i], &ft);
+        node.wait_api();
+        node
+    }
+
     fn options(&self, i: usize, options: &VmOptions) -> VmOptions {
         options.clone().disk(self.images[i].path()).tap("tap0")
     }

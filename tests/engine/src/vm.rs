@@ -111,6 +111,13 @@ impl VmOptions {
         self.spawn(machine, netns, &["--ft", ft])
     }
 
+    /// Start the VMM in `netns` as a host of a pair, with everything that it may need: `ft` is the value of `--ft`.
+    #[must_use]
+    pub fn node(&self, machine: &Machine, netns: &Netns, ft: &str) -> Vm {
+        let line = format!("ip={GUEST_IP}{}", self.command_line);
+        self.spawn(machine, netns, &["--kernel", GUEST, "--cmdline", &line, "--ft", ft])
+    }
+
     fn spawn(&self, machine: &Machine, netns: &Netns, role: &[&str]) -> Vm {
         let socket =
             (0..).map(|i| machine.dir().join(format!("api{i}"))).find(|path| !path.with_extension("log").exists());
@@ -254,6 +261,12 @@ impl Vm {
         let path = files.flatten().map(|entry| entry.path()).find(is_memory);
         let path = path.unwrap_or_else(|| panic!("no memory file:\n{}", self.log()));
         std::fs::read(path).expect("read guest RAM")
+    }
+
+    /// Process id of the VMM.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Send a signal to the VMM alone.

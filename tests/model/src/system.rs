@@ -368,5 +368,6 @@ fn wish(claim: Claim) -> Record {
         Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
         Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
         Claim::Stop { term, .. } => Record::Stopped { term },
+        Claim::Force { node } => Record::Solo { owner: node, term: ft_proto::Term(0) },
     }
 }

@@ -259,11 +259,11 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared) -> Answer {
         }
     };
     let request = match route {
-        Route::Create | Route::FtProtect if body.is_empty() => {
-            return Answer::Failed(StatusCode::BAD_REQUEST, Vec::new());
-        }
+        Route::Create if body.is_empty() => return Answer::Failed(StatusCode::BAD_REQUEST, Vec::new()),
+        // By the peers that the VMM was started with.
+        Route::FtProtect if body.is_empty() => Ok(ApiRequest::FtProtect(None)),
         Route::Create => serde_json::from_slice(&body).map(ApiRequest::Create),
-        Route::FtProtect => serde_json::from_slice(&body).map(ApiRequest::FtProtect),
+        Route::FtProtect => serde_json::from_slice(&body).map(|options| ApiRequest::FtProtect(Some(options))),
         _ if !body.is_empty() => return Answer::bad_request(),
         Route::Ping => return ping(),
         Route::Info => return info(shared),

@@ -49,7 +49,7 @@ pub enum ApiRequest {
     /// `vmm.shutdown`
     VmmShutdown,
     /// `ft.protect`
-    FtProtect(Box<ProtectOptions>),
+    FtProtect(Option<Box<ProtectOptions>>),
     /// `ft.stop`
     FtStop,
 }

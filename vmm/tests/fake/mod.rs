@@ -13,8 +13,8 @@ use pollux_vmm::api::http::HttpServer;
 use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
 use pollux_vmm::config::VmConfig;
 use pollux_vmm::event_monitor::{EventMonitor, EventTarget};
-use pollux_vmm::ft_api::{FtControl, StandbyOptions, standby_option};
-use pollux_vmm::machine::{Assembler, BoxError, Built, Counters, Machine, VmEvent};
+use pollux_vmm::ft_api::FtControl;
+use pollux_vmm::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
 use pollux_vmm::vmm::{Ending, Parts, Vmm};
 use serde_json::{Value, json};
 
@@ -95,7 +95,14 @@ impl Machine for FakeMachine {
 struct FakeFt(Diary);
 
 impl FtControl for FakeFt {
-    fn protect(&self, options: ProtectOptions) -> Result<(), Vec<String>> {
+    fn vm_started(&self) {}
+
+    fn end(&self) {
+        self.0.lock().unwrap().push("ft-end".to_owned());
+    }
+
+    fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>> {
+        let Some(options) = options else { return Err(vec!["nobody to ask".to_owned()]) };
         self.0.lock().unwrap().push(format!("protect {}", options.peer));
         if options.peer.port() == 1 { Err(vec!["no route".to_owned(), "no disk".to_owned()]) } else { Ok(()) }
     }
@@ -126,17 +133,21 @@ struct FakeAssembler {
     diary: Diary,
     gate: Option<Receiver<()>>,
     events: Arc<Mutex<Option<Sender<VmEvent>>>>,
+    standby: bool,
 }
 
 impl Assembler for FakeAssembler {
-    fn assemble(
-        &mut self,
-        config: VmConfig,
-        standby: Option<&StandbyOptions>,
-        events: Sender<VmEvent>,
-    ) -> Result<Built, BoxError> {
+    fn part(&mut self, boots: bool) -> Result<Part, BoxError> {
+        Ok(if self.standby && !boots { Part::StandBy } else { Part::Run })
+    }
+
+    fn can_stand_by(&self) -> bool {
+        self.standby
+    }
+
+    fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
         *self.events.lock().unwrap() = Some(events);
-        let what = if standby.is_some() { "assemble standby" } else { "assemble" };
+        let what = if part == Part::StandBy { "assemble standby" } else { "assemble" };
         self.diary.lock().unwrap().push(what.to_owned());
         let machine = FakeMachine { config, diary: Arc::clone(&self.diary), gate: self.gate.clone() };
         Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(FakeFt(Arc::clone(&self.diary)))) })
@@ -164,7 +175,12 @@ impl FakeVmm {
     pub fn start(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (diary, events) = (Diary::default(), Arc::default());
-        let assembler = FakeAssembler { diary: Arc::clone(&diary), gate: setup.gate, events: Arc::clone(&events) };
+        let assembler = FakeAssembler {
+            diary: Arc::clone(&diary),
+            gate: setup.gate,
+            events: Arc::clone(&events),
+            standby: setup.standby,
+        };
         let monitor = EventMonitor::open(&EventTarget::Path(dir.path().join("events"))).unwrap();
         let (sender, calls) = unbounded();
         let shared = Shared::new(sender);
@@ -175,8 +191,7 @@ impl FakeVmm {
         let thread = std::thread::spawn(move || {
             let mut vmm = Vmm::new(parts);
             if setup.standby {
-                let options = standby_option("role=standby,listen=127.0.0.1:1,heartbeat=127.0.0.1:2").unwrap();
-                vmm.start(VmConfig::default(), Some(&options)).unwrap();
+                vmm.start(VmConfig::default()).unwrap();
             }
             let ending = vmm.run(&calls, &signals);
             drop((calls, http));

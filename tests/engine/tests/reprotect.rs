@@ -1,0 +1,111 @@
+//! A pair repairs itself: whoever comes back is the next standby, and nobody has to say so.
+
+use engine_tests::{Client, Pair, Vm, VmOptions};
+use nix::sys::signal::{Signal, kill};
+
+fn busy() -> VmOptions {
+    VmOptions::new().guest("bg_pages=200 rate=20000 disk_rate=300")
+}
+
+/// Both hosts are up and the VM, on host 0, is protected.
+fn protected(pair: &Pair, options: &VmOptions) -> [Vm; 2] {
+    let first = pair.node(0, options);
+    pair.client().echo();
+    let second = pair.node(1, options);
+    pair.wait_status(&first, "protected");
+    pair.wait_status(&second, "standby-ready");
+    [first, second]
+}
+
+fn work(client: &mut Client, requests: u64) {
+    for i in 0..requests {
+        client.work(i % 30, i % 2);
+    }
+}
+
+#[test]
+fn a_killed_host_is_the_next_standby() {
+    let pair = Pair::new();
+    let mut vms = protected(&pair, &busy());
+    let mut client = pair.client();
+    for round in 0..4 {
+        let (runner, other) = (round % 2, (round + 1) % 2);
+        work(&mut client, 50);
+        vms[runner].kill_host();
+        work(&mut client, 20);
+        vms[runner] = pair.node(runner, &busy());
+        pair.wait_status(&vms[other], "protected");
+    }
+    work(&mut client, 50);
+    assert_eq!(vms[0].power_off(&mut client).code(), Some(0));
+    pair.images[0].check(&client.last());
+}
+
+#[test]
+fn a_host_whose_device_process_dies_becomes_the_standby() {
+    for name in ["vhost-user-blk-repl", "vhost-user-net-buffer"] {
+        let pair = Pair::new();
+        let [mut first, second] = protected(&pair, &busy());
+        let mut client = pair.client();
+        let pids = [first.pid(), second.pid()];
+        work(&mut client, 10);
+        kill(first.device(name), Signal::SIGKILL).expect("kill a device process");
+        work(&mut client, 50);
+        pair.wait_status(&second, "protected");
+        work(&mut client, 10);
+        // And back, in the same two processes.
+        kill(second.device(name), Signal::SIGKILL).expect("kill a device process");
+        work(&mut client, 50);
+        pair.wait_status(&first, "protected");
+        work(&mut client, 50);
+        assert_eq!([first.pid(), second.pid()], pids);
+        assert_eq!(first.power_off(&mut client).code(), Some(0));
+        pair.images[0].check(&client.last());
+    }
+}
+
+#[test]
+fn a_standby_whose_device_process_dies_is_built_anew() {
+    for name in ["vhost-user-blk-repl", "vhost-user-net-buffer"] {
+        let pair = Pair::new();
+        let [first, mut second] = protected(&pair, &busy());
+        let mut client = pair.client();
+        work(&mut client, 10);
+        let device = second.device(name);
+        kill(device, Signal::SIGKILL).expect("kill a device process");
+        work(&mut client, 20);
+        let lost = || {
+            let events = first.api().get("ft.events").ok();
+            let lost = events.as_array().into_iter().flatten().find(|event| event["event"] == "protection-lost");
+            lost.map(|event| event["detail"]["reason"].to_string())
+        };
+        while lost().is_none() {
+            work(&mut client, 1);
+        }
+        assert!(lost().is_some_and(|reason| reason.contains("device process of")), "{:?}", lost());
+        pair.wait_status(&first, "protected");
+        pair.wait_status(&second, "standby-ready");
+        assert_ne!(second.device(name), device);
+        drop(first);
+        work(&mut client, 50);
+        assert_eq!(second.power_off(&mut client).code(), Some(0));
+        pair.images[1].check(&client.last());
+    }
+}
+
+#[test]
+fn a_vm_that_was_shut_down_may_start_anywhere() {
+    let pair = Pair::new();
+    let [mut first, mut second] = protected(&pair, &busy());
+    let mut client = pair.client();
+    work(&mut client, 10);
+    assert_eq!(first.power_off(&mut client).code(), Some(0));
+    pair.wait_status(&second, "standby-empty");
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.wait().code(), Some(0));
+    // The other way round: who starts first, boots.
+    let mut second = pair.node(1, &busy());
+    second.wait_line("ready");
+    let _first = pair.node(0, &busy());
+    pair.wait_status(&second, "protected");
+}
