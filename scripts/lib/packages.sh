@@ -75,14 +75,19 @@ unpack() {
     rm -rf "$temp"
 }
 
-# closure PACKAGE...: the packages and, through their dependencies, every library package they need.
+# closure PACKAGE...: the packages and, through their dependencies, every library package they need, but for those in omit.
 closure() {
-    local seen=" " queue=("$@") package next
-    while ((${#queue[@]})); do
-        package=${queue[0]}; queue=("${queue[@]:1}")
-        [[ $seen != *" $package "* ]] || continue
-        seen+="$package "
-        while read -r next; do queue+=("$next"); done < <(backports_apt apt-cache depends --important "$package" 2>/dev/null |
+    local seen=" " level=("$@") package next=()
+    while ((${#level[@]})); do
+        next=()
+        for package in "${level[@]}"; do
+            [[ $seen != *" $package "* && " ${omit[*]:-} " != *" $package "* ]] || continue
+            seen+="$package "
+            next+=("$package")
+        done
+        ((${#next[@]})) || break
+        # One question for all of a level: each costs apt a second or more.
+        mapfile -t level < <(backports_apt apt-cache depends --important "${next[@]}" 2>/dev/null |
             sed -n 's/^ *\(Pre\)\?Depends: \(lib[^<>]*\)$/\2/p')
     done
     printf '%s\n' $seen

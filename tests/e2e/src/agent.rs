@@ -24,11 +24,19 @@ pub struct Boot {
 /// # Errors
 /// When the guest cannot be reached or the line fails.
 pub fn ask(client: &Namespace, line: &str) -> Result<String> {
+    ask_within(client, line, Duration::from_secs(20))
+}
+
+/// As [`ask`], for a line that may take `limit`.
+///
+/// # Errors
+/// As `ask`.
+pub fn ask_within(client: &Namespace, line: &str, limit: Duration) -> Result<String> {
     let server = SocketAddr::from((GUEST, PORT));
     let stream = client.run(|| {
         TcpStream::connect_timeout(&server, Duration::from_secs(2)).map_err(Error::io("cannot reach the guest's agent"))
     })?;
-    stream.set_read_timeout(Some(Duration::from_secs(20))).map_err(Error::io("cannot set a time limit"))?;
+    stream.set_read_timeout(Some(limit)).map_err(Error::io("cannot set a time limit"))?;
     (&stream).write_all(format!("{line}\n").as_bytes()).map_err(Error::io("cannot ask the agent"))?;
     let mut output = String::new();
     for answer in BufReader::new(&stream).lines() {

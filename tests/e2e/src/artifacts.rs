@@ -24,8 +24,19 @@ impl Artifacts {
     /// # Errors
     /// When something is missing or cannot be copied.
     pub fn gather() -> Result<Self> {
+        Self::with_guest(guest_dir("POLLUX_GUEST", "guest"))
+    }
+
+    /// As [`Self::gather`], with the guest that has PostgreSQL too (from `POLLUX_GUEST_POSTGRES`, or the cache of the scripts).
+    ///
+    /// # Errors
+    /// As `gather`.
+    pub fn gather_with_postgres() -> Result<Self> {
+        Self::with_guest(guest_dir("POLLUX_GUEST_POSTGRES", "guest-postgres"))
+    }
+
+    fn with_guest(guest: PathBuf) -> Result<Self> {
         let programs = programs_dir()?;
-        let guest = guest_dir();
         let dir = tempfile::Builder::new()
             .prefix("pollux-")
             .tempdir()
@@ -36,8 +47,9 @@ impl Artifacts {
         for name in GUEST_FILES {
             copy(&guest.join(name), &dir.path().join(name), "scripts/guest-image makes it")?;
         }
-        let guest_tree = guest.with_file_name("guest-tree");
-        Ok(Self { dir, guest_tree })
+        let mut guest_tree = guest.into_os_string();
+        guest_tree.push("-tree");
+        Ok(Self { dir, guest_tree: guest_tree.into() })
     }
 
     /// A file of the run: a program, a guest file, or one the run makes.
@@ -74,16 +86,16 @@ fn programs_dir() -> Result<PathBuf> {
         .ok_or(Error::Missing { path: own.with_file_name(PROGRAMS[0]), hint: "cargo build makes it" })
 }
 
-fn guest_dir() -> PathBuf {
-    if let Some(dir) = env::var_os("POLLUX_GUEST") {
+fn guest_dir(variable: &str, folder: &str) -> PathBuf {
+    if let Some(dir) = env::var_os(variable) {
         return dir.into();
     }
     let cache = env::var_os("POLLUX_CACHE").map(PathBuf::from);
-    cache.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/lab")).join("guest")
+    cache.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/lab")).join(folder)
 }
 
 /// `cp` keeps the holes of an image, which [`fs::copy`] would fill.
-fn copy(from: &Path, to: &Path, hint: &'static str) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path, hint: &'static str) -> Result<()> {
     if !from.exists() {
         return Err(Error::Missing { path: from.to_owned(), hint });
     }

@@ -75,10 +75,8 @@ impl Host {
     pub fn primary(artifacts: &Artifacts, topology: &Topology, shape: &Shape) -> Result<Self> {
         std::fs::rename(artifacts.path("root.img"), artifacts.path("a.img"))
             .map_err(Error::io("cannot name the image"))?;
-        let cmdline = format!("console=ttyS0 root=/dev/vda rw quiet panic=-1 pollux.ip={GUEST}/{LAN_BITS}");
         let mut args = common(artifacts, 0, shape);
-        args.extend(["--kernel".into(), text(&artifacts.path(shape.kernel))]);
-        args.extend(["--initramfs".into(), text(&artifacts.path("initramfs.gz")), "--cmdline".into(), cmdline]);
+        args.extend(payload(artifacts, shape));
         Self::start(artifacts, &topology.hosts[0], 0, &args)
     }
 
@@ -101,6 +99,25 @@ impl Host {
             format!("role=standby,listen={},heartbeat={},{}", stream_address(1), beat_address(1), pairing.settings());
         args.extend(["--ft".into(), ft]);
         Self::start(artifacts, &topology.hosts[1], 1, &args)
+    }
+
+    /// Starts a VMM on host `index` as a standby that can boot the guest too, on the image that is there.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn join(
+        artifacts: &Artifacts,
+        topology: &Topology,
+        shape: &Shape,
+        index: u8,
+        pairing: &Pairing<'_>,
+    ) -> Result<Self> {
+        let mut args = common(artifacts, index, shape);
+        args.extend(payload(artifacts, shape));
+        let (listen, heartbeat) = (stream_address(index), beat_address(index));
+        let ft = format!("role=standby,listen={listen},heartbeat={heartbeat},{}", pairing.settings());
+        args.extend(["--ft".into(), ft]);
+        Self::start(artifacts, &topology.hosts[usize::from(index)], index, &args)
     }
 
     fn start(artifacts: &Artifacts, namespace: &Namespace, index: u8, args: &[String]) -> Result<Self> {
@@ -211,6 +228,12 @@ impl Host {
         String::from_utf8_lossy(&std::fs::read(&self.serial).unwrap_or_default()).into_owned()
     }
 
+    /// The file with what the guest wrote on its serial port.
+    #[must_use]
+    pub fn serial_file(&self) -> &Path {
+        &self.serial
+    }
+
     /// The API socket's path.
     #[must_use]
     pub fn socket(&self) -> &Path {
@@ -229,7 +252,13 @@ impl Host {
 /// What `ft protect` at host A needs to find host B.
 #[must_use]
 pub fn protect_argument(pairing: &Pairing<'_>) -> String {
-    format!("peer={},heartbeat={},{}", stream_address(1), beat_address(1), pairing.settings())
+    protect_by(1, pairing)
+}
+
+/// What `ft protect` needs to find host `index`.
+#[must_use]
+pub fn protect_by(index: u8, pairing: &Pairing<'_>) -> String {
+    format!("peer={},heartbeat={},{}", stream_address(index), beat_address(index), pairing.settings())
 }
 
 /// Name of a host in messages and file names.
@@ -261,6 +290,13 @@ fn common(artifacts: &Artifacts, index: u8, shape: &Shape) -> Vec<String> {
     .into_iter()
     .flat_map(|(flag, value)| [flag.to_owned(), value])
     .collect()
+}
+
+/// What the guest boots.
+fn payload(artifacts: &Artifacts, shape: &Shape) -> Vec<String> {
+    let cmdline = format!("console=ttyS0 root=/dev/vda rw quiet panic=-1 pollux.ip={GUEST}/{LAN_BITS}");
+    let (kernel, initramfs) = (text(&artifacts.path(shape.kernel)), text(&artifacts.path("initramfs.gz")));
+    ["--kernel".into(), kernel, "--initramfs".into(), initramfs, "--cmdline".into(), cmdline].into()
 }
 
 fn text(path: &Path) -> String {

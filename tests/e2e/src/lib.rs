@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod artifacts;
+pub mod chaos;
 pub mod error;
 pub mod host;
 pub mod image;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Deref;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -12,7 +13,11 @@ use crate::{Error, Result};
 
 /// One network namespace, removed on drop with everything in it.
 #[derive(Debug)]
-pub struct Namespace {
+pub struct Namespace(Entrance);
+
+/// The way into a namespace, for those who do not own it.
+#[derive(Clone, Debug)]
+pub struct Entrance {
     name: String,
 }
 
@@ -23,11 +28,21 @@ impl Namespace {
     /// When `ip` fails (not root, name taken).
     pub fn new(name: String) -> Result<Self> {
         ip(&["netns", "add", &name], "")?;
-        let namespace = Self { name };
+        let namespace = Self(Entrance { name });
         namespace.ip("link set lo up\n")?;
         Ok(namespace)
     }
+}
 
+impl Deref for Namespace {
+    type Target = Entrance;
+
+    fn deref(&self) -> &Entrance {
+        &self.0
+    }
+}
+
+impl Entrance {
     /// Its name, as `ip netns` knows it.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -40,6 +55,14 @@ impl Namespace {
     /// When one fails.
     pub fn ip(&self, batch: &str) -> Result<()> {
         ip(&["-n", &self.name, "-batch", "-"], batch)
+    }
+
+    /// Runs `tc` commands, one per line, inside.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn tc(&self, batch: &str) -> Result<()> {
+        iproute2("tc", &["-n", &self.name, "-batch", "-"], batch)
     }
 
     /// Runs `work` on a thread inside: sockets opened and processes started there stay in the namespace.
@@ -67,21 +90,25 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs iproute2 with `input` on its stdin.
 fn ip(args: &[&str], input: &str) -> Result<()> {
-    let mut command = Command::new("ip");
+    iproute2("ip", args, input)
+}
+
+/// Runs a program of iproute2 with `input` on its stdin.
+fn iproute2(program: &str, args: &[&str], input: &str) -> Result<()> {
+    let mut command = Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(Error::io("cannot run ip (package iproute2)"))?;
+    let mut child = command.spawn().map_err(Error::io(format!("cannot run {program} (package iproute2)")))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A batch that fails early closes the pipe: its exit status says why.
         let _ = stdin.write_all(input.as_bytes());
     }
-    let output = child.wait_with_output().map_err(Error::io("cannot wait for ip"))?;
+    let output = child.wait_with_output().map_err(Error::io(format!("cannot wait for {program}")))?;
     if output.status.success() {
         return Ok(());
     }
     Err(Error::Command {
-        command: format!("ip {} <<< {input:?}", args.join(" ")),
+        command: format!("{program} {} <<< {input:?}", args.join(" ")),
         status: output.status.to_string(),
         output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     })

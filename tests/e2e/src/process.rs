@@ -108,6 +108,12 @@ impl Process {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
+    /// Where its output goes.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     fn group(&self) -> Pid {
         Pid::from_raw(self.pid().cast_signed())
     }
@@ -133,8 +139,18 @@ pub fn signal_one(pid: u32, signal: Signal) -> Result<()> {
 /// Whether the process exists and has not ended (a zombie has).
 #[must_use]
 pub fn alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    state(pid).is_some_and(|state| !['Z', 'X'].contains(&state))
+}
+
+/// Whether the process is stopped by a signal.
+#[must_use]
+pub fn stopped(pid: u32) -> bool {
+    state(pid) == Some('T')
+}
+
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 fn children(pid: u32) -> Vec<u32> {

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::namespace::Namespace;
+use crate::namespace::Entrance;
 use crate::{Error, Result};
 
 /// Replies longer than this are a broken peer.
@@ -37,7 +37,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the server cannot be reached.
-    pub fn open(namespace: &Namespace, server: SocketAddr, reply_limit: Duration) -> Result<Self> {
+    pub fn open(namespace: &Entrance, server: SocketAddr, reply_limit: Duration) -> Result<Self> {
         let stream = namespace.run(|| {
             TcpStream::connect_timeout(&server, Duration::from_secs(2))
                 .map_err(Error::io(format!("cannot connect to {server}")))

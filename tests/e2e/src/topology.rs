@@ -9,10 +9,11 @@
 //! ```
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::namespace::Namespace;
 use crate::{Error, Result};
@@ -25,6 +26,18 @@ pub const LAN_BITS: u8 = 24;
 pub const GUEST_MAC: &str = "52:54:00:70:00:02";
 /// Name of the VM's tap device on both hosts.
 pub const TAP: &str = "tap0";
+
+/// A link from host to host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Link {
+    /// Carries the epochs.
+    Replication,
+    /// Carries heartbeats only.
+    Heartbeat,
+}
+
+/// Where nobody listens: a connection there is refused after one round trip.
+const CLOSED_PORT: u16 = 9;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 70, 0, 100);
 const LINKS: [(&str, u8); 2] = [("repl", 71), ("beat", 72)];
@@ -108,5 +121,53 @@ impl Topology {
     /// When iproute2 fails.
     pub fn cut_links(&self) -> Result<()> {
         self.hosts[0].ip(&LINKS.map(|(link, _)| format!("link set {link} down\n")).concat())
+    }
+
+    /// Takes one link down or up again.
+    ///
+    /// # Errors
+    /// When iproute2 fails.
+    pub fn set_link(&self, link: Link, up: bool) -> Result<()> {
+        self.hosts[0].ip(&format!("link set {} {}\n", link.name(), if up { "up" } else { "down" }))
+    }
+
+    /// Makes one link slow and lossy in both directions, with what `tc` understands after `netem`; `None`: as it was.
+    ///
+    /// # Errors
+    /// When iproute2 fails, or the kernel has no netem.
+    pub fn impair(&self, link: Link, netem: Option<&str>) -> Result<()> {
+        for host in &self.hosts {
+            match netem {
+                Some(netem) => host.tc(&format!("qdisc replace dev {} root netem {netem}\n", link.name()))?,
+                None => host.tc(&format!("qdisc del dev {} root\n", link.name()))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// One round trip from host A to host B over a link; `None`: nothing came back within `limit`.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn round_trip(&self, link: Link, limit: Duration) -> Result<Option<Duration>> {
+        let address = match link {
+            Link::Replication => Self::replication(1),
+            Link::Heartbeat => Self::heartbeat(1),
+        };
+        self.hosts[0].run(|| {
+            let start = Instant::now();
+            let answer = TcpStream::connect_timeout(&SocketAddr::from((address, CLOSED_PORT)), limit);
+            let refused = answer.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+            Ok(refused.then(|| start.elapsed()))
+        })
+    }
+}
+
+impl Link {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Replication => LINKS[0].0,
+            Self::Heartbeat => LINKS[1].0,
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::namespace::Namespace;
+use crate::namespace::Entrance;
 use crate::resp::{Connection, Reply};
 use crate::topology::GUEST;
 use crate::{Error, Result, wait};
@@ -62,7 +62,7 @@ pub struct ReadBack {
 ///
 /// # Errors
 /// When it does not answer within `limit`.
-pub fn connect(client: &Namespace, limit: Duration) -> Result<Connection> {
+pub fn connect(client: &Entrance, limit: Duration) -> Result<Connection> {
     wait::until("answer of Redis in the guest", limit, || {
         let mut connection = Connection::open(client, SocketAddr::from((GUEST, REDIS_PORT)), REPLY_LIMIT)?;
         Ok((connection.call(&[b"PING"])? == Reply::Simple("PONG".into())).then_some(connection))

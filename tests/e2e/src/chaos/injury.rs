@@ -1,0 +1,170 @@
+//! Does a fault to real processes and links, makes sure that it has happened, and undoes what can be undone.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::pair::{Pair, wait_gone};
+use super::plan::{Device, Fault, Side};
+use crate::topology::{Link, Topology};
+use crate::{Error, Result, agent, process, wait};
+
+/// A link on which nothing comes back for so long is cut. In an emulated machine a round trip takes a few milliseconds.
+const PROBE_LIMIT: Duration = Duration::from_millis(400);
+/// How long an order to a process may take to show.
+const EFFECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// What has to be undone after a fault.
+#[derive(Debug, Default)]
+pub struct Injury {
+    /// How long it lasts; `None`: until somebody repairs it.
+    pub span: Option<Duration>,
+    links: Vec<Link>,
+    slow: Option<Link>,
+    frozen: Option<u32>,
+    full: Option<u8>,
+    witness: bool,
+}
+
+/// Does `fault` while host `primary` runs the VM. When it returns, the fault has its effect.
+///
+/// # Errors
+/// When the fault does not show the effect that it should have.
+pub fn inflict(fault: &Fault, pair: &mut Pair, topology: &Topology, primary: u8) -> Result<Injury> {
+    let on = |side: Side| if side == Side::Primary { primary } else { 1 - primary };
+    let mut injury = Injury::default();
+    match *fault {
+        Fault::DeviceDies(side, device) => kill_device(pair, on(side), device)?,
+        Fault::DiskFull => injury.fill_disk(pair, topology, primary)?,
+        Fault::Frozen(side, span) => injury.freeze(pair, on(side), span)?,
+        Fault::HandOver => pair.host(primary).vmm.signal(Signal::SIGTERM)?,
+        Fault::HeartbeatCut(span) => injury.cut(topology, &[Link::Heartbeat], Some(span))?,
+        Fault::HostDies(side) => kill_host(pair, on(side))?,
+        Fault::HostDiesWithoutWitness(span) => {
+            injury.hide_witness(pair, span)?;
+            kill_host(pair, primary)?;
+        }
+        Fault::Partition => injury.cut(topology, &[Link::Replication, Link::Heartbeat], None)?,
+        Fault::PartitionWithoutWitness(span) => {
+            injury.hide_witness(pair, span)?;
+            injury.cut(topology, &[Link::Replication, Link::Heartbeat], Some(span))?;
+        }
+        Fault::ReplicationCut(span) => injury.cut(topology, &[Link::Replication], Some(span))?,
+        Fault::SlowLink { delay, loss, span } => injury.slow_down(topology, delay, loss, span)?,
+        Fault::VmmDies(side) => {
+            let vmm = &pair.host(on(side)).vmm;
+            let mut all: Vec<u32> = vmm.descendants().into_iter().map(|(pid, _)| pid).collect();
+            all.push(vmm.pid());
+            vmm.signal(Signal::SIGKILL)?;
+            // Its device processes must end by themselves.
+            wait_gone(&all)?;
+        }
+        Fault::WitnessAway(span) => injury.hide_witness(pair, span)?,
+    }
+    Ok(injury)
+}
+
+impl Injury {
+    /// Gives the witness back, if it is away: with the links still cut, it is now that the two hosts are told apart.
+    ///
+    /// # Errors
+    /// When it cannot be put back.
+    pub fn return_witness(&mut self, pair: &Pair) -> Result<()> {
+        if std::mem::take(&mut self.witness) { pair.move_witness(false) } else { Ok(()) }
+    }
+
+    /// Undoes all that can be undone. What was killed stays dead.
+    ///
+    /// # Errors
+    /// When something does not go back to what it was.
+    pub fn heal(&mut self, pair: &Pair, topology: &Topology) -> Result<()> {
+        self.return_witness(pair)?;
+        for link in self.links.drain(..) {
+            topology.set_link(link, true)?;
+            wait::until("traffic on a link that is up again", EFFECT_LIMIT, || {
+                topology.round_trip(link, PROBE_LIMIT).map(|back| back.map(|_| ()))
+            })?;
+        }
+        if let Some(link) = self.slow.take() {
+            topology.impair(link, None)?;
+        }
+        if let Some(pid) = self.frozen.take() {
+            process::signal_one(pid, Signal::SIGCONT)?;
+        }
+        if let Some(host) = self.full.take() {
+            pair.disk(host).empty()?;
+            agent::ask(&topology.client, "rm -f /root/filler")?;
+        }
+        Ok(())
+    }
+
+    /// The guest has to write where its image has a hole: its clients' writes may find old blocks for a while.
+    fn fill_disk(&mut self, pair: &Pair, topology: &Topology, host: u8) -> Result<()> {
+        pair.disk(host).fill()?;
+        self.full = Some(host);
+        agent::ask(&topology.client, "(head -c 4194304 /dev/urandom >/root/filler; sync) >/dev/null 2>&1 &")?;
+        Ok(())
+    }
+
+    fn freeze(&mut self, pair: &Pair, host: u8, span: Duration) -> Result<()> {
+        let pid = pair.host(host).vmm.pid();
+        process::signal_one(pid, Signal::SIGSTOP)?;
+        (self.frozen, self.span) = (Some(pid), Some(span));
+        wait::until("standstill of the VMM", EFFECT_LIMIT, || Ok(process::stopped(pid).then_some(())))
+    }
+
+    fn hide_witness(&mut self, pair: &Pair, span: Duration) -> Result<()> {
+        pair.move_witness(true)?;
+        (self.witness, self.span) = (true, Some(span));
+        Ok(())
+    }
+
+    fn cut(&mut self, topology: &Topology, links: &[Link], span: Option<Duration>) -> Result<()> {
+        self.span = span;
+        for link in links {
+            topology.set_link(*link, false)?;
+            self.links.push(*link);
+        }
+        for link in links {
+            if topology.round_trip(*link, PROBE_LIMIT)?.is_some() {
+                return Err(Error::Protocol {
+                    from: format!("{link:?} link"),
+                    answer: "it is cut, but packets flow".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn slow_down(&mut self, topology: &Topology, delay: Duration, loss: u16, span: Duration) -> Result<()> {
+        let netem = format!("delay {}ms loss {}.{}%", delay.as_millis(), loss / 10, loss % 10);
+        topology.impair(Link::Replication, Some(&netem))?;
+        (self.slow, self.span) = (Some(Link::Replication), Some(span));
+        // Each way has the delay; a lost packet makes it longer.
+        let back = topology.round_trip(Link::Replication, EFFECT_LIMIT)?;
+        if back.is_some_and(|back| back >= delay * 2) {
+            return Ok(());
+        }
+        Err(Error::Protocol { from: "slow link".into(), answer: format!("a round trip took {back:?}") })
+    }
+}
+
+fn kill_host(pair: &Pair, host: u8) -> Result<()> {
+    let vmm = &pair.host(host).vmm;
+    let mut all: Vec<u32> = vmm.descendants().into_iter().map(|(pid, _)| pid).collect();
+    all.push(vmm.pid());
+    vmm.signal_all(Signal::SIGKILL)?;
+    wait_gone(&all)
+}
+
+fn kill_device(pair: &Pair, host: u8, device: Device) -> Result<()> {
+    let name = match device {
+        Device::Disk => "vhost-user-blk",
+        Device::Network => "vhost-user-net",
+    };
+    let all = pair.host(host).vmm.descendants();
+    let found = all.iter().find(|(_, program)| program.starts_with(name));
+    let (pid, _) = found.ok_or_else(|| Error::Protocol { from: "process list".into(), answer: format!("{all:?}") })?;
+    process::signal_one(*pid, Signal::SIGKILL)?;
+    wait_gone(&[*pid])
+}

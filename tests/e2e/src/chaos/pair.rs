@@ -1,0 +1,277 @@
+//! The two hosts of a chaos run: who is what as seen from outside, starting what has died, protecting again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::small_disk::SmallDisk;
+use crate::artifacts::{Artifacts, copy};
+use crate::host::{self, Host, Pairing, Shape};
+use crate::topology::Topology;
+use crate::{Error, Result, process, wait};
+
+/// How long processes may take to be gone after a signal.
+const GONE_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a host looks like from outside.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Seen {
+    /// No VMM process.
+    Dead,
+    /// It may not run the VM any more, and has stopped it.
+    Fenced,
+    /// Its VMM is stopped by a signal.
+    Frozen,
+    /// Its API does not answer.
+    Mute(String),
+    /// It runs the VM.
+    Runs {
+        /// Whether the other host could go on with it.
+        protected: bool,
+        /// Its reign.
+        term: u64,
+    },
+    /// It waits for a primary, or has one.
+    StandsBy,
+}
+
+/// Both hosts and what they have in common.
+pub struct Pair {
+    hosts: [Host; 2],
+    // After the hosts, whose images are on them, and before the folder in which they are mounted.
+    disks: [SmallDisk; 2],
+    artifacts: Artifacts,
+    shape: Shape,
+    detect_ms: Option<u64>,
+    /// Logs of earlier lives are numbered.
+    lives: u32,
+}
+
+impl Pair {
+    /// Boots the guest on host A and starts host B as its standby.
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn start(artifacts: Artifacts, topology: &Topology, shape: Shape, detect_ms: Option<u64>) -> Result<Self> {
+        let folder = artifacts.path(WITNESS_FOLDER);
+        fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
+        let size = artifacts.disk_size()?;
+        let root = artifacts.path("root.img");
+        let disks = ['a', 'b'].map(|host| SmallDisk::mount(artifacts.path(&format!("disk.{host}")), &root));
+        let [one, other] = disks;
+        let disks = [one?, other?];
+        place(&root, &disks[0])?;
+        let a = Host::primary(&artifacts, topology, &shape)?;
+        let image = artifacts.path("b.img");
+        let blank = fs::File::create(&image).map_err(Error::file("create", &image))?;
+        blank.set_len(size).map_err(Error::file("size", &image))?;
+        place(&image, &disks[1])?;
+        let witness = witness_file(&artifacts);
+        let b = Host::join(&artifacts, topology, &shape, 1, &Pairing { witness: &witness, detect_ms })?;
+        Ok(Self { hosts: [a, b], disks, artifacts, shape, detect_ms, lives: 0 })
+    }
+
+    /// A host.
+    #[must_use]
+    pub fn host(&self, index: u8) -> &Host {
+        &self.hosts[usize::from(index)]
+    }
+
+    /// The file system that a host's image is on.
+    #[must_use]
+    pub fn disk(&self, index: u8) -> &SmallDisk {
+        &self.disks[usize::from(index)]
+    }
+
+    /// The run's files.
+    #[must_use]
+    pub fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
+    }
+
+    /// What a host looks like now.
+    pub fn look(&mut self, index: u8) -> Seen {
+        let host = &mut self.hosts[usize::from(index)];
+        if !matches!(host.vmm.ended(), Ok(None)) {
+            return Seen::Dead;
+        }
+        if process::stopped(host.vmm.pid()) {
+            return Seen::Frozen;
+        }
+        host.ft_status().map_or_else(|error| Seen::Mute(error.chain()), |status| Seen::read(&status))
+    }
+
+    /// Waits until the two look as `right` says; what they look like then.
+    ///
+    /// # Errors
+    /// When they do not within `limit`; the error tells what they look like.
+    pub fn wait(&mut self, what: &str, limit: Duration, right: impl Fn(&[Seen; 2]) -> bool) -> Result<[Seen; 2]> {
+        wait::until(what, limit, || {
+            let seen = [self.look(0), self.look(1)];
+            if right(&seen) {
+                return Ok(Some(seen));
+            }
+            Err(Error::Protocol { from: "hosts".into(), answer: format!("a: {:?}, b: {:?}", seen[0], seen[1]) })
+        })
+    }
+
+    /// Starts host `index` again as a standby unless it is one.
+    ///
+    /// # Errors
+    /// When its old processes do not go, or the new ones do not come.
+    pub fn bring_back(&mut self, index: u8, topology: &Topology) -> Result<()> {
+        if self.look(index) == Seen::StandsBy {
+            return Ok(());
+        }
+        let host = &mut self.hosts[usize::from(index)];
+        let rest = host.vmm.descendants();
+        if host.vmm.ended()?.is_none() {
+            // One that is ending already may be gone by now.
+            let _ = host.vmm.signal(Signal::SIGTERM);
+            host.vmm.wait(GONE_LIMIT)?;
+        }
+        wait_gone(&rest.iter().map(|(pid, _)| *pid).collect::<Vec<_>>())?;
+        self.lives += 1;
+        for file in [host.vmm.log().to_owned(), host.serial_file().to_owned()] {
+            let old = file.with_extension(format!("{}.{}", self.lives, extension(&file)));
+            // A host without a life before has no files.
+            let _ = fs::rename(&file, old);
+        }
+        let witness = witness_file(&self.artifacts);
+        let pairing = Pairing { witness: &witness, detect_ms: self.detect_ms };
+        let joined = Host::join(&self.artifacts, topology, &self.shape, index, &pairing)?;
+        self.hosts[usize::from(index)] = joined;
+        Ok(())
+    }
+
+    /// Has host `index` protect its VM by the other one, unless it does.
+    ///
+    /// # Errors
+    /// When it is not protected within `limit`.
+    pub fn protect(&mut self, index: u8, limit: Duration) -> Result<()> {
+        let witness = witness_file(&self.artifacts);
+        let pairing = Pairing { witness: &witness, detect_ms: self.detect_ms };
+        let argument = host::protect_by(1 - index, &pairing);
+        wait::until("protection", limit, || {
+            let host = &self.hosts[usize::from(index)];
+            let status = host.ft_status()?;
+            match status["state"].as_str() {
+                Some("protected") => return Ok(Some(())),
+                // Refused while the standby clears its memory, or while the witness is away: asked again.
+                Some("solo" | "unprotected") => drop(host.api(&["ft", "protect", &argument, "--no-wait"])?),
+                _ => {}
+            }
+            Err(Error::Protocol { from: "ft status".into(), answer: status.to_string() })
+        })
+    }
+
+    /// Lets the witness's record disappear, as when its file server is down, or come back.
+    ///
+    /// # Errors
+    /// When its folder cannot be moved.
+    pub fn move_witness(&self, away: bool) -> Result<()> {
+        let (here, there) = (self.artifacts.path(WITNESS_FOLDER), self.artifacts.path("witness.away"));
+        let (from, to) = if away { (here, there) } else { (there, here) };
+        fs::rename(&from, &to).map_err(Error::file("move", &from))
+    }
+
+    /// Copies logs and serial lines of all lives, and the events of both hosts, to a folder.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn keep_logs(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        let all = self.artifacts.path("");
+        for entry in fs::read_dir(&all).map_err(Error::file("list", &all))?.flatten() {
+            let path = entry.path();
+            if ["log", "serial"].contains(&extension(&path).as_str()) {
+                let to = folder.join(entry.file_name());
+                fs::copy(&path, &to).map_err(Error::file("copy to", &to))?;
+            }
+        }
+        for host in &self.hosts {
+            let events = host.ft_events().unwrap_or_default();
+            let text: String = events.iter().map(|event| format!("{event}\n")).collect();
+            let to = folder.join(format!("{}.events", host::letter(host.index)));
+            fs::write(&to, text).map_err(Error::file("write", &to))?;
+        }
+        Ok(())
+    }
+
+    /// The end of everybody's words, for a person who looks for the reason of a failure.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let mut text = String::new();
+        for host in &self.hosts {
+            let letter = host::letter(host.index);
+            let events = host.ft_events().unwrap_or_default();
+            let events: String = events.iter().rev().take(12).rev().map(|event| format!("{event}\n")).collect();
+            let serial = host.serial();
+            let lines: Vec<&str> = serial.lines().collect();
+            let tail = lines[lines.len().saturating_sub(8)..].join("\n");
+            let vmm = host.vmm.last_words();
+            text.push_str(&format!("--- host {letter}, events:\n{events}--- VMM:\n{vmm}\n--- serial:\n{tail}\n"));
+        }
+        text
+    }
+
+    /// For what a run has to do with a host itself.
+    pub fn host_mut(&mut self, index: u8) -> &mut Host {
+        &mut self.hosts[usize::from(index)]
+    }
+}
+
+impl Seen {
+    fn read(status: &Value) -> Self {
+        let term = status["term"].as_u64().unwrap_or_default();
+        match status["state"].as_str().unwrap_or_default() {
+            "protected" => Self::Runs { protected: true, term },
+            "solo" | "syncing" | "unprotected" => Self::Runs { protected: false, term },
+            "fenced" => Self::Fenced,
+            state if state.starts_with("standby") => Self::StandsBy,
+            other => Self::Mute(format!("state {other:?}")),
+        }
+    }
+
+    /// Whether this host runs the VM.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        matches!(self, Self::Runs { .. })
+    }
+}
+
+/// Waits until none of the processes exists.
+///
+/// # Errors
+/// When one stays.
+pub fn wait_gone(pids: &[u32]) -> Result<()> {
+    wait::until("end of the processes that were killed", GONE_LIMIT, || {
+        let left: Vec<&u32> = pids.iter().filter(|pid| process::alive(**pid)).collect();
+        if left.is_empty() {
+            return Ok(Some(()));
+        }
+        Err(Error::Protocol { from: "process list".into(), answer: format!("{left:?} are alive") })
+    })
+}
+
+/// Moves an image to a disk and leaves a link in its place.
+fn place(image: &Path, disk: &SmallDisk) -> Result<()> {
+    let there = disk.path("image");
+    copy(image, &there, "the run makes it")?;
+    fs::remove_file(image).map_err(Error::file("remove", image))?;
+    std::os::unix::fs::symlink(&there, image).map_err(Error::file("link", image))
+}
+
+/// A folder of its own, so that it can go away as a whole.
+const WITNESS_FOLDER: &str = "witness.here";
+
+fn witness_file(artifacts: &Artifacts) -> PathBuf {
+    artifacts.path(WITNESS_FOLDER).join("record")
+}
+
+fn extension(path: &Path) -> String {
+    path.extension().map(|end| end.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,274 @@
+//! A chaos run: boot, protect, fault after fault with a look at everything after each, and the final reckoning.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::clients::Clients;
+use super::injury::{Injury, inflict};
+use super::pair::{Pair, Seen};
+use super::plan::{Fault, Kind, Outcome, Plan};
+use super::summary::{Reboot, Round, Summary, Verdict, millis};
+use super::verify;
+use crate::agent::{self, Boot};
+use crate::artifacts::Artifacts;
+use crate::host::{Shape, letter};
+use crate::topology::Topology;
+use crate::{Error, Result, wait};
+
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+const PROTECT_LIMIT: Duration = Duration::from_secs(120);
+/// How long it may take until it is clear who runs the VM, and until clients are served again.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+const SERVE_LIMIT: Duration = Duration::from_secs(90);
+/// Answers that every client has had before a fault, and after it.
+const ANSWERS: usize = 20;
+/// Answers during which the host that does not run the VM must be silent.
+const WATCHED_ANSWERS: usize = 10;
+/// What was released before a cut is through the wires after this time.
+const ON_THE_WIRE: Duration = Duration::from_millis(300);
+
+/// How a run goes.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Faults, one after the other.
+    pub rounds: u32,
+    /// Decides which.
+    pub seed: u64,
+    /// Only these kinds; empty: all.
+    pub kinds: Vec<Kind>,
+    /// Rest of each client after each step.
+    pub think: Duration,
+    /// Silence on both links after which a host is taken for dead.
+    pub detect: Duration,
+    /// Where logs go when something does not hold.
+    pub logs: Option<PathBuf>,
+}
+
+/// A run under way. Fields go in this order on drop: processes before namespaces.
+pub struct Run {
+    options: Options,
+    pair: Pair,
+    topology: Topology,
+    summary: Summary,
+    tell: Box<dyn FnMut(&str)>,
+}
+
+impl Run {
+    /// Builds the network, boots the guest on host A, starts host B as its standby. `tell` gets a line at each step.
+    ///
+    /// # Errors
+    /// When something does not come up; nothing is left behind.
+    pub fn start(options: Options, mut tell: Box<dyn FnMut(&str)>) -> Result<Self> {
+        let artifacts = Artifacts::gather_with_postgres()?;
+        let topology = Topology::new()?;
+        tell("network up: two hosts and a client on a LAN, two links from host to host");
+        let detect_ms = u64::try_from(options.detect.as_millis()).ok();
+        let pair = Pair::start(artifacts, &topology, Shape::default(), detect_ms)?;
+        let summary = Summary { seed: options.seed, rounds_wanted: options.rounds, ..Summary::default() };
+        Ok(Self { options, pair, topology, summary, tell })
+    }
+
+    /// Everything else.
+    ///
+    /// # Errors
+    /// When the run cannot be carried out. A property that does not hold is told in the summary instead.
+    pub fn complete(mut self) -> Result<Summary> {
+        let begun = self.begin();
+        let (clients, mut boot) = begun.inspect_err(|_| self.explain())?;
+        let mut plan = Plan::new(self.options.seed, self.options.detect, &self.options.kinds);
+        let mut runner = 0;
+        for number in 1..=self.options.rounds {
+            let round = self.round(number, &plan.draw(), &clients, &mut runner, &mut boot)?;
+            (self.tell)(&round.to_string());
+            let failed = !round.failures.is_empty();
+            self.summary.rounds.push(round);
+            if failed {
+                break;
+            }
+        }
+        let sound = self.summary.rounds.iter().all(|round| round.failures.is_empty());
+        if sound {
+            verify::all(&mut self.summary, &mut self.pair, &self.topology, clients, runner)?;
+        }
+        self.summary.conclude();
+        if self.summary.verdict != Verdict::Passed {
+            self.explain();
+        }
+        Ok(self.summary)
+    }
+
+    /// Until the guest is protected and clients are served.
+    fn begin(&mut self) -> Result<(Clients, Boot)> {
+        let clients = Clients::start(&self.topology.client, Instant::now(), self.options.think, BOOT_LIMIT)?;
+        let boot = agent::boot(&self.topology.client)?;
+        (self.tell)(&format!("guest booted, Redis and PostgreSQL answer, uptime {:.1} s", boot.uptime_s));
+        let start = Instant::now();
+        self.pair.protect(0, PROTECT_LIMIT)?;
+        (self.tell)(&format!("protected after {:.1} s", start.elapsed().as_secs_f64()));
+        Ok((clients, boot))
+    }
+
+    /// One fault and all that follows. What does not hold is in the round's failures.
+    fn round(
+        &mut self,
+        number: u32,
+        fault: &Fault,
+        clients: &Clients,
+        runner: &mut u8,
+        boot: &mut Boot,
+    ) -> Result<Round> {
+        let mut round = Round { number, fault: fault.to_string(), ..Round::default() };
+        let term = self.ready(clients, *runner, boot, &mut round);
+        let at = Instant::now();
+        let all = term.and_then(|term| {
+            let before = *runner;
+            *runner = self.endure(fault, before, term)?;
+            round.runs = Some(letter(*runner));
+            let watched = self.watch_outputs(clients, *runner);
+            self.served(watched, clients, boot, *runner != before, &mut round)?;
+            self.pair.bring_back(1 - *runner, &self.topology)?;
+            self.pair.protect(*runner, PROTECT_LIMIT)?;
+            round.protected_s = Some((at.elapsed().as_secs_f64() * 100.0).round() / 100.0);
+            self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, &mut round)
+        });
+        round.stall_ms = millis(clients.longest_wait(at));
+        match all {
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => round.failures.push(error.chain()),
+            Ok(()) => {}
+        }
+        // Connections of a guest that booted again are broken for good reason; the end tells of them once more.
+        if round.reboot.is_none() && !self.summary.rounds.iter().any(|round| round.reboot.is_some()) {
+            let broken = clients.breaks().into_iter().map(|(who, _, why)| format!("connection of {who} broke: {why}"));
+            round.failures.extend(broken);
+        }
+        Ok(round)
+    }
+
+    /// Before a fault: clients are served, the VM is protected and the guest is the one that it was. Gives the term.
+    fn ready(&mut self, clients: &Clients, runner: u8, boot: &mut Boot, round: &mut Round) -> Result<u64> {
+        self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, round)?;
+        match self.pair.look(runner) {
+            Seen::Runs { protected: true, term } => Ok(term),
+            seen => {
+                let answer = format!("it was protected, then without any fault {seen:?}");
+                Err(Error::Protocol { from: format!("host {}", letter(runner)), answer })
+            }
+        }
+    }
+
+    /// From the fault until it is undone and clear who runs the VM: which host that is.
+    fn endure(&mut self, fault: &Fault, primary: u8, term: u64) -> Result<u8> {
+        let outcome = fault.outcome(self.options.detect);
+        let mut injury = inflict(fault, &mut self.pair, &self.topology, primary)?;
+        self.sit_out(fault, &injury)?;
+        injury.return_witness(&self.pair)?;
+        if outcome != Outcome::StaysProtected {
+            self.settled(outcome, primary, term)?;
+        }
+        injury.heal(&self.pair, &self.topology)?;
+        self.settled(outcome, primary, term)
+    }
+
+    /// The time that the fault lasts. While the witness is away and the hosts do not see each other, nobody may say a word.
+    fn sit_out(&self, fault: &Fault, injury: &Injury) -> Result<()> {
+        let Some(span) = injury.span else { return Ok(()) };
+        if !matches!(fault, Fault::HostDiesWithoutWitness(_) | Fault::PartitionWithoutWitness(_)) {
+            return wait::pass(span);
+        }
+        wait::pass(ON_THE_WIRE)?;
+        let frames = self.frames()?;
+        wait::pass(span.saturating_sub(ON_THE_WIRE))?;
+        let later = self.frames()?;
+        if later == frames {
+            return Ok(());
+        }
+        let answer = format!("sent frames without witness and peer: {frames:?}, then {later:?} from hosts a and b");
+        Err(Error::Protocol { from: "the VM".into(), answer })
+    }
+
+    /// Waits until exactly one host runs the VM, the right one.
+    fn settled(&mut self, outcome: Outcome, primary: u8, term: u64) -> Result<u8> {
+        let what = "exactly one host running the VM, in the right state";
+        let seen = self.pair.wait(what, SETTLE_LIMIT, |seen| {
+            let one = seen[0].runs() != seen[1].runs();
+            let right = seen.iter().any(|seen| match (outcome, seen) {
+                (Outcome::StaysProtected, Seen::Runs { protected, term: now }) => *protected && *now == term,
+                (_, Seen::Runs { term: now, .. }) => *now > term,
+                _ => false,
+            });
+            one && right
+        })?;
+        let runner = u8::from(seen[1].runs());
+        let expected = match outcome {
+            Outcome::Either => runner,
+            Outcome::Moves => 1 - primary,
+            Outcome::StaysAlone | Outcome::StaysProtected => primary,
+        };
+        if runner == expected {
+            return Ok(runner);
+        }
+        let answer = format!("host {} runs the VM, expected host {}", letter(runner), letter(expected));
+        Err(Error::Protocol { from: "hosts".into(), answer })
+    }
+
+    /// Clients are served, by one host; from the other not one frame comes.
+    fn watch_outputs(&self, clients: &Clients, runner: u8) -> Result<()> {
+        // The first answer shows that the takeover, with its announcements, is over.
+        clients.progress(1, SERVE_LIMIT)?;
+        let frames = self.frames()?;
+        clients.progress(WATCHED_ANSWERS, SERVE_LIMIT)?;
+        let later = self.frames()?;
+        let grown = [0, 1].map(|host| later[host] - frames[host]);
+        let (own, other) = (grown[usize::from(runner)], grown[usize::from(1 - runner)]);
+        if own > 0 && other == 0 {
+            return Ok(());
+        }
+        let answer = format!("host {} runs it; frames from hosts a and b: {grown:?}", letter(runner));
+        Err(Error::Protocol { from: "the VM".into(), answer })
+    }
+
+    fn frames(&self) -> Result<[u64; 2]> {
+        Ok([self.topology.frames_from_vm(0)?, self.topology.frames_from_vm(1)?])
+    }
+
+    /// `so_far` is whether clients were served; that they were not may be for a guest that has booted again since the last look,
+    /// and then they get another chance. `moved`: a takeover lies between the two looks.
+    fn served(
+        &self,
+        so_far: Result<()>,
+        clients: &Clients,
+        boot: &mut Boot,
+        moved: bool,
+        round: &mut Round,
+    ) -> Result<()> {
+        if matches!(so_far, Err(Error::Interrupted)) {
+            return so_far;
+        }
+        let Ok(now) =
+            wait::until("answer of the guest's agent", SERVE_LIMIT, || agent::boot(&self.topology.client).map(Some))
+        else {
+            return so_far.and(Err(Error::Protocol { from: "guest's agent".into(), answer: "none".into() }));
+        };
+        if now.id == boot.id {
+            return so_far;
+        }
+        round.reboot = Some(if moved { Reboot::AfterTakeover } else { Reboot::ByItself });
+        if moved {
+            round.failures.push(format!("the guest booted again, uptime {:.1} s", now.uptime_s));
+        }
+        *boot = now;
+        clients.progress(ANSWERS, SERVE_LIMIT)
+    }
+
+    /// Tells all that may help to find out what went wrong, and keeps it.
+    fn explain(&mut self) {
+        let words = self.pair.last_words();
+        (self.tell)(&format!("seed {}, after round {}\n{words}", self.options.seed, self.summary.rounds.len()));
+        if let Some(folder) = &self.options.logs {
+            let kept = self.pair.keep_logs(folder);
+            let text = kept.map_or_else(|error| error.chain(), |()| format!("logs are in {}", folder.display()));
+            (self.tell)(&text);
+        }
+    }
+}
