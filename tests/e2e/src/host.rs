@@ -101,11 +101,12 @@ impl Host {
         Self::start(artifacts, &topology.hosts[1], 1, &args)
     }
 
-    /// Starts a VMM on host `index` as a standby that can boot the guest too, on the image that is there.
+    /// Starts the VMM of host `index` with the command line that it has for good: whether it boots the guest or stands by is for the
+    /// witness to say.
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn join(
+    pub fn member(
         artifacts: &Artifacts,
         topology: &Topology,
         shape: &Shape,
@@ -114,9 +115,9 @@ impl Host {
     ) -> Result<Self> {
         let mut args = common(artifacts, index, shape);
         args.extend(payload(artifacts, shape));
-        let (listen, heartbeat) = (stream_address(index), beat_address(index));
-        let ft = format!("role=standby,listen={listen},heartbeat={heartbeat},{}", pairing.settings());
-        args.extend(["--ft".into(), ft]);
+        let [own, peer] = [index, 1 - index].map(|host| (stream_address(host), beat_address(host)));
+        let addresses = format!("listen={},heartbeat={},standby-peers=[{}/{}]", own.0, own.1, peer.0, peer.1);
+        args.extend(["--ft".into(), format!("role=auto,{addresses},{}", pairing.settings())]);
         Self::start(artifacts, &topology.hosts[usize::from(index)], index, &args)
     }
 
@@ -252,13 +253,7 @@ impl Host {
 /// What `ft protect` at host A needs to find host B.
 #[must_use]
 pub fn protect_argument(pairing: &Pairing<'_>) -> String {
-    protect_by(1, pairing)
-}
-
-/// What `ft protect` needs to find host `index`.
-#[must_use]
-pub fn protect_by(index: u8, pairing: &Pairing<'_>) -> String {
-    format!("peer={},heartbeat={},{}", stream_address(index), beat_address(index), pairing.settings())
+    format!("peer={},heartbeat={},{}", stream_address(1), beat_address(1), pairing.settings())
 }
 
 /// Name of a host in messages and file names.

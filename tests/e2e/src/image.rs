@@ -36,7 +36,9 @@ pub fn check_aof(image: &Path, guest_tree: &Path, scratch: &Path) -> Result<(boo
     if !manifest.exists() {
         return Ok((false, "the image holds no append-only files".into()));
     }
-    verdict(guest_tool(guest_tree, "usr/bin/redis-check-aof")?.arg(&manifest))
+    let (clean, words) = verdict(guest_tool(guest_tree, "usr/bin/redis-check-aof")?.arg(&manifest))?;
+    let last = words.lines().last().unwrap_or("no answer").to_owned();
+    Ok((clean, if clean { last } else { words }))
 }
 
 /// Takes the database cluster of PostgreSQL out of the image and has PostgreSQL's own tool check every page of it.
@@ -46,7 +48,8 @@ pub fn check_aof(image: &Path, guest_tree: &Path, scratch: &Path) -> Result<(boo
 pub fn check_cluster(image: &Path, guest_tree: &Path, scratch: &Path) -> Result<(bool, String)> {
     dump(image, "/var/lib/postgresql/main", scratch)?;
     let mut tool = guest_tool(guest_tree, "usr/lib/postgresql/15/bin/pg_checksums")?;
-    verdict(tool.arg("--check").arg("-D").arg(scratch.join("main")))
+    let (clean, words) = verdict(tool.arg("--check").arg("-D").arg(scratch.join("main")))?;
+    Ok((clean, words.replace('\n', ", ")))
 }
 
 /// Whether two images hold the same bytes, and if not, where they differ first.
@@ -97,13 +100,11 @@ pub fn guest_tool(guest_tree: &Path, program: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a checking tool: whether it is content, and its last line, or everything when it is not.
+/// Runs a checking tool: whether it is content, and what it says.
 fn verdict(command: &mut Command) -> Result<(bool, String)> {
     let output = command.output().map_err(Error::io(format!("cannot run {:?}", command.get_program())))?;
-    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let last = text.lines().rfind(|line| !line.is_empty()).unwrap_or("no answer").to_owned();
-    text.push_str(&String::from_utf8_lossy(&output.stderr));
-    Ok((output.status.success(), if output.status.success() { last } else { text }))
+    let words = [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).trim().to_owned());
+    Ok((output.status.success(), words.join("\n").trim().to_owned()))
 }
 
 fn first_of(candidates: &[PathBuf]) -> Result<&PathBuf> {

@@ -4,12 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::small_disk::SmallDisk;
 use crate::artifacts::{Artifacts, copy};
-use crate::host::{self, Host, Pairing, Shape};
+use crate::host::{Host, Pairing, Shape, letter};
 use crate::topology::Topology;
 use crate::{Error, Result, process, wait};
 
@@ -63,14 +62,15 @@ impl Pair {
         let disks = ['a', 'b'].map(|host| SmallDisk::mount(artifacts.path(&format!("disk.{host}")), &root));
         let [one, other] = disks;
         let disks = [one?, other?];
-        place(&root, &disks[0])?;
-        let a = Host::primary(&artifacts, topology, &shape)?;
-        let image = artifacts.path("b.img");
+        copy(&root, &place(&artifacts, 0, &disks[0])?, "the guest image has it")?;
+        let image = place(&artifacts, 1, &disks[1])?;
         let blank = fs::File::create(&image).map_err(Error::file("create", &image))?;
         blank.set_len(size).map_err(Error::file("size", &image))?;
-        place(&image, &disks[1])?;
         let witness = witness_file(&artifacts);
-        let b = Host::join(&artifacts, topology, &shape, 1, &Pairing { witness: &witness, detect_ms })?;
+        let pairing = Pairing { witness: &witness, detect_ms };
+        // The first one finds no runner on record: it boots the guest.
+        let a = Host::member(&artifacts, topology, &shape, 0, &pairing)?;
+        let b = Host::member(&artifacts, topology, &shape, 1, &pairing)?;
         Ok(Self { hosts: [a, b], disks, artifacts, shape, detect_ms, lives: 0 })
     }
 
@@ -118,54 +118,37 @@ impl Pair {
         })
     }
 
-    /// Starts host `index` again as a standby unless it is one.
+    /// Starts what has died, with the same command line, until host `runner` is protected by the other one again. Everything else is
+    /// for the pair to do.
     ///
     /// # Errors
-    /// When its old processes do not go, or the new ones do not come.
-    pub fn bring_back(&mut self, index: u8, topology: &Topology) -> Result<()> {
-        if self.look(index) == Seen::StandsBy {
-            return Ok(());
-        }
+    /// When it is not protected within `limit`.
+    pub fn recover(&mut self, runner: u8, topology: &Topology, limit: Duration) -> Result<()> {
+        wait::until("protection", limit, || {
+            if self.look(1 - runner) == Seen::Dead {
+                self.revive(1 - runner, topology)?;
+            }
+            match self.look(runner) {
+                Seen::Runs { protected: true, .. } => Ok(Some(())),
+                seen => Err(Error::Protocol { from: format!("host {}", letter(runner)), answer: format!("{seen:?}") }),
+            }
+        })
+    }
+
+    /// Starts a dead host's VMM again.
+    fn revive(&mut self, index: u8, topology: &Topology) -> Result<()> {
         let host = &mut self.hosts[usize::from(index)];
-        let rest = host.vmm.descendants();
-        if host.vmm.ended()?.is_none() {
-            // One that is ending already may be gone by now.
-            let _ = host.vmm.signal(Signal::SIGTERM);
-            host.vmm.wait(GONE_LIMIT)?;
-        }
-        wait_gone(&rest.iter().map(|(pid, _)| *pid).collect::<Vec<_>>())?;
         self.lives += 1;
         for file in [host.vmm.log().to_owned(), host.serial_file().to_owned()] {
             let old = file.with_extension(format!("{}.{}", self.lives, extension(&file)));
-            // A host without a life before has no files.
+            // A host that never ran the guest has no serial line.
             let _ = fs::rename(&file, old);
         }
         let witness = witness_file(&self.artifacts);
         let pairing = Pairing { witness: &witness, detect_ms: self.detect_ms };
-        let joined = Host::join(&self.artifacts, topology, &self.shape, index, &pairing)?;
-        self.hosts[usize::from(index)] = joined;
+        let started = Host::member(&self.artifacts, topology, &self.shape, index, &pairing)?;
+        self.hosts[usize::from(index)] = started;
         Ok(())
-    }
-
-    /// Has host `index` protect its VM by the other one, unless it does.
-    ///
-    /// # Errors
-    /// When it is not protected within `limit`.
-    pub fn protect(&mut self, index: u8, limit: Duration) -> Result<()> {
-        let witness = witness_file(&self.artifacts);
-        let pairing = Pairing { witness: &witness, detect_ms: self.detect_ms };
-        let argument = host::protect_by(1 - index, &pairing);
-        wait::until("protection", limit, || {
-            let host = &self.hosts[usize::from(index)];
-            let status = host.ft_status()?;
-            match status["state"].as_str() {
-                Some("protected") => return Ok(Some(())),
-                // Refused while the standby clears its memory, or while the witness is away: asked again.
-                Some("solo" | "unprotected") => drop(host.api(&["ft", "protect", &argument, "--no-wait"])?),
-                _ => {}
-            }
-            Err(Error::Protocol { from: "ft status".into(), answer: status.to_string() })
-        })
     }
 
     /// Lets the witness's record disappear, as when its file server is down, or come back.
@@ -195,7 +178,7 @@ impl Pair {
         for host in &self.hosts {
             let events = host.ft_events().unwrap_or_default();
             let text: String = events.iter().map(|event| format!("{event}\n")).collect();
-            let to = folder.join(format!("{}.events", host::letter(host.index)));
+            let to = folder.join(format!("{}.events", letter(host.index)));
             fs::write(&to, text).map_err(Error::file("write", &to))?;
         }
         Ok(())
@@ -206,14 +189,14 @@ impl Pair {
     pub fn last_words(&self) -> String {
         let mut text = String::new();
         for host in &self.hosts {
-            let letter = host::letter(host.index);
+            let name = letter(host.index);
             let events = host.ft_events().unwrap_or_default();
             let events: String = events.iter().rev().take(12).rev().map(|event| format!("{event}\n")).collect();
             let serial = host.serial();
             let lines: Vec<&str> = serial.lines().collect();
             let tail = lines[lines.len().saturating_sub(8)..].join("\n");
             let vmm = host.vmm.last_words();
-            text.push_str(&format!("--- host {letter}, events:\n{events}--- VMM:\n{vmm}\n--- serial:\n{tail}\n"));
+            text.push_str(&format!("--- host {name}, events:\n{events}--- VMM:\n{vmm}\n--- serial:\n{tail}\n"));
         }
         text
     }
@@ -257,12 +240,11 @@ pub fn wait_gone(pids: &[u32]) -> Result<()> {
     })
 }
 
-/// Moves an image to a disk and leaves a link in its place.
-fn place(image: &Path, disk: &SmallDisk) -> Result<()> {
-    let there = disk.path("image");
-    copy(image, &there, "the run makes it")?;
-    fs::remove_file(image).map_err(Error::file("remove", image))?;
-    std::os::unix::fs::symlink(&there, image).map_err(Error::file("link", image))
+/// Where the image of host `index` lies, on its own disk; a link leads there.
+fn place(artifacts: &Artifacts, index: u8, disk: &SmallDisk) -> Result<PathBuf> {
+    let (link, there) = (artifacts.path(&format!("{}.img", letter(index))), disk.path("image"));
+    std::os::unix::fs::symlink(&there, &link).map_err(Error::file("link", &link))?;
+    Ok(there)
 }
 
 /// A folder of its own, so that it can go away as a whole.

@@ -21,9 +21,9 @@ const PROTECT_LIMIT: Duration = Duration::from_secs(120);
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SERVE_LIMIT: Duration = Duration::from_secs(90);
 /// Answers that every client has had before a fault, and after it.
-const ANSWERS: usize = 20;
+const ANSWERS: usize = 10;
 /// Answers during which the host that does not run the VM must be silent.
-const WATCHED_ANSWERS: usize = 10;
+const WATCHED_ANSWERS: usize = 5;
 /// What was released before a cut is through the wires after this time.
 const ON_THE_WIRE: Duration = Duration::from_millis(300);
 
@@ -54,7 +54,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Builds the network, boots the guest on host A, starts host B as its standby. `tell` gets a line at each step.
+    /// Builds the network, starts both hosts; A boots the guest. `tell` gets a line at each step.
     ///
     /// # Errors
     /// When something does not come up; nothing is left behind.
@@ -103,7 +103,7 @@ impl Run {
         let boot = agent::boot(&self.topology.client)?;
         (self.tell)(&format!("guest booted, Redis and PostgreSQL answer, uptime {:.1} s", boot.uptime_s));
         let start = Instant::now();
-        self.pair.protect(0, PROTECT_LIMIT)?;
+        self.pair.recover(0, &self.topology, PROTECT_LIMIT)?;
         (self.tell)(&format!("protected after {:.1} s", start.elapsed().as_secs_f64()));
         Ok((clients, boot))
     }
@@ -126,8 +126,7 @@ impl Run {
             round.runs = Some(letter(*runner));
             let watched = self.watch_outputs(clients, *runner);
             self.served(watched, clients, boot, *runner != before, &mut round)?;
-            self.pair.bring_back(1 - *runner, &self.topology)?;
-            self.pair.protect(*runner, PROTECT_LIMIT)?;
+            self.pair.recover(*runner, &self.topology, PROTECT_LIMIT)?;
             round.protected_s = Some((at.elapsed().as_secs_f64() * 100.0).round() / 100.0);
             self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, &mut round)
         });
