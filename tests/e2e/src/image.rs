@@ -47,7 +47,7 @@ pub fn check_aof(image: &Path, guest_tree: &Path, scratch: &Path) -> Result<(boo
 /// When it cannot be taken out or the tool cannot be run.
 pub fn check_cluster(image: &Path, guest_tree: &Path, scratch: &Path) -> Result<(bool, String)> {
     dump(image, "/var/lib/postgresql/main", scratch)?;
-    let mut tool = guest_tool(guest_tree, "usr/lib/postgresql/15/bin/pg_checksums")?;
+    let mut tool = guest_tool(guest_tree, "usr/lib/postgresql/bin/pg_checksums")?;
     let (clean, words) = verdict(tool.arg("--check").arg("-D").arg(scratch.join("main")))?;
     Ok((clean, words.replace('\n', ", ")))
 }

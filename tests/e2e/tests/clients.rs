@@ -39,7 +39,7 @@ impl Servers {
         run(Command::new("cp").arg("-r").arg(tree.join("var/lib/postgresql/main")).arg(files.path()));
         run(Command::new("chown").arg("-R").arg(format!("{POSTGRES}:{POSTGRES}")).arg(files.path().join("main")));
         let redis = redis(&place, &tree, files.path())?;
-        let mut command = guest_tool(&tree, "usr/lib/postgresql/15/bin/postgres")?;
+        let mut command = guest_tool(&tree, "usr/lib/postgresql/bin/postgres")?;
         command.arg("-D").arg(files.path().join("main")).uid(POSTGRES).gid(POSTGRES);
         command.arg("-c").arg(format!("unix_socket_directories={}", files.path().join("main").display()));
         let postgres = spawn(&place, command)?;

@@ -18,7 +18,7 @@ const OFF_LIMIT: Duration = Duration::from_secs(90);
 const TOLD: usize = 5;
 
 const AMCHECK: &str =
-    "/usr/lib/postgresql/15/bin/pg_amcheck -h /tmp -U postgres --install-missing --heapallindexed postgres";
+    "/usr/lib/postgresql/bin/pg_amcheck -h /tmp -U postgres --install-missing --heapallindexed postgres";
 
 /// Looks at everything while the guest runs, then powers it off and looks at its disk.
 ///
