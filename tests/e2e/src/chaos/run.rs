@@ -22,8 +22,6 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SERVE_LIMIT: Duration = Duration::from_secs(90);
 /// Answers that every client has had before a fault, and after it.
 const ANSWERS: usize = 10;
-/// Answers during which the host that does not run the VM must be silent.
-const WATCHED_ANSWERS: usize = 5;
 /// What was released before a cut is through the wires after this time.
 const ON_THE_WIRE: Duration = Duration::from_millis(300);
 
@@ -42,6 +40,14 @@ pub struct Options {
     pub detect: Duration,
     /// Where logs go when something does not hold.
     pub logs: Option<PathBuf>,
+}
+
+/// How a fault has come out.
+struct Settled {
+    /// The host that runs the VM.
+    runner: u8,
+    /// Frames that the VM had sent through each host's tap when that was clear.
+    frames: [u64; 2],
 }
 
 /// A run under way. Fields go in this order on drop: processes before namespaces.
@@ -122,13 +128,18 @@ impl Run {
         let at = Instant::now();
         let all = term.and_then(|term| {
             let before = *runner;
-            *runner = self.endure(fault, before, term)?;
+            let settled = self.endure(fault, before, term)?;
+            *runner = settled.runner;
             round.runs = Some(letter(*runner));
-            let watched = self.watch_outputs(clients, *runner);
-            self.served(watched, clients, boot, *runner != before, &mut round)?;
+            self.served(clients.progress(1, SERVE_LIMIT), clients, boot, *runner != before, &mut round)?;
             self.pair.recover(*runner, &self.topology, PROTECT_LIMIT)?;
-            round.protected_s = Some((at.elapsed().as_secs_f64() * 100.0).round() / 100.0);
-            self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, &mut round)
+            if fault.outcome(self.options.detect) == Outcome::StaysProtected {
+                round.stayed_protected = true;
+            } else {
+                round.protected_s = Some((at.elapsed().as_secs_f64() * 100.0).round() / 100.0);
+            }
+            self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, &mut round)?;
+            self.watch_outputs(&settled)
         });
         round.stall_ms = millis(clients.longest_wait(at));
         match all {
@@ -156,17 +167,19 @@ impl Run {
         }
     }
 
-    /// From the fault until it is undone and clear who runs the VM: which host that is.
-    fn endure(&mut self, fault: &Fault, primary: u8, term: u64) -> Result<u8> {
+    /// From the fault until it is undone and clear who runs the VM.
+    fn endure(&mut self, fault: &Fault, primary: u8, term: u64) -> Result<Settled> {
         let outcome = fault.outcome(self.options.detect);
+        let mut frames = self.frames()?;
         let mut injury = inflict(fault, &mut self.pair, &self.topology, primary)?;
         self.sit_out(fault, &injury)?;
         injury.return_witness(&self.pair)?;
         if outcome != Outcome::StaysProtected {
             self.settled(outcome, primary, term)?;
+            frames = self.frames()?;
         }
         injury.heal(&self.pair, &self.topology)?;
-        self.settled(outcome, primary, term)
+        Ok(Settled { runner: self.settled(outcome, primary, term)?, frames })
     }
 
     /// The time that the fault lasts. While the witness is away and the hosts do not see each other, nobody may say a word.
@@ -211,19 +224,16 @@ impl Run {
         Err(Error::Protocol { from: "hosts".into(), answer })
     }
 
-    /// Clients are served, by one host; from the other not one frame comes.
-    fn watch_outputs(&self, clients: &Clients, runner: u8) -> Result<()> {
-        // The first answer shows that the takeover, with its announcements, is over.
-        clients.progress(1, SERVE_LIMIT)?;
-        let frames = self.frames()?;
-        clients.progress(WATCHED_ANSWERS, SERVE_LIMIT)?;
+    /// Clients were served by the one host; since it was settled that the other one does not run the VM, not one frame has come
+    /// from there.
+    fn watch_outputs(&self, settled: &Settled) -> Result<()> {
         let later = self.frames()?;
-        let grown = [0, 1].map(|host| later[host] - frames[host]);
-        let (own, other) = (grown[usize::from(runner)], grown[usize::from(1 - runner)]);
+        let grown = [0, 1].map(|host| later[host] - settled.frames[host]);
+        let (own, other) = (grown[usize::from(settled.runner)], grown[usize::from(1 - settled.runner)]);
         if own > 0 && other == 0 {
             return Ok(());
         }
-        let answer = format!("host {} runs it; frames from hosts a and b: {grown:?}", letter(runner));
+        let answer = format!("host {} runs it; frames from hosts a and b: {grown:?}", letter(settled.runner));
         Err(Error::Protocol { from: "the VM".into(), answer })
     }
 

@@ -28,7 +28,9 @@ pub struct Round {
     pub runs: Option<char>,
     /// The longest that a client waited for an answer.
     pub stall_ms: f64,
-    /// From the fault until the VM was protected again.
+    /// The fault was none that ends protection, and did not.
+    pub stayed_protected: bool,
+    /// From the fault until the VM was protected again; none if it was all the time.
     pub protected_s: Option<f64>,
     /// Whether the guest has booted again, and by whose doing.
     pub reboot: Option<Reboot>,
@@ -123,9 +125,13 @@ impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.failures.is_empty() { "ok" } else { "FAIL" };
         let runs = self.runs.map_or("?".to_owned(), |host| host.to_string());
-        let protected = self.protected_s.map_or("never".to_owned(), |seconds| format!("{seconds:.1} s"));
+        let protected = match (self.stayed_protected, self.protected_s) {
+            (true, _) => "protected throughout".to_owned(),
+            (false, Some(seconds)) => format!("protected after {seconds:.1} s"),
+            (false, None) => "not protected again".to_owned(),
+        };
         write!(f, "round {:>3}  {verdict:<4} {:<62}", self.number, self.fault)?;
-        write!(f, " {runs} runs, stall {:>7.0} ms, protected after {protected:>7}", self.stall_ms)?;
+        write!(f, " {runs} runs, stall {:>6.0} ms, {protected}", self.stall_ms)?;
         if self.reboot == Some(Reboot::ByItself) {
             write!(f, "\n           the guest booted again BY ITSELF: no takeover was in progress")?;
         }
