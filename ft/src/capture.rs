@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ft_proto::Epoch;
 use ft_proto::device_ctl::{Command, Hold, Report};
+use ft_proto::{CutKind, Epoch};
 
 use crate::device_link::{DeviceLink, LinkError};
 use crate::guest::{Guest, GuestError, Memory, Position};
@@ -30,19 +30,23 @@ pub(crate) struct Held {
     pub(crate) bytes: u64,
 }
 
-/// Captures `epoch` into `staging`. `base`: from the next epoch on output is held.
+/// Captures `epoch` into `staging`. After the base output is held, after the last one nothing runs any more.
 ///
 /// On failure the guest runs on in a new epoch, and every page that was harvested is marked dirty again.
 pub(crate) fn capture(
     guest: &mut dyn Guest,
     links: &mut [DeviceLink],
     disks: usize,
-    base: bool,
+    kind: CutKind,
     staging: &mut Staging,
     memory: &dyn Memory,
 ) -> Result<Held, CaptureError> {
     let epoch = staging.epoch;
     let result = stop_and_copy(guest, links, staging, memory);
+    if kind == CutKind::Last && result.is_ok() {
+        return result;
+    }
+    let base = kind == CutKind::Base;
     if base && result.is_ok() {
         guest.hold_console(epoch.next());
     } else {

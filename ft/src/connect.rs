@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use ft_proto::wire::{Hello, Kind, Purpose, Refusal, Welcome, WireError, decode_body, encode_body};
+use ft_proto::wire::{Hello, Kind, Purpose, Refusal, TookOver, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, NodeId, Term, WitnessAnswer};
 
@@ -50,6 +50,8 @@ pub struct Applicant {
     pub blockers: Vec<String>,
     /// Who says whether it may run the VM.
     pub witness: Option<Asker>,
+    /// How it came to run the VM.
+    pub took_over: Option<TookOver>,
     /// Nobody waits for the reasons: the first ones are enough.
     pub brief: bool,
 }
@@ -109,6 +111,7 @@ fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<String>> 
         beats: addresses.clone(),
         detect_ms: options.detect_ms,
         disk_buffer: options.disk_buffer,
+        took_over: me.took_over,
         on_partition: options.on_partition,
     };
     // The standby's reasons are asked for even when ours suffice: an operator wants to see all of them.

@@ -6,8 +6,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ft_proto::device_ctl::{Command, Report};
+use ft_proto::wire::TookOver;
 use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, LinkId, Node, Settings, State, Time};
 use nix::errno::Errno;
@@ -99,7 +101,15 @@ pub(crate) struct Engine {
     timer_at: Option<Time>,
     status_at: Time,
     /// Calls that are answered when this node is alone, or fenced.
-    waiting: Vec<Reply>,
+    pub(crate) waiting: Vec<Reply>,
+    /// Calls that are answered when the VM has left, or stays.
+    pub(crate) moving: Vec<Reply>,
+    /// Since when the guest stands still, if it was stopped for more than a checkpoint.
+    pub(crate) stopped: Option<Instant>,
+    /// How long the peer was silent when it was suspected.
+    pub(crate) silence_ms: Option<u64>,
+    /// How this node came to run the VM, for who becomes its standby.
+    pub(crate) took_over: Option<TookOver>,
     quit: bool,
 }
 
@@ -163,6 +173,10 @@ impl Engine {
             timer_at: None,
             status_at: now,
             waiting: Vec::new(),
+            moving: Vec::new(),
+            stopped: None,
+            silence_ms: None,
+            took_over: None,
             quit: false,
         };
         engine.watch_all();
@@ -224,11 +238,15 @@ impl Engine {
             self.perform(action);
         }
         self.beats.say(self.node.beat(), self.clock.now());
+        if self.node.state() == State::Fenced {
+            // Those that waited for a move that succeeded have been answered.
+            self.answer_moving(Err(self.last_error.iter().cloned().collect()));
+        }
     }
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Cut { epoch, base } => self.cut(epoch, base),
+            Action::Cut { epoch, kind } => self.cut(epoch, kind),
             Action::Release(committed) => self.release(&committed),
             Action::Commit(committed) => self.commit(&committed),
             Action::AskWitness(claim) => self.ask_witness(claim),
@@ -245,6 +263,11 @@ impl Engine {
     }
 
     fn event(&mut self, event: &Event) {
+        match event {
+            Event::PeerSuspected { silence_ms } => self.silence_ms = Some(*silence_ms),
+            Event::LinkBack { .. } => self.silence_ms = None,
+            _ => {}
+        }
         let record = self.board.event(event);
         self.guest.told(&record);
     }
@@ -255,7 +278,7 @@ impl Engine {
         self.guest.told(&record);
     }
 
-    fn ask_witness(&self, claim: Claim) {
+    pub(crate) fn ask_witness(&self, claim: Claim) {
         if let Some(witness) = &self.witness {
             let post = self.post.clone();
             witness.ask(claim, move |answer| post.send(Message::Witness(answer)));
@@ -269,6 +292,7 @@ impl Engine {
             let _ = link.send(&Command::Discard { after: ft_proto::Epoch(0) }, None);
         }
         self.guest.fence(reason);
+        self.guest_stopped();
         self.last_error = Some(reason.to_owned());
         self.answer_waiting(Err(vec![reason.to_owned()]));
     }
@@ -280,7 +304,9 @@ impl Engine {
                 Message::VmStarted => self.search.switch(true),
                 Message::Protect(options, reply) => self.protect(options, reply),
                 Message::Stop(reply) => self.stop(reply),
-                Message::HandOver(reason, reply) => self.hand_over(reason, reply),
+                Message::HandOver(reason, reply) => self.hand_over(reason, &reply),
+                Message::Switchover(reply) => self.switchover(reply),
+                Message::TestFailover(reply) => self.test_failover(&reply),
                 Message::VmEnded(reply) => self.vm_ended(&reply),
                 Message::Quit => self.quit = true,
                 Message::Opened(opened, reply) => self.opened(opened, reply),
@@ -293,41 +319,6 @@ impl Engine {
                 Message::Beat(link, at, beat) => self.input(Input::Beat { link, at, beat }),
             }
         }
-    }
-
-    fn stop(&mut self, reply: Reply) {
-        let looked = self.search.due().is_some();
-        self.search.switch(false);
-        if !matches!(self.node.state(), State::Syncing | State::Protected) {
-            if looked && self.node.state() == State::Solo {
-                // Nothing to end but the search.
-                let _ = reply.send(Ok(()));
-                return;
-            }
-            let _ = reply.send(Err(vec![format!("this VM is not protected, it is {}", self.state_name())]));
-            return;
-        }
-        self.waiting.push(reply);
-        self.input(Input::StopRequested);
-    }
-
-    fn hand_over(&mut self, reason: String, reply: Reply) {
-        if self.node.state() != State::Protected {
-            let _ = reply.send(Err(vec![format!("this VM is not protected, it is {}", self.state_name())]));
-            return;
-        }
-        // Needs nobody's consent: when the core has been told, this node has stopped and said so.
-        self.input(Input::YieldRequested { reason });
-        let _ = reply.send(Ok(()));
-    }
-
-    /// The VM is shut down: whoever comes next may start it anywhere.
-    fn vm_ended(&mut self, reply: &Reply) {
-        if self.node.runs() {
-            self.ask_witness(Claim::Stop { node: self.node.id(), term: self.node.term() });
-        }
-        // The witness is asked before the engine ends, if it answers in time.
-        let _ = reply.send(Ok(()));
     }
 
     pub(crate) fn answer_waiting(&mut self, result: Result<(), Vec<String>>) {

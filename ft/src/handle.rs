@@ -127,6 +127,22 @@ impl Ft {
         self.call(|reply| Message::HandOver(reason.to_owned(), reply))
     }
 
+    /// Moves the VM to its standby with nothing in flight. Returns when it has left.
+    ///
+    /// # Errors
+    /// When it is not protected, or stays here because the standby was lost.
+    pub fn switchover(&self) -> Result<(), Vec<String>> {
+        self.call(Message::Switchover)
+    }
+
+    /// Stops the VM here without a word to its standby, which finds out and takes over. Returns when it is stopped.
+    ///
+    /// # Errors
+    /// When it is not protected.
+    pub fn test_failover(&self) -> Result<(), Vec<String>> {
+        self.call(Message::TestFailover)
+    }
+
     /// The VM has ended for good: tells the witness.
     pub fn vm_ended(&self) {
         // A standby is told not to take over; having none is as good. An engine that has ended has nothing to tell.

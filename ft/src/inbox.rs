@@ -29,6 +29,10 @@ pub(crate) enum Message {
     Stop(Reply),
     /// The VMM: let the standby go on with the VM.
     HandOver(String, Reply),
+    /// The API: move the VM to its standby.
+    Switchover(Reply),
+    /// The API: let the standby take over as if this host had died.
+    TestFailover(Reply),
     /// The VMM: the VM has ended for good.
     VmEnded(Reply),
     /// The VMM: the engine shall end.

@@ -22,6 +22,7 @@ mod image;
 mod inbox;
 mod listener;
 mod options;
+mod planned;
 mod primary_side;
 mod receiver;
 mod search;

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use ft_proto::device_ctl::{Command, Hold, Report};
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
-use ft_proto::{Alone, Committed, Epoch, Input, State, Time};
+use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
 use crate::capture::{CaptureError, Held, capture};
@@ -113,6 +114,7 @@ impl Engine {
             shape: self.guest.shape(),
             blockers,
             witness: self.witness.clone(),
+            took_over: self.took_over,
             brief: reply.is_none(),
         };
         let post = self.post.clone();
@@ -266,13 +268,13 @@ impl Engine {
     }
 
     /// Performs `Action::Cut`.
-    pub(crate) fn cut(&mut self, epoch: Epoch, base: bool) {
+    pub(crate) fn cut(&mut self, epoch: Epoch, kind: CutKind) {
         let Session::Primary(side) = &mut self.session else { return };
-        let begun = self.clock.now();
+        let (begun, stopped) = (self.clock.now(), Instant::now());
         let mut staging = side.free.pop().unwrap_or_default();
         staging.clear(epoch);
         let disks = self.disks.len();
-        let result = capture(&mut *self.guest, &mut self.links, disks, base, &mut staging, &*self.memory);
+        let result = capture(&mut *self.guest, &mut self.links, disks, kind, &mut staging, &*self.memory);
         let pause = self.clock.now().since(begun);
         match result {
             Ok(held) => {
@@ -282,6 +284,9 @@ impl Engine {
                 side.begun.push_back((epoch, begun));
                 side.sending += 1;
                 side.sender.send(Job::Epoch(staging));
+                if kind == CutKind::Last {
+                    self.stopped = Some(stopped);
+                }
                 self.input(Input::CutDone { epoch });
             }
             Err(CaptureError::Device(error)) => self.input(Input::YieldRequested { reason: chain(&error) }),
@@ -345,17 +350,28 @@ impl Engine {
             } else {
                 let _ = link.send(&Command::Protect { epoch: Epoch(0), hold: Hold::off(alone) }, None);
             }
+            if self.stopped.is_some() {
+                let _ = link.send(&Command::Resume, None);
+            }
         }
         self.guest.free_console(alone);
+        // It was about to move, and stays.
+        if self.stopped.take().is_some() {
+            self.guest.resume();
+        }
         self.guest.stop_tracking();
         self.end_primary(Job::Bye("the primary goes on alone".to_owned()));
         self.answer_waiting(Ok(()));
+        self.answer_moving(Err(vec![
+            "the VM stays here: its standby was lost on the way, see `pollux ft events`".to_owned(),
+        ]));
     }
 
     /// Performs `Action::Yield`; the fence before it has noted why.
     pub(crate) fn yield_to_standby(&mut self) {
         let reason = self.last_error.clone().unwrap_or_default();
-        self.end_primary(Job::Yield(reason));
+        self.end_primary(Job::Yield(reason, self.stopped.unwrap_or_else(Instant::now)));
+        self.answer_moving(Ok(()));
     }
 
     fn end_primary(&mut self, last: Job) {

@@ -6,9 +6,10 @@ use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
+use ft_proto::wire::{Kind, Refusal, WireError, Yielding, decode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::guest::Memory;
@@ -27,7 +28,7 @@ pub enum Received {
     /// An epoch is whole.
     Whole(Box<WholeImage>),
     /// The primary gives the VM up, for this reason.
-    Yielded(Term, String),
+    Yielded(Term, Yielding, Instant),
     /// The primary leaves in good order.
     Left(Term, String),
     /// The stream ended, broke, or carried something wrong. Nothing follows.
@@ -117,10 +118,10 @@ impl Worker {
                 self.next = self.next.next();
                 Ok(Some(Received::Whole(Box::new(image))))
             }
-            Kind::Yield | Kind::Bye => {
+            Kind::Yield => Ok(Some(Received::Yielded(header.term, decode_body(header.kind, &body)?, Instant::now()))),
+            Kind::Bye => {
                 let Refusal { reasons } = decode_body(header.kind, &body)?;
-                let last = if header.kind == Kind::Bye { Received::Left } else { Received::Yielded };
-                Ok(Some(last(header.term, reasons.join("; "))))
+                Ok(Some(Received::Left(header.term, reasons.join("; "))))
             }
             got => Err(WireError::Unexpected { got, expected: "pages, state, end of epoch, yield or bye" }.into()),
         }

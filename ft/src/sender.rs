@@ -4,10 +4,10 @@
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use ft_proto::wire::{Kind, Refusal, encode_body};
+use ft_proto::wire::{Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::staging::Staging;
@@ -25,7 +25,7 @@ pub enum Job {
     /// A checkpoint.
     Epoch(Staging),
     /// This node has stopped, for this reason: the standby shall take over.
-    Yield(String),
+    Yield(String, Instant),
     /// This node leaves the session in good order.
     Bye(String),
 }
@@ -110,10 +110,14 @@ fn perform(stream: &mut TcpStream, term: Term, job: &Job) -> Result<u64, Transpo
     match job {
         Job::Copy(staging) => staging.send_copy(stream, term),
         Job::Epoch(staging) => staging.send_epoch(stream, term),
-        Job::Yield(reason) | Job::Bye(reason) => {
-            let kind = if matches!(job, Job::Bye(_)) { Kind::Bye } else { Kind::Yield };
+        Job::Yield(reason, stopped) => {
+            let stopped_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let body = encode_body(&Yielding { reason: reason.clone(), stopped_us });
+            Ok(write_frame(stream, stamp(Kind::Yield), &[&body])?.1)
+        }
+        Job::Bye(reason) => {
             let body = encode_body(&Refusal { reasons: vec![reason.clone()] });
-            Ok(write_frame(stream, stamp(kind), &[&body])?.1)
+            Ok(write_frame(stream, stamp(Kind::Bye), &[&body])?.1)
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ft_proto::device_ctl::{Command, Report};
-use ft_proto::wire::{Kind, Purpose, Refusal, decode_body, encode_body};
+use ft_proto::wire::{Kind, Purpose, Refusal, TookOver, Yielding, decode_body, encode_body};
 use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 
@@ -44,6 +44,8 @@ pub(crate) struct StandbySide {
     /// The committed checkpoint's state; its pages are in guest memory.
     latest: Option<Box<WholeImage>>,
     pub(crate) copied: u64,
+    /// When the primary's word came that it has stopped, and for how long it had by then, in microseconds.
+    yielded: Option<(Instant, u64)>,
 }
 
 /// A takeover that could not be done.
@@ -77,7 +79,7 @@ impl Engine {
 
     fn answer(&mut self, caller: Caller, record: Option<Result<Option<Record>, String>>) {
         match caller.hello.purpose.clone() {
-            Purpose::Session { check, shape, beats, detect_ms, disk_buffer, on_partition } => {
+            Purpose::Session { check, shape, beats, detect_ms, disk_buffer, took_over, on_partition } => {
                 let shape: Option<Shape> = decode_body(Kind::Hello, &shape).ok();
                 let addresses = beats.map(|address| address.parse().ok());
                 let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
@@ -96,7 +98,16 @@ impl Engine {
                 let own = self.standby.as_ref().and_then(|options| options.detect_ms);
                 let silence = silence(own.unwrap_or(detect_ms));
                 let settings = Settings { silence, on_partition, ..*self.node.settings() };
+                let joined = json!({
+                    "node": caller.hello.node.to_string(),
+                    "address": caller.address.to_string(),
+                    "term": caller.term.0,
+                    "took_over": took_over,
+                });
                 self.join(caller, shape, [first, second], disk_buffer, settings);
+                if self.node.state() == State::StandbySyncing {
+                    self.note("primary-joined", joined);
+                }
             }
             Purpose::Disk { index, session } if session == self.session_name() => self.disk_caller(caller, index),
             Purpose::Disk { .. } => caller.refuse(vec!["the session that this disk belongs to is over".to_owned()]),
@@ -184,6 +195,7 @@ impl Engine {
             whole: BTreeMap::new(),
             latest: None,
             copied: 0,
+            yielded: None,
         }));
         self.input(Input::PrimaryJoined { peer: node, term, disks });
     }
@@ -221,7 +233,8 @@ impl Engine {
                 side.whole.insert(epoch, image);
                 self.input(Input::MemoryComplete { epoch });
             }
-            Received::Yielded(term, reason) => {
+            Received::Yielded(term, Yielding { reason, stopped_us }, at) => {
+                side.yielded = Some((at, stopped_us));
                 self.note("primary-yielded", json!({ "reason": reason }));
                 self.input(Input::Yielded { term });
             }
@@ -283,7 +296,11 @@ impl Engine {
         match self.try_take_over(committed) {
             Ok(takeover) => {
                 self.takeover = Some(takeover);
-                let detail = json!({ "epoch": committed.0, "term": term.0, "us": takeover.total_us });
+                let Takeover { total_us, gap_us, .. } = takeover;
+                let mut detail = json!({ "epoch": committed.0, "term": term.0, "us": total_us });
+                if let Some(gap_us) = gap_us {
+                    detail["gap_us"] = gap_us.into();
+                }
                 self.note("took-over", detail);
                 self.publish();
             }
@@ -298,7 +315,7 @@ impl Engine {
             return Err(TakeOverError::NoCheckpoint);
         };
         // Ends the receiving thread: nothing writes to memory behind our back from here on.
-        let StandbySide { latest, shape, .. } = *side;
+        let StandbySide { latest, shape, yielded, primary, .. } = *side;
         let image = latest.filter(|image| image.epoch == committed).ok_or(TakeOverError::NoCheckpoint)?;
         let disks = self.disks.len();
         for link in self.links.iter_mut().take(disks) {
@@ -322,7 +339,11 @@ impl Engine {
         for disk in &mut self.disks {
             disk.state = "-";
         }
-        Ok(Takeover { epoch: committed.0, disks_us, total_us: micros(self) })
+        let gap_us = yielded.map(|(at, stopped_us)| stopped_us.saturating_add(since(at)));
+        let total_us = micros(self);
+        let silence_ms = self.silence_ms.filter(|_| gap_us.is_none());
+        self.took_over = Some(TookOver { from: primary, silence_ms, total_us, gap_us });
+        Ok(Takeover { epoch: committed.0, disks_us, total_us, silence_ms, gap_us })
     }
 }
 
@@ -347,6 +368,10 @@ impl StandbySide {
             image.recycle().for_each(|buffer| receiver.give_back(buffer));
         }
     }
+}
+
+fn since(at: Instant) -> u64 {
+    u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn start_command(position: Option<&Position>, shape: &Shape, id: &str) -> Command {

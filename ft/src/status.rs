@@ -138,6 +138,10 @@ pub struct Takeover {
     pub disks_us: u64,
     /// From the decision to the running guest.
     pub total_us: u64,
+    /// For how long the primary had been silent, in milliseconds, unless it had yielded.
+    pub silence_ms: Option<u64>,
+    /// From the guest's last instruction there to its first one here, if it had yielded.
+    pub gap_us: Option<u64>,
 }
 
 /// One event.

@@ -76,6 +76,12 @@ pub enum FtCommand {
     },
     /// Ends protection; the VM goes on here, and no standby is looked for until `ft protect`
     Stop,
+    /// Moves the VM to its standby without a loss, and makes this host the standby: before maintenance of this host
+    #[command(after_help = SWITCHOVER_HELP)]
+    Switchover(Planned),
+    /// Stops the VM here as if this host had died, to see the standby take over, and makes this host the standby
+    #[command(after_help = FAILOVER_HELP)]
+    TestFailover(Planned),
     /// Shows what happened, oldest first
     Events {
         /// One JSON object per line
@@ -105,6 +111,23 @@ Options, separated by commas:
 
 Example:
   pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1";
+
+const SWITCHOVER_HELP: &str = "\
+The guest is stopped, its last checkpoint and everything it said leave, then it goes on at the standby. Prints the gap: from the
+guest's last instruction here to its first one there. When the command ends this host holds a complete copy; it may be shut down.
+If the standby is lost on the way the VM stays here.";
+
+const FAILOVER_HELP: &str = "\
+Nothing is announced: the standby notices the silence, asks the witness and takes over by itself. What the guest did since its last
+committed checkpoint is done again there; nothing that anybody has seen is lost. Prints how long detection and takeover took.";
+
+/// A planned move of the VM.
+#[derive(Debug, Args)]
+pub struct Planned {
+    /// Return as soon as the VM is stopped here
+    #[arg(long)]
+    pub no_wait: bool,
+}
 
 /// Protects the VM.
 #[derive(Debug, Args)]

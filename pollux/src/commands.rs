@@ -92,6 +92,8 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
             Ok(writeln!(io::stdout(), "{}", ft::status::table(&status))?)
         }
         Command::Ft(FtCommand::Stop) => plain("ft.stop"),
+        Command::Ft(FtCommand::Switchover(planned)) => ft::moves::run(&client, "ft.switchover", &planned),
+        Command::Ft(FtCommand::TestFailover(planned)) => ft::moves::run(&client, "ft.test-failover", &planned),
         Command::Ft(FtCommand::Events { json, follow }) => ft::events::run(&client, json, follow),
     }
 }

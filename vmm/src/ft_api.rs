@@ -25,6 +25,16 @@ pub trait FtControl: Send + Sync {
     /// # Errors
     /// Why it could not be ended.
     fn stop(&self) -> Result<(), Vec<String>>;
+    /// Moves the VM to its standby with nothing in flight. Returns when it has left.
+    ///
+    /// # Errors
+    /// When it is not protected, or stays here.
+    fn switchover(&self) -> Result<(), Vec<String>>;
+    /// Stops the VM here without a word to its standby, which finds out and takes over.
+    ///
+    /// # Errors
+    /// When it is not protected.
+    fn test_failover(&self) -> Result<(), Vec<String>>;
     /// Stops the VM here and lets the standby go on with it: this host is told to end.
     ///
     /// # Errors
@@ -51,6 +61,14 @@ impl FtControl for Ft {
 
     fn stop(&self) -> Result<(), Vec<String>> {
         Self::stop(self)
+    }
+
+    fn switchover(&self) -> Result<(), Vec<String>> {
+        Self::switchover(self)
+    }
+
+    fn test_failover(&self) -> Result<(), Vec<String>> {
+        Self::test_failover(self)
     }
 
     fn hand_over(&self, reason: &str) -> Result<(), Vec<String>> {

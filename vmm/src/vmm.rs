@@ -168,8 +168,6 @@ impl Vmm {
             ApiRequest::PowerButton => self.on_running(|machine| machine.power_button()),
             ApiRequest::Nmi => self.on_running(|machine| machine.nmi()),
             ApiRequest::VmmShutdown => Ok(()),
-            ApiRequest::FtProtect(options) => self.ft_call(|ft| ft.protect(options.as_deref().cloned())),
-            ApiRequest::FtStop => self.ft_call(|ft| ft.stop()),
             ApiRequest::Counters => {
                 let live = self.live.as_ref().ok_or(self.absent());
                 let counters = live.map(|live| ApiReply::Counters(live.machine().counters()));
@@ -311,12 +309,6 @@ impl Vmm {
         let live = self.running()?;
         let mut machine = live.machine();
         act(&mut *machine).map_err(VmmError::Machine)
-    }
-
-    fn ft_call(&self, act: impl FnOnce(&dyn FtControl) -> Result<(), Vec<String>>) -> Result<(), VmmError> {
-        let live = self.live.as_ref().ok_or(self.absent())?;
-        let ft = live.ft.as_ref().ok_or(VmmError::FtUnavailable)?;
-        act(&**ft).map_err(VmmError::Ft)
     }
 
     /// Why there is no VM to ask.

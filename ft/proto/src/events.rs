@@ -48,6 +48,10 @@ pub enum Input {
         /// Why.
         reason: String,
     },
+    /// Primary: the VM shall go on at the standby, and nothing shall be lost on the way.
+    SwitchoverRequested,
+    /// Primary: this node shall be as good as dead, without a word to its standby.
+    CeaseRequested,
     /// Standby: a primary was accepted; its copies begin.
     PrimaryJoined {
         /// The primary.
@@ -144,8 +148,8 @@ pub enum Action {
     Cut {
         /// The epoch that ends.
         epoch: Epoch,
-        /// Whether it is the first whole checkpoint: output is held from here on.
-        base: bool,
+        /// What is special about it.
+        kind: CutKind,
     },
     /// Primary: everything up to this epoch may leave.
     Release(Committed),
@@ -176,6 +180,17 @@ pub enum Action {
     },
     /// Tell the outside.
     Event(Event),
+}
+
+/// What is special about a checkpoint.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum CutKind {
+    /// The first whole one of a session: output is held from here on.
+    Base,
+    /// Nothing.
+    Plain,
+    /// The last one here: the guest and its devices stay stopped until `GoAlone` lets them run again, or for good.
+    Last,
 }
 
 /// Proof that no other node can be running the VM: held output may leave without a standby.

@@ -22,7 +22,7 @@ mod time;
 pub mod wire;
 pub mod witness;
 
-pub use events::{Action, Alone, Beat, Event, Input, OnPartition, Settings, WitnessAnswer};
+pub use events::{Action, Alone, Beat, CutKind, Event, Input, OnPartition, Settings, WitnessAnswer};
 pub use failure_detector::{FailureDetector, Light, LinkId};
 pub use ids::{Committed, Epoch, NodeId, Term};
 pub use node::{Node, State};

@@ -190,6 +190,12 @@ impl Node {
         matches!(self.role, Role::Solo | Role::Primary(_))
     }
 
+    /// Whether this node runs the VM and another one can go on with it at any moment.
+    #[must_use]
+    pub fn has_a_successor(&self) -> bool {
+        matches!(&self.role, Role::Primary(primary) if primary.has_a_successor())
+    }
+
     /// What this node is doing.
     #[must_use]
     pub fn state(&self) -> State {

@@ -4,11 +4,12 @@
 //! Copying --Synced--> Base --ack of base--> Registering --granted--> Protected
 //!    any phase, stream lost / stop / standby silent --> claim to be alone --granted--> Solo
 //!                                                                         --refused--> Fenced
+//! Protected, switchover: last cut --ack of it--> released, yielded: Fenced
 //! ```
 
 use std::collections::VecDeque;
 
-use crate::events::{Action, Alone, Event, Input, OnPartition, Settings, WitnessAnswer};
+use crate::events::{Action, Alone, CutKind, Event, Input, OnPartition, Settings, WitnessAnswer};
 use crate::failure_detector::LinkId;
 use crate::node::{Outcome, RETRY};
 use crate::witness::{Claim, Record, Verdict};
@@ -57,6 +58,17 @@ pub(crate) struct Primary {
     stopping: bool,
     /// Why the VM shall go on at the standby as soon as that may run it.
     yielding: Option<String>,
+    /// How far the VM's planned move to the standby has come.
+    moving: Option<Move>,
+}
+
+/// A planned move of the VM.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Move {
+    /// The next cut is the last one.
+    Wanted,
+    /// The guest has stopped; what it did and said is on its way.
+    Stopped,
 }
 
 impl Primary {
@@ -77,6 +89,7 @@ impl Primary {
             unanswered: 0,
             stopping: false,
             yielding: None,
+            moving: None,
         }
     }
 
@@ -89,7 +102,7 @@ impl Primary {
     ) -> Option<Outcome> {
         match input {
             Input::Synced if self.phase == Phase::Copying && self.leaving.is_none() && !self.cutting => {
-                self.cut(true, out);
+                self.cut(CutKind::Base, out);
                 self.phase = Phase::Base(self.running);
             }
             Input::CutWanted => self.wanted = true,
@@ -104,7 +117,19 @@ impl Primary {
                 out.push_back(Action::Event(Event::CutFailed { reason: reason.clone() }));
                 return self.leave(format!("the checkpoint could not be captured: {reason}"), settings, out);
             }
-            Input::Acked { term, epoch } => self.acked(term, epoch, settings, out),
+            Input::Acked { term, epoch } => {
+                self.acked(term, epoch, settings, out);
+                if self.moving == Some(Move::Stopped) && self.sealed.is_empty() && !self.cutting {
+                    return self.give_up("moved by request".to_owned(), settings, out);
+                }
+            }
+            Input::SwitchoverRequested if self.has_a_successor() => {
+                self.moving.get_or_insert(Move::Wanted);
+            }
+            // Not while it may be given the VM for itself alone: then nobody would run it.
+            Input::CeaseRequested if self.has_a_successor() => {
+                return Some(fence("ended by request, as if it had died".to_owned(), out));
+            }
             Input::StopRequested => {
                 self.stopping |= self.leaving.is_none();
                 return self.leave("stopped by request".to_owned(), settings, out);
@@ -156,6 +181,11 @@ impl Primary {
         self.unanswered >= INVITE_AFTER
     }
 
+    /// Whether the standby may take over, and this node does not mean to leave it.
+    pub(crate) fn has_a_successor(&self) -> bool {
+        self.phase == Phase::Protected && self.leaving.is_none()
+    }
+
     fn ack_due(&self, settings: &Settings) -> Option<Time> {
         let first = matches!(self.phase, Phase::Base(_));
         let limit = settings.ack_limit * if first { 10 } else { 1 };
@@ -180,20 +210,25 @@ impl Primary {
     }
 
     fn may_cut(&self, settings: &Settings) -> bool {
-        self.phase != Phase::Copying && !self.cutting && self.leaving.is_none() && self.sealed.len() < settings.depth
+        let open = self.leaving.is_none() && self.moving != Some(Move::Stopped);
+        self.phase != Phase::Copying && !self.cutting && open && self.sealed.len() < settings.depth
     }
 
     fn maybe_cut(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
+        if self.moving.is_some() && self.may_cut(settings) {
+            self.moving = Some(Move::Stopped);
+            return self.cut(CutKind::Last, out);
+        }
         let age = now.since(self.started);
         if self.may_cut(settings) && (age >= settings.max_epoch || self.wanted && age >= settings.min_epoch) {
-            self.cut(false, out);
+            self.cut(CutKind::Plain, out);
         }
     }
 
-    fn cut(&mut self, base: bool, out: &mut VecDeque<Action>) {
+    fn cut(&mut self, kind: CutKind, out: &mut VecDeque<Action>) {
         self.cutting = true;
         self.wanted = false;
-        out.push_back(Action::Cut { epoch: self.running, base });
+        out.push_back(Action::Cut { epoch: self.running, kind });
     }
 
     /// The only place on a primary where an epoch becomes committed.
@@ -226,6 +261,7 @@ impl Primary {
         if self.leaving.is_some() {
             return None;
         }
+        self.moving = None;
         if !self.standby_has_a_right(settings) {
             return Some(self.alone(self.term, reason, out));
         }

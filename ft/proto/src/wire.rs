@@ -17,7 +17,7 @@ use crate::events::OnPartition;
 use crate::{Epoch, NodeId, Term};
 
 /// Version of this format; peers of another version are refused with both numbers.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Length of a header in bytes.
 pub const HEADER_LEN: usize = 48;
 /// No body is longer: 4,096 pages with their index, rounded up.
@@ -51,7 +51,7 @@ pub enum Kind {
     End = 7,
     /// The standby holds everything of the epoch in the header.
     Ack = 8,
-    /// The primary has stopped for good; the standby shall take over.
+    /// The primary has stopped for good; the standby shall take over: a [`Yielding`].
     Yield = 9,
     /// The sender leaves the session in good order: a [`Refusal`] with the reason.
     Bye = 10,
@@ -241,6 +241,8 @@ pub enum Purpose {
         detect_ms: u64,
         /// The most bytes of uncommitted writes per disk.
         disk_buffer: u64,
+        /// How the primary came to run the VM, if it took it over.
+        took_over: Option<TookOver>,
         /// Who goes on without a witness; `None` means that there is one.
         on_partition: Option<OnPartition>,
     },
@@ -251,6 +253,29 @@ pub enum Purpose {
         /// What the standby's `Welcome` called the session: a connection of an earlier attempt may arrive late.
         session: u64,
     },
+}
+
+/// How a node came to run the VM: for the operators of the host that ran it before.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TookOver {
+    /// The node that it took over from.
+    pub from: NodeId,
+    /// For how long that was silent, in milliseconds; `None` if it had yielded.
+    pub silence_ms: Option<u64>,
+    /// From the decision to the running guest, in microseconds.
+    pub total_us: u64,
+    /// From the guest's last instruction there to its first one here, in microseconds, if the other one had yielded.
+    /// The time that its word was on the way is not in it.
+    pub gap_us: Option<u64>,
+}
+
+/// Body of `Yield`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Yielding {
+    /// Why, for a person.
+    pub reason: String,
+    /// For how long the guest had stood still, in microseconds.
+    pub stopped_us: u64,
 }
 
 /// Body of `Welcome`.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ft_proto::witness::{Claim, Record, Verdict, judge};
 use ft_proto::{
-    Action, Beat, Epoch, Event, Input, LinkId, Node, NodeId, OnPartition, Settings, State, Term, Time, WitnessAnswer,
+    Action, Beat, CutKind, Epoch, Event, Input, LinkId, Node, NodeId, OnPartition, Settings, State, Term, Time,
+    WitnessAnswer,
 };
 
 const A: NodeId = NodeId(0xa);
@@ -24,6 +25,8 @@ struct Pair {
     fenced: Vec<NodeId>,
     events: Vec<(NodeId, Event)>,
     takeover: Option<(Epoch, Term)>,
+    /// The guest stands still after its last cut.
+    stopped: bool,
 }
 
 impl Pair {
@@ -41,6 +44,7 @@ impl Pair {
             fenced: Vec::new(),
             events: Vec::new(),
             takeover: None,
+            stopped: false,
         }
     }
 
@@ -73,7 +77,8 @@ impl Pair {
     fn perform(&mut self, on: NodeId, action: Action) {
         let now = self.now;
         match action {
-            Action::Cut { epoch, .. } => {
+            Action::Cut { epoch, kind } => {
+                self.stopped |= kind == CutKind::Last;
                 self.a.handle(Input::CutDone { epoch }, now);
                 if self.connected {
                     self.b.handle(Input::DiskComplete { epoch, disk: 0 }, now);
@@ -99,7 +104,8 @@ impl Pair {
                 self.b.handle(Input::Yielded { term }, now);
             }
             Action::Event(event) => self.events.push((on, event)),
-            Action::GoAlone(_) | Action::Reset { .. } => {}
+            Action::GoAlone(_) => self.stopped = false,
+            Action::Reset { .. } => {}
         }
     }
 
@@ -259,6 +265,52 @@ fn a_yielding_primary_hands_over_without_waiting_for_silence() {
     pair.settle();
     assert_eq!((pair.a.state(), pair.b.state()), (State::Fenced, State::Solo));
     assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))));
+}
+
+#[test]
+fn a_planned_move_waits_until_everything_is_committed_and_released() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.connected = false;
+    pair.a.handle(Input::CutWanted, pair.now + STEP);
+    pair.settle();
+    pair.a.handle(Input::SwitchoverRequested, pair.now + STEP);
+    pair.settle();
+    assert!(pair.stopped && pair.fenced.is_empty(), "the last cut is made, and nobody has it yet");
+    let last = Epoch(pair.a.epoch().0 - 1);
+    for epoch in [Epoch(last.0 - 1), last] {
+        assert_ne!(pair.a.state(), State::Fenced, "before {epoch}");
+        pair.b.handle(Input::DiskComplete { epoch, disk: 0 }, pair.now + STEP);
+        pair.b.handle(Input::MemoryComplete { epoch }, pair.now + STEP);
+        pair.connected = true;
+        pair.settle();
+        pair.connected = epoch == last;
+    }
+    assert_eq!((pair.a.state(), pair.b.state()), (State::Fenced, State::Solo));
+    assert_eq!((pair.released.last(), pair.takeover), (Some(&last), Some((last, Term(2)))));
+}
+
+#[test]
+fn a_move_whose_standby_is_lost_leaves_the_vm_here() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.connected = false;
+    pair.a.handle(Input::SwitchoverRequested, pair.now + STEP);
+    pair.settle();
+    assert!(pair.stopped);
+    pair.a.handle(Input::StreamLost { reason: "closed".to_owned() }, pair.now + STEP);
+    pair.settle();
+    assert_eq!((pair.a.state(), pair.stopped), (State::Solo, false));
+    assert!(pair.fenced.is_empty());
+}
+
+#[test]
+fn a_failover_is_not_tested_while_the_standby_is_being_left() {
+    let mut pair = Pair::protected(Settings::default());
+    pair.witness_up = false;
+    pair.a.handle(Input::StreamLost { reason: "closed".to_owned() }, pair.now);
+    assert!(!pair.a.has_a_successor());
+    pair.a.handle(Input::CeaseRequested, pair.now);
+    pair.settle();
+    assert!(pair.a.runs(), "the witness may give the VM to nobody else any more");
 }
 
 #[test]

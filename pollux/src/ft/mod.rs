@@ -1,6 +1,7 @@
 //! `pollux ft …`: ask for protection, show how it stands.
 
 pub mod events;
+pub mod moves;
 pub mod pairs;
 pub mod protect;
 pub mod status;

@@ -109,3 +109,41 @@ fn a_vm_that_was_shut_down_may_start_anywhere() {
     let _first = pair.node(0, &busy());
     pair.wait_status(&second, "protected");
 }
+
+#[test]
+fn switchovers_back_and_forth_lose_no_reply() {
+    let pair = Pair::new();
+    let mut vms = protected(&pair, &busy());
+    let mut client = pair.client();
+    let pids = [vms[0].pid(), vms[1].pid()];
+    for round in 0..4 {
+        let (runner, other) = (round % 2, (round + 1) % 2);
+        work(&mut client, 50);
+        vms[runner].api().put("ft.switchover", None).ok();
+        work(&mut client, 20);
+        let status = pair.wait_status(&vms[other], "protected");
+        println!("switchover {round}: {}", status["takeover"]);
+        assert!(status["takeover"]["gap_us"].as_u64().is_some(), "{status}");
+        pair.wait_status(&vms[runner], "standby-ready");
+    }
+    assert_eq!([vms[0].pid(), vms[1].pid()], pids);
+    assert_eq!(vms[0].power_off(&mut client).code(), Some(0));
+    pair.images[0].check(&client.last());
+}
+
+#[test]
+fn a_tested_failover_is_a_real_one() {
+    let pair = Pair::new();
+    let [first, mut second] = protected(&pair, &busy());
+    let mut client = pair.client();
+    work(&mut client, 20);
+    first.api().put("ft.test-failover", None).ok();
+    work(&mut client, 50);
+    let status = pair.wait_status(&second, "protected");
+    println!("failover: {}", status["takeover"]);
+    assert!(status["takeover"]["silence_ms"].as_u64().is_some_and(|ms| ms >= 1000), "{status}");
+    pair.wait_status(&first, "standby-ready");
+    work(&mut client, 20);
+    assert_eq!(second.power_off(&mut client).code(), Some(0));
+    pair.images[1].check(&client.last());
+}

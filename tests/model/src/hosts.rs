@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, Record, Verdict};
-use ft_proto::{Action, Epoch, Input, LinkId, NodeId, OnPartition, Settings, State, Time, WitnessAnswer};
+use ft_proto::{Action, CutKind, Epoch, Input, LinkId, NodeId, OnPartition, Settings, State, Time, WitnessAnswer};
 
 use crate::system::{Msg, Stream, Sys, Told};
 
@@ -44,8 +44,9 @@ impl Sys {
         let term = self.hosts[at].node.as_ref().map(|node| (node.id(), node.term()));
         let Some((id, term)) = term else { return };
         match action {
-            Action::Cut { epoch, base } => {
-                self.hosts[at].holds |= base;
+            Action::Cut { epoch, kind } => {
+                // A guest that was stopped by its last cut holds all the more.
+                self.hosts[at].holds |= kind == CutKind::Base;
                 self.send_down(at, Msg::Epoch(epoch.0));
                 self.input(at, Input::CutDone { epoch });
             }

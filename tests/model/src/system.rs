@@ -164,6 +164,10 @@ pub enum Act {
     Stop(usize),
     /// A device dies: the VM shall go on at the standby.
     Yield(usize),
+    /// An operator moves the VM.
+    Move(usize),
+    /// An operator has the VM's host be as good as dead.
+    Cease(usize),
 }
 
 /// A defect to build in: a check that cannot fail is no check.
@@ -273,6 +277,17 @@ impl Model for System {
                 sys.left.wishes -= 1;
                 sys.input(at, Input::StopRequested);
             }
+            Act::Move(at) => {
+                sys.left.wishes -= 1;
+                sys.input(at, Input::SwitchoverRequested);
+            }
+            Act::Cease(at) => {
+                sys.left.wishes -= 1;
+                sys.input(at, Input::CeaseRequested);
+                if sys.hosts[at].node.as_ref().is_some_and(|node| node.state() == State::Fenced) {
+                    sys.end_stream(false);
+                }
+            }
             Act::Yield(at) => {
                 sys.left.wishes -= 1;
                 sys.input(at, Input::YieldRequested { reason: String::new() });
@@ -307,6 +322,9 @@ impl System {
                 }
                 if sys.left.wishes > 0 {
                     acts.extend([Act::Stop(at), Act::Yield(at)]);
+                    if state == State::Protected {
+                        acts.extend([Act::Move(at), Act::Cease(at)]);
+                    }
                 }
             }
             State::StandbySyncing | State::StandbyReady => acts.extend([Act::Silence(at), Act::Retry(at)]),

@@ -47,6 +47,8 @@ impl World {
             Message::Pump(session) => self.pump(address, session),
             Message::Timer => self.look_at_clock(address),
             Message::Stop => self.input(address, Input::StopRequested),
+            Message::Move => self.input(address, Input::SwitchoverRequested),
+            Message::Cease => self.cease(address),
         }
     }
 
@@ -97,7 +99,7 @@ impl World {
 
     fn perform(&mut self, address: Address, action: Action) {
         match action {
-            Action::Cut { epoch, base } => self.cut(address, epoch, base),
+            Action::Cut { epoch, kind } => self.cut(address, epoch, kind),
             Action::Release(committed) => {
                 let frames = self.command_nic(address, &Command::Release((&committed).into()));
                 self.note(address.0, || format!("-> release {} ({} frames)", committed.epoch(), frames.len()));

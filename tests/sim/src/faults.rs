@@ -81,6 +81,12 @@ impl World {
                 self.note(host, || "operator stops the protection".to_owned());
                 self.after(Duration::ZERO, Event::Tell(address, Message::Stop));
             }
+            Fault::Switchover => {
+                let address = self.address(host);
+                self.note(host, || "operator moves the VM".to_owned());
+                self.after(Duration::ZERO, Event::Tell(address, Message::Move));
+            }
+            Fault::TestFailover => self.test_failover(host),
         }
     }
 
@@ -179,6 +185,16 @@ impl World {
             Fault::BreakStream => self.break_stream(id),
             Fault::CorruptStream => self.corrupt_stream(id, lane),
             _ => stream.lanes[lane].stalled_until = until,
+        }
+    }
+
+    /// Refused by the engine when there is no standby to fail over to.
+    fn test_failover(&mut self, host: usize) {
+        let address = self.address(host);
+        if self.survivable(host) && self.process(address).is_some_and(|p| p.node.state() == State::Protected) {
+            self.note(host, || "operator tests a failover".to_owned());
+            self.disturb_all(host, self.now);
+            self.after(Duration::ZERO, Event::Tell(address, Message::Cease));
         }
     }
 

@@ -39,10 +39,14 @@ pub(crate) enum Fault {
     DeviceFailure,
     /// An operator ends the protection.
     StopProtection,
+    /// An operator moves the VM to its standby.
+    Switchover,
+    /// An operator has the standby take over.
+    TestFailover,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::CutLink,
         Self::Partition,
         Self::Kill,
@@ -58,6 +62,8 @@ impl Fault {
         Self::StallStream,
         Self::DeviceFailure,
         Self::StopProtection,
+        Self::Switchover,
+        Self::TestFailover,
     ];
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ft_proto::device_ctl::{Command, Hold};
-use ft_proto::{Alone, Epoch, Input};
+use ft_proto::{Alone, CutKind, Epoch, Input};
 
 use crate::guest::{BLOCKS, Image, PAGES};
 use crate::network::{Payload, Segment, StreamId};
@@ -44,7 +44,7 @@ impl World {
     }
 
     /// Performs `Action::Cut`: guest and devices stand still until [`Self::cut_end`].
-    pub(crate) fn cut(&mut self, address: Address, epoch: Epoch, base: bool) {
+    pub(crate) fn cut(&mut self, address: Address, epoch: Epoch, kind: CutKind) {
         let (low, high) = self.plan.pause_us;
         let pause = self.rng.micros(low, high);
         let fails = self.rng.chance(self.plan.cut_fails);
@@ -63,9 +63,9 @@ impl World {
         let cut = Cut { at: process.guest.vcpu.at, digest: process.guest.digest() };
         process.disk.epoch = epoch.next();
         let mirror = process.disk.mirror.as_ref().map(|mirror| mirror.stream);
-        process.busy = Busy::Cut { epoch, base, image };
+        process.busy = Busy::Cut { epoch, kind, image };
         self.truth.cuts.insert((session, epoch), cut);
-        self.note(address.0, || format!("-> cut {epoch} base={base} at {:?}", cut.at));
+        self.note(address.0, || format!("-> cut {epoch} {kind:?} at {:?}", cut.at));
         if let Some(mirror) = mirror {
             self.send(address.0, mirror, Payload::DiskEnd { epoch });
         }
@@ -82,17 +82,21 @@ impl World {
             let later = process.paused_until;
             return self.at(later, Event::CutEnd(address));
         }
-        let Busy::Cut { epoch, base, image } = std::mem::replace(&mut process.busy, Busy::No) else { return };
-        process.guest.stopped = false;
+        let Busy::Cut { epoch, kind, image } = std::mem::replace(&mut process.busy, Busy::No) else { return };
+        // The last cut leaves guest and devices stopped, unless it fails.
+        let runs = kind != CutKind::Last || image.is_none();
+        process.guest.stopped = !runs;
         let stream = if let Session::Primary(side) = &process.session { Some(side.stream) } else { None };
         let Some(image) = image else {
             let reason = "no memory for the capture".to_owned();
             return self.go_on(address, Some(Input::CutFailed { epoch, reason }));
         };
-        if base {
+        if kind == CutKind::Base {
             self.command_nic(address, &Command::Protect { epoch: epoch.next(), hold: Hold::on() });
         }
-        self.command_nic(address, &Command::Resume);
+        if runs {
+            self.command_nic(address, &Command::Resume);
+        }
         if let Some(stream) = stream {
             self.send_image(address.0, stream, image);
         }
@@ -123,6 +127,10 @@ impl World {
     /// Performs `Action::GoAlone`.
     pub(crate) fn go_alone(&mut self, address: Address, alone: &Alone) {
         self.unmirror(address);
+        if let Some(process) = self.process(address).filter(|process| process.guest.stopped) {
+            process.guest.stopped = false;
+            self.command_nic(address, &Command::Resume);
+        }
         let frames = self.command_nic(address, &Command::Protect { epoch: Epoch(0), hold: Hold::off(alone) });
         self.leave_host(address, frames);
         let Some(process) = self.process(address) else { return };
@@ -136,6 +144,22 @@ impl World {
             self.close(address.0, mirror.stream);
         }
         self.drop_disk_session(address);
+    }
+
+    /// An operator wants to see a failover: this node ends without a word, and its beats with it.
+    pub(crate) fn cease(&mut self, address: Address) {
+        let Some(process) = self.process(address) else { return };
+        let Session::Primary(side) = &process.session else { return };
+        if !process.node.has_a_successor() {
+            return;
+        }
+        let stream = side.stream;
+        process.route = None;
+        self.input(address, Input::CeaseRequested);
+        if let Some(process) = self.process(address) {
+            process.session = Session::None;
+        }
+        self.close(address.0, stream);
     }
 
     /// Performs `Action::Yield`.

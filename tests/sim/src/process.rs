@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ft_proto::device_ctl::Report;
 use ft_proto::witness::Claim;
-use ft_proto::{Beat, Epoch, LinkId, Node, NodeId, Term, Time, WitnessAnswer};
+use ft_proto::{Beat, CutKind, Epoch, LinkId, Node, NodeId, Term, Time, WitnessAnswer};
 
 use crate::devices::{Disk, DiskImage, Nic};
 use crate::guest::{Guest, Image};
@@ -32,6 +32,10 @@ pub(crate) enum Message {
     Pump(u64),
     Timer,
     Stop,
+    /// An operator moves the VM.
+    Move,
+    /// An operator tests a failover.
+    Cease,
 }
 
 /// What keeps the engine's thread from its inbox.
@@ -43,7 +47,7 @@ pub(crate) enum Busy {
     /// The guest stands still; `None`: the capture fails.
     Cut {
         epoch: Epoch,
-        base: bool,
+        kind: CutKind,
         image: Option<Image>,
     },
     TakeOver {

@@ -26,7 +26,8 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{ApiReply, ApiRequest, CH_VERSION, Shared, VmmError, chain};
+use super::ft::{FtCall, absent};
+use super::{ApiError, ApiReply, ApiRequest, CH_VERSION, Shared, VmmError, chain};
 
 /// Longest body of a request, in bytes; as in Cloud Hypervisor.
 const BODY_MAX: usize = 51200;
@@ -202,6 +203,8 @@ enum Route {
     FtProtect,
     /// A change without parameters.
     Plain(ApiRequest),
+    /// As above, of the engine.
+    Ft(FtCall),
 }
 
 impl Route {
@@ -224,7 +227,9 @@ impl Route {
             "ft.status" => Self::FtStatus,
             "ft.events" => Self::FtEvents,
             "ft.protect" => Self::FtProtect,
-            "ft.stop" => Self::Plain(ApiRequest::FtStop),
+            "ft.stop" => Self::Ft(FtCall::Stop),
+            "ft.switchover" => Self::Ft(FtCall::Switchover),
+            "ft.test-failover" => Self::Ft(FtCall::TestFailover),
             _ => return None,
         })
     }
@@ -232,7 +237,7 @@ impl Route {
     fn method(&self) -> Method {
         match self {
             Self::Ping | Self::Info | Self::FtStatus | Self::FtEvents | Self::Counters => Method::GET,
-            Self::Create | Self::VmmShutdown | Self::FtProtect | Self::Plain(_) => Method::PUT,
+            Self::Create | Self::VmmShutdown | Self::FtProtect | Self::Plain(_) | Self::Ft(_) => Method::PUT,
         }
     }
 }
@@ -261,9 +266,12 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared) -> Answer {
     let request = match route {
         Route::Create if body.is_empty() => return Answer::Failed(StatusCode::BAD_REQUEST, Vec::new()),
         // By the peers that the VMM was started with.
-        Route::FtProtect if body.is_empty() => Ok(ApiRequest::FtProtect(None)),
+        Route::FtProtect if body.is_empty() => return ft_call(shared, FtCall::Protect(None)).await,
         Route::Create => serde_json::from_slice(&body).map(ApiRequest::Create),
-        Route::FtProtect => serde_json::from_slice(&body).map(|options| ApiRequest::FtProtect(Some(options))),
+        Route::FtProtect => match serde_json::from_slice(&body) {
+            Ok(options) => return ft_call(shared, FtCall::Protect(Some(options))).await,
+            Err(error) => Err(error),
+        },
         _ if !body.is_empty() => return Answer::bad_request(),
         Route::Ping => return ping(),
         Route::Info => return info(shared),
@@ -271,6 +279,7 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared) -> Answer {
         Route::Counters => Ok(ApiRequest::Counters),
         Route::VmmShutdown => Ok(ApiRequest::VmmShutdown),
         Route::Plain(request) => Ok(request),
+        Route::Ft(call) => return ft_call(shared, call).await,
     };
     match request {
         Ok(request) => forward(shared, request).await,
@@ -286,19 +295,28 @@ async fn forward(shared: &Shared, request: ApiRequest) -> Answer {
         Ok(ApiReply::Counters(counters)) => Answer::json(&counters),
         Ok(ApiReply::Done) if ends => Answer::Empty,
         Ok(ApiReply::Done) => Answer::Done,
-        Err(error) => {
-            let status = match error.reason() {
-                VmmError::NotCreated => StatusCode::NOT_FOUND,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            let texts = match error.reason() {
-                // A list, not a chain: every reason is one string.
-                VmmError::Ft(reasons) => std::iter::once(error.to_string()).chain(reasons.iter().cloned()).collect(),
-                _ => chain(&error),
-            };
-            Answer::api_error(texts, status)
-        }
+        Err(error) => failed(&error),
     }
+}
+
+async fn ft_call(shared: &Shared, call: FtCall) -> Answer {
+    match super::ft::call(shared, call).await {
+        Ok(()) => Answer::Done,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &ApiError) -> Answer {
+    let status = match error.reason() {
+        VmmError::NotCreated => StatusCode::NOT_FOUND,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let texts = match error.reason() {
+        // A list, not a chain: every reason is one string.
+        VmmError::Ft(reasons) => std::iter::once(error.to_string()).chain(reasons.iter().cloned()).collect(),
+        _ => chain(error),
+    };
+    Answer::api_error(texts, status)
 }
 
 fn ping() -> Answer {
@@ -322,17 +340,9 @@ fn info(shared: &Shared) -> Answer {
 
 fn ft_query(shared: &Shared, route: &Route) -> Answer {
     let snapshot = shared.snapshot();
-    let (status, reason) = match (&snapshot.vm, &snapshot.ft) {
-        (_, Some(ft)) => {
-            return if matches!(route, Route::FtEvents) {
-                Answer::json(&ft.events())
-            } else {
-                Answer::json(&ft.status())
-            };
-        }
-        (None, None) => (StatusCode::NOT_FOUND, VmmError::NotCreated),
-        (Some(vm), None) if vm.device_tree.is_none() => (StatusCode::INTERNAL_SERVER_ERROR, VmmError::NotRunning),
-        (Some(_), None) => (StatusCode::INTERNAL_SERVER_ERROR, VmmError::FtUnavailable),
-    };
-    Answer::api_error(vec!["The protection status is not available".to_owned(), reason.to_string()], status)
+    match &snapshot.ft {
+        Some(ft) if matches!(route, Route::FtEvents) => Answer::json(&ft.events()),
+        Some(ft) => Answer::json(&ft.status()),
+        None => failed(&ApiError { failure: "The protection status is not available", source: absent(&snapshot) }),
+    }
 }

@@ -2,8 +2,9 @@
 //! without asking the loop.
 //!
 //! `socket` gets the listening socket, `http` turns HTTP into [`ApiRequest`]s and back. Requests that change something pass
-//! through one queue to the loop in `vmm`; `vmm.ping`, `vm.info` and the FT queries never wait for it.
+//! through one queue to the loop in `vmm`; `vmm.ping`, `vm.info` and everything about FT never wait for it.
 
+pub mod ft;
 pub mod http;
 pub mod socket;
 
@@ -17,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::config::{ConfigError, VmConfig};
-use crate::ft_api::{FtControl, ProtectOptions};
+use crate::ft_api::FtControl;
 use crate::machine::{BoxError, Counters};
 
 /// The version of Cloud Hypervisor whose API this is.
@@ -48,10 +49,6 @@ pub enum ApiRequest {
     Counters,
     /// `vmm.shutdown`
     VmmShutdown,
-    /// `ft.protect`
-    FtProtect(Option<Box<ProtectOptions>>),
-    /// `ft.stop`
-    FtStop,
 }
 
 impl ApiRequest {
@@ -69,8 +66,6 @@ impl ApiRequest {
             Self::Nmi => "The NMI could not be raised",
             Self::Counters => "The VM counters are not available",
             Self::VmmShutdown => "The VMM could not shutdown",
-            Self::FtProtect(_) => "The VM cannot be protected",
-            Self::FtStop => "The protection of the VM could not be ended",
         }
     }
 }

@@ -112,6 +112,15 @@ impl FtControl for FakeFt {
         Ok(())
     }
 
+    fn switchover(&self) -> Result<(), Vec<String>> {
+        self.0.lock().unwrap().push("switchover".to_owned());
+        Ok(())
+    }
+
+    fn test_failover(&self) -> Result<(), Vec<String>> {
+        Err(vec!["not protected".to_owned()])
+    }
+
     fn hand_over(&self, _: &str) -> Result<(), Vec<String>> {
         Err(vec!["not protected".to_owned()])
     }
