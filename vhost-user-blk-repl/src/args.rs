@@ -42,6 +42,16 @@ pub struct Args {
     /// Fault-tolerance control link of a Pollux VMM: a path to listen at, or fd=N for an inherited SOCK_SEQPACKET socket.
     #[arg(long, value_name = "PATH|fd=N")]
     pub ft_ctl: Option<Endpoint>,
+    /// Where the record of the image is kept: which copy is current, and where it may differ from its peer. Written once
+    /// the disk is protected. [default: IMAGE.pollux; for a block device /var/lib/pollux/NAME.pollux]
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// The image is a standby's: the guest is served only after a takeover.
+    #[arg(long, conflicts_with_all = ["readonly", "force"])]
+    pub standby: bool,
+    /// Serve the image even if its record says that it is half-synchronised or that another copy may be newer.
+    #[arg(long)]
+    pub force: bool,
     /// Log every malformed request too.
     #[arg(short, long)]
     pub verbose: bool,

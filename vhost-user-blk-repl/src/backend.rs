@@ -68,10 +68,16 @@ impl Backend {
         self.watch(raw, self.control_token())
     }
 
-    /// Blocks until released writes of the mirror stream are in the image.
+    /// Blocks until released writes of the mirror stream are in the image, and its record says so.
     pub fn drain(&self) {
-        let applier = lock(&self.worker).applier.clone();
+        let (applier, tracker, idle) = {
+            let worker = lock(&self.worker);
+            (worker.applier.clone(), worker.tracker.clone(), worker.is_idle())
+        };
         let _ = applier.is_some_and(|applier| applier.drain());
+        if idle {
+            tracker.close();
+        }
     }
 
     fn watch(&self, fd: RawFd, token: u16) -> io::Result<()> {

@@ -39,11 +39,17 @@ impl Worker {
         info!("the ft-ctl link is closed");
         self.link = None;
         (self.mirror, self.receiver) = (None, None);
-        let exit = self.exit.clone();
+        let (exit, tracker, idle) = (self.exit.clone(), self.tracker.clone(), self.is_idle());
+        let end = move || {
+            if idle {
+                tracker.close();
+            }
+            exit();
+        };
         match &self.applier {
             // What is released belongs to the image, also when the VMM ends.
-            Some(applier) => applier.then(Box::new(move |_| exit())),
-            None => exit(),
+            Some(applier) => applier.then(Box::new(move |_| end())),
+            None => end(),
         }
         false
     }
@@ -67,6 +73,7 @@ impl Worker {
             },
             Command::Unmirror => {
                 self.mirror = None;
+                self.tracker.alone();
                 self.deliver();
                 self.serve_all();
             }
@@ -94,6 +101,7 @@ impl Worker {
         if on {
             self.mirror = None;
             self.resubmit.clear();
+            self.drop_waiting();
             self.forget(None);
         } else {
             self.receiver = None;
@@ -185,6 +193,7 @@ impl Worker {
         info!("this host runs the VM now, {} requests in flight", in_flight.len());
         self.resubmit = in_flight.into();
         (self.standby, self.sealed) = (false, false);
+        self.tracker.alone();
         self.report(&Report::Started);
         self.deliver();
         self.serve_all();
@@ -197,7 +206,7 @@ impl Worker {
         let settings = Settings { epoch, max_uncommitted, rate, serial: self.serial.clone() };
         let before = self.unfinished_writes().collect();
         let image = self.disk.image().clone();
-        match Mirror::new(fd, settings, image, before, Session::new(link), self.wake.clone()) {
+        match Mirror::new(fd, settings, image, before, Session::new(link), (self.tracker.clone(), self.wake.clone())) {
             Ok(mirror) => self.mirror = Some(mirror),
             Err(e) => self.lost(&format!("cannot use the stream: {e}")),
         }
@@ -213,9 +222,14 @@ impl Worker {
         if self.geometry.read_only {
             return self.lost("the standby's disk is read-only");
         }
+        // The image belongs to the stream from here on.
+        while !self.is_idle() {
+            self.disk.wait();
+            self.collect();
+        }
         let Some(applier) = self.applier() else { return };
-        let (size, serial) = (self.geometry.size, self.serial.clone());
-        match Receiver::new(fd, size, serial, max_uncommitted, Session::new(link), applier) {
+        let image = (self.disk.image().clone(), self.tracker.clone());
+        match Receiver::new(fd, image, self.serial.clone(), max_uncommitted, Session::new(link), applier) {
             Ok(receiver) => self.receiver = Some(receiver),
             Err(e) => self.lost(&format!("cannot use the stream: {e}")),
         }

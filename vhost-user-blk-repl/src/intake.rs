@@ -1,7 +1,8 @@
 //! What a standby accepts from the mirror stream, and in which order. Pure: frames in, a [`Step`] or a violation out.
 //!
 //! ```text
-//!  Hello -> copying: Copy, Write applied at once -> SyncDone -> mirroring: Write held by epoch, End completes it
+//!  Hello -> Begin -> copying: Hashes compared, Copy, Write applied at once -> SyncDone -> mirroring: Write held by epoch,
+//!  End completes it, Persist asks
 //! ```
 //! `End` may come in both phases. Anything else is a peer that misbehaves, and the stream is refused.
 
@@ -9,12 +10,17 @@ use ft_proto::Epoch;
 
 use crate::image::SECTOR;
 use crate::mirror_wire::{Digest, Frame, Kind};
+use crate::resync::{BLOCK, BLOCKS};
 
 /// What to do with an accepted frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// The stream has begun: nothing to do.
+    /// Say what the record of this image is.
+    Greeted,
+    /// The image is the stream's from here on.
     Begun,
+    /// Say which blocks differ, after everything before it is written.
+    Compare,
     /// Write it to the image now, after everything before it.
     Apply,
     /// Keep it until its epoch is released.
@@ -23,6 +29,8 @@ pub enum Step {
     Synced,
     /// Everything of this epoch and earlier ones has arrived.
     Complete(Epoch),
+    /// Say what is on stable storage.
+    Persist,
 }
 
 /// A frame that cannot be.
@@ -76,6 +84,7 @@ pub enum Violation {
 #[derive(Debug)]
 pub struct Intake {
     size: u64,
+    greeted: bool,
     begun: bool,
     first: Epoch,
     /// Oldest epoch that a write may still belong to.
@@ -91,6 +100,7 @@ impl Intake {
     pub fn new(size: u64) -> Self {
         Self {
             size,
+            greeted: false,
             begun: false,
             first: Epoch(0),
             open: Epoch(0),
@@ -115,7 +125,7 @@ impl Intake {
     /// Whether `epoch` was over before the stream began, so that it has nothing of it.
     #[must_use]
     pub fn precedes_stream(&self, epoch: Epoch) -> bool {
-        !self.begun || epoch < self.first
+        !self.greeted || epoch < self.first
     }
 
     /// Accepts the next frame with its checksum.
@@ -125,11 +135,22 @@ impl Intake {
     pub fn step(&mut self, frame: &Frame, checksum: u64) -> Result<Step, Violation> {
         let wrong = |expected| Err(Violation::Order { expected, got: frame.kind });
         match frame.kind {
-            Kind::Hello if self.begun => wrong("anything but a second greeting"),
+            Kind::Hello if self.greeted => wrong("anything but a second greeting"),
             Kind::Hello => self.hello(frame),
-            _ if !self.begun => wrong("a greeting"),
-            Kind::Refused => wrong("a frame of a primary"),
-            Kind::Copy | Kind::CopyZero | Kind::SyncDone if self.synced.is_some() => wrong("writes, the copy is done"),
+            _ if !self.greeted => wrong("a greeting"),
+            Kind::Refused | Kind::Answer | Kind::Differ | Kind::Durable => wrong("a frame of a primary"),
+            Kind::Begin if self.begun => wrong("anything but a second beginning"),
+            Kind::Begin => {
+                self.begun = true;
+                Ok(Step::Begun)
+            }
+            _ if !self.begun => wrong("the beginning"),
+            Kind::Copy | Kind::CopyZero | Kind::Hashes | Kind::SyncDone if self.synced.is_some() => {
+                wrong("writes, the copy is done")
+            }
+            Kind::Hashes => self.comparable(frame).map(|()| Step::Compare),
+            Kind::Persist if self.synced.is_none() => wrong("the end of the copy"),
+            Kind::Persist => Ok(Step::Persist),
             Kind::Copy | Kind::CopyZero => self.in_range(frame).map(|()| Step::Apply),
             Kind::SyncDone => {
                 self.in_epoch(frame)?;
@@ -150,9 +171,17 @@ impl Intake {
         if frame.len != self.size {
             return Err(Violation::Size { theirs: frame.len, ours: self.size });
         }
-        self.begun = true;
+        self.greeted = true;
         (self.first, self.open) = (frame.epoch, frame.epoch);
-        Ok(Step::Begun)
+        Ok(Step::Greeted)
+    }
+
+    fn comparable(&self, frame: &Frame) -> Result<(), Violation> {
+        self.in_range(frame)?;
+        if frame.len > BLOCK * BLOCKS {
+            return Err(Violation::Range { offset: frame.offset, len: frame.len });
+        }
+        Ok(())
     }
 
     fn end(&mut self, frame: &Frame) -> Result<Step, Violation> {
@@ -201,10 +230,14 @@ mod tests {
         frame(Kind::Hello, 1, 0, SIZE)
     }
 
+    fn begin() -> Frame {
+        frame(Kind::Begin, 0, 0, 0)
+    }
+
     /// Feeds frames with checksum 5; the last answer counts.
     fn feed(frames: &[Frame]) -> Result<Step, Violation> {
         let mut intake = Intake::new(SIZE);
-        let mut last = Ok(Step::Begun);
+        let mut last = Ok(Step::Greeted);
         for frame in frames {
             assert!(last.is_ok(), "{last:?} before {frame:?}");
             last = intake.step(frame, 5);
@@ -217,7 +250,7 @@ mod tests {
         let mut digest = Digest::default();
         digest.add(5);
         digest.add(5);
-        let mut frames = vec![hello(), frame(Kind::Copy, 1, 0, 512), frame(Kind::Write, 1, 512, 512)];
+        let mut frames = vec![hello(), begin(), frame(Kind::Copy, 1, 0, 512), frame(Kind::Write, 1, 512, 512)];
         assert_eq!(feed(&frames), Ok(Step::Apply));
         frames.push(frame(Kind::SyncDone, 1, 0, 0));
         assert_eq!(feed(&frames), Ok(Step::Synced));
@@ -236,17 +269,28 @@ mod tests {
         for (name, frames) in [
             ("no greeting", vec![frame(Kind::Write, 1, 0, 512)]),
             ("two greetings", vec![hello(), hello()]),
+            ("two beginnings", vec![hello(), begin(), begin()]),
+            ("no beginning", vec![hello(), frame(Kind::Copy, 1, 0, 512)]),
             ("smaller disk", vec![frame(Kind::Hello, 1, 0, SIZE / 2)]),
-            ("beyond the end", vec![hello(), frame(Kind::Write, 1, SIZE, 512)]),
-            ("overflow", vec![hello(), frame(Kind::Zeroes, 1, u64::MAX - 511, 512)]),
-            ("unaligned", vec![hello(), frame(Kind::Copy, 1, 1, 512)]),
-            ("empty", vec![hello(), frame(Kind::CopyZero, 1, 0, 0)]),
-            ("epoch before the first", vec![hello(), frame(Kind::Write, 0, 0, 512)]),
-            ("write of an ended epoch", vec![hello(), end, frame(Kind::Write, 3, 0, 512)]),
-            ("epoch ends twice", vec![hello(), end, end]),
-            ("copy after the copy", vec![hello(), frame(Kind::SyncDone, 1, 0, 0), frame(Kind::Copy, 1, 0, 512)]),
-            ("refusal from a primary", vec![hello(), frame(Kind::Refused, 1, 0, 0)]),
-            ("last of all epochs", vec![hello(), frame(Kind::End, u64::MAX, 0, 0)]),
+            ("beyond the end", vec![hello(), begin(), frame(Kind::Write, 1, SIZE, 512)]),
+            ("overflow", vec![hello(), begin(), frame(Kind::Zeroes, 1, u64::MAX - 511, 512)]),
+            ("unaligned", vec![hello(), begin(), frame(Kind::Copy, 1, 1, 512)]),
+            ("empty", vec![hello(), begin(), frame(Kind::CopyZero, 1, 0, 0)]),
+            ("epoch before the first", vec![hello(), begin(), frame(Kind::Write, 0, 0, 512)]),
+            ("write of an ended epoch", vec![hello(), begin(), end, frame(Kind::Write, 3, 0, 512)]),
+            ("epoch ends twice", vec![hello(), begin(), end, end]),
+            (
+                "copy after the copy",
+                vec![hello(), begin(), frame(Kind::SyncDone, 1, 0, 0), frame(Kind::Copy, 1, 0, 512)],
+            ),
+            (
+                "hashes after the copy",
+                vec![hello(), begin(), frame(Kind::SyncDone, 1, 0, 0), frame(Kind::Hashes, 1, 0, 512)],
+            ),
+            ("hashes of too much", vec![hello(), begin(), frame(Kind::Hashes, 1, 0, SIZE)]),
+            ("persist before the copy", vec![hello(), begin(), frame(Kind::Persist, 1, 0, 0)]),
+            ("refusal from a primary", vec![hello(), begin(), frame(Kind::Refused, 1, 0, 0)]),
+            ("last of all epochs", vec![hello(), begin(), frame(Kind::End, u64::MAX, 0, 0)]),
         ] {
             assert!(feed(&frames).is_err(), "{name}");
         }

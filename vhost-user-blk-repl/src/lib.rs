@@ -7,9 +7,13 @@
 //!   guest ring -> backend -> worker <- commands <- control
 //!                   request    |  \
 //!                            disk  mirror, copy == mirror_wire ==> receive, intake, epoch_log -> applier
-//!                              |                                                                     |
+//!                              |     feedback <== mirror_wire ==== reply                            |
+//!            tracker, record   |                                                                    |
 //!                            image                                                       image (standby)
 //! ```
+//!
+//! `tracker` keeps the image's `record` true: where the image may differ from its peer's. `resync` makes a plan of two
+//! records.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,14 +32,21 @@ mod control;
 mod copy;
 mod disk;
 mod epoch_log;
+mod feedback;
 pub mod image;
 mod intake;
 mod mirror;
 pub mod mirror_wire;
 mod range;
 mod receive;
+pub mod record;
+pub mod record_file;
+pub mod regions;
+mod reply;
 mod request;
+mod resync;
 pub mod run;
+mod tracker;
 mod vring;
 mod worker;
 
@@ -43,7 +54,7 @@ pub use worker::Exit;
 
 use backend::Backend;
 use image::Image;
-use request::Geometry;
+use record_file::Opened;
 use worker::Worker;
 
 /// What to serve, and how.
@@ -60,6 +71,8 @@ pub struct Options {
     pub queue_size: u16,
     /// Number of I/O threads.
     pub threads: usize,
+    /// The image's record; without one nothing is refused and every resynchronisation compares the whole image.
+    pub record: Option<Opened>,
 }
 
 /// One disk, ready to be served.
@@ -85,9 +98,9 @@ impl Device {
     /// # Errors
     /// When the kernel refuses threads, eventfds or epoll.
     pub fn new(image: Arc<dyn Image>, options: Options, exit: Exit) -> Result<Self, DeviceError> {
-        let geometry = Geometry { size: image.size(), block: options.block_size, read_only: options.read_only };
-        let worker = Worker::new(image, geometry, options.serial, options.threads, exit).map_err(DeviceError::Local)?;
-        let backend = Arc::new(Backend::new(worker, options.queues, options.queue_size));
+        let (queues, queue_size) = (options.queues, options.queue_size);
+        let worker = Worker::new(image, options, exit).map_err(DeviceError::Local)?;
+        let backend = Arc::new(Backend::new(worker, queues, queue_size));
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let name = "vhost_user".to_owned();
         let daemon = VhostUserDaemon::new(name, backend.clone(), memory).map_err(DeviceError::Vhost)?;

@@ -1,10 +1,10 @@
 //! Primary end of the mirror stream: queues frames for the sending thread, counts what is uncommitted.
 //!
-//! In: guest writes as they are taken from the ring, epoch ends, releases. Out: the stream, reports, and a wake-up for
+//! In: guest writes as they are started, epoch ends, releases, and what `feedback` hears from the peer. Out: the stream, reports, and a wake-up for
 //! the worker when there is room again. Never blocks its caller, never holds up the local disk after the stream broke.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -23,8 +23,10 @@ use crate::copy::Copier;
 use crate::epoch_log::{CHANGE_OVERHEAD, Uncommitted};
 use crate::image::Image;
 use crate::lock;
-use crate::mirror_wire::{Digest, Frame, HEADER_LEN, Kind, decode, encode};
+use crate::mirror_wire::{Digest, Frame, Kind, encode, encode_fields};
 use crate::range::Range;
+use crate::resync::Plan;
+use crate::tracker::Tracker;
 
 /// Settings of one stream.
 pub struct Settings {
@@ -51,7 +53,7 @@ pub enum Room {
 
 pub(crate) enum Body {
     None,
-    Text(String),
+    Bytes(Vec<u8>),
     Part(Arc<Buffer>, Range),
 }
 
@@ -59,7 +61,7 @@ impl Body {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::None => &[],
-            Self::Text(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
             Self::Part(buffer, part) => buffer.get(part.offset as usize..part.end() as usize).unwrap_or_default(),
         }
     }
@@ -83,13 +85,20 @@ pub(crate) struct State {
     writes: HashMap<u64, Vec<Range>>,
     /// What the background copy reads now, and the parts of it that have been written since it began to.
     pub(crate) reading: Option<(Range, Vec<Range>)>,
+    /// How the images are made equal, as soon as that is known: nothing but the greeting is sent before.
+    pub(crate) plan: Option<Plan>,
+    /// Answers to hashes: where, and which blocks differ.
+    pub(crate) differ: VecDeque<(u64, u64)>,
 }
 
 pub(crate) struct Shared {
-    stream: UnixStream,
+    pub(crate) stream: UnixStream,
     state: Mutex<State>,
     pub(crate) changed: Condvar,
     pub(crate) session: Session,
+    pub(crate) tracker: Tracker,
+    /// This stream's number to the tracker.
+    pub(crate) number: u64,
     wake: Arc<EventFd>,
     limit: u64,
 }
@@ -112,8 +121,8 @@ pub fn connected(fd: OwnedFd) -> io::Result<UnixStream> {
 }
 
 impl Mirror {
-    /// Greets the peer on the connected stream `fd` and starts the background copy of `image`. `before` are the ids of
-    /// writes that have been taken but are not done. `wake` is written when the worker should look again.
+    /// Greets the peer on the connected stream `fd` and makes its image equal to `image` in the background. `before` are the
+    /// ids of writes that have been started but are not done. `wake` is written when the worker should look again.
     ///
     /// # Errors
     /// When the descriptor is not a socket or the kernel refuses a thread.
@@ -123,11 +132,11 @@ impl Mirror {
         image: Arc<dyn Image>,
         before: HashSet<u64>,
         session: Session,
-        wake: Arc<EventFd>,
+        (tracker, wake): (Tracker, Arc<EventFd>),
     ) -> io::Result<Self> {
         let hello = Frame { kind: Kind::Hello, epoch: settings.epoch, offset: 0, len: image.size() };
         let state = State {
-            queue: VecDeque::from([(hello, Body::Text(settings.serial))]),
+            queue: VecDeque::from([(hello, Body::Bytes(settings.serial.into_bytes()))]),
             queued: 0,
             starved: false,
             open: true,
@@ -138,31 +147,37 @@ impl Mirror {
             before,
             writes: HashMap::new(),
             reading: None,
+            plan: None,
+            differ: VecDeque::new(),
         };
         let shared = Arc::new(Shared {
             stream: connected(fd)?,
             state: Mutex::new(state),
             changed: Condvar::new(),
             session,
+            number: tracker.begin_session(),
+            tracker,
             wake,
             limit: settings.max_uncommitted,
         });
         let mirror = Self { shared: shared.clone() };
         let (sender, reader) = (shared.clone(), shared.clone());
         thread::Builder::new().name("blk_send".to_owned()).spawn(move || sender.send_all())?;
-        thread::Builder::new().name("blk_refusal".to_owned()).spawn(move || reader.watch())?;
+        thread::Builder::new().name("blk_feedback".to_owned()).spawn(move || reader.listen())?;
         let copier = Copier::new(shared, image, settings.rate);
         thread::Builder::new().name("blk_copy".to_owned()).spawn(move || copier.run())?;
         Ok(mirror)
     }
 
-    /// Whether a write of `len` bytes may be taken now.
+    /// Whether a write of `len` bytes may be taken now, with `waiting` bytes of writes taken that are not started.
     #[must_use]
-    pub fn room(&self, len: u64) -> Room {
+    pub fn room(&self, len: u64, waiting: u64) -> Room {
         let mut state = lock(&self.shared.state);
         let uncommitted = state.uncommitted.total();
-        if uncommitted > 0 && uncommitted + len + CHANGE_OVERHEAD > self.shared.limit / 2 {
-            return Room::Full;
+        let before = uncommitted + waiting;
+        if before > 0 && before + len + CHANGE_OVERHEAD > self.shared.limit / 2 {
+            // The worker looks again when those that wait are started.
+            return if uncommitted > 0 { Room::Full } else { Room::Busy };
         }
         if state.queued > self.shared.limit {
             state.starved = true;
@@ -171,7 +186,7 @@ impl Mirror {
         Room::Yes
     }
 
-    /// A write with this id was taken from the ring in `epoch`.
+    /// A write with this id is started in `epoch`.
     pub fn write(&self, id: u64, epoch: Epoch, offset: u64, data: &Arc<Buffer>) {
         let range = Range::new(offset, data.len() as u64);
         let frame = Frame { kind: Kind::Write, epoch, offset, len: range.len };
@@ -179,7 +194,7 @@ impl Mirror {
         self.shared.guest_write(id, &[range], vec![(frame, body)]);
     }
 
-    /// A discard or write-zeroes with this id was taken from the ring in `epoch`.
+    /// A discard or write-zeroes with this id is started in `epoch`.
     pub fn zero(&self, id: u64, epoch: Epoch, ranges: &[Range]) {
         let frame = |range: &Range| Frame { kind: Kind::Zeroes, epoch, offset: range.offset, len: range.len };
         self.shared.guest_write(id, ranges, ranges.iter().map(|range| (frame(range), Body::None)).collect());
@@ -211,6 +226,15 @@ impl Mirror {
         lock(&self.shared.state).uncommitted.release(epoch);
     }
 
+    /// Asks the standby what it has on stable storage, if it is in sync.
+    pub fn persist(&self) {
+        let mut state = lock(&self.shared.state);
+        if state.synced {
+            let frame = Frame { kind: Kind::Persist, epoch: state.epoch, offset: 0, len: 0 };
+            self.shared.push(&mut state, frame, Body::None);
+        }
+    }
+
     /// Bytes that the standby has not committed.
     #[must_use]
     pub fn uncommitted(&self) -> u64 {
@@ -227,6 +251,7 @@ impl Mirror {
 impl Drop for Mirror {
     fn drop(&mut self) {
         self.shared.session.close();
+        self.shared.tracker.end_session();
         lock(&self.shared.state).open = false;
         self.shared.changed.notify_all();
         // May be closed already.
@@ -262,12 +287,26 @@ impl Shared {
         state.reading = Some((range, writing));
     }
 
+    /// The peer has answered: what comes after the greeting may be sent, and the copy begins.
+    pub(crate) fn begin(&self, plan: Plan) {
+        let mut state = lock(&self.state);
+        let frame = Frame { kind: Kind::Begin, epoch: Epoch(0), offset: 0, len: 0 };
+        state.queue.push_front((frame, Body::Bytes(encode_fields(&plan.begin))));
+        state.plan = Some(plan);
+        self.changed.notify_all();
+    }
+
     pub(crate) fn push(&self, state: &mut State, frame: Frame, body: Body) {
         if state.open {
             state.queued += CHANGE_OVERHEAD + body.bytes().len() as u64;
             state.queue.push_back((frame, body));
             self.changed.notify_all();
         }
+    }
+
+    /// Parts of the image that are being written.
+    pub(crate) fn being_written(state: &State) -> Vec<Range> {
+        state.writes.values().flatten().copied().collect()
     }
 
     /// Bytes that wait to be sent.
@@ -318,13 +357,18 @@ impl Shared {
 
     fn next(&self) -> Option<(Frame, Body)> {
         let state = lock(&self.state);
-        let waited = self.changed.wait_while(state, |state| state.queue.is_empty() && state.open);
+        let waits = |state: &mut State| {
+            let greeting =
+                state.queue.front().is_some_and(|(frame, _)| matches!(frame.kind, Kind::Hello | Kind::Begin));
+            state.open && !greeting && (state.queue.is_empty() || state.plan.is_none())
+        };
+        let waited = self.changed.wait_while(state, waits);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
         if !state.open {
             return None;
         }
         let (frame, body) = state.queue.pop_front()?;
-        if frame.kind != Kind::Hello {
+        if !matches!(frame.kind, Kind::Hello | Kind::Begin) {
             state.queued -= CHANGE_OVERHEAD + body.bytes().len() as u64;
         }
         if state.starved && state.queued <= self.limit / 2 {
@@ -353,29 +397,5 @@ impl Shared {
             sent = header.len();
         }
         stream.write_all(&body[sent - header.len()..])
-    }
-
-    /// Waits for the end of the stream, or for the peer's reason to refuse it.
-    fn watch(&self) {
-        let reason = match self.read_refusal() {
-            Ok(reason) => format!("the peer refused the disk: {reason}"),
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => "the peer closed the mirror stream".to_owned(),
-            Err(e) => format!("the mirror stream broke: {e}"),
-        };
-        self.lose(&reason);
-    }
-
-    fn read_refusal(&self) -> io::Result<String> {
-        let mut stream = &self.stream;
-        let mut header = [0; HEADER_LEN];
-        stream.read_exact(&mut header)?;
-        let pending = decode(&header).map_err(io::Error::other)?;
-        let mut body = vec![0; pending.body_len()];
-        stream.read_exact(&mut body)?;
-        let (frame, _) = pending.finish(&body).map_err(io::Error::other)?;
-        match frame.kind {
-            Kind::Refused => Ok(String::from_utf8_lossy(&body).into_owned()),
-            kind => Err(io::Error::other(format!("unexpected {kind:?} frame from the standby"))),
-        }
     }
 }

@@ -10,14 +10,21 @@
 //! | kind | epoch | offset, len | body |
 //! |---|---|---|---|
 //! | Hello | first epoch of the stream | 0, size of the image | serial |
+//! | Answer (from the standby) | – | – | [`Answer`]: its record |
+//! | Begin | epoch now | – | [`Begin`]: how the images are made equal |
+//! | Hashes | epoch now | range, at most 64 blocks | a hash for each block of 4 KiB |
+//! | Differ (from the standby) | – | start of the range, a bit for each block that differs | – |
 //! | Copy | epoch now | range | its bytes: background copy |
 //! | CopyZero | epoch now | range | – |
 //! | Write | of the write | range | its bytes |
 //! | Zeroes | of the write | range | – |
 //! | SyncDone | epoch now | 0, 0 | – |
 //! | End | that ended | number of Write and Zeroes frames in it, their [`Digest`] | – |
-//! | Refused | – | – | reason: the only frame from standby to primary |
+//! | Persist | epoch now | – | – : what is durable at your side? |
+//! | Durable (from the standby) | everything up to it is on stable storage | – | – |
+//! | Refused (from the standby) | – | – | reason |
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -26,9 +33,12 @@ use ft_proto::Epoch;
 
 use crate::range::Range;
 use crate::request::MAX_DATA;
+use crate::resync::{BLOCKS, HASH_LEN};
+
+pub use ft_proto::device_ctl::ResyncKind;
 
 /// Version of the frames; a peer of another version is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of an encoded header.
 pub const HEADER_LEN: usize = size_of::<Raw>();
 /// No body is longer.
@@ -37,6 +47,8 @@ pub const MAX_BODY: usize = MAX_DATA as usize;
 const MAGIC: [u8; 4] = *b"PXMR";
 /// Longest serial and longest reason.
 const MAX_TEXT: usize = 1024;
+/// Longest [`Answer`].
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,9 +69,63 @@ pub enum Kind {
     End,
     /// The standby does not take the stream.
     Refused,
+    /// The standby's record.
+    Answer,
+    /// The resynchronisation begins.
+    Begin,
+    /// Hashes of blocks of the primary's image.
+    Hashes,
+    /// Which of them are not those of the standby's image.
+    Differ,
+    /// The primary wants to know what is durable at the standby.
+    Persist,
+    /// It is this much.
+    Durable,
 }
 
-const KINDS: [(Kind, u16); 8] = [
+/// What a standby's record says.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Answer {
+    /// Name of the disk.
+    pub disk: u128,
+    /// State that `marks` refer to.
+    pub base: Option<u128>,
+    /// Generation.
+    pub generation: u64,
+    /// Regions that may differ from the base: [`crate::regions::Regions::to_bytes`].
+    pub marks: Vec<u8>,
+    /// The image is one hole.
+    pub empty: bool,
+}
+
+/// How the images are made equal.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Begin {
+    /// How.
+    pub kind: ResyncKind,
+    /// Name of the disk.
+    pub disk: u128,
+    /// State that the images have in common when they are equal.
+    pub base: u128,
+    /// The primary's generation.
+    pub generation: u64,
+}
+
+/// A body with fields, as [`Answer`] and [`Begin`]; no answer is longer than fits.
+#[must_use]
+pub fn encode_fields<T: Serialize>(fields: &T) -> Vec<u8> {
+    postcard::to_allocvec(fields).unwrap_or_default()
+}
+
+/// The fields in a body.
+///
+/// # Errors
+/// When it does not have them.
+pub fn decode_fields<'a, T: Deserialize<'a>>(kind: Kind, body: &'a [u8]) -> Result<T, WireError> {
+    postcard::from_bytes(body).map_err(|_| WireError::Fields(kind))
+}
+
+const KINDS: [(Kind, u16); 14] = [
     (Kind::Hello, 1),
     (Kind::Copy, 2),
     (Kind::CopyZero, 3),
@@ -68,6 +134,12 @@ const KINDS: [(Kind, u16); 8] = [
     (Kind::SyncDone, 6),
     (Kind::End, 7),
     (Kind::Refused, 8),
+    (Kind::Answer, 9),
+    (Kind::Begin, 10),
+    (Kind::Hashes, 11),
+    (Kind::Differ, 12),
+    (Kind::Persist, 13),
+    (Kind::Durable, 14),
 ];
 
 /// A decoded header. What `offset` and `len` mean depends on the kind: see the module's table.
@@ -115,6 +187,9 @@ pub enum WireError {
     /// The body's length does not fit the kind.
     #[error("{0:?} frame with a body of {1} bytes")]
     Body(Kind, u32),
+    /// The body does not decode.
+    #[error("malformed {0:?} frame")]
+    Fields(Kind),
     /// The bytes were changed on the way.
     #[error("checksum of a {0:?} frame does not match")]
     Checksum(Kind),
@@ -180,8 +255,11 @@ pub fn decode(header: &[u8; HEADER_LEN]) -> Result<Pending, WireError> {
     let body = raw.body.get();
     let fits = match kind {
         Kind::Copy | Kind::Write => body as usize <= MAX_BODY && u64::from(body) == raw.len.get(),
-        Kind::Hello | Kind::Refused => body as usize <= MAX_TEXT,
+        Kind::Hello | Kind::Refused | Kind::Begin => body as usize <= MAX_TEXT,
+        Kind::Answer => body as usize <= MAX_ANSWER,
+        Kind::Hashes => body as usize <= BLOCKS as usize * HASH_LEN,
         Kind::CopyZero | Kind::Zeroes | Kind::SyncDone | Kind::End => body == 0,
+        Kind::Differ | Kind::Persist | Kind::Durable => body == 0,
     };
     if !fits {
         return Err(WireError::Body(kind, body));
@@ -273,8 +351,8 @@ mod tests {
     fn another_version_is_named() {
         let (frame, body) = write();
         let (mut header, _) = encode(&frame, &body);
-        header[4] = 2;
-        assert_eq!(decode(&header).map(|_| ()), Err(WireError::Version(2)));
+        header[4] = 3;
+        assert_eq!(decode(&header).map(|_| ()), Err(WireError::Version(3)));
     }
 
     #[test]

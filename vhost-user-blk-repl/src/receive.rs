@@ -1,15 +1,13 @@
 //! Standby end of the mirror stream: takes frames in, holds writes by epoch, applies them on release.
 //!
-//! In: the stream, and `Release`, `Discard` from the VMM. Out: changes for the [`Applier`], reports. Never applies a
+//! In: the stream, and `Release`, `Discard` from the VMM. Out: changes for the [`Applier`], reports, `reply`s to the primary. Never applies a
 //! write of an epoch that is not released (once the copy is complete), nor anything from a stream it has refused.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 
 use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
@@ -19,13 +17,16 @@ use crate::applier::Applier;
 use crate::buffer::Buffer;
 use crate::control::Session;
 use crate::epoch_log::{Change, EpochLog, OverLimit};
+use crate::image::Image;
 use crate::intake::{Intake, Step, Violation};
 use crate::lock;
 use crate::mirror::connected;
-use crate::mirror_wire::{Frame, HEADER_LEN, Kind, MAX_BODY, WireError, decode, encode};
-
-/// How long a refused peer may take to read why.
-const LINGER: Duration = Duration::from_secs(1);
+use crate::mirror_wire::{Begin, Frame, HEADER_LEN, Kind, MAX_BODY, WireError, decode, decode_fields};
+use crate::range::Range;
+use crate::record::Base;
+use crate::reply::{Replies, answer};
+use crate::resync::differing;
+use crate::tracker::{RecordLost, Tracker};
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,8 @@ enum StreamError {
     OverLimit(#[from] OverLimit),
     #[error("the peer's disk has serial \"{theirs}\", this one has \"{ours}\": give both the same --serial")]
     Serial { theirs: String, ours: String },
+    #[error(transparent)]
+    Record(#[from] RecordLost),
 }
 
 /// Why a request of the VMM cannot be met; the disk must not be used to run the VM then.
@@ -76,12 +79,18 @@ pub enum StateError {
 struct State {
     intake: Intake,
     log: EpochLog,
+    /// The last epoch that was released.
+    released: Epoch,
+    /// What the primary began the stream with, and the stream's number to the tracker.
+    begun: Option<(u64, Begin)>,
     /// No frame counts any more, not even one that has been received.
     closed: bool,
 }
 
 struct Shared {
-    stream: UnixStream,
+    replies: Replies,
+    image: Arc<dyn Image>,
+    tracker: Tracker,
     state: Mutex<State>,
     session: Session,
     applier: Arc<Applier>,
@@ -95,13 +104,13 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Starts to serve the connected stream `fd` for an image of `size` bytes; holds at most `limit` bytes.
+    /// Starts to serve the connected stream `fd` for `image` and its record; holds at most `limit` bytes.
     ///
     /// # Errors
     /// When the descriptor is not a socket or the kernel refuses a thread.
     pub fn new(
         fd: OwnedFd,
-        size: u64,
+        (image, tracker): (Arc<dyn Image>, Tracker),
         serial: String,
         limit: u64,
         session: Session,
@@ -109,9 +118,16 @@ impl Receiver {
     ) -> io::Result<Self> {
         // A primary may exceed its own bound, half of this, by one request.
         let limit = limit.max(3 * MAX_BODY as u64);
-        let state = State { intake: Intake::new(size), log: EpochLog::new(limit), closed: false };
-        let stream = connected(fd)?;
-        let shared = Arc::new(Shared { stream, state: Mutex::new(state), session, applier, serial, limit });
+        let state = State {
+            intake: Intake::new(image.size()),
+            log: EpochLog::new(limit),
+            released: Epoch(0),
+            begun: None,
+            closed: false,
+        };
+        let replies = Replies::new(connected(fd)?);
+        let state = Mutex::new(state);
+        let shared = Arc::new(Shared { replies, image, tracker, state, session, applier, serial, limit });
         let theirs = shared.clone();
         thread::Builder::new().name("blk_recv".to_owned()).spawn(move || theirs.run())?;
         Ok(Self { shared })
@@ -124,6 +140,7 @@ impl Receiver {
     pub fn release(&self, epoch: Epoch) -> Result<(), StateError> {
         let mut state = lock(&self.shared.state);
         state.intake.has(epoch)?;
+        state.released = state.released.max(epoch);
         // Under the mutex: the reading thread must not queue anything in between.
         state.log.release(epoch).into_iter().for_each(|change| self.shared.applier.apply(change));
         Ok(())
@@ -155,7 +172,7 @@ impl Receiver {
         self.shared.session.close();
         lock(&self.shared.state).closed = true;
         // May be closed already.
-        let _ = self.shared.stream.shutdown(Shutdown::Both);
+        let _ = self.shared.replies.stream().shutdown(Shutdown::Both);
     }
 }
 
@@ -176,7 +193,7 @@ impl Intake {
 }
 
 impl Shared {
-    fn run(&self) {
+    fn run(self: &Arc<Self>) {
         let reason = loop {
             // Back-pressure through the stream when this host's disk is the slow one.
             self.applier.wait_below(self.limit);
@@ -195,12 +212,12 @@ impl Shared {
         warn!("mirror stream: {reason}");
         self.session.finish(&Report::MirrorLost { reason: reason.to_string() });
         if !matches!(reason, StreamError::Closed | StreamError::Truncated | StreamError::Read(_)) {
-            self.refuse(&reason.to_string());
+            self.replies.refuse(&reason.to_string());
         }
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.replies.stream().shutdown(Shutdown::Both);
     }
 
-    fn next_frame(&self) -> Result<(), StreamError> {
+    fn next_frame(self: &Arc<Self>) -> Result<(), StreamError> {
         let mut header = [0; HEADER_LEN];
         self.fill(&mut header, true)?;
         let pending = decode(&header)?;
@@ -212,10 +229,25 @@ impl Shared {
             return Err(StreamError::Closed);
         }
         match state.intake.step(&frame, checksum)? {
-            Step::Begun => self.check_serial(&body)?,
+            Step::Greeted => {
+                self.check_serial(&body)?;
+                self.replies.answer(&answer(&self.tracker.record(), &*self.image));
+            }
+            Step::Begun => {
+                let begin: Begin = decode_fields(frame.kind, &body)?;
+                let number = self.tracker.receive(&begin)?;
+                info!("{} resynchronisation of this image begins", begin.kind.name());
+                state.begun = Some((number, begin));
+            }
+            Step::Compare => self.compare(frame.range(), body),
+            Step::Persist => self.settle(state.released, None),
             Step::Apply => self.applier.apply(change(&frame, body)),
             Step::Hold => state.log.push(frame.epoch, change(&frame, body))?,
-            Step::Synced => info!("copy of the disk is complete in epoch {}", frame.epoch),
+            Step::Synced => {
+                info!("copy of the disk is complete in epoch {}", frame.epoch);
+                let begun = state.begun.as_ref().map(|(number, begin)| (*number, Base(begin.base)));
+                self.settle(Epoch(0), begun);
+            }
             Step::Complete(epoch) => self.session.report(&Report::Complete { epoch }),
         }
         Ok(())
@@ -230,7 +262,7 @@ impl Shared {
     fn fill(&self, buf: &mut [u8], between_frames: bool) -> Result<(), StreamError> {
         let mut at = 0;
         while at < buf.len() {
-            match (&self.stream).read(&mut buf[at..]) {
+            match self.replies.stream().read(&mut buf[at..]) {
                 Ok(0) if at == 0 && between_frames => return Err(StreamError::Closed),
                 Ok(0) => return Err(StreamError::Truncated),
                 Ok(n) => at += n,
@@ -241,21 +273,39 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells the primary why, and reads on for a moment: closing with unread data would take the reason back.
-    fn refuse(&self, reason: &str) {
-        let frame = Frame { kind: Kind::Refused, epoch: Epoch(0), offset: 0, len: 0 };
-        let body = reason.as_bytes();
-        let (header, _) = encode(&frame, &body[..body.len().min(512)]);
-        let mut stream = &self.stream;
-        let _ = stream.set_write_timeout(Some(LINGER));
-        let _ = stream.set_read_timeout(Some(LINGER));
-        if stream.write_all(&header).and_then(|()| stream.write_all(&body[..body.len().min(512)])).is_err() {
-            return;
-        }
-        let _ = stream.shutdown(Shutdown::Write);
-        let end = std::time::Instant::now() + LINGER;
-        let mut sink = vec![0; 64 * 1024];
-        while std::time::Instant::now() < end && stream.read(&mut sink).is_ok_and(|n| n > 0) {}
+    /// Says which blocks differ, once everything before is in the image.
+    fn compare(self: &Arc<Self>, range: Range, theirs: Buffer) {
+        let shared = self.clone();
+        self.applier.then(Box::new(move |_| {
+            let mut ours = Buffer::zeroed(range.len as usize);
+            // What cannot be read is written anew.
+            let read = shared.image.read_at(range.offset, &mut ours);
+            let mask = if read.is_ok() { differing(&ours, &theirs) } else { u64::MAX };
+            shared.replies.differ(range.offset, mask);
+        }));
+    }
+
+    /// Says that everything up to `epoch` is on stable storage when it is, on a thread of its own: a takeover must not wait
+    /// for it. After the copy the record says so first.
+    fn settle(self: &Arc<Self>, epoch: Epoch, copied: Option<(u64, Base)>) {
+        let shared = self.clone();
+        let settle = move || {
+            let synced = shared.image.sync().map_err(|e| e.to_string());
+            let noted = synced.and_then(|()| match copied {
+                Some((number, base)) => shared.tracker.received(number, base).map_err(|e| e.to_string()),
+                None => Ok(()),
+            });
+            match noted {
+                Ok(()) => shared.replies.durable(epoch),
+                Err(e) => warn!("this image is not known to be on stable storage: {e}"),
+            }
+        };
+        self.applier.then(Box::new(move |applied| {
+            // The primary goes on without the answer.
+            if applied && let Err(e) = thread::Builder::new().name("blk_settle".to_owned()).spawn(settle) {
+                warn!("cannot start a thread: {e}");
+            }
+        }));
     }
 }
 

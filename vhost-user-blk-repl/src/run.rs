@@ -18,7 +18,8 @@ use vhost::vhost_user::Listener;
 
 use crate::args::{Args, Endpoint};
 use crate::control::{accept, listen_at};
-use crate::image::{FileImage, OpenError};
+use crate::image::{FileImage, Image, OpenError};
+use crate::record_file::{Purpose, RecordError, RecordFile, beside};
 use crate::{Device, DeviceError, Options};
 
 /// I/O threads: enough to keep a disk busy, few enough to cost nothing.
@@ -30,6 +31,9 @@ pub enum RunError {
     /// The image.
     #[error(transparent)]
     Image(#[from] OpenError),
+    /// Its record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// A socket at a path.
     #[error("{flag} {}: cannot listen there", path.display())]
     Listen {
@@ -79,6 +83,9 @@ enum Control {
 /// See [`RunError`]; nothing was started when the image or a flag is at fault.
 pub fn run(args: &Args) -> Result<(), RunError> {
     let image = FileImage::open(&args.path, args.readonly, args.direct)?;
+    let path = args.record.clone().unwrap_or_else(|| beside(&args.path));
+    let purpose = if args.standby { Purpose::StandBy } else { Purpose::Serve { force: args.force } };
+    let record = RecordFile::open(&args.path, path, image.size(), purpose)?;
     let options = Options {
         block_size: image.block_size(),
         read_only: args.readonly,
@@ -86,6 +93,7 @@ pub fn run(args: &Args) -> Result<(), RunError> {
         queues: args.num_queues,
         queue_size: args.queue_size,
         threads: THREADS,
+        record: Some(record).filter(|_| !args.readonly),
     };
     // Before there is a socket to leave behind, and before other threads inherit the mask.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();

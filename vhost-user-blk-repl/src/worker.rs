@@ -17,15 +17,19 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::Options;
 use crate::applier::Applier;
 use crate::buffer::Buffer;
 use crate::control::Link;
 use crate::disk::{Disk, Done, Op};
+use crate::epoch_log::CHANGE_OVERHEAD;
 use crate::image::Image;
 use crate::mirror::{Mirror, Room};
 use crate::range::Range;
 use crate::receive::Receiver;
+use crate::record_file::Purpose;
 use crate::request::{self, Body, Geometry, Request, Span, gather, scatter};
+use crate::tracker::Tracker;
 use crate::vring::Vring;
 
 /// Guest memory, with a dirty log the frontend may put underneath.
@@ -78,6 +82,8 @@ pub struct Worker {
     next_id: u64,
     finished: Vec<Done>,
     flight_bytes: usize,
+    /// Bytes of writes that are taken and not started, as the mirror counts them.
+    unstarted: u64,
     /// Some queue has entries that were not taken for want of room.
     stalled: bool,
     /// The driver takes completed writes for durable.
@@ -88,6 +94,7 @@ pub struct Worker {
     pub(crate) epoch: Epoch,
     /// The epoch that begins with `Resume`.
     pub(crate) next_epoch: Epoch,
+    pub(crate) tracker: Tracker,
     pub(crate) mirror: Option<Mirror>,
     pub(crate) receiver: Option<Receiver>,
     pub(crate) applier: Option<Arc<Applier>>,
@@ -99,39 +106,39 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A disk on `image` with `threads` I/O threads.
+    /// A disk on `image`.
     ///
     /// # Errors
     /// When the kernel refuses threads or eventfds.
-    pub fn new(
-        image: Arc<dyn Image>,
-        geometry: Geometry,
-        serial: String,
-        threads: usize,
-        exit: Exit,
-    ) -> io::Result<Self> {
+    pub fn new(image: Arc<dyn Image>, options: Options, exit: Exit) -> io::Result<Self> {
+        let geometry = Geometry { size: image.size(), block: options.block_size, read_only: options.read_only };
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let standby = options.record.as_ref().is_some_and(|record| record.purpose == Purpose::StandBy);
+        let tracker = Tracker::new(options.record, image.clone(), wake.clone())?;
         Ok(Self {
-            disk: Disk::new(image, threads)?,
+            disk: Disk::new(image, options.threads)?,
             geometry,
-            serial,
+            serial: options.serial,
             vrings: Vec::new(),
             memory: None,
             pending: BTreeMap::new(),
             next_id: 0,
             finished: Vec::new(),
             flight_bytes: 0,
+            unstarted: 0,
             stalled: false,
             writethrough: false,
             resubmit: VecDeque::new(),
             sealed: false,
-            standby: false,
+            standby,
             epoch: Epoch(0),
             next_epoch: Epoch(0),
+            tracker,
             mirror: None,
             receiver: None,
             applier: None,
             link: None,
-            wake: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+            wake,
             exit,
             full: None,
             failed: false,
@@ -279,7 +286,7 @@ impl Worker {
             Body::Zero(..) => 0,
             _ => return true,
         };
-        match self.mirror.as_ref().map_or(Room::Yes, |mirror| mirror.room(len)) {
+        match self.mirror.as_ref().map_or(Room::Yes, |mirror| mirror.room(len, self.unstarted)) {
             Room::Yes => true,
             Room::Busy => false,
             Room::Full => {
@@ -310,24 +317,16 @@ impl Worker {
                 if gather(&**mem, &from, &mut data).is_err() {
                     return answer(ring, mem, head, Some((status, request::IOERR)), 0);
                 }
-                let data = Arc::new(data);
-                if let Some(mirror) = &self.mirror {
-                    mirror.write(id, self.epoch, range.offset, &data);
-                }
-                (Op::Write { offset: range.offset, from: data, sync }, vec![], vec![range], bytes)
+                (Op::Write { offset: range.offset, from: Arc::new(data), sync }, vec![], vec![range], bytes)
             }
-            Body::Zero(ranges, unmap) => {
-                if let Some(mirror) = &self.mirror {
-                    mirror.zero(id, self.epoch, &ranges);
-                }
-                (Op::Zero { ranges: ranges.clone(), unmap, sync }, vec![], ranges, 0)
-            }
+            Body::Zero(ranges, unmap) => (Op::Zero { ranges: ranges.clone(), unmap, sync }, vec![], ranges, 0),
         };
         self.next_id += 1;
         self.flight_bytes += bytes;
+        self.unstarted += cost(&op);
         let pending = Pending { queue, head, status, into, ranges, waiting: Some(op), bytes, forgotten: false };
         self.pending.insert(id, pending);
-        self.submit_if_free(id);
+        self.start_if_free(id);
         Taken::Submitted
     }
 
@@ -349,16 +348,42 @@ impl Worker {
         }
     }
 
-    /// Starts a request unless it overlaps with an earlier write: local and remote image must agree on who was last.
-    fn submit_if_free(&mut self, id: u64) {
-        let Some(this) = self.pending.get(&id) else { return };
-        let overlaps = |other: &Pending| other.ranges.iter().any(|a| this.ranges.iter().any(|b| a.overlaps(b)));
-        if !this.ranges.is_empty() && self.pending.range(..id).any(|(_, earlier)| overlaps(earlier)) {
-            return;
+    /// Starts a request unless it overlaps with an earlier write, because local and remote image must agree on who was
+    /// last, or touches a region that is not marked yet. From here on a write is on its way to both images.
+    fn start_if_free(&mut self, id: u64) {
+        let Some(this) = self.pending.get(&id).filter(|this| this.waiting.is_some()) else { return };
+        // What starts while sealed belongs to the next epoch: in this one it is in flight, and submitted again.
+        let epoch = if self.sealed { self.next_epoch } else { self.epoch };
+        if !this.ranges.is_empty() {
+            let overlaps = |other: &Pending| other.ranges.iter().any(|a| this.ranges.iter().any(|b| a.overlaps(b)));
+            if self.pending.range(..id).any(|(_, earlier)| overlaps(earlier)) {
+                return;
+            }
+            let stamp = if self.mirror.is_some() { epoch } else { Epoch(u64::MAX) };
+            if !self.tracker.admits(&this.ranges, stamp) {
+                return;
+            }
         }
-        if let Some(op) = self.pending.get_mut(&id).and_then(|this| this.waiting.take()) {
-            self.disk.submit(id, op);
+        let Some(op) = self.pending.get_mut(&id).and_then(|this| this.waiting.take()) else { return };
+        self.unstarted -= cost(&op);
+        match (&self.mirror, &op) {
+            (Some(mirror), Op::Write { offset, from, .. }) => mirror.write(id, epoch, *offset, from),
+            (Some(mirror), Op::Zero { ranges, .. }) => mirror.zero(id, epoch, ranges),
+            _ => {}
         }
+        self.disk.submit(id, op);
+    }
+
+    fn start_waiting(&mut self) {
+        let waiting: Vec<u64> = self.pending.iter().filter(|(_, p)| p.waiting.is_some()).map(|(id, _)| *id).collect();
+        waiting.into_iter().for_each(|id| self.start_if_free(id));
+    }
+
+    /// Requests that are not started never are: this host does not run the VM any more.
+    pub(crate) fn drop_waiting(&mut self) {
+        let dropped = self.pending.extract_if(.., |_, pending| pending.waiting.is_some());
+        self.flight_bytes -= dropped.map(|(_, pending)| pending.bytes).sum::<usize>();
+        self.unstarted = 0;
     }
 
     /// Takes note of what the disk has finished, and tells the guest if that is allowed now.
@@ -378,10 +403,7 @@ impl Worker {
             }
         }
         self.finished.extend(finished);
-        let waiting: Vec<u64> = self.pending.iter().filter(|(_, p)| p.waiting.is_some()).map(|(id, _)| *id).collect();
-        for id in waiting {
-            self.submit_if_free(id);
-        }
+        self.start_waiting();
         self.deliver();
     }
 
@@ -468,17 +490,31 @@ impl Worker {
         taken.chain(self.resubmit.iter().copied()).collect()
     }
 
-    /// Writes that are not in the image yet.
+    /// Writes that are started and not in the image yet.
     pub(crate) fn unfinished_writes(&self) -> impl Iterator<Item = u64> {
-        self.pending.iter().filter(|(_, pending)| !pending.ranges.is_empty()).map(|(id, _)| *id)
+        let started = |pending: &Pending| pending.waiting.is_none() && !pending.ranges.is_empty();
+        self.pending.iter().filter(move |(_, pending)| started(pending)).map(|(id, _)| *id)
     }
 
-    /// The mirror has room again, or is lost.
+    /// Whether nothing is being written to the image.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.unfinished_writes().next().is_none()
+    }
+
+    /// The mirror has room again or is lost; or the record is written, or cannot be.
     pub fn mirror_changed(&mut self) {
         let _ = self.wake.read();
         if self.mirror.as_ref().is_some_and(Mirror::is_lost) {
             self.mirror = None;
             self.deliver();
+        }
+        if let Some(trouble) = self.tracker.take_trouble() {
+            self.fail(&trouble.to_string());
+        }
+        self.start_waiting();
+        if let Some(mirror) = self.mirror.as_ref().filter(|_| self.tracker.is_crowded()) {
+            mirror.persist();
         }
         if self.stalled {
             self.serve_all();
@@ -497,6 +533,15 @@ impl Worker {
             error!("{reason}");
             self.report(&Report::Failed { reason: reason.to_owned() });
         }
+    }
+}
+
+/// What the mirror will count for an operation.
+fn cost(op: &Op) -> u64 {
+    match op {
+        Op::Write { from, .. } => CHANGE_OVERHEAD + from.len() as u64,
+        Op::Zero { ranges, .. } => CHANGE_OVERHEAD * ranges.len() as u64,
+        Op::Read { .. } | Op::Flush => 0,
     }
 }
 

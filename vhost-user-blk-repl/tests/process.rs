@@ -3,69 +3,24 @@
 
 mod common;
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
+use common::program::*;
 use common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const SIZE: usize = 1 << 20;
 
-fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-blk-repl"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    command
-}
-
 fn refused(args: &[&str]) -> String {
     let Output { status, stderr, .. } = program().args(args).output().unwrap();
     let text = String::from_utf8(stderr).unwrap();
     assert!(!status.success(), "{args:?}");
     text
-}
-
-/// Ends the process if a test fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    fn exit_code(&mut self) -> Option<i32> {
-        let status = std::cell::RefCell::new(&mut self.0);
-        soon(|| status.borrow_mut().try_wait().unwrap()).code()
-    }
-}
-
-/// Starts the program with `fds` left to it under the numbers 10, 11, …
-fn start(args: &[&str], fds: Vec<OwnedFd>) -> Running {
-    let mut command = program();
-    command.args(args).stderr(Stdio::null());
-    // Out of the way first: one of them may have a number that is meant for another.
-    let away = |fd: &OwnedFd| nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(100)).unwrap();
-    // SAFETY: fcntl has just made these descriptors; nobody else knows them.
-    let fds: Vec<OwnedFd> = fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(away(fd)) }).collect();
-    let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    // SAFETY: dup2 is async-signal-safe and nothing else happens between fork and exec.
-    unsafe {
-        command.pre_exec(move || {
-            for (fd, number) in raw.iter().zip(10..) {
-                if libc::dup2(*fd, number) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        });
-    }
-    Running(command.spawn().unwrap())
 }
 
 fn path(path: &Path) -> &str {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Alone, Committed, Epoch};
 
 /// Version of this message set; a device of another version is refused at `Hello`.
-pub const CTL_VERSION: u16 = 1;
+pub const CTL_VERSION: u16 = 2;
 
 /// No encoded message is longer.
 pub const CTL_MAX: usize = 64 * 1024;
@@ -63,14 +63,15 @@ pub enum Command {
         /// Addresses to announce on the network now; network only.
         macs: Vec<[u8; 6]>,
     },
-    /// Disk, primary: mirror writes to the connected stream in the attached descriptor, from `epoch` on, and copy the
-    /// whole image to it in the background. [`Report::Resync`] tells the progress, [`Report::InSync`] the end.
+    /// Disk, primary: mirror writes to the connected stream in the attached descriptor, from `epoch` on, and make the
+    /// peer's image equal in the background; how, the two disks find out. [`Report::Resync`] tells the progress,
+    /// [`Report::InSync`] the end.
     Mirror {
         /// Epoch that writes belong to from now on.
         epoch: Epoch,
         /// The most bytes of writes that may be uncommitted before the disk stops serving and asks for a cut.
         max_uncommitted: u64,
-        /// Limit of the background copy in bytes per second; 0 is none.
+        /// Limit of what is read for that, in bytes per second; 0 is none.
         rate: u64,
     },
     /// Disk, primary: stop mirroring, close the stream. Not answered.
@@ -165,6 +166,29 @@ pub enum DeviceInfo {
     },
 }
 
+/// How a standby's disk image is made equal to the primary's.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ResyncKind {
+    /// All data is sent: the standby's image is empty.
+    Full,
+    /// Regions that either side has on record are compared; what differs is sent.
+    Incremental,
+    /// Everything is compared, for want of a record; what differs is sent.
+    Compare,
+}
+
+impl ResyncKind {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Incremental => "incremental",
+            Self::Compare => "compare",
+        }
+    }
+}
+
 /// What a device process tells its VMM.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Report {
@@ -202,14 +226,18 @@ pub enum Report {
     Discarded,
     /// Answer to `Start`.
     Started,
-    /// Disk, primary: progress of the background copy, at most ten times a second.
+    /// Disk, primary: the resynchronisation begins, goes on (at most ten times a second), and ends.
     Resync {
+        /// How it is done.
+        kind: ResyncKind,
         /// Bytes copied or found equal.
         done: u64,
         /// Bytes to go through.
         total: u64,
+        /// Bytes that went to the peer for it.
+        sent: u64,
     },
-    /// Disk, primary: the background copy is in the stream; what follows keeps the standby equal.
+    /// Disk, primary: the resynchronisation is in the stream; what follows keeps the standby equal.
     InSync,
     /// Disk, standby: every write of `epoch` has arrived and is held.
     Complete {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ft_proto::device_ctl::Command;
 use tempfile::TempDir;
 use vhost_user_blk_repl::image::{FileImage, Image};
+use vhost_user_blk_repl::record_file::{Purpose, RecordFile, beside};
 
 use super::{Guest, Sealed, Served, Setup, Vmm, make_image, release, tcp_pair};
 
@@ -29,7 +30,9 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let path = make_image(dir.path(), "disk", content);
         let (vmm, fd) = Vmm::pair();
-        let served = Served::new(open(&path), setup, Some(fd));
+        let image = open(&path);
+        let record = RecordFile::open(&path, beside(&path), image.size(), Purpose::Serve { force: false }).unwrap();
+        let served = Served::new(image, Setup { record: Some(record), ..setup }, Some(fd));
         Self { vmm, served, path, _dir: dir }
     }
 
@@ -50,11 +53,16 @@ pub fn pair(content: &[u8], bound: u64) -> (Host, Guest, Host) {
 
 /// Ends an epoch and commits it, as the two VMMs do.
 pub fn commit(primary: &Host, standby: &Host, epoch: u64) -> Sealed {
-    let sealed = primary.vmm.seal(epoch);
-    primary.vmm.send(&Command::Resume);
-    standby.vmm.complete(epoch);
-    standby.vmm.send(&release(epoch));
-    primary.vmm.send(&release(epoch));
+    commit_epoch(&primary.vmm, &standby.vmm, epoch)
+}
+
+/// As [`commit`].
+pub fn commit_epoch(primary: &Vmm, standby: &Vmm, epoch: u64) -> Sealed {
+    let sealed = primary.seal(epoch);
+    primary.send(&Command::Resume);
+    standby.complete(epoch);
+    standby.send(&release(epoch));
+    primary.send(&release(epoch));
     sealed
 }
 

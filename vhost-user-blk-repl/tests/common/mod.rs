@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
 pub mod hosts;
+pub mod program;
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -26,6 +27,7 @@ use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures}
 use vhost::vhost_user::{Frontend, Listener, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vhost_user_blk_repl::image::{FileImage, Image};
+use vhost_user_blk_repl::record_file::Opened;
 use vhost_user_blk_repl::{Device, Options};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -77,7 +79,10 @@ impl Rng {
     }
 
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(len).collect()
+        let mut bytes = vec![0; len.next_multiple_of(8)];
+        bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.next().to_le_bytes()));
+        bytes.truncate(len);
+        bytes
     }
 }
 
@@ -208,11 +213,12 @@ pub struct Setup {
     pub queues: u16,
     pub read_only: bool,
     pub serial: &'static str,
+    pub record: Option<Opened>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { queues: 1, read_only: false, serial: "disk-1" }
+        Self { queues: 1, read_only: false, serial: "disk-1", record: None }
     }
 }
 
@@ -228,6 +234,7 @@ impl Served {
             queues: setup.queues,
             queue_size: 256,
             threads: 4,
+            record: setup.record,
         };
         let exited = Arc::new(AtomicBool::new(false));
         let exit = exited.clone();

@@ -73,6 +73,12 @@ pub struct DiskConfig {
     /// Wished slot on the bus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci_device_id: Option<u8>,
+    /// Use the image even if its record says that it is half-synchronised or that another copy may be newer.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub force: bool,
+    /// The image is a standby's: not configured, but what the VMM is started as.
+    #[serde(skip)]
+    pub standby: bool,
 }
 
 impl Default for DiskConfig {
@@ -99,6 +105,8 @@ impl Default for DiskConfig {
             disable_aio: false,
             pci_segment: 0,
             pci_device_id: None,
+            force: false,
+            standby: false,
         }
     }
 }

@@ -154,6 +154,7 @@ impl DiskConfig {
             "disable_aio",
             "pci_segment",
             "pci_device_id",
+            "force",
         ];
         let unsupported = [&RATE_LIMIT_KEYS[..], &["rate_limit_group", "queue_affinity"]].concat();
         let options = Options::parse("--disk", text, &keys, &unsupported)?;
@@ -184,6 +185,7 @@ impl DiskConfig {
             disable_aio: options.toggle_or("disable_aio", false)?,
             pci_segment: options.value_or("pci_segment", 0)?,
             pci_device_id: options.value("pci_device_id")?,
+            force: options.toggle_or("force", false)?,
             ..default
         })
     }
@@ -404,6 +406,7 @@ mod tests {
     #[test]
     fn devices() {
         let disk = DiskConfig::from_option("path=/a,readonly=on,num_queues=2,image_type=raw,serial=s1,id=d").unwrap();
+        assert!(!disk.force && DiskConfig::from_option("path=/a,force=on").unwrap().force);
         assert_eq!(disk.path, Some(PathBuf::from("/a")));
         assert_eq!((disk.readonly, disk.num_queues, disk.image_type), (true, 2, ImageType::Raw));
         let disk = DiskConfig::from_option("vhost_user=true,socket=/s").unwrap();

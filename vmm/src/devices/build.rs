@@ -142,6 +142,8 @@ fn disk_arguments(disk: &DiskConfig, path: &Path) -> Vec<OsString> {
     arguments.pair("--path", path);
     arguments.flag("--readonly", disk.readonly);
     arguments.flag("--direct", disk.direct);
+    arguments.flag("--standby", disk.standby && !disk.readonly);
+    arguments.flag("--force", disk.force && !disk.standby);
     if let Some(serial) = &disk.serial {
         arguments.pair("--serial", serial);
     }
@@ -205,6 +207,11 @@ mod tests {
             text(disk_arguments(&disk, Path::new("/a b"))),
             "--path /a b --readonly --serial s1 --num-queues 2 --queue-size 128"
         );
+        let disk = DiskConfig { force: true, ..Default::default() };
+        let standby = DiskConfig { standby: true, ..disk.clone() };
+        let both = [disk, standby].map(|disk| text(disk_arguments(&disk, Path::new("/a"))));
+        assert_eq!(both[0], "--path /a --force --num-queues 1 --queue-size 128");
+        assert_eq!(both[1], "--path /a --standby --num-queues 1 --queue-size 128");
         let net = NetConfig {
             tap: Some("tap0".to_owned()),
             ip: Some([10, 0, 0, 1].into()),

@@ -1,0 +1,211 @@
+//! The file with an image's record: found beside the image, judged before the image is used, written in place.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::record::{Record, RecordFault, Role, decode, encode, slot_len};
+
+/// Where records of block devices are kept, because nothing in /dev lasts.
+const STATE_DIR: &str = "/var/lib/pollux";
+
+/// What the image is going to be used for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Purpose {
+    /// Serve a guest from it.
+    Serve {
+        /// Even if the record says that another copy may be newer.
+        force: bool,
+    },
+    /// Receive a primary's disk; serve a guest only after a takeover.
+    StandBy,
+}
+
+/// An image that must not be used, because of its record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The kernel refused.
+    #[error("{}: cannot read the image's record", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// Another copy may be newer, or this one is no whole disk.
+    #[error(
+        "--path {}: {why}; start it as a standby (pollux-vmm --ft role=standby, or --standby), or, if this is the copy to \
+         go on with, with --force (pollux-vmm --disk path=…,force=on)",
+        image.display()
+    )]
+    Stale {
+        /// The image.
+        image: PathBuf,
+        /// Of which kind.
+        why: String,
+    },
+    /// Nothing is known about the image.
+    #[error(
+        "--path {}: whether this copy is current is not known, because of its record {}: {fault}; start it as a standby, or, \
+         if this is the copy to go on with, with --force (pollux-vmm --disk path=…,force=on)",
+        image.display(), record.display()
+    )]
+    Unusable {
+        /// The image.
+        image: PathBuf,
+        /// The record's file.
+        record: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        fault: RecordFault,
+    },
+}
+
+/// What there is about an image that may be used.
+pub struct Opened {
+    pub(crate) file: RecordFile,
+    pub(crate) record: Option<Record>,
+    pub(crate) purpose: Purpose,
+}
+
+/// The file.
+pub struct RecordFile {
+    image: PathBuf,
+    path: PathBuf,
+    file: Option<File>,
+    sequence: u64,
+}
+
+/// Where the record of `image` is.
+#[must_use]
+pub fn beside(image: &Path) -> PathBuf {
+    let is_device = fs::metadata(image).is_ok_and(|meta| meta.file_type().is_block_device());
+    if is_device {
+        let name = image.to_string_lossy().trim_start_matches('/').replace('/', "-");
+        return Path::new(STATE_DIR).join(name + ".pollux");
+    }
+    let mut path = image.as_os_str().to_owned();
+    path.push(".pollux");
+    path.into()
+}
+
+impl RecordFile {
+    /// Reads the record of the image of `size` bytes at `image`, and decides whether it may be used.
+    ///
+    /// # Errors
+    /// See [`RecordError`]; nothing was changed.
+    pub fn open(image: &Path, path: PathBuf, size: u64, purpose: Purpose) -> Result<Opened, RecordError> {
+        let mut found = Self { image: image.to_owned(), path, file: None, sequence: 0 };
+        let mut file = match OpenOptions::new().read(true).write(true).open(&found.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Opened { file: found, record: None, purpose }),
+            Err(e) => return Err(RecordError::Read(found.path, e)),
+        };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|e| RecordError::Read(found.path.clone(), e))?;
+        let (sequence, mut record) = match decode(&bytes) {
+            Ok(decoded) => decoded,
+            Err(fault) if purpose == (Purpose::Serve { force: false }) => {
+                return Err(RecordError::Unusable { image: found.image, record: found.path, fault });
+            }
+            // As good as none: but whoever has a record keeps one.
+            Err(_) => (0, Record::new(new_id(), size)),
+        };
+        if purpose == (Purpose::Serve { force: false })
+            && let Some(why) = stale(&record)
+        {
+            return Err(RecordError::Stale { image: found.image, why });
+        }
+        if record.marks.image_size() != size {
+            record = Record { base: None, marks: Record::new(0, size).marks, ..record };
+        }
+        if record.closed.is_some_and(|then| Some(then) != found.last_written()) {
+            record.base = None;
+        }
+        if bytes.len() == 2 * slot_len(size) {
+            (found.file, found.sequence) = (Some(file), sequence);
+        }
+        Ok(Opened { file: found, record: Some(record), purpose })
+    }
+
+    /// When the image was last written, as far as its file tells.
+    pub fn last_written(&self) -> Option<(i64, u32)> {
+        let meta = fs::metadata(&self.image).ok().filter(|meta| meta.file_type().is_file())?;
+        Some((meta.mtime(), u32::try_from(meta.mtime_nsec()).ok()?))
+    }
+
+    /// Makes `record` the newest, on stable storage.
+    ///
+    /// # Errors
+    /// Of the file system; the record before it, or this one, is found next time.
+    pub fn write(&mut self, record: &Record) -> io::Result<()> {
+        let slot = encode(record, self.sequence + 1);
+        match &self.file {
+            Some(file) => {
+                file.write_all_at(&slot, (self.sequence + 1) % 2 * slot.len() as u64)?;
+                file.sync_data()?;
+            }
+            None => self.file = Some(self.create(&slot)?),
+        }
+        self.sequence += 1;
+        Ok(())
+    }
+
+    /// A new file with the slot twice, so that later writes need no more room.
+    fn create(&self, slot: &[u8]) -> io::Result<File> {
+        let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if directory == Path::new(STATE_DIR) {
+            fs::create_dir_all(directory)?;
+        }
+        let mut temporary = self.path.as_os_str().to_owned();
+        temporary.push(".new");
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+        file.write_all(slot)?;
+        file.write_all(slot)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &self.path)?;
+        File::open(directory)?.sync_all()?;
+        Ok(file)
+    }
+
+    /// Forgets the record, so that no peer is taken for in sync by it.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn remove(&mut self) -> io::Result<()> {
+        self.file = None;
+        fs::remove_file(&self.path)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Why a VM must not be started from an image with this record.
+fn stale(record: &Record) -> Option<String> {
+    let generation = record.generation;
+    Some(match record.role {
+        Role::Alone => return None,
+        Role::Protected => format!(
+            "the VM was protected when this copy was last used (generation {generation}), so its standby may have taken over \
+             and be newer"
+        ),
+        Role::Syncing => {
+            format!("this copy is half-synchronised (a standby's, generation {generation}): it is no whole disk")
+        }
+        Role::Standby => {
+            format!(
+                "this copy was a standby's (generation {generation}): the VM ran elsewhere and may have gone on since"
+            )
+        }
+    })
+}
+
+/// A number that nobody else has.
+#[must_use]
+pub fn new_id() -> u128 {
+    let mut bytes = [0; 16];
+    // There is no Linux without it; then at least the time is not somebody else's too.
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    let time = || std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos());
+    if read.is_ok() { u128::from_le_bytes(bytes) } else { time() }
+}
