@@ -132,7 +132,7 @@ impl Engine {
         let Parts { mut guest, inbox, post, board, beats, clock, reign, standby, peers, witness } = parts;
         let links: Vec<_> = guest.links()?.into_iter().map(DeviceLink::new).collect();
         let disks = guest.shape().disks.into_iter();
-        let disks: Vec<_> = disks.map(|disk| DiskStatus { id: disk.id, state: "-", done: 0, total: 0 }).collect();
+        let disks: Vec<_> = disks.map(|disk| DiskStatus::new(disk.id)).collect();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(io::Error::from)?;

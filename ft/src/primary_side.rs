@@ -11,6 +11,8 @@ use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
+use serde_json::json;
+
 use crate::capture::{CaptureError, Held, capture};
 use crate::connect::{self, Applicant, Opened};
 use crate::engine::{Engine, Session, Watched};
@@ -19,7 +21,7 @@ use crate::inbox::{Message, Reply};
 use crate::options::ProtectOptions;
 use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
-use crate::status::{Peer, Recent};
+use crate::status::{Peer, Recent, ResyncNews};
 use crate::transport::FrameReader;
 use crate::witness::{Asker, chain};
 
@@ -186,20 +188,26 @@ impl Engine {
             let at = usize::from(index);
             let fd = OwnedFd::from(stream);
             self.links[at].send(&command, Some(fd.as_fd())).map_err(|error| chain(&error))?;
-            self.disks[at].state = "copying";
-            (self.disks[at].done, self.disks[at].total) = (0, 0);
+            self.disks[at].copying();
         }
         Ok(())
     }
 
     /// A disk's mirror told something.
     pub(crate) fn disk_report(&mut self, at: usize, report: &Report) {
+        let now = self.clock.now();
         let disk = &mut self.disks[at];
         match *report {
-            Report::Resync { done, total } => (disk.done, disk.total) = (done, total),
+            Report::Resync { kind, done, total, sent } => {
+                if let ResyncNews::Begun = disk.progress(kind, [done, total, sent], now) {
+                    let detail = json!({ "disk": disk.id, "kind": kind.name(), "bytes": total });
+                    self.note("resync-started", detail);
+                }
+            }
             Report::InSync => {
-                disk.state = "in-sync";
-                disk.done = disk.total;
+                let ms = disk.in_sync(now);
+                let detail = json!({ "disk": disk.id, "kind": disk.resync, "bytes_sent": disk.sent, "ms": ms });
+                self.note("resync-done", detail);
                 self.pump();
             }
             Report::MirrorLost { ref reason } => {

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ft_proto::{Event, Light};
+use ft_proto::device_ctl::ResyncKind;
+use ft_proto::{Event, Light, Time};
 use serde::Serialize;
 
 /// Events that are kept.
@@ -123,10 +124,56 @@ pub struct DiskStatus {
     pub id: String,
     /// `-`, `copying`, `in-sync`, `lost`.
     pub state: &'static str,
-    /// Bytes copied.
+    /// How the standby's image is, or was, made equal: `full`, `incremental`, `compare`.
+    pub resync: Option<&'static str>,
+    /// Bytes copied or found equal.
     pub done: u64,
-    /// Bytes to copy.
+    /// Bytes to look at.
     pub total: u64,
+    /// Bytes sent for it.
+    pub sent: u64,
+    /// Seconds left at the rate so far.
+    pub eta_s: Option<u64>,
+    #[serde(skip)]
+    begun: Time,
+}
+
+/// What a report of a resynchronisation means.
+pub(crate) enum ResyncNews {
+    /// It has begun.
+    Begun,
+    /// It is further.
+    Progress,
+}
+
+impl DiskStatus {
+    pub(crate) fn new(id: String) -> Self {
+        Self { id, state: "-", resync: None, done: 0, total: 0, sent: 0, eta_s: None, begun: Time::default() }
+    }
+
+    /// A session begins.
+    pub(crate) fn copying(&mut self) {
+        *self = Self { state: "copying", ..Self::new(std::mem::take(&mut self.id)) };
+    }
+
+    /// The disk told how far it is.
+    pub(crate) fn progress(&mut self, kind: ResyncKind, [done, total, sent]: [u64; 3], now: Time) -> ResyncNews {
+        let news = if self.resync.is_none() { ResyncNews::Begun } else { ResyncNews::Progress };
+        if self.resync.is_none() {
+            (self.resync, self.begun) = (Some(kind.name()), now);
+        }
+        (self.done, self.total, self.sent) = (done, total, sent);
+        let millis = now.since(self.begun).as_millis();
+        let left = millis * u128::from(total.saturating_sub(done)) / 1000;
+        self.eta_s = left.checked_div(u128::from(done)).and_then(|seconds| u64::try_from(seconds).ok());
+        news
+    }
+
+    /// The copy is complete: how long it took, in milliseconds.
+    pub(crate) fn in_sync(&mut self, now: Time) -> u64 {
+        (self.state, self.done, self.eta_s) = ("in-sync", self.total, None);
+        u64::try_from(now.since(self.begun).as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// How a takeover went, in microseconds.
@@ -269,6 +316,19 @@ mod tests {
         let Percentiles { p50, p99 } = recent.percentiles();
         assert!((47..=51).contains(&p50) && (98..=99).contains(&p99), "{p50} {p99}");
         assert_eq!(Recent::default().percentiles().p99, 0);
+    }
+
+    #[test]
+    fn a_resynchronisation_has_a_beginning_a_rate_and_an_end() {
+        let second = |n| Time::default() + std::time::Duration::from_secs(n);
+        let mut disk = DiskStatus::new("disk0".to_owned());
+        disk.copying();
+        assert!(matches!(disk.progress(ResyncKind::Compare, [0, 100, 0], second(5)), ResyncNews::Begun));
+        assert_eq!((disk.resync, disk.eta_s), (Some("compare"), None));
+        assert!(matches!(disk.progress(ResyncKind::Compare, [40, 100, 7], second(9)), ResyncNews::Progress));
+        assert_eq!((disk.eta_s, disk.sent), (Some(6), 7));
+        assert_eq!(disk.in_sync(second(15)), 10_000);
+        assert_eq!((disk.state, disk.done, disk.eta_s), ("in-sync", 100, None));
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub struct RecordFile {
 /// Where the record of `image` is.
 #[must_use]
 pub fn beside(image: &Path) -> PathBuf {
+    // Whichever way the image is named, its record is one.
+    let image = &fs::canonicalize(image).unwrap_or_else(|_| image.to_owned());
     let is_device = fs::metadata(image).is_ok_and(|meta| meta.file_type().is_block_device());
     if is_device {
         let name = image.to_string_lossy().trim_start_matches('/').replace('/', "-");

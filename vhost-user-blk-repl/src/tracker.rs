@@ -24,6 +24,8 @@ use crate::regions::Regions;
 
 /// Marks that may stay although they could go: a resynchronisation compares their contents, which is cheap.
 const KEPT: usize = 1024;
+/// Regions that are marked together with one that is written in sequence.
+const AHEAD: usize = 4;
 /// How often the peer is asked for what would let marks go.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 /// Pause before a record that could not be written is tried again.
@@ -145,13 +147,20 @@ impl Tracker {
         let state = &mut *guard;
         let tracks = state.tracks();
         let Some(record) = state.record.as_mut().filter(|_| tracks) else { return true };
-        let (mut ready, mut new) = (true, false);
-        let touched = |marks: &Regions| ranges.iter().flat_map(|range| marks.touched(range)).collect::<Vec<_>>();
-        let touched = touched(&record.marks);
+        let touched: Vec<usize> = ranges.iter().flat_map(|range| record.marks.touched(range)).collect();
+        let mut new = false;
         for &index in &touched {
-            new |= record.marks.add(index);
-            ready &= state.durable.has(index) && !new;
+            if record.marks.add(index) {
+                new = true;
+                // Whoever writes on from the region before will soon be in the next ones.
+                let goes_on = index > 0 && record.marks.has(index - 1);
+                let ahead = if goes_on { index + 1..(index + 1 + AHEAD).min(record.marks.of_image()) } else { 0..0 };
+                ahead.for_each(|index| {
+                    record.marks.add(index);
+                });
+            }
         }
+        let ready = !new && touched.iter().all(|&index| state.durable.has(index));
         if ready {
             touched.iter().for_each(|&index| state.stamps[index] = epoch);
         } else if new {
@@ -307,9 +316,22 @@ impl Tracker {
         let mut state = lock(&self.shared.0.state);
         let Some(record) = &mut state.record else { return Ok(()) };
         how(record);
-        let ticket = state.change();
-        state.trouble = None;
+        state.change();
         self.shared.0.changed.notify_all();
+        self.wait(state)
+    }
+
+    /// Blocks until the record as it is wanted now is on stable storage.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn written(&self) -> Result<(), RecordLost> {
+        self.wait(lock(&self.shared.0.state))
+    }
+
+    fn wait(&self, mut state: MutexGuard<'_, State>) -> Result<(), RecordLost> {
+        let ticket = state.changed;
+        state.trouble = None;
         let waiting = |state: &mut State| state.written < ticket && state.trouble.is_none() && !state.ended;
         let state = self.shared.0.changed.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner);
         match &state.trouble {

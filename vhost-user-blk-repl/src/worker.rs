@@ -82,6 +82,8 @@ pub struct Worker {
     next_id: u64,
     finished: Vec<Done>,
     flight_bytes: usize,
+    /// Operations that the disk has not finished.
+    running: usize,
     /// Bytes of writes that are taken and not started, as the mirror counts them.
     unstarted: u64,
     /// Some queue has entries that were not taken for want of room.
@@ -125,6 +127,7 @@ impl Worker {
             next_id: 0,
             finished: Vec::new(),
             flight_bytes: 0,
+            running: 0,
             unstarted: 0,
             stalled: false,
             writethrough: false,
@@ -371,6 +374,7 @@ impl Worker {
             (Some(mirror), Op::Zero { ranges, .. }) => mirror.zero(id, epoch, ranges),
             _ => {}
         }
+        self.running += 1;
         self.disk.submit(id, op);
     }
 
@@ -389,6 +393,7 @@ impl Worker {
     /// Takes note of what the disk has finished, and tells the guest if that is allowed now.
     pub fn collect(&mut self) {
         let finished = self.disk.take_finished();
+        self.running -= finished.len();
         for done in &finished {
             if let Some(mirror) = &self.mirror {
                 mirror.completed(done.id);
@@ -471,8 +476,16 @@ impl Worker {
             }
         }
         while self.pending.values().any(|pending| pending.queue == queue) {
-            self.disk.wait();
-            self.collect();
+            if self.running == 0 {
+                // What is left waits for its marks.
+                if self.tracker.written().is_err() {
+                    self.drop_waiting();
+                }
+                self.start_waiting();
+            } else {
+                self.disk.wait();
+                self.collect();
+            }
         }
     }
 

@@ -163,6 +163,45 @@ fn an_empty_image_gets_the_data_and_no_hashes() {
     assert!(equal(&a, &b));
 }
 
+#[test]
+fn marks_go_when_both_hosts_have_the_writes_on_stable_storage() {
+    const REGIONS: u64 = 2048;
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    for image in [&a, &b] {
+        std::fs::File::create(image).unwrap().set_len(REGIONS * MIB).unwrap();
+    }
+    let (primary, mut guest, standby) = pair(&a, &b);
+    let marks = || decode(&std::fs::read(record(&a)).unwrap()).map_or(0, |(_, record)| record.marks.count());
+    let (mut epoch, mut most) = (1, 0);
+    let settled = (0..REGIONS).find(|region| {
+        assert_eq!(guest.write(0, region * MIB / 512, &[9; 4096]), 0);
+        if region % 50 == 0 {
+            epoch += 1;
+            commit_epoch(&primary.vmm, &standby.vmm, epoch);
+        }
+        most = most.max(marks());
+        most > 1024 && marks() < 1024
+    });
+    assert!(settled.is_some(), "{} marks", marks());
+    // Neither what is marked no longer nor what still is gets lost.
+    primary.kill();
+    let _heir = take_over(&standby, epoch);
+    let returned = Host::start(&a, &["--standby"]);
+    let resync = protect(&standby, &returned, BOUND);
+    assert_eq!(resync.kind, ResyncKind::Incremental);
+    assert!(resync.total < 1100 * MIB, "{resync:?}");
+    commit_epoch(&standby.vmm, &returned.vmm, 1);
+    returned.vmm.discard(1);
+    let block = |image, region| {
+        let mut bytes = [0; 4096];
+        std::fs::File::open(image).unwrap().read_exact_at(&mut bytes, region * MIB).unwrap();
+        bytes
+    };
+    assert!((0..REGIONS).all(|region| block(&a, region) == block(&b, region)));
+    assert_eq!(block(&a, epoch / 2), [9; 4096]);
+}
+
 /// What the program says when it is to serve `image`; `None` when it does.
 fn refusal(image: &Path, flags: &[&str]) -> Option<String> {
     let dir = tempfile::tempdir().unwrap();

@@ -92,8 +92,12 @@ pub struct Progress {
 pub struct Disk {
     pub id: String,
     pub state: String,
+    /// How it is made equal.
+    pub resync: Option<String>,
     pub done: u64,
     pub total: u64,
+    pub sent: u64,
+    pub eta_s: Option<u64>,
 }
 
 /// How the last takeover of this node went, in microseconds.
@@ -139,7 +143,10 @@ pub fn table(status: &Status) -> Table {
     }
     for disk in &status.disks {
         let state = match disk.state.as_str() {
-            "copying" => format!("copying, {}", progress(disk.done, disk.total, None)),
+            "copying" => {
+                let kind = disk.resync.as_ref().map_or_else(String::new, |kind| format!(" ({kind})"));
+                format!("copying{kind}, {}, {} sent", progress(disk.done, disk.total, disk.eta_s), bytes(disk.sent))
+            }
             other => other.to_owned(),
         };
         row(&format!("disk {}", disk.id), state);
@@ -233,7 +240,7 @@ mod tests {
             "witness": {"name": "/w", "answered": false, "error": "gone"}, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
             {"p50": 10, "p99": 20}, "epoch_bytes": {"p50": 4096, "p99": 8192}, "held_frames": 2, "held_bytes": 128,
             "epochs": 16, "search": {"on": false, "waiting_for": []}, "memory_sync": {"done": 1, "total": 4, "eta_s": null}, "disks": [{"id": "_disk0", "state":
-            "copying", "done": 1, "total": 2}], "takeover": null, "last_error": null});
+            "copying", "resync": "incremental", "done": 1, "total": 2, "sent": 1536, "eta_s": 1}], "takeover": null, "last_error": null});
         let text = table(&serde_json::from_value(status).unwrap()).to_string();
         for part in [
             "primary",
@@ -242,7 +249,7 @@ mod tests {
             "green, silent for 4 ms",
             "(25 %)",
             "disk _disk0",
-            "copying, 1 B of 2 B (50 %)",
+            "copying (incremental), 1 B of 2 B (50 %), 1 s left, 1.5 KiB sent",
             "2 frames, 128 B",
             "/w (no answer: gone)",
             "`ft protect` looks for one",
