@@ -11,8 +11,6 @@ use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
-use serde_json::json;
-
 use crate::capture::{CaptureError, Held, capture};
 use crate::connect::{self, Applicant, Opened};
 use crate::engine::{Engine, Session, Watched};

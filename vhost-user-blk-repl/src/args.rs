@@ -49,6 +49,9 @@ pub struct Args {
     /// The image is a standby's: the guest is served only after a takeover.
     #[arg(long, conflicts_with_all = ["readonly", "force"])]
     pub standby: bool,
+    /// Who decides where the VM runs says that it is here: refuse only a copy that is no whole disk.
+    #[arg(long)]
+    pub elected: bool,
     /// Serve the image even if its record says that it is half-synchronised or that another copy may be newer.
     #[arg(long)]
     pub force: bool,

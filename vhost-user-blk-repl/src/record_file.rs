@@ -14,12 +14,20 @@ const STATE_DIR: &str = "/var/lib/pollux";
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Purpose {
     /// Serve a guest from it.
-    Serve {
-        /// Even if the record says that another copy may be newer.
-        force: bool,
-    },
+    Serve(Refuse),
     /// Receive a primary's disk; serve a guest only after a takeover.
     StandBy,
+}
+
+/// What is not served.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Refuse {
+    /// What may be older than another copy.
+    Stale,
+    /// What is no whole disk, or not known to be one: somebody else knows that no copy is newer.
+    Half,
+    /// Nothing.
+    Nothing,
 }
 
 /// An image that must not be used, because of its record.
@@ -103,14 +111,14 @@ impl RecordFile {
         file.read_to_end(&mut bytes).map_err(|e| RecordError::Read(found.path.clone(), e))?;
         let (sequence, mut record) = match decode(&bytes) {
             Ok(decoded) => decoded,
-            Err(fault) if purpose == (Purpose::Serve { force: false }) => {
+            Err(fault) if matches!(purpose, Purpose::Serve(Refuse::Stale | Refuse::Half)) => {
                 return Err(RecordError::Unusable { image: found.image, record: found.path, fault });
             }
             // As good as none: but whoever has a record keeps one.
             Err(_) => (0, Record::new(new_id(), size)),
         };
-        if purpose == (Purpose::Serve { force: false })
-            && let Some(why) = stale(&record)
+        if let Purpose::Serve(refuse) = purpose
+            && let Some(why) = stale(&record, refuse)
         {
             return Err(RecordError::Stale { image: found.image, why });
         }
@@ -183,10 +191,12 @@ impl RecordFile {
 }
 
 /// Why a VM must not be started from an image with this record.
-fn stale(record: &Record) -> Option<String> {
+fn stale(record: &Record, refuse: Refuse) -> Option<String> {
     let generation = record.generation;
+    let half = record.role == Role::Syncing;
     Some(match record.role {
         Role::Alone => return None,
+        _ if refuse == Refuse::Nothing || refuse == Refuse::Half && !half => return None,
         Role::Protected => format!(
             "the VM was protected when this copy was last used (generation {generation}), so its standby may have taken over \
              and be newer"

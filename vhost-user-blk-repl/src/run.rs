@@ -19,7 +19,7 @@ use vhost::vhost_user::Listener;
 use crate::args::{Args, Endpoint};
 use crate::control::{accept, listen_at};
 use crate::image::{FileImage, Image, OpenError};
-use crate::record_file::{Purpose, RecordError, RecordFile, beside};
+use crate::record_file::{Purpose, RecordError, RecordFile, Refuse, beside};
 use crate::{Device, DeviceError, Options};
 
 /// I/O threads: enough to keep a disk busy, few enough to cost nothing.
@@ -84,7 +84,12 @@ enum Control {
 pub fn run(args: &Args) -> Result<(), RunError> {
     let image = FileImage::open(&args.path, args.readonly, args.direct)?;
     let path = args.record.clone().unwrap_or_else(|| beside(&args.path));
-    let purpose = if args.standby { Purpose::StandBy } else { Purpose::Serve { force: args.force } };
+    let purpose = match args {
+        Args { standby: true, .. } => Purpose::StandBy,
+        Args { force: true, .. } => Purpose::Serve(Refuse::Nothing),
+        Args { elected: true, .. } => Purpose::Serve(Refuse::Half),
+        _ => Purpose::Serve(Refuse::Stale),
+    };
     let record = RecordFile::open(&args.path, path, image.size(), purpose)?;
     let options = Options {
         block_size: image.block_size(),

@@ -121,7 +121,7 @@ impl Tracker {
             ended: false,
         };
         let mut forced = false;
-        if let (Some(record), Purpose::Serve { .. }) = (&mut state.record, purpose) {
+        if let (Some(record), Purpose::Serve(_)) = (&mut state.record, purpose) {
             record.closed = None;
             forced = run_from(record);
             state.change();

@@ -241,6 +241,9 @@ fn a_copy_that_may_be_stale_is_refused_unless_forced() {
         }
         assert_eq!(refusal(image, &["--standby"]), None);
     }
+    for image in [&a, &b] {
+        assert_eq!(refusal(image, &["--elected", "--readonly"]), None);
+    }
     Host::start(&b, &["--force"]).kill();
     // From here on it is the copy to go on with.
     assert_eq!(refusal(&b, &[]), None);
@@ -266,6 +269,7 @@ fn half_a_copy_is_refused_until_it_is_whole() {
     }
     standby.kill();
     assert!(refusal(&b, &[]).unwrap().contains("half-synchronised"));
+    assert!(refusal(&b, &["--elected"]).unwrap().contains("half-synchronised"));
     // The primary was never protected.
     primary.kill();
     assert_eq!(refusal(&a, &[]), None);

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::config::VmConfig;
+use crate::config::{DiskPurpose, VmConfig};
 use crate::cpu::GuestEvent;
 use crate::device_process::ChildExits;
 use crate::guest_port::GuestPort;
@@ -41,7 +41,14 @@ impl KvmAssembler {
         Self { options, setup, reign: None }
     }
 
-    fn build(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
+    fn build(&mut self, mut config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
+        let witnessed = self.reign.is_some() && self.setup.witness.is_some();
+        let purpose = match part {
+            Part::StandBy => DiskPurpose::StandBy,
+            Part::Run if witnessed => DiskPurpose::RunElected,
+            Part::Run => DiskPurpose::Run,
+        };
+        config.disks.iter_mut().flatten().for_each(|disk| disk.purpose = purpose);
         let mut machine = KvmMachine::new(config, events.clone())?;
         let port = Box::new(GuestPort::new(machine.vm()?, events));
         let setup = self.setup.clone();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ft_proto::device_ctl::Command;
 use tempfile::TempDir;
 use vhost_user_blk_repl::image::{FileImage, Image};
-use vhost_user_blk_repl::record_file::{Purpose, RecordFile, beside};
+use vhost_user_blk_repl::record_file::{Purpose, RecordFile, Refuse, beside};
 
 use super::{Guest, Sealed, Served, Setup, Vmm, make_image, release, tcp_pair};
 
@@ -31,7 +31,7 @@ impl Host {
         let path = make_image(dir.path(), "disk", content);
         let (vmm, fd) = Vmm::pair();
         let image = open(&path);
-        let record = RecordFile::open(&path, beside(&path), image.size(), Purpose::Serve { force: false }).unwrap();
+        let record = RecordFile::open(&path, beside(&path), image.size(), Purpose::Serve(Refuse::Stale)).unwrap();
         let served = Served::new(image, Setup { record: Some(record), ..setup }, Some(fd));
         Self { vmm, served, path, _dir: dir }
     }

@@ -76,9 +76,9 @@ pub struct DiskConfig {
     /// Use the image even if its record says that it is half-synchronised or that another copy may be newer.
     #[serde(default, skip_serializing_if = "is_false")]
     pub force: bool,
-    /// The image is a standby's: not configured, but what the VMM is started as.
+    /// Not configured, but what the VM is built for.
     #[serde(skip)]
-    pub standby: bool,
+    pub purpose: DiskPurpose,
 }
 
 impl Default for DiskConfig {
@@ -106,9 +106,21 @@ impl Default for DiskConfig {
             pci_segment: 0,
             pci_device_id: None,
             force: false,
-            standby: false,
+            purpose: DiskPurpose::Run,
         }
     }
+}
+
+/// What a disk's image is about to be used for: decides which copies are refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskPurpose {
+    /// The VM runs from it.
+    #[default]
+    Run,
+    /// The VM runs from it, and a witness said that it is to run on this host.
+    RunElected,
+    /// It takes in another host's disk.
+    StandBy,
 }
 
 /// Format of a disk image.

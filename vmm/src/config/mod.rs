@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::devices::{DiskConfig, ImageType, NetConfig, RngConfig, VhostMode};
+pub use self::devices::{DiskConfig, DiskPurpose, ImageType, NetConfig, RngConfig, VhostMode};
 pub use self::mac::{MacAddr, MacError};
 pub use self::validate::ConfigError;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ft_proto::device_ctl::DeviceInfo;
 
-use crate::config::{DiskConfig, NetConfig, VhostMode};
+use crate::config::{DiskConfig, DiskPurpose, NetConfig, VhostMode};
 use crate::device_process::{ChildExits, DeviceProcess};
 use crate::devices::DeviceError;
 use crate::memory::guest::GuestRam;
@@ -142,8 +142,9 @@ fn disk_arguments(disk: &DiskConfig, path: &Path) -> Vec<OsString> {
     arguments.pair("--path", path);
     arguments.flag("--readonly", disk.readonly);
     arguments.flag("--direct", disk.direct);
-    arguments.flag("--standby", disk.standby && !disk.readonly);
-    arguments.flag("--force", disk.force && !disk.standby);
+    arguments.flag("--standby", disk.purpose == DiskPurpose::StandBy && !disk.readonly);
+    arguments.flag("--elected", disk.purpose == DiskPurpose::RunElected);
+    arguments.flag("--force", disk.force && disk.purpose != DiskPurpose::StandBy);
     if let Some(serial) = &disk.serial {
         arguments.pair("--serial", serial);
     }
@@ -208,7 +209,7 @@ mod tests {
             "--path /a b --readonly --serial s1 --num-queues 2 --queue-size 128"
         );
         let disk = DiskConfig { force: true, ..Default::default() };
-        let standby = DiskConfig { standby: true, ..disk.clone() };
+        let standby = DiskConfig { purpose: DiskPurpose::StandBy, ..disk.clone() };
         let both = [disk, standby].map(|disk| text(disk_arguments(&disk, Path::new("/a"))));
         assert_eq!(both[0], "--path /a --force --num-queues 1 --queue-size 128");
         assert_eq!(both[1], "--path /a --standby --num-queues 1 --queue-size 128");
