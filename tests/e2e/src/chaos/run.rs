@@ -80,7 +80,10 @@ impl Run {
     /// When the run cannot be carried out. A property that does not hold is told in the summary instead.
     pub fn complete(mut self) -> Result<Summary> {
         let begun = self.begin();
-        let (clients, mut boot) = begun.inspect_err(|_| self.explain())?;
+        let (clients, mut boot) = begun.inspect_err(|error| match error {
+            Error::Interrupted => {}
+            _ => self.explain(),
+        })?;
         let mut plan = Plan::new(self.options.seed, self.options.detect, &self.options.kinds);
         let mut runner = 0;
         for number in 1..=self.options.rounds {
