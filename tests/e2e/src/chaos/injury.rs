@@ -51,6 +51,8 @@ pub fn inflict(fault: &Fault, pair: &mut Pair, topology: &Topology, primary: u8)
         }
         Fault::ReplicationCut(span) => injury.cut(topology, &[Link::Replication], Some(span))?,
         Fault::SlowLink { delay, loss, span } => injury.slow_down(topology, delay, loss, span)?,
+        Fault::Switchover => drop(pair.host(primary).api(&["ft", "switchover", "--no-wait"])?),
+        Fault::TestFailover => drop(pair.host(primary).api(&["ft", "test-failover", "--no-wait"])?),
         Fault::VmmDies(side) => {
             let vmm = &pair.host(on(side)).vmm;
             let mut all: Vec<u32> = vmm.descendants().into_iter().map(|(pid, _)| pid).collect();

@@ -59,6 +59,10 @@ pub enum Kind {
     ReplicationCut,
     /// The replication link is slow and loses packets for a while.
     SlowLink,
+    /// The VM is moved to the standby by command, with nothing in flight.
+    Switchover,
+    /// The primary plays dead by command.
+    TestFailover,
     /// The primary's VMM alone is killed.
     VmmPrimary,
     /// The standby's VMM alone is killed.
@@ -99,6 +103,10 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
+    /// `ft switchover` at the primary.
+    Switchover,
+    /// `ft test-failover` at the primary.
+    TestFailover,
     /// SIGKILL to a VMM alone.
     VmmDies(Side),
     /// The witness's record cannot be reached for a time.
@@ -128,6 +136,8 @@ impl Fault {
             | Self::HandOver
             | Self::HostDies(Side::Primary)
             | Self::HostDiesWithoutWitness(_)
+            | Self::Switchover
+            | Self::TestFailover
             | Self::VmmDies(Side::Primary) => Outcome::Moves,
             Self::DeviceDies(Side::Standby, _)
             | Self::HostDies(Side::Standby)
@@ -199,6 +209,8 @@ impl Plan {
                 loss: self.chance.random_range(1..=10),
                 span: long,
             },
+            Kind::Switchover => Fault::Switchover,
+            Kind::TestFailover => Fault::TestFailover,
             Kind::VmmPrimary => Fault::VmmDies(Side::Primary),
             Kind::VmmStandby => Fault::VmmDies(Side::Standby),
             Kind::WitnessAway => Fault::WitnessAway(long),
@@ -246,6 +258,8 @@ impl fmt::Display for Fault {
                 let (percent, tenth) = (loss / 10, loss % 10);
                 write!(f, "replication link with {delay} ms delay and {percent}.{tenth} % loss for {span} ms")
             }
+            Self::Switchover => f.write_str("ft switchover"),
+            Self::TestFailover => f.write_str("ft test-failover"),
             Self::VmmDies(side) => write!(f, "SIGKILL to the {side}'s VMM"),
             Self::WitnessAway(span) => write!(f, "witness away for {} ms", span.as_millis()),
         }
