@@ -80,10 +80,7 @@ impl Run {
     /// When the run cannot be carried out. A property that does not hold is told in the summary instead.
     pub fn complete(mut self) -> Result<Summary> {
         let begun = self.begin();
-        let (clients, mut boot) = begun.inspect_err(|error| match error {
-            Error::Interrupted => {}
-            _ => self.explain(),
-        })?;
+        let (clients, mut boot) = begun.inspect_err(|error| self.explain_unless_interrupted(error))?;
         let mut plan = Plan::new(self.options.seed, self.options.detect, &self.options.kinds);
         let mut runner = 0;
         for number in 1..=self.options.rounds {
@@ -97,7 +94,8 @@ impl Run {
         }
         let sound = self.summary.rounds.iter().all(|round| round.failures.is_empty());
         if sound {
-            verify::all(&mut self.summary, &mut self.pair, &self.topology, clients, runner)?;
+            let looked = verify::all(&mut self.summary, &mut self.pair, &self.topology, clients, runner);
+            looked.inspect_err(|error| self.explain_unless_interrupted(error))?;
         }
         self.summary.conclude();
         if self.summary.verdict != Verdict::Passed {
@@ -158,13 +156,20 @@ impl Run {
         Ok(round)
     }
 
-    /// Before a fault: clients are served, the VM is protected and the guest is the one that it was. Gives the term.
+    /// Before a fault: clients are served, the VM is protected and the guest is the one that it was. Gives the term. A protection that
+    /// was lost without a fault, as happens to a machine that stalls, is told and waited for.
     fn ready(&mut self, clients: &Clients, runner: u8, boot: &mut Boot, round: &mut Round) -> Result<u64> {
         self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, round)?;
+        let seen = self.pair.look(runner);
+        if let Seen::Runs { protected: true, term } = seen {
+            return Ok(term);
+        }
+        round.lost_before = true;
+        self.pair.recover(runner, &self.topology, PROTECT_LIMIT)?;
         match self.pair.look(runner) {
             Seen::Runs { protected: true, term } => Ok(term),
-            seen => {
-                let answer = format!("it was protected, then without any fault {seen:?}");
+            later => {
+                let answer = format!("it was protected, then without any fault {seen:?}, then {later:?}");
                 Err(Error::Protocol { from: format!("host {}", letter(runner)), answer })
             }
         }
@@ -271,6 +276,12 @@ impl Run {
         }
         *boot = now;
         clients.progress(ANSWERS, SERVE_LIMIT)
+    }
+
+    fn explain_unless_interrupted(&mut self, error: &Error) {
+        if !matches!(error, Error::Interrupted) {
+            self.explain();
+        }
     }
 
     /// Tells all that may help to find out what went wrong, and keeps it.

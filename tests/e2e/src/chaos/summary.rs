@@ -28,6 +28,8 @@ pub struct Round {
     pub runs: Option<char>,
     /// The longest that a client waited for an answer.
     pub stall_ms: f64,
+    /// Protection was lost before the fault, without one.
+    pub lost_before: bool,
     /// The fault was none that ends protection, and did not.
     pub stayed_protected: bool,
     /// From the fault until the VM was protected again; none if it was all the time.
@@ -132,6 +134,9 @@ impl fmt::Display for Round {
         };
         write!(f, "round {:>3}  {verdict:<4} {:<62}", self.number, self.fault)?;
         write!(f, " {runs} runs, stall {:>6.0} ms, {protected}", self.stall_ms)?;
+        if self.lost_before {
+            write!(f, "\n           protection had been lost before, WITHOUT A FAULT, and was back")?;
+        }
         if self.reboot == Some(Reboot::ByItself) {
             write!(f, "\n           the guest booted again BY ITSELF: no takeover was in progress")?;
         }
