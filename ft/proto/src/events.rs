@@ -262,6 +262,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The primary is back before the witness is: the standby commits its epochs again and asks what became of its claim.
+    TakeOverWithdrawn,
     /// The standby holds a whole copy.
     StandbyReady {
         /// Of this primary's term.

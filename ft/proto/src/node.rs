@@ -210,6 +210,12 @@ impl Node {
         }
     }
 
+    /// Whether this node is a standby that has to hear from the witness before it knows who runs the VM.
+    #[must_use]
+    pub fn awaits_witness(&self) -> bool {
+        matches!(&self.role, Role::Standby(standby) if standby.awaits_witness())
+    }
+
     /// The running epoch of a primary, the committed one of a standby.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -317,7 +323,7 @@ impl Node {
                 primary.on_time(silent, &self.settings, now, &mut self.actions)
             }
             Role::Standby(standby) => {
-                standby.on_time(now, &mut self.actions);
+                standby.on_time(suspects, now, &mut self.actions);
                 if suspects { standby.on_silence(&self.settings, now, &mut self.actions) } else { None }
             }
             Role::Solo | Role::Fenced => None,

@@ -4,6 +4,10 @@
 //! Empty --primary joined--> Copying --base complete--> Ready --silence / yield--> claim --granted--> Solo
 //!   ^--- stream lost, primary gone ---'                   ^--- (refused: another runs) ---> Empty
 //! ```
+//!
+//! A claim that gets no answer, because the witness is out of reach, is withdrawn when the primary is heard again: epochs are
+//! committed as before, whatever the witness has made of the claim, since nobody but this standby can use the right that it
+//! was given. It asks until it knows: if the claim was granted after all, it takes over.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -32,11 +36,25 @@ pub(crate) struct Session {
     /// The last epoch of which everything was complete.
     pub(crate) committed: Option<Epoch>,
     parts: BTreeMap<Epoch, Parts>,
-    /// From the moment the right to run is claimed nothing is acknowledged until the claim is refused.
-    claiming: bool,
+    wish: Wish,
+    /// The primary has stopped, or wants to be relieved: it will not be back.
+    yielded: bool,
     no_claim_before: Time,
     held_back: bool,
+    /// When to ask the witness again, which did not answer.
     retry: Option<Time>,
+}
+
+/// What a standby wants of the witness.
+#[cfg_attr(feature = "model", derive(Hash))]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wish {
+    /// Nothing: the primary runs the VM.
+    Nothing,
+    /// To run the VM: nothing is acknowledged until the claim is refused or withdrawn.
+    TakeOver,
+    /// That a claim to take over, to which there was no answer, does not count.
+    Withdraw,
 }
 
 /// What has arrived of an epoch.
@@ -74,7 +92,10 @@ impl Standby {
                 session.parts.entry(epoch).or_default().disks.insert(disk);
                 session.commit_whole_epochs(out);
             }
-            Input::Yielded { term } if term == session.term => session.claim(id, settings, now, out),
+            Input::Yielded { term } if term == session.term => {
+                session.yielded = true;
+                session.claim(id, settings, now, out);
+            }
             Input::PeerLeft { reason, .. } => self.reset(reason, out),
             Input::StreamLost { reason } => {
                 session.connected = false;
@@ -107,14 +128,24 @@ impl Standby {
         self.granted_by_policy(settings, out)
     }
 
-    pub(crate) fn on_time(&mut self, now: Time, out: &mut VecDeque<Action>) {
+    /// Time has passed. `suspects`: the primary is silent on every link.
+    pub(crate) fn on_time(&mut self, suspects: bool, now: Time, out: &mut VecDeque<Action>) {
         let id = self.id;
-        if let Some(session) = &mut self.session
-            && session.retry.is_some_and(|at| at <= now)
-        {
-            session.retry = None;
-            out.push_back(Action::AskWitness(session.claim_of(id)));
+        let Some(session) = self.session.as_mut().filter(|session| session.retry.is_some_and(|at| at <= now)) else {
+            return;
+        };
+        session.retry = None;
+        if session.wish == Wish::TakeOver && session.connected && !session.yielded && !suspects {
+            session.wish = Wish::Withdraw;
+            out.push_back(Action::Event(Event::TakeOverWithdrawn));
+            session.commit_whole_epochs(out);
         }
+        out.extend(session.claim_of(id).map(Action::AskWitness));
+    }
+
+    /// Whether an answer of the witness is open that may make this node run the VM.
+    pub(crate) fn awaits_witness(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.wish != Wish::Nothing)
     }
 
     pub(crate) fn timeout(&self) -> Option<Time> {
@@ -136,21 +167,31 @@ impl Standby {
     /// Without a witness the claim is its own answer.
     fn granted_by_policy(&mut self, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
         let session = self.session.as_ref()?;
-        (session.claiming && settings.on_partition.is_some()).then(|| take_over(session, session.term.next(), out))
+        let granted = session.wish == Wish::TakeOver && settings.on_partition.is_some();
+        granted.then(|| take_over(session, session.term.next(), out))
     }
 
     fn witness_answered(&mut self, answer: WitnessAnswer, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
         let id = self.id;
         // Answers to claims of earlier sessions come too late.
-        let session =
-            self.session.as_mut().filter(|session| session.claiming && session.claim_of(id) == answer.claim())?;
+        let session = self.session.as_mut().filter(|session| session.claim_of(id) == Some(answer.claim()))?;
+        let taking = session.wish == Wish::TakeOver;
         match answer {
-            WitnessAnswer::Judged(_, Verdict::Granted(record)) => return Some(take_over(session, record.term(), out)),
+            WitnessAnswer::Judged(_, Verdict::Granted(record)) if taking => {
+                return Some(take_over(session, record.term(), out));
+            }
+            WitnessAnswer::Judged(_, Verdict::Granted(_)) => session.wish = Wish::Nothing,
+            // The claim that was to be withdrawn had been granted: the primary may not go on.
+            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term })))
+                if owner == id && term == session.term.next() =>
+            {
+                return Some(take_over(session, term, out));
+            }
             // The primary has not registered this copy yet: it is good, and may soon be what the VM lives on.
             WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term })))
                 if owner == session.primary && term == session.term =>
             {
-                session.claiming = false;
+                session.wish = Wish::Nothing;
                 session.no_claim_before = now + RETRY;
                 session.commit_whole_epochs(out);
             }
@@ -175,7 +216,8 @@ impl Session {
             connected: true,
             committed: None,
             parts: BTreeMap::new(),
-            claiming: false,
+            wish: Wish::Nothing,
+            yielded: false,
             no_claim_before: Time::default(),
             held_back: false,
             retry: None,
@@ -189,7 +231,7 @@ impl Session {
 
     /// The only place on a standby where an epoch becomes committed.
     fn commit_whole_epochs(&mut self, out: &mut VecDeque<Action>) {
-        if self.claiming {
+        if self.wish == Wish::TakeOver {
             return;
         }
         let mut next = self.committed.map_or(Epoch(1), Epoch::next);
@@ -204,16 +246,24 @@ impl Session {
         }
     }
 
-    fn claim_of(&self, standby: NodeId) -> Claim {
-        Claim::TakeOver { primary: self.primary, standby, term: self.term }
+    /// What the witness is asked for.
+    fn claim_of(&self, standby: NodeId) -> Option<Claim> {
+        let Self { primary, term, .. } = *self;
+        match self.wish {
+            Wish::Nothing => None,
+            Wish::TakeOver => Some(Claim::TakeOver { primary, standby, term }),
+            Wish::Withdraw => Some(Claim::Withdraw { primary, standby, term }),
+        }
     }
 
     fn claim(&mut self, id: NodeId, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
-        if self.committed.is_none() || now < self.no_claim_before || std::mem::replace(&mut self.claiming, true) {
+        if self.committed.is_none() || now < self.no_claim_before || self.wish == Wish::TakeOver {
             return;
         }
+        self.wish = Wish::TakeOver;
+        self.retry = None;
         if settings.on_partition.is_none() {
-            out.push_back(Action::AskWitness(self.claim_of(id)));
+            out.extend(self.claim_of(id).map(Action::AskWitness));
         }
     }
 }

@@ -79,6 +79,16 @@ pub enum Claim {
         /// Who runs the VM from now on.
         node: NodeId,
     },
+    /// The standby does not want to take over any more, and has no answer to its claim to. The record stays, but is written:
+    /// a claim that was judged before and is still under way finds it changed.
+    Withdraw {
+        /// Who runs the VM.
+        primary: NodeId,
+        /// Who asks.
+        standby: NodeId,
+        /// Their term.
+        term: Term,
+    },
     /// The owner has shut the VM down.
     Stop {
         /// Who asks.
@@ -153,6 +163,12 @@ pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
             Some(Solo { owner: node, term: now.map_or(Term(0), |record| record.term()).next() })
         }
 
+        (Claim::Withdraw { primary, standby, term }, Some(now))
+            if now == (Protected { primary, standby, term }) || now == (Solo { owner: primary, term }) =>
+        {
+            record
+        }
+
         // Without a standby the owner may not have taken up the last reign that it was given.
         (Claim::Stop { node, term }, Some(Solo { owner, term: t })) if owner == node && t >= term => {
             Some(Stopped { term: t })
@@ -200,6 +216,17 @@ mod tests {
         let registered = granted(own, Claim::Register { primary: A, standby: B, term: T });
         assert_eq!(registered, Some(PROTECTED));
         assert!(granted(registered, OVER).is_some());
+    }
+
+    #[test]
+    fn a_claim_to_take_over_is_withdrawn_unless_it_was_granted() {
+        let withdraw = Claim::Withdraw { primary: A, standby: B, term: T };
+        assert_eq!(granted(Some(PROTECTED), withdraw), Some(PROTECTED));
+        let unregistered = Some(Record::Solo { owner: A, term: T });
+        assert_eq!(granted(unregistered, withdraw), unregistered);
+        for over in [granted(Some(PROTECTED), OVER), granted(Some(PROTECTED), ALONE), None] {
+            assert_eq!(granted(over, withdraw), None, "{over:?}");
+        }
     }
 
     #[test]

@@ -1,46 +1,76 @@
-//! The thread that asks the witness: questions one after the other, answers by callback. Asking may block for as long as a
-//! dead file server likes, so nobody else does it.
+//! The thread that asks the witness: questions one after the other, answers by callback, each within [`LIMIT`].
+//!
+//! Asking may block for as long as a dead file server likes. So a second thread does it, and the first one gives up waiting;
+//! what is asked next waits its turn, so the keeper sees everything in the order in which it was asked.
 
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::WitnessAnswer;
-use ft_proto::witness::{Claim, Record};
+use ft_proto::witness::{Claim, Record, Verdict};
 
-use super::{Witness, WitnessAddress, WitnessError, chain};
+use super::{Witness, WitnessAddress, chain};
 use crate::status::WitnessStatus;
 
+/// How long a keeper may take to answer; then it counts as unreachable.
+const LIMIT: Duration = Duration::from_secs(3);
 /// How long the last claims may take when the engine ends: a file server that hangs must not keep a process alive.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-type Question = Box<dyn FnOnce(&mut dyn Witness) + Send>;
 
 /// The thread that asks. It ends when its last clone is gone and everything is asked.
 #[derive(Clone, Debug)]
 pub struct Asker {
     address: WitnessAddress,
     questions: Sender<Question>,
-    /// Whether the last question was answered, and why not.
-    last: Arc<Mutex<Option<Result<(), String>>>>,
+    last: Last,
+}
+
+/// Whether the last question was answered, and why not.
+type Last = Arc<Mutex<Option<Result<(), String>>>>;
+
+/// What the keeper is asked.
+#[derive(Clone, Copy, Debug)]
+enum Put {
+    Claim(Claim),
+    Read,
+}
+
+/// What it answers.
+#[derive(Debug)]
+enum Told {
+    Verdict(Verdict),
+    Record(Option<Record>),
+}
+
+type Answer = Result<Told, String>;
+
+struct Question {
+    put: Put,
+    answer: Box<dyn FnOnce(Answer) + Send>,
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.put.fmt(f)
+    }
 }
 
 impl Asker {
-    /// Starts the thread; nothing is asked yet.
+    /// Starts the threads; nothing is asked yet.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When a thread cannot be started.
     pub fn start(address: &WitnessAddress) -> io::Result<Self> {
-        let mut keeper = address.keeper();
-        let (sender, questions) = unbounded::<Question>();
-        thread::Builder::new().name("ft-witness".to_owned()).spawn(move || {
-            for question in questions {
-                question(&mut *keeper);
-            }
-        })?;
-        Ok(Self { address: address.clone(), questions: sender, last: Arc::default() })
+        let keeper = Keeper::start(address.keeper())?;
+        let (sender, questions) = unbounded();
+        let last = Last::default();
+        let told = last.clone();
+        thread::Builder::new().name("ft-witness".to_owned()).spawn(move || serve(&questions, keeper, &told))?;
+        Ok(Self { address: address.clone(), questions: sender, last })
     }
 
     /// Whom it asks.
@@ -51,18 +81,20 @@ impl Asker {
 
     /// Has `claim` judged and hands the answer to `answer`, on the asking thread.
     pub fn ask(&self, claim: Claim, answer: impl FnOnce(WitnessAnswer) + Send + 'static) {
-        let finish = move |result| {
-            answer(match result {
-                Ok(verdict) => WitnessAnswer::Judged(claim, verdict),
-                Err(reason) => WitnessAnswer::Unreachable(claim, reason),
-            });
-        };
-        self.question(move |witness| witness.ask(claim), finish);
+        self.question(Put::Claim(claim), move |told| match told {
+            Ok(Told::Verdict(verdict)) => answer(WitnessAnswer::Judged(claim, verdict)),
+            Ok(Told::Record(_)) => {}
+            Err(reason) => answer(WitnessAnswer::Unreachable(claim, reason)),
+        });
     }
 
     /// Has the record read and hands it, or why it could not be, to `answer`, on the asking thread.
     pub fn read(&self, answer: impl FnOnce(Result<Option<Record>, String>) + Send + 'static) {
-        self.question(|witness| witness.read(), answer);
+        self.question(Put::Read, move |told| match told {
+            Ok(Told::Record(record)) => answer(Ok(record)),
+            Ok(Told::Verdict(_)) => {}
+            Err(reason) => answer(Err(reason)),
+        });
     }
 
     /// As [`Self::ask`], for a thread that has nothing else to do for so long.
@@ -71,8 +103,7 @@ impl Asker {
         let (sender, answer) = bounded(1);
         // Nobody listens any more when the answer comes too late.
         self.ask(claim, move |answer| drop(sender.send(answer)));
-        let late = || WitnessAnswer::Unreachable(claim, format!("no answer within {} s", patience.as_secs()));
-        answer.recv_timeout(patience).unwrap_or_else(|_| late())
+        answer.recv_timeout(patience).unwrap_or_else(|_| WitnessAnswer::Unreachable(claim, late(patience)))
     }
 
     /// For `ft status`.
@@ -83,39 +114,78 @@ impl Asker {
         WitnessStatus { name: self.address.to_string(), answered, error: last.and_then(Result::err) }
     }
 
-    fn question<T: 'static>(
-        &self,
-        put: impl FnOnce(&mut dyn Witness) -> Result<T, WitnessError> + Send + 'static,
-        answer: impl FnOnce(Result<T, String>) + Send + 'static,
-    ) {
-        let last = self.last.clone();
-        let question = move |witness: &mut dyn Witness| {
-            let result = put(witness).map_err(|error| chain(&error));
-            *last.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(result.as_ref().map(|_| ()).map_err(String::clone));
-            answer(result);
-        };
-        // The thread ends only after the senders are gone.
-        let _ = self.questions.send(Box::new(question));
-    }
-
     /// Waits until everything is asked, within reason.
     pub fn finish(&self) {
-        let (through, last) = bounded::<()>(0);
-        // Nothing is ever sent here; the question drops its end.
-        let _ = self.questions.send(Box::new(move |_| drop(through)));
-        let _ = last.recv_timeout(FAREWELL);
+        let (through, asked) = bounded::<()>(0);
+        // Nothing is ever sent here; the last answer drops its end.
+        self.question(Put::Read, move |_| drop(through));
+        let _ = asked.recv_timeout(FAREWELL);
     }
+
+    fn question(&self, put: Put, answer: impl FnOnce(Answer) + Send + 'static) {
+        // The thread ends only after the senders are gone.
+        let _ = self.questions.send(Question { put, answer: Box::new(answer) });
+    }
+}
+
+fn serve(questions: &Receiver<Question>, mut keeper: Keeper, last: &Last) {
+    for Question { put, answer } in questions {
+        let told = keeper.ask(put);
+        let outcome = told.as_ref().map(|_| ()).map_err(String::clone);
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        answer(told);
+    }
+}
+
+/// The keeper, on a thread that may hang.
+struct Keeper {
+    puts: Sender<Put>,
+    answers: Receiver<Answer>,
+    /// It still works on something that was given up.
+    behind: bool,
+}
+
+impl Keeper {
+    fn start(mut witness: Box<dyn Witness>) -> io::Result<Self> {
+        let (sender, puts) = unbounded();
+        let (answer, answers) = unbounded();
+        thread::Builder::new().name("ft-keeper".to_owned()).spawn(move || {
+            for put in puts {
+                let told = match put {
+                    Put::Claim(claim) => witness.ask(claim).map(Told::Verdict),
+                    Put::Read => witness.read().map(Told::Record),
+                };
+                // Nobody listens any more when the process ends.
+                let _ = answer.send(told.map_err(|error| chain(&error)));
+            }
+        })?;
+        Ok(Self { puts: sender, answers, behind: false })
+    }
+
+    fn ask(&mut self, put: Put) -> Answer {
+        let deadline = Instant::now() + LIMIT;
+        if self.behind && self.answers.recv_deadline(deadline).is_err() {
+            return Err(late(LIMIT));
+        }
+        let _ = self.puts.send(put);
+        let told = self.answers.recv_deadline(deadline);
+        self.behind = told.is_err();
+        told.unwrap_or_else(|_| Err(late(LIMIT)))
+    }
+}
+
+fn late(limit: Duration) -> String {
+    format!("no answer within {} s", limit.as_secs())
 }
 
 #[cfg(test)]
 mod tests {
-    use ft_proto::witness::Verdict;
     use ft_proto::{NodeId, Term};
 
     use super::*;
 
     const OWN: Claim = Claim::Own { node: NodeId(1), term: Term(0) };
+    const LONG: Duration = Duration::from_secs(60);
 
     #[test]
     fn the_status_tells_the_last_answer() {
@@ -123,28 +193,32 @@ mod tests {
         let path = folder.path().join("vm");
         let asker = Asker::start(&path.as_path().into()).unwrap();
         assert_eq!(asker.status().answered, None);
-        let answer = asker.ask_and_wait(OWN, Duration::from_secs(20));
+        let answer = asker.ask_and_wait(OWN, LONG);
         assert!(matches!(answer, WitnessAnswer::Judged(OWN, Verdict::Granted(_))), "{answer:?}");
         assert_eq!((asker.status().answered, asker.status().error), (Some(true), None));
         std::fs::write(&path, "hello").unwrap();
-        assert!(matches!(asker.ask_and_wait(OWN, Duration::from_secs(20)), WitnessAnswer::Unreachable(OWN, _)));
+        assert!(matches!(asker.ask_and_wait(OWN, LONG), WitnessAnswer::Unreachable(OWN, _)));
         let status = asker.status();
         assert_eq!(status.answered, Some(false));
         assert!(status.error.unwrap().contains("is not a witness record"));
     }
 
     #[test]
-    fn a_keeper_that_hangs_holds_nobody_up() {
+    fn a_keeper_that_hangs_is_unreachable_and_does_what_it_was_asked_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm");
         // A lock that somebody else holds is what a file server that hangs looks like.
         let lock = std::fs::File::create(path.with_added_extension("lock")).unwrap();
         lock.lock().unwrap();
         let asker = Asker::start(&path.as_path().into()).unwrap();
-        let answer = asker.ask_and_wait(OWN, Duration::from_millis(50));
-        assert!(matches!(answer, WitnessAnswer::Unreachable(OWN, _)), "{answer:?}");
-        let asked = std::time::Instant::now();
-        asker.finish();
-        assert!(asked.elapsed() >= FAREWELL, "a keeper that hangs was not given its time");
+        for _ in 0..2 {
+            let WitnessAnswer::Unreachable(OWN, reason) = asker.ask_and_wait(OWN, LONG) else { panic!("no answer") };
+            assert_eq!(reason, "no answer within 3 s");
+        }
+        lock.unlock().unwrap();
+        // The first one has been judged by now, the second one was never asked.
+        let answer = asker.ask_and_wait(Claim::Own { node: NodeId(2), term: Term(0) }, LONG);
+        let first = Record::Solo { owner: NodeId(1), term: Term(1) };
+        assert!(matches!(answer, WitnessAnswer::Judged(_, Verdict::Refused(Some(record))) if record == first));
     }
 }

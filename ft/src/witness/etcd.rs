@@ -134,9 +134,7 @@ async fn swap(mut client: Client, key: String, claim: Claim) -> Result<Verdict, 
         let (before, revision) = load(&mut client, &key).await?;
         let verdict = judge(before, claim);
         let Verdict::Granted(record) = verdict else { return Ok(verdict) };
-        if before == Some(record) {
-            return Ok(verdict);
-        }
+        // Also when the record stays: what was judged before and is still under way must find it changed.
         let bytes = serde_json::to_vec(&record).map_err(Failure::Corrupt)?;
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
         let swap = Txn::new().when([unchanged]).and_then([TxnOp::put(key.as_str(), bytes, None)]);

@@ -74,11 +74,8 @@ impl Witness for FileWitness {
 
     fn ask(&mut self, claim: Claim) -> Result<Verdict, WitnessError> {
         let _lock = self.lock()?;
-        let before = self.load()?;
-        let verdict = judge(before, claim);
-        if let Verdict::Granted(record) = verdict
-            && before != Some(record)
-        {
+        let verdict = judge(self.load()?, claim);
+        if let Verdict::Granted(record) = verdict {
             self.store(record)?;
         }
         Ok(verdict)

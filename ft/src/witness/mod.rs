@@ -1,7 +1,7 @@
 //! Who keeps the witness's record: the trait, a locked file, etcd, and the thread that asks.
 //!
 //! ```text
-//!  engine, door, ft-open --questions--> asker (one thread) --> FileWitness | EtcdWitness --> ft_proto::witness::judge
+//!  engine, door, ft-open --questions--> asker --> FileWitness | EtcdWitness --> ft_proto::witness::judge
 //! ```
 
 mod address;
@@ -60,10 +60,12 @@ pub trait Witness: Send {
     /// # Errors
     /// When it cannot be read.
     fn read(&mut self) -> Result<Option<Record>, WitnessError>;
-    /// Judges a claim and makes the new record durable before it says that it is granted.
+    /// Judges a claim and makes the new record durable before it says that it is granted. A record that a grant leaves as it
+    /// is counts as changed all the same.
     ///
     /// # Errors
-    /// When the keeper cannot be reached: whether the claim took effect is unknown then.
+    /// When the keeper cannot be reached: whether the claim took effect is unknown then. It may do so later, but not after a
+    /// later claim of this keeper has been granted.
     fn ask(&mut self, claim: Claim) -> Result<Verdict, WitnessError>;
 }
 

@@ -24,10 +24,20 @@ const ALONE: Claim = Claim::GoAlone { primary: A, standby: B, term: T };
 const OVER: Claim = Claim::TakeOver { primary: A, standby: B, term: T };
 
 /// What the witness promises (2 s), and what a busy machine may add.
-const BOUND: Duration = Duration::from_secs(4);
+const BOUND: Duration = Duration::from_secs(6);
+const LATE: &str = "no answer within 2 s";
+/// Whatever a busy machine needs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Whether a claim is granted; asked again, as the protocol does, when a busy machine is too slow.
 fn granted(witness: &mut EtcdWitness, claim: Claim) -> bool {
-    matches!(witness.ask(claim).unwrap(), Verdict::Granted(_))
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match witness.ask(claim) {
+            Ok(verdict) => return matches!(verdict, Verdict::Granted(_)),
+            Err(error) => assert!(Instant::now() < deadline, "{}", chain(&error)),
+        }
+    }
 }
 
 /// The reason why there is no answer, which must come within the bound.
@@ -36,6 +46,17 @@ fn no_answer(witness: &mut EtcdWitness) -> String {
     let error = witness.read().unwrap_err();
     assert!(asked.elapsed() < BOUND, "took {:?}", asked.elapsed());
     chain(&error)
+}
+
+/// As [`no_answer`], when something else is wrong than that etcd is slow.
+fn refusal(address: EtcdAddress) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let reason = no_answer(&mut EtcdWitness::new(address.clone()));
+        if !reason.contains(LATE) || Instant::now() > deadline {
+            return reason;
+        }
+    }
 }
 
 fn etcd<T>(cluster: &Cluster, job: impl AsyncFnOnce(Client) -> T) -> T {
@@ -86,7 +107,7 @@ fn an_etcd_that_hangs_or_is_dead_is_unreachable_in_time_and_then_back() {
 
     cluster.signal(0, Signal::SIGSTOP);
     let reason = no_answer(&mut witness);
-    assert!(reason.contains("no answer within 2 s") && reason.contains(&cluster.endpoint(0)), "{reason}");
+    assert!(reason.contains(LATE) && reason.contains(&cluster.endpoint(0)), "{reason}");
     cluster.signal(0, Signal::SIGCONT);
     assert!(granted(&mut witness, REGISTER));
 
@@ -139,15 +160,14 @@ fn tls_asks_for_the_right_certificates() {
     let address = cluster.address("/pollux/vm1");
     assert!(granted(&mut EtcdWitness::new(address.clone()), OWN));
 
-    let ask = |address: EtcdAddress| no_answer(&mut EtcdWitness::new(address));
-    let reason = ask(EtcdAddress { identity: None, ..address.clone() });
+    let reason = refusal(EtcdAddress { identity: None, ..address.clone() });
     // The member may be gone before it has said why.
     assert!(reason.contains(&cluster.endpoint(0)), "no client certificate: {reason}");
-    let reason = ask(EtcdAddress { cacert: Some(cluster.certificates().other_ca.clone()), ..address.clone() });
+    let reason = refusal(EtcdAddress { cacert: Some(cluster.certificates().other_ca.clone()), ..address.clone() });
     assert!(reason.contains("invalid peer certificate"), "another CA: {reason}");
-    let reason = ask(EtcdAddress { cacert: Some("/no/ca.pem".into()), ..address.clone() });
+    let reason = refusal(EtcdAddress { cacert: Some("/no/ca.pem".into()), ..address.clone() });
     assert!(reason.contains("cannot read /no/ca.pem"), "no CA file: {reason}");
-    let reason = ask(EtcdAddress { cacert: None, identity: None, ..address });
+    let reason = refusal(EtcdAddress { cacert: None, identity: None, ..address });
     assert!(reason.contains(&cluster.endpoint(0)), "no TLS: {reason}");
 }
 
@@ -171,14 +191,13 @@ fn a_user_needs_the_password_and_the_permission() {
     let mut own = EtcdWitness::new(as_user("/pollux/vm1", password.clone()));
     assert!(granted(&mut own, OWN));
 
-    let ask = |address| no_answer(&mut EtcdWitness::new(address));
-    assert!(ask(cluster.address("/pollux/vm1")).contains("user name is empty"));
-    let reason = ask(as_user("/pollux/vm2", password.clone()));
+    assert!(refusal(cluster.address("/pollux/vm1")).contains("user name is empty"));
+    let reason = refusal(as_user("/pollux/vm2", password.clone()));
     assert!(reason.contains("permission denied"), "{reason}");
-    let reason = ask(as_user("/pollux/vm1", "/no/password".into()));
+    let reason = refusal(as_user("/pollux/vm1", "/no/password".into()));
     assert!(reason.contains("cannot read the password in /no/password"), "{reason}");
     std::fs::write(&password, "wrong").unwrap();
-    let reason = no_answer(&mut own);
+    let reason = refusal(as_user("/pollux/vm1", password));
     assert!(reason.contains("authentication failed"), "{reason}");
 }
 

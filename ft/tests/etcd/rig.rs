@@ -80,7 +80,16 @@ impl Cluster {
         let client = format!("{scheme}://127.0.0.1:{}", member.client);
         let mut command = Command::new("etcd");
         command.arg("--data-dir").arg(self.folder.path().join(&member.name));
-        command.args(["--name", &member.name, "--log-level", "error", "--initial-cluster", &peers.join(",")]);
+        command.args([
+            "--bcrypt-cost",
+            "4",
+            "--name",
+            &member.name,
+            "--log-level",
+            "error",
+            "--initial-cluster",
+            &peers.join(","),
+        ]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         if let Some(Certificates { ca, server: (cert, key), .. }) = &self.certificates {

@@ -10,4 +10,4 @@ mod properties;
 mod system;
 
 pub use properties::Possible;
-pub use system::{Act, Bounds, Flaw, System};
+pub use system::{Act, Bounds, Flaw, LateClaims, System};

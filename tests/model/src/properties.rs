@@ -1,10 +1,10 @@
 //! What must hold in every state, and what must be possible, so that the rest proves something.
 
 use ft_proto::State;
-use ft_proto::witness::Record;
+use ft_proto::witness::{Claim, Record};
 use stateright::Property;
 
-use crate::system::{Sys, System};
+use crate::system::{LateClaims, Sys, System};
 
 /// What must be possible.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,8 @@ impl Possible {
     pub const ALONE: &str = "a protected primary goes on alone";
     /// A pair is protected again after a takeover.
     pub const AGAIN: &str = "a pair is protected again after a takeover";
+    /// A standby commits epochs while it does not know whether it was given the VM.
+    pub const WITHDRAWING: &str = "a standby withdraws a claim";
     /// A primary is fenced.
     pub const FENCED: &str = "a primary is fenced";
 }
@@ -41,6 +43,13 @@ pub(crate) fn all() -> Vec<Property<System>> {
                 .is_none_or(|state| !matches!(state, State::Fenced | State::StandbyEmpty | State::StandbySyncing)),
             _ => true,
         }),
+        Property::always("a standby that was given the VM asks until it knows", |_, sys: &Sys| match sys.record {
+            Some(Record::Solo { owner, .. }) if sys.late_claims == LateClaims::Compared => {
+                let node = sys.host_of(owner).and_then(|at| sys.hosts[at].node.as_ref());
+                node.is_none_or(|node| node.runs() || node.state() == State::Fenced || node.awaits_witness())
+            }
+            _ => true,
+        }),
         Property::always("a standby on record has its copy while its primary is gone", |_, sys: &Sys| {
             match sys.record {
                 Some(Record::Protected { primary, standby, .. }) if sys.host_of(primary).is_none() => {
@@ -56,6 +65,9 @@ pub(crate) fn all() -> Vec<Property<System>> {
         Property::sometimes(Possible::AGAIN, |_, sys: &Sys| {
             let mut told = sys.told.iter();
             told.any(|told| told.taken.is_some()) && told.any(|told| told.protected)
+        }),
+        Property::sometimes(Possible::WITHDRAWING, |_, sys: &Sys| {
+            sys.asks.iter().any(|(_, claim)| matches!(claim, Claim::Withdraw { .. }))
         }),
         Property::sometimes(Possible::FENCED, |_, sys: &Sys| {
             sys.hosts.iter().any(|host| host.node.as_ref().is_some_and(|node| node.state() == State::Fenced))

@@ -107,6 +107,18 @@ pub struct Sys {
     pub flaw: Option<Flaw>,
     /// Who goes on without a witness.
     pub policy: Option<OnPartition>,
+    /// What a claim without an answer can still do.
+    pub late_claims: LateClaims,
+}
+
+/// What a claim can still do whose sender has given up waiting.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum LateClaims {
+    /// It is judged whenever it arrives: worse than any keeper, for what must hold whatever happens.
+    Judged,
+    /// It was judged when it was made, and takes effect only on that record; a node's questions and their answers keep
+    /// their order: what keepers and askers promise.
+    Compared,
 }
 
 /// What may still go wrong.
@@ -175,6 +187,8 @@ pub enum Act {
 pub enum Flaw {
     /// The witness grants whatever it is asked for.
     GrantsAll,
+    /// A record that a grant leaves as it is does not count as changed.
+    UnwrittenGrants,
 }
 
 /// The system within its bounds.
@@ -186,6 +200,8 @@ pub struct System {
     pub flaw: Option<Flaw>,
     /// Who goes on in a partition when there is no witness to ask; `None`: there is one.
     pub policy: Option<OnPartition>,
+    /// What a claim without an answer can still do.
+    pub late_claims: LateClaims,
 }
 
 impl Model for System {
@@ -208,6 +224,7 @@ impl Model for System {
             left: Left { crashes, breaks, losses, wishes },
             flaw: self.flaw,
             policy: self.policy,
+            late_claims: self.late_claims,
         }]
     }
 
@@ -222,14 +239,15 @@ impl Model for System {
                 acts.extend([Act::Break { truncate: true }, Act::Break { truncate: false }]);
             }
         }
-        for at in 0..sys.asks.len() {
+        for at in (0..sys.asks.len()).filter(|at| self.comes_next(&sys.asks, *at)) {
             acts.push(Act::Judge(at));
             if sys.left.losses > 0 {
                 acts.extend([Act::JudgeMute(at), Act::LoseClaim(at), Act::Delay(at)]);
             }
         }
         acts.extend((0..sys.late.len()).map(Act::JudgeLate));
-        acts.extend((0..sys.answers.len()).map(Act::Answer));
+        let next = |at: &usize| self.comes_next(&sys.answers, *at);
+        acts.extend((0..sys.answers.len()).filter(next).map(Act::Answer));
     }
 
     fn next_state(&self, before: &Sys, act: Act) -> Option<Sys> {
@@ -259,7 +277,9 @@ impl Model for System {
             }
             Act::Delay(at) => {
                 let (node, claim) = sys.asks.remove(at);
-                sys.late.push(claim);
+                if sys.late_claims == LateClaims::Judged || matches!(judge(sys.record, claim), Verdict::Granted(_)) {
+                    sys.late.push(claim);
+                }
                 sys.unanswered(node, claim);
             }
             Act::JudgeLate(at) => {
@@ -302,6 +322,11 @@ impl Model for System {
 }
 
 impl System {
+    /// Whether nothing of the same node is before it, where that matters.
+    fn comes_next<T>(&self, queue: &[(NodeId, T)], at: usize) -> bool {
+        self.late_claims == LateClaims::Judged || queue[..at].iter().all(|(node, _)| *node != queue[at].0)
+    }
+
     fn host_actions(&self, sys: &Sys, at: usize, acts: &mut Vec<Act>) {
         let Some(node) = &sys.hosts[at].node else { return acts.push(Act::Restart(at)) };
         let (id, state) = (node.id(), node.state());
@@ -346,6 +371,10 @@ impl Sys {
             (_, claim) => judge(self.record, claim),
         };
         if let Verdict::Granted(record) = verdict {
+            let written = self.record != Some(record) || self.flaw != Some(Flaw::UnwrittenGrants);
+            if written && self.late_claims == LateClaims::Compared {
+                self.late.clear();
+            }
             self.record = Some(record);
         }
         verdict
@@ -382,7 +411,9 @@ impl Sys {
 fn wish(claim: Claim) -> Record {
     match claim {
         Claim::Own { node, term } => Record::Solo { owner: node, term: term.next() },
-        Claim::Register { primary, standby, term } => Record::Protected { primary, standby, term },
+        Claim::Register { primary, standby, term } | Claim::Withdraw { primary, standby, term } => {
+            Record::Protected { primary, standby, term }
+        }
         Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
         Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
         Claim::Stop { term, .. } => Record::Stopped { term },

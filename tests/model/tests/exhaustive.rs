@@ -1,11 +1,13 @@
 //! Goes through every state within bounds.
 
 use ft_proto::OnPartition;
-use protocol_model::{Bounds, Flaw, Possible, System};
+use protocol_model::{Bounds, Flaw, LateClaims, Possible, System};
 use stateright::{Checker as _, CheckerBuilder, Expectation, Model as _, Property};
 
 const ONE_SESSION: Bounds = Bounds { sessions: 1, epochs: 2, crashes: 0, breaks: 0, losses: 0, wishes: 0 };
 const TWO_SESSIONS: Bounds = Bounds { sessions: 2, ..ONE_SESSION };
+
+const JUDGED: LateClaims = LateClaims::Judged;
 
 fn checker(system: System) -> CheckerBuilder<System> {
     system.checker().threads(2)
@@ -13,7 +15,11 @@ fn checker(system: System) -> CheckerBuilder<System> {
 
 /// Nothing that must always hold is broken, and these things happen.
 fn check(bounds: Bounds, happens: &[&'static str]) {
-    let checker = checker(System { bounds, flaw: None, policy: None }).spawn_bfs().join();
+    check_with(JUDGED, bounds, happens);
+}
+
+fn check_with(late_claims: LateClaims, bounds: Bounds, happens: &[&'static str]) {
+    let checker = checker(System { bounds, flaw: None, policy: None, late_claims }).spawn_bfs().join();
     println!("{bounds:?}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
     for property in checker.model().properties() {
         match property.expectation {
@@ -61,15 +67,25 @@ fn two_sessions_with_a_broken_stream_or_an_operator() {
 
 #[test]
 fn a_witness_that_grants_everything_is_caught() {
-    let (broken, _) = found(System { bounds: ONE_SESSION, flaw: Some(Flaw::GrantsAll), policy: None });
+    let (broken, _) =
+        found(System { bounds: ONE_SESSION, flaw: Some(Flaw::GrantsAll), policy: None, late_claims: JUDGED });
     assert!(broken.len() >= 3, "{broken:?}");
+}
+
+#[test]
+fn a_claim_to_take_over_is_withdrawn_for_good() {
+    let bounds = Bounds { losses: 3, crashes: 1, wishes: 1, ..ONE_SESSION };
+    check_with(LateClaims::Compared, bounds, &[Possible::WITHDRAWING, Possible::TAKEOVER, Possible::ALONE]);
+    let (bounds, flaw) = (Bounds { losses: 2, ..ONE_SESSION }, Some(Flaw::UnwrittenGrants));
+    let (broken, _) = found(System { bounds, flaw, policy: None, late_claims: LateClaims::Compared });
+    assert!(broken.iter().any(|name| name.contains("asks until it knows")), "{broken:?}");
 }
 
 #[test]
 fn without_a_witness_one_side_goes_on_if_the_policy_names_one() {
     let bounds = Bounds { crashes: 1, breaks: 1, wishes: 1, ..TWO_SESSIONS };
     for (policy, happens) in [(OnPartition::Primary, Possible::ALONE), (OnPartition::Standby, Possible::TAKEOVER)] {
-        let (broken, possible) = found(System { bounds, flaw: None, policy: Some(policy) });
+        let (broken, possible) = found(System { bounds, flaw: None, policy: Some(policy), late_claims: JUDGED });
         // What the witness has on record means nothing then.
         assert!(
             broken.iter().all(|name| name.contains("witness") || name.contains("record")),
@@ -81,7 +97,8 @@ fn without_a_witness_one_side_goes_on_if_the_policy_names_one() {
 
 #[test]
 fn without_a_witness_both_go_on_if_the_policy_says_so() {
-    let (broken, _) = found(System { bounds: ONE_SESSION, flaw: None, policy: Some(OnPartition::Both) });
+    let (broken, _) =
+        found(System { bounds: ONE_SESSION, flaw: None, policy: Some(OnPartition::Both), late_claims: JUDGED });
     assert!(broken.len() >= 2, "{broken:?}");
 }
 

@@ -185,6 +185,7 @@ impl World {
             whole: Default::default(),
             latest: None,
             claimed_at: None,
+            withdrawn: false,
         }));
         self.send(address.0, stream, Payload::Welcome { node: me, session });
         self.route_beats(address, from, settings.silence.map(|limit| limit / 6));

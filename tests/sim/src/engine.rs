@@ -120,8 +120,16 @@ impl World {
         let now = self.now;
         let Some(process) = self.process(address) else { return };
         let asker = process.asker;
-        if let (Session::Standby(side), Claim::TakeOver { .. }) = (&mut process.session, claim) {
-            side.claimed_at.get_or_insert(now);
+        if let Session::Standby(side) = &mut process.session {
+            match claim {
+                Claim::TakeOver { .. } if side.claimed_at.is_none() || side.withdrawn => {
+                    (side.claimed_at, side.withdrawn) = (Some(now), false);
+                }
+                Claim::Withdraw { .. } => {
+                    self.withdrawals += u64::from(!std::mem::replace(&mut side.withdrawn, true));
+                }
+                _ => {}
+            }
         }
         self.ask_witness(address, asker, claim);
     }

@@ -12,6 +12,8 @@ use crate::world::{End, Event, World, name};
 
 /// After the faults, a pair must be protected within this time.
 pub(crate) const BOUND: Duration = Duration::from_secs(6);
+/// How long the witness stays away after a process goes on: long enough for claims to find no answer.
+const BLIND: Duration = Duration::from_secs(1);
 /// How long a protected pair is watched before a run ends.
 const AFTERGLOW: Duration = Duration::from_millis(60);
 
@@ -53,6 +55,10 @@ impl World {
                 }
             }
             Fault::Pause => self.pause(host, until),
+            Fault::BlindPause => {
+                self.cut_witness(host, true, until + BLIND);
+                self.pause(host, until);
+            }
             Fault::EngineStall => self.stall(host, until),
             Fault::ClockJump => {
                 let jump = self.rng.spread_millis(1, 4000);

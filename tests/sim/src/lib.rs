@@ -57,6 +57,8 @@ pub struct Outcome {
     pub lost: Option<String>,
     /// How many takeovers there were.
     pub takeovers: u64,
+    /// How many claims to take over were withdrawn.
+    pub withdrawals: u64,
     /// How many events the run had.
     pub events: u64,
     /// What happened, line by line, if it was kept.
@@ -72,5 +74,6 @@ pub fn run(seed: u64, options: Options<'_>) -> Outcome {
         End::Lost(reason) => (None, Some(reason)),
         End::Violated(violation) => (Some(violation), None),
     };
-    Outcome { violation, lost, takeovers: world.takeovers, events: world.events, trace: world.trace.into_lines() }
+    let World { takeovers, withdrawals, events, trace, .. } = world;
+    Outcome { violation, lost, takeovers, withdrawals, events, trace: trace.into_lines() }
 }

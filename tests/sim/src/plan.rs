@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     PowerLoss,
     /// The process is stopped and goes on later.
     Pause,
+    /// The process is stopped while nobody reaches the witness, and goes on before anybody does.
+    BlindPause,
     /// The engine's thread is starved; heartbeats go on.
     EngineStall,
     /// The clock of a host jumps ahead.
@@ -46,12 +48,13 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::CutLink,
         Self::Partition,
         Self::Kill,
         Self::PowerLoss,
         Self::Pause,
+        Self::BlindPause,
         Self::EngineStall,
         Self::ClockJump,
         Self::WitnessDown,

@@ -98,8 +98,10 @@ pub(crate) struct StandbySide {
     pub(crate) state_seen: bool,
     pub(crate) whole: BTreeMap<Epoch, Image>,
     pub(crate) latest: Option<Image>,
-    /// When the takeover was claimed first.
+    /// When the takeover was claimed first, since a claim was withdrawn last.
     pub(crate) claimed_at: Option<Time>,
+    /// The claim was withdrawn.
+    pub(crate) withdrawn: bool,
 }
 
 /// The way to a session, on a thread of its own.

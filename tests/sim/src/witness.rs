@@ -100,7 +100,9 @@ impl World {
 fn always(claim: Claim) -> Record {
     match claim {
         Claim::Own { node, term } => Record::Solo { owner: node, term: term.next() },
-        Claim::Register { primary, standby, term } => Record::Protected { primary, standby, term },
+        Claim::Register { primary, standby, term } | Claim::Withdraw { primary, standby, term } => {
+            Record::Protected { primary, standby, term }
+        }
         Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
         Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
         Claim::Stop { term, .. } => Record::Stopped { term },

@@ -127,6 +127,7 @@ pub(crate) struct World {
     pub(crate) end: Option<End>,
     pub(crate) events: u64,
     pub(crate) takeovers: u64,
+    pub(crate) withdrawals: u64,
 }
 
 impl World {
@@ -154,6 +155,7 @@ impl World {
             end: None,
             events: 0,
             takeovers: 0,
+            withdrawals: 0,
         };
         world.begin();
         world
