@@ -40,8 +40,8 @@ impl Default for Shape {
 /// How the two hosts judge each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Pairing<'a> {
-    /// The file witness that both see.
-    pub witness: &'a Path,
+    /// The witness's address.
+    pub witness: &'a str,
     /// Silence that counts as death, in ms; `None`: the default.
     pub detect_ms: Option<u64>,
 }
@@ -50,7 +50,7 @@ impl Pairing<'_> {
     /// The settings both hosts share, as `key=value,...`.
     fn settings(&self) -> String {
         let detect = self.detect_ms.map(|ms| format!(",detect_ms={ms}")).unwrap_or_default();
-        format!("witness={}{detect}", self.witness.display())
+        format!("witness={}{detect}", self.witness)
     }
 }
 

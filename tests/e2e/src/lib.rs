@@ -16,6 +16,7 @@ pub mod resp;
 pub mod scenario;
 pub mod topology;
 pub mod wait;
+pub mod witness;
 pub mod workload;
 
 pub use error::{Error, Result};

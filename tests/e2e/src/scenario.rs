@@ -1,7 +1,6 @@
 //! What a run does: boot, protect, write, break something, look whether anything was lost, power off, look at the disk.
 
 use std::env;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -15,6 +14,7 @@ use crate::host::{self, Host, Pairing, Shape};
 use crate::report::Report;
 use crate::resp::Connection;
 use crate::topology::Topology;
+use crate::witness::{Keeper, Witness};
 use crate::workload::{self, Record, Workload};
 use crate::{Error, Result, image, process, wait};
 
@@ -34,12 +34,16 @@ const MEANINGS: [(&str, &str); 4] = [
 
 /// How long the protected guest is left alone, so that the figures of an idle one are known.
 const IDLE: Duration = Duration::from_secs(3);
+/// How long witness and links are gone together.
+const BLACKOUT: Duration = Duration::from_secs(8);
 /// Silence that counts as death in the lab, in ms.
 const LAB_DETECT_MS: u64 = 1000;
 
 /// What is broken mid-way.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Fault {
+    /// The witness hangs while both host-to-host links are cut; it decides when it is back.
+    Blackout,
     /// A device process of the primary is killed.
     Device,
     /// Every process of host A is killed at once.
@@ -57,6 +61,8 @@ pub enum Fault {
 pub struct Options {
     /// What is broken; `None`: one host, no protection, no fault.
     pub fault: Option<Fault>,
+    /// Who keeps the witness's record.
+    pub keeper: Keeper,
     /// The guest.
     pub shape: Shape,
     /// Rounds of the client before and after the fault.
@@ -72,6 +78,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             fault: Some(Fault::Host),
+            keeper: Keeper::File,
             shape: Shape::default(),
             rounds: 200,
             think: Duration::from_millis(2),
@@ -85,9 +92,9 @@ pub struct Run {
     options: Options,
     a: Host,
     b: Option<Host>,
+    witness: Witness,
     topology: Topology,
     artifacts: Artifacts,
-    witness: PathBuf,
     report: Report,
     tell: Box<dyn FnMut(&str)>,
 }
@@ -126,10 +133,11 @@ impl Run {
     /// When something does not come up; nothing is left behind.
     pub fn start(options: Options, mut tell: Box<dyn FnMut(&str)>) -> Result<Self> {
         let artifacts = Artifacts::gather()?;
-        let witness = artifacts.path("witness");
         let size = artifacts.disk_size()?;
         let topology = Topology::new()?;
         tell("network up: two hosts and a client on a LAN, two links from host to host");
+        let witness = Witness::start(options.keeper, &artifacts, &topology)?;
+        tell(&format!("witness: {}", witness.address()));
         let a = Host::primary(&artifacts, &topology, &options.shape)?;
         let b = match options.fault {
             Some(_) => Some(Host::standby(&artifacts, &topology, &options.shape, size, &pairing(&options, &witness))?),
@@ -137,7 +145,7 @@ impl Run {
         };
         let fault = options.fault.map_or("none".into(), Fault::name);
         let report = Report { fault, ..Report::default() };
-        Ok(Self { options, a, b, topology, artifacts, witness, report, tell })
+        Ok(Self { options, a, b, witness, topology, artifacts, report, tell })
     }
 
     /// Everything from boot to the look at the disk. `pause` is called before the guest is powered off.
@@ -257,6 +265,7 @@ impl Run {
                 process::signal_one(*pid, Signal::SIGKILL)?;
             }
             Fault::Host => self.a.kill_all()?,
+            Fault::Blackout => self.black_out()?,
             Fault::Link => self.topology.cut_links()?,
             Fault::Standby => self.b.as_ref().map_or(Ok(()), Host::kill_all)?,
             Fault::Vmm => self.a.vmm.signal(Signal::SIGKILL)?,
@@ -268,6 +277,25 @@ impl Run {
             })?;
         }
         Ok(strike)
+    }
+
+    /// Nobody may decide: the standby must not take over, and the primary must not say anything. Then the witness is back.
+    fn black_out(&mut self) -> Result<()> {
+        self.witness.hang()?;
+        self.topology.cut_links()?;
+        // Long enough for what was committed before the cut to leave, and for both to suspect the other.
+        wait::pass(BLACKOUT / 2)?;
+        let before = self.topology.frames_from_vm(0)?;
+        wait::pass(BLACKOUT / 2)?;
+        let silent = self.topology.frames_from_vm(0)? == before;
+        let states = [Some(&self.a), self.b.as_ref()].map(|host| {
+            host.and_then(|host| host.ft_status().ok()).map(|status| state_of(&status)).unwrap_or_default()
+        });
+        self.report.check("no output while nobody may decide", silent, format!("within {:?}", BLACKOUT / 2));
+        let waiting = states == ["protected", "standby-ready"];
+        self.report.check("both hosts wait for the witness", waiting, states.join(", "));
+        self.say("witness is back");
+        self.witness.go_on()
     }
 
     /// Figures of the protected VM so far, under names that begin with `prefix`.
@@ -284,9 +312,11 @@ impl Run {
         let verdict = wait::until("exactly one host running the VM", VERDICT_LIMIT, || {
             let a = runs(&mut self.a);
             let b = self.b.as_mut().is_some_and(runs);
+            // A primary that has not noticed yet is not the outcome.
+            let alone = |host: &Host| host.ft_status().is_ok_and(|status| state_of(&status) == "solo");
             match (a, b) {
-                (true, false) => Ok(Some('a')),
-                (false, true) => Ok(Some('b')),
+                (true, false) if alone(&self.a) => Ok(Some('a')),
+                (false, true) if self.b.as_ref().is_some_and(alone) => Ok(Some('b')),
                 _ => Err(Error::Protocol { from: "hosts".into(), answer: format!("a runs: {a}, b runs: {b}") }),
             }
         });
@@ -294,7 +324,7 @@ impl Run {
             Ok(survivor) => {
                 let expected = match fault {
                     Fault::Device | Fault::Host | Fault::Vmm => survivor == 'b',
-                    Fault::Link => true,
+                    Fault::Blackout | Fault::Link => true,
                     Fault::Standby => survivor == 'a',
                 };
                 self.report.survivor = Some(survivor);
@@ -460,6 +490,7 @@ impl Fault {
 
     fn describe(self) -> &'static str {
         match self {
+            Self::Blackout => "witness hangs, both host-to-host links cut",
             Self::Device => "SIGKILL to the disk process of the primary",
             Self::Host => "SIGKILL to every process of host A at once",
             Self::Link => "both host-to-host links cut",
@@ -474,8 +505,8 @@ fn patience() -> Option<u64> {
     env::var_os("POLLUX_LAB").map(|_| LAB_DETECT_MS)
 }
 
-fn pairing<'a>(options: &Options, witness: &'a Path) -> Pairing<'a> {
-    Pairing { witness, detect_ms: options.detect_ms.or_else(patience) }
+fn pairing<'a>(options: &Options, witness: &'a Witness) -> Pairing<'a> {
+    Pairing { witness: witness.address(), detect_ms: options.detect_ms.or_else(patience) }
 }
 
 /// Whether this host's VMM lives and runs the VM.

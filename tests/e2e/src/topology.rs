@@ -1,8 +1,8 @@
-//! The network of a run: a LAN with two hosts and a client on it, and two separate links from host to host.
+//! The network of a run: a LAN with two hosts, a client and a witness on it, and two separate links from host to host.
 //!
 //! ```text
 //!   client --- [ LAN: bridge in namespace sw ] --- host A: bridge br0 --- tap0 (VM)
-//!                        |                             |        |
+//!  witness ---           |                             |        |
 //!                        |                        replication  heartbeat      (veth pairs, host to host)
 //!                        |                             |        |
 //!                        +------------------------- host B: bridge br0 --- tap0 (VM, standing by)
@@ -38,6 +38,8 @@ pub enum Link {
 
 /// Where nobody listens: a connection there is refused after one round trip.
 const CLOSED_PORT: u16 = 9;
+/// Address of the witness on the LAN.
+pub const WITNESS: Ipv4Addr = Ipv4Addr::new(10, 70, 0, 101);
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 70, 0, 100);
 const LINKS: [(&str, u8); 2] = [("repl", 71), ("beat", 72)];
@@ -47,6 +49,8 @@ const LINKS: [(&str, u8); 2] = [("repl", 71), ("beat", 72)];
 pub struct Topology {
     /// Where the measuring client lives.
     pub client: Namespace,
+    /// Where a witness that is no file lives.
+    pub witness: Namespace,
     /// The two hosts, A first.
     pub hosts: [Namespace; 2],
     // Last: the LAN goes after its members.
@@ -65,18 +69,23 @@ impl Topology {
         let lan = Namespace::new(name("lan"))?;
         let hosts = [Namespace::new(name("a"))?, Namespace::new(name("b"))?];
         let client = Namespace::new(name("client"))?;
+        let witness = Namespace::new(name("witness"))?;
         lan.ip("link add lan type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set lan up\n")?;
-        for (port, member, inside) in [("a", &hosts[0], "up0"), ("b", &hosts[1], "up0"), ("c", &client, "eth0")] {
+        let members =
+            [("a", &hosts[0], "up0"), ("b", &hosts[1], "up0"), ("c", &client, "eth0"), ("w", &witness, "eth0")];
+        for (port, member, inside) in members {
             lan.ip(&format!(
                 "link add to-{port} type veth peer name {inside} netns {}\nlink set to-{port} master lan up\n",
                 member.name()
             ))?;
         }
         client.ip(&format!("link set eth0 up\naddr add {CLIENT}/{LAN_BITS} dev eth0\n"))?;
-        for host in &hosts {
+        witness.ip(&format!("link set eth0 up\naddr add {WITNESS}/{LAN_BITS} dev eth0\n"))?;
+        for (host, last) in hosts.iter().zip(201..) {
             host.ip(&format!(
                 "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set up0 master br0 up\n\
-                 tuntap add dev {TAP} mode tap vnet_hdr\nlink set {TAP} master br0 up\nlink set br0 up\n"
+                 tuntap add dev {TAP} mode tap vnet_hdr\nlink set {TAP} master br0 up\nlink set br0 up\n\
+                 addr add 10.70.0.{last}/{LAN_BITS} dev br0\n"
             ))?;
         }
         for (link, net) in LINKS {
@@ -86,7 +95,7 @@ impl Topology {
             ))?;
             hosts[1].ip(&format!("addr add 10.{net}.0.2/30 dev {link}\nlink set {link} up\n"))?;
         }
-        Ok(Self { client, hosts, _lan: lan })
+        Ok(Self { client, witness, hosts, _lan: lan })
     }
 
     /// Address of a host (0 or 1) on the replication link.

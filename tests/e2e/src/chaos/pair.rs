@@ -66,7 +66,7 @@ impl Pair {
         let image = place(&artifacts, 1, &disks[1])?;
         let blank = fs::File::create(&image).map_err(Error::file("create", &image))?;
         blank.set_len(size).map_err(Error::file("size", &image))?;
-        let witness = witness_file(&artifacts);
+        let witness = witness_file(&artifacts).display().to_string();
         let pairing = Pairing { witness: &witness, detect_ms };
         // The first one finds no runner on record: it boots the guest.
         let a = Host::member(&artifacts, topology, &shape, 0, &pairing)?;
@@ -144,7 +144,7 @@ impl Pair {
             // A host that never ran the guest has no serial line.
             let _ = fs::rename(&file, old);
         }
-        let witness = witness_file(&self.artifacts);
+        let witness = witness_file(&self.artifacts).display().to_string();
         let pairing = Pairing { witness: &witness, detect_ms: self.detect_ms };
         let started = Host::member(&self.artifacts, topology, &self.shape, index, &pairing)?;
         self.hosts[usize::from(index)] = started;
