@@ -52,6 +52,8 @@ pub(crate) fn capture(
     } else {
         guest.tag_console(epoch.next());
     }
+    // First: the pause is the vCPUs'. A device that they kick looks at its queues when it resumes.
+    guest.resume();
     for (at, link) in links.iter_mut().enumerate() {
         // A device that is gone is noticed by its closed socket; the others must run again whatever happens to it.
         if base && result.is_ok() && at >= disks {
@@ -59,7 +61,6 @@ pub(crate) fn capture(
         }
         let _ = link.send(&Command::Resume, None);
     }
-    guest.resume();
     if result.is_err() {
         guest.put_back(&staging.pages);
     }

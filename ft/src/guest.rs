@@ -153,10 +153,11 @@ pub trait Guest: Send {
     /// When descriptors run out.
     fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError>;
 
-    /// Stops the vCPUs; each captures its own state. Counted: a guest that was paused before stays paused after `resume`.
+    /// Stops the vCPUs; each begins to capture its own state. Counted: a guest that was paused before stays paused after
+    /// `resume`.
     ///
     /// # Errors
-    /// When a vCPU's state cannot be read.
+    /// When they cannot be stopped.
     fn pause(&mut self) -> Result<(), GuestError>;
     /// Undoes one `pause`.
     fn resume(&mut self);
@@ -174,7 +175,7 @@ pub trait Guest: Send {
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError>;
     /// Marks pages as written again: what harvested them came to nothing.
     fn put_back(&mut self, pages: &[u64]);
-    /// Appends the state of vCPUs and devices. Called between `pause` and `resume`, with the devices sealed.
+    /// Appends the state of vCPUs and devices, when the vCPUs' is captured. Called between `pause` and `resume`, with the devices sealed.
     ///
     /// # Errors
     /// When a part's state cannot be read.

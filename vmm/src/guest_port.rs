@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::cpu::{Capture, cpuid};
 use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
-use crate::memory::dirty::{DirtySet, DirtyTracker};
+use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::memory::guest::GuestMemory;
 use crate::memory::layout::PAGE_SIZE;
 use crate::memory::view::MemoryView;
@@ -120,7 +120,8 @@ impl Guest for GuestPort {
 
     fn pause(&mut self) -> Result<(), GuestError> {
         self.stopped = Some(self.parts.gate.lock_arc());
-        self.parts.cpus.pause(Capture::Yes).map_err(|error| GuestError::new("cannot capture the vCPUs", error))
+        self.parts.cpus.stop(Capture::Yes);
+        Ok(())
     }
 
     fn resume(&mut self) {
@@ -146,7 +147,9 @@ impl Guest for GuestPort {
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
         let devices = lock(&self.parts.devices);
         let mut logs = |take: &mut dyn FnMut(u64, u64)| devices.harvest_dirty(take);
-        let harvested = lock(&self.dirty).harvest(&mut self.set, &mut logs);
+        // Rounds of a first copy want to know what is still being written, not what was.
+        let watch = if self.stopped.is_some() { Watch::Foresee } else { Watch::All };
+        let harvested = lock(&self.dirty).harvest(&mut self.set, watch, &mut logs);
         harvested.map_err(|error| GuestError::new("cannot read the dirty log", error))?;
         pages.extend_from_slice(self.set.gfns());
         Ok(())
@@ -157,6 +160,8 @@ impl Guest for GuestPort {
     }
 
     fn save(&mut self, positions: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError> {
+        let captured = self.parts.cpus.wait_captured();
+        captured.map_err(|error| GuestError::new("cannot capture the vCPUs", error))?;
         let mut devices = lock(&self.parts.devices);
         for position in positions {
             devices.set_positions(&position.id, &position.queues);

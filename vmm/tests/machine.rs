@@ -5,7 +5,7 @@
 mod tiny;
 
 use pollux_vmm::cpu::{Capture, GuestEvent};
-use pollux_vmm::memory::dirty::DirtySet;
+use pollux_vmm::memory::dirty::{DirtySet, Watch};
 use tiny::{COUNTER, Code, Tiny};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -184,7 +184,7 @@ fn what_the_guest_writes_is_harvested_once() {
     tiny.vm.cpus().pause(Capture::Yes).unwrap();
     let page = u64::from(COUNTER) / 4096;
     let mut harvest = |tiny: &Tiny| {
-        tiny.vm.dirty().lock().unwrap().harvest(&mut set, &mut |_| ()).unwrap();
+        tiny.vm.dirty().lock().unwrap().harvest(&mut set, Watch::All, &mut |_| ()).unwrap();
         (set.contains(page), set.contains(page + 5), set.contains(page + 1))
     };
     assert_eq!(harvest(&tiny), (true, true, false));

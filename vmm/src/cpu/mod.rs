@@ -258,9 +258,20 @@ impl CpuManager {
     /// # Errors
     /// When a capture fails. The pause is in force all the same.
     pub fn pause(&self, capture: Capture) -> Result<(), CpuError> {
-        let mut control = self.shared.lock();
+        self.stop(capture);
+        self.wait_captured()
+    }
+
+    /// As [`CpuManager::pause`], but the captures may still be under way; [`CpuManager::wait_captured`] waits for them. The
+    /// guest's memory changes no more meanwhile.
+    pub fn stop(&self, capture: Capture) {
+        // A capture that nobody waited for may not be over.
+        let unfinished = |control: &mut Control| control.open > 0;
+        let control = self.shared.settled.wait_while(self.shared.lock(), unfinished);
+        let mut control = control.unwrap_or_else(PoisonError::into_inner);
         control.pauses += 1;
         if capture == Capture::Yes {
+            control.failure = None;
             control.orders.fill_with(|| Some(Order::Capture));
             control.open = self.vcpus.len() as u32;
         }
@@ -274,7 +285,16 @@ impl CpuManager {
                 }
             }
         }
-        drop(control);
+        let count = self.count();
+        let running = |control: &mut Control| control.parked < count;
+        drop(self.shared.settled.wait_while(control, running).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits for the captures that [`CpuManager::stop`] has ordered.
+    ///
+    /// # Errors
+    /// When one has failed.
+    pub fn wait_captured(&self) -> Result<(), CpuError> {
         self.wait_settled();
         self.take_failure("capture its state")
     }

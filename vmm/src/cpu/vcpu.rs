@@ -142,19 +142,22 @@ impl Vcpu {
         let shared = self.shared.clone();
         let mut control = shared.lock();
         control.parked += 1;
-        let all = control.orders.len() as u32;
-        if control.parked == all {
-            shared.settled.notify_all();
-        }
+        // Whoever waits is told without the lock, which he needs at once; he may well preempt this thread.
+        let mut settled = control.parked == control.orders.len() as u32;
         loop {
             if let Some(order) = control.orders[self.index as usize].take() {
                 drop(control);
+                if settled {
+                    shared.settled.notify_all();
+                }
                 let result = self.perform(order);
                 control = shared.lock();
                 finish_order(&mut control, self.index, result);
-                if control.open == 0 {
-                    shared.settled.notify_all();
-                }
+                settled = control.open == 0;
+            } else if std::mem::take(&mut settled) {
+                drop(control);
+                shared.settled.notify_all();
+                control = shared.lock();
             } else if control.exit {
                 return Parked::Exit;
             } else if control.pauses == 0 {

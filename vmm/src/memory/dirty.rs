@@ -11,6 +11,7 @@ use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryBackend;
 
+use super::foresight::Foresight;
 use super::guest::{GuestMemory, MemoryError};
 use super::layout::PAGE_SIZE;
 use crate::kvm;
@@ -45,6 +46,15 @@ pub enum DirtyError {
     /// Logging is off.
     #[error("dirty logging is off")]
     Off,
+}
+
+/// Which pages are watched from a harvest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// All of them: the next harvest names what was written since this one.
+    All,
+    /// Not those that will be written anyway, see `foresight`: the next harvest names them in any case.
+    Foresee,
 }
 
 /// A set of pages, kept and refilled from epoch to epoch.
@@ -156,6 +166,7 @@ pub struct DirtyTracker {
     has_pending: bool,
     manual: bool,
     on: bool,
+    foresight: Foresight,
 }
 
 impl DirtyTracker {
@@ -176,6 +187,7 @@ impl DirtyTracker {
             vm,
             has_pending: false,
             on: false,
+            foresight: Foresight::default(),
         }
     }
 
@@ -186,6 +198,7 @@ impl DirtyTracker {
     pub fn start(&mut self) -> Result<(), DirtyError> {
         self.memory.set_slots(&self.vm, KVM_MEM_LOG_DIRTY_PAGES).map_err(DirtyError::Switch)?;
         self.on = true;
+        self.foresight = Foresight::new(64 * self.pending.len());
         for region in self.memory.ram().iter() {
             region.get_mmap().bitmap().harvest(|_, _| ());
         }
@@ -214,15 +227,17 @@ impl DirtyTracker {
     ///
     /// # Errors
     /// When KVM's log cannot be read or cleared. What was read is then kept for the next harvest; `set` is empty.
-    pub fn harvest(&mut self, set: &mut DirtySet, devices: DeviceLogs<'_>) -> Result<(), DirtyError> {
+    pub fn harvest(&mut self, set: &mut DirtySet, watch: Watch, devices: DeviceLogs<'_>) -> Result<(), DirtyError> {
         if !self.on {
             return Err(DirtyError::Off);
         }
         set.clear();
         set.bits.resize(self.pending.len(), 0);
         let mut result = Ok(());
+        self.foresight.next_epoch();
         for slot in &mut self.slots {
-            result = harvest_kvm(&self.vm, slot, self.manual, set);
+            let foresight = (watch == Watch::Foresee).then_some(&mut self.foresight);
+            result = harvest_kvm(&self.vm, slot, self.manual, set, foresight);
             if result.is_err() {
                 break;
             }
@@ -271,14 +286,24 @@ fn words(memory: &GuestMemory) -> usize {
     (end / PAGE_SIZE).div_ceil(64) as usize
 }
 
-/// Reads the log of one slot into `set`, and clears and re-arms what it read.
-fn harvest_kvm(vm: &VmFd, slot: &mut Slot, manual: bool, set: &mut DirtySet) -> Result<(), DirtyError> {
+/// Reads the log of one slot into `set`, and clears and re-arms what it read, but for what foresight says.
+fn harvest_kvm(
+    vm: &VmFd,
+    slot: &mut Slot,
+    manual: bool,
+    set: &mut DirtySet,
+    mut foresight: Option<&mut Foresight>,
+) -> Result<(), DirtyError> {
     let number = slot.number;
     kvm::get_dirty_log(vm, number, slot.pages, &mut slot.log)
         .map_err(|source| DirtyError::Read { slot: number, source })?;
     // Into the set before clearing: what a failed clear leaves behind is then reported twice, not lost.
-    for (index, bits) in slot.log.iter().enumerate().filter(|(_, bits)| **bits != 0) {
-        set.add_word(slot.first_gfn + index as u64 * 64, *bits);
+    for (index, bits) in slot.log.iter_mut().enumerate().filter(|(_, bits)| **bits != 0) {
+        let first_gfn = slot.first_gfn + index as u64 * 64;
+        set.add_word(first_gfn, *bits);
+        if let Some(foresight) = &mut foresight {
+            *bits &= !foresight.unwatched(first_gfn, *bits);
+        }
     }
     if !manual {
         return Ok(());
@@ -336,10 +361,10 @@ mod tests {
             take(0, 1 << 5 | 1 << 6);
             take(high, 1 << 63);
         };
-        tracker.harvest(&mut set, &mut devices).unwrap();
+        tracker.harvest(&mut set, Watch::All, &mut devices).unwrap();
         assert_eq!(set.gfns(), [5, 6, high + 7, high + 63]);
         assert!(set.contains(6) && !set.contains(7));
-        tracker.harvest(&mut set, &mut |_| ()).unwrap();
+        tracker.harvest(&mut set, Watch::All, &mut |_| ()).unwrap();
         assert!(set.is_empty() && set.bits().iter().all(|word| *word == 0));
     }
 
@@ -347,12 +372,12 @@ mod tests {
     fn an_aborted_set_is_in_the_next_harvest() {
         let (memory, mut tracker, mut set) = tracker(64 << 20);
         touch(&memory, &[9]);
-        tracker.harvest(&mut set, &mut |_| ()).unwrap();
+        tracker.harvest(&mut set, Watch::All, &mut |_| ()).unwrap();
         tracker.put_back(&set);
         touch(&memory, &[3]);
-        tracker.harvest(&mut set, &mut |_| ()).unwrap();
+        tracker.harvest(&mut set, Watch::All, &mut |_| ()).unwrap();
         assert_eq!(set.gfns(), [3, 9]);
-        tracker.harvest(&mut set, &mut |_| ()).unwrap();
+        tracker.harvest(&mut set, Watch::All, &mut |_| ()).unwrap();
         assert!(set.is_empty());
     }
 
@@ -363,7 +388,7 @@ mod tests {
             take(64 << 20 >> 12, u64::MAX);
             take(1 << 40, u64::MAX);
         };
-        tracker.harvest(&mut set, &mut devices).unwrap();
+        tracker.harvest(&mut set, Watch::All, &mut devices).unwrap();
         assert_eq!(set.gfns(), [64 << 20 >> 12]);
     }
 
@@ -372,9 +397,9 @@ mod tests {
         let (memory, mut tracker, mut set) = tracker(64 << 20);
         touch(&memory, &[1]);
         tracker.stop().unwrap();
-        assert!(matches!(tracker.harvest(&mut set, &mut |_| ()), Err(DirtyError::Off)));
+        assert!(matches!(tracker.harvest(&mut set, Watch::All, &mut |_| ()), Err(DirtyError::Off)));
         tracker.start().unwrap();
-        tracker.harvest(&mut set, &mut |_| ()).unwrap();
+        tracker.harvest(&mut set, Watch::All, &mut |_| ()).unwrap();
         assert!(set.is_empty());
     }
 
