@@ -108,7 +108,7 @@ impl ProtectOptions {
     }
 
     fn default_min_epoch_us() -> u64 {
-        500
+        100
     }
 
     fn default_max_epoch_us() -> u64 {

@@ -315,7 +315,7 @@ pub struct Settings {
     /// A standby that lives but has not acknowledged an epoch for so long is left: its disk hangs, or something between.
     /// The first checkpoint may take ten times as long. Counts only with a limit of silence.
     pub ack_limit: Duration,
-    /// No epoch is cut earlier after the one before.
+    /// No epoch is cut earlier after the one before; nor earlier than twice the time that cutting that one took.
     pub min_epoch: Duration,
     /// An epoch is cut after this time even if nothing asks for it.
     pub max_epoch: Duration,
@@ -330,7 +330,7 @@ impl Default for Settings {
         Self {
             silence: Some(Duration::from_millis(300)),
             ack_limit: Duration::from_secs(10),
-            min_epoch: Duration::from_micros(500),
+            min_epoch: Duration::from_micros(100),
             max_epoch: Duration::from_millis(20),
             depth: 2,
             on_partition: None,

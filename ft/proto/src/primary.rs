@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::events::{Action, Alone, CutKind, Event, Input, OnPartition, Settings, WitnessAnswer};
 use crate::failure_detector::LinkId;
@@ -18,6 +19,9 @@ use crate::{Committed, Epoch, NodeId, Term, Time};
 /// Unanswered claims to be alone before the standby is invited to take over: one may be a hiccup, and staying is better
 /// than moving.
 const INVITE_AFTER: u32 = 2;
+
+/// An epoch is at least so many times as long as the pause before it, so that a busy sender cannot stop its own guest.
+const REST: u32 = 2;
 
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -46,6 +50,10 @@ pub(crate) struct Primary {
     /// Cut, not acknowledged, and since when.
     sealed: VecDeque<(Epoch, Time)>,
     cutting: bool,
+    /// When the cut under way began.
+    cut_began: Time,
+    /// How long the guest runs at least before the next cut, for the pause that it has just had.
+    rest: Duration,
     wanted: bool,
     /// The claim to be alone, and why; nothing is cut or released while it is open.
     leaving: Option<String>,
@@ -82,6 +90,8 @@ impl Primary {
             started: now,
             sealed: VecDeque::new(),
             cutting: false,
+            cut_began: now,
+            rest: Duration::ZERO,
             wanted: false,
             leaving: None,
             asked: None,
@@ -102,7 +112,7 @@ impl Primary {
     ) -> Option<Outcome> {
         match input {
             Input::Synced if self.phase == Phase::Copying && self.leaving.is_none() && !self.cutting => {
-                self.cut(CutKind::Base, out);
+                self.cut(CutKind::Base, now, out);
                 self.phase = Phase::Base(self.running);
             }
             Input::CutWanted => self.wanted = true,
@@ -110,6 +120,7 @@ impl Primary {
                 self.cutting = false;
                 self.sealed.push_back((epoch, now));
                 self.running = epoch.next();
+                self.rest = now.since(self.cut_began) * REST;
                 self.started = now;
             }
             Input::CutFailed { epoch, reason } if self.cutting && epoch == self.running => {
@@ -196,7 +207,7 @@ impl Primary {
     pub(crate) fn timeout(&self, settings: &Settings) -> Option<Time> {
         let cut = self
             .may_cut(settings)
-            .then(|| self.started + if self.wanted { settings.min_epoch } else { settings.max_epoch });
+            .then(|| self.started + if self.wanted { self.min_epoch(settings) } else { settings.max_epoch });
         self.retry.into_iter().chain(cut).chain(self.ack_due(settings)).min()
     }
 
@@ -214,19 +225,24 @@ impl Primary {
         self.phase != Phase::Copying && !self.cutting && open && self.sealed.len() < settings.depth
     }
 
+    fn min_epoch(&self, settings: &Settings) -> Duration {
+        settings.min_epoch.max(self.rest).min(settings.max_epoch)
+    }
+
     fn maybe_cut(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
         if self.moving.is_some() && self.may_cut(settings) {
             self.moving = Some(Move::Stopped);
-            return self.cut(CutKind::Last, out);
+            return self.cut(CutKind::Last, now, out);
         }
         let age = now.since(self.started);
-        if self.may_cut(settings) && (age >= settings.max_epoch || self.wanted && age >= settings.min_epoch) {
-            self.cut(CutKind::Plain, out);
+        if self.may_cut(settings) && (age >= settings.max_epoch || self.wanted && age >= self.min_epoch(settings)) {
+            self.cut(CutKind::Plain, now, out);
         }
     }
 
-    fn cut(&mut self, kind: CutKind, out: &mut VecDeque<Action>) {
+    fn cut(&mut self, kind: CutKind, now: Time, out: &mut VecDeque<Action>) {
         self.cutting = true;
+        self.cut_began = now;
         self.wanted = false;
         out.push_back(Action::Cut { epoch: self.running, kind });
     }
