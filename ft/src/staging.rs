@@ -1,12 +1,17 @@
 //! A checkpoint on the primary between capture and network: filled inside the pause, sent outside of it.
 
 use std::io::Write;
+use std::ops::Range;
 
 use ft_proto::wire::{Digest, EpochEnd, Kind, PAGE, PAGES_PER_FRAME, ZERO_PAGE, encode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::guest::{GuestError, Memory, Position};
-use crate::transport::{Stamp, TransportError, write_frame};
+use crate::transport::{Frame, Stamp, TransportError, write_frame, write_frames};
+
+/// Pages that we put into one frame: hashing, sending, checking and staging go on at the same time on different frames.
+const FRAME_PAGES: usize = 128;
+const _: () = assert!(FRAME_PAGES <= PAGES_PER_FRAME);
 
 /// Page numbers, their contents, and the state. Its buffers are kept and reused.
 #[derive(Debug, Default)]
@@ -51,8 +56,12 @@ impl Staging {
     /// # Errors
     /// When the stream breaks.
     pub fn send_copy(&self, stream: &mut impl Write, term: Term) -> Result<u64, TransportError> {
-        let mut bytes = 0;
-        self.send_pages(stream, Stamp { kind: Kind::Copy, term, epoch: Epoch(0) }, |_, len| bytes += len)?;
+        let (mut bytes, mut index) = (0, Vec::new());
+        for chunk in 0..self.chunks() {
+            let runs = self.list(chunk, &mut index);
+            let parts = self.parts(&index, runs);
+            bytes += write_frame(stream, Stamp { kind: Kind::Copy, term, epoch: Epoch(0) }, &parts)?.1;
+        }
         Ok(bytes)
     }
 
@@ -63,51 +72,67 @@ impl Staging {
     pub fn send_epoch(&self, stream: &mut impl Write, term: Term) -> Result<u64, TransportError> {
         let stamp = |kind| Stamp { kind, term, epoch: self.epoch };
         let (mut digest, mut frames, mut bytes) = (Digest::default(), 0, 0);
-        let mut count = |hash, len| {
-            digest.add(hash);
+        let mut count = |frame: &Frame<'_>| {
+            digest.add(frame.hash);
             frames += 1;
-            bytes += len;
+            bytes += frame.len;
         };
-        self.send_pages(stream, stamp(Kind::Pages), &mut count)?;
+        let mut index = Vec::new();
+        let last = self.chunks().saturating_sub(1);
+        for chunk in 0..last {
+            let runs = self.list(chunk, &mut index);
+            let parts = self.parts(&index, runs);
+            let frame = Frame::new(stamp(Kind::Pages), &parts);
+            count(&frame);
+            write_frames(stream, &[frame])?;
+        }
+        // The rest goes out in one call: a small epoch wakes the standby once.
+        let runs = self.list(last, &mut index);
+        let parts = self.parts(&index, runs);
+        let pages = (!self.pages.is_empty()).then(|| Frame::new(stamp(Kind::Pages), &parts));
         let positions = encode_body(&self.positions);
         let positions_len = u64::try_from(positions.len()).unwrap_or(u64::MAX).to_le_bytes();
-        let (hash, len) = write_frame(stream, stamp(Kind::State), &[&positions_len, &positions, &self.state])?;
-        count(hash, len);
-        let end = EpochEnd { pages: self.pages.len() as u64, frames, digest: digest.value() };
-        write_frame(stream, stamp(Kind::End), &[&encode_body(&end)])?;
+        let parts = [&positions_len[..], &positions, &self.state];
+        let state = Frame::new(stamp(Kind::State), &parts);
+        pages.iter().chain([&state]).for_each(&mut count);
+        let end = encode_body(&EpochEnd { pages: self.pages.len() as u64, frames, digest: digest.value() });
+        let parts = [&end[..]];
+        let end = Frame::new(stamp(Kind::End), &parts);
+        let rest: Vec<_> = pages.into_iter().chain([state, end]).collect();
+        write_frames(stream, &rest)?;
         Ok(bytes)
     }
 
-    fn send_pages(
-        &self,
-        stream: &mut impl Write,
-        stamp: Stamp,
-        mut sent: impl FnMut(u64, u64),
-    ) -> Result<(), TransportError> {
-        let mut index = Vec::with_capacity(8 * (1 + PAGES_PER_FRAME.min(self.pages.len())));
-        for (pages, data) in self.pages.chunks(PAGES_PER_FRAME).zip(self.data.chunks(PAGES_PER_FRAME * PAGE)) {
-            index.clear();
-            index.extend((pages.len() as u64).to_le_bytes());
-            let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
-            for (at, page) in pages.iter().enumerate() {
-                let bytes = at * PAGE..(at + 1) * PAGE;
-                if is_zero(&data[bytes.clone()]) {
-                    index.extend((page | ZERO_PAGE).to_le_bytes());
-                    continue;
-                }
-                index.extend(page.to_le_bytes());
-                match runs.last_mut() {
-                    Some(run) if run.end == bytes.start => run.end = bytes.end,
-                    _ => runs.push(bytes),
-                }
+    /// Frames that the pages fill.
+    fn chunks(&self) -> usize {
+        self.pages.len().div_ceil(FRAME_PAGES)
+    }
+
+    /// Fills `index` for the frame of a chunk of pages; returns which bytes of `data` it carries.
+    fn list(&self, chunk: usize, index: &mut Vec<u8>) -> Vec<Range<usize>> {
+        let first = chunk * FRAME_PAGES;
+        let pages = &self.pages[first..self.pages.len().min(first + FRAME_PAGES)];
+        index.clear();
+        index.extend((pages.len() as u64).to_le_bytes());
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (at, page) in (first..).zip(pages) {
+            let bytes = at * PAGE..(at + 1) * PAGE;
+            if is_zero(&self.data[bytes.clone()]) {
+                index.extend((page | ZERO_PAGE).to_le_bytes());
+                continue;
             }
-            let mut parts = Vec::with_capacity(runs.len() + 1);
-            parts.push(&index[..]);
-            parts.extend(runs.into_iter().map(|run| &data[run]));
-            let (hash, len) = write_frame(stream, stamp, &parts)?;
-            sent(hash, len);
+            index.extend(page.to_le_bytes());
+            match runs.last_mut() {
+                Some(run) if run.end == bytes.start => run.end = bytes.end,
+                _ => runs.push(bytes),
+            }
         }
-        Ok(())
+        runs
+    }
+
+    fn parts<'a>(&'a self, index: &'a [u8], runs: Vec<Range<usize>>) -> Vec<&'a [u8]> {
+        let data = runs.into_iter().map(|run| &self.data[run]);
+        std::iter::once(index).chain(data).collect()
     }
 }
 

@@ -44,25 +44,54 @@ pub struct Stamp {
     pub epoch: Epoch,
 }
 
+/// A frame ready to be written: its header, and the parts of its body one after the other.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    head: [u8; HEADER_LEN],
+    parts: &'a [&'a [u8]],
+    /// Hash of the body.
+    pub hash: u64,
+    /// Length of the body.
+    pub len: u64,
+}
+
+impl<'a> Frame<'a> {
+    /// A frame whose body is `parts`.
+    #[must_use]
+    pub fn new(stamp: Stamp, parts: &'a [&'a [u8]]) -> Self {
+        let mut hasher = Xxh3Default::new();
+        let mut len = 0;
+        for part in parts {
+            hasher.update(part);
+            len += part.len() as u64;
+        }
+        let Stamp { kind, term, epoch } = stamp;
+        let header = Header { kind, term, epoch, len, body_hash: hasher.digest() };
+        Self { head: header.encode(), parts, hash: header.body_hash, len }
+    }
+}
+
+/// Writes frames, all of them in one call where the kernel takes so much: each call may wake the reader.
+///
+/// # Errors
+/// When the stream breaks.
+pub fn write_frames(stream: &mut impl Write, frames: &[Frame<'_>]) -> Result<(), TransportError> {
+    let mut slices = Vec::with_capacity(frames.iter().map(|frame| 1 + frame.parts.len()).sum());
+    for frame in frames {
+        slices.push(IoSlice::new(&frame.head));
+        slices.extend(frame.parts.iter().map(|part| IoSlice::new(part)));
+    }
+    Ok(write_all(stream, &mut slices)?)
+}
+
 /// Writes one frame whose body is `parts` one after the other; returns the hash and the length of the body.
 ///
 /// # Errors
 /// When the stream breaks.
 pub fn write_frame(stream: &mut impl Write, stamp: Stamp, parts: &[&[u8]]) -> Result<(u64, u64), TransportError> {
-    let mut hasher = Xxh3Default::new();
-    let mut len = 0;
-    for part in parts {
-        hasher.update(part);
-        len += part.len() as u64;
-    }
-    let Stamp { kind, term, epoch } = stamp;
-    let header = Header { kind, term, epoch, len, body_hash: hasher.digest() };
-    let head = header.encode();
-    let mut slices = Vec::with_capacity(parts.len() + 1);
-    slices.push(IoSlice::new(&head));
-    slices.extend(parts.iter().map(|part| IoSlice::new(part)));
-    write_all(stream, &mut slices)?;
-    Ok((header.body_hash, len))
+    let frame = Frame::new(stamp, parts);
+    write_frames(stream, std::slice::from_ref(&frame))?;
+    Ok((frame.hash, frame.len))
 }
 
 /// `Write::write_all` for slices.
@@ -84,14 +113,30 @@ fn write_all(stream: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Res
 /// # Errors
 /// When the stream breaks or the frame is not right.
 pub fn read_frame(stream: &mut impl Read, body: &mut Vec<u8>) -> Result<Header, TransportError> {
+    let header = read_header(stream)?;
+    read_body(stream, &header, body)?;
+    Ok(header)
+}
+
+/// Reads the header of a frame, blocking; its body must be read next.
+///
+/// # Errors
+/// When the stream breaks or the header is not right.
+pub fn read_header(stream: &mut impl Read) -> Result<Header, TransportError> {
     let mut head = [0; HEADER_LEN];
     stream.read_exact(&mut head)?;
-    let header = Header::decode(&head)?;
+    Ok(Header::decode(&head)?)
+}
+
+/// Reads the body of a frame, blocking; `body` is overwritten and keeps its capacity.
+///
+/// # Errors
+/// When the stream breaks or the body is not what the header says.
+pub fn read_body(stream: &mut impl Read, header: &Header, body: &mut Vec<u8>) -> Result<(), TransportError> {
     // Bounded by `Header::decode`.
     body.resize(usize::try_from(header.len).unwrap_or(usize::MAX), 0);
     stream.read_exact(body)?;
-    header.check_body(body)?;
-    Ok(header)
+    Ok(header.check_body(body)?)
 }
 
 /// Reads frames from a stream that must not block its reader.
