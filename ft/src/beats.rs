@@ -71,7 +71,10 @@ impl Beats {
         let route = Arc::new(Mutex::new(Route { sockets: Vec::new(), interval: LEISURE }));
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let worker = Worker { node, clock, said: said.clone(), route: route.clone(), wake: wake.clone() };
-        let thread = thread::Builder::new().name("ft-beat".to_owned()).spawn(move || worker.run(&heard))?;
+        let thread = thread::Builder::new().name("ft-beat".to_owned()).spawn(move || {
+            urgency::set(true);
+            worker.run(&heard);
+        })?;
         Ok(Self { said, route, wake, thread: Some(thread) })
     }
 

@@ -202,6 +202,7 @@ impl Engine {
         let mut events = [EpollEvent::empty(); 16];
         while !self.quit {
             self.look_for_standby();
+            urgency::set(!matches!(self.session, Session::None));
             self.arm_timer();
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(ready) => ready,

@@ -61,6 +61,11 @@ pub(crate) struct Post {
 }
 
 impl Post {
+    /// Queues a message that can wait until the engine looks for another reason.
+    pub(crate) fn send_later(&self, message: Message) {
+        let _ = self.queue.send(message);
+    }
+
     /// Queues a message. After the engine has ended it is dropped.
     pub(crate) fn send(&self, message: Message) {
         if self.queue.send(message).is_ok() {

@@ -152,7 +152,11 @@ impl Engine {
         let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
         self.session_number += 1;
         let (number, post) = (self.session_number, self.post.clone());
-        let tell = move |sent| post.send(Message::Sent(number, sent));
+        let tell = move |sent| match sent {
+            // The buffer is wanted at the next cut; to wake the engine for it would delay what it waits for.
+            Sent::Done(ref staging, _) if staging.epoch != Epoch(0) => post.send_later(Message::Sent(number, sent)),
+            sent => post.send(Message::Sent(number, sent)),
+        };
         let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
         let sender =
             SenderHandle::start(writer, term, tell).map_err(|error| failed("cannot start a thread", &error))?;

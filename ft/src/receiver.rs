@@ -1,7 +1,7 @@
 //! The standby's receiving thread: reads the stream, writes pages of the first copy to memory, stages epochs, and passes
 //! on only whole ones.
 
-use std::io;
+use std::io::{self, BufReader};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,8 +14,11 @@ use ft_proto::{Epoch, Term};
 
 use crate::guest::Memory;
 use crate::image::{Image, WholeImage, apply_pages};
-use crate::transport::{TransportError, read_frame};
+use crate::transport::{TransportError, read_body, read_header};
 use crate::witness::chain;
+
+/// Small frames are read together with the header of the next one.
+const READ_AHEAD: usize = 16 << 10;
 
 /// What the stream brought.
 #[derive(Debug)]
@@ -57,7 +60,8 @@ impl ReceiverHandle {
         let reader = stream.try_clone()?;
         let thread = thread::Builder::new().name("ft-recv".to_owned()).spawn(move || {
             let ram = memory.ranges().into();
-            let mut worker = Worker { stream: reader, memory, ram, spares, image: None, next: Epoch(1) };
+            let stream = BufReader::with_capacity(READ_AHEAD, reader);
+            let mut worker = Worker { stream, memory, ram, spares, spare: Vec::new(), image: None, next: Epoch(1) };
             tell(loop {
                 match worker.step() {
                     Ok(Some(last @ (Received::Yielded(..) | Received::Left(..)))) => break last,
@@ -87,22 +91,33 @@ impl Drop for ReceiverHandle {
 }
 
 struct Worker {
-    stream: TcpStream,
+    stream: BufReader<TcpStream>,
     memory: Arc<dyn Memory>,
     ram: Arc<[Range<u64>]>,
     spares: Receiver<Vec<u8>>,
+    /// The buffer of the last frame of the first copy.
+    spare: Vec<u8>,
     image: Option<Image>,
     next: Epoch,
 }
 
 impl Worker {
     fn step(&mut self) -> Result<Option<Received>, TransportError> {
-        let mut body = self.spares.try_recv().unwrap_or_default();
-        let header = read_frame(&mut self.stream, &mut body)?;
+        let header = read_header(&mut self.stream)?;
+        // State and ends are small: the buffers that come back are for pages.
+        let pages = matches!(header.kind, Kind::Copy | Kind::Pages);
+        let mut body =
+            if pages { self.spares.try_recv().unwrap_or_else(|_| std::mem::take(&mut self.spare)) } else { Vec::new() };
+        read_body(&mut self.stream, &header, &mut body)?;
+        if self.next > Epoch(1) {
+            // The first copy and its epoch have time.
+            urgency::set(true);
+        }
         match header.kind {
             Kind::Copy if self.next == Epoch(1) && self.image.is_none() => {
                 apply_pages(header.kind, &body, &*self.memory)
                     .map_err(|error| TransportError::Io(io::Error::other(error)))?;
+                self.spare = body;
                 Ok(Some(Received::Copied { bytes: header.len }))
             }
             Kind::Pages | Kind::State => {

@@ -60,6 +60,10 @@ impl SenderHandle {
         let thread = thread::Builder::new().name("ft-send".to_owned()).spawn(move || {
             let _ending = ending;
             for job in queue {
+                if matches!(&job, Job::Epoch(staging) if staging.epoch > Epoch(1)) {
+                    // The first copy and its epoch have time.
+                    urgency::set(true);
+                }
                 let result = perform(&mut writer, term, &job);
                 let staging = if let Job::Copy(staging) | Job::Epoch(staging) = job { Some(staging) } else { None };
                 match (result, staging) {

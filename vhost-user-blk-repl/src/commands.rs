@@ -74,6 +74,7 @@ impl Worker {
             Command::Unmirror => {
                 self.mirror = None;
                 self.tracker.alone();
+                urgency::set(false);
                 self.deliver();
                 self.serve_all();
             }
@@ -120,6 +121,7 @@ impl Worker {
     }
 
     fn seal(&mut self, epoch: Epoch) {
+        urgency::set(self.mirror.is_some());
         self.sealed = true;
         if epoch < self.epoch && self.mirror.is_some() {
             self.fail(&format!("asked to seal epoch {epoch} in epoch {}", self.epoch));

@@ -340,6 +340,7 @@ impl Shared {
         let mut digest = Digest::default();
         while let Some((mut frame, body)) = self.next() {
             if frame.kind == Kind::End {
+                urgency::set(true);
                 (frame.offset, frame.len) = (digest.count, digest.sum);
                 digest = Digest::default();
             }

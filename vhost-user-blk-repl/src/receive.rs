@@ -248,7 +248,10 @@ impl Shared {
                 let begun = state.begun.as_ref().map(|(number, begin)| (*number, Base(begin.base)));
                 self.settle(Epoch(0), begun);
             }
-            Step::Complete(epoch) => self.session.report(&Report::Complete { epoch }),
+            Step::Complete(epoch) => {
+                self.session.report(&Report::Complete { epoch });
+                urgency::set(true);
+            }
         }
         Ok(())
     }

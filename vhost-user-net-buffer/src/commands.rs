@@ -88,6 +88,7 @@ impl Net {
             // A new session counts from 1. What the old one left behind was never committed.
             self.drop_held("their protection has ended without a word about them");
         }
+        urgency::set(hold);
         self.gate.protect(epoch, hold);
         self.unstall();
     }
@@ -126,6 +127,7 @@ impl Net {
 
     fn start(&mut self, macs: Vec<Mac>) {
         self.drop_held("the VM starts from a checkpoint");
+        urgency::set(false);
         self.gate.start();
         self.work.add_all_queues();
         self.report(&Report::Started);

@@ -227,7 +227,7 @@ mod tests {
         let options = node_option(text).unwrap();
         let [first, second] = &options.peers[..] else { panic!("{options:?}") };
         assert_eq!((first.peer, first.heartbeat), (([10, 0, 0, 2], 7000).into(), ([10, 1, 0, 2], 7001).into()));
-        assert_eq!((first.detect_ms, first.disk_rate, first.min_epoch_us), (500, 8 << 20, 500));
+        assert_eq!((first.detect_ms, first.disk_rate, first.min_epoch_us), (500, 8 << 20, 100));
         assert_eq!(second.peer, "[fd00::3]:7000".parse().unwrap());
         assert_eq!((&second.witness, options.standby.unwrap().detect_ms), (&"/w".parse().ok(), Some(500)));
     }

@@ -3,12 +3,13 @@
 use tidy::{Source, report, sources_ending};
 
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("ft/proto", &[]),
-    ("ft", &["ft-proto"]),
+    ("ft", &["ft-proto", "urgency"]),
     ("pollux", &[]),
-    ("vhost-user-blk-repl", &["ft-proto"]),
-    ("vhost-user-net-buffer", &["ft-proto"]),
+    ("urgency", &[]),
+    ("vhost-user-blk-repl", &["ft-proto", "urgency"]),
+    ("vhost-user-net-buffer", &["ft-proto", "urgency"]),
     ("vmm", &["ft", "ft-proto"]),
 ];
 

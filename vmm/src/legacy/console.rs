@@ -136,7 +136,9 @@ impl ConsoleOut {
             queue.held_bytes -= bytes.len();
             queue.ready.push_back(bytes);
         }
-        self.shared.changed.notify_all();
+        if !queue.ready.is_empty() {
+            self.shared.changed.notify_all();
+        }
     }
 
     /// Lets go of everything and stops holding.
