@@ -121,6 +121,30 @@ impl Host {
         Self::start(artifacts, &topology.hosts[usize::from(index)], index, &args)
     }
 
+    /// Starts a VMM on host `index` as a service manager does, on the image that is there: who runs the VM, who stands by and when it is
+    /// protected is for the two hosts and the witness to find out.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn node(
+        artifacts: &Artifacts,
+        topology: &Topology,
+        shape: &Shape,
+        index: u8,
+        pairing: &Pairing<'_>,
+    ) -> Result<Self> {
+        let mut args = common(artifacts, index, shape);
+        args.extend(payload(artifacts, shape));
+        let ends = |host: u8| (stream_address(host), beat_address(host));
+        let ((listen, heartbeat), (peer, peer_beat)) = (ends(index), ends(1 - index));
+        let ft = format!(
+            "role=auto,listen={listen},heartbeat={heartbeat},standby-peers=[{peer}/{peer_beat}],{}",
+            pairing.settings()
+        );
+        args.extend(["--ft".into(), ft]);
+        Self::start(artifacts, &topology.hosts[usize::from(index)], index, &args)
+    }
+
     fn start(artifacts: &Artifacts, namespace: &Namespace, index: u8, args: &[String]) -> Result<Self> {
         let letter = letter(index);
         let vmm =

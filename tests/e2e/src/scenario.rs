@@ -501,7 +501,10 @@ impl Fault {
 }
 
 /// An emulated machine whose host is busy stalls for longer than the product's default of 300 ms now and then.
-fn patience() -> Option<u64> {
+///
+/// `None` outside of the lab: the default.
+#[must_use]
+pub fn patience() -> Option<u64> {
     env::var_os("POLLUX_LAB").map(|_| LAB_DETECT_MS)
 }
 
