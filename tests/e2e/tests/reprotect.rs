@@ -87,7 +87,7 @@ impl Rig {
 }
 
 fn node(artifacts: &Artifacts, topology: &Topology, index: u8) -> Result<Host> {
-    let witness = artifacts.path("witness");
+    let witness = artifacts.path("witness").display().to_string();
     let pairing = Pairing { witness: &witness, detect_ms: patience() };
     Host::node(artifacts, topology, &Shape::default(), index, &pairing)
 }
