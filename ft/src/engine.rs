@@ -201,8 +201,9 @@ impl Engine {
         self.perform_all();
         let mut events = [EpollEvent::empty(); 16];
         while !self.quit {
+            // Before a thread is started, which would inherit it. The first copy is work in bulk: never urgent.
+            urgency::set(matches!(self.node.state(), State::Protected | State::StandbyReady));
             self.look_for_standby();
-            urgency::set(!matches!(self.session, Session::None));
             self.arm_timer();
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(ready) => ready,

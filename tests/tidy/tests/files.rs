@@ -101,6 +101,20 @@ fn nothing_unfinished() {
 }
 
 #[test]
+fn no_leftovers_of_a_merge() {
+    let marks = ["<", ">", "|"].map(|mark| mark.repeat(7) + " ");
+    let mut complaints = vec![];
+    for source in sources() {
+        for (number, line) in source.text.lines().enumerate() {
+            if marks.iter().any(|mark| line.starts_with(mark.as_str())) {
+                complaints.push(format!("{}:{}", source.path, number + 1));
+            }
+        }
+    }
+    report("leftovers of a merge", &complaints);
+}
+
+#[test]
 fn no_path_of_somebodys_machine() {
     let banned = [["/wo", "rk/main"], ["/wo", "rk/shared"], ["/tmp/", "wt/"], ["/ho", "me/"], ["/Us", "ers/"]]
         .map(|w| w.concat());
