@@ -321,13 +321,15 @@ impl Shared {
             if !state.open {
                 return;
             }
-            (state.open, state.lost) = (false, true);
+            state.open = false;
             state.queue.clear();
         }
         warn!("mirror stream: {reason}");
         self.changed.notify_all();
         let _ = self.stream.shutdown(Shutdown::Both);
         self.session.finish(&Report::MirrorLost { reason: reason.to_owned() });
+        // Only now: the worker drops a lost mirror whenever it wakes, and after that nothing is reported.
+        lock(&self.state).lost = true;
         self.wake_worker();
     }
 
