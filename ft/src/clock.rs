@@ -1,6 +1,6 @@
 //! Real time for the core.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ft_proto::Time;
 
@@ -23,6 +23,11 @@ impl Clock {
         const AWAY: u64 = 1 << 40;
         Time(AWAY.saturating_add(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)))
     }
+}
+
+/// Whole microseconds, as status and the peer are told.
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Default for Clock {

@@ -12,6 +12,7 @@ use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
 use crate::capture::{CaptureError, Held, capture};
+use crate::clock::micros;
 use crate::connect::{self, Applicant, Opened};
 use crate::engine::{Engine, Session, Watched};
 use crate::first_copy::{FirstCopy, Step};
@@ -289,7 +290,7 @@ impl Engine {
         match result {
             Ok(held) => {
                 self.measured.held = held;
-                self.measured.pause.add(u64::try_from(pause.as_micros()).unwrap_or(u64::MAX));
+                self.measured.pause.add(micros(pause));
                 self.measured.pages.add(staging.pages.len() as u64);
                 side.begun.push_back((epoch, begun));
                 side.sending += 1;
@@ -344,7 +345,7 @@ impl Engine {
         let Session::Primary(side) = &mut self.session else { return };
         let now = self.clock.now();
         while let Some((_, begun)) = side.begun.pop_front_if(|(epoch, _)| *epoch <= committed.epoch()) {
-            self.measured.commit.add(u64::try_from(now.since(begun).as_micros()).unwrap_or(u64::MAX));
+            self.measured.commit.add(micros(now.since(begun)));
             self.measured.epochs += 1;
         }
     }

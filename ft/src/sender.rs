@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::wire::{Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term};
 
+use crate::clock::micros;
 use crate::staging::Staging;
 use crate::transport::{Stamp, TransportError, write_frame};
 use crate::witness::chain;
@@ -115,8 +116,7 @@ fn perform(stream: &mut TcpStream, term: Term, job: &Job) -> Result<u64, Transpo
         Job::Copy(staging) => staging.send_copy(stream, term),
         Job::Epoch(staging) => staging.send_epoch(stream, term),
         Job::Yield(reason, stopped) => {
-            let stopped_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let body = encode_body(&Yielding { reason: reason.clone(), stopped_us });
+            let body = encode_body(&Yielding { reason: reason.clone(), stopped_us: micros(stopped.elapsed()) });
             Ok(write_frame(stream, stamp(Kind::Yield), &[&body])?.1)
         }
         Job::Bye(reason) => {

@@ -12,6 +12,7 @@ use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Te
 
 use serde_json::json;
 
+use crate::clock::micros;
 use crate::device_link::LinkError;
 use crate::engine::{Engine, Session};
 use crate::guest::{GuestError, Position, Shape};
@@ -310,7 +311,7 @@ impl Engine {
 
     fn try_take_over(&mut self, committed: Epoch) -> Result<Takeover, TakeOverError> {
         let begun = self.clock.now();
-        let micros = |engine: &Self| u64::try_from(engine.clock.now().since(begun).as_micros()).unwrap_or(u64::MAX);
+        let passed = |engine: &Self| micros(engine.clock.now().since(begun));
         let Session::Standby(side) = std::mem::replace(&mut self.session, Session::None) else {
             return Err(TakeOverError::NoCheckpoint);
         };
@@ -325,7 +326,7 @@ impl Engine {
         for link in self.links.iter_mut().take(disks) {
             link.wait_for(DISK_LIMIT, |report| if report == Report::Discarded { Ok(()) } else { Err(report) })?;
         }
-        let disks_us = micros(self);
+        let disks_us = passed(self);
         self.guest.activate()?;
         for link in &mut self.links {
             let at = image.positions.iter().find(|position| position.id == link.id());
@@ -339,8 +340,8 @@ impl Engine {
         for disk in &mut self.disks {
             disk.state = "-";
         }
-        let gap_us = yielded.map(|(at, stopped_us)| stopped_us.saturating_add(since(at)));
-        let total_us = micros(self);
+        let gap_us = yielded.map(|(at, stopped_us)| stopped_us.saturating_add(micros(at.elapsed())));
+        let total_us = passed(self);
         let silence_ms = self.silence_ms.filter(|_| gap_us.is_none());
         self.took_over = Some(TookOver { from: primary, silence_ms, total_us, gap_us });
         Ok(Takeover { epoch: committed.0, disks_us, total_us, silence_ms, gap_us })
@@ -368,10 +369,6 @@ impl StandbySide {
             image.recycle().for_each(|buffer| receiver.give_back(buffer));
         }
     }
-}
-
-fn since(at: Instant) -> u64 {
-    u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn start_command(position: Option<&Position>, shape: &Shape, id: &str) -> Command {

@@ -181,13 +181,16 @@ impl OptionValue for SocketAddr {
     }
 }
 
+/// The value that goes by the name of `text`.
+fn named<T>(text: &str, names: [(&str, T); 3]) -> Option<T> {
+    names.into_iter().find_map(|(name, value)| (name == text).then_some(value))
+}
+
 impl OptionValue for Role {
     const EXPECTED: &'static str = "auto, primary or standby";
 
     fn from_text(text: &str) -> Option<Self> {
-        [("auto", Self::Auto), ("primary", Self::Primary), ("standby", Self::Standby)]
-            .into_iter()
-            .find_map(|(name, role)| (name == text).then_some(role))
+        named(text, [("auto", Self::Auto), ("primary", Self::Primary), ("standby", Self::Standby)])
     }
 }
 
@@ -195,9 +198,7 @@ impl OptionValue for OnPartition {
     const EXPECTED: &'static str = "primary, standby or both";
 
     fn from_text(text: &str) -> Option<Self> {
-        [("primary", Self::Primary), ("standby", Self::Standby), ("both", Self::Both)]
-            .into_iter()
-            .find_map(|(name, policy)| (name == text).then_some(policy))
+        named(text, [("primary", Self::Primary), ("standby", Self::Standby), ("both", Self::Both)])
     }
 }
 

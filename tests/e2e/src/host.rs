@@ -1,6 +1,5 @@
 //! One host of the pair: its VMM process, its image, and the `pollux` command pointed at its API.
 
-use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -13,7 +12,7 @@ use crate::artifacts::Artifacts;
 use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::topology::{GUEST, GUEST_MAC, LAN_BITS, TAP, Topology};
-use crate::{Error, Result, wait};
+use crate::{Error, Result, image, wait};
 
 const STREAM_PORT: u16 = 7171;
 const BEAT_PORT: u16 = 7172;
@@ -91,9 +90,7 @@ impl Host {
         size: u64,
         pairing: &Pairing<'_>,
     ) -> Result<Self> {
-        let image = artifacts.path("b.img");
-        let file = File::create(&image).map_err(Error::file("create", &image))?;
-        file.set_len(size).map_err(Error::file("size", &image))?;
+        image::blank(&artifacts.path("b.img"), size)?;
         let mut args = common(artifacts, 1, shape);
         let ft =
             format!("role=standby,listen={},heartbeat={},{}", stream_address(1), beat_address(1), pairing.settings());
@@ -118,30 +115,6 @@ impl Host {
         let [own, peer] = [index, 1 - index].map(|host| (stream_address(host), beat_address(host)));
         let addresses = format!("listen={},heartbeat={},standby-peers=[{}/{}]", own.0, own.1, peer.0, peer.1);
         args.extend(["--ft".into(), format!("role=auto,{addresses},{}", pairing.settings())]);
-        Self::start(artifacts, &topology.hosts[usize::from(index)], index, &args)
-    }
-
-    /// Starts a VMM on host `index` as a service manager does, on the image that is there: who runs the VM, who stands by and when it is
-    /// protected is for the two hosts and the witness to find out.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub fn node(
-        artifacts: &Artifacts,
-        topology: &Topology,
-        shape: &Shape,
-        index: u8,
-        pairing: &Pairing<'_>,
-    ) -> Result<Self> {
-        let mut args = common(artifacts, index, shape);
-        args.extend(payload(artifacts, shape));
-        let ends = |host: u8| (stream_address(host), beat_address(host));
-        let ((listen, heartbeat), (peer, peer_beat)) = (ends(index), ends(1 - index));
-        let ft = format!(
-            "role=auto,listen={listen},heartbeat={heartbeat},standby-peers=[{peer}/{peer_beat}],{}",
-            pairing.settings()
-        );
-        args.extend(["--ft".into(), ft]);
         Self::start(artifacts, &topology.hosts[usize::from(index)], index, &args)
     }
 

@@ -1,4 +1,4 @@
-//! Looks into a guest's disk image after the guest is off, without mounting it.
+//! Disk images: an empty one for a standby, and what is in a guest's after it is off, without mounting it.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -9,6 +9,15 @@ use crate::{Error, Result};
 
 /// Bytes compared at a time.
 const COMPARE_CHUNK: usize = 1 << 20;
+
+/// Makes an image of `size` bytes that holds nothing.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn blank(image: &Path, size: u64) -> Result<()> {
+    let file = File::create(image).map_err(Error::file("create", image))?;
+    file.set_len(size).map_err(Error::file("size", image))
+}
 
 /// Runs `e2fsck -fn`: its verdict, and whether the file system is clean.
 ///

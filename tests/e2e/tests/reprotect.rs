@@ -1,7 +1,6 @@
 //! A pair repairs itself and changes roles with a stock guest: the same connection all the time, nothing acknowledged lost, and nobody
 //! who says who is what.
 
-use std::fs::File;
 use std::time::Duration;
 
 use e2e::artifacts::Artifacts;
@@ -32,8 +31,7 @@ impl Rig {
         let size = artifacts.disk_size()?;
         std::fs::rename(artifacts.path("root.img"), artifacts.path("a.img"))
             .map_err(Error::io("cannot name an image"))?;
-        let blank = artifacts.path("b.img");
-        File::create(&blank).and_then(|file| file.set_len(size)).map_err(Error::file("create", &blank))?;
+        image::blank(&artifacts.path("b.img"), size)?;
         let first = node(&artifacts, &topology, 0)?;
         let connection = workload::connect(&topology.client, BOOT_LIMIT)?;
         let second = node(&artifacts, &topology, 1)?;
@@ -89,7 +87,7 @@ impl Rig {
 fn node(artifacts: &Artifacts, topology: &Topology, index: u8) -> Result<Host> {
     let witness = artifacts.path("witness").display().to_string();
     let pairing = Pairing { witness: &witness, detect_ms: patience() };
-    Host::node(artifacts, topology, &Shape::default(), index, &pairing)
+    Host::member(artifacts, topology, &Shape::default(), index, &pairing)
 }
 
 fn reach(host: &Host, state: &str) -> Result<()> {

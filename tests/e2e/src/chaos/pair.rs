@@ -10,7 +10,7 @@ use super::small_disk::SmallDisk;
 use crate::artifacts::{Artifacts, copy};
 use crate::host::{Host, Pairing, Shape, letter};
 use crate::topology::Topology;
-use crate::{Error, Result, process, wait};
+use crate::{Error, Result, image, process, wait};
 
 /// How long processes may take to be gone after a signal.
 const GONE_LIMIT: Duration = Duration::from_secs(20);
@@ -63,9 +63,7 @@ impl Pair {
         let [one, other] = disks;
         let disks = [one?, other?];
         copy(&root, &place(&artifacts, 0, &disks[0])?, "the guest image has it")?;
-        let image = place(&artifacts, 1, &disks[1])?;
-        let blank = fs::File::create(&image).map_err(Error::file("create", &image))?;
-        blank.set_len(size).map_err(Error::file("size", &image))?;
+        image::blank(&place(&artifacts, 1, &disks[1])?, size)?;
         let witness = witness_file(&artifacts).display().to_string();
         let pairing = Pairing { witness: &witness, detect_ms };
         // The first one finds no runner on record: it boots the guest.
