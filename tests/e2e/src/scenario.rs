@@ -14,7 +14,7 @@ use crate::host::{self, Host, Pairing, Shape};
 use crate::report::Report;
 use crate::resp::Connection;
 use crate::topology::Topology;
-use crate::witness::{Keeper, Witness};
+use crate::witness::{Absence, Keeper, Witness};
 use crate::workload::{self, Record, Workload};
 use crate::{Error, Result, image, process, wait};
 
@@ -281,7 +281,7 @@ impl Run {
 
     /// Nobody may decide: the standby must not take over, and the primary must not say anything. Then the witness is back.
     fn black_out(&mut self) -> Result<()> {
-        self.witness.hang()?;
+        self.witness.leave(Absence::Hangs)?;
         self.topology.cut_links()?;
         // Long enough for what was committed before the cut to leave, and for both to suspect the other.
         wait::pass(BLACKOUT / 2)?;
@@ -295,7 +295,7 @@ impl Run {
         let waiting = states == ["protected", "standby-ready"];
         self.report.check("both hosts wait for the witness", waiting, states.join(", "));
         self.say("witness is back");
-        self.witness.go_on()
+        self.witness.come_back(&self.artifacts, &self.topology)
     }
 
     /// Figures of the protected VM so far, under names that begin with `prefix`.

@@ -1,8 +1,9 @@
 //! The witness of a run: a file that both hosts see, or etcd in a place of its own that both reach over the LAN.
 
-use std::fs::File;
+use std::fmt;
+use std::fs::{self, File};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -28,18 +29,37 @@ pub enum Keeper {
     Etcd,
 }
 
+/// How it is out of reach.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Absence {
+    /// It takes questions and answers none: a file server that hangs, an etcd that is stopped.
+    Hangs,
+    /// Nobody is there to be asked: no such folder, an etcd that is killed. It comes back with the record that it had.
+    Gone,
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hangs => "hangs",
+            Self::Gone => "is gone",
+        })
+    }
+}
+
 /// The witness while it runs; gone on drop.
 #[derive(Debug)]
 pub struct Witness {
     /// What the hosts are told.
     address: String,
     way: Way,
+    away: Option<Absence>,
 }
 
 #[derive(Debug)]
 enum Way {
-    /// The lock; it is held while the witness hangs.
-    File(File),
+    /// The folder of the record, and the lock.
+    File(PathBuf, File),
     Etcd(Process),
 }
 
@@ -51,14 +71,16 @@ impl Witness {
     pub fn start(keeper: Keeper, artifacts: &Artifacts, topology: &Topology) -> Result<Self> {
         match keeper {
             Keeper::File => {
-                let path = artifacts.path("witness");
+                let folder = artifacts.path("witness");
+                fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
+                let path = folder.join("vm1");
                 let lock = path.with_added_extension("lock");
                 let file = File::create(&lock).map_err(Error::file("create", &lock))?;
-                Ok(Self { address: path.display().to_string(), way: Way::File(file) })
+                Ok(Self { address: path.display().to_string(), way: Way::File(folder, file), away: None })
             }
             Keeper::Etcd => {
                 let address = format!("etcd://{WITNESS}:{CLIENT_PORT}/pollux/vm1");
-                Ok(Self { address, way: Way::Etcd(etcd(artifacts, topology)?) })
+                Ok(Self { address, way: Way::Etcd(etcd(artifacts, topology)?), away: None })
             }
         }
     }
@@ -69,27 +91,48 @@ impl Witness {
         &self.address
     }
 
-    /// From here on it answers nobody, as a machine that hangs.
+    /// From here on nobody gets an answer.
     ///
     /// # Errors
-    /// When it is gone.
-    pub fn hang(&self) -> Result<()> {
-        match &self.way {
-            Way::File(lock) => lock.lock().map_err(Error::io("cannot lock the witness")),
-            Way::Etcd(etcd) => etcd.signal(Signal::SIGSTOP),
+    /// When it is away already, or its process cannot be signalled.
+    pub fn leave(&mut self, how: Absence) -> Result<()> {
+        match (&mut self.way, how) {
+            (Way::File(_, lock), Absence::Hangs) => lock.lock().map_err(Error::io("cannot lock the witness"))?,
+            (Way::File(folder, _), Absence::Gone) => rename(folder, &elsewhere(folder))?,
+            (Way::Etcd(etcd), Absence::Hangs) => etcd.signal(Signal::SIGSTOP)?,
+            (Way::Etcd(etcd), Absence::Gone) => {
+                etcd.signal(Signal::SIGKILL)?;
+                etcd.wait(START_LIMIT)?;
+            }
         }
+        self.away = Some(how);
+        Ok(())
     }
 
-    /// It answers again.
+    /// It answers again, if it was away.
     ///
     /// # Errors
-    /// When it is gone.
-    pub fn go_on(&self) -> Result<()> {
-        match &self.way {
-            Way::File(lock) => lock.unlock().map_err(Error::io("cannot unlock the witness")),
-            Way::Etcd(etcd) => etcd.signal(Signal::SIGCONT),
+    /// When it does not come up again.
+    pub fn come_back(&mut self, artifacts: &Artifacts, topology: &Topology) -> Result<()> {
+        match (&mut self.way, self.away.take()) {
+            (_, None) => Ok(()),
+            (Way::File(_, lock), Some(Absence::Hangs)) => lock.unlock().map_err(Error::io("cannot unlock the witness")),
+            (Way::File(folder, _), Some(Absence::Gone)) => rename(&elsewhere(folder), folder),
+            (Way::Etcd(etcd), Some(Absence::Hangs)) => etcd.signal(Signal::SIGCONT),
+            (Way::Etcd(process), Some(Absence::Gone)) => {
+                *process = etcd(artifacts, topology)?;
+                Ok(())
+            }
         }
     }
+}
+
+fn elsewhere(folder: &Path) -> PathBuf {
+    folder.with_added_extension("away")
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::file("move", from))
 }
 
 fn etcd(artifacts: &Artifacts, topology: &Topology) -> Result<Process> {

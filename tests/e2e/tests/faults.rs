@@ -5,13 +5,22 @@ use std::time::Duration;
 use e2e::chaos::plan::Kind;
 use e2e::chaos::run::{Options, Run};
 use e2e::chaos::summary::Verdict;
+use e2e::witness::Keeper;
 
 #[test]
 fn three_faults_in_a_row() {
     // The lab stalls for longer than the product's default silence when its own host is busy.
     let detect = Duration::from_millis(if std::env::var_os("POLLUX_LAB").is_some() { 1000 } else { 300 });
     let kinds = vec![Kind::HostPrimary, Kind::FreezePrimary, Kind::PartitionWithoutWitness];
-    let options = Options { rounds: 3, seed: 1, kinds, think: Duration::from_millis(10), detect, logs: None };
+    let options = Options {
+        rounds: 3,
+        seed: 1,
+        kinds,
+        keeper: Keeper::Etcd,
+        think: Duration::from_millis(10),
+        detect,
+        logs: None,
+    };
     eprintln!("seed {}", options.seed);
     let tell = Box::new(|line: &str| eprintln!("{line}"));
     let summary = Run::start(options, tell).and_then(Run::complete).unwrap_or_else(|e| panic!("{}", e.chain()));

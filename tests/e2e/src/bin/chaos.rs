@@ -10,6 +10,7 @@ use clap::Parser;
 use e2e::chaos::plan::Kind;
 use e2e::chaos::run::{Options, Run};
 use e2e::chaos::summary::{Summary, Verdict};
+use e2e::witness::Keeper;
 use e2e::{Error, Result, wait};
 
 /// Breaks hosts, processes, links and the witness under a Debian guest with Redis and PostgreSQL, again and again, and checks that
@@ -25,6 +26,9 @@ struct Args {
     /// Only faults of these kinds.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Kind>,
+    /// Who keeps the witness's record.
+    #[arg(long, value_enum, default_value = "file")]
+    witness: Keeper,
     /// Prints the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -66,6 +70,7 @@ fn run(args: &Args) -> Result<Summary> {
         rounds: args.rounds,
         seed: args.seed,
         kinds: args.only.clone(),
+        keeper: args.witness,
         think: Duration::from_millis(args.think_ms),
         detect: Duration::from_millis(args.detect_ms.unwrap_or(patient)),
         logs: args.logs.clone(),

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use super::pair::{Pair, wait_gone};
 use super::plan::{Device, Fault, Side};
 use crate::topology::{Link, Topology};
+use crate::witness::Absence;
 use crate::{Error, Result, agent, process, wait};
 
 /// A link on which nothing comes back for so long is cut. In an emulated machine a round trip takes a few milliseconds.
@@ -23,7 +24,6 @@ pub struct Injury {
     slow: Option<Link>,
     frozen: Option<u32>,
     full: Option<u8>,
-    witness: bool,
 }
 
 /// Does `fault` while host `primary` runs the VM. When it returns, the fault has its effect.
@@ -40,13 +40,13 @@ pub fn inflict(fault: &Fault, pair: &mut Pair, topology: &Topology, primary: u8)
         Fault::HandOver => pair.host(primary).vmm.signal(Signal::SIGTERM)?,
         Fault::HeartbeatCut(span) => injury.cut(topology, &[Link::Heartbeat], Some(span))?,
         Fault::HostDies(side) => kill_host(pair, on(side))?,
-        Fault::HostDiesWithoutWitness(span) => {
-            injury.hide_witness(pair, span)?;
+        Fault::HostDiesWithoutWitness(how, span) => {
+            injury.lose_witness(pair, how, span)?;
             kill_host(pair, primary)?;
         }
         Fault::Partition => injury.cut(topology, &[Link::Replication, Link::Heartbeat], None)?,
-        Fault::PartitionWithoutWitness(span) => {
-            injury.hide_witness(pair, span)?;
+        Fault::PartitionWithoutWitness(how, span) => {
+            injury.lose_witness(pair, how, span)?;
             injury.cut(topology, &[Link::Replication, Link::Heartbeat], Some(span))?;
         }
         Fault::ReplicationCut(span) => injury.cut(topology, &[Link::Replication], Some(span))?,
@@ -61,26 +61,17 @@ pub fn inflict(fault: &Fault, pair: &mut Pair, topology: &Topology, primary: u8)
             // Its device processes must end by themselves.
             wait_gone(&all)?;
         }
-        Fault::WitnessAway(span) => injury.hide_witness(pair, span)?,
+        Fault::WitnessAway(how, span) => injury.lose_witness(pair, how, span)?,
     }
     Ok(injury)
 }
 
 impl Injury {
-    /// Gives the witness back, if it is away: with the links still cut, it is now that the two hosts are told apart.
-    ///
-    /// # Errors
-    /// When it cannot be put back.
-    pub fn return_witness(&mut self, pair: &Pair) -> Result<()> {
-        if std::mem::take(&mut self.witness) { pair.move_witness(false) } else { Ok(()) }
-    }
-
-    /// Undoes all that can be undone. What was killed stays dead.
+    /// Undoes all that can be undone but the loss of the witness. What was killed stays dead.
     ///
     /// # Errors
     /// When something does not go back to what it was.
     pub fn heal(&mut self, pair: &Pair, topology: &Topology) -> Result<()> {
-        self.return_witness(pair)?;
         for link in self.links.drain(..) {
             topology.set_link(link, true)?;
             wait::until("traffic on a link that is up again", EFFECT_LIMIT, || {
@@ -115,10 +106,9 @@ impl Injury {
         wait::until("standstill of the VMM", EFFECT_LIMIT, || Ok(process::stopped(pid).then_some(())))
     }
 
-    fn hide_witness(&mut self, pair: &Pair, span: Duration) -> Result<()> {
-        pair.move_witness(true)?;
-        (self.witness, self.span) = (true, Some(span));
-        Ok(())
+    fn lose_witness(&mut self, pair: &mut Pair, how: Absence, span: Duration) -> Result<()> {
+        self.span = Some(span);
+        pair.lose_witness(how)
     }
 
     fn cut(&mut self, topology: &Topology, links: &[Link], span: Option<Duration>) -> Result<()> {

@@ -10,6 +10,7 @@ use super::small_disk::SmallDisk;
 use crate::artifacts::{Artifacts, copy};
 use crate::host::{Host, Pairing, Shape, letter};
 use crate::topology::Topology;
+use crate::witness::{Absence, Keeper, Witness};
 use crate::{Error, Result, image, process, wait};
 
 /// How long processes may take to be gone after a signal.
@@ -42,6 +43,7 @@ pub struct Pair {
     hosts: [Host; 2],
     // After the hosts, whose images are on them, and before the folder in which they are mounted.
     disks: [SmallDisk; 2],
+    witness: Witness,
     artifacts: Artifacts,
     shape: Shape,
     detect_ms: Option<u64>,
@@ -54,9 +56,14 @@ impl Pair {
     ///
     /// # Errors
     /// When one does not come up.
-    pub fn start(artifacts: Artifacts, topology: &Topology, shape: Shape, detect_ms: Option<u64>) -> Result<Self> {
-        let folder = artifacts.path(WITNESS_FOLDER);
-        fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
+    pub fn start(
+        artifacts: Artifacts,
+        topology: &Topology,
+        shape: Shape,
+        keeper: Keeper,
+        detect_ms: Option<u64>,
+    ) -> Result<Self> {
+        let witness = Witness::start(keeper, &artifacts, topology)?;
         let size = artifacts.disk_size()?;
         let root = artifacts.path("root.img");
         let disks = ['a', 'b'].map(|host| SmallDisk::mount(artifacts.path(&format!("disk.{host}")), &root));
@@ -64,12 +71,11 @@ impl Pair {
         let disks = [one?, other?];
         copy(&root, &place(&artifacts, 0, &disks[0])?, "the guest image has it")?;
         image::blank(&place(&artifacts, 1, &disks[1])?, size)?;
-        let witness = witness_file(&artifacts).display().to_string();
-        let pairing = Pairing { witness: &witness, detect_ms };
+        let pairing = Pairing { witness: witness.address(), detect_ms };
         // The first one finds no runner on record: it boots the guest.
         let a = Host::member(&artifacts, topology, &shape, 0, &pairing)?;
         let b = Host::member(&artifacts, topology, &shape, 1, &pairing)?;
-        Ok(Self { hosts: [a, b], disks, artifacts, shape, detect_ms, lives: 0 })
+        Ok(Self { hosts: [a, b], disks, witness, artifacts, shape, detect_ms, lives: 0 })
     }
 
     /// A host.
@@ -142,21 +148,32 @@ impl Pair {
             // A host that never ran the guest has no serial line.
             let _ = fs::rename(&file, old);
         }
-        let witness = witness_file(&self.artifacts).display().to_string();
-        let pairing = Pairing { witness: &witness, detect_ms: self.detect_ms };
+        let pairing = Pairing { witness: self.witness.address(), detect_ms: self.detect_ms };
         let started = Host::member(&self.artifacts, topology, &self.shape, index, &pairing)?;
         self.hosts[usize::from(index)] = started;
         Ok(())
     }
 
-    /// Lets the witness's record disappear, as when its file server is down, or come back.
+    /// Who keeps the record.
+    #[must_use]
+    pub fn witness(&self) -> &Witness {
+        &self.witness
+    }
+
+    /// Takes the witness away.
     ///
     /// # Errors
-    /// When its folder cannot be moved.
-    pub fn move_witness(&self, away: bool) -> Result<()> {
-        let (here, there) = (self.artifacts.path(WITNESS_FOLDER), self.artifacts.path("witness.away"));
-        let (from, to) = if away { (here, there) } else { (there, here) };
-        fs::rename(&from, &to).map_err(Error::file("move", &from))
+    /// As [`Witness::leave`].
+    pub fn lose_witness(&mut self, how: Absence) -> Result<()> {
+        self.witness.leave(how)
+    }
+
+    /// Gives the witness back, if it is away.
+    ///
+    /// # Errors
+    /// As [`Witness::come_back`].
+    pub fn return_witness(&mut self, topology: &Topology) -> Result<()> {
+        self.witness.come_back(&self.artifacts, topology)
     }
 
     /// Copies logs and serial lines of all lives, and the events of both hosts, to a folder.
@@ -243,13 +260,6 @@ fn place(artifacts: &Artifacts, index: u8, disk: &SmallDisk) -> Result<PathBuf> 
     let (link, there) = (artifacts.path(&format!("{}.img", letter(index))), disk.path("image"));
     std::os::unix::fs::symlink(&there, &link).map_err(Error::file("link", &link))?;
     Ok(there)
-}
-
-/// A folder of its own, so that it can go away as a whole.
-const WITNESS_FOLDER: &str = "witness.here";
-
-fn witness_file(artifacts: &Artifacts) -> PathBuf {
-    artifacts.path(WITNESS_FOLDER).join("record")
 }
 
 fn extension(path: &Path) -> String {

@@ -8,6 +8,8 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
+use crate::witness::Absence;
+
 /// Which of the two hosts a fault strikes, by what it is at that moment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
@@ -87,11 +89,11 @@ pub enum Fault {
     /// SIGKILL to all processes of a host.
     HostDies(Side),
     /// SIGKILL to all processes of the primary; the witness is away from before until a time after.
-    HostDiesWithoutWitness(Duration),
+    HostDiesWithoutWitness(Absence, Duration),
     /// Both links down.
     Partition,
     /// Both links down; the witness is away from before until a time after.
-    PartitionWithoutWitness(Duration),
+    PartitionWithoutWitness(Absence, Duration),
     /// The replication link down for a time.
     ReplicationCut(Duration),
     /// The replication link has a delay (each way) and loses packets, for a time.
@@ -109,8 +111,8 @@ pub enum Fault {
     TestFailover,
     /// SIGKILL to a VMM alone.
     VmmDies(Side),
-    /// The witness's record cannot be reached for a time.
-    WitnessAway(Duration),
+    /// The witness cannot be reached for a time.
+    WitnessAway(Absence, Duration),
 }
 
 /// What must come of a fault.
@@ -135,7 +137,7 @@ impl Fault {
             | Self::DiskFull
             | Self::HandOver
             | Self::HostDies(Side::Primary)
-            | Self::HostDiesWithoutWitness(_)
+            | Self::HostDiesWithoutWitness(..)
             | Self::Switchover
             | Self::TestFailover
             | Self::VmmDies(Side::Primary) => Outcome::Moves,
@@ -146,8 +148,8 @@ impl Fault {
             Self::Frozen(_, span) if span < limit => Outcome::StaysProtected,
             Self::Frozen(Side::Primary, _) => Outcome::Moves,
             Self::Frozen(Side::Standby, _) => Outcome::StaysAlone,
-            Self::HeartbeatCut(_) | Self::SlowLink { .. } | Self::WitnessAway(_) => Outcome::StaysProtected,
-            Self::Partition | Self::PartitionWithoutWitness(_) => Outcome::Either,
+            Self::HeartbeatCut(_) | Self::SlowLink { .. } | Self::WitnessAway(..) => Outcome::StaysProtected,
+            Self::Partition | Self::PartitionWithoutWitness(..) => Outcome::Either,
         }
     }
 }
@@ -189,6 +191,7 @@ impl Plan {
         let short = self.limit * self.chance.random_range(10..=30) / 100;
         let device = if self.chance.random_bool(0.5) { Device::Disk } else { Device::Network };
         let side = if self.chance.random_bool(0.5) { Side::Primary } else { Side::Standby };
+        let absence = if self.chance.random_bool(0.5) { Absence::Hangs } else { Absence::Gone };
         match kind {
             Kind::DevicePrimary => Fault::DeviceDies(Side::Primary, device),
             Kind::DeviceStandby => Fault::DeviceDies(Side::Standby, device),
@@ -200,9 +203,9 @@ impl Plan {
             Kind::HeartbeatCut => Fault::HeartbeatCut(long),
             Kind::HostPrimary => Fault::HostDies(Side::Primary),
             Kind::HostStandby => Fault::HostDies(Side::Standby),
-            Kind::HostWithoutWitness => Fault::HostDiesWithoutWitness(long),
+            Kind::HostWithoutWitness => Fault::HostDiesWithoutWitness(absence, long),
             Kind::Partition => Fault::Partition,
-            Kind::PartitionWithoutWitness => Fault::PartitionWithoutWitness(long),
+            Kind::PartitionWithoutWitness => Fault::PartitionWithoutWitness(absence, long),
             Kind::ReplicationCut => Fault::ReplicationCut(long),
             Kind::SlowLink => Fault::SlowLink {
                 delay: Duration::from_millis(self.chance.random_range(5..=40)),
@@ -213,7 +216,7 @@ impl Plan {
             Kind::TestFailover => Fault::TestFailover,
             Kind::VmmPrimary => Fault::VmmDies(Side::Primary),
             Kind::VmmStandby => Fault::VmmDies(Side::Standby),
-            Kind::WitnessAway => Fault::WitnessAway(long),
+            Kind::WitnessAway => Fault::WitnessAway(absence, long),
         }
     }
 }
@@ -245,12 +248,12 @@ impl fmt::Display for Fault {
             Self::HandOver => f.write_str("SIGTERM to the primary's VMM"),
             Self::HeartbeatCut(span) => write!(f, "heartbeat link cut for {} ms", span.as_millis()),
             Self::HostDies(side) => write!(f, "SIGKILL to every process of the {side}"),
-            Self::HostDiesWithoutWitness(span) => {
-                write!(f, "SIGKILL to every process of the primary, witness away for {} ms", span.as_millis())
+            Self::HostDiesWithoutWitness(how, span) => {
+                write!(f, "SIGKILL to every process of the primary, witness {how} for {} ms", span.as_millis())
             }
             Self::Partition => f.write_str("both links cut"),
-            Self::PartitionWithoutWitness(span) => {
-                write!(f, "both links cut, witness away for {} ms", span.as_millis())
+            Self::PartitionWithoutWitness(how, span) => {
+                write!(f, "both links cut, witness {how} for {} ms", span.as_millis())
             }
             Self::ReplicationCut(span) => write!(f, "replication link cut for {} ms", span.as_millis()),
             Self::SlowLink { delay, loss, span } => {
@@ -261,7 +264,7 @@ impl fmt::Display for Fault {
             Self::Switchover => f.write_str("ft switchover"),
             Self::TestFailover => f.write_str("ft test-failover"),
             Self::VmmDies(side) => write!(f, "SIGKILL to the {side}'s VMM"),
-            Self::WitnessAway(span) => write!(f, "witness away for {} ms", span.as_millis()),
+            Self::WitnessAway(how, span) => write!(f, "witness {how} for {} ms", span.as_millis()),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::agent::{self, Boot};
 use crate::artifacts::Artifacts;
 use crate::host::{Shape, letter};
 use crate::topology::Topology;
+use crate::witness::Keeper;
 use crate::{Error, Result, wait};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
@@ -34,6 +35,8 @@ pub struct Options {
     pub seed: u64,
     /// Only these kinds; empty: all.
     pub kinds: Vec<Kind>,
+    /// Who keeps the witness's record.
+    pub keeper: Keeper,
     /// Rest of each client after each step.
     pub think: Duration,
     /// Silence on both links after which a host is taken for dead.
@@ -69,7 +72,8 @@ impl Run {
         let topology = Topology::new()?;
         tell("network up: two hosts and a client on a LAN, two links from host to host");
         let detect_ms = u64::try_from(options.detect.as_millis()).ok();
-        let pair = Pair::start(artifacts, &topology, Shape::default(), detect_ms)?;
+        let pair = Pair::start(artifacts, &topology, Shape::default(), options.keeper, detect_ms)?;
+        tell(&format!("witness: {}", pair.witness().address()));
         let summary = Summary { seed: options.seed, rounds_wanted: options.rounds, ..Summary::default() };
         Ok(Self { options, pair, topology, summary, tell })
     }
@@ -181,7 +185,8 @@ impl Run {
         let mut frames = self.frames()?;
         let mut injury = inflict(fault, &mut self.pair, &self.topology, primary)?;
         self.sit_out(fault, &injury)?;
-        injury.return_witness(&self.pair)?;
+        // With the links still cut, it is now that the two hosts are told apart.
+        self.pair.return_witness(&self.topology)?;
         if outcome != Outcome::StaysProtected {
             self.settled(outcome, primary, term)?;
             frames = self.frames()?;
@@ -193,7 +198,7 @@ impl Run {
     /// The time that the fault lasts. While the witness is away and the hosts do not see each other, nobody may say a word.
     fn sit_out(&self, fault: &Fault, injury: &Injury) -> Result<()> {
         let Some(span) = injury.span else { return Ok(()) };
-        if !matches!(fault, Fault::HostDiesWithoutWitness(_) | Fault::PartitionWithoutWitness(_)) {
+        if !matches!(fault, Fault::HostDiesWithoutWitness(..) | Fault::PartitionWithoutWitness(..)) {
             return wait::pass(span);
         }
         wait::pass(ON_THE_WIRE)?;
