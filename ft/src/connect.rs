@@ -35,6 +35,10 @@ pub struct Opened {
     pub peer: NodeId,
     /// The term that the witness has this node in.
     pub term: Term,
+    /// The standby's name for the session.
+    pub session: u64,
+    /// The session whose last checkpoint the standby's memory still is, if it was asked for.
+    pub base: Option<u64>,
 }
 
 /// Everything that speaks for this node.
@@ -52,6 +56,8 @@ pub struct Applicant {
     pub witness: Option<Asker>,
     /// How it came to run the VM.
     pub took_over: Option<TookOver>,
+    /// The session since whose last checkpoint every write to memory is known.
+    pub base: Option<u64>,
     /// Nobody waits for the reasons: the first ones are enough.
     pub brief: bool,
 }
@@ -113,20 +119,21 @@ fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<String>> 
         disk_buffer: options.disk_buffer,
         took_over: me.took_over,
         on_partition: options.on_partition,
+        base: me.base,
     };
     // The standby's reasons are asked for even when ours suffice: an operator wants to see all of them.
     if let Err(mut theirs) = greet(me.node, term, options.peer, first, purpose(true)) {
         reasons.append(&mut theirs);
     }
     let Some((beats, _)) = beats.filter(|_| reasons.is_empty()) else { return Err(reasons) };
-    let (stream, Welcome { node: peer, session }) =
+    let (stream, Welcome { node: peer, session, kept }) =
         greet(me.node, term, options.peer, connect(options.peer), purpose(false))?;
     let disk = |index| {
         let (stream, _) = greet(me.node, term, options.peer, connect(options.peer), Purpose::Disk { index, session })?;
         Ok::<_, Vec<String>>((index, stream))
     };
     let disks = me.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
-    Ok(Opened { options, stream, disks, beats, peer, term })
+    Ok(Opened { options, stream, disks, beats, peer, term, session, base: me.base.filter(|_| kept) })
 }
 
 /// Has the witness know that this node runs the VM.

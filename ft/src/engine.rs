@@ -110,6 +110,11 @@ pub(crate) struct Engine {
     pub(crate) silence_ms: Option<u64>,
     /// How this node came to run the VM, for who becomes its standby.
     pub(crate) took_over: Option<TookOver>,
+    /// The session that is over whose last checkpoint the standby's memory still is, and since which a primary knows every page
+    /// that was written.
+    pub(crate) memory_base: Option<u64>,
+    /// Whom `ft resume` asks first, while protection is suspended.
+    pub(crate) suspended: Option<ProtectOptions>,
     quit: bool,
 }
 
@@ -177,6 +182,8 @@ impl Engine {
             stopped: None,
             silence_ms: None,
             took_over: None,
+            memory_base: None,
+            suspended: None,
             quit: false,
         };
         engine.watch_all();
@@ -306,6 +313,8 @@ impl Engine {
                 Message::VmStarted => self.search.switch(true),
                 Message::Protect(options, reply) => self.protect(options, reply),
                 Message::Stop(reply) => self.stop(reply),
+                Message::Suspend(reply) => self.suspend(reply),
+                Message::Resume(reply) => self.resume(reply),
                 Message::HandOver(reason, reply) => self.hand_over(reason, &reply),
                 Message::Switchover(reply) => self.switchover(reply),
                 Message::TestFailover(reply) => self.test_failover(&reply),
@@ -507,6 +516,7 @@ impl Engine {
 
     pub(crate) fn state_name(&self) -> &'static str {
         match self.node.state() {
+            State::Solo if self.is_suspended() => "suspended",
             State::Solo if self.takeover.is_some() || self.measured.epochs > 0 => "solo",
             State::Solo => "unprotected",
             State::Syncing => "syncing",

@@ -119,6 +119,23 @@ impl Ft {
         self.call(Message::Stop)
     }
 
+    /// Ends protection for a while: the VM goes on alone, and what it writes is kept track of, so that [`Self::resume`] need
+    /// not copy everything again. Returns when it is alone.
+    ///
+    /// # Errors
+    /// When it is not protected, or the witness gives the VM to the other node.
+    pub fn suspend(&self) -> Result<(), Vec<String>> {
+        self.call(Message::Suspend)
+    }
+
+    /// Ends that while. Returns when a standby has accepted.
+    ///
+    /// # Errors
+    /// When protection is not suspended, or every reason why nobody accepts; it stays suspended then.
+    pub fn resume(&self) -> Result<(), Vec<String>> {
+        self.call(Message::Resume)
+    }
+
     /// Stops the VM here and lets the standby go on with it.
     ///
     /// # Errors

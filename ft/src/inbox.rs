@@ -27,6 +27,10 @@ pub(crate) enum Message {
     Protect(Option<ProtectOptions>, Reply),
     /// The API: end protection.
     Stop(Reply),
+    /// The API: end protection for a while.
+    Suspend(Reply),
+    /// The API: end that while.
+    Resume(Reply),
     /// The VMM: let the standby go on with the VM.
     HandOver(String, Reply),
     /// The API: move the VM to its standby.

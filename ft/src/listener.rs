@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use ft_proto::wire::{Hello, Kind, Refusal, Welcome, WireError, decode_body, encode_body};
-use ft_proto::{Epoch, NodeId, Term};
+use ft_proto::{Epoch, Term};
 
 use crate::transport::{Stamp, TransportError, read_frame, write_frame};
 use crate::witness::chain;
@@ -32,9 +32,9 @@ impl Caller {
     ///
     /// # Errors
     /// When it is gone already.
-    pub fn welcome(mut self, node: NodeId, session: u64) -> Result<TcpStream, TransportError> {
+    pub fn welcome(mut self, welcome: &Welcome) -> Result<TcpStream, TransportError> {
         let stamp = Stamp { kind: Kind::Welcome, term: self.term, epoch: Epoch(0) };
-        write_frame(&mut self.stream, stamp, &[&encode_body(&Welcome { node, session })])?;
+        write_frame(&mut self.stream, stamp, &[&encode_body(welcome)])?;
         self.stream.set_read_timeout(None)?;
         self.stream.set_write_timeout(None)?;
         Ok(self.stream)

@@ -1,4 +1,5 @@
-//! What operators have the engine do with a VM that runs here: end its protection, hand it over, move it, see it fail over.
+//! What operators have the engine do with a VM that runs here: end its protection, for good or for a while, hand it over, move
+//! it, see it fail over.
 
 use std::time::Instant;
 
@@ -10,16 +11,52 @@ use crate::inbox::Reply;
 
 impl Engine {
     pub(crate) fn stop(&mut self, reply: Reply) {
-        let looked = self.search.due().is_some();
+        let ends_something = self.search.due().is_some() || self.suspended.take().is_some();
         self.search.switch(false);
+        if self.memory_base.take().is_some() && self.node.runs() {
+            self.guest.stop_tracking();
+            self.publish();
+        }
         if !matches!(self.node.state(), State::Syncing | State::Protected) {
-            // Perhaps there is nothing to end but the search.
-            let only_looked = looked && self.node.state() == State::Solo;
-            let _ = reply.send(if only_looked { Ok(()) } else { Err(self.not_protected()) });
+            // Perhaps there is nothing to end but the search, or a suspension.
+            let ended = ends_something && self.node.state() == State::Solo;
+            let _ = reply.send(if ended { Ok(()) } else { Err(self.not_protected()) });
             return;
         }
         self.waiting.push(reply);
         self.input(Input::StopRequested);
+    }
+
+    /// As `stop`, but memory goes on to be tracked, and the standby keeps its copy.
+    pub(crate) fn suspend(&mut self, reply: Reply) {
+        let Session::Primary(side) = &self.session else {
+            let _ = reply.send(Err(self.not_protected()));
+            return;
+        };
+        self.suspended = Some(side.options().clone());
+        self.search.switch(false);
+        self.waiting.push(reply);
+        self.input(Input::StopRequested);
+        if self.is_suspended() {
+            self.note("suspended", serde_json::json!({ "memory_kept": self.memory_base.is_some() }));
+        }
+        self.publish();
+    }
+
+    /// Asks the standby that was there before, then the configured ones.
+    pub(crate) fn resume(&mut self, reply: Reply) {
+        let Some(first) = self.suspended.clone().filter(|_| self.is_alone()) else {
+            let _ = reply.send(Err(vec![format!("protection is not suspended, this VM is {}", self.state_name())]));
+            return;
+        };
+        let others = self.search.peers().iter().filter(|other| other.peer != first.peer).cloned();
+        let peers = std::iter::once(first.clone()).chain(others).collect();
+        self.ask_peers(peers, reply);
+    }
+
+    /// Whether the VM runs alone because an operator wants it to, for a while.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.is_some() && self.node.state() == State::Solo
     }
 
     pub(crate) fn hand_over(&mut self, reason: String, reply: &Reply) {

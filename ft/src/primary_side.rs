@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use crate::clock::micros;
 use crate::connect::{self, Applicant, Opened};
 use crate::engine::{Engine, Session, Watched};
 use crate::first_copy::{FirstCopy, Step};
+use crate::guest::GuestError;
 use crate::inbox::{Message, Reply};
 use crate::options::ProtectOptions;
 use crate::sender::{Job, SenderHandle, Sent};
@@ -35,13 +37,33 @@ pub(crate) struct PrimarySide {
     free: Vec<Staging>,
     /// Buffers with the sender.
     sending: usize,
-    /// When the cut of each uncommitted epoch began.
-    begun: VecDeque<(Epoch, Time)>,
+    /// Cuts that the standby has not acknowledged.
+    uncommitted: VecDeque<Uncommitted>,
+    /// Lists of pages that are not in use.
+    lists: Vec<Vec<u64>>,
+    /// How the session came about, for the next one.
+    options: ProtectOptions,
+    /// The standby's name for it.
+    session: u64,
+    /// Whether the standby has acknowledged a whole checkpoint.
+    has_base: bool,
+}
+
+/// A cut that is on its way: what the standby may not have if the session ends.
+struct Uncommitted {
+    epoch: Epoch,
+    begun: Time,
+    pages: Vec<u64>,
 }
 
 impl PrimarySide {
     pub(crate) fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// How the session came about.
+    pub(crate) fn options(&self) -> &ProtectOptions {
+        &self.options
     }
 }
 
@@ -64,6 +86,7 @@ impl Engine {
             let _ = reply.send(Err(vec![format!("this VM is {state} already: see `pollux ft status`")]));
             return;
         }
+        self.suspended = None;
         self.search.switch(true);
         let peers = options.map_or_else(|| self.search.peers().to_vec(), |options| vec![options]);
         if peers.is_empty() {
@@ -72,6 +95,11 @@ impl Engine {
             let _ = reply.send(Err(vec![reason.to_owned()]));
             return;
         }
+        self.ask_peers(peers, reply);
+    }
+
+    /// Has `peers` asked for somebody who waits.
+    pub(crate) fn ask_peers(&mut self, peers: Vec<ProtectOptions>, reply: Reply) {
         if let Err(error) = self.open(peers, Some(reply.clone())) {
             let _ = reply.send(Err(vec![format!("cannot start a thread: {error}")]));
         }
@@ -116,6 +144,7 @@ impl Engine {
             blockers,
             witness: self.witness.clone(),
             took_over: self.took_over,
+            base: self.memory_base,
             brief: reply.is_none(),
         };
         let post = self.post.clone();
@@ -149,7 +178,7 @@ impl Engine {
     }
 
     fn begin(&mut self, opened: Opened) -> Result<(), String> {
-        let Opened { options, stream, disks, beats, peer, term } = opened;
+        let Opened { options, stream, disks, beats, peer, term, session, base } = opened;
         let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
         self.session_number += 1;
         let (number, post) = (self.session_number, self.post.clone());
@@ -161,8 +190,7 @@ impl Engine {
         let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
         let sender =
             SenderHandle::start(writer, term, tell).map_err(|error| failed("cannot start a thread", &error))?;
-        self.guest.start_tracking().map_err(|error| failed("cannot track memory writes", &error))?;
-        let ranges = self.memory.populated().map_err(|error| failed("cannot list guest memory", &error))?;
+        let ranges = self.first_ranges(base).map_err(|error| failed("cannot track guest memory", &error))?;
         self.mirror_disks(&options, disks)?;
         let now = self.clock.now();
         self.node.configure(options.settings(), now);
@@ -178,10 +206,36 @@ impl Engine {
             reader: FrameReader::default(),
             free: Vec::new(),
             sending: 0,
-            begun: VecDeque::new(),
+            uncommitted: VecDeque::new(),
+            lists: Vec::new(),
+            options,
+            session,
+            has_base: false,
         }));
+        if self.suspended.take().is_some() {
+            // What ended the search is over.
+            self.search.switch(true);
+        }
         self.input(Input::SessionOpened { peer });
+        let kind = if base.is_some() { "incremental" } else { "full" };
+        self.note("memory-copy-started", json!({ "kind": kind }));
         Ok(())
+    }
+
+    /// The pages that a session begins with, and those written from now on are known: all of them, or, if the standby's memory
+    /// is the checkpoint since which they are known already, none.
+    fn first_ranges(&mut self, base: Option<u64>) -> Result<Vec<Range<u64>>, GuestError> {
+        let known = self.memory_base.take();
+        if base.is_some() {
+            let current = base == known;
+            // The standby has not cleared its memory.
+            return if current { Ok(Vec::new()) } else { Err(GuestError::plain("it was not tracked to the end")) };
+        }
+        if known.is_some() {
+            self.guest.stop_tracking();
+        }
+        self.guest.start_tracking()?;
+        self.memory.populated()
     }
 
     fn mirror_disks(&mut self, options: &ProtectOptions, streams: Vec<(u16, TcpStream)>) -> Result<(), String> {
@@ -292,7 +346,9 @@ impl Engine {
                 self.measured.held = held;
                 self.measured.pause.add(micros(pause));
                 self.measured.pages.add(staging.pages.len() as u64);
-                side.begun.push_back((epoch, begun));
+                let mut pages = side.lists.pop().unwrap_or_default();
+                pages.clone_from(&staging.pages);
+                side.uncommitted.push_back(Uncommitted { epoch, begun, pages });
                 side.sending += 1;
                 side.sender.send(Job::Epoch(staging));
                 if kind == CutKind::Last {
@@ -344,9 +400,13 @@ impl Engine {
         self.guest.release_console(committed);
         let Session::Primary(side) = &mut self.session else { return };
         let now = self.clock.now();
-        while let Some((_, begun)) = side.begun.pop_front_if(|(epoch, _)| *epoch <= committed.epoch()) {
+        while let Some(Uncommitted { begun, pages, .. }) =
+            side.uncommitted.pop_front_if(|cut| cut.epoch <= committed.epoch())
+        {
             self.measured.commit.add(micros(now.since(begun)));
             self.measured.epochs += 1;
+            side.lists.push(pages);
+            side.has_base = true;
         }
     }
 
@@ -370,12 +430,24 @@ impl Engine {
         if self.stopped.take().is_some() {
             self.guest.resume();
         }
-        self.guest.stop_tracking();
+        self.keep_base();
         self.end_primary(Job::Bye("the primary goes on alone".to_owned()));
         self.answer_waiting(Ok(()));
         self.answer_moving(Err(vec![
             "the VM stays here: its standby was lost on the way, see `pollux ft events`".to_owned(),
         ]));
+    }
+
+    /// If this session may be followed by another one with the same standby, goes on to track what is written, and counts what
+    /// the standby may not have as written again. Nobody knows whether it has it: to send it twice does no harm.
+    fn keep_base(&mut self) {
+        match &self.session {
+            Session::Primary(side) if side.has_base && (self.suspended.is_some() || self.search.due().is_some()) => {
+                side.uncommitted.iter().for_each(|cut| self.guest.put_back(&cut.pages));
+                self.memory_base = Some(side.session);
+            }
+            _ => self.guest.stop_tracking(),
+        }
     }
 
     /// Performs `Action::Yield`; the fence before it has noted why.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ft_proto::device_ctl::{Command, Report};
-use ft_proto::wire::{Kind, Purpose, Refusal, TookOver, Yielding, decode_body, encode_body};
+use ft_proto::wire::{Kind, Purpose, Refusal, TookOver, Welcome, Yielding, decode_body, encode_body};
 use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 
@@ -80,7 +80,7 @@ impl Engine {
 
     fn answer(&mut self, caller: Caller, record: Option<Result<Option<Record>, String>>) {
         match caller.hello.purpose.clone() {
-            Purpose::Session { check, shape, beats, detect_ms, disk_buffer, took_over, on_partition } => {
+            Purpose::Session { check, shape, beats, detect_ms, disk_buffer, took_over, on_partition, base } => {
                 let shape: Option<Shape> = decode_body(Kind::Hello, &shape).ok();
                 let addresses = beats.map(|address| address.parse().ok());
                 let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
@@ -94,7 +94,7 @@ impl Engine {
                     return caller.refuse(reasons);
                 }
                 if check {
-                    return drop(caller.welcome(self.node.id(), self.session_name()));
+                    return drop(caller.welcome(&self.welcome(false)));
                 }
                 let own = self.standby.as_ref().and_then(|options| options.detect_ms);
                 let silence = silence(own.unwrap_or(detect_ms));
@@ -105,7 +105,7 @@ impl Engine {
                     "term": caller.term.0,
                     "took_over": took_over,
                 });
-                self.join(caller, shape, [first, second], disk_buffer, settings);
+                self.join(caller, shape, [first, second], (disk_buffer, base), settings);
                 if self.node.state() == State::StandbySyncing {
                     self.note("primary-joined", joined);
                 }
@@ -161,20 +161,30 @@ impl Engine {
         }
     }
 
-    fn join(&mut self, caller: Caller, shape: Shape, beats: [SocketAddr; 2], disk_buffer: u64, settings: Settings) {
+    fn join(
+        &mut self,
+        caller: Caller,
+        shape: Shape,
+        beats: [SocketAddr; 2],
+        (disk_buffer, base): (u64, Option<u64>),
+        settings: Settings,
+    ) {
         let (node, term, address) = (caller.hello.node, caller.term, caller.address);
         if !matches!(self.session, Session::None) {
             // What is held of the former session is gone from here on: the core must not count on it.
             self.input(Input::PeerLeft { term: self.node.term(), reason: "a new session begins".to_owned() });
         }
-        let prepared = self.guest.adopt(&shape).and_then(|()| self.memory.clear());
+        // Whatever becomes of this session, memory is not that checkpoint any more.
+        let kept = self.memory_base.take().is_some_and(|ours| base == Some(ours));
+        let clear = || if kept { Ok(()) } else { self.memory.clear() };
+        let prepared = self.guest.adopt(&shape).and_then(|()| clear());
         if let Err(error) = prepared {
             return caller.refuse(vec![chain(&error)]);
         }
         self.session_number += 1;
         let (number, post) = (self.session_number, self.post.clone());
         let tell = move |received| post.send(Message::Received(number, received));
-        let stream = match caller.welcome(self.node.id(), self.session_name()) {
+        let stream = match caller.welcome(&self.welcome(kept)) {
             Ok(stream) => stream,
             Err(error) => return self.note("caller-lost", json!({ "reason": chain(&error) })),
         };
@@ -211,7 +221,7 @@ impl Engine {
             }
             _ => return caller.refuse(vec!["there is no session that this disk belongs to".to_owned()]),
         };
-        let handed = match caller.welcome(self.node.id(), self.session_name()) {
+        let handed = match caller.welcome(&self.welcome(false)) {
             Ok(stream) => {
                 let fd = OwnedFd::from(stream);
                 self.links[at].send(&Command::Receive { max_uncommitted }, Some(fd.as_fd()))
@@ -259,6 +269,7 @@ impl Engine {
         side.ack(self.node.term(), epoch);
         if let Err(error) = image.apply(&*self.memory) {
             // Every page number was checked before; memory is neither old nor new now.
+            side.latest = None;
             let reason = format!("epoch {epoch} could not be applied: {}", chain(&error));
             return self.input(Input::PeerLeft { term: self.node.term(), reason });
         }
@@ -278,6 +289,8 @@ impl Engine {
     pub(crate) fn reset(&mut self, reason: &str) {
         if let Session::Standby(mut side) = std::mem::replace(&mut self.session, Session::None) {
             side.say_why(self.node.term(), reason);
+            // The same primary may go on from there.
+            self.memory_base = side.latest.as_ref().map(|_| self.session_name());
         }
         for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
             self.disks[at].state = "-";
@@ -285,6 +298,10 @@ impl Engine {
             let _ = link.drop_session();
         }
         self.last_error = Some(reason.to_owned());
+    }
+
+    fn welcome(&self, kept: bool) -> Welcome {
+        Welcome { node: self.node.id(), session: self.session_name(), kept }
     }
 
     /// What disks call their session by: no other one of any process has this name.

@@ -320,6 +320,70 @@ fn stop_leaves_the_guest_running_alone_and_the_standby_empty() {
     assert_eq!(pair.a().status().term, 4);
 }
 
+/// How the memory of the last session began.
+fn memory_kind(ft: &Ft) -> String {
+    let kind = |event: &EventRecord| event.detail["kind"].as_str().map(str::to_owned);
+    ft.events().iter().rev().filter(|event| event.event == "memory-copy-started").find_map(kind).unwrap_or_default()
+}
+
+#[test]
+fn a_suspended_copy_is_brought_up_to_date() {
+    let pair = Pair::protected();
+    for round in 0..3u8 {
+        for page in 0..PAGES / 2 {
+            pair.guest_a.write(FIRST + page, 100 + round);
+        }
+        pair.a().suspend().unwrap();
+        wait_state(pair.a(), "suspended");
+        wait_state(&pair.b, "standby-empty");
+        assert!(pair.a().suspend().is_err(), "it is suspended already");
+        pair.guest_a.write(FIRST + 1, 200 + round);
+        pair.a().resume().unwrap();
+        wait_state(pair.a(), "protected");
+        assert_eq!(memory_kind(pair.a()), "incremental");
+        wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
+    }
+    assert!(pair.a().resume().is_err(), "it is not suspended");
+}
+
+#[test]
+fn a_standby_that_was_started_anew_gets_everything() {
+    let mut pair = Pair::protected();
+    pair.a().suspend().unwrap();
+    wait_state(pair.a(), "suspended");
+    pair.guest_b = ToyGuest::new();
+    let standby = StandbyOptions {
+        listen: pair.options.peer,
+        heartbeat: pair.options.heartbeat,
+        witness: pair.options.witness.clone(),
+        detect_ms: None,
+    };
+    pair.b.end();
+    let reasons = pair.a().resume().unwrap_err().join("\n");
+    assert!(reasons.contains("cannot reach a standby"), "{reasons}");
+    wait_state(pair.a(), "suspended");
+    let setup = Setup { witness: standby.witness.clone(), ..Setup::default() };
+    pair.b = Ft::standby(Box::new(pair.guest_b.clone()), standby, setup).unwrap();
+    pair.a().resume().unwrap();
+    wait_state(pair.a(), "protected");
+    assert_eq!(memory_kind(pair.a()), "full");
+    wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
+}
+
+#[test]
+fn what_is_ended_for_good_is_not_resumed() {
+    let pair = Pair::protected();
+    pair.a().suspend().unwrap();
+    pair.a().stop().unwrap();
+    wait_state(pair.a(), "solo");
+    assert!(pair.a().resume().is_err());
+    pair.guest_a.write(FIRST + 1, 99);
+    pair.a().protect(Some(pair.options.clone())).unwrap();
+    wait_state(pair.a(), "protected");
+    assert_eq!(memory_kind(pair.a()), "full");
+    wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
+}
+
 #[test]
 fn hand_over_moves_the_guest_at_once() {
     let pair = Pair::protected();

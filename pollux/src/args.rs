@@ -76,6 +76,11 @@ pub enum FtCommand {
     },
     /// Ends protection; the VM goes on here, and no standby is looked for until `ft protect`
     Stop,
+    /// Ends protection for a while: the VM goes on here, and the standby keeps its copy for `ft resume`
+    #[command(after_help = SUSPEND_HELP)]
+    Suspend,
+    /// Protects the VM again after `ft suspend`, by sending what has changed since, and shows that until it is complete
+    Resume(Shown),
     /// Moves the VM to its standby without a loss, and makes this host the standby: before maintenance of this host
     #[command(after_help = SWITCHOVER_HELP)]
     Switchover(Planned),
@@ -112,6 +117,11 @@ Options, separated by commas:
 Example:
   pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1";
 
+const SUSPEND_HELP: &str = "\
+While protection is suspended a failure of this host ends the VM: its standby does not take over, and nobody looks for another one.
+`ft resume` sends the memory pages and disk regions that were written meanwhile. If the standby was started anew, it needs all of memory
+and still only those regions of the disks.";
+
 const SWITCHOVER_HELP: &str = "\
 The guest is stopped, its last checkpoint and everything it said leave, then it goes on at the standby. Prints the gap: from the
 guest's last instruction here to its first one there. When the command ends this host holds a complete copy; it may be shut down.
@@ -135,7 +145,15 @@ pub struct Protect {
     /// KEY=VALUE,KEY=VALUE (see below)
     #[arg(value_name = "OPTIONS")]
     pub options: Option<String>,
-    /// Return as soon as the first copy has begun
+    /// How it is shown.
+    #[command(flatten)]
+    pub shown: Shown,
+}
+
+/// How a copy is shown.
+#[derive(Debug, Args)]
+pub struct Shown {
+    /// Return as soon as the copy has begun
     #[arg(long)]
     pub no_wait: bool,
     /// Print the final status as JSON
@@ -162,6 +180,9 @@ mod tests {
         }
         let parsed =
             Arguments::try_parse_from(["pollux", "--api-socket", "/s", "ft", "protect", "peer=a:1", "--no-wait"]);
-        assert!(matches!(parsed.unwrap().command, Command::Ft(FtCommand::Protect(Protect { no_wait: true, .. }))));
+        assert!(matches!(
+            parsed.unwrap().command,
+            Command::Ft(FtCommand::Protect(Protect { shown: Shown { no_wait: true, .. }, .. }))
+        ));
     }
 }

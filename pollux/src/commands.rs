@@ -85,13 +85,15 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::PowerButton => plain("vm.power-button"),
         Command::Nmi => plain("vm.nmi"),
         Command::ShutdownVmm => plain("vmm.shutdown"),
-        Command::Ft(FtCommand::Protect(protect)) => ft::protect::run(&client, &protect),
+        Command::Ft(FtCommand::Protect(protect)) => ft::protect::protect(&client, &protect),
         Command::Ft(FtCommand::Status { json: true }) => show(&client.get("ft.status")?),
         Command::Ft(FtCommand::Status { json: false }) => {
             let status = serde_json::from_value(client.get("ft.status")?).map_err(ClientError::from)?;
             Ok(writeln!(io::stdout(), "{}", ft::status::table(&status))?)
         }
         Command::Ft(FtCommand::Stop) => plain("ft.stop"),
+        Command::Ft(FtCommand::Suspend) => plain("ft.suspend"),
+        Command::Ft(FtCommand::Resume(shown)) => ft::protect::resume(&client, &shown),
         Command::Ft(FtCommand::Switchover(planned)) => ft::moves::run(&client, "ft.switchover", &planned),
         Command::Ft(FtCommand::TestFailover(planned)) => ft::moves::run(&client, "ft.test-failover", &planned),
         Command::Ft(FtCommand::Events { json, follow }) => ft::events::run(&client, json, follow),

@@ -25,6 +25,16 @@ pub trait FtControl: Send + Sync {
     /// # Errors
     /// Why it could not be ended.
     fn stop(&self) -> Result<(), Vec<String>>;
+    /// Ends protection for a while: the standby keeps its copy, and what is written from now on is known.
+    ///
+    /// # Errors
+    /// Why it could not be ended.
+    fn suspend(&self) -> Result<(), Vec<String>>;
+    /// Protects the VM again after that, by sending what was written since.
+    ///
+    /// # Errors
+    /// When it was not suspended, or all reasons why nobody protects it.
+    fn resume(&self) -> Result<(), Vec<String>>;
     /// Moves the VM to its standby with nothing in flight. Returns when it has left.
     ///
     /// # Errors
@@ -61,6 +71,14 @@ impl FtControl for Ft {
 
     fn stop(&self) -> Result<(), Vec<String>> {
         Self::stop(self)
+    }
+
+    fn suspend(&self) -> Result<(), Vec<String>> {
+        Self::suspend(self)
+    }
+
+    fn resume(&self) -> Result<(), Vec<String>> {
+        Self::resume(self)
     }
 
     fn switchover(&self) -> Result<(), Vec<String>> {

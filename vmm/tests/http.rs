@@ -192,6 +192,8 @@ fn fault_tolerance_routes() {
     }
     assert_eq!(body(&vmm.get("ft.events")), json!([]));
     assert_eq!(status(&vmm.put("ft.stop", "")), "HTTP/1.1 204 ");
+    assert_eq!(status(&vmm.put("ft.suspend", "")), "HTTP/1.1 204 ");
+    assert_eq!(status(&vmm.put("ft.resume", "")), "HTTP/1.1 204 ");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::events::OnPartition;
 use crate::{Epoch, NodeId, Term};
 
 /// Version of this format; peers of another version are refused with both numbers.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Length of a header in bytes.
 pub const HEADER_LEN: usize = 48;
 /// No body is longer: 4,096 pages with their index, rounded up.
@@ -245,6 +245,8 @@ pub enum Purpose {
         took_over: Option<TookOver>,
         /// Who goes on without a witness; `None` means that there is one.
         on_partition: Option<OnPartition>,
+        /// The session since whose last checkpoint the primary knows every page that was written.
+        base: Option<u64>,
     },
     /// The mirror stream of one disk of the session that is open.
     Disk {
@@ -285,6 +287,8 @@ pub struct Welcome {
     pub node: NodeId,
     /// Its name for the session.
     pub session: u64,
+    /// Whether its memory is what it was at the last checkpoint of the session that the primary has as its base.
+    pub kept: bool,
 }
 
 /// Body of `Refuse` and `Bye`: every reason, for a person.

@@ -1,4 +1,4 @@
-//! `ft protect`: asks, then shows the first copy until the VM is protected or it is clear that it will not be.
+//! `ft protect` and `ft resume`: ask, then show the copy until the VM is protected or it is clear that it will not be.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::pairs;
 use super::status::Status;
-use crate::args::Protect;
+use crate::args::{Protect, Shown};
 use crate::client::{Client, ClientError};
 use crate::commands::{CommandError, show};
 
@@ -18,18 +18,31 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// How long the copy may take to begin.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// Runs it.
+/// Protects the VM.
 ///
 /// # Errors
-/// Every reason why the VM cannot be protected, or why the copy did not complete.
-pub fn run(client: &Client, protect: &Protect) -> Result<(), CommandError> {
+/// Every reason why it cannot be protected, or why the copy did not complete.
+pub fn protect(client: &Client, protect: &Protect) -> Result<(), CommandError> {
     let wishes = match &protect.options {
         Some(options) => Value::Object(pairs::parse(options)?).to_string().into_bytes(),
         None => Vec::new(),
     };
     client.put("ft.protect", wishes)?;
-    let last = if protect.no_wait { client.get("ft.status")? } else { wait(client)? };
-    if protect.json {
+    follow(client, &protect.shown)
+}
+
+/// Protects the VM again after a suspension.
+///
+/// # Errors
+/// When there was none, every reason why the VM cannot be protected, or why the copy did not complete.
+pub fn resume(client: &Client, shown: &Shown) -> Result<(), CommandError> {
+    client.put("ft.resume", Vec::new())?;
+    follow(client, shown)
+}
+
+fn follow(client: &Client, shown: &Shown) -> Result<(), CommandError> {
+    let last = if shown.no_wait { client.get("ft.status")? } else { wait(client)? };
+    if shown.json {
         return show(&last);
     }
     let state = last["state"].as_str().unwrap_or_default();

@@ -132,6 +132,37 @@ fn switchovers_back_and_forth_lose_no_reply() {
 }
 
 #[test]
+fn a_suspended_pair_goes_on_from_where_it_was() {
+    let pair = Pair::new();
+    let [mut first, mut second] = protected(&pair, &busy());
+    let mut client = pair.client();
+    let kind = |vm: &Vm| {
+        let events = vm.api().get("ft.events").ok();
+        let started = events.as_array().into_iter().flatten().rfind(|event| event["event"] == "memory-copy-started");
+        started.map(|event| event["detail"]["kind"].clone())
+    };
+    assert_eq!(kind(&first), Some("full".into()));
+    for round in 0..3 {
+        work(&mut client, 50);
+        first.api().put("ft.suspend", None).ok();
+        work(&mut client, 50);
+        assert_eq!(first.api().get("ft.status").ok()["state"], "suspended");
+        pair.wait_status(&second, "standby-empty");
+        work(&mut client, 20);
+        first.api().put("ft.resume", None).ok();
+        let status = pair.wait_status(&first, "protected");
+        assert_eq!((kind(&first), &status["disks"][0]["resync"]), (Some("incremental".into()), &"incremental".into()));
+        println!("resumed {round}: {} bytes of the disk sent", status["disks"][0]["sent"]);
+        work(&mut client, 20);
+    }
+    // What the standby goes on from is whole: the guest checks its memory and its disk.
+    first.kill_host();
+    work(&mut client, 50);
+    assert_eq!(second.power_off(&mut client).code(), Some(0));
+    pair.images[1].check(&client.last());
+}
+
+#[test]
 fn a_tested_failover_is_a_real_one() {
     let pair = Pair::new();
     let [first, mut second] = protected(&pair, &busy());

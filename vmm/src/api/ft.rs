@@ -11,6 +11,10 @@ pub enum FtCall {
     Protect(Option<Box<ProtectOptions>>),
     /// `ft.stop`
     Stop,
+    /// `ft.suspend`
+    Suspend,
+    /// `ft.resume`
+    Resume,
     /// `ft.switchover`
     Switchover,
     /// `ft.test-failover`
@@ -23,6 +27,8 @@ impl FtCall {
         match self {
             Self::Protect(_) => "The VM cannot be protected",
             Self::Stop => "The protection of the VM could not be ended",
+            Self::Suspend => "The protection of the VM could not be suspended",
+            Self::Resume => "The protection of the VM could not be resumed",
             Self::Switchover => "The VM could not be moved to its standby",
             Self::TestFailover => "The failover could not be tested",
         }
@@ -32,6 +38,8 @@ impl FtCall {
         match self {
             Self::Protect(options) => ft.protect(options.map(|options| *options)),
             Self::Stop => ft.stop(),
+            Self::Suspend => ft.suspend(),
+            Self::Resume => ft.resume(),
             Self::Switchover => ft.switchover(),
             Self::TestFailover => ft.test_failover(),
         }

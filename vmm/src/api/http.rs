@@ -228,6 +228,8 @@ impl Route {
             "ft.events" => Self::FtEvents,
             "ft.protect" => Self::FtProtect,
             "ft.stop" => Self::Ft(FtCall::Stop),
+            "ft.suspend" => Self::Ft(FtCall::Suspend),
+            "ft.resume" => Self::Ft(FtCall::Resume),
             "ft.switchover" => Self::Ft(FtCall::Switchover),
             "ft.test-failover" => Self::Ft(FtCall::TestFailover),
             _ => return None,

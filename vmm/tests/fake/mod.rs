@@ -112,6 +112,16 @@ impl FtControl for FakeFt {
         Ok(())
     }
 
+    fn suspend(&self) -> Result<(), Vec<String>> {
+        self.0.lock().unwrap().push("suspend".to_owned());
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), Vec<String>> {
+        self.0.lock().unwrap().push("resume".to_owned());
+        Ok(())
+    }
+
     fn switchover(&self) -> Result<(), Vec<String>> {
         self.0.lock().unwrap().push("switchover".to_owned());
         Ok(())
