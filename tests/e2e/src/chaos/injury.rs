@@ -24,6 +24,7 @@ pub struct Injury {
     slow: Option<Link>,
     frozen: Option<u32>,
     full: Option<u8>,
+    suspended: Option<u8>,
 }
 
 /// Does `fault` while host `primary` runs the VM. When it returns, the fault has its effect.
@@ -51,6 +52,10 @@ pub fn inflict(fault: &Fault, pair: &mut Pair, topology: &Topology, primary: u8)
         }
         Fault::ReplicationCut(span) => injury.cut(topology, &[Link::Replication], Some(span))?,
         Fault::SlowLink { delay, loss, span } => injury.slow_down(topology, delay, loss, span)?,
+        Fault::Suspended(span) => {
+            pair.host(primary).api(&["ft", "suspend"])?;
+            (injury.suspended, injury.span) = (Some(primary), Some(span));
+        }
         Fault::Switchover => drop(pair.host(primary).api(&["ft", "switchover", "--no-wait"])?),
         Fault::TestFailover => drop(pair.host(primary).api(&["ft", "test-failover", "--no-wait"])?),
         Fault::VmmDies(side) => {
@@ -87,6 +92,9 @@ impl Injury {
         if let Some(host) = self.full.take() {
             pair.disk(host).empty()?;
             agent::ask(&topology.client, "rm -f /root/filler")?;
+        }
+        if let Some(host) = self.suspended.take() {
+            pair.host(host).api(&["ft", "resume", "--no-wait"])?;
         }
         Ok(())
     }

@@ -61,6 +61,8 @@ pub enum Kind {
     ReplicationCut,
     /// The replication link is slow and loses packets for a while.
     SlowLink,
+    /// Protection is suspended by command for a while.
+    Suspend,
     /// The VM is moved to the standby by command, with nothing in flight.
     Switchover,
     /// The primary plays dead by command.
@@ -105,6 +107,8 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
+    /// `ft suspend` at the primary, `ft resume` after a time.
+    Suspended(Duration),
     /// `ft switchover` at the primary.
     Switchover,
     /// `ft test-failover` at the primary.
@@ -144,6 +148,7 @@ impl Fault {
             Self::DeviceDies(Side::Standby, _)
             | Self::HostDies(Side::Standby)
             | Self::ReplicationCut(_)
+            | Self::Suspended(_)
             | Self::VmmDies(Side::Standby) => Outcome::StaysAlone,
             Self::Frozen(_, span) if span < limit => Outcome::StaysProtected,
             Self::Frozen(Side::Primary, _) => Outcome::Moves,
@@ -212,6 +217,7 @@ impl Plan {
                 loss: self.chance.random_range(1..=10),
                 span: long,
             },
+            Kind::Suspend => Fault::Suspended(long),
             Kind::Switchover => Fault::Switchover,
             Kind::TestFailover => Fault::TestFailover,
             Kind::VmmPrimary => Fault::VmmDies(Side::Primary),
@@ -261,6 +267,7 @@ impl fmt::Display for Fault {
                 let (percent, tenth) = (loss / 10, loss % 10);
                 write!(f, "replication link with {delay} ms delay and {percent}.{tenth} % loss for {span} ms")
             }
+            Self::Suspended(span) => write!(f, "ft suspend for {} ms", span.as_millis()),
             Self::Switchover => f.write_str("ft switchover"),
             Self::TestFailover => f.write_str("ft test-failover"),
             Self::VmmDies(side) => write!(f, "SIGKILL to the {side}'s VMM"),
