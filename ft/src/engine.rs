@@ -19,6 +19,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use crate::beats::Beats;
 use crate::clock::Clock;
+use crate::copies::MemoryCopy;
 use crate::device_link::{DeviceLink, LinkError};
 use crate::guest::{Guest, Memory};
 use crate::inbox::{Inbox, Message, Post, Reply};
@@ -28,7 +29,7 @@ use crate::primary_side::{Measured, PrimarySide};
 use crate::search::Search;
 use crate::standby_side::StandbySide;
 use crate::start::Reign;
-use crate::status::{Board, DiskStatus, LinkStatus, Progress, Status, Takeover, WitnessStatus, light_name};
+use crate::status::{Board, DiskStatus, LinkStatus, Status, Takeover, WitnessStatus, light_name};
 use crate::witness::{Asker, chain};
 
 /// How often the status is brought up to date while a session is open.
@@ -92,6 +93,7 @@ pub(crate) struct Engine {
     /// Who is asked about the right to run.
     pub(crate) witness: Option<Asker>,
     pub(crate) measured: Measured,
+    pub(crate) memory_copy: Option<MemoryCopy>,
     pub(crate) takeover: Option<Takeover>,
     pub(crate) last_error: Option<String>,
     _door: Option<Door>,
@@ -169,6 +171,7 @@ impl Engine {
             broken: None,
             witness,
             measured: Measured::default(),
+            memory_copy: None,
             takeover: None,
             last_error: None,
             _door: door,
@@ -446,6 +449,7 @@ impl Engine {
 
     fn publish_if_due(&mut self) {
         if self.clock.now() >= self.status_at {
+            self.count_copies();
             self.publish();
         }
     }
@@ -454,15 +458,12 @@ impl Engine {
     pub(crate) fn publish(&mut self) {
         let now = self.clock.now();
         self.status_at = now + STATUS_INTERVAL;
-        let (peer, memory_sync) = match &self.session {
-            Session::None => (None, None),
-            Session::Primary(side) => (Some(side.peer.clone()), side.copy.as_ref().map(|copy| copy.progress(now))),
-            Session::Standby(side) => {
-                let arriving = self.node.state() == State::StandbySyncing;
-                let progress = Progress { done: side.copied, total: 0, eta_s: None };
-                (Some(side.peer.clone()), arriving.then_some(progress))
-            }
+        let peer = match &self.session {
+            Session::None => None,
+            Session::Primary(side) => Some(side.peer.clone()),
+            Session::Standby(side) => Some(side.peer.clone()),
         };
+        let copy = self.memory_copy.as_ref().filter(|_| peer.is_some());
         let links = match &peer {
             None => Vec::new(),
             Some(_) => LinkId::ALL.iter().map(|link| self.link_status(*link, now)).collect(),
@@ -488,7 +489,7 @@ impl Engine {
             held_bytes: self.measured.held.bytes,
             epochs: self.measured.epochs,
             search: self.search.status(),
-            memory_sync,
+            memory_sync: copy.map(MemoryCopy::progress),
             disks: self.disks.clone(),
             takeover: self.takeover,
             last_error: self.last_error.clone(),

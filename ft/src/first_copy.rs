@@ -10,8 +10,6 @@ use std::time::Duration;
 use ft_proto::Time;
 use ft_proto::wire::PAGE;
 
-use crate::status::Progress;
-
 /// Pages per message to the sender.
 const CHUNK: usize = 1024;
 /// A round that leaves no more than this is small enough for a checkpoint.
@@ -43,13 +41,12 @@ pub(crate) struct FirstCopy {
     total: u64,
     rounds: u32,
     small: bool,
-    started: Time,
-    next_round: Time,
+    next_round: Option<Time>,
 }
 
 impl FirstCopy {
     /// Copies `ranges` of pages first.
-    pub(crate) fn new(ranges: Vec<Range<u64>>, now: Time) -> Self {
+    pub(crate) fn new(ranges: Vec<Range<u64>>) -> Self {
         let total = ranges.iter().map(|range| range.end - range.start).sum();
         Self {
             ranges: ranges.into(),
@@ -58,8 +55,7 @@ impl FirstCopy {
             total,
             rounds: 0,
             small: false,
-            started: now,
-            next_round: now,
+            next_round: None,
         }
     }
 
@@ -75,29 +71,26 @@ impl FirstCopy {
         if disks_ready && (self.small || self.rounds >= ROUNDS_MAX) {
             return Step::Done;
         }
-        if self.small && now < self.next_round { Step::Wait } else { Step::Harvest }
+        if self.small && self.next_round.is_some_and(|at| now < at) { Step::Wait } else { Step::Harvest }
     }
 
     /// Begins a round with what was written since the last one.
     pub(crate) fn round(&mut self, dirty: &[u64], now: Time) {
         self.rounds += 1;
         self.small = dirty.len() <= SMALL;
-        self.next_round = now + IDLE_ROUND;
+        self.next_round = Some(now + IDLE_ROUND);
         self.total += dirty.len() as u64;
         self.dirty.extend(dirty);
     }
 
     /// When to look again if nothing happens.
     pub(crate) fn timeout(&self) -> Option<Time> {
-        self.small.then_some(self.next_round)
+        self.next_round.filter(|_| self.small)
     }
 
-    /// For status.
-    pub(crate) fn progress(&self, now: Time) -> Progress {
-        let elapsed = now.since(self.started).as_secs_f64();
-        let rate = self.done as f64 / elapsed.max(0.001);
-        let eta_s = (self.done > 0).then(|| ((self.total - self.done) as f64 / rate).ceil() as u64);
-        Progress { done: self.done * PAGE as u64, total: self.total * PAGE as u64, eta_s }
+    /// Bytes copied and to copy.
+    pub(crate) fn counted(&self) -> [u64; 2] {
+        [self.done, self.total].map(|pages| pages * PAGE as u64)
     }
 
     fn fill(&mut self, pages: &mut Vec<u64>) {
@@ -122,7 +115,7 @@ mod tests {
 
     #[test]
     fn every_page_goes_out_once_then_what_was_written() {
-        let mut copy = FirstCopy::new(vec![0..1500, 4000..4001], NOW);
+        let mut copy = FirstCopy::new(vec![0..1500, 4000..4001]);
         let mut sent = Vec::new();
         loop {
             let mut pages = Vec::new();
@@ -138,7 +131,7 @@ mod tests {
 
     #[test]
     fn waits_for_the_disks_without_spinning() {
-        let mut copy = FirstCopy::new(Vec::new(), NOW);
+        let mut copy = FirstCopy::new(Vec::new());
         let mut pages = Vec::new();
         assert_eq!(copy.step(&mut pages, 0, false, NOW), Step::Harvest);
         copy.round(&[], NOW);
@@ -151,7 +144,7 @@ mod tests {
     #[test]
     fn a_guest_that_writes_too_fast_is_cut_anyway() {
         let dirty: Vec<u64> = (0..SMALL as u64 + 1).collect();
-        let mut copy = FirstCopy::new(Vec::new(), NOW);
+        let mut copy = FirstCopy::new(Vec::new());
         for round in 0.. {
             let mut pages = Vec::new();
             match copy.step(&mut pages, 0, true, NOW) {

@@ -13,6 +13,8 @@ mod beats;
 mod capture;
 mod clock;
 mod connect;
+mod copies;
+mod course;
 mod device_link;
 mod engine;
 mod first_copy;

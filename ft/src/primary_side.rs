@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use ft_proto::device_ctl::{Command, Hold, Report};
+use ft_proto::device_ctl::{Command, Hold};
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::capture::{CaptureError, Held, capture};
 use crate::clock::micros;
 use crate::connect::{self, Applicant, Opened};
+use crate::copies::MemoryCopy;
 use crate::engine::{Engine, Session, Watched};
 use crate::first_copy::{FirstCopy, Step};
 use crate::guest::GuestError;
@@ -22,7 +23,7 @@ use crate::inbox::{Message, Reply};
 use crate::options::ProtectOptions;
 use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
-use crate::status::{Peer, Recent, ResyncNews};
+use crate::status::{Peer, Recent};
 use crate::transport::FrameReader;
 use crate::witness::{Asker, chain};
 
@@ -47,6 +48,8 @@ pub(crate) struct PrimarySide {
     session: u64,
     /// Whether the standby has acknowledged a whole checkpoint.
     has_base: bool,
+    /// What the standby was told last of the first copy is on its way.
+    telling: bool,
 }
 
 /// A cut that is on its way: what the standby may not have if the session ends.
@@ -64,6 +67,13 @@ impl PrimarySide {
     /// How the session came about.
     pub(crate) fn options(&self) -> &ProtectOptions {
         &self.options
+    }
+
+    /// Tells the standby something that the next word of its kind replaces: not more of it than the link carries.
+    pub(crate) fn tell(&mut self, job: Job) {
+        if !std::mem::replace(&mut self.telling, true) {
+            self.sender.send(job);
+        }
     }
 }
 
@@ -200,7 +210,7 @@ impl Engine {
         self.measured = Measured::default();
         self.session = Session::Primary(Box::new(PrimarySide {
             peer: Peer { address: options.peer.to_string(), node: peer.to_string() },
-            copy: Some(FirstCopy::new(ranges, now)),
+            copy: Some(FirstCopy::new(ranges)),
             sender,
             stream,
             reader: FrameReader::default(),
@@ -211,14 +221,15 @@ impl Engine {
             options,
             session,
             has_base: false,
+            telling: false,
         }));
         if self.suspended.take().is_some() {
             // What ended the search is over.
             self.search.switch(true);
         }
         self.input(Input::SessionOpened { peer });
-        let kind = if base.is_some() { "incremental" } else { "full" };
-        self.note("memory-copy-started", json!({ "kind": kind }));
+        self.memory_copy = Some(MemoryCopy::begin(base.is_some(), now));
+        self.count_copies();
         Ok(())
     }
 
@@ -248,34 +259,6 @@ impl Engine {
             self.disks[at].copying();
         }
         Ok(())
-    }
-
-    /// A disk's mirror told something.
-    pub(crate) fn disk_report(&mut self, at: usize, report: &Report) {
-        let now = self.clock.now();
-        let disk = &mut self.disks[at];
-        match *report {
-            Report::Resync { kind, done, total, sent } => {
-                if let ResyncNews::Begun = disk.progress(kind, [done, total, sent], now) {
-                    let detail = json!({ "disk": disk.id, "kind": kind.name(), "bytes": total });
-                    self.note("resync-started", detail);
-                }
-            }
-            Report::InSync => {
-                let ms = disk.in_sync(now);
-                let detail = json!({ "disk": disk.id, "kind": disk.resync, "bytes_sent": disk.sent, "ms": ms });
-                self.note("resync-done", detail);
-                self.pump();
-            }
-            Report::MirrorLost { ref reason } => {
-                disk.state = "lost";
-                let reason = format!("mirror of {}: {reason}", disk.id);
-                if !matches!(self.session, Session::None) {
-                    self.input(Input::StreamLost { reason });
-                }
-            }
-            _ => {}
-        }
     }
 
     /// Moves the first copy on as far as it goes now.
@@ -309,11 +292,19 @@ impl Engine {
                 },
                 Step::Done => {
                     side.free.push(staging);
-                    side.copy = None;
-                    return self.input(Input::Synced);
+                    self.count_copies();
+                    return self.synced();
                 }
             }
         }
+    }
+
+    fn synced(&mut self) {
+        if let Session::Primary(side) = &mut self.session {
+            side.copy = None;
+        }
+        self.memory_copied();
+        self.input(Input::Synced);
     }
 
     /// The sending thread told something.
@@ -328,6 +319,7 @@ impl Engine {
                 side.free.push(staging);
                 self.pump();
             }
+            Sent::Told => side.telling = false,
             Sent::Failed(reason) => self.input(Input::StreamLost { reason }),
         }
     }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use ft_proto::wire::{Kind, Refusal, WireError, Yielding, decode_body};
+use ft_proto::wire::{CopyProgress, Kind, Refusal, WireError, Yielding, decode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::guest::Memory;
@@ -23,11 +23,8 @@ const READ_AHEAD: usize = 16 << 10;
 /// What the stream brought.
 #[derive(Debug)]
 pub enum Received {
-    /// Pages of the first copy are in memory.
-    Copied {
-        /// Bytes of the frame.
-        bytes: u64,
-    },
+    /// How far the primary is with the first copy.
+    Progress(CopyProgress),
     /// An epoch is whole.
     Whole(Box<WholeImage>),
     /// The primary gives the VM up, for this reason.
@@ -118,8 +115,9 @@ impl Worker {
                 apply_pages(header.kind, &body, &*self.memory)
                     .map_err(|error| TransportError::Io(io::Error::other(error)))?;
                 self.spare = body;
-                Ok(Some(Received::Copied { bytes: header.len }))
+                Ok(None)
             }
+            Kind::Progress => Ok(Some(Received::Progress(decode_body(header.kind, &body)?))),
             Kind::Pages | Kind::State => {
                 self.image.get_or_insert_with(|| Image::new(self.next, self.ram.clone())).add(&header, body)?;
                 Ok(None)

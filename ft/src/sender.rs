@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use ft_proto::wire::{Kind, Refusal, Yielding, encode_body};
+use ft_proto::wire::{CopyProgress, Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::clock::micros;
@@ -23,6 +23,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub enum Job {
     /// Pages of the first copy.
     Copy(Staging),
+    /// How far the first copy is.
+    Progress(CopyProgress),
     /// A checkpoint.
     Epoch(Staging),
     /// This node has stopped, for this reason: the standby shall take over.
@@ -36,6 +38,8 @@ pub enum Job {
 pub enum Sent {
     /// The buffer is free again; so many bytes went out.
     Done(Staging, u64),
+    /// The standby has been told how far the first copy is.
+    Told,
     /// The stream broke; nothing more is sent.
     Failed(String),
 }
@@ -66,9 +70,11 @@ impl SenderHandle {
                     urgency::set(true);
                 }
                 let result = perform(&mut writer, term, &job);
+                let told = matches!(job, Job::Progress(_));
                 let staging = if let Job::Copy(staging) | Job::Epoch(staging) = job { Some(staging) } else { None };
                 match (result, staging) {
                     (Ok(bytes), Some(staging)) => tell(Sent::Done(staging, bytes)),
+                    (Ok(_), None) if told => tell(Sent::Told),
                     (Ok(_), None) => {}
                     (Err(error), _) => return tell(Sent::Failed(chain(&error))),
                 }
@@ -115,6 +121,7 @@ fn perform(stream: &mut TcpStream, term: Term, job: &Job) -> Result<u64, Transpo
     match job {
         Job::Copy(staging) => staging.send_copy(stream, term),
         Job::Epoch(staging) => staging.send_epoch(stream, term),
+        Job::Progress(progress) => Ok(write_frame(stream, stamp(Kind::Progress), &[&encode_body(progress)])?.1),
         Job::Yield(reason, stopped) => {
             let body = encode_body(&Yielding { reason: reason.clone(), stopped_us: micros(stopped.elapsed()) });
             Ok(write_frame(stream, stamp(Kind::Yield), &[&body])?.1)

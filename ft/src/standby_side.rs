@@ -13,6 +13,7 @@ use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Te
 use serde_json::json;
 
 use crate::clock::micros;
+use crate::copies::MemoryCopy;
 use crate::device_link::LinkError;
 use crate::engine::{Engine, Session};
 use crate::guest::{GuestError, Position, Shape};
@@ -44,7 +45,6 @@ pub(crate) struct StandbySide {
     whole: BTreeMap<Epoch, Box<WholeImage>>,
     /// The committed checkpoint's state; its pages are in guest memory.
     latest: Option<Box<WholeImage>>,
-    pub(crate) copied: u64,
     /// When the primary's word came that it has stopped, and for how long it had by then, in microseconds.
     yielded: Option<(Instant, u64)>,
 }
@@ -197,6 +197,7 @@ impl Engine {
         self.node.configure(settings, self.clock.now());
         self.beats.aim(beats, settings.silence.map(|limit| limit / 6));
         let disks = u16::try_from(shape.mirrored().count()).unwrap_or(u16::MAX);
+        self.memory_copy = Some(MemoryCopy::begin(kept, self.clock.now()));
         self.session = Session::Standby(Box::new(StandbySide {
             peer: Peer { address: address.to_string(), node: node.to_string() },
             primary: node,
@@ -205,7 +206,6 @@ impl Engine {
             stream,
             whole: BTreeMap::new(),
             latest: None,
-            copied: 0,
             yielded: None,
         }));
         self.input(Input::PrimaryJoined { peer: node, term, disks });
@@ -231,14 +231,14 @@ impl Engine {
         if let Err(error) = handed {
             self.input(Input::PeerLeft { term: self.node.term(), reason: chain(&error) });
         }
-        self.disks[at].state = "copying";
+        self.disks[at].copying();
     }
 
     /// The receiving thread told something.
     pub(crate) fn received(&mut self, received: Received) {
         let Session::Standby(side) = &mut self.session else { return };
         match received {
-            Received::Copied { bytes } => side.copied += bytes,
+            Received::Progress(progress) => self.told_progress(progress),
             Received::Whole(image) => {
                 let epoch = image.epoch;
                 side.whole.insert(epoch, image);
@@ -273,16 +273,16 @@ impl Engine {
             let reason = format!("epoch {epoch} could not be applied: {}", chain(&error));
             return self.input(Input::PeerLeft { term: self.node.term(), reason });
         }
-        for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
-            if self.disks[at].state == "copying" {
-                self.disks[at].state = "in-sync";
-            }
+        for link in self.links.iter_mut().take(self.disks.len()) {
             let _ = link.send(&Command::Release(committed.into()), None);
         }
         if let Some(mut before) = side.latest.replace(image) {
             side.recycle(&mut before);
         }
         self.measured.epochs += 1;
+        if epoch == Epoch(1) {
+            self.copies_are_complete();
+        }
     }
 
     /// Performs `Action::Reset`: what was received is useless.

@@ -4,8 +4,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ft_proto::device_ctl::ResyncKind;
+use ft_proto::wire::DiskProgress;
 use ft_proto::{Event, Light, Time};
 use serde::Serialize;
+
+use crate::course::Course;
 
 /// Events that are kept.
 const EVENTS_MAX: usize = 1000;
@@ -125,7 +128,8 @@ pub struct DiskStatus {
     /// `-`, `copying`, `in-sync`, `lost`.
     pub state: &'static str,
     /// How the standby's image is, or was, made equal: `full`, `incremental`, `compare`.
-    pub resync: Option<&'static str>,
+    #[serde(serialize_with = "kind_name")]
+    pub resync: Option<ResyncKind>,
     /// Bytes copied or found equal.
     pub done: u64,
     /// Bytes to look at.
@@ -135,20 +139,21 @@ pub struct DiskStatus {
     /// Seconds left at the rate so far.
     pub eta_s: Option<u64>,
     #[serde(skip)]
-    begun: Time,
-}
-
-/// What a report of a resynchronisation means.
-pub(crate) enum ResyncNews {
-    /// It has begun.
-    Begun,
-    /// It is further.
-    Progress,
+    course: Course,
 }
 
 impl DiskStatus {
     pub(crate) fn new(id: String) -> Self {
-        Self { id, state: "-", resync: None, done: 0, total: 0, sent: 0, eta_s: None, begun: Time::default() }
+        Self {
+            id,
+            state: "-",
+            resync: None,
+            done: 0,
+            total: 0,
+            sent: 0,
+            eta_s: None,
+            course: Course::begin(Time::default()),
+        }
     }
 
     /// A session begins.
@@ -156,24 +161,31 @@ impl DiskStatus {
         *self = Self { state: "copying", ..Self::new(std::mem::take(&mut self.id)) };
     }
 
-    /// The disk told how far it is.
-    pub(crate) fn progress(&mut self, kind: ResyncKind, [done, total, sent]: [u64; 3], now: Time) -> ResyncNews {
-        let news = if self.resync.is_none() { ResyncNews::Begun } else { ResyncNews::Progress };
+    /// How far its copy is. Returns whether that is worth an event.
+    pub(crate) fn progress(&mut self, progress: DiskProgress, now: Time) -> bool {
+        let DiskProgress { kind, done, total, sent } = progress;
         if self.resync.is_none() {
-            (self.resync, self.begun) = (Some(kind.name()), now);
+            (self.resync, self.course) = (Some(kind), Course::begin(now));
         }
         (self.done, self.total, self.sent) = (done, total, sent);
-        let millis = now.since(self.begun).as_millis();
-        let left = millis * u128::from(total.saturating_sub(done)) / 1000;
-        self.eta_s = left.checked_div(u128::from(done)).and_then(|seconds| u64::try_from(seconds).ok());
-        news
+        self.eta_s = self.course.eta_s(done, total, now);
+        self.course.is_news(done, total, now)
+    }
+
+    /// For the other host.
+    pub(crate) fn counted(&self) -> Option<DiskProgress> {
+        self.resync.map(|kind| DiskProgress { kind, done: self.done, total: self.total, sent: self.sent })
     }
 
     /// The copy is complete: how long it took, in milliseconds.
     pub(crate) fn in_sync(&mut self, now: Time) -> u64 {
         (self.state, self.done, self.eta_s) = ("in-sync", self.total, None);
-        u64::try_from(now.since(self.begun).as_millis()).unwrap_or(u64::MAX)
+        self.course.millis(now)
     }
+}
+
+fn kind_name<S: serde::Serializer>(kind: &Option<ResyncKind>, serializer: S) -> Result<S::Ok, S::Error> {
+    kind.map(ResyncKind::name).serialize(serializer)
 }
 
 /// How a takeover went, in microseconds.
@@ -321,14 +333,17 @@ mod tests {
     #[test]
     fn a_resynchronisation_has_a_beginning_a_rate_and_an_end() {
         let second = |n| Time::default() + std::time::Duration::from_secs(n);
+        let progress = |done, sent| DiskProgress { kind: ResyncKind::Compare, done, total: 100, sent };
         let mut disk = DiskStatus::new("disk0".to_owned());
         disk.copying();
-        assert!(matches!(disk.progress(ResyncKind::Compare, [0, 100, 0], second(5)), ResyncNews::Begun));
-        assert_eq!((disk.resync, disk.eta_s), (Some("compare"), None));
-        assert!(matches!(disk.progress(ResyncKind::Compare, [40, 100, 7], second(9)), ResyncNews::Progress));
-        assert_eq!((disk.eta_s, disk.sent), (Some(6), 7));
+        assert_eq!(disk.counted(), None);
+        assert!(!disk.progress(progress(0, 0), second(5)), "that it begins is told otherwise");
+        assert_eq!((disk.resync, disk.eta_s), (Some(ResyncKind::Compare), None));
+        assert!(disk.progress(progress(40, 7), second(9)));
+        assert_eq!((disk.eta_s, disk.counted()), (Some(6), Some(progress(40, 7))));
         assert_eq!(disk.in_sync(second(15)), 10_000);
         assert_eq!((disk.state, disk.done, disk.eta_s), ("in-sync", 100, None));
+        assert_eq!(serde_json::to_value(&disk).unwrap()["resync"], "compare");
     }
 
     #[test]

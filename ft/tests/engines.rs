@@ -294,6 +294,23 @@ fn memory_and_state_arrive_and_epochs_commit() {
 }
 
 #[test]
+fn both_hosts_tell_of_the_first_copy() {
+    let pair = Pair::protected();
+    wait_state(&pair.b, "standby-ready");
+    for ft in [pair.a(), &pair.b] {
+        let events = ft.events();
+        let bytes = |name| {
+            let event = events.iter().find(|event| event.event == name);
+            event.unwrap_or_else(|| panic!("no {name}: {events:?}")).detail["bytes"].as_u64().unwrap()
+        };
+        let all = PAGES * PAGE as u64;
+        assert_eq!(bytes("memory-copy-started"), all);
+        assert!(bytes("memory-copy-done") >= all, "what was written meanwhile comes on top");
+        wait(|| ft.status().memory_sync.is_none(), || "it is over".to_owned());
+    }
+}
+
+#[test]
 fn the_standby_takes_over_when_the_primary_is_gone() {
     let mut pair = Pair::protected();
     while !pair.guest_a.write(FIRST + 7, 0xee) {}

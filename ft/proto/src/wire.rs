@@ -13,6 +13,7 @@
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::device_ctl::ResyncKind;
 use crate::events::OnPartition;
 use crate::{Epoch, NodeId, Term};
 
@@ -57,6 +58,8 @@ pub enum Kind {
     Bye = 10,
     /// After a disk's [`Hello`] was welcomed: the connection belongs to the disk's processes from here on.
     Disk = 11,
+    /// How far the first copy is: a [`CopyProgress`].
+    Progress = 12,
 }
 
 /// A frame's header, checked.
@@ -124,8 +127,8 @@ pub enum WireError {
 
 impl Kind {
     fn from_u16(raw: u16) -> Option<Self> {
-        use Kind::{Ack, Bye, Copy, Disk, End, Hello, Pages, Refuse, State, Welcome, Yield};
-        [Hello, Welcome, Refuse, Copy, Pages, State, End, Ack, Yield, Bye, Disk]
+        use Kind::{Ack, Bye, Copy, Disk, End, Hello, Pages, Progress, Refuse, State, Welcome, Yield};
+        [Hello, Welcome, Refuse, Copy, Pages, State, End, Ack, Yield, Bye, Disk, Progress]
             .into_iter()
             .find(|kind| *kind as u16 == raw)
     }
@@ -269,6 +272,28 @@ pub struct TookOver {
     /// From the guest's last instruction there to its first one here, in microseconds, if the other one had yielded.
     /// The time that its word was on the way is not in it.
     pub gap_us: Option<u64>,
+}
+
+/// Body of `Progress`: how far the first copy is by the primary's count, for the operators of the other host.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CopyProgress {
+    /// Bytes of memory that are copied, and that are to be.
+    pub memory: [u64; 2],
+    /// Each disk that has begun.
+    pub disks: Vec<Option<DiskProgress>>,
+}
+
+/// How far the copy of a disk is, in bytes.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DiskProgress {
+    /// How it is made.
+    pub kind: ResyncKind,
+    /// Copied or found equal.
+    pub done: u64,
+    /// To look at.
+    pub total: u64,
+    /// Sent for it.
+    pub sent: u64,
 }
 
 /// Body of `Yield`.

@@ -42,6 +42,22 @@ fn a_killed_host_is_the_next_standby() {
 }
 
 #[test]
+fn both_hosts_tell_of_the_first_copy() {
+    let pair = Pair::new();
+    for vm in protected(&pair, &busy()) {
+        let events = vm.api().get("ft.events").ok();
+        let find = |name: &str| {
+            let mut all = events.as_array().into_iter().flatten();
+            all.find(|event| event["event"] == name).unwrap_or_else(|| panic!("no {name}: {events}"))["detail"].clone()
+        };
+        assert!(find("memory-copy-started")["bytes"].as_u64() > Some(0));
+        assert!(find("memory-copy-done")["bytes"].as_u64() > Some(0));
+        assert_eq!(find("resync-started")["bytes"].as_u64(), Some(4 << 20));
+        assert_eq!(find("resync-done")["kind"], find("resync-started")["kind"]);
+    }
+}
+
+#[test]
 fn a_host_whose_device_process_dies_becomes_the_standby() {
     for name in ["vhost-user-blk-repl", "vhost-user-net-buffer"] {
         let pair = Pair::new();
