@@ -3,8 +3,9 @@
 use std::net::UdpSocket;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use ft_proto::LinkId;
 
 use crate::beats::{BeatSocket, Beats};
@@ -17,6 +18,9 @@ use crate::options::{ProtectOptions, StandbyOptions};
 use crate::start::{Reign, random_node};
 use crate::status::{Board, EventRecord, Status};
 use crate::witness::{Asker, WitnessAddress};
+
+/// How long the end of a VM waits for the witness to say that its standby must not go on with it.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// What an engine begins with, whatever its role.
 #[derive(Clone, Debug, Default)]
@@ -163,7 +167,14 @@ impl Ft {
     /// The VM has ended for good: tells the witness.
     pub fn vm_ended(&self) {
         // A standby is told not to take over; having none is as good. An engine that has ended has nothing to tell.
-        let _ = self.stop();
+        if let Err(RecvTimeoutError::Timeout) = self.ask(Message::Stop).recv_timeout(LAST_WORD) {
+            let witness = self.status().witness.map(|witness| witness.name).unwrap_or_default();
+            tracing::warn!(
+                target: "ft",
+                "witness {witness} has not answered within {} s: the VM ends here, and its standby may go on with it",
+                LAST_WORD.as_secs()
+            );
+        }
         let _ = self.call(Message::VmEnded);
     }
 
@@ -188,9 +199,13 @@ impl Ft {
     }
 
     fn call(&self, message: impl FnOnce(Reply) -> Message) -> Result<(), Vec<String>> {
+        self.ask(message).recv().unwrap_or_else(|_| Err(vec!["the fault-tolerance engine has ended".to_owned()]))
+    }
+
+    fn ask(&self, message: impl FnOnce(Reply) -> Message) -> Receiver<Result<(), Vec<String>>> {
         let (reply, answer) = bounded(1);
         self.post.send(message(reply));
-        answer.recv().unwrap_or_else(|_| Err(vec!["the fault-tolerance engine has ended".to_owned()]))
+        answer
     }
 }
 

@@ -1,13 +1,19 @@
 //! What operators have the engine do with a VM that runs here: end its protection, for good or for a while, hand it over, move
 //! it, see it fail over.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::Claim;
-use ft_proto::{Input, State};
+use ft_proto::{Input, State, Term};
 
+use crate::device_link::LinkError;
 use crate::engine::{Engine, Session};
 use crate::inbox::Reply;
+use crate::witness::chain;
+
+/// A disk has one small write to do.
+const NOTE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Engine {
     pub(crate) fn stop(&mut self, reply: Reply) {
@@ -95,13 +101,34 @@ impl Engine {
         let _ = reply.send(Ok(()));
     }
 
-    /// The VM is shut down: whoever comes next may start it anywhere.
+    /// The VM is shut down: whoever has its newest disks may start it.
     pub(crate) fn vm_ended(&mut self, reply: &Reply) {
-        if self.node.runs() {
-            self.ask_witness(Claim::Stop { node: self.node.id(), term: self.node.term() });
+        if self.node.runs() && self.witness.is_some() {
+            match self.end_disks() {
+                Ok(disks) => {
+                    self.ask_witness(Claim::Stop { node: self.node.id(), term: self.node.term(), disks });
+                }
+                // Then nobody could tell which disks are the newest.
+                Err(error) => {
+                    tracing::warn!(target: "ft", "the witness goes on to say that this VM runs: {}", chain(&error));
+                }
+            }
         }
         // The witness is asked before the engine ends, if it answers in time.
         let _ = reply.send(Ok(()));
+    }
+
+    /// Has the disks note that they are the newest; what they say from now on.
+    fn end_disks(&mut self) -> Result<Term, LinkError> {
+        let term = self.node.term();
+        let disks: Vec<usize> = self.guest.shape().mirrored().map(usize::from).collect();
+        for &at in &disks {
+            self.links[at].send(&Command::End(term), None)?;
+        }
+        for &at in &disks {
+            self.links[at].wait_for(NOTE_LIMIT, |report| if report == Report::Ended { Ok(()) } else { Err(report) })?;
+        }
+        Ok(if disks.is_empty() { Term(0) } else { term })
     }
 
     /// Those who wait for the VM to leave, or to stay.

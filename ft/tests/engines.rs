@@ -311,6 +311,16 @@ fn both_hosts_tell_of_the_first_copy() {
 }
 
 #[test]
+fn a_vm_ends_although_the_witness_hangs() {
+    let pair = Pair::protected();
+    let lock = std::fs::File::create(pair.folder.path().join("witness.lock")).unwrap();
+    lock.lock().unwrap();
+    pair.a().vm_ended();
+    assert_ne!(pair.a().status().state, "solo", "the witness has not said so");
+    lock.unlock().unwrap();
+}
+
+#[test]
 fn the_standby_takes_over_when_the_primary_is_gone() {
     let mut pair = Pair::protected();
     while !pair.guest_a.write(FIRST + 7, 0xee) {}

@@ -15,7 +15,7 @@ use crate::worker::SERIAL_LEN;
     version,
     about,
     after_help = "Works with any vhost-user frontend (Pollux, Cloud Hypervisor, QEMU). Ends when \
-    the frontend disconnects, or when the ft-ctl link closes."
+    the frontend disconnects, or when the ft-ctl link closes. `vhost-user-blk-repl record IMAGE` tells what is on record about an image."
 )]
 pub struct Args {
     /// vhost-user socket: a path to listen at, or fd=N for an inherited listening socket.

@@ -82,6 +82,10 @@ impl Worker {
                 Some(fd) => self.start_receiving(fd, max_uncommitted),
                 None => self.lost("the Receive command came without a stream"),
             },
+            Command::End(term) => match self.tracker.end(term) {
+                Ok(()) => self.report(&Report::Ended),
+                Err(e) => warn!("{e}"),
+            },
         }
     }
 

@@ -46,6 +46,7 @@ mod reply;
 mod request;
 mod resync;
 pub mod run;
+pub mod show;
 mod tracker;
 mod vring;
 mod worker;

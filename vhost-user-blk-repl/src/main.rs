@@ -9,8 +9,12 @@ use clap::Parser;
 use tracing::Level;
 use vhost_user_blk_repl::args::Args;
 use vhost_user_blk_repl::run::run;
+use vhost_user_blk_repl::show::{Show, show};
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == "record") {
+        return tell_record();
+    }
     let args = Args::parse();
     let level = if args.verbose { Level::DEBUG } else { Level::INFO };
     let ansi = std::io::stderr().is_terminal();
@@ -23,6 +27,20 @@ fn main() -> ExitCode {
             let chain = successors(Some(&e as &dyn Error), |&e| e.source());
             let chain: Vec<String> = chain.map(ToString::to_string).collect();
             eprintln!("vhost-user-blk-repl: {}", chain.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tell_record() -> ExitCode {
+    let Show { image, record } = Show::parse_from(std::env::args_os().skip(1));
+    match show(&image, record.as_deref()) {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("vhost-user-blk-repl: cannot read the record of {}: {e}", image.display());
             ExitCode::FAILURE
         }
     }

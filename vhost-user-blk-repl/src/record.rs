@@ -1,9 +1,10 @@
 //! What an image's record says: whose copy it is, what it was last used for, and where it may differ from its peer. Pure.
 //!
-//! On disk it is two slots of equal size; each is a header, a bitmap of regions, and padding. The slots are written in
+//! On disk it is two slots of equal size; each is a header, a bitmap of regions, perhaps a term, and padding. The slots are written in
 //! turn, so one of them is whole at any moment. A slot with a wrong checksum may be a write that a crash cut short, or
 //! damage: nothing that depends on the other slot being the newest is taken from it then.
 
+use ft_proto::Term;
 use xxhash_rust::xxh3::Xxh3;
 use zerocopy::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -52,6 +53,9 @@ pub struct Record {
     /// After an orderly end: when the image was last written, seconds and nanoseconds. Another time now means that
     /// somebody else wrote it.
     pub closed: Option<(i64, u32)>,
+    /// The term in which the VM was shut down in good order from this image, the last time; 0: never, or it has been a
+    /// standby's since. Who may start the VM is judged by it.
+    pub ended: Term,
     /// Regions that may differ from the base.
     pub marks: Regions,
 }
@@ -60,7 +64,15 @@ impl Record {
     /// Of an image of `size` bytes that has never had one.
     #[must_use]
     pub fn new(disk: u128, size: u64) -> Self {
-        Self { disk, base: None, generation: 0, role: Role::Alone, closed: None, marks: Regions::new(size) }
+        Self {
+            disk,
+            base: None,
+            generation: 0,
+            role: Role::Alone,
+            closed: None,
+            ended: Term(0),
+            marks: Regions::new(size),
+        }
     }
 }
 
@@ -81,7 +93,7 @@ struct Raw {
     magic: [u8; 8],
     version: U16,
     role: U16,
-    /// 1: `base` counts. 2: `closed` counts.
+    /// 1: `base` counts. 2: `closed` counts. 4: a term follows the bitmap.
     flags: U16,
     reserved: U16,
     sequence: U64,
@@ -97,13 +109,19 @@ struct Raw {
 
 const HAS_BASE: u16 = 1;
 const HAS_CLOSED: u16 = 2;
+const HAS_ENDED: u16 = 4;
+const TERM_LEN: usize = size_of::<U64>();
 
 impl Raw {
-    fn digest(&self, bitmap: &[u8]) -> u64 {
+    fn digest(&self, body: &[u8]) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(Self { checksum: U64::ZERO, ..*self }.as_bytes());
-        hash.update(bitmap);
+        hash.update(body);
         hash.digest()
+    }
+
+    fn has(&self, bit: u16) -> bool {
+        self.flags.get() & bit != 0
     }
 }
 
@@ -114,11 +132,13 @@ pub fn encode(record: &Record, sequence: u64) -> Vec<u8> {
     let role = ROLES.iter().find(|(role, _)| *role == record.role).map_or(0, |(_, code)| *code);
     let flag = |on, bit| if on { bit } else { 0 };
     let (closed_s, closed_ns) = record.closed.unwrap_or_default();
+    let has_ended = record.ended > Term(0);
+    let flags = flag(record.base.is_some(), HAS_BASE) | flag(record.closed.is_some(), HAS_CLOSED);
     let mut raw = Raw {
         magic: MAGIC,
         version: VERSION.into(),
         role: role.into(),
-        flags: (flag(record.base.is_some(), HAS_BASE) | flag(record.closed.is_some(), HAS_CLOSED)).into(),
+        flags: (flags | flag(has_ended, HAS_ENDED)).into(),
         reserved: U16::ZERO,
         sequence: sequence.into(),
         size: record.marks.image_size().into(),
@@ -130,16 +150,20 @@ pub fn encode(record: &Record, sequence: u64) -> Vec<u8> {
         bitmap: u32::try_from(bitmap.len()).unwrap_or(u32::MAX).into(),
         checksum: U64::ZERO,
     };
-    raw.checksum = raw.digest(&bitmap).into();
-    let mut slot = [raw.as_bytes(), &bitmap].concat();
+    let ended = U64::from(record.ended.0);
+    let body = [&bitmap[..], if has_ended { ended.as_bytes() } else { &[] }].concat();
+    raw.checksum = raw.digest(&body).into();
+    let mut slot = [raw.as_bytes(), &body].concat();
     slot.resize(slot.len().next_multiple_of(ALIGN), 0);
     slot
 }
 
 fn decode_slot(slot: &[u8]) -> Result<(u64, Record), RecordFault> {
     let (raw, rest) = Raw::read_from_prefix(slot).map_err(|_| RecordFault::Damaged)?;
-    let bitmap = rest.get(..raw.bitmap.get() as usize).ok_or(RecordFault::Damaged)?;
-    if raw.magic != MAGIC || raw.digest(bitmap) != raw.checksum.get() {
+    let tail = if raw.has(HAS_ENDED) { TERM_LEN } else { 0 };
+    let body = rest.get(..raw.bitmap.get() as usize + tail).ok_or(RecordFault::Damaged)?;
+    let (bitmap, ended) = body.split_at(body.len() - tail);
+    if raw.magic != MAGIC || raw.digest(body) != raw.checksum.get() {
         return Err(RecordFault::Damaged);
     }
     if raw.version != VERSION {
@@ -148,13 +172,13 @@ fn decode_slot(slot: &[u8]) -> Result<(u64, Record), RecordFault> {
     let role = ROLES.iter().find(|(_, code)| raw.role == *code).map(|(role, _)| *role);
     let marks = Regions::from_bytes(raw.size.get(), bitmap);
     let (Some(role), Some(marks)) = (role, marks) else { return Err(RecordFault::Damaged) };
-    let has = |bit| raw.flags.get() & bit != 0;
     let record = Record {
         disk: raw.disk.get(),
-        base: has(HAS_BASE).then_some(Base(raw.base.get())),
+        base: raw.has(HAS_BASE).then_some(Base(raw.base.get())),
         generation: raw.generation.get(),
         role,
-        closed: has(HAS_CLOSED).then_some((raw.closed_s.get(), raw.closed_ns.get())),
+        closed: raw.has(HAS_CLOSED).then_some((raw.closed_s.get(), raw.closed_ns.get())),
+        ended: U64::read_from_bytes(ended).map_or(Term(0), |term| Term(term.get())),
         marks,
     };
     Ok((raw.sequence.get(), record))
@@ -182,7 +206,7 @@ pub fn decode(file: &[u8]) -> Result<(u64, Record), RecordFault> {
 /// Length of each slot of an image of `size` bytes.
 #[must_use]
 pub fn slot_len(size: u64) -> usize {
-    (HEADER_LEN + Regions::new(size).to_bytes().len()).next_multiple_of(ALIGN)
+    (HEADER_LEN + Regions::new(size).to_bytes().len() + TERM_LEN).next_multiple_of(ALIGN)
 }
 
 #[cfg(test)]
@@ -205,13 +229,24 @@ mod tests {
     #[test]
     fn every_field_comes_back_from_the_newest_slot() {
         for (role, _) in ROLES {
-            let newest = Record { generation: 3, role, closed: Some((-5, 6)), ..record(&[1, 99]) };
+            let newest = Record { generation: 3, role, closed: Some((-5, 6)), ended: Term(11), ..record(&[1, 99]) };
             for slots in [[encode(&newest, 8), encode(&record(&[]), 7)], [encode(&record(&[]), 7), encode(&newest, 8)]]
             {
                 assert!(slots.iter().all(|slot| slot.len() == slot_len(100 << 20)));
                 assert_eq!(decode(&file(slots)), Ok((8, newest.clone())));
             }
         }
+    }
+
+    #[test]
+    fn a_term_is_written_only_where_there_is_one() {
+        let never = encode(&record(&[1]), 1);
+        assert_eq!(Raw::read_from_prefix(&never).unwrap().0.flags.get() & HAS_ENDED, 0, "as before there were terms");
+        assert_eq!(decode(&file([never.clone(), never])).unwrap().1.ended, Term(0));
+        let mut bad = encode(&Record { ended: Term(7), ..record(&[1]) }, 1);
+        assert_eq!(decode_slot(&bad).unwrap().1.ended, Term(7));
+        bad[HEADER_LEN + 16] ^= 1;
+        assert!(decode_slot(&bad).is_err(), "it is under the checksum");
     }
 
     #[test]

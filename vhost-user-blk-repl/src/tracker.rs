@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft_proto::Epoch;
+use ft_proto::{Epoch, Term};
 use tracing::{error, warn};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -237,6 +237,7 @@ impl Tracker {
             }
             (record.disk, record.generation, record.role, record.closed) =
                 (begin.disk, begin.generation, Role::Syncing, None);
+            record.ended = Term(0);
         })?;
         Ok(stream)
     }
@@ -296,6 +297,19 @@ impl Tracker {
         record.base = Some(base);
         state.change();
         self.shared.0.changed.notify_all();
+    }
+
+    /// The VM is shut down in `term`, and this is its newest image. Blocks until that is on stable storage.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn end(&self, term: Term) -> Result<(), RecordLost> {
+        let mut state = lock(&self.shared.0.state);
+        if state.record.is_none() && state.kept {
+            state.record = Some(Record::new(new_id(), self.image.size()));
+        }
+        drop(state);
+        self.change(|record| record.ended = term)
     }
 
     /// Why the record cannot be written, if that is so and has not been told.

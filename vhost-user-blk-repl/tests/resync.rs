@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use common::hosts::{BOUND, commit_epoch};
 use common::program::{Host, protect, start};
 use common::*;
-use ft_proto::Epoch;
 use ft_proto::device_ctl::{Command, Report, ResyncKind};
+use ft_proto::{Epoch, Term};
 use tempfile::TempDir;
 use vhost_user_blk_repl::record::{Role, decode};
+use vhost_user_blk_repl::show::show;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
@@ -109,6 +110,38 @@ fn a_returning_primary_gets_what_was_not_committed_and_what_was_written_since() 
     commit_epoch(&survivor.vmm, &returned.vmm, 1);
     returned.vmm.discard(1);
     assert!(equal(&a, &b));
+}
+
+#[test]
+fn the_end_of_the_vm_is_noted_where_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    for image in [&a, &b] {
+        std::fs::File::create(image).unwrap().set_len(64 * MIB).unwrap();
+    }
+    let told = |image: &Path| show(image, None).unwrap();
+    assert_eq!(told(&a), "record=none\n", "it was never protected");
+    let end = |host: &Host, term| {
+        host.vmm.send(&Command::End(term));
+        host.vmm.until(|report| (*report == Report::Ended).then_some(()));
+    };
+    let primary = Host::start(&a, &[]);
+    end(&primary, Term(3));
+    assert!(told(&a).contains("role=alone\n") && told(&a).contains("ended=3\n"), "{}", told(&a));
+    primary.end();
+
+    let (primary, standby) = (Host::start(&a, &[]), Host::start(&b, &["--standby"]));
+    protect(&primary, &standby, BOUND);
+    commit_epoch(&primary.vmm, &standby.vmm, 1);
+    end(&primary, Term(5));
+    assert!(told(&a).contains("ended=5\n") && told(&b).contains("ended=0\n"), "{} {}", told(&a), told(&b));
+    let _heir = take_over(&standby, 1);
+    end(&standby, Term(6));
+    primary.end();
+    // What it said of its end is not true any more.
+    let returned = Host::start(&a, &["--standby"]);
+    protect(&standby, &returned, BOUND);
+    assert!(told(&a).contains("ended=0\n") && told(&b).contains("ended=6\n"), "{} {}", told(&a), told(&b));
 }
 
 #[test]

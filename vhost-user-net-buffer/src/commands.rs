@@ -57,7 +57,7 @@ impl Net {
                 }
                 self.start(macs);
             }
-            Command::Mirror { .. } | Command::Unmirror | Command::Receive { .. } => {
+            Command::Mirror { .. } | Command::Unmirror | Command::Receive { .. } | Command::End(_) => {
                 tracing::warn!("a command for a disk is ignored");
             }
         }

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
 use ft::{Ft, NodeOptions, Reign, Setup};
+use ft_proto::Term;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -14,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::config::{DiskPurpose, VmConfig};
 use crate::cpu::GuestEvent;
 use crate::device_process::ChildExits;
+use crate::disk_records;
 use crate::guest_port::GuestPort;
 use crate::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
 use crate::virtio::DeviceEvent;
@@ -27,6 +29,8 @@ pub struct KvmAssembler {
     setup: Setup,
     /// The right to run the VM that is built next.
     reign: Option<Reign>,
+    /// The term that the disks said the VM was shut down in when that right was given.
+    disks: Term,
 }
 
 impl KvmAssembler {
@@ -38,7 +42,7 @@ impl KvmAssembler {
             setup.peers.clone_from(&options.peers);
             setup.witness.clone_from(&options.witness);
         }
-        Self { options, setup, reign: None }
+        Self { options, setup, reign: None, disks: Term(0) }
     }
 
     fn build(&mut self, mut config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
@@ -65,17 +69,18 @@ impl KvmAssembler {
 }
 
 impl Assembler for KvmAssembler {
-    fn part(&mut self, boots: bool) -> Result<Part, BoxError> {
+    fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError> {
         let Some(options) = &mut self.options else { return Ok(Part::Run) };
-        Ok(match ft::part(options, boots)? {
+        self.disks = disk_records::ended(config);
+        Ok(match ft::part(options, boots, self.disks)? {
             ft::Part::Run(reign) => {
                 // It was meant for one start, not for each one that this process sees.
                 options.force = false;
                 self.reign = Some(reign);
                 Part::Run
             }
-            ft::Part::StandBy(record) => {
-                tracing::info!("waits as a standby; the witness's record: {record:?}");
+            ft::Part::StandBy(why) => {
+                tracing::info!("waits as a standby: {}", why.as_deref().unwrap_or("role=standby"));
                 Part::StandBy
             }
         })
@@ -88,7 +93,7 @@ impl Assembler for KvmAssembler {
     fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
         let built = self.build(config, part, events);
         if let (Err(_), Some(reign), Some(options)) = (&built, self.reign.take(), &self.options) {
-            ft::give_back(options, reign);
+            ft::give_back(options, reign, self.disks);
         }
         built
     }

@@ -381,7 +381,7 @@ fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 }
 
 /// The program's file: in the directory of the environment, beside the VMM (or one above, where test binaries are), in PATH.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let is_file = |path: PathBuf| path.is_file().then_some(path);
     if let Some(directory) = std::env::var_os(DIRECTORY_VARIABLE).filter(|directory| !directory.is_empty()) {
         return is_file(Path::new(&directory).join(program));

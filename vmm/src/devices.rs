@@ -8,6 +8,8 @@
 //! guest memory, as long as [`DeviceManager::kick_all`] and the like are called by the thread that owns the VM.
 
 mod build;
+
+pub(crate) use build::DISK_PROGRAM;
 mod names;
 
 use std::collections::BTreeMap;

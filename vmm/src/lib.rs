@@ -13,6 +13,7 @@ pub mod config;
 pub mod cpu;
 pub mod device_process;
 pub mod devices;
+pub mod disk_records;
 pub mod event_monitor;
 pub mod ft_api;
 pub mod guest_port;

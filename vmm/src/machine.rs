@@ -144,7 +144,7 @@ pub trait Assembler: Send {
     ///
     /// # Errors
     /// When the witness cannot be asked, or the VM shall boot here and another host runs it.
-    fn part(&mut self, boots: bool) -> Result<Part, BoxError>;
+    fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError>;
     /// Whether this host can be a standby.
     fn can_stand_by(&self) -> bool;
     /// Builds a VM that waits for [`Machine::boot`], or a standby that waits for its primary.

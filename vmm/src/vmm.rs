@@ -86,9 +86,9 @@ impl Vmm {
     /// # Errors
     /// When the VM cannot be built or booted. Nothing of it is left behind.
     pub fn start(&mut self, config: VmConfig) -> Result<(), ApiError> {
-        let create = ApiRequest::Create(Box::new(config));
+        let create = ApiRequest::Create(Box::new(config.clone()));
         self.handle(create)?;
-        let part = self.parts.assembler.part(false).map_err(VmmError::Machine);
+        let part = self.parts.assembler.part(&config, false).map_err(VmmError::Machine);
         let started = part.and_then(|part| match part {
             Part::Run => self.boot_here(),
             Part::StandBy => self.stand_by(),
@@ -195,7 +195,7 @@ impl Vmm {
         }
         let config = self.config.as_ref().ok_or(VmmError::NotCreated)?;
         config.validate().map_err(VmmError::Config)?;
-        self.parts.assembler.part(true).map_err(VmmError::Machine)?;
+        self.parts.assembler.part(config, true).map_err(VmmError::Machine)?;
         self.boot_here()
     }
 

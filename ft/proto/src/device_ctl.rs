@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Alone, Committed, Epoch};
+use crate::{Alone, Committed, Epoch, Term};
 
 /// Version of this message set; a device of another version is refused at `Hello`.
 pub const CTL_VERSION: u16 = 2;
@@ -81,6 +81,9 @@ pub enum Command {
         /// The most bytes of uncommitted writes to hold; a peer that sends more has misbehaved.
         max_uncommitted: u64,
     },
+    /// Disk: the VM is shut down, in this term, and this is its newest image: note that for good. Answered by
+    /// [`Report::Ended`]; not when it cannot be noted.
+    End(Term),
 }
 
 /// Whether a device holds output. Holding is for anybody to ask; only proof that no other node can run the VM ends it.
@@ -226,6 +229,8 @@ pub enum Report {
     Discarded,
     /// Answer to `Start`.
     Started,
+    /// Answer to `End`: it is on stable storage.
+    Ended,
     /// Disk, primary: the resynchronisation begins, goes on (at most ten times a second), and ends.
     Resync {
         /// How it is done.

@@ -368,7 +368,7 @@ fn refusal(record: Option<Record>) -> String {
         Some(Record::Protected { primary, term, .. }) => {
             format!("the witness says that node {primary} runs the VM, protected, in term {term}")
         }
-        Some(Record::Stopped { term }) => format!("the witness says that the VM was shut down in term {term}"),
+        Some(Record::Stopped { term, .. }) => format!("the witness says that the VM was shut down in term {term}"),
         None => "the witness has lost its record".to_owned(),
     }
 }

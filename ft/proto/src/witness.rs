@@ -28,10 +28,13 @@ pub enum Record {
         /// The reign.
         term: Term,
     },
-    /// The VM was shut down in `term`; any node may start it.
+    /// The VM was shut down; who has its newest disks may start it.
     Stopped {
         /// The last reign.
         term: Term,
+        /// The reign that the newest disks say the VM was shut down in; 0: any disks will do.
+        #[serde(default)]
+        disks: Term,
     },
 }
 
@@ -45,6 +48,13 @@ pub enum Claim {
         node: NodeId,
         /// Its term.
         term: Term,
+    },
+    /// `node` has just come up and wants to boot the VM.
+    Start {
+        /// Who asks.
+        node: NodeId,
+        /// The reign that the VM was last shut down in from its disks, by their own record; 0: never.
+        disks: Term,
     },
     /// `standby` holds a complete checkpoint: from now on it may take over.
     Register {
@@ -89,12 +99,14 @@ pub enum Claim {
         /// Their term.
         term: Term,
     },
-    /// The owner has shut the VM down.
+    /// The owner has shut the VM down, or could not start it.
     Stop {
         /// Who asks.
         node: NodeId,
         /// Its term.
         term: Term,
+        /// What its disks have on record now, as in `Start`.
+        disks: Term,
     },
 }
 
@@ -112,7 +124,7 @@ impl Record {
     #[must_use]
     pub fn term(&self) -> Term {
         match *self {
-            Self::Protected { term, .. } | Self::Solo { term, .. } | Self::Stopped { term } => term,
+            Self::Protected { term, .. } | Self::Solo { term, .. } | Self::Stopped { term, .. } => term,
         }
     }
 }
@@ -123,13 +135,20 @@ pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
     use Record::{Protected, Solo, Stopped};
     let granted = match (claim, record) {
         (Claim::Own { node, term }, None) => Some(Solo { owner: node, term: term.next() }),
-        (Claim::Own { node, term }, Some(Stopped { term: last })) => {
+        (Claim::Own { node, term }, Some(Stopped { term: last, .. })) => {
             Some(Solo { owner: node, term: term.max(last).next() })
         }
         // Its own record is later already when an answer got lost: then it stays.
         (Claim::Own { node, term }, Some(Solo { owner, term: last })) if owner == node => {
             Some(Solo { owner, term: last.max(term.next()) })
         }
+
+        (Claim::Start { node, disks }, None) => Some(Solo { owner: node, term: disks.next() }),
+        // Disks of an earlier reign lack what was written since.
+        (Claim::Start { node, disks }, Some(Stopped { term: last, disks: newest })) if disks >= newest => {
+            Some(Solo { owner: node, term: last.max(disks).next() })
+        }
+        (Claim::Start { node, .. }, Some(Solo { owner, .. })) if owner == node => record,
 
         (Claim::Register { primary, standby, term }, Some(Solo { owner, term: t }))
             if owner == primary && t == term =>
@@ -170,10 +189,10 @@ pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
         }
 
         // Without a standby the owner may not have taken up the last reign that it was given.
-        (Claim::Stop { node, term }, Some(Solo { owner, term: t })) if owner == node && t >= term => {
-            Some(Stopped { term: t })
+        (Claim::Stop { node, term, disks }, Some(Solo { owner, term: t })) if owner == node && t >= term => {
+            Some(Stopped { term: t, disks })
         }
-        (Claim::Stop { term, .. }, Some(Stopped { term: t })) if t >= term => record,
+        (Claim::Stop { term, .. }, Some(Stopped { term: t, .. })) if t >= term => record,
         _ => None,
     };
     granted.map_or(Verdict::Refused(record), Verdict::Granted)
@@ -250,7 +269,7 @@ mod tests {
     #[test]
     fn an_operator_may_end_any_reign() {
         let solo = Some(Record::Solo { owner: A, term: T });
-        for record in [None, solo, Some(PROTECTED), Some(Record::Stopped { term: T })] {
+        for record in [None, solo, Some(PROTECTED), Some(Record::Stopped { term: T, disks: T })] {
             let forced = granted(record, Claim::Force { node: B });
             assert!(matches!(forced, Some(Record::Solo { owner: B, term }) if record.is_none_or(|r| term > r.term())));
             assert_eq!(granted(forced, ALONE), None);
@@ -258,10 +277,90 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_vm_may_be_started_anywhere_in_a_new_term() {
-        let stopped = granted(Some(Record::Solo { owner: A, term: T }), Claim::Stop { node: A, term: T });
-        assert_eq!(stopped, Some(Record::Stopped { term: T }));
-        let again = granted(stopped, Claim::Own { node: B, term: Term(1) });
+    fn a_stopped_vm_starts_from_the_newest_disks_in_a_new_term() {
+        let stopped = granted(Some(Record::Solo { owner: A, term: T }), Claim::Stop { node: A, term: T, disks: T });
+        assert_eq!(stopped, Some(Record::Stopped { term: T, disks: T }));
+        for older in [Term(0), Term(6)] {
+            assert_eq!(granted(stopped, Claim::Start { node: B, disks: older }), None);
+        }
+        let start = Claim::Start { node: B, disks: T };
+        let again = granted(stopped, start);
         assert_eq!(again, Some(Record::Solo { owner: B, term: T.next() }));
+        assert_eq!(granted(again, start), again, "asked again, granted again");
+        assert_eq!(granted(again, Claim::Start { node: A, disks: T }), None, "one of two with the same disks");
+    }
+
+    #[test]
+    fn who_could_not_start_the_vm_leaves_it_to_the_same_disks() {
+        let stopped = Some(Record::Stopped { term: T, disks: T });
+        let started = granted(stopped, Claim::Start { node: A, disks: T });
+        let back = granted(started, Claim::Stop { node: A, term: T.next(), disks: T });
+        assert_eq!(back, Some(Record::Stopped { term: T.next(), disks: T }));
+        assert_eq!(granted(back, Claim::Start { node: B, disks: Term(6) }), None);
+        assert!(granted(back, Claim::Start { node: A, disks: T }).is_some());
+    }
+
+    /// Hosts start, run, take over and shut down in any order, as far as the witness lets them.
+    #[test]
+    fn nobody_starts_from_old_disks() {
+        explore(&Hosts { record: None, content: [0; 2], ended: [Term(0); 2], written: 0 }, 8);
+    }
+
+    fn explore(hosts: &Hosts, depth: u32) {
+        let steps = [(A, 0), (B, 1)].map(|(node, host)| hosts.steps(node, host));
+        steps.iter().flatten().filter(|_| depth > 0).for_each(|after| explore(after, depth - 1));
+    }
+
+    /// What is on the disks of two hosts: the number of their last write, and their record.
+    #[derive(Clone, Copy)]
+    struct Hosts {
+        record: Option<Record>,
+        content: [u32; 2],
+        ended: [Term; 2],
+        written: u32,
+    }
+
+    impl Hosts {
+        /// Everything that may happen at a host.
+        fn steps(self, node: NodeId, host: usize) -> Vec<Self> {
+            match self.record {
+                Some(Record::Solo { owner, term }) if owner == node => self.while_it_runs(node, host, term),
+                _ => self.start(node, host),
+            }
+        }
+
+        fn start(self, node: NodeId, host: usize) -> Vec<Self> {
+            let disks = self.ended[host];
+            let Some(started) = self.judged(Claim::Start { node, disks }) else { return Vec::new() };
+            assert_eq!(self.content[host], self.written, "{:?}", self.record);
+            let term = started.record.unwrap().term();
+            // Or it could not be built.
+            [Some(started.write(host)), started.judged(Claim::Stop { node, term, disks })]
+                .into_iter()
+                .flatten()
+                .collect()
+        }
+
+        fn while_it_runs(mut self, node: NodeId, host: usize, term: Term) -> Vec<Self> {
+            let standby = if node == A { B } else { A };
+            let protected = self.judged(Claim::Register { primary: node, standby, term }).unwrap();
+            let mut moved = protected.judged(Claim::TakeOver { primary: node, standby, term }).unwrap();
+            moved.content[1 - host] = moved.written;
+            let alone = protected.judged(Claim::GoAlone { primary: node, standby, term }).unwrap();
+            self.ended[host] = term;
+            let stopped = self.judged(Claim::Stop { node, term, disks: term }).unwrap();
+            // It may also go on although its disks say that it has ended: the process was killed before it asked.
+            vec![moved.write(1 - host), alone.write(host), self.write(host), stopped]
+        }
+
+        fn judged(self, claim: Claim) -> Option<Self> {
+            granted(self.record, claim).map(|record| Self { record: Some(record), ..self })
+        }
+
+        fn write(mut self, host: usize) -> Self {
+            self.written += 1;
+            self.content[host] = self.written;
+            self
+        }
     }
 }

@@ -110,7 +110,7 @@ fn a_standby_whose_device_process_dies_is_built_anew() {
 }
 
 #[test]
-fn a_vm_that_was_shut_down_may_start_anywhere() {
+fn a_vm_that_was_shut_down_starts_from_its_newest_disks_whoever_comes_first() {
     let pair = Pair::new();
     let [mut first, mut second] = protected(&pair, &busy());
     let mut client = pair.client();
@@ -119,10 +119,22 @@ fn a_vm_that_was_shut_down_may_start_anywhere() {
     pair.wait_status(&second, "standby-empty");
     second.signal(Signal::SIGTERM);
     assert_eq!(second.wait().code(), Some(0));
-    // The other way round: who starts first, boots.
+    // The other way round: who was the standby lacks the last writes, and waits.
     let mut second = pair.node(1, &busy());
-    second.wait_line("ready");
-    let _first = pair.node(0, &busy());
+    pair.wait_status(&second, "standby-empty");
+    assert!(second.log().contains("on a host with newer disks"), "{}", second.log());
+    let mut first = pair.node(0, &busy());
+    first.wait_line("ready");
+    pair.wait_status(&first, "protected");
+    // Told to end, each hands the VM over or ends it: then the other one has the newest disks.
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.wait().code(), Some(0));
+    pair.wait_status(&second, "solo");
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.wait().code(), Some(0));
+    let first = pair.node(0, &busy());
+    pair.wait_status(&first, "standby-empty");
+    let second = pair.node(1, &busy());
     pair.wait_status(&second, "protected");
 }
 

@@ -410,13 +410,15 @@ impl Sys {
 /// What a claim wants the record to be.
 fn wish(claim: Claim) -> Record {
     match claim {
-        Claim::Own { node, term } => Record::Solo { owner: node, term: term.next() },
+        Claim::Start { node, disks: term } | Claim::Own { node, term } => {
+            Record::Solo { owner: node, term: term.next() }
+        }
         Claim::Register { primary, standby, term } | Claim::Withdraw { primary, standby, term } => {
             Record::Protected { primary, standby, term }
         }
         Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
         Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
-        Claim::Stop { term, .. } => Record::Stopped { term },
+        Claim::Stop { term, disks, .. } => Record::Stopped { term, disks },
         Claim::Force { node } => Record::Solo { owner: node, term: ft_proto::Term(0) },
     }
 }

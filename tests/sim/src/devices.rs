@@ -59,7 +59,8 @@ impl Nic {
             | Command::Resume
             | Command::Mirror { .. }
             | Command::Unmirror
-            | Command::Receive { .. } => {}
+            | Command::Receive { .. }
+            | Command::End(_) => {}
         }
         Vec::new()
     }

@@ -14,7 +14,7 @@ use crate::memory::guest::GuestRam;
 use crate::vhost_user::{DirtyLog, Kind, Link, NetOptions, VhostUserDevice, Watchdog};
 
 /// Program that serves disks.
-const DISK_PROGRAM: &str = "vhost-user-blk-repl";
+pub(crate) const DISK_PROGRAM: &str = "vhost-user-blk-repl";
 /// Program that serves network cards.
 const NET_PROGRAM: &str = "vhost-user-net-buffer";
 /// Most queues of a device, so that its interrupts' pending bits fit one word.

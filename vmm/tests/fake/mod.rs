@@ -156,7 +156,7 @@ struct FakeAssembler {
 }
 
 impl Assembler for FakeAssembler {
-    fn part(&mut self, boots: bool) -> Result<Part, BoxError> {
+    fn part(&mut self, _: &VmConfig, boots: bool) -> Result<Part, BoxError> {
         Ok(if self.standby && !boots { Part::StandBy } else { Part::Run })
     }
 
