@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::load::Effort;
 use crate::loopback;
 use crate::probe::Probe;
-use crate::protected::{Effort, Setup};
+use crate::protected::Setup;
 use crate::record::Spread;
 
 /// Medians in microseconds.

@@ -3,11 +3,13 @@
 //! In: working sets, numbers of vCPUs. Out: a table, `latest.json`, `latest.svg`. Never: a figure from another run.
 
 mod floor;
+mod load;
 mod loopback;
 mod plot;
 mod probe;
 mod protected;
 mod record;
+mod rival;
 mod table;
 mod takeover;
 
@@ -15,8 +17,10 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::protected::{Effort, Setup};
+use crate::load::Effort;
+use crate::protected::Setup;
 use crate::record::Report;
+use crate::rival::{Part, Rival};
 
 /// Measures pause, commit, latency, throughput and takeover of the bare-metal guest, and the floor of this machine.
 #[derive(Debug, Parser)]
@@ -36,37 +40,64 @@ struct Args {
     /// Only latencies: no throughput, no takeovers
     #[arg(long)]
     latency_only: bool,
+    /// Measure the same guest under another system too
+    #[arg(long, value_enum, value_name = "SYSTEM")]
+    against: Option<Rival>,
+    /// Measure this part of the other system alone, in this process, and print the records
+    #[arg(long, value_enum, hide = true)]
+    rival_part: Option<Part>,
     /// Where latest.json and latest.svg go
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
 }
 
+impl Args {
+    /// Working sets and numbers of vCPUs.
+    fn setups(&self) -> Vec<Setup> {
+        let or = |given: &[u64], otherwise: &[u64]| if given.is_empty() { otherwise.to_vec() } else { given.to_vec() };
+        let sets = or(&self.pages, if self.quick { &[10, 100, 1000] } else { &[10, 100, 1000, 10_000] });
+        let vcpus = match (&self.vcpus[..], self.quick) {
+            ([], true) => vec![1],
+            ([], false) => vec![1, 2],
+            (given, _) => given.to_vec(),
+        };
+        let setup = |vcpus, pages: &u64| Setup { pages: *pages, vcpus, mem_mib: self.memory };
+        vcpus.iter().flat_map(|vcpus| sets.iter().map(move |pages| setup(*vcpus, pages))).collect()
+    }
+
+    fn effort(&self) -> Effort {
+        if self.quick { Effort::QUICK } else { Effort::FULL }
+    }
+}
+
 fn main() -> std::io::Result<()> {
     let args = Args::parse();
-    let or = |given: &[u64], otherwise: &[u64]| if given.is_empty() { otherwise.to_vec() } else { given.to_vec() };
-    let sets = or(&args.pages, if args.quick { &[10, 100, 1000] } else { &[10, 100, 1000, 10_000] });
-    let vcpus = match (&args.vcpus[..], args.quick) {
-        ([], true) => vec![1],
-        ([], false) => vec![1, 2],
-        (given, _) => given.to_vec(),
-    };
-    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let (setups, effort) = (args.setups(), args.effort());
+    if let Some(part) = args.rival_part {
+        return setups.iter().try_for_each(|setup| rival::child(setup, &effort, part));
+    }
+    let parts = if args.latency_only { &[Part::Latency][..] } else { &[Part::Latency, Part::Writer] };
     let mut report = Report::default();
-    for vcpus in vcpus {
-        for &pages in &sets {
-            let setup = Setup { pages, vcpus, mem_mib: args.memory };
-            let floor = floor::measure(&setup, &effort);
-            protected::latency(&setup, &effort, &floor, &mut report);
-            if !args.latency_only {
-                protected::throughput(&setup, &effort, &mut report);
-            }
-            eprintln!("bench: {pages} pages, {vcpus} vCPUs done");
-        }
+    for setup in &setups {
+        let floor = floor::measure(setup, &effort);
+        protected::latency(setup, &effort, &floor, &mut report);
         if !args.latency_only {
-            takeover::measure(&Setup { pages: 100, vcpus, mem_mib: args.memory }, &effort, &mut report);
+            protected::throughput(setup, &effort, &mut report);
+        }
+        if args.against.is_some() {
+            rival::measure(setup, args.quick, parts, &mut report);
+        }
+        eprintln!("bench: {} pages, {} vCPUs done", setup.pages, setup.vcpus);
+    }
+    if !args.latency_only {
+        for setup in setups.chunk_by(|one, other| one.vcpus == other.vcpus).map(|same| same[0]) {
+            takeover::measure(&Setup { pages: 100, ..setup }, &effort, &mut report);
         }
     }
     println!("{}", table::render(report.records()));
+    if let Some(comparison) = table::compare(report.records()) {
+        println!("{comparison}");
+    }
     report.write(&args.out.join("latest.json"))?;
     plot::draw(report.records(), &args.out.join("latest.svg")).map_err(std::io::Error::other)?;
     println!("figures: {0}/latest.json, plot: {0}/latest.svg", args.out.display());

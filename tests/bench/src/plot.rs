@@ -5,7 +5,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use crate::record::Record;
+use crate::record::{Record, System};
 
 const SIZE: (u32, u32) = (900, 560);
 
@@ -13,14 +13,16 @@ const SIZE: (u32, u32) = (900, 560);
 pub fn draw(records: &[Record], path: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
     let Some(vcpus) = records.iter().map(|record| record.vcpus).min() else { return Ok(()) };
     let points = |metric: &str, value: fn(&Record) -> Option<f64>| -> Vec<(f64, f64)> {
-        let wanted = records.iter().filter(|record| record.vcpus == vcpus && record.metric == metric);
+        let wanted = records
+            .iter()
+            .filter(|record| record.system == System::Pollux && record.vcpus == vcpus && record.metric == metric);
         wanted.filter_map(|record| Some((record.pages as f64, value(record)?.max(1.0)))).collect()
     };
     let lines = [
         ("added latency p99", points("latency_added", |record| record.p99), RED.mix(0.5)),
-        ("added latency p50", points("latency_added", |record| Some(record.p50)), RED.mix(1.0)),
+        ("added latency p50", points("latency_added", |record| record.p50), RED.mix(1.0)),
         ("its floor: capture and transfer", points("latency_added", |record| record.floor), RED.mix(0.25)),
-        ("pause p50", points("pause", |record| Some(record.p50)), BLUE.mix(1.0)),
+        ("pause p50", points("pause", |record| record.p50), BLUE.mix(1.0)),
         ("its floor: capture", points("pause", |record| record.floor), BLUE.mix(0.25)),
     ];
     let all = || lines.iter().flat_map(|(_, points, _)| points);

@@ -3,10 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine_tests::{Client, Pair, Vm, VmOptions};
+use engine_tests::{Pair, Vm, VmOptions};
 use serde_json::{Value, json};
 
 use crate::floor::Floor;
+use crate::load::{Effort, requests, stalls, writer_speed};
 use crate::record::{Report, Spread};
 
 /// What guest is measured.
@@ -20,34 +21,16 @@ pub struct Setup {
     pub mem_mib: u64,
 }
 
-/// How much is measured.
-#[derive(Clone, Copy, Debug)]
-pub struct Effort {
-    /// Requests for a spread.
-    pub requests: usize,
-    /// How long requests of one kind may take all together; there are at least 20.
-    pub budget: Duration,
-    /// How long a page writer is watched.
-    pub watch: Duration,
-    /// Takeovers.
-    pub takeovers: usize,
-}
-
-impl Effort {
-    /// Under a minute for three working sets.
-    pub const QUICK: Self =
-        Self { requests: 300, budget: Duration::from_millis(1500), watch: Duration::from_millis(500), takeovers: 2 };
-    /// Steady figures.
-    pub const FULL: Self =
-        Self { requests: 1000, budget: Duration::from_secs(5), watch: Duration::from_secs(2), takeovers: 10 };
-}
-
 impl Setup {
     /// The guest of this set-up, its page writer at work or not.
     pub fn options(&self, writer: bool) -> VmOptions {
+        VmOptions::new().memory(self.mem_mib).vcpus(self.vcpus).guest(&self.words(writer))
+    }
+
+    /// What its command line says of its work.
+    pub fn words(&self, writer: bool) -> String {
         let background = if writer { format!("bg_pages={} rate=max", self.pages) } else { String::new() };
-        let line = format!("pages={} disk_rate=0 {background}", self.pages);
-        VmOptions::new().memory(self.mem_mib).vcpus(self.vcpus).guest(&line)
+        format!("pages={} disk_rate=0 {background}", self.pages)
     }
 }
 
@@ -93,40 +76,18 @@ fn single(value: f64) -> Spread {
     Spread { p50: value, p99: value }
 }
 
-/// Times of requests that rewrite `pages` pages each.
-fn requests(client: &mut Client, pages: u64, effort: &Effort) -> Vec<Duration> {
-    client.echo();
-    (0..10).for_each(|_| _ = client.work(pages, 0));
-    let begun = Instant::now();
-    let mut times = Vec::with_capacity(effort.requests);
-    while times.len() < 20 || times.len() < effort.requests && begun.elapsed() < effort.budget {
-        let start = Instant::now();
-        client.work(pages, 0);
-        times.push(start.elapsed());
-    }
-    times
-}
-
-/// Speed of a page writer alone and protected with epochs of 20 ms.
+/// Speed of a page writer alone and protected with epochs of 20 ms, and the stalls that its guest sees.
 pub fn throughput(setup: &Setup, effort: &Effort, report: &mut Report) {
     let pair = Pair::new();
     let options = setup.options(true);
     let (vm, _standby) = (pair.boot(0, &options), pair.standby(1, &options));
     let mut client = pair.client();
-    let alone = speed(&mut client, effort);
+    let alone = writer_speed(&mut client, effort);
     pair.protect(&vm, 1, &json!({"min_epoch_us": 20_000, "max_epoch_us": 20_000}));
-    let protected = speed(&mut client, effort);
+    let protected = writer_speed(&mut client, effort);
     report.add_one(setup, "writer_alone", "pages/s", alone, None);
     report.add_one(setup, "writer_protected", "pages/s", protected, protected / alone);
-}
-
-/// Pages that the guest rewrites in the background per second of its own clock.
-fn speed(client: &mut Client, effort: &Effort) -> f64 {
-    let first = client.echo();
-    thread::sleep(effort.watch);
-    let last = client.echo();
-    let seconds = (last.tsc - first.tsc) as f64 / (last.tsc_khz as f64 * 1000.0);
-    (last.background - first.background) as f64 / seconds
+    report.add(setup, "stall", "us", Spread::of(&stalls(&mut client, effort)), None);
 }
 
 /// CPU time that a VMM and its device processes have used, the vCPUs' own left out: the guests of these runs never sleep.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use engine_tests::Pair;
 use serde_json::json;
 
-use crate::protected::{Effort, Setup, micros};
+use crate::load::Effort;
+use crate::protected::{Setup, micros};
 use crate::record::{Report, Spread};
 
 /// Silence that counts as death in these runs.

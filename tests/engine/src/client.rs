@@ -9,7 +9,7 @@ use pollux_guest::wire::{PORT, REPLY_MAGIC, REQUEST_MAGIC, Reply, Request, flag,
 
 use crate::Netns;
 
-/// After this long without an answer a request is sent again.
+/// After this long without an answer a request is sent again, unless a client is told otherwise.
 const REPEAT: Duration = Duration::from_millis(40);
 /// After this long the guest is dead.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -28,6 +28,8 @@ pub struct Client {
     /// The latest of the other requests that has been answered: replies to requests sent twice come twice.
     answered: u64,
     last: Option<Reply>,
+    /// After this long without an answer a request is sent again.
+    pub repeat_after: Duration,
     /// Longest time from the first sending of a request to its reply, since the start or the last reading.
     pub longest: Duration,
     /// Requests that were sent more than once.
@@ -50,6 +52,7 @@ impl Client {
             echo_seq: 0,
             answered: 0,
             last: None,
+            repeat_after: REPEAT,
             longest: Duration::ZERO,
             repeated: 0,
         }
@@ -167,7 +170,7 @@ impl Client {
             // Not reachable before the tap is up: as good as lost.
             let _ = self.socket.send_to(&request.encode(), self.guest);
             let sent = Instant::now();
-            while let Some(left) = REPEAT.checked_sub(sent.elapsed()) {
+            while let Some(left) = self.repeat_after.checked_sub(sent.elapsed()) {
                 let Some(reply) = self.receive(left) else { continue };
                 if (reply.op, reply.seq, reply.client) == (request.op, request.seq, request.client) {
                     self.longest = self.longest.max(start.elapsed());

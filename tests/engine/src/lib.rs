@@ -33,7 +33,7 @@ pub use netns::Netns;
 pub use pair::Pair;
 pub use pollux_guest::{pattern, wire};
 pub use proxy::Proxy;
-pub use vm::{Vm, VmOptions};
+pub use vm::{GUEST_IP, Vm, VmOptions, die_with_us};
 
 /// The bare-metal guest: a static ELF with a PVH note.
 pub const GUEST: &str = env!("POLLUX_GUEST");

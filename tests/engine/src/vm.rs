@@ -148,7 +148,7 @@ impl VmOptions {
 }
 
 /// Whatever ends this process: a guest that polls must not be left behind. Counts from the thread that starts the VMM.
-fn die_with_us(command: &mut Command) {
+pub fn die_with_us(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe.
     unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
 }
