@@ -265,6 +265,7 @@ impl Engine {
             Action::TakeOver { committed, term } => self.take_over(committed, term),
             Action::GoAlone(alone) => self.go_alone(&alone),
             Action::Yield => self.yield_to_standby(),
+            Action::Dismiss => self.dismiss_standby(),
             Action::Fence { reason } => self.fence(&reason),
             Action::Reset { reason } => self.reset(&reason),
             Action::Event(event) => {

@@ -368,6 +368,12 @@ impl Engine {
                         let reason = format!("the standby left: {}", reasons.unwrap_or_else(|error| error.to_string()));
                         Input::PeerLeft { term: header.term, reason }
                     }
+                    // It keeps its copy: the stream has ended for it, and it says why.
+                    Kind::Refuse => {
+                        let reasons = decode_body(Kind::Refuse, &body).map(|Refusal { reasons }| reasons.join("; "));
+                        let reason = reasons.unwrap_or_else(|error| error.to_string());
+                        Input::StreamLost { reason: format!("the standby lost the stream: {reason}") }
+                    }
                     got => {
                         let error = WireError::Unexpected { got, expected: "ack or bye" };
                         Input::StreamLost { reason: error.to_string() }
@@ -447,6 +453,13 @@ impl Engine {
         let reason = self.last_error.clone().unwrap_or_default();
         self.end_primary(Job::Yield(reason, self.stopped.unwrap_or_else(Instant::now)));
         self.answer_moving(Ok(()));
+    }
+
+    /// Performs `Action::Dismiss`: the stream stays open for the answer.
+    pub(crate) fn dismiss_standby(&mut self) {
+        if let Session::Primary(side) = &self.session {
+            side.sender.send(Job::Bye("stopped by request".to_owned()));
+        }
     }
 
     fn end_primary(&mut self, last: Job) {

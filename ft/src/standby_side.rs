@@ -251,7 +251,7 @@ impl Engine {
             }
             Received::Left(term, reason) => self.input(Input::PeerLeft { term, reason }),
             Received::Ended(reason) => {
-                side.say_why(self.node.term(), &reason);
+                side.say_why(Kind::Refuse, self.node.term(), &reason);
                 side.stream = None;
                 side.whole.clear();
                 self.last_error = Some(reason.clone());
@@ -288,7 +288,7 @@ impl Engine {
     /// Performs `Action::Reset`: what was received is useless.
     pub(crate) fn reset(&mut self, reason: &str) {
         if let Session::Standby(mut side) = std::mem::replace(&mut self.session, Session::None) {
-            side.say_why(self.node.term(), reason);
+            side.say_why(Kind::Bye, self.node.term(), reason);
             // The same primary may go on from there.
             self.memory_base = side.latest.as_ref().map(|_| self.session_name());
         }
@@ -373,11 +373,11 @@ impl StandbySide {
         }
     }
 
-    /// Tells the primary why this standby leaves.
-    fn say_why(&mut self, term: Term, reason: &str) {
+    /// Tells the primary why this standby leaves: `Bye`, and it has dropped its copy, or `Refuse`.
+    fn say_why(&mut self, kind: Kind, term: Term, reason: &str) {
         if let Some((_, stream)) = &mut self.stream {
             let body = encode_body(&Refusal { reasons: vec![reason.to_owned()] });
-            let _ = write_frame(stream, Stamp { kind: Kind::Bye, term, epoch: Epoch(0) }, &[&body]);
+            let _ = write_frame(stream, Stamp { kind, term, epoch: Epoch(0) }, &[&body]);
         }
     }
 

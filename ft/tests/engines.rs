@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ft::guest::{Guest, GuestError, LinkEnd, Memory, Position, Shape};
 use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, StandbyOptions, Status};
-use ft_proto::{Alone, Committed, Epoch};
+use ft_proto::{Alone, Committed, Epoch, OnPartition};
 
 const PAGES: u64 = 300;
 const PAGE: usize = 4096;
@@ -345,6 +345,18 @@ fn stop_leaves_the_guest_running_alone_and_the_standby_empty() {
     pair.a().protect(Some(pair.options.clone())).unwrap();
     wait(|| pair.a().status().state == "protected", || format!("{:?}", pair.a().status()));
     assert_eq!(pair.a().status().term, 4);
+}
+
+#[test]
+fn stop_is_no_partition_although_the_standby_is_to_go_on_in_one() {
+    let mut pair = Pair::new();
+    (pair.options.witness, pair.options.on_partition) = (None, Some(OnPartition::Standby));
+    pair.a().protect(Some(pair.options.clone())).unwrap();
+    wait_state(pair.a(), "protected");
+    pair.a().stop().unwrap();
+    wait_state(&pair.b, "standby-empty");
+    wait_state(pair.a(), "solo");
+    assert_eq!((pair.guest_a.fenced(), pair.guest_b.started()), (None, None));
 }
 
 /// How the memory of the last session began.

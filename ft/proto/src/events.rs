@@ -78,7 +78,7 @@ pub enum Input {
         /// The sender's term.
         term: Term,
     },
-    /// The peer ends the session in good order: it stays up, or has shut the VM down.
+    /// The peer ends the session in good order: it stays up, or has shut the VM down. A standby that says so has dropped its copy.
     PeerLeft {
         /// The sender's term.
         term: Term,
@@ -168,6 +168,8 @@ pub enum Action {
     GoAlone(Alone),
     /// Primary: tell the standby to take over; this node has stopped.
     Yield,
+    /// Primary: tell the standby to drop its copy; the session goes on until it says that it has.
+    Dismiss,
     /// Stop the VM for good and drop its held output: another node runs it, or may.
     Fence {
         /// Why.

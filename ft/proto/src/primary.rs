@@ -4,6 +4,7 @@
 //! Copying --Synced--> Base --ack of base--> Registering --granted--> Protected
 //!    any phase, stream lost / stop / standby silent --> claim to be alone --granted--> Solo
 //!                                                                         --refused--> Fenced
+//! Protected, stop without a witness where the standby is to go on --standby has dropped its copy--> Solo
 //! Protected, switchover: last cut --ack of it--> released, yielded: Fenced
 //! ```
 
@@ -141,12 +142,15 @@ impl Primary {
             Input::CeaseRequested if self.has_a_successor() => {
                 return Some(fence("ended by request, as if it had died".to_owned(), out));
             }
-            Input::StopRequested => {
-                self.stopping |= self.leaving.is_none();
-                return self.leave("stopped by request".to_owned(), settings, out);
-            }
+            Input::StopRequested => return self.stop(settings, out),
             Input::YieldRequested { reason } => return self.give_up(reason, settings, out),
-            Input::StreamLost { reason } | Input::PeerLeft { reason, .. } => return self.leave(reason, settings, out),
+            // It has dropped its copy: nobody but this node can run the VM.
+            Input::PeerLeft { reason, .. } if settings.on_partition == Some(OnPartition::Standby) => {
+                let reason = self.leaving.take().unwrap_or(reason);
+                return Some(self.alone(self.term.next(), reason, out));
+            }
+            Input::PeerLeft { reason, .. } => return self.leave(reason, settings, out),
+            Input::StreamLost { reason } => return self.lost(reason, settings, out),
             Input::Witness(answer) => return self.witness_answered(answer, settings, now, out),
             _ => {}
         }
@@ -167,12 +171,9 @@ impl Primary {
             out.extend(self.asked.map(Action::AskWitness));
         }
         // Without the link that carries the epochs nothing can be committed, whatever the other link says.
-        if silent && self.leaving.is_none() {
-            return self.leave(
-                format!("no sign of the standby on the {} link", name(LinkId::Replication)),
-                settings,
-                out,
-            );
+        if silent && (self.leaving.is_none() || self.dismisses(settings)) {
+            let reason = format!("no sign of the standby on the {} link", name(LinkId::Replication));
+            return self.lost(reason, settings, out);
         }
         if self.ack_due(settings).is_some_and(|due| due <= now) {
             return self.leave("the standby lives but acknowledges nothing".to_owned(), settings, out);
@@ -270,6 +271,35 @@ impl Primary {
     fn protected(&mut self, out: &mut VecDeque<Action>) {
         self.phase = Phase::Protected;
         out.push_back(Action::Event(Event::Protected { epoch: self.running, term: self.term }));
+    }
+
+    /// An operator wants no protection. Where the policy would let the standby go on it is asked to drop its copy first; if the
+    /// stream ends before it says that it has, nobody knows, and the policy decides.
+    fn stop(&mut self, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        let reason = "stopped by request".to_owned();
+        if self.leaving.is_some() {
+            return None;
+        }
+        self.stopping = true;
+        if settings.on_partition == Some(OnPartition::Standby) && self.standby_has_a_right(settings) {
+            (self.moving, self.leaving) = (None, Some(reason));
+            out.push_back(Action::Dismiss);
+            return None;
+        }
+        self.leave(reason, settings, out)
+    }
+
+    /// Whether the standby is being asked to drop its copy.
+    fn dismisses(&self, settings: &Settings) -> bool {
+        self.leaving.is_some() && settings.on_partition == Some(OnPartition::Standby)
+    }
+
+    /// The standby is not heard any more.
+    fn lost(&mut self, reason: String, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        if self.dismisses(settings) {
+            self.leaving = None;
+        }
+        self.leave(reason, settings, out)
     }
 
     /// Ends the session: at once where the standby has no right, else by claim.

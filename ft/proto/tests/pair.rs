@@ -108,6 +108,11 @@ impl Pair {
             }
             Action::Event(event) => self.events.push((on, event)),
             Action::GoAlone(_) => self.stopped = false,
+            Action::Dismiss if self.connected => {
+                let (term, reason) = (self.a.term(), "stopped by request".to_owned());
+                self.b.handle(Input::PeerLeft { term, reason }, now);
+            }
+            Action::Dismiss => {}
             Action::Reset { .. } => {}
         }
     }
@@ -213,6 +218,33 @@ fn a_partition_leaves_exactly_one_runner() {
     assert_eq!(pair.runners(), 1, "{:?}", pair.events);
     let losers = if pair.a.runs() { vec![] } else { vec![A] };
     assert_eq!(pair.fenced, losers);
+}
+
+#[test]
+fn a_stop_is_no_partition_although_the_standby_is_to_go_on_in_one() {
+    let mut pair = Pair::protected(no_witness(OnPartition::Standby));
+    pair.a.handle(Input::StopRequested, pair.now);
+    pair.settle();
+    assert_eq!((pair.a.state(), pair.b.state()), (State::Protected, State::StandbyEmpty), "until it is sure");
+    pair.a.handle(Input::PeerLeft { term: pair.b.term(), reason: "it has dropped its copy".to_owned() }, pair.now);
+    pair.settle();
+    assert_eq!((pair.a.state(), pair.b.state()), (State::Solo, State::StandbyEmpty));
+    assert!(pair.a.term() > Term(1) && pair.fenced.is_empty());
+}
+
+#[test]
+fn a_stop_that_the_standby_never_confirms_is_a_partition() {
+    let mut pair = Pair::protected(no_witness(OnPartition::Standby));
+    pair.connected = false;
+    pair.a.handle(Input::StopRequested, pair.now);
+    pair.pass(Duration::from_secs(2), &[A, B]);
+    assert_eq!((pair.a.runs(), pair.b.runs()), (false, true));
+    let mut pair = Pair::protected(no_witness(OnPartition::Standby));
+    pair.a.handle(Input::StopRequested, pair.now);
+    pair.settle();
+    pair.a.handle(Input::StreamLost { reason: "cut".to_owned() }, pair.now);
+    pair.settle();
+    assert_eq!(pair.a.state(), State::Fenced, "nobody knows whether it was heard");
 }
 
 #[test]

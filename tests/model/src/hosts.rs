@@ -67,6 +67,7 @@ impl Sys {
                 self.send_down(at, Msg::Bye(term));
             }
             Action::Yield => self.send_down(at, Msg::Yield(term)),
+            Action::Dismiss => self.send_down(at, Msg::Bye(term)),
             Action::Fence { .. } => self.hosts[at].holds = true,
             Action::Reset { .. } => {
                 self.send_up(at, Msg::Bye(term));

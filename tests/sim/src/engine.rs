@@ -110,6 +110,7 @@ impl World {
             Action::TakeOver { committed, term } => self.take_over(address, committed, term),
             Action::GoAlone(alone) => self.go_alone(address, &alone),
             Action::Yield => self.yield_to_standby(address),
+            Action::Dismiss => unreachable!("there is a witness here"),
             Action::Fence { .. } => self.fence(address),
             Action::Reset { reason } => self.reset_standby(address, reason),
             Action::Event(_) => {}
