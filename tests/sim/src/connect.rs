@@ -6,6 +6,7 @@ use std::time::Duration;
 use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{Input, NodeId, State, Term, WitnessAnswer};
 
+use crate::devices::Mirror;
 use crate::network::{Payload, Segment, StreamId};
 use crate::process::{Address, FirstCopy, Message, Opening, PrimarySide, Session, StandbySide};
 use crate::standby_side::empty_image;
@@ -51,7 +52,8 @@ impl World {
         process.opened += 1;
         let number = process.opened;
         let (node, term) = (process.node.id(), process.node.term());
-        process.opening = Some(Opening { number, target, term, stream: None, disk_stream: None, peer: None });
+        process.opening =
+            Some(Opening { number, target, term, stream: None, disk_stream: None, peer: None, record: None });
         self.after(PATIENCE, Event::Tell(address, Message::OpeningTimeout(number)));
         self.ask_witness(address, OPENER, Claim::Own { node, term });
     }
@@ -115,6 +117,12 @@ impl World {
         let Some(process) = self.process(address) else { return };
         let me = process.node.id();
         let Some(opening) = &mut process.opening else { return };
+        if let (Some(disk), Segment::Data(Payload::DiskWelcome { record })) = (opening.disk_stream, &segment)
+            && disk == stream
+        {
+            opening.record = Some(*record);
+            return self.begin_session(address);
+        }
         let Segment::Data(Payload::Welcome { node, session }) = segment else {
             return self.give_up_opening(address);
         };
@@ -128,8 +136,6 @@ impl World {
                 opening.disk_stream = Some(disk);
             }
             self.send(address.0, disk, Payload::DiskHello { node: me, session });
-        } else {
-            self.begin_session(address);
         }
     }
 
@@ -142,6 +148,7 @@ impl World {
             stream: Some(stream),
             disk_stream: Some(disk),
             peer: Some((peer, session)),
+            record: Some(record),
             ..
         }) = process.opening.take()
         else {
@@ -152,13 +159,26 @@ impl World {
         process.node.configure(settings, local);
         process.node.adopt_term(term);
         process.disk.epoch = ft_proto::Epoch(1);
-        process.disk.mirror = Some(crate::devices::Mirror { stream: disk, next: Some(0) });
         let copy = Some(FirstCopy::default());
         process.session = Session::Primary(PrimarySide { stream, session, copy, disk_in_sync: false });
         self.route_beats(address, target, settings.silence.map(|limit| limit / 6));
+        self.begin_mirror(address, disk, &record);
         self.after(Duration::from_micros(50), Event::CopyTick(address, disk));
         self.after(Duration::from_micros(50), Event::Tell(address, Message::Pump(session)));
         self.input(address, Input::SessionOpened { peer });
+    }
+
+    /// The two records say what may differ.
+    fn begin_mirror(&mut self, address: Address, stream: StreamId, standby: &crate::record::Record) {
+        let base = self.rng.word();
+        let host = &mut self.hosts[address.0];
+        let (todo, incremental) = host.image.record.plan(standby);
+        if let Some(process) = &mut host.process {
+            process.disk.mirror = Some(Mirror { stream, todo: Some(todo), base, written: Default::default() });
+        }
+        self.resyncs += u64::from(incremental);
+        self.note(address.0, || format!("-> disk: incremental {incremental}, {todo:?}"));
+        self.send(address.0, stream, Payload::Begin { incremental });
     }
 
     /// A primary said hello.
@@ -226,12 +246,14 @@ impl World {
     }
 
     fn disk_caller(&mut self, address: Address, stream: StreamId, node: NodeId, session: u64) {
+        // What was given to the image before is in it.
+        self.settled_blocks(address);
+        let record = self.hosts[address.0].image.record;
         let Some(process) = self.process(address) else { return };
-        let me = process.node.id();
         match &process.session {
             Session::Standby(side) if side.primary == node && side.session == session => {
                 process.disk.receive_from(stream);
-                self.send(address.0, stream, Payload::Welcome { node: me, session });
+                self.send(address.0, stream, Payload::DiskWelcome { record });
             }
             _ => {
                 self.send(address.0, stream, Payload::Refuse);

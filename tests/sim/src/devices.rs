@@ -9,6 +9,7 @@ use ft_proto::{Epoch, Time};
 use crate::guest::{BLOCKS, Frame, Write};
 use crate::mutation::Mutation;
 use crate::network::{Payload, StreamId};
+use crate::record::{Marks, Record};
 
 /// The network card of one process.
 #[derive(Debug, Default)]
@@ -79,6 +80,7 @@ impl Nic {
 #[derive(Debug, Default)]
 pub(crate) struct DiskImage {
     pub(crate) blocks: [u64; BLOCKS],
+    pub(crate) record: Record,
     /// Whether what was called a whole copy was none.
     pub(crate) stale: bool,
 }
@@ -87,8 +89,12 @@ pub(crate) struct DiskImage {
 #[derive(Debug)]
 pub(crate) struct Mirror {
     pub(crate) stream: StreamId,
-    /// Next block of the background copy; `None` when it is complete.
-    pub(crate) next: Option<usize>,
+    /// Blocks that the background copy still has to look at; `None` when it is complete.
+    pub(crate) todo: Option<Marks>,
+    /// What the two images will have in common.
+    pub(crate) base: u64,
+    /// Epoch of the last write to each block in this session.
+    pub(crate) written: [Epoch; BLOCKS],
 }
 
 /// Standby: writes come from a primary.
@@ -197,7 +203,8 @@ impl Disk {
             Payload::Mirrored { epoch, write } if epoch > receiver.complete => {
                 receiver.held.push_back((epoch, write));
             }
-            Payload::Synced { epoch, truth } if receiver.synced.is_none() => {
+            Payload::Begin { incremental } if receiver.synced.is_none() => image.record.receive(incremental),
+            Payload::Synced { epoch, truth, .. } if receiver.synced.is_none() => {
                 receiver.synced = Some(epoch);
                 let mut blocks = image.blocks;
                 self.applying.iter().for_each(|(_, block, value)| blocks[*block] = *value);

@@ -104,6 +104,9 @@ impl World {
                 let frames = self.command_nic(address, &Command::Release((&committed).into()));
                 self.note(address.0, || format!("-> release {} ({} frames)", committed.epoch(), frames.len()));
                 self.leave_host(address, frames);
+                if self.mutation == Some(Mutation::SettleOnAck) {
+                    self.settle(address, committed.epoch());
+                }
             }
             Action::Commit(committed) => self.commit(address, &committed),
             Action::AskWitness(claim) => self.ask(address, claim),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::guest::{Frame, Request};
+use crate::mutation::Mutation;
 use crate::network::Payload;
 use crate::process::Address;
 use crate::world::{Event, World};
@@ -59,9 +60,17 @@ impl World {
         }
         let Some(&write) = process.guest.vcpu.in_flight.front() else { return };
         process.disk.settle(now, &mut host.image);
-        host.image.blocks[write.block] = write.value;
         let epoch = process.disk.epoch;
-        let mirror = process.disk.mirror.as_ref().map(|mirror| mirror.stream);
+        let tracked = host.image.record.base.is_some() || process.disk.mirror.is_some();
+        if tracked && self.mutation != Some(Mutation::ForgetMarks) {
+            // On stable storage before the write goes anywhere.
+            host.image.record.marks[write.block] = true;
+        }
+        host.image.blocks[write.block] = write.value;
+        let mirror = process.disk.mirror.as_mut().map(|mirror| {
+            mirror.written[write.block] = epoch;
+            mirror.stream
+        });
         let frame = process.guest.completed();
         if let Some(stream) = mirror {
             self.send(address.0, stream, Payload::Mirrored { epoch, write });

@@ -22,6 +22,7 @@ mod observer;
 mod plan;
 mod primary_side;
 mod process;
+mod record;
 mod rng;
 mod standby_side;
 mod streams;
@@ -57,6 +58,8 @@ pub struct Outcome {
     pub lost: Option<String>,
     /// How many takeovers there were.
     pub takeovers: u64,
+    /// How many sessions found out from the disks' records what to look at.
+    pub resyncs: u64,
     /// How many claims to take over were withdrawn.
     pub withdrawals: u64,
     /// How many events the run had.
@@ -74,6 +77,6 @@ pub fn run(seed: u64, options: Options<'_>) -> Outcome {
         End::Lost(reason) => (None, Some(reason)),
         End::Violated(violation) => (Some(violation), None),
     };
-    let World { takeovers, withdrawals, events, trace, .. } = world;
-    Outcome { violation, lost, takeovers, withdrawals, events, trace: trace.into_lines() }
+    let World { takeovers, resyncs, withdrawals, events, trace, .. } = world;
+    Outcome { violation, lost, takeovers, resyncs, withdrawals, events, trace: trace.into_lines() }
 }

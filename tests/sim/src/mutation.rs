@@ -19,6 +19,10 @@ pub enum Mutation {
     TakeOverWithoutDiscard,
     /// A primary trusts that a standby's disk is what it was the last time.
     SkipResync,
+    /// A write to the disk is not marked in the image's record.
+    ForgetMarks,
+    /// A primary takes a mark back when the write is committed, not when the standby has it on stable storage.
+    SettleOnAck,
     /// A process that wakes from a stall makes up for every look at the clock that it missed.
     CatchUpClock,
     /// What the witness did not answer is never asked again.
@@ -27,7 +31,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::ReleaseOnCut,
         Self::WitnessGrantsAll,
         Self::ApplyOnArrival,
@@ -35,6 +39,8 @@ impl Mutation {
         Self::NewestFirst,
         Self::TakeOverWithoutDiscard,
         Self::SkipResync,
+        Self::ForgetMarks,
+        Self::SettleOnAck,
         Self::CatchUpClock,
         Self::ForgetClaims,
     ];
@@ -49,7 +55,7 @@ impl Mutation {
             Self::AckBeforeDisk => "no_lost_ack",
             Self::NewestFirst => "release_order",
             Self::TakeOverWithoutDiscard => "disk_matches_memory",
-            Self::SkipResync => "no_stale_image",
+            Self::SkipResync | Self::ForgetMarks | Self::SettleOnAck => "no_stale_image",
             Self::CatchUpClock => "no_false_takeover",
             Self::ForgetClaims => "reprotected",
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ft_proto::{Epoch, LinkId, NodeId, Term, Time};
 
 use crate::guest::{BLOCKS, Vcpu, Write};
+use crate::record::Record;
 
 /// What a stream carries. One of these is one frame.
 #[derive(Clone, Debug)]
@@ -48,6 +49,18 @@ pub(crate) enum Payload {
         term: Term,
         reason: String,
     },
+    /// Mirror: the standby's record, in answer to `DiskHello`.
+    DiskWelcome {
+        record: Record,
+    },
+    /// Mirror: the plan.
+    Begin {
+        incremental: bool,
+    },
+    /// Mirror, from the standby: everything up to this epoch is on stable storage.
+    Durable {
+        epoch: Epoch,
+    },
     /// Mirror: a block of the background copy.
     Block {
         block: usize,
@@ -61,6 +74,7 @@ pub(crate) enum Payload {
     /// Mirror: the copy is complete in this epoch.
     Synced {
         epoch: Epoch,
+        base: u64,
         /// What the image really was then; for the judge only.
         truth: [u64; BLOCKS],
     },

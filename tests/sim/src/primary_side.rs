@@ -8,6 +8,7 @@ use ft_proto::{Alone, CutKind, Epoch, Input};
 use crate::guest::{BLOCKS, Image, PAGES};
 use crate::network::{Payload, Segment, StreamId};
 use crate::process::{Address, Busy, Message, Session};
+use crate::record::Role;
 use crate::truth::Cut;
 use crate::world::{Event, World};
 
@@ -143,6 +144,7 @@ impl World {
         if let Some(mirror) = process.disk.mirror.take() {
             self.close(address.0, mirror.stream);
         }
+        self.hosts[address.0].image.record.role = Role::Alone;
         self.drop_disk_session(address);
     }
 
@@ -192,14 +194,16 @@ impl World {
         let Some(process) = self.process(address) else { return };
         let epoch = process.disk.epoch;
         let Some(mirror) = process.disk.mirror.as_mut().filter(|mirror| mirror.stream == stream) else { return };
-        let Some(next) = mirror.next else { return };
-        if next < BLOCKS && !skip {
-            mirror.next = Some(next + 1);
-            self.send(address.0, stream, Payload::Block { block: next, value: blocks[next] });
+        let Some(todo) = &mut mirror.todo else { return };
+        if let Some(block) = todo.iter().position(|mark| *mark).filter(|_| !skip) {
+            todo[block] = false;
+            self.send(address.0, stream, Payload::Block { block, value: blocks[block] });
             return self.after(again, Event::CopyTick(address, stream));
         }
-        mirror.next = None;
-        self.send(address.0, stream, Payload::Synced { epoch, truth: blocks });
+        mirror.todo = None;
+        let base = mirror.base;
+        self.hosts[address.0].image.record.role = Role::Protected;
+        self.send(address.0, stream, Payload::Synced { epoch, base, truth: blocks });
         self.report_later(address, ft_proto::device_ctl::Report::InSync);
     }
 

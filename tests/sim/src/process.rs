@@ -10,6 +10,7 @@ use ft_proto::{Beat, CutKind, Epoch, LinkId, Node, NodeId, Term, Time, WitnessAn
 use crate::devices::{Disk, DiskImage, Nic};
 use crate::guest::{Guest, Image};
 use crate::network::{Segment, StreamId};
+use crate::record::Record;
 
 /// A host and which process on it: messages to a process that is gone reach nobody.
 pub(crate) type Address = (usize, u64);
@@ -113,6 +114,8 @@ pub(crate) struct Opening {
     pub(crate) stream: Option<StreamId>,
     pub(crate) disk_stream: Option<StreamId>,
     pub(crate) peer: Option<(NodeId, u64)>,
+    /// The record of the standby's image.
+    pub(crate) record: Option<Record>,
 }
 
 /// A thread that asks the witness, one claim after the other.

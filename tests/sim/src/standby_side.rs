@@ -11,7 +11,11 @@ use crate::invariants::{Moment, TookOver};
 use crate::mutation::Mutation;
 use crate::network::{Payload, Segment, StreamId};
 use crate::process::{Address, Busy, Session};
+use crate::record::Role;
 use crate::world::{Event, World};
+
+/// How often a standby is asked what it has on stable storage, per million checkpoints.
+const DURABLE: u64 = 200_000;
 
 /// An image of which nothing has arrived.
 pub(crate) fn empty_image() -> Image {
@@ -87,6 +91,10 @@ impl World {
         let digest = digest(&process.guest.pages, &image.vcpu);
         side.latest = Some(image);
         process.disk.release(epoch, now, latency);
+        let (receiver, due) = (process.disk.receiver.as_ref().map(|receiver| receiver.stream), process.disk.last_due);
+        if let Some(stream) = receiver.filter(|_| whole && self.rng.chance(DURABLE)) {
+            self.at(due.max(now), Event::Durable(address, stream, epoch));
+        }
         self.note(address.0, || format!("-> commit {epoch} (disk complete: {whole})"));
         if let Some(cut) = self.truth.cuts.get(&(session, epoch)).filter(|_| whole) {
             self.truth.held.insert(node, cut.at);
@@ -204,6 +212,8 @@ impl World {
         process.guest.vcpu.at = at;
         process.guest.running = true;
         process.disk.receiver = None;
+        self.hosts[address.0].image.record.role = Role::Alone;
+        let Some(process) = self.process(address) else { return };
         let in_flight = process.guest.vcpu.in_flight.len();
         self.command_nic(address, &Command::Start { in_flight: Vec::new(), macs: Vec::new() });
         // Requests in flight are submitted again.
@@ -216,6 +226,15 @@ impl World {
     pub(crate) fn disk_stream(&mut self, address: Address, id: StreamId, segment: Segment) {
         let now = self.now;
         let latency = self.disk_latency(address.0);
+        let segment = match segment {
+            Segment::Data(Payload::Durable { epoch }) => return self.durable(address, id, epoch),
+            Segment::Data(Payload::Synced { epoch, base, truth }) => {
+                let due = self.process(address).map_or(now, |process| process.disk.last_due.max(now));
+                self.at(due, Event::Received(address, id, base));
+                Segment::Data(Payload::Synced { epoch, base, truth })
+            }
+            other => other,
+        };
         let host = &mut self.hosts[address.0];
         let Some(process) = &mut host.process else { return };
         let lost = |reason: &str| Some(Report::MirrorLost { reason: reason.to_owned() });
@@ -237,6 +256,45 @@ impl World {
         }
         if let Some(report) = report {
             self.report_later(address, report);
+        }
+    }
+
+    /// Standby: whether the image still belongs to this stream.
+    fn receives(&mut self, address: Address, id: StreamId) -> bool {
+        let Some(process) = self.process(address) else { return false };
+        !process.broken && process.disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id)
+    }
+
+    /// Standby: the whole copy is on stable storage.
+    pub(crate) fn copy_received(&mut self, address: Address, id: StreamId, base: u64) {
+        if !self.receives(address, id) {
+            return;
+        }
+        self.settled_blocks(address);
+        self.hosts[address.0].image.record.received(base);
+        self.send(address.0, id, Payload::Durable { epoch: Epoch(0) });
+    }
+
+    /// Standby: it has been asked, and everything of `epoch` is on stable storage.
+    pub(crate) fn tell_durable(&mut self, address: Address, id: StreamId, epoch: Epoch) {
+        if self.receives(address, id) && self.hosts[address.0].image.record.role == Role::Standby {
+            self.settled_blocks(address);
+            self.send(address.0, id, Payload::Durable { epoch });
+        }
+    }
+
+    /// Primary: so much is on the standby's stable storage.
+    fn durable(&mut self, address: Address, id: StreamId, epoch: Epoch) {
+        let mirror = self.process(address).and_then(|process| process.disk.mirror.as_ref());
+        if mirror.is_some_and(|mirror| mirror.stream == id) {
+            self.settle(address, epoch);
+        }
+    }
+
+    pub(crate) fn settle(&mut self, address: Address, epoch: Epoch) {
+        let host = &mut self.hosts[address.0];
+        if let Some(mirror) = host.process.as_ref().and_then(|process| process.disk.mirror.as_ref()) {
+            host.image.record.settle(mirror.base, epoch, &mirror.written);
         }
     }
 }

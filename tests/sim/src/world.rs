@@ -44,6 +44,10 @@ pub(crate) enum Event {
     GuestStep(Address),
     DiskDone(Address),
     CopyTick(Address, StreamId),
+    /// The whole copy that a stream brought is on stable storage.
+    Received(Address, StreamId, u64),
+    /// So is an epoch.
+    Durable(Address, StreamId, ft_proto::Epoch),
     WitnessJudges {
         from: Address,
         asker: u64,
@@ -127,6 +131,7 @@ pub(crate) struct World {
     pub(crate) end: Option<End>,
     pub(crate) events: u64,
     pub(crate) takeovers: u64,
+    pub(crate) resyncs: u64,
     pub(crate) withdrawals: u64,
 }
 
@@ -155,6 +160,7 @@ impl World {
             end: None,
             events: 0,
             takeovers: 0,
+            resyncs: 0,
             withdrawals: 0,
         };
         world.begin();
@@ -280,6 +286,8 @@ impl World {
             Event::GuestStep(address) => self.guest_step(address),
             Event::DiskDone(address) => self.disk_done(address),
             Event::CopyTick(address, stream) => self.copy_tick(address, stream),
+            Event::Received(address, stream, base) => self.copy_received(address, stream, base),
+            Event::Durable(address, stream, epoch) => self.tell_durable(address, stream, epoch),
             Event::WitnessJudges { from, asker, token, claim } => self.witness_judges(from, asker, token, claim),
             Event::WitnessAnswers { to, asker, token, verdict } => self.witness_answers(to, asker, token, verdict),
             Event::Operator(host) => self.operator(host),

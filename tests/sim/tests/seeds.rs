@@ -9,15 +9,18 @@ fn a_thousand_seeds_hold() {
     let mut takeovers = 0;
     let mut lost = 0;
     let mut withdrawals = 0;
+    let mut resyncs = 0;
     for seed in 0..SEEDS {
         let outcome = run(seed, Options::default());
         assert_eq!(outcome.violation, None, "cargo run -p sim -- --seeds 1 --seed {seed} --trace");
         takeovers += outcome.takeovers;
         withdrawals += outcome.withdrawals;
+        resyncs += outcome.resyncs;
         lost += u64::from(outcome.lost.is_some());
     }
     // A run in which nothing happens proves nothing.
     assert!(takeovers > SEEDS / 4, "only {takeovers} takeovers");
+    assert!(resyncs > SEEDS / 4, "only {resyncs} incremental resynchronisations");
     assert!(withdrawals > SEEDS / 100, "only {withdrawals} withdrawn claims");
     assert!(lost < SEEDS / 5, "{lost} runs ended early because all copies were gone");
 }
