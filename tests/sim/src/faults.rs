@@ -281,7 +281,8 @@ impl World {
             None => self.now,
         };
         if self.client.acknowledged > since && self.now.since(since) > AFTERGLOW {
-            self.end = Some(End::Protected);
+            self.come_back();
+            self.end.get_or_insert(End::Protected);
         } else if let Some(reason) = self.lost() {
             self.trace.line(self.now, || format!("LOST {reason}"));
             self.end = Some(End::Lost(reason));

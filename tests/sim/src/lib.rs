@@ -9,6 +9,7 @@
 //! A run has two phases: faults, and then none. The same seed gives the same run, line by line.
 #![forbid(unsafe_code)]
 
+mod comeback;
 mod connect;
 mod devices;
 mod engine;

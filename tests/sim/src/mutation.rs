@@ -23,6 +23,8 @@ pub enum Mutation {
     ForgetMarks,
     /// A primary takes a mark back when the write is committed, not when the standby has it on stable storage.
     SettleOnAck,
+    /// A host that wants to boot the VM says that its disks are the newest, whatever they are.
+    StartFromAnyDisks,
     /// A process that wakes from a stall makes up for every look at the clock that it missed.
     CatchUpClock,
     /// What the witness did not answer is never asked again.
@@ -31,7 +33,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ReleaseOnCut,
         Self::WitnessGrantsAll,
         Self::ApplyOnArrival,
@@ -41,6 +43,7 @@ impl Mutation {
         Self::SkipResync,
         Self::ForgetMarks,
         Self::SettleOnAck,
+        Self::StartFromAnyDisks,
         Self::CatchUpClock,
         Self::ForgetClaims,
     ];
@@ -55,7 +58,7 @@ impl Mutation {
             Self::AckBeforeDisk => "no_lost_ack",
             Self::NewestFirst => "release_order",
             Self::TakeOverWithoutDiscard => "disk_matches_memory",
-            Self::SkipResync | Self::ForgetMarks | Self::SettleOnAck => "no_stale_image",
+            Self::SkipResync | Self::ForgetMarks | Self::SettleOnAck | Self::StartFromAnyDisks => "no_stale_image",
             Self::CatchUpClock => "no_false_takeover",
             Self::ForgetClaims => "reprotected",
         }

@@ -8,7 +8,7 @@ use ft_proto::device_ctl::Command;
 use ft_proto::witness::Claim;
 use ft_proto::{Beat, LinkId, Node, NodeId, State, Term, Time};
 
-use crate::guest::{Frame, Request};
+use crate::guest::{BLOCKS, Frame, Request};
 use crate::invariants::{Checks, Moment, Violation};
 use crate::mutation::Mutation;
 use crate::network::{Network, StreamId};
@@ -132,6 +132,8 @@ pub(crate) struct World {
     pub(crate) events: u64,
     pub(crate) takeovers: u64,
     pub(crate) resyncs: u64,
+    /// What is on the disk of the VM that was shut down.
+    pub(crate) newest: [u64; BLOCKS],
     pub(crate) withdrawals: u64,
 }
 
@@ -161,6 +163,7 @@ impl World {
             events: 0,
             takeovers: 0,
             resyncs: 0,
+            newest: [0; BLOCKS],
             withdrawals: 0,
         };
         world.begin();

@@ -43,6 +43,8 @@ pub(crate) enum Moment {
     Committed { session: u64, epoch: Epoch, digest: u64 },
     /// A standby runs the VM from here on.
     TookOver(Box<TookOver>),
+    /// A host boots the VM that was shut down.
+    Booted { node: NodeId, stale: bool },
     /// A standby took its primary for dead.
     Suspected { wrongly: bool },
     /// The client read a value; `floor` was known when it asked.

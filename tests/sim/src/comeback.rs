@@ -1,0 +1,113 @@
+//! After a run: the VM is shut down and started again, more than once, on hosts that come back in any order and are told nothing
+//! but `role=auto`. The witness judges who may boot it; images and their records are those that the run has left behind.
+//!
+//! Nothing happens at the same time here: what is looked at is which disks a VM starts from.
+
+use ft_proto::witness::{Claim, Record as Entry, Verdict, judge};
+use ft_proto::{NodeId, Term};
+
+use crate::invariants::Moment;
+use crate::mutation::Mutation;
+use crate::record::Role;
+use crate::world::World;
+
+/// Ends of the VM.
+const ROUNDS: u32 = 4;
+
+impl World {
+    /// Shuts the protected VM down and starts it again.
+    pub(crate) fn come_back(&mut self) {
+        let Some((runner, standby)) = self.protected_pair() else { return };
+        let Some(Entry::Protected { primary, standby: peer, term }) = self.witness.record else { return };
+        let alone = self.claim(Claim::GoAlone { primary, standby: peer, term });
+        self.hosts[runner].image.record.role = Role::Alone;
+        // What it had not on stable storage it never gets: its session is over.
+        self.hosts[standby].process = None;
+        let mut owner = alone.then_some((runner, primary));
+        for _ in 0..ROUNDS {
+            let Some((host, node)) = owner else { return };
+            let (host, node) = self.run_for_a_while(host, node);
+            if !self.shut_down(host, node) {
+                return;
+            }
+            owner = self.first_to_start();
+        }
+    }
+
+    fn claim(&mut self, claim: Claim) -> bool {
+        let Verdict::Granted(record) = judge(self.witness.record, claim) else { return false };
+        self.witness.record = Some(record);
+        true
+    }
+
+    /// The VM writes, and may move to another host, which gets a copy before: whole, or not quite.
+    fn run_for_a_while(&mut self, host: usize, node: NodeId) -> (usize, NodeId) {
+        self.write(host);
+        if self.rng.chance(500_000) {
+            return (host, node);
+        }
+        let other = (host + 1 + self.rng.index(self.hosts.len() - 1)) % self.hosts.len();
+        let peer = NodeId(self.rng.word());
+        let term = self.witness.record.map_or(Term(0), |record| record.term());
+        self.hosts[other].image.record.receive(false);
+        if self.rng.chance(300_000) {
+            // The copy breaks off.
+            return (host, node);
+        }
+        self.hosts[other].image.blocks = self.hosts[host].image.blocks;
+        self.hosts[other].image.record.received(1);
+        let moves = self.claim(Claim::Register { primary: node, standby: peer, term })
+            && self.rng.chance(600_000)
+            && self.claim(Claim::TakeOver { primary: node, standby: peer, term });
+        if moves {
+            self.hosts[host].image.record.role = Role::Protected;
+            self.hosts[other].image.record.role = Role::Alone;
+            self.write(other);
+            return (other, peer);
+        }
+        self.claim(Claim::GoAlone { primary: node, standby: peer, term });
+        self.write(host);
+        (host, node)
+    }
+
+    fn write(&mut self, host: usize) {
+        let value = self.rng.word();
+        let image = &mut self.hosts[host].image;
+        image.blocks[value as usize % image.blocks.len()] = value;
+        self.newest = image.blocks;
+    }
+
+    /// The disks note the end before the witness is told of it.
+    fn shut_down(&mut self, host: usize, node: NodeId) -> bool {
+        let Some(Entry::Solo { term, .. }) = self.witness.record else { return false };
+        self.hosts[host].image.record.ended = term;
+        // Or the host dies between the two, and only an operator can say who goes on.
+        !self.rng.chance(100_000) && self.claim(Claim::Stop { node, term, disks: term })
+    }
+
+    /// Hosts come up one after the other; the first that the witness lets boots the VM.
+    fn first_to_start(&mut self) -> Option<(usize, NodeId)> {
+        let first = self.rng.index(self.hosts.len());
+        let hosts = (0..self.hosts.len()).map(|at| (first + at) % self.hosts.len());
+        for host in hosts.collect::<Vec<_>>() {
+            let node = NodeId(self.rng.word());
+            let record = self.hosts[host].image.record;
+            let believes = self.mutation == Some(Mutation::StartFromAnyDisks);
+            let disks = if believes { Term(u64::MAX >> 1) } else { record.ended };
+            if !self.claim(Claim::Start { node, disks }) {
+                continue;
+            }
+            // The disk process refuses what is no whole disk; then the right is given back.
+            if record.role == Role::Syncing && !believes {
+                let term = self.witness.record.map_or(Term(0), |record| record.term());
+                self.claim(Claim::Stop { node, term, disks });
+                continue;
+            }
+            let stale = self.hosts[host].image.blocks != self.newest;
+            self.moment(Moment::Booted { node, stale });
+            self.hosts[host].image.record.role = Role::Alone;
+            return Some((host, node));
+        }
+        None
+    }
+}
