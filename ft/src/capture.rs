@@ -42,12 +42,12 @@ pub(crate) fn capture(
     memory: &dyn Memory,
 ) -> Result<Held, CaptureError> {
     let epoch = staging.epoch;
-    let result = stop_and_copy(guest, links, staging, memory);
-    if kind == CutKind::Last && result.is_ok() {
-        return result;
+    let stopped = stop_and_copy(guest, links, staging, memory);
+    if kind == CutKind::Last && stopped.is_ok() {
+        return finish(guest, staging, stopped);
     }
     let base = kind == CutKind::Base;
-    if base && result.is_ok() {
+    if base && stopped.is_ok() {
         guest.hold_console(epoch.next());
     } else {
         guest.tag_console(epoch.next());
@@ -56,11 +56,21 @@ pub(crate) fn capture(
     guest.resume();
     for (at, link) in links.iter_mut().enumerate() {
         // A device that is gone is noticed by its closed socket; the others must run again whatever happens to it.
-        if base && result.is_ok() && at >= disks {
+        if base && stopped.is_ok() && at >= disks {
             let _ = link.send(&Command::Protect { epoch: epoch.next(), hold: Hold::on() }, None);
         }
         let _ = link.send(&Command::Resume, None);
     }
+    finish(guest, staging, stopped)
+}
+
+/// What does not need the guest to stand still; or the undoing of what failed.
+fn finish(
+    guest: &mut dyn Guest,
+    staging: &mut Staging,
+    stopped: Result<Held, CaptureError>,
+) -> Result<Held, CaptureError> {
+    let result = stopped.and_then(|held| Ok(guest.save_vcpus(&mut staging.state).map(|()| held)?));
     if result.is_err() {
         guest.put_back(&staging.pages);
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ft_proto::device_ctl::{InFlight, QueueState};
 use ft_proto::{Alone, Committed, Epoch};
@@ -175,11 +176,19 @@ pub trait Guest: Send {
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError>;
     /// Marks pages as written again: what harvested them came to nothing.
     fn put_back(&mut self, pages: &[u64]);
-    /// Appends the state of vCPUs and devices, when the vCPUs' is captured. Called between `pause` and `resume`, with the devices sealed.
+    /// Appends the state of the devices and waits until the vCPUs' is captured. Called between `pause` and `resume`, with the
+    /// devices sealed.
     ///
     /// # Errors
     /// When a part's state cannot be read.
     fn save(&mut self, positions: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError>;
+    /// Appends the state of the vCPUs that was captured in the last pause. The guest may be running.
+    ///
+    /// # Errors
+    /// When it cannot be encoded.
+    fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError>;
+    /// How long the guest stood still in the last pause, if that is over: the longest of its vCPUs.
+    fn stood_still(&self) -> Option<Duration>;
 
     /// Standby: becomes what `save` wrote, memory being in place already.
     ///

@@ -328,15 +328,18 @@ impl Engine {
     pub(crate) fn cut(&mut self, epoch: Epoch, kind: CutKind) {
         let Session::Primary(side) = &mut self.session else { return };
         let (begun, stopped) = (self.clock.now(), Instant::now());
+        if kind != CutKind::Base
+            && let Some(stood) = self.guest.stood_still()
+        {
+            self.measured.pause.add(micros(stood));
+        }
         let mut staging = side.free.pop().unwrap_or_default();
         staging.clear(epoch);
         let disks = self.disks.len();
         let result = capture(&mut *self.guest, &mut self.links, disks, kind, &mut staging, &*self.memory);
-        let pause = self.clock.now().since(begun);
         match result {
             Ok(held) => {
                 self.measured.held = held;
-                self.measured.pause.add(micros(pause));
                 self.measured.pages.add(staging.pages.len() as u64);
                 let mut pages = side.lists.pop().unwrap_or_default();
                 pages.clone_from(&staging.pages);

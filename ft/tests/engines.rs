@@ -165,6 +165,14 @@ impl Guest for ToyGuest {
         Ok(())
     }
 
+    fn save_vcpus(&mut self, _: &mut Vec<u8>) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn stood_still(&self) -> Option<Duration> {
+        None
+    }
+
     fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {
         self.0.lock().unwrap().state = state.to_vec();
         Ok(())

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use ft::EventRecord;
@@ -160,14 +161,23 @@ impl Guest for GuestPort {
     }
 
     fn save(&mut self, positions: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError> {
-        let captured = self.parts.cpus.wait_captured();
-        captured.map_err(|error| GuestError::new("cannot capture the vCPUs", error))?;
         let mut devices = lock(&self.parts.devices);
         for position in positions {
             devices.set_positions(&position.id, &position.queues);
         }
         drop(devices);
-        self.parts.save(out).map_err(|error| GuestError::new("cannot save the VM's state", error))
+        // While the vCPUs capture themselves.
+        self.parts.save_devices(out).map_err(|error| GuestError::new("cannot save the devices' state", error))?;
+        let captured = self.parts.cpus.wait_captured();
+        captured.map_err(|error| GuestError::new("cannot capture the vCPUs", error))
+    }
+
+    fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {
+        self.parts.save_vcpus(out).map_err(|error| GuestError::new("cannot save the vCPUs' state", error))
+    }
+
+    fn stood_still(&self) -> Option<Duration> {
+        self.parts.cpus.stood_still()
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {

@@ -105,8 +105,24 @@ impl SavedParts {
     /// # Errors
     /// When a part cannot be saved; what was appended is of no use then.
     pub fn save(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
+        self.save_devices(out)?;
+        self.save_vcpus(out)
+    }
+
+    /// Appends what the vCPUs' last capture has read. The guest may run again.
+    ///
+    /// # Errors
+    /// When it does not fit into a section.
+    pub fn save_vcpus(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
+        self.cpus.save(&mut StateWriter::new(out))
+    }
+
+    /// Appends everything else. The vCPUs are parked, their captures may be under way.
+    ///
+    /// # Errors
+    /// When a part cannot be saved.
+    pub fn save_devices(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
         let out = &mut StateWriter::new(out);
-        self.cpus.save(out)?;
         lock(&self.devices).save(out)?;
         if let Some(serial) = &self.serial {
             lock(serial).save(out)?;

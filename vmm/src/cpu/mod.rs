@@ -1,25 +1,28 @@
 //! The vCPUs: one thread each, started parked, stopped and started together.
 //!
-//! In: pause, resume, load. Out: captured registers, and [`GuestEvent`]s when the guest ends its own run. Never: a sleep or a poll;
-//! who waits is woken by who is done.
+//! In: pause, resume, load. Out: captured registers, and [`GuestEvent`]s when the guest ends its own run. Never: a sleep of a set
+//! time; who waits is woken by who is done, after having looked for it a moment when it is about a checkpoint, see `bell`.
 //!
 //! A vCPU thread is either in its run loop or parked. [`CpuManager::pause`] sets `immediate_exit` and sends a signal; whichever
 //! comes first, the next `KVM_RUN` ends with EINTR after finishing the I/O that was pending, and the thread parks. While
 //! parked it does jobs (capture, load, anything that needs the vCPU's own thread).
 
+mod bell;
 pub mod cpuid;
 pub mod msr;
 pub mod state;
 mod vcpu;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use self::bell::Bell;
 use self::cpuid::CpuidOptions;
 use self::state::{Features, VcpuState, VcpuStateError};
 use self::vcpu::{RunPage, Vcpu};
@@ -28,6 +31,10 @@ use crate::state::{StateError, StateReader, StateWriter};
 
 /// The most vCPUs of a VM.
 pub const VCPUS_MAX: u32 = 254;
+
+/// For so long who waits for a checkpoint's next step looks for it without sleep. It takes tens of microseconds unless much is to
+/// be copied.
+const PATIENCE: Duration = Duration::from_micros(100);
 
 /// What a guest does to its own machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,19 +127,30 @@ struct Control {
     open: u32,
     failure: Option<(u32, VcpuStateError)>,
     exit: bool,
+    /// Whether the vCPUs stand still for a checkpoint and nothing else.
+    checkpoint: bool,
+    /// The longest that one of them did for the last checkpoint, so far as they run again.
+    stood: Option<Duration>,
 }
 
 struct Shared {
     control: Mutex<Control>,
     /// For vCPU threads: an order, or an end of the pause.
-    changed: Condvar,
+    changed: Bell,
     /// For whoever waits for them: all parked, all orders done.
-    settled: Condvar,
+    settled: Bell,
+    /// Whether this machine has processors for those who look.
+    spare: bool,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until when to look for the next step of a checkpoint.
+    fn patience(&self) -> Option<Instant> {
+        self.spare.then(|| Instant::now() + PATIENCE)
     }
 }
 
@@ -141,6 +159,8 @@ struct Handle {
     run_page: RunPage,
     state: Arc<Mutex<VcpuState>>,
     section: String,
+    /// The processor that it was on last.
+    on_cpu: Arc<AtomicUsize>,
 }
 
 /// How the vCPUs are to be.
@@ -209,9 +229,15 @@ impl CpuManager {
             open: 0,
             failure: None,
             exit: false,
+            checkpoint: false,
+            stood: None,
         };
-        let shared =
-            Arc::new(Shared { control: Mutex::new(control), changed: Condvar::new(), settled: Condvar::new() });
+        let shared = Arc::new(Shared {
+            control: Mutex::new(control),
+            changed: Bell::default(),
+            settled: Bell::default(),
+            spare: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
+        });
         let tsc_khz = AtomicU32::new(features.tsc_khz);
         let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz };
         for (i, fd) in (0..).zip(fds) {
@@ -219,7 +245,7 @@ impl CpuManager {
             let handle = manager.start_thread(i, fd, ports, affinity)?;
             manager.vcpus.push(handle);
         }
-        manager.wait_settled();
+        manager.wait_settled(None);
         manager.sync_tsc()?;
         Ok(manager)
     }
@@ -235,12 +261,14 @@ impl CpuManager {
             VcpuState::new(&self.features).map_err(|source| CpuError::State { vcpu: index, what: "probe", source })?;
         let state = Arc::new(Mutex::new(state));
         let run_page = RunPage::new(&mut fd);
+        let on_cpu = Arc::new(AtomicUsize::new(usize::MAX));
         let vcpu = Vcpu {
             fd,
             index,
             shared: self.shared.clone(),
             features: self.features.clone(),
             state: state.clone(),
+            on_cpu: on_cpu.clone(),
             pio: ports.pio.clone(),
             mmio: ports.mmio.clone(),
             on_event: ports.on_event.clone(),
@@ -249,7 +277,7 @@ impl CpuManager {
             .name(format!("vcpu{index}"))
             .spawn(move || vcpu.run(&affinity))
             .map_err(|source| CpuError::Thread { vcpu: index, source })?;
-        Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}") })
+        Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}"), on_cpu })
     }
 
     /// Parks all vCPUs and returns when the last one is. Each finishes its pending port or memory I/O first. Pauses nest: the
@@ -266,17 +294,17 @@ impl CpuManager {
     /// guest's memory changes no more meanwhile.
     pub fn stop(&self, capture: Capture) {
         // A capture that nobody waited for may not be over.
-        let unfinished = |control: &mut Control| control.open > 0;
-        let control = self.shared.settled.wait_while(self.shared.lock(), unfinished);
-        let mut control = control.unwrap_or_else(PoisonError::into_inner);
+        let mut control = self.wait_until(self.shared.lock(), None, |control| control.open == 0);
         control.pauses += 1;
+        control.checkpoint = capture == Capture::Yes && control.pauses == 1;
         if capture == Capture::Yes {
             control.failure = None;
+            control.stood = None;
             control.orders.fill_with(|| Some(Order::Capture));
             control.open = self.vcpus.len() as u32;
         }
         // For parked threads with an order, and for one whose guest has ended its run.
-        self.shared.changed.notify_all();
+        self.shared.changed.ring();
         if control.pauses == 1 {
             for vcpu in &self.vcpus {
                 vcpu.run_page.set_immediate_exit(true);
@@ -286,8 +314,8 @@ impl CpuManager {
             }
         }
         let count = self.count();
-        let running = |control: &mut Control| control.parked < count;
-        drop(self.shared.settled.wait_while(control, running).unwrap_or_else(PoisonError::into_inner));
+        let patience = if capture == Capture::Yes { self.patience() } else { None };
+        drop(self.wait_until(control, patience, |control| control.parked == count));
     }
 
     /// Waits for the captures that [`CpuManager::stop`] has ordered.
@@ -295,8 +323,15 @@ impl CpuManager {
     /// # Errors
     /// When one has failed.
     pub fn wait_captured(&self) -> Result<(), CpuError> {
-        self.wait_settled();
+        self.wait_settled(self.patience());
         self.take_failure("capture its state")
+    }
+
+    /// The longest that a vCPU stood still for the last checkpoint, by the vCPUs' own clocks. `None` while they do, or if somebody
+    /// else had paused them.
+    #[must_use]
+    pub fn stood_still(&self) -> Option<Duration> {
+        self.shared.lock().stood
     }
 
     /// Ends one pause; the vCPUs run when it was the last.
@@ -310,7 +345,7 @@ impl CpuManager {
         let run = control.pauses == 0;
         drop(control);
         if run {
-            self.shared.changed.notify_all();
+            self.shared.changed.ring();
         }
     }
 
@@ -436,9 +471,9 @@ impl CpuManager {
         assert!(control.pauses > 0 && control.parked == self.count(), "vCPU job while the vCPUs run");
         control.open = jobs.iter().flatten().count() as u32;
         control.orders = jobs.into_iter().map(|job| job.map(Order::Job)).collect();
-        self.shared.changed.notify_all();
         drop(control);
-        self.wait_settled();
+        self.shared.changed.ring();
+        self.wait_settled(None);
         self.take_failure(what)
     }
 
@@ -514,11 +549,25 @@ impl CpuManager {
         self.run_jobs(self.vcpus.iter().map(|_| Some(job())).collect(), "set its TSC offset")
     }
 
-    fn wait_settled(&self) {
+    fn wait_settled(&self, patience: Option<Instant>) {
         let count = self.count();
-        let control = self.shared.lock();
-        let settled = |c: &mut Control| c.parked < count || c.open > 0;
-        drop(self.shared.settled.wait_while(control, settled).unwrap_or_else(PoisonError::into_inner));
+        drop(self.wait_until(self.shared.lock(), patience, |control| control.parked == count && control.open == 0));
+    }
+
+    fn wait_until<'a>(
+        &'a self,
+        control: MutexGuard<'a, Control>,
+        patience: Option<Instant>,
+        wanted: impl Fn(&Control) -> bool,
+    ) -> MutexGuard<'a, Control> {
+        self.shared.settled.wait_while(&self.shared.control, control, patience, |control| !wanted(control))
+    }
+
+    /// As for everybody, but who looks must not keep a vCPU from its processor.
+    fn patience(&self) -> Option<Instant> {
+        let here = nix::sched::sched_getcpu().ok()?;
+        let in_the_way = self.vcpus.iter().any(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed) == here);
+        if in_the_way { None } else { self.shared.patience() }
     }
 
     fn take_failure(&self, what: &'static str) -> Result<(), CpuError> {
@@ -534,7 +583,7 @@ impl Drop for CpuManager {
         let mut control = self.shared.lock();
         control.exit = true;
         control.pauses += 1;
-        self.shared.changed.notify_all();
+        self.shared.changed.ring();
         for vcpu in &self.vcpus {
             vcpu.run_page.set_immediate_exit(true);
             if let Some(thread) = &vcpu.thread {

@@ -1,9 +1,10 @@
 //! The thread of one vCPU: run loop, exits to devices, parking.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -96,6 +97,7 @@ pub(super) struct Vcpu {
     pub(super) shared: Arc<Shared>,
     pub(super) features: Arc<Features>,
     pub(super) state: Arc<Mutex<VcpuState>>,
+    pub(super) on_cpu: Arc<AtomicUsize>,
     pub(super) pio: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
     pub(super) on_event: OnGuestEvent,
@@ -139,7 +141,9 @@ impl Vcpu {
 
     /// Counted as parked until nobody wants a pause any more; does orders meanwhile.
     fn park(&mut self, page: &RunPage) -> Parked {
-        let shared = self.shared.clone();
+        let (shared, stopped) = (self.shared.clone(), Instant::now());
+        // The guest is to go on the moment that its checkpoint is complete.
+        let mut patience = None;
         let mut control = shared.lock();
         control.parked += 1;
         // Whoever waits is told without the lock, which he needs at once; he may well preempt this thread.
@@ -148,25 +152,29 @@ impl Vcpu {
             if let Some(order) = control.orders[self.index as usize].take() {
                 drop(control);
                 if settled {
-                    shared.settled.notify_all();
+                    shared.settled.ring();
                 }
+                patience = matches!(order, Order::Capture).then(|| shared.patience()).flatten();
                 let result = self.perform(order);
                 control = shared.lock();
                 finish_order(&mut control, self.index, result);
                 settled = control.open == 0;
             } else if std::mem::take(&mut settled) {
                 drop(control);
-                shared.settled.notify_all();
+                shared.settled.ring();
                 control = shared.lock();
             } else if control.exit {
                 return Parked::Exit;
             } else if control.pauses == 0 {
                 control.parked -= 1;
+                if control.checkpoint {
+                    control.stood = control.stood.max(Some(stopped.elapsed()));
+                }
                 // Under the lock, so that a pause that comes right now sets it again.
                 page.set_immediate_exit(false);
                 return Parked::Run;
             } else {
-                control = shared.changed.wait(control).unwrap_or_else(PoisonError::into_inner);
+                control = shared.changed.wait(&shared.control, control, patience);
             }
         }
     }
@@ -187,11 +195,11 @@ impl Vcpu {
     /// The guest will not run on by itself; neither do we.
     fn wait_for_pause(&self) {
         let control = self.shared.lock();
-        let running = |c: &mut Control| c.pauses == 0;
-        drop(self.shared.changed.wait_while(control, running).unwrap_or_else(PoisonError::into_inner));
+        drop(self.shared.changed.wait_while(&self.shared.control, control, None, |control| control.pauses == 0));
     }
 
     fn run_once(&mut self, page: &RunPage) -> Next {
+        self.on_cpu.store(nix::sched::sched_getcpu().unwrap_or(usize::MAX), Ordering::Relaxed);
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 // A string instruction gives many items at once.
