@@ -16,6 +16,8 @@ const CHUNK: usize = 1024;
 const SMALL: usize = 2048;
 /// A guest that writes faster than the link carries gets a long first checkpoint rather than none.
 const ROUNDS_MAX: u32 = 16;
+/// Rounds in a row that leave hardly less than the one before: more of them gain nothing.
+const VAIN_MAX: u32 = 2;
 /// Between rounds that only keep up while the disks are still being copied.
 const IDLE_ROUND: Duration = Duration::from_millis(100);
 
@@ -40,6 +42,9 @@ pub(crate) struct FirstCopy {
     done: u64,
     total: u64,
     rounds: u32,
+    /// Pages of the last round.
+    last: u64,
+    vain: u32,
     small: bool,
     next_round: Option<Time>,
 }
@@ -54,6 +59,8 @@ impl FirstCopy {
             done: 0,
             total,
             rounds: 0,
+            last: total,
+            vain: 0,
             small: false,
             next_round: None,
         }
@@ -68,24 +75,34 @@ impl FirstCopy {
         if sending > 0 {
             return Step::Wait;
         }
-        if disks_ready && (self.small || self.rounds >= ROUNDS_MAX) {
+        if disks_ready && self.is_over() {
             return Step::Done;
         }
-        if self.small && self.next_round.is_some_and(|at| now < at) { Step::Wait } else { Step::Harvest }
+        if self.is_over() && self.next_round.is_some_and(|at| now < at) { Step::Wait } else { Step::Harvest }
     }
 
     /// Begins a round with what was written since the last one.
     pub(crate) fn round(&mut self, dirty: &[u64], now: Time) {
+        let pages = dirty.len() as u64;
         self.rounds += 1;
         self.small = dirty.len() <= SMALL;
+        // The first round of an incremental copy has none before it.
+        let vain = self.last > 0 && pages > self.last / 4 * 3;
+        self.vain = if vain { self.vain + 1 } else { 0 };
+        self.last = pages;
         self.next_round = Some(now + IDLE_ROUND);
-        self.total += dirty.len() as u64;
+        self.total += pages;
         self.dirty.extend(dirty);
     }
 
     /// When to look again if nothing happens.
     pub(crate) fn timeout(&self) -> Option<Time> {
-        self.next_round.filter(|_| self.small)
+        self.next_round.filter(|_| self.is_over())
+    }
+
+    /// Whether what is left is small enough, or does not get smaller.
+    fn is_over(&self) -> bool {
+        self.small || self.vain >= VAIN_MAX || self.rounds >= ROUNDS_MAX
     }
 
     /// Bytes copied and to copy.
@@ -141,17 +158,31 @@ mod tests {
         assert_eq!(copy.step(&mut pages, 0, true, NOW), Step::Done);
     }
 
-    #[test]
-    fn a_guest_that_writes_too_fast_is_cut_anyway() {
-        let dirty: Vec<u64> = (0..SMALL as u64 + 1).collect();
-        let mut copy = FirstCopy::new(Vec::new());
-        for round in 0.. {
+    /// Pages sent and rounds until the first checkpoint, when the guest leaves so many pages after each round.
+    fn rounds(left: impl Fn(u32) -> usize) -> (u64, u32) {
+        let mut copy = FirstCopy::new(std::iter::once(0..10_000).collect());
+        for step in 0.. {
             let mut pages = Vec::new();
             match copy.step(&mut pages, 0, true, NOW) {
-                Step::Harvest => copy.round(&dirty, NOW),
-                Step::Done => return assert_eq!(copy.rounds, ROUNDS_MAX),
-                _ => assert!(round < 1000, "never ends"),
+                Step::Harvest => copy.round(&vec![7; left(copy.rounds)], NOW),
+                Step::Done => return (copy.done, copy.rounds),
+                _ => assert!(step < 1000, "never ends"),
             }
         }
+        unreachable!("the steps have no end")
+    }
+
+    #[test]
+    fn a_guest_that_writes_too_fast_is_cut_anyway() {
+        assert_eq!(rounds(|_| 10_000), (30_000, VAIN_MAX), "always everything");
+        let slowly = |round: u32| 20_000 / (round as usize + 2);
+        let (sent, count) = rounds(slowly);
+        assert!(count <= ROUNDS_MAX && sent < 10_000 * u64::from(count), "{sent} {count}");
+        assert_eq!(rounds(|round| if round % 2 == 0 { 9000 } else { 5000 }).1, ROUNDS_MAX, "up and down");
+    }
+
+    #[test]
+    fn a_round_in_vain_is_forgiven_when_the_next_one_is_not() {
+        assert_eq!(rounds(|round| [9000, 4000, 3900, 1000][round as usize]), (10_000 + 9000 + 4000 + 3900 + 1000, 4));
     }
 }
