@@ -35,6 +35,8 @@ pub const VCPUS_MAX: u32 = 254;
 /// For so long who waits for a checkpoint's next step looks for it without sleep. It takes tens of microseconds unless much is to
 /// be copied.
 const PATIENCE: Duration = Duration::from_micros(100);
+/// A vCPU that waits to go on looks for longer: its processor would be the guest's anyway, and a thousand pages are copied meanwhile.
+const VCPU_PATIENCE: Duration = Duration::from_micros(500);
 
 /// What a guest does to its own machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,8 +151,8 @@ impl Shared {
     }
 
     /// Until when to look for the next step of a checkpoint.
-    fn patience(&self) -> Option<Instant> {
-        self.spare.then(|| Instant::now() + PATIENCE)
+    fn patience(&self, for_so_long: Duration) -> Option<Instant> {
+        self.spare.then(|| Instant::now() + for_so_long)
     }
 }
 
@@ -567,7 +569,7 @@ impl CpuManager {
     fn patience(&self) -> Option<Instant> {
         let here = nix::sched::sched_getcpu().ok()?;
         let in_the_way = self.vcpus.iter().any(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed) == here);
-        if in_the_way { None } else { self.shared.patience() }
+        if in_the_way { None } else { self.shared.patience(PATIENCE) }
     }
 
     fn take_failure(&self, what: &'static str) -> Result<(), CpuError> {

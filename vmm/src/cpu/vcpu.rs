@@ -12,7 +12,7 @@ use std::os::unix::thread::JoinHandleExt;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::state::{Features, VcpuState, describe};
-use super::{Control, CpuError, GuestEvent, OnGuestEvent, Order, Shared};
+use super::{Control, CpuError, GuestEvent, OnGuestEvent, Order, Shared, VCPU_PATIENCE};
 use crate::bus::Bus;
 
 /// LAPIC register offsets of the two local pins, and what they do after reset of a PC.
@@ -154,7 +154,7 @@ impl Vcpu {
                 if settled {
                     shared.settled.ring();
                 }
-                patience = matches!(order, Order::Capture).then(|| shared.patience()).flatten();
+                patience = matches!(order, Order::Capture).then(|| shared.patience(VCPU_PATIENCE)).flatten();
                 let result = self.perform(order);
                 control = shared.lock();
                 finish_order(&mut control, self.index, result);
