@@ -68,7 +68,7 @@ pub fn part(options: &NodeOptions, boots: bool, disks: Term) -> Result<Part, Sta
     let Reign { node, term } = Reign::unasked();
     let Some(address) = &options.witness else { return Ok(Part::Run(Reign { node, term })) };
     let claim = if options.force { Claim::Force { node } } else { Claim::Start { node, disks } };
-    match ask(address, claim) {
+    match ask(address, claim, Some(Claim::Stop { node, term: Term(0), disks })) {
         WitnessAnswer::Unreachable(_, reason) => Err(StartError::Witness { witness: address.to_string(), reason }),
         WitnessAnswer::Judged(_, Verdict::Granted(record)) => Ok(Part::Run(Reign { node, term: record.term() })),
         WitnessAnswer::Judged(_, Verdict::Refused(record)) => {
@@ -85,17 +85,24 @@ pub fn part(options: &NodeOptions, boots: bool, disks: Term) -> Result<Part, Sta
 /// Gives a right back that was granted to a VM which then could not be started, to whoever has such `disks`.
 pub fn give_back(options: &NodeOptions, Reign { node, term }: Reign, disks: Term) {
     let Some(address) = &options.witness else { return };
-    if let WitnessAnswer::Unreachable(_, reason) = ask(address, Claim::Stop { node, term, disks }) {
+    if let WitnessAnswer::Unreachable(_, reason) = ask(address, Claim::Stop { node, term, disks }, None) {
         tracing::warn!(target: "ft", "witness {address} goes on to say that this VM runs: {reason}");
     }
 }
 
-/// Asks and waits, but not for ever.
-fn ask(address: &WitnessAddress, claim: Claim) -> WitnessAnswer {
-    match Asker::start(address) {
-        Ok(asker) => asker.ask_and_wait(claim, PATIENCE),
-        Err(error) => WitnessAnswer::Unreachable(claim, format!("cannot start a thread: {error}")),
+/// Asks and waits, but not for ever. Without an answer the claim may still take effect, and nobody would be there to use it: then
+/// it is followed by `regret`, if the witness can be asked once more.
+fn ask(address: &WitnessAddress, claim: Claim, regret: Option<Claim>) -> WitnessAnswer {
+    let asker = match Asker::start(address) {
+        Ok(asker) => asker,
+        Err(error) => return WitnessAnswer::Unreachable(claim, format!("cannot start a thread: {error}")),
+    };
+    let answer = asker.ask_and_wait(claim, PATIENCE);
+    if let (WitnessAnswer::Unreachable(..), Some(regret)) = (&answer, regret) {
+        asker.ask(regret, |_| {});
+        asker.finish();
     }
+    answer
 }
 
 /// Why this host may not start the VM, and what to do.

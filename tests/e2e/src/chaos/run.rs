@@ -129,7 +129,7 @@ impl Run {
         boot: &mut Boot,
     ) -> Result<Round> {
         let mut round = Round { number, fault: fault.to_string(), ..Round::default() };
-        let term = self.ready(clients, *runner, boot, &mut round);
+        let term = self.ready(clients, runner, boot, &mut round);
         let at = Instant::now();
         let all = term.and_then(|term| {
             let before = *runner;
@@ -162,19 +162,23 @@ impl Run {
 
     /// Before a fault: clients are served, the VM is protected and the guest is the one that it was. Gives the term. A protection that
     /// was lost without a fault, as happens to a machine that stalls, is told and waited for.
-    fn ready(&mut self, clients: &Clients, runner: u8, boot: &mut Boot, round: &mut Round) -> Result<u64> {
+    fn ready(&mut self, clients: &Clients, runner: &mut u8, boot: &mut Boot, round: &mut Round) -> Result<u64> {
         self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, round)?;
-        let seen = self.pair.look(runner);
+        let seen = self.pair.look(*runner);
         if let Seen::Runs { protected: true, term } = seen {
             return Ok(term);
         }
         round.lost_before = true;
-        self.pair.recover(runner, &self.topology, PROTECT_LIMIT)?;
-        match self.pair.look(runner) {
+        // It may even have moved.
+        let both =
+            self.pair.wait("one host that runs the VM", SETTLE_LIMIT, |seen| seen[0].runs() != seen[1].runs())?;
+        *runner = u8::from(both[1].runs());
+        self.pair.recover(*runner, &self.topology, PROTECT_LIMIT)?;
+        match self.pair.look(*runner) {
             Seen::Runs { protected: true, term } => Ok(term),
             later => {
                 let answer = format!("it was protected, then without any fault {seen:?}, then {later:?}");
-                Err(Error::Protocol { from: format!("host {}", letter(runner)), answer })
+                Err(Error::Protocol { from: format!("host {}", letter(*runner)), answer })
             }
         }
     }
