@@ -12,10 +12,11 @@ mod record;
 mod rival;
 mod table;
 mod takeover;
+mod tcp;
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::load::Effort;
 use crate::protected::Setup;
@@ -37,9 +38,9 @@ struct Args {
     /// Guest memory
     #[arg(long, default_value_t = 256, value_name = "MiB")]
     memory: u64,
-    /// Only latencies: no throughput, no takeovers
-    #[arg(long)]
-    latency_only: bool,
+    /// Measure these parts only
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,...")]
+    only: Vec<Measurement>,
     /// Measure the same guest under another system too
     #[arg(long, value_enum, value_name = "SYSTEM")]
     against: Option<Rival>,
@@ -51,7 +52,24 @@ struct Args {
     out: PathBuf,
 }
 
+/// What a run measures.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Measurement {
+    /// Requests: latency, pause, commit, bytes, CPU
+    Latency,
+    /// A guest that does nothing but write
+    Writer,
+    /// TCP streams
+    Tcp,
+    /// Takeovers
+    Takeover,
+}
+
 impl Args {
+    fn wants(&self, measurement: Measurement) -> bool {
+        self.only.is_empty() || self.only.contains(&measurement)
+    }
+
     /// Working sets and numbers of vCPUs.
     fn setups(&self) -> Vec<Setup> {
         let or = |given: &[u64], otherwise: &[u64]| if given.is_empty() { otherwise.to_vec() } else { given.to_vec() };
@@ -76,22 +94,17 @@ fn main() -> std::io::Result<()> {
     if let Some(part) = args.rival_part {
         return setups.iter().try_for_each(|setup| rival::child(setup, &effort, part));
     }
-    let parts = if args.latency_only { &[Part::Latency][..] } else { &[Part::Latency, Part::Writer] };
     let mut report = Report::default();
     for setup in &setups {
-        let floor = floor::measure(setup, &effort);
-        protected::latency(setup, &effort, &floor, &mut report);
-        if !args.latency_only {
-            protected::throughput(setup, &effort, &mut report);
-        }
-        if args.against.is_some() {
-            rival::measure(setup, args.quick, parts, &mut report);
-        }
+        per_working_set(&args, setup, &effort, &mut report);
         eprintln!("bench: {} pages, {} vCPUs done", setup.pages, setup.vcpus);
     }
-    if !args.latency_only {
-        for setup in setups.chunk_by(|one, other| one.vcpus == other.vcpus).map(|same| same[0]) {
-            takeover::measure(&Setup { pages: 100, ..setup }, &effort, &mut report);
+    for setup in setups.chunk_by(|one, other| one.vcpus == other.vcpus).map(|same| Setup { pages: 100, ..same[0] }) {
+        if args.wants(Measurement::Tcp) {
+            tcp::measure(&setup, &effort, &mut report);
+        }
+        if args.wants(Measurement::Takeover) {
+            takeover::measure(&setup, &effort, &mut report);
         }
     }
     println!("{}", table::render(report.records()));
@@ -102,4 +115,20 @@ fn main() -> std::io::Result<()> {
     plot::draw(report.records(), &args.out.join("latest.svg")).map_err(std::io::Error::other)?;
     println!("figures: {0}/latest.json, plot: {0}/latest.svg", args.out.display());
     Ok(())
+}
+
+fn per_working_set(args: &Args, setup: &Setup, effort: &Effort, report: &mut Report) {
+    let mut rival_parts = Vec::new();
+    if args.wants(Measurement::Latency) {
+        let floor = floor::measure(setup, effort);
+        protected::latency(setup, effort, &floor, report);
+        rival_parts.push(Part::Latency);
+    }
+    if args.wants(Measurement::Writer) {
+        protected::throughput(setup, effort, report);
+        rival_parts.push(Part::Writer);
+    }
+    if args.against.is_some() {
+        rival::measure(setup, args.quick, &rival_parts, report);
+    }
 }

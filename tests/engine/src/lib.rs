@@ -23,6 +23,7 @@ mod machine;
 mod netns;
 mod pair;
 mod proxy;
+mod stream;
 mod vm;
 
 pub use api::{Answer, Api};
@@ -33,6 +34,7 @@ pub use netns::Netns;
 pub use pair::Pair;
 pub use pollux_guest::{pattern, wire};
 pub use proxy::Proxy;
+pub use stream::Stream;
 pub use vm::{GUEST_IP, Vm, VmOptions, die_with_us};
 
 /// The bare-metal guest: a static ELF with a PVH note.

@@ -1,6 +1,8 @@
 //! The patterns detect what they are for: torn, swapped, stale and foreign contents.
 
-use engine_tests::pattern::{Block, WORDS, chain_next, check_page, fill_page, page_digest, set_digest};
+use engine_tests::pattern::{
+    Block, WORDS, chain_next, check_page, check_stream, fill_page, fill_stream, page_digest, set_digest,
+};
 use engine_tests::wire::{Reply, Request, op};
 
 fn page(number: u64, generation: u64) -> Vec<u64> {
@@ -18,6 +20,21 @@ fn a_page_is_only_itself() {
         let mut torn = words.clone();
         torn[i..].copy_from_slice(&page(3, 6)[i..]);
         assert!(!check_page(&torn, 3, 7), "torn at word {i}");
+    }
+}
+
+#[test]
+fn a_piece_of_the_stream_is_only_itself() {
+    let mut whole = [0; 9000];
+    fill_stream(0, &mut whole);
+    for (start, end) in [(0, 9000), (0, 1), (3, 5), (7, 9), (8, 16), (13, 8999), (4095, 8195)] {
+        let mut piece = vec![0; end - start];
+        fill_stream(start as u64, &mut piece);
+        assert_eq!(piece, &whole[start..end], "{start}..{end}");
+        assert!(check_stream(start as u64, &piece));
+        assert!(!check_stream(start as u64 + 8, &piece), "{start}..{end} one word later");
+        piece[(end - start) / 2] ^= 1;
+        assert!(!check_stream(start as u64, &piece), "{start}..{end} with a wrong byte");
     }
 }
 

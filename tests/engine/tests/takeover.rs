@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use engine_tests::pattern::{PAGE, WORDS, fill_page};
 use engine_tests::wire::op;
-use engine_tests::{Pair, Proxy, Vm, VmOptions};
+use engine_tests::{GUEST_IP, Pair, Proxy, Stream, Vm, VmOptions};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
@@ -41,6 +41,26 @@ fn the_standby_takes_over_when_the_host_dies() {
     assert_eq!(pair.wait_status(&standby, "solo")["role"], "solo");
     assert_eq!(standby.power_off(&mut client).code(), Some(0));
     pair.images[1].check(&client.last());
+}
+
+#[test]
+fn tcp_streams_outlive_the_host() {
+    let pair = Pair::new();
+    let [mut vm, standby] = protected(&pair, &VmOptions::new());
+    let [mut to, mut from] = [Stream::to_guest(&pair.lan, GUEST_IP), Stream::from_guest(&pair.lan, GUEST_IP)];
+    let mut both = |bytes: u64| {
+        let (mut sent, mut received) = (0, 0);
+        while sent < bytes || received < bytes {
+            sent += to.send();
+            received += from.receive();
+        }
+    };
+    both(8 << 20);
+    vm.kill_host();
+    both(8 << 20);
+    assert_eq!(pair.wait_status(&standby, "solo")["role"], "solo");
+    // The guest has checked what it was sent.
+    pair.client().echo();
 }
 
 #[test]

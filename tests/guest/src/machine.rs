@@ -305,6 +305,12 @@ impl Memory {
         place
     }
 
+    /// As [`Self::place`], for a value that only its owner refers to.
+    pub fn keep<T>(&mut self, value: T) -> &'static mut T {
+        // SAFETY: just placed, never given back, and nobody else has the address.
+        unsafe { &mut *self.place(value) }
+    }
+
     /// Map device memory or RAM above 4 GiB; below it everything is mapped from the start.
     pub fn map_device(&mut self, address: u64, len: u64) {
         let mut page = address & !0x1f_ffff;

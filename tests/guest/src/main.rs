@@ -7,6 +7,7 @@
 #![no_main]
 
 mod boot;
+mod card;
 mod config;
 mod disk;
 mod machine;
@@ -46,7 +47,8 @@ extern "C" fn ring3_main(start_info: u64, vcpu: u64) -> ! {
     let boot = mix(machine::tsc());
     println!("pollux-guest: boot {boot:016x}, RAM to {:#x}, TSC {tsc_khz} kHz, {:?}", info.ram_end, config);
     let mut memory = Memory::new(info.ram_end);
-    let net = Net::find(&mut memory, config.ip);
+    let now = micros(machine::tsc(), tsc_khz);
+    let net = Net::find(&mut memory, config.ip, config.port, boot, now);
     let disk = if config.disk { Disk::find(&mut memory, config.disk_slots, boot) } else { None };
     assert!(disk.is_some() || !config.disk, "no disk");
     if let Some(net) = &net {
@@ -63,6 +65,11 @@ extern "C" fn ring3_main(start_info: u64, vcpu: u64) -> ! {
     serve(&config, net, Service::new(set, disk, background, tsc_khz, boot), tsc_khz)
 }
 
+/// Ticks of the time stamp counter as time.
+fn micros(tsc: u64, tsc_khz: u64) -> u64 {
+    tsc / tsc_khz.div_ceil(1000)
+}
+
 fn serve(config: &Config, mut net: Option<Net>, mut service: Service, tsc_khz: u64) -> ! {
     let mut disk_pace = Pace::new(config.disk_rate, tsc_khz, machine::tsc());
     loop {
@@ -70,7 +77,8 @@ fn serve(config: &Config, mut net: Option<Net>, mut service: Service, tsc_khz: u
         CLOCK.nanoseconds();
         service.ticks += 1;
         if let Some(net) = &mut net {
-            net.poll(config.port, &mut |datagram, out| service.handle(datagram, out));
+            net.poll(micros(now, tsc_khz), &mut |datagram, out| service.handle(datagram, out));
+            service.stream_violations = net.violations;
             if service.afterwards != Afterwards::GoOn {
                 // The reply is on its way when the device has taken it; a frozen one does not keep us.
                 let deadline = machine::tsc() + 1000 * tsc_khz;

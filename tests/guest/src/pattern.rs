@@ -44,6 +44,36 @@ pub fn check_page(words: &[u64], page: u64, generation: u64) -> bool {
     difference == 0
 }
 
+/// Write the piece of the endless stream that starts at `position` into `bytes`.
+pub fn fill_stream(position: u64, bytes: &mut [u8]) {
+    let mut word = position / 8;
+    let mut next = || {
+        let bytes = word.wrapping_mul(GOLDEN).to_le_bytes();
+        word += 1;
+        bytes
+    };
+    let skip = (position % 8) as usize;
+    let (head, body) = bytes.split_at_mut(((8 - skip) % 8).min(bytes.len()));
+    if !head.is_empty() {
+        head.copy_from_slice(&next()[skip..][..head.len()]);
+    }
+    for chunk in body.chunks_mut(8) {
+        chunk.copy_from_slice(&next()[..chunk.len()]);
+    }
+}
+
+/// Whether `bytes` are the piece of the stream that starts at `position`.
+#[must_use]
+pub fn check_stream(mut position: u64, bytes: &[u8]) -> bool {
+    let mut expected = [0; 4096];
+    bytes.chunks(expected.len()).all(|chunk| {
+        let expected = &mut expected[..chunk.len()];
+        fill_stream(position, expected);
+        position += chunk.len() as u64;
+        expected == chunk
+    })
+}
+
 /// What one page at one generation adds to the digest of its working set.
 #[must_use]
 pub fn page_digest(page: u64, generation: u64) -> u64 {

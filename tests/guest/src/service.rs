@@ -38,6 +38,8 @@ pub struct Service {
     pub background: Background,
     /// Turns of the main loop.
     pub ticks: u64,
+    /// Pieces of TCP streams that were wrong.
+    pub stream_violations: u64,
     /// What to do once the reply is out.
     pub afterwards: Afterwards,
     boot: u64,
@@ -55,6 +57,7 @@ impl Service {
             disk,
             background,
             ticks: 0,
+            stream_violations: 0,
             afterwards: Afterwards::GoOn,
             boot,
             tsc_khz,
@@ -154,7 +157,7 @@ impl Service {
             stalls,
             backwards,
             checked: self.set.checked + background.checked,
-            violations: self.set.violations + background.violations,
+            violations: self.set.violations + background.violations + self.stream_violations,
             background: background.rewrites,
             disk_issued: disk.map_or(0, |disk| disk.issued),
             disk_done: disk.map_or(0, Disk::done),

@@ -200,10 +200,15 @@ impl Queue {
         }
     }
 
+    /// Whether the device is done with a chain.
+    pub fn has_used(&self) -> bool {
+        // SAFETY: our used ring.
+        unsafe { machine::read::<u16>(self.used + 2) != self.next_used }
+    }
+
     /// The next chain that the device is done with: its head and the bytes written.
     pub fn take(&mut self) -> Option<(u16, u32)> {
-        // SAFETY: our used ring.
-        if unsafe { machine::read::<u16>(self.used + 2) } == self.next_used {
+        if !self.has_used() {
             return None;
         }
         fence(Ordering::SeqCst);

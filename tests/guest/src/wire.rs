@@ -3,6 +3,11 @@
 /// Port of the service unless `port=` says otherwise.
 pub const PORT: u16 = 7777;
 
+/// TCP port that takes a stream, see [`crate::pattern::fill_stream`], and checks it.
+pub const SINK_PORT: u16 = 7778;
+/// TCP port that sends such a stream until the client has enough.
+pub const SOURCE_PORT: u16 = 7779;
+
 /// First field of a request.
 pub const REQUEST_MAGIC: u64 = 0x5145_5258_554c_4c50;
 /// First field of a reply.
@@ -143,7 +148,7 @@ wire! {
         backwards,
         /// Pages whose pattern was checked since boot.
         checked,
-        /// Pages with a wrong pattern since boot.
+        /// Pages with a wrong pattern since boot, and wrong pieces of TCP streams.
         violations,
         /// Pages rewritten in the background since boot.
         background,
