@@ -486,6 +486,11 @@ impl Engine {
             commit_us: self.measured.commit.percentiles(),
             dirty_pages: self.measured.pages.percentiles(),
             epoch_bytes: self.measured.bytes.percentiles(),
+            epoch_raw_bytes: self.measured.raw_bytes.percentiles(),
+            compression: match &self.session {
+                Session::Primary(side) => Some(side.compression(self.measured.volume)),
+                _ => None,
+            },
             held_frames: self.measured.held.frames,
             held_bytes: self.measured.held.bytes,
             epochs: self.measured.epochs,

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use ft_proto::Time;
-use ft_proto::wire::PAGE;
+use ft_proto::pages::PAGE;
 
 /// Pages per message to the sender.
 const CHUNK: usize = 1024;

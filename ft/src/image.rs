@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ft_proto::Epoch;
-use ft_proto::wire::{Digest, EpochEnd, Header, Kind, PAGE, WireError, ZERO_PAGE, decode_body, split_pages};
+use ft_proto::pages::{Content, PAGE, PageList};
+use ft_proto::wire::{Digest, EpochEnd, Header, Kind, WireError, decode_body};
 
 use crate::guest::{GuestError, Memory, Position};
 use crate::staging::split_state;
@@ -18,6 +19,8 @@ pub struct Image {
     state: Vec<u8>,
     digest: Digest,
     frames: u64,
+    /// Pages that the frames name.
+    count: u64,
 }
 
 /// An epoch whose counts and checksum are right.
@@ -39,7 +42,7 @@ impl Image {
     /// Begins `epoch` for a memory that has pages at `ram`.
     #[must_use]
     pub fn new(epoch: Epoch, ram: Arc<[Range<u64>]>) -> Self {
-        Self { epoch, ram, pages: Vec::new(), state: Vec::new(), digest: Digest::default(), frames: 0 }
+        Self { epoch, ram, pages: Vec::new(), state: Vec::new(), digest: Digest::default(), frames: 0, count: 0 }
     }
 
     /// Adds a `Pages` or `State` frame.
@@ -50,12 +53,16 @@ impl Image {
         self.check_epoch(header)?;
         match header.kind {
             Kind::Pages if self.state.is_empty() => {
-                let (mut entries, _) = split_pages(header.kind, &body)?;
                 // Checked before the epoch is acknowledged: applying it afterwards must not fail half way.
-                let in_ram = entries.all(|entry| self.ram.iter().any(|range| range.contains(&(entry & !ZERO_PAGE))));
-                drop(entries);
-                if !in_ram {
-                    return Err(WireError::Malformed { kind: header.kind, what: "a page outside of guest memory" });
+                let list = PageList::parse(header.kind, &body)?;
+                let malformed = |what| Err(WireError::Malformed { kind: header.kind, what });
+                if !list.numbers().all(|page| self.ram.iter().any(|range| range.contains(&page))) {
+                    return malformed("a page outside of guest memory");
+                }
+                self.count += list.count() as u64;
+                // What is staged is bounded by this.
+                if self.count > self.ram.iter().map(|range| range.end - range.start).sum() {
+                    return malformed("more pages than the guest has");
                 }
                 self.pages.push(body);
             }
@@ -78,11 +85,7 @@ impl Image {
         if end.frames != self.frames || end.digest != self.digest.value() {
             return Err(broken("frames are missing or changed"));
         }
-        let mut pages = 0;
-        for body in &self.pages {
-            pages += split_pages(Kind::Pages, body)?.0.len() as u64;
-        }
-        if end.pages != pages {
+        if end.pages != self.count {
             return Err(broken("pages are missing"));
         }
         let (positions, state) = split_state(&self.state).ok_or(broken("its state does not decode"))?;
@@ -119,22 +122,23 @@ impl WholeImage {
     }
 }
 
-/// Writes the pages of one `Pages` or `Copy` body to memory.
+/// Writes the pages of one `Pages` or `Copy` body to memory, which is what all frames before this one made of it.
 ///
 /// # Errors
 /// When the body is malformed or a page is not RAM here.
 pub fn apply_pages(kind: Kind, body: &[u8], memory: &dyn Memory) -> Result<(), GuestError> {
-    let (entries, mut data) =
-        split_pages(kind, body).map_err(|error| GuestError::new("a page frame is malformed", error))?;
-    for entry in entries {
-        let page = entry & !ZERO_PAGE;
-        if entry & ZERO_PAGE != 0 {
-            memory.zero(page)?;
-            continue;
+    let list = PageList::parse(kind, body).map_err(|error| GuestError::new("a page frame is malformed", error))?;
+    let mut page = [0; PAGE];
+    for (number, content) in list.pages() {
+        match content {
+            Content::Zero => memory.zero(number)?,
+            Content::Whole(content) => memory.copy_in(number, content)?,
+            Content::Changed(delta) => {
+                memory.copy_out(number, &mut page)?;
+                delta.apply(&mut page);
+                memory.copy_in(number, &page)?;
+            }
         }
-        let (content, rest) = data.split_at(PAGE);
-        memory.copy_in(page, content)?;
-        data = rest;
     }
     Ok(())
 }

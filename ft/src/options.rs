@@ -84,6 +84,42 @@ pub struct ProtectOptions {
     /// Limit of the first disk copy in bytes per second; 0 is none.
     #[serde(default)]
     pub disk_rate: u64,
+    /// What is done so that less crosses the link.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Memory for earlier versions of pages, in bytes; never more than a quarter of the guest's.
+    #[serde(default = "ProtectOptions::default_delta_cache")]
+    pub delta_cache: u64,
+}
+
+/// What is done so that less crosses the link.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Compression {
+    /// What changed in pages is sent where that is less than the page, and packed while that is measured to be faster.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// Pages are sent whole.
+    #[serde(rename = "off")]
+    Off,
+    /// What changed in pages is sent where that is less than the page.
+    #[serde(rename = "delta")]
+    Delta,
+    /// And always packed.
+    #[serde(rename = "delta+lz4")]
+    DeltaLz4,
+}
+
+impl Compression {
+    /// The names, and what they mean.
+    pub const NAMES: [(&str, Self); 4] =
+        [("auto", Self::Auto), ("off", Self::Off), ("delta", Self::Delta), ("delta+lz4", Self::DeltaLz4)];
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, named)| *named == self).map_or("", |(name, _)| name)
+    }
 }
 
 impl ProtectOptions {
@@ -100,6 +136,8 @@ impl ProtectOptions {
             max_epoch_us: Self::default_max_epoch_us(),
             disk_buffer: Self::default_disk_buffer(),
             disk_rate: 0,
+            compression: Compression::default(),
+            delta_cache: Self::default_delta_cache(),
         }
     }
 
@@ -116,6 +154,10 @@ impl ProtectOptions {
     }
 
     fn default_disk_buffer() -> u64 {
+        64 << 20
+    }
+
+    fn default_delta_cache() -> u64 {
         64 << 20
     }
 

@@ -8,22 +8,26 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use ft_proto::device_ctl::{Command, Hold};
+use ft_proto::pages::PAGE;
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
 use crate::capture::{CaptureError, Held, capture};
 use crate::clock::micros;
+use crate::coder::Volume;
 use crate::connect::{self, Applicant, Opened};
 use crate::copies::MemoryCopy;
 use crate::engine::{Engine, Session, Watched};
 use crate::first_copy::{FirstCopy, Step};
 use crate::guest::GuestError;
+use crate::history::History;
 use crate::inbox::{Message, Reply};
-use crate::options::ProtectOptions;
+use crate::options::{Compression, ProtectOptions};
+use crate::packing_judge::Judge;
 use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
-use crate::status::{Peer, Recent};
+use crate::status::{CompressionStatus, Peer, Recent};
 use crate::transport::FrameReader;
 use crate::witness::{Asker, chain};
 
@@ -50,13 +54,19 @@ pub(crate) struct PrimarySide {
     has_base: bool,
     /// What the standby was told last of the first copy is on its way.
     telling: bool,
+    judge: Judge,
+    /// Whether the last epoch was packed.
+    packing: bool,
 }
 
 /// A cut that is on its way: what the standby may not have if the session ends.
 struct Uncommitted {
     epoch: Epoch,
     begun: Time,
+    /// When it was handed to the sender.
+    sent: Time,
     pages: Vec<u64>,
+    packed: bool,
 }
 
 impl PrimarySide {
@@ -75,6 +85,12 @@ impl PrimarySide {
             self.sender.send(job);
         }
     }
+
+    /// For status.
+    pub(crate) fn compression(&self, volume: Volume) -> CompressionStatus {
+        let Volume { raw, sent } = volume;
+        CompressionStatus { setting: self.options.compression.name(), packing: self.packing, raw, sent }
+    }
 }
 
 /// What is measured of a session.
@@ -84,6 +100,9 @@ pub(crate) struct Measured {
     pub(crate) commit: Recent,
     pub(crate) pages: Recent,
     pub(crate) bytes: Recent,
+    pub(crate) raw_bytes: Recent,
+    /// Of all epochs of the session together.
+    pub(crate) volume: Volume,
     pub(crate) held: Held,
     pub(crate) epochs: u64,
 }
@@ -194,12 +213,13 @@ impl Engine {
         let (number, post) = (self.session_number, self.post.clone());
         let tell = move |sent| match sent {
             // The buffer is wanted at the next cut; to wake the engine for it would delay what it waits for.
-            Sent::Done(ref staging, _) if staging.epoch != Epoch(0) => post.send_later(Message::Sent(number, sent)),
+            Sent::Done(ref staging, ..) if staging.epoch != Epoch(0) => post.send_later(Message::Sent(number, sent)),
             sent => post.send(Message::Sent(number, sent)),
         };
         let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
-        let sender =
-            SenderHandle::start(writer, term, tell).map_err(|error| failed("cannot start a thread", &error))?;
+        let history = self.history(&options);
+        let sender = SenderHandle::start(writer, term, history, tell)
+            .map_err(|error| failed("cannot start a thread", &error))?;
         let ranges = self.first_ranges(base).map_err(|error| failed("cannot track guest memory", &error))?;
         self.mirror_disks(&options, disks)?;
         let now = self.clock.now();
@@ -218,6 +238,8 @@ impl Engine {
             sending: 0,
             uncommitted: VecDeque::new(),
             lists: Vec::new(),
+            judge: Judge::new(options.compression),
+            packing: false,
             options,
             session,
             has_base: false,
@@ -247,6 +269,14 @@ impl Engine {
         }
         self.guest.start_tracking()?;
         self.memory.populated()
+    }
+
+    /// What makes the session's memory of what it has sent.
+    fn history(&self, options: &ProtectOptions) -> impl FnOnce() -> Option<History> + Send + use<> {
+        let ram = self.memory.ranges();
+        let quarter = ram.iter().map(|range| range.end - range.start).sum::<u64>() * PAGE as u64 / 4;
+        let (bytes, wanted) = (options.delta_cache.min(quarter), options.compression != Compression::Off);
+        move || wanted.then(|| History::new(&ram, bytes))
     }
 
     fn mirror_disks(&mut self, options: &ProtectOptions, streams: Vec<(u16, TcpStream)>) -> Result<(), String> {
@@ -279,6 +309,7 @@ impl Engine {
                 Step::Send => match staging.copy_pages(&*self.memory) {
                     Ok(()) => {
                         side.sending += 1;
+                        staging.pack = side.judge.pack_copy();
                         side.sender.send(Job::Copy(staging));
                     }
                     Err(error) => return self.input(Input::StreamLost { reason: chain(&error) }),
@@ -311,10 +342,15 @@ impl Engine {
     pub(crate) fn sent(&mut self, sent: Sent) {
         let Session::Primary(side) = &mut self.session else { return };
         match sent {
-            Sent::Done(staging, bytes) => {
+            Sent::Done(staging, volume, took) => {
                 side.sending -= 1;
-                if staging.epoch != Epoch(0) {
-                    self.measured.bytes.add(bytes);
+                if staging.epoch == Epoch(0) {
+                    side.judge.copied(staging.pack, volume.raw, took);
+                } else {
+                    self.measured.bytes.add(volume.sent);
+                    self.measured.raw_bytes.add(volume.raw);
+                    self.measured.volume.raw += volume.raw;
+                    self.measured.volume.sent += volume.sent;
                 }
                 side.free.push(staging);
                 self.pump();
@@ -343,7 +379,9 @@ impl Engine {
                 self.measured.pages.add(staging.pages.len() as u64);
                 let mut pages = side.lists.pop().unwrap_or_default();
                 pages.clone_from(&staging.pages);
-                side.uncommitted.push_back(Uncommitted { epoch, begun, pages });
+                let packed = side.judge.pack(pages.len());
+                (staging.pack, side.packing) = (packed, packed);
+                side.uncommitted.push_back(Uncommitted { epoch, begun, sent: self.clock.now(), pages, packed });
                 side.sending += 1;
                 side.sender.send(Job::Epoch(staging));
                 if kind == CutKind::Last {
@@ -401,11 +439,12 @@ impl Engine {
         self.guest.release_console(committed);
         let Session::Primary(side) = &mut self.session else { return };
         let now = self.clock.now();
-        while let Some(Uncommitted { begun, pages, .. }) =
+        while let Some(Uncommitted { begun, sent, pages, packed, .. }) =
             side.uncommitted.pop_front_if(|cut| cut.epoch <= committed.epoch())
         {
             self.measured.commit.add(micros(now.since(begun)));
             self.measured.epochs += 1;
+            side.judge.acknowledged(pages.len(), packed, now.since(sent));
             side.lists.push(pages);
             side.has_base = true;
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use ft_proto::wire::{CopyProgress, Kind, Refusal, WireError, Yielding, decode_body};
 use ft_proto::{Epoch, Term};
 
@@ -19,6 +19,13 @@ use crate::witness::chain;
 
 /// Small frames are read together with the header of the next one.
 const READ_AHEAD: usize = 16 << 10;
+/// Page buffers that are kept for reuse: about a sixteenth of guest memory. What a large epoch needed beyond that goes back
+/// to the host.
+const SPARE_SHARE: u64 = 16;
+/// About what a buffer takes, in pages.
+const SPARE_PAGES: u64 = 128;
+/// And so many in the smallest guest.
+const SPARES_MIN: u64 = 8;
 
 /// What the stream brought.
 #[derive(Debug)]
@@ -53,12 +60,15 @@ impl ReceiverHandle {
         memory: Arc<dyn Memory>,
         tell: impl Fn(Received) + Send + 'static,
     ) -> io::Result<Self> {
-        let (spare, spares) = unbounded();
+        let ram: Arc<[Range<u64>]> = memory.ranges().into();
+        let pages: u64 = ram.iter().map(|range| range.end - range.start).sum();
+        let most = (pages / SPARE_SHARE / SPARE_PAGES).max(SPARES_MIN);
+        let (spare, spares) = bounded(usize::try_from(most).unwrap_or(usize::MAX));
         let reader = stream.try_clone()?;
         let thread = thread::Builder::new().name("ft-recv".to_owned()).spawn(move || {
-            let ram = memory.ranges().into();
             let stream = BufReader::with_capacity(READ_AHEAD, reader);
-            let mut worker = Worker { stream, memory, ram, spares, spare: Vec::new(), image: None, next: Epoch(1) };
+            let (spare, packed) = (Vec::new(), Vec::new());
+            let mut worker = Worker { stream, memory, ram, spares, spare, packed, image: None, next: Epoch(1) };
             tell(loop {
                 match worker.step() {
                     Ok(Some(last @ (Received::Yielded(..) | Received::Left(..)))) => break last,
@@ -73,8 +83,8 @@ impl ReceiverHandle {
 
     /// Returns a page buffer for reuse.
     pub fn give_back(&self, buffer: Vec<u8>) {
-        // The thread may have ended; then the buffer is simply freed.
-        let _ = self.spare.send(buffer);
+        // There may be enough of them, or the thread may have ended: then the buffer is simply freed.
+        let _ = self.spare.try_send(buffer);
     }
 }
 
@@ -94,6 +104,8 @@ struct Worker {
     spares: Receiver<Vec<u8>>,
     /// The buffer of the last frame of the first copy.
     spare: Vec<u8>,
+    /// For bodies that have to be unpacked.
+    packed: Vec<u8>,
     image: Option<Image>,
     next: Epoch,
 }
@@ -105,7 +117,7 @@ impl Worker {
         let pages = matches!(header.kind, Kind::Copy | Kind::Pages);
         let mut body =
             if pages { self.spares.try_recv().unwrap_or_else(|_| std::mem::take(&mut self.spare)) } else { Vec::new() };
-        read_body(&mut self.stream, &header, &mut body)?;
+        read_body(&mut self.stream, &header, &mut body, &mut self.packed)?;
         if self.next > Epoch(1) {
             // The first copy and its epoch have time.
             urgency::set(true);

@@ -11,6 +11,8 @@ use ft_proto::wire::{CopyProgress, Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::clock::micros;
+use crate::coder::{Coder, Volume};
+use crate::history::History;
 use crate::staging::Staging;
 use crate::transport::{Stamp, TransportError, write_frame};
 use crate::witness::chain;
@@ -36,8 +38,8 @@ pub enum Job {
 /// What became of a job.
 #[derive(Debug)]
 pub enum Sent {
-    /// The buffer is free again; so many bytes went out.
-    Done(Staging, u64),
+    /// The buffer is free again; so much went out, in this time.
+    Done(Staging, Volume, Duration),
     /// The standby has been told how far the first copy is.
     Told,
     /// The stream broke; nothing more is sent.
@@ -54,26 +56,33 @@ pub struct SenderHandle {
 }
 
 impl SenderHandle {
-    /// Starts sending on `stream`.
+    /// Starts sending on `stream`. `history` is made on the thread, since it takes a while.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(stream: TcpStream, term: Term, tell: impl Fn(Sent) + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        stream: TcpStream,
+        term: Term,
+        history: impl FnOnce() -> Option<History> + Send + 'static,
+        tell: impl Fn(Sent) + Send + 'static,
+    ) -> io::Result<Self> {
         let (jobs, queue) = unbounded();
         let mut writer = stream.try_clone()?;
         let (ending, ended) = bounded(0);
         let thread = thread::Builder::new().name("ft-send".to_owned()).spawn(move || {
             let _ending = ending;
+            let mut coder = Coder::new(history());
             for job in queue {
                 if matches!(&job, Job::Epoch(staging) if staging.epoch > Epoch(1)) {
                     // The first copy and its epoch have time.
                     urgency::set(true);
                 }
-                let result = perform(&mut writer, term, &job);
+                let started = Instant::now();
+                let result = perform(&mut coder, &mut writer, term, &job);
                 let told = matches!(job, Job::Progress(_));
                 let staging = if let Job::Copy(staging) | Job::Epoch(staging) = job { Some(staging) } else { None };
                 match (result, staging) {
-                    (Ok(bytes), Some(staging)) => tell(Sent::Done(staging, bytes)),
+                    (Ok(volume), Some(staging)) => tell(Sent::Done(staging, volume, started.elapsed())),
                     (Ok(_), None) if told => tell(Sent::Told),
                     (Ok(_), None) => {}
                     (Err(error), _) => return tell(Sent::Failed(chain(&error))),
@@ -116,19 +125,17 @@ impl Drop for SenderHandle {
     }
 }
 
-fn perform(stream: &mut TcpStream, term: Term, job: &Job) -> Result<u64, TransportError> {
-    let stamp = |kind| Stamp { kind, term, epoch: Epoch(0) };
-    match job {
-        Job::Copy(staging) => staging.send_copy(stream, term),
-        Job::Epoch(staging) => staging.send_epoch(stream, term),
-        Job::Progress(progress) => Ok(write_frame(stream, stamp(Kind::Progress), &[&encode_body(progress)])?.1),
+fn perform(coder: &mut Coder, stream: &mut TcpStream, term: Term, job: &Job) -> Result<Volume, TransportError> {
+    let (kind, body) = match job {
+        Job::Copy(staging) => return coder.send_copy(staging, stream, term),
+        Job::Epoch(staging) => return coder.send_epoch(staging, stream, term),
+        Job::Progress(progress) => (Kind::Progress, encode_body(progress)),
         Job::Yield(reason, stopped) => {
-            let body = encode_body(&Yielding { reason: reason.clone(), stopped_us: micros(stopped.elapsed()) });
-            Ok(write_frame(stream, stamp(Kind::Yield), &[&body])?.1)
+            let (reason, stopped_us) = (reason.clone(), micros(stopped.elapsed()));
+            (Kind::Yield, encode_body(&Yielding { reason, stopped_us }))
         }
-        Job::Bye(reason) => {
-            let body = encode_body(&Refusal { reasons: vec![reason.clone()] });
-            Ok(write_frame(stream, stamp(Kind::Bye), &[&body])?.1)
-        }
-    }
+        Job::Bye(reason) => (Kind::Bye, encode_body(&Refusal { reasons: vec![reason.clone()] })),
+    };
+    write_frame(stream, Stamp { kind, term, epoch: Epoch(0) }, &[&body])?;
+    Ok(Volume::default())
 }

@@ -265,7 +265,7 @@ impl Engine {
     pub(crate) fn commit(&mut self, committed: &Committed) {
         let Session::Standby(side) = &mut self.session else { return };
         let epoch = committed.epoch();
-        let Some(image) = side.whole.remove(&epoch) else { return };
+        let Some(mut image) = side.whole.remove(&epoch) else { return };
         side.ack(self.node.term(), epoch);
         if let Err(error) = image.apply(&*self.memory) {
             // Every page number was checked before; memory is neither old nor new now.
@@ -273,11 +273,10 @@ impl Engine {
             let reason = format!("epoch {epoch} could not be applied: {}", chain(&error));
             return self.input(Input::PeerLeft { term: self.node.term(), reason });
         }
+        side.recycle(&mut image);
+        side.latest = Some(image);
         for link in self.links.iter_mut().take(self.disks.len()) {
             let _ = link.send(&Command::Release(committed.into()), None);
-        }
-        if let Some(mut before) = side.latest.replace(image) {
-            side.recycle(&mut before);
         }
         self.measured.epochs += 1;
         if epoch == Epoch(1) {

@@ -42,6 +42,10 @@ pub struct Status {
     pub dirty_pages: Percentiles,
     /// Bytes sent per epoch.
     pub epoch_bytes: Percentiles,
+    /// Bytes per epoch if pages were sent whole and nothing was packed.
+    pub epoch_raw_bytes: Percentiles,
+    /// What is done so that less is sent.
+    pub compression: Option<CompressionStatus>,
     /// Frames that the network devices held at the last seal.
     pub held_frames: u64,
     /// Bytes that devices held or had uncommitted at the last seal.
@@ -78,6 +82,19 @@ pub struct WitnessStatus {
     pub answered: Option<bool>,
     /// Why it did not.
     pub error: Option<String>,
+}
+
+/// What a primary does so that less crosses the link, and what came of it in all epochs of the session.
+#[derive(Clone, Debug, Serialize)]
+pub struct CompressionStatus {
+    /// `auto`, `off`, `delta` or `delta+lz4`.
+    pub setting: &'static str,
+    /// Whether the last epoch was packed.
+    pub packing: bool,
+    /// Bytes if pages were sent whole and nothing was packed.
+    pub raw: u64,
+    /// Bytes sent.
+    pub sent: u64,
 }
 
 /// The search for a standby.

@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use xxhash_rust::xxh3::Xxh3Default;
 
+use crate::packing::unpack;
+
 /// The stream ended, broke, or carried something wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -53,21 +55,31 @@ pub struct Frame<'a> {
     pub hash: u64,
     /// Length of the body.
     pub len: u64,
+    /// Its length when it is unpacked.
+    pub raw: u64,
 }
 
 impl<'a> Frame<'a> {
     /// A frame whose body is `parts`.
     #[must_use]
     pub fn new(stamp: Stamp, parts: &'a [&'a [u8]]) -> Self {
+        Self::with_lengths(stamp, parts, None)
+    }
+
+    /// A frame whose body, `parts`, becomes `raw` bytes when it is unpacked.
+    #[must_use]
+    pub fn packed(stamp: Stamp, parts: &'a [&'a [u8]], raw: u32) -> Self {
+        Self::with_lengths(stamp, parts, Some(raw))
+    }
+
+    fn with_lengths(stamp: Stamp, parts: &'a [&'a [u8]], raw: Option<u32>) -> Self {
         let mut hasher = Xxh3Default::new();
-        let mut len = 0;
-        for part in parts {
-            hasher.update(part);
-            len += part.len() as u64;
-        }
+        parts.iter().for_each(|part| hasher.update(part));
+        // A longer one is refused by whoever reads its header.
+        let len = u32::try_from(parts.iter().map(|part| part.len()).sum::<usize>()).unwrap_or(u32::MAX);
         let Stamp { kind, term, epoch } = stamp;
-        let header = Header { kind, term, epoch, len, body_hash: hasher.digest() };
-        Self { head: header.encode(), parts, hash: header.body_hash, len }
+        let header = Header { kind, term, epoch, len, raw: raw.unwrap_or(len), body_hash: hasher.digest() };
+        Self { head: header.encode(), parts, hash: header.body_hash, len: len.into(), raw: header.raw.into() }
     }
 }
 
@@ -108,13 +120,13 @@ fn write_all(stream: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Res
     Ok(())
 }
 
-/// Reads one frame, blocking; `body` is overwritten and keeps its capacity.
+/// Reads one frame that is not packed, blocking; `body` is overwritten and keeps its capacity.
 ///
 /// # Errors
 /// When the stream breaks or the frame is not right.
 pub fn read_frame(stream: &mut impl Read, body: &mut Vec<u8>) -> Result<Header, TransportError> {
     let header = read_header(stream)?;
-    read_body(stream, &header, body)?;
+    read_bytes(stream, &header, body)?;
     Ok(header)
 }
 
@@ -128,15 +140,29 @@ pub fn read_header(stream: &mut impl Read) -> Result<Header, TransportError> {
     Ok(Header::decode(&head)?)
 }
 
-/// Reads the body of a frame, blocking; `body` is overwritten and keeps its capacity.
+/// Reads the body of a frame, blocking, and unpacks it with the help of `packed`; both are overwritten and keep their
+/// capacity.
 ///
 /// # Errors
 /// When the stream breaks or the body is not what the header says.
-pub fn read_body(stream: &mut impl Read, header: &Header, body: &mut Vec<u8>) -> Result<(), TransportError> {
+pub fn read_body(
+    stream: &mut impl Read,
+    header: &Header,
+    body: &mut Vec<u8>,
+    packed: &mut Vec<u8>,
+) -> Result<(), TransportError> {
+    if !header.is_packed() {
+        return read_bytes(stream, header, body);
+    }
+    read_bytes(stream, header, packed)?;
+    Ok(unpack(header, packed, body)?)
+}
+
+fn read_bytes(stream: &mut impl Read, header: &Header, bytes: &mut Vec<u8>) -> Result<(), TransportError> {
     // Bounded by `Header::decode`.
-    body.resize(usize::try_from(header.len).unwrap_or(usize::MAX), 0);
-    stream.read_exact(body)?;
-    Ok(header.check_body(body)?)
+    bytes.resize(usize::try_from(header.len).unwrap_or(usize::MAX), 0);
+    stream.read_exact(bytes)?;
+    Ok(header.check_body(bytes)?)
 }
 
 /// Reads frames from a stream that must not block its reader.

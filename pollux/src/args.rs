@@ -113,6 +113,9 @@ Options, separated by commas:
   max_epoch_us=N       longest epoch
   disk_buffer=SIZE     uncommitted writes per disk before the disk waits
   disk_rate=SIZE       limit of the first disk copy, per second; 0: none
+  compression=HOW      off; delta: of a page that the standby has, what changed is sent; delta+lz4: and everything is packed;
+                       auto: delta, and packed while that is measured to be faster
+  delta_cache=SIZE     memory for earlier versions of pages, at most a quarter of the guest's
 
 Example:
   pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1";

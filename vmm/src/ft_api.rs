@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-pub use ft::{EventRecord, NodeOptions, ProtectOptions, Role, StandbyOptions, Status};
+pub use ft::{Compression, EventRecord, NodeOptions, ProtectOptions, Role, StandbyOptions, Status};
 use ft::{Ft, WitnessAddress};
 use ft_proto::OnPartition;
 
@@ -111,7 +111,7 @@ impl FtControl for Ft {
 }
 
 /// Keys of `--ft`.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 14] = [
     "role",
     "listen",
     "heartbeat",
@@ -123,6 +123,8 @@ const KEYS: [&str; 12] = [
     "max_epoch_us",
     "disk_buffer",
     "disk_rate",
+    "compression",
+    "delta_cache",
     "force",
 ];
 
@@ -176,6 +178,8 @@ fn peers(options: &Options) -> Result<Vec<ProtectOptions>, OptionError> {
             max_epoch_us: options.value_or("max_epoch_us", by.max_epoch_us)?,
             disk_buffer: size("disk_buffer", by.disk_buffer)?,
             disk_rate: size("disk_rate", by.disk_rate)?,
+            compression: options.value_or("compression", by.compression)?,
+            delta_cache: size("delta_cache", by.delta_cache)?,
             ..by
         };
         if let Some(fault) = peer.faults().into_iter().next() {
@@ -200,7 +204,7 @@ impl OptionValue for SocketAddr {
 }
 
 /// The value that goes by the name of `text`.
-fn named<T>(text: &str, names: [(&str, T); 3]) -> Option<T> {
+fn named<T, const N: usize>(text: &str, names: [(&str, T); N]) -> Option<T> {
     names.into_iter().find_map(|(name, value)| (name == text).then_some(value))
 }
 
@@ -209,6 +213,14 @@ impl OptionValue for Role {
 
     fn from_text(text: &str) -> Option<Self> {
         named(text, [("auto", Self::Auto), ("primary", Self::Primary), ("standby", Self::Standby)])
+    }
+}
+
+impl OptionValue for Compression {
+    const EXPECTED: &'static str = "auto, off, delta or delta+lz4";
+
+    fn from_text(text: &str) -> Option<Self> {
+        named(text, Self::NAMES)
     }
 }
 
@@ -242,11 +254,12 @@ mod tests {
     #[test]
     fn the_same_line_makes_a_primary_and_a_standby() {
         let text = "role=auto,listen=10.0.0.1:7000,heartbeat=10.1.0.1:7001,witness=/w,detect_ms=500,disk_rate=8M,\
-                    standby-peers=[10.0.0.2:7000/10.1.0.2:7001,[fd00::3]:7000/[fd01::3]:7001]";
+                    compression=delta+lz4,standby-peers=[10.0.0.2:7000/10.1.0.2:7001,[fd00::3]:7000/[fd01::3]:7001]";
         let options = node_option(text).unwrap();
         let [first, second] = &options.peers[..] else { panic!("{options:?}") };
         assert_eq!((first.peer, first.heartbeat), (([10, 0, 0, 2], 7000).into(), ([10, 1, 0, 2], 7001).into()));
         assert_eq!((first.detect_ms, first.disk_rate, first.min_epoch_us), (500, 8 << 20, 100));
+        assert_eq!((first.compression, first.delta_cache), (Compression::DeltaLz4, 64 << 20));
         assert_eq!(second.peer, "[fd00::3]:7000".parse().unwrap());
         assert_eq!((&second.witness, options.standby.unwrap().detect_ms), (&"/w".parse().ok(), Some(500)));
     }

@@ -7,15 +7,17 @@
 //!              '- witness: who may run, as a pure compare-and-swap
 //! ```
 //!
-//! `wire` is the form of what crosses the network, `device_ctl` of what crosses to the device processes. Bulk data
-//! never enters: the core handles epoch numbers, the shell moves bytes.
+//! `wire`, `pages` and `delta` are the form of what crosses the network, `device_ctl` of what crosses to the device
+//! processes. Bulk data never enters the state machines: they handle epoch numbers, the shell moves bytes.
 #![forbid(unsafe_code)]
 
+pub mod delta;
 pub mod device_ctl;
 mod events;
 mod failure_detector;
 mod ids;
 mod node;
+pub mod pages;
 mod primary;
 mod standby;
 mod time;

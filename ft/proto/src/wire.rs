@@ -1,11 +1,12 @@
 //! What crosses the network between two VMMs: frames with a fixed header, and the messages in them.
 //!
 //! ```text
-//! 0      4         6      8      16      24      32           40           48
-//! | PLXF | version | kind | term | epoch | len   | body hash  | head hash  | body (len bytes)
+//! 0      4         6      8      16      24    28    32          40          48
+//! | PLXF | version | kind | term | epoch | len | raw | body hash | head hash | body (len bytes)
 //! ```
 //!
-//! All little-endian. The head hash covers the 40 bytes before it, the body hash the body (both XXH3, 64 bits). An epoch
+//! All little-endian. The head hash covers the 40 bytes before it, the body hash the body (both XXH3, 64 bits). Where `raw` is
+//! not `len`, the body is packed (LZ4 block), and becomes exactly `raw` bytes, which the limit of bodies holds for. An epoch
 //! is any number of `Pages` frames, one `State` frame and one `End` frame, whose digest chains the body hashes of all of
 //! them in order: a frame that is missing, changed, or of another epoch makes the whole epoch invalid. Decoding never
 //! panics and never allocates more than the header's checked length.
@@ -18,17 +19,11 @@ use crate::events::OnPartition;
 use crate::{Epoch, NodeId, Term};
 
 /// Version of this format; peers of another version are refused with both numbers.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Length of a header in bytes.
 pub const HEADER_LEN: usize = 48;
 /// No body is longer: 4,096 pages with their index, rounded up.
-pub const BODY_MAX: u64 = 32 << 20;
-/// Bytes in a page.
-pub const PAGE: usize = 4096;
-/// The most pages in one frame.
-pub const PAGES_PER_FRAME: usize = 4096;
-/// Set in a page's index entry: the page is all zeroes and has no data.
-pub const ZERO_PAGE: u64 = 1 << 63;
+pub const BODY_MAX: u32 = 32 << 20;
 
 const MAGIC: [u8; 4] = *b"PLXF";
 
@@ -44,7 +39,7 @@ pub enum Kind {
     Refuse = 3,
     /// Pages of the first copy, written to memory as they come.
     Copy = 4,
-    /// Pages of an epoch: entry count (u64), that many entries (page number, [`ZERO_PAGE`]), data of the others.
+    /// Pages of an epoch: a [page list](crate::pages), as in `Copy`.
     Pages = 5,
     /// vCPU and device state of an epoch, and where its queues stand: opaque to the standby until takeover.
     State = 6,
@@ -71,8 +66,10 @@ pub struct Header {
     pub term: Term,
     /// The epoch it belongs to; 0 outside epochs.
     pub epoch: Epoch,
-    /// Length of the body in bytes.
-    pub len: u64,
+    /// Length of the body in bytes, as it crosses the network.
+    pub len: u32,
+    /// Its length before it was packed; `len` if it was not.
+    pub raw: u32,
     /// XXH3 of the body.
     pub body_hash: u64,
 }
@@ -144,7 +141,8 @@ impl Header {
         bytes[6..8].copy_from_slice(&(self.kind as u16).to_le_bytes());
         bytes[8..16].copy_from_slice(&self.term.0.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.len.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.len.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.raw.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.body_hash.to_le_bytes());
         let hash = xxh3_64(&bytes[..40]);
         bytes[40..48].copy_from_slice(&hash.to_le_bytes());
@@ -157,6 +155,7 @@ impl Header {
     /// When it is not one of this version, is corrupt, or announces a body that is too long.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let u64_at = |at: usize| {
             let mut raw = [0; 8];
             raw.copy_from_slice(&bytes[at..at + 8]);
@@ -172,12 +171,22 @@ impl Header {
             return Err(WireError::HeaderCorrupt);
         }
         let kind = Kind::from_u16(u16_at(6)).ok_or(WireError::HeaderCorrupt)?;
-        let header =
-            Self { kind, term: Term(u64_at(8)), epoch: Epoch(u64_at(16)), len: u64_at(24), body_hash: u64_at(32) };
-        if header.len > BODY_MAX {
+        let (term, epoch) = (Term(u64_at(8)), Epoch(u64_at(16)));
+        let header = Self { kind, term, epoch, len: u32_at(24), raw: u32_at(28), body_hash: u64_at(32) };
+        if header.len > BODY_MAX || header.raw > BODY_MAX {
             return Err(WireError::Malformed { kind, what: "longer than a frame may be" });
         }
+        let may_be_packed = matches!(kind, Kind::Copy | Kind::Pages | Kind::State) && header.len < header.raw;
+        if header.is_packed() && !may_be_packed {
+            return Err(WireError::Malformed { kind, what: "its two lengths do not go together" });
+        }
         Ok(header)
+    }
+
+    /// Whether the body has to be unpacked.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.len != self.raw
     }
 
     /// Checks a received body against the header.
@@ -341,39 +350,12 @@ pub fn decode_body<'a, T: Deserialize<'a>>(kind: Kind, body: &'a [u8]) -> Result
     }
 }
 
-/// Splits the body of `Pages` or `Copy` into its index and its page data.
-///
-/// # Errors
-/// When the lengths do not add up.
-pub fn split_pages(
-    kind: Kind,
-    body: &[u8],
-) -> Result<(impl ExactSizeIterator<Item = u64> + Clone + '_, &[u8]), WireError> {
-    let malformed = |what| WireError::Malformed { kind, what };
-    let (count, rest) = body.split_first_chunk::<8>().ok_or(malformed("no entry count"))?;
-    let count = usize::try_from(u64::from_le_bytes(*count))
-        .ok()
-        .filter(|count| *count <= PAGES_PER_FRAME)
-        .ok_or(malformed("too many pages"))?;
-    let (index, data) = rest.split_at_checked(count * 8).ok_or(malformed("index is cut off"))?;
-    let entries = index.chunks_exact(8).map(|entry| {
-        let mut raw = [0; 8];
-        raw.copy_from_slice(entry);
-        u64::from_le_bytes(raw)
-    });
-    let with_data = entries.clone().filter(|entry| entry & ZERO_PAGE == 0).count();
-    if data.len() != with_data * PAGE {
-        return Err(malformed("page data does not match the index"));
-    }
-    Ok((entries, data))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn header() -> Header {
-        Header { kind: Kind::Pages, term: Term(3), epoch: Epoch(9), len: 5, body_hash: xxh3_64(b"pages") }
+        Header { kind: Kind::Pages, term: Term(3), epoch: Epoch(9), len: 5, raw: 5, body_hash: xxh3_64(b"pages") }
     }
 
     #[test]
@@ -396,25 +378,24 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_checked() {
-        assert_eq!(header().check_body(b"pages"), Ok(()));
-        assert_eq!(header().check_body(b"pagez"), Err(WireError::BodyCorrupt(Epoch(9))));
+    fn lengths_are_known_before_anything_is_unpacked() {
+        let decoded = |kind, len, raw| Header::decode(&Header { kind, len, raw, ..header() }.encode());
+        assert!(decoded(Kind::Pages, 5, BODY_MAX).is_ok_and(|header| header.is_packed()));
+        let wrong = [
+            (Kind::Pages, 5, BODY_MAX + 1),
+            (Kind::Pages, BODY_MAX + 1, BODY_MAX + 1),
+            (Kind::Pages, 5, 4),
+            (Kind::Hello, 5, 6),
+        ];
+        for (kind, len, raw) in wrong {
+            assert!(matches!(decoded(kind, len, raw), Err(WireError::Malformed { .. })), "{kind:?} {len} {raw}");
+        }
     }
 
     #[test]
-    fn page_bodies_must_add_up() {
-        let mut body = 2_u64.to_le_bytes().to_vec();
-        body.extend((5 | ZERO_PAGE).to_le_bytes());
-        body.extend(6_u64.to_le_bytes());
-        body.extend([7; PAGE]);
-        let (entries, data) = split_pages(Kind::Pages, &body).unwrap();
-        assert_eq!(entries.collect::<Vec<_>>(), [5 | ZERO_PAGE, 6]);
-        assert_eq!(data, [7; PAGE]);
-        for len in 0..body.len() {
-            assert!(split_pages(Kind::Pages, &body[..len]).is_err(), "accepted {len} bytes");
-        }
-        let huge = u64::MAX.to_le_bytes();
-        assert!(split_pages(Kind::Pages, &huge).is_err());
+    fn bodies_are_checked() {
+        assert_eq!(header().check_body(b"pages"), Ok(()));
+        assert_eq!(header().check_body(b"pagez"), Err(WireError::BodyCorrupt(Epoch(9))));
     }
 
     #[test]

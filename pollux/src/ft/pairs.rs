@@ -37,7 +37,7 @@ enum Kind {
     Text,
 }
 
-const KEYS: [(&str, Kind); 9] = [
+const KEYS: [(&str, Kind); 11] = [
     ("peer", Kind::Endpoint),
     ("heartbeat", Kind::Endpoint),
     ("witness", Kind::Text),
@@ -47,6 +47,8 @@ const KEYS: [(&str, Kind); 9] = [
     ("max_epoch_us", Kind::Number),
     ("disk_buffer", Kind::Size),
     ("disk_rate", Kind::Size),
+    ("compression", Kind::Text),
+    ("delta_cache", Kind::Size),
 ];
 
 /// Reads the options.

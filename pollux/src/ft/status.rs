@@ -25,6 +25,7 @@ pub struct Status {
     pub commit_us: Percentiles,
     pub dirty_pages: Percentiles,
     pub epoch_bytes: Percentiles,
+    pub compression: Option<Compression>,
     pub held_frames: u64,
     pub held_bytes: u64,
     pub epochs: u64,
@@ -75,6 +76,16 @@ pub struct Link {
 pub struct Percentiles {
     pub p50: u64,
     pub p99: u64,
+}
+
+/// What a primary does so that less is sent, and the bytes of all epochs of the session without and with it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Compression {
+    pub setting: String,
+    pub packing: bool,
+    pub raw: u64,
+    pub sent: u64,
 }
 
 /// A copy under way, in bytes.
@@ -136,6 +147,9 @@ pub fn table(status: &Status) -> Table {
     row("commit latency p50 / p99", pair(status.commit_us, micros));
     row("dirty pages per epoch p50 / p99", pair(status.dirty_pages, |pages| pages.to_string()));
     row("bytes per epoch p50 / p99", pair(status.epoch_bytes, bytes));
+    if let Some(compression) = &status.compression {
+        row("compression", compressed(compression));
+    }
     row("committed epochs", status.epochs.to_string());
     row("held output", format!("{} frames, {}", status.held_frames, bytes(status.held_bytes)));
     if let Some(copy) = status.memory_sync {
@@ -175,6 +189,14 @@ fn search_text(status: &Status, search: &Search) -> String {
         (true, false) if search.waiting_for.is_empty() => "yes".to_owned(),
         (true, false) => format!("yes: {}", search.waiting_for.join("; ")),
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, to two digits")]
+fn compressed(compression: &Compression) -> String {
+    let Compression { setting, packing, raw, sent } = compression;
+    let lz4 = if *packing { " (packed)" } else { "" };
+    let ratio = *raw as f64 / (*sent).max(1) as f64;
+    format!("{setting}{lz4}, {} sent for {}: 1 to {ratio:.1}", bytes(*sent), bytes(*raw))
 }
 
 fn or_dash(text: &str) -> String {
@@ -239,7 +261,7 @@ mod tests {
             {"address": "10.0.0.2:7000", "node": "cd"}, "links": [{"name": "replication", "state": "green", "silence_ms": 4}],
             "witness": {"name": "/w", "answered": false, "error": "gone"}, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
             {"p50": 10, "p99": 20}, "epoch_bytes": {"p50": 4096, "p99": 8192}, "held_frames": 2, "held_bytes": 128,
-            "epochs": 16, "search": {"on": false, "waiting_for": []}, "memory_sync": {"done": 1, "total": 4, "eta_s": null}, "disks": [{"id": "_disk0", "state":
+            "compression": {"setting": "auto", "packing": true, "raw": 7 << 20, "sent": 1 << 20}, "epochs": 16, "search": {"on": false, "waiting_for": []}, "memory_sync": {"done": 1, "total": 4, "eta_s": null}, "disks": [{"id": "_disk0", "state":
             "copying", "resync": "incremental", "done": 1, "total": 2, "sent": 1536, "eta_s": 1}], "takeover": null, "last_error": null});
         let text = table(&serde_json::from_value(status).unwrap()).to_string();
         for part in [
@@ -251,6 +273,7 @@ mod tests {
             "disk _disk0",
             "copying (incremental), 1 B of 2 B (50 %), 1 s left, 1.5 KiB sent",
             "2 frames, 128 B",
+            "auto (packed), 1.0 MiB sent for 7.0 MiB: 1 to 7.0",
             "/w (no answer: gone)",
             "`ft protect` looks for one",
         ] {
