@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::ops::Range;
 
+use ft_proto::packing::{Packed, Packer};
 use ft_proto::pages::{DELTA_PAGE, PAGE, PAGES_PER_FRAME, Page, ZERO_PAGE};
 use ft_proto::wire::{Digest, EpochEnd, Kind, encode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::history::{Form, History};
-use crate::packing::{Packed, Packer};
 use crate::staging::Staging;
 use crate::transport::{Frame, Stamp, TransportError, write_frames};
 

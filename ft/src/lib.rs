@@ -26,7 +26,6 @@ mod image;
 mod inbox;
 mod listener;
 mod options;
-mod packing;
 mod packing_judge;
 mod planned;
 mod primary_side;

@@ -4,13 +4,12 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
+use ft_proto::packing::unpack;
 use ft_proto::wire::{HEADER_LEN, Header, Kind, WireError};
 use ft_proto::{Epoch, Term};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use xxhash_rust::xxh3::Xxh3Default;
-
-use crate::packing::unpack;
 
 /// The stream ended, broke, or carried something wrong.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@
 //!              '- witness: who may run, as a pure compare-and-swap
 //! ```
 //!
-//! `wire`, `pages` and `delta` are the form of what crosses the network, `device_ctl` of what crosses to the device
+//! `wire`, `pages`, `delta` and `packing` are the form of what crosses the network, `device_ctl` of what crosses to the device
 //! processes. Bulk data never enters the state machines: they handle epoch numbers, the shell moves bytes.
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod events;
 mod failure_detector;
 mod ids;
 mod node;
+pub mod packing;
 pub mod pages;
 mod primary;
 mod standby;

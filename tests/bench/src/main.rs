@@ -13,6 +13,7 @@ mod rival;
 mod table;
 mod takeover;
 mod tcp;
+mod volume;
 
 use std::path::PathBuf;
 
@@ -59,6 +60,8 @@ enum Measurement {
     Latency,
     /// A guest that does nothing but write
     Writer,
+    /// Bytes per epoch of a guest that changes little of each page, with and without compression
+    RedisLike,
     /// TCP streams
     Tcp,
     /// Takeovers
@@ -100,6 +103,9 @@ fn main() -> std::io::Result<()> {
         eprintln!("bench: {} pages, {} vCPUs done", setup.pages, setup.vcpus);
     }
     for setup in setups.chunk_by(|one, other| one.vcpus == other.vcpus).map(|same| Setup { pages: 100, ..same[0] }) {
+        if args.wants(Measurement::RedisLike) {
+            volume::measure(&setup, &effort, &mut report);
+        }
         if args.wants(Measurement::Tcp) {
             tcp::measure(&setup, &effort, &mut report);
         }

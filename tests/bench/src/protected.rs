@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::floor::Floor;
 use crate::load::{Effort, requests, stalls, writer_speed};
 use crate::record::{Report, Spread};
+use crate::volume::memory_beyond_guest;
 
 /// What guest is measured.
 #[derive(Clone, Copy, Debug)]
@@ -80,13 +81,15 @@ fn single(value: f64) -> Spread {
 pub fn throughput(setup: &Setup, effort: &Effort, report: &mut Report) {
     let pair = Pair::new();
     let options = setup.options(true);
-    let (vm, _standby) = (pair.boot(0, &options), pair.standby(1, &options));
+    let (vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
     let mut client = pair.client();
     let alone = writer_speed(&mut client, effort);
     pair.protect(&vm, 1, &json!({"min_epoch_us": 20_000, "max_epoch_us": 20_000}));
     let protected = writer_speed(&mut client, effort);
     report.add_one(setup, "writer_alone", "pages/s", alone, None);
     report.add_one(setup, "writer_protected", "pages/s", protected, protected / alone);
+    let beyond = memory_beyond_guest(&standby);
+    report.add_one(setup, "standby_beyond_guest", "MiB", beyond, beyond / setup.mem_mib as f64);
     report.add(setup, "stall", "us", Spread::of(&stalls(&mut client, effort)), None);
 }
 

@@ -25,7 +25,7 @@ pub struct WorkingSet {
 }
 
 impl WorkingSet {
-    /// `pages` pages at generation 1; `fill` words of each are used.
+    /// `pages` pages at generation 1; `fill` words of each are written, the others keep something that does not compress.
     pub fn new(memory: &mut Memory, pages: usize, fill: usize, base: u64) -> Self {
         let mut set = Self {
             words: memory.words(pages * WORDS),
@@ -40,6 +40,7 @@ impl WorkingSet {
             violations: 0,
         };
         for page in 0..pages {
+            fill_page(&mut set.words[page * WORDS..][..WORDS], base + page as u64, 0);
             set.write(page, 1);
         }
         set

@@ -1,7 +1,8 @@
-//! LZ4 over the bodies of frames.
+//! LZ4 over the bodies of frames, where that makes them shorter.
 
-use ft_proto::wire::{BODY_MAX, Header, WireError};
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+
+use crate::wire::{BODY_MAX, Header, WireError};
 
 /// Of a long body so much is tried before all of it is packed.
 const TRIED: usize = 16 << 10;
@@ -67,12 +68,12 @@ pub fn unpack(header: &Header, packed: &[u8], body: &mut Vec<u8>) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use ft_proto::wire::Kind;
-    use ft_proto::{Epoch, Term};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::Kind;
+    use crate::{Epoch, Term};
 
     fn header(len: usize, raw: u32) -> Header {
         let len = u32::try_from(len).unwrap();
