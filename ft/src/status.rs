@@ -275,7 +275,7 @@ impl Board {
     }
 
     /// Appends an event that the core does not know.
-    pub(crate) fn note(&self, event: &str, detail: serde_json::Value) -> EventRecord {
+    pub fn note(&self, event: &str, detail: serde_json::Value) -> EventRecord {
         tracing::info!(target: "ft", "{event} {detail}");
         let mut inner = self.lock();
         inner.seq += 1;

@@ -80,7 +80,10 @@ impl Assembler for KvmAssembler {
                 Part::Run
             }
             ft::Part::StandBy(why) => {
-                tracing::info!("waits as a standby: {}", why.as_deref().unwrap_or("role=standby"));
+                if let Some(why) = why {
+                    // Seen in the events of the engine that is about to be made.
+                    self.setup.board.note("waits-as-standby", serde_json::json!({ "reason": why }));
+                }
                 Part::StandBy
             }
         })

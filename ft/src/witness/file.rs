@@ -118,6 +118,19 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_before_there_were_disks_in_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm");
+        fs::write(&path, r#"{"state":"stopped","term":7}"#).unwrap();
+        let mut witness = FileWitness::new(&path);
+        assert_eq!(witness.read().unwrap(), Some(Record::Stopped { term: Term(7), disks: Term(0) }));
+        assert!(matches!(witness.ask(Claim::Start { node: A, disks: Term(0) }), Ok(Verdict::Granted(_))));
+        let stop = Claim::Stop { node: A, term: Term(8), disks: Term(8) };
+        assert!(matches!(witness.ask(stop), Ok(Verdict::Granted(_))));
+        assert!(matches!(witness.ask(Claim::Start { node: B, disks: Term(7) }), Ok(Verdict::Refused(_))));
+    }
+
+    #[test]
     fn errors_name_the_file_and_a_foreign_file_is_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("no/such/folder/vm");

@@ -65,6 +65,17 @@ fn etcd<T>(cluster: &Cluster, job: impl AsyncFnOnce(Client) -> T) -> T {
 }
 
 #[test]
+fn who_has_old_disks_may_not_start_the_vm() {
+    let cluster = Cluster::one();
+    let mut witness = cluster.witness("/disks");
+    let start = |node, disks| Claim::Start { node, disks };
+    assert!(granted(&mut witness, start(A, Term(0))));
+    assert!(granted(&mut witness, Claim::Stop { node: A, term: T, disks: T }));
+    assert!(!granted(&mut witness, start(B, Term(0))));
+    assert!(granted(&mut witness, start(B, T)));
+}
+
+#[test]
 fn of_two_hosts_that_race_one_is_granted_every_time() {
     let cluster = Cluster::one();
     for round in 0..100 {
