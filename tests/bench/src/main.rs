@@ -10,6 +10,7 @@ mod probe;
 mod protected;
 mod record;
 mod rival;
+mod scale;
 mod table;
 mod takeover;
 mod tcp;
@@ -66,9 +67,12 @@ enum Measurement {
     Tcp,
     /// Takeovers
     Takeover,
+    /// Guests of 1, 4 and 16 GiB, and one of 16 GiB with 8 vCPUs; not with --quick
+    Scale,
 }
 
 impl Args {
+    /// Whether it is to be measured.
     fn wants(&self, measurement: Measurement) -> bool {
         self.only.is_empty() || self.only.contains(&measurement)
     }
@@ -112,6 +116,10 @@ fn main() -> std::io::Result<()> {
         if args.wants(Measurement::Takeover) {
             takeover::measure(&setup, &effort, &mut report);
         }
+    }
+    // Minutes rather than seconds.
+    if args.only.contains(&Measurement::Scale) || args.only.is_empty() && !args.quick {
+        scale::measure(&effort, &mut report);
     }
     println!("{}", table::render(report.records()));
     if let Some(comparison) = table::compare(report.records()) {

@@ -51,10 +51,7 @@ pub fn latency(setup: &Setup, effort: &Effort, floor: &Floor, report: &mut Repor
     // The status is brought up to date every 100 ms.
     thread::sleep(Duration::from_millis(150));
     let status = vm.api().get("ft.status").ok();
-    let spread = |name: &str| {
-        let at = |percentile: &str| status[name][percentile].as_f64().expect("a percentile in the status");
-        Spread { p50: at("p50"), p99: at("p99") }
-    };
+    let spread = |name| spread(&status, name);
     let commit = floor.capture + floor.transfer;
     report.add(setup, "floor_capture", "us", single(floor.capture), None);
     report.add(setup, "floor_transfer", "us", single(floor.transfer), None);
@@ -71,6 +68,12 @@ pub fn latency(setup: &Setup, effort: &Effort, floor: &Floor, report: &mut Repor
         let share = (used[side] - before[side]).as_secs_f64() / elapsed.as_secs_f64() * 100.0;
         report.add_one(setup, name, "% of a core", share, None);
     }
+}
+
+/// A spread that the status tells.
+pub fn spread(status: &Value, name: &str) -> Spread {
+    let at = |percentile: &str| status[name][percentile].as_f64().expect("a percentile in the status");
+    Spread { p50: at("p50"), p99: at("p99") }
 }
 
 fn single(value: f64) -> Spread {

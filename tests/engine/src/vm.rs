@@ -253,14 +253,19 @@ impl Vm {
     /// The guest's RAM as it is now: the contents of the VMM's memory file.
     #[must_use]
     pub fn memory(&self) -> Vec<u8> {
+        std::fs::read(self.memory_file()).expect("read guest RAM")
+    }
+
+    /// The VMM's memory file, as /proc shows it.
+    #[must_use]
+    pub fn memory_file(&self) -> PathBuf {
         let files = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("files of a VMM");
         let is_memory = |path: &PathBuf| {
             std::fs::read_link(path)
                 .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:pollux-guest-memory"))
         };
         let path = files.flatten().map(|entry| entry.path()).find(is_memory);
-        let path = path.unwrap_or_else(|| panic!("no memory file:\n{}", self.log()));
-        std::fs::read(path).expect("read guest RAM")
+        path.unwrap_or_else(|| panic!("no memory file:\n{}", self.log()))
     }
 
     /// Process id of the VMM.

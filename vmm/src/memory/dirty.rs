@@ -5,6 +5,7 @@
 //! harvest once the set has grown to its size.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
@@ -57,18 +58,25 @@ pub enum Watch {
     Foresee,
 }
 
+/// Words of a log that are looked at together: most of a large memory is clean.
+const BLOCK: usize = 8;
+
 /// A set of pages, kept and refilled from epoch to epoch.
 #[derive(Debug, Default)]
 pub struct DirtySet {
     gfns: Vec<u64>,
     bits: Vec<u64>,
+    /// Bit i of word j: `bits[64 * j + i]` may be non-zero. So that a set costs what it has, not what memory there is.
+    summary: Vec<u64>,
 }
 
 impl DirtySet {
     /// An empty set for `memory`.
     #[must_use]
     pub fn new(memory: &GuestMemory) -> Self {
-        Self { gfns: Vec::new(), bits: vec![0; words(memory)] }
+        let mut set = Self::default();
+        set.resize(words(memory));
+        set
     }
 
     /// The pages, in ascending order.
@@ -108,20 +116,29 @@ impl DirtySet {
         }
     }
 
+    fn resize(&mut self, words: usize) {
+        self.bits.resize(words, 0);
+        self.summary.resize(words.div_ceil(64), 0);
+    }
+
     fn add_word(&mut self, first_gfn: u64, bits: u64) {
         debug_assert!(first_gfn.is_multiple_of(64));
-        if let Some(word) = self.bits.get_mut((first_gfn / 64) as usize) {
+        let index = (first_gfn / 64) as usize;
+        if let Some(word) = self.bits.get_mut(index) {
             *word |= bits;
+            self.summary[index / 64] |= 1 << (index % 64);
         }
     }
 
     /// Lists the set bits that are RAM; drops the others.
     fn list(&mut self, slots: &[Slot]) {
         self.gfns.clear();
-        for slot in slots {
-            let first = (slot.first_gfn / 64) as usize;
-            for index in first..first + slot.words() {
-                let mut bits = self.bits[index] & slot.mask(index - first);
+        for (i, summary) in self.summary.iter_mut().enumerate() {
+            let mut dirty = std::mem::take(summary);
+            while dirty != 0 {
+                let index = i * 64 + dirty.trailing_zeros() as usize;
+                dirty &= dirty - 1;
+                let mut bits = self.bits[index] & slots.iter().fold(0, |mask, slot| mask | slot.mask(index));
                 self.bits[index] = bits;
                 while bits != 0 {
                     self.gfns.push(index as u64 * 64 + u64::from(bits.trailing_zeros()));
@@ -137,16 +154,15 @@ struct Slot {
     first_gfn: u64,
     pages: u64,
     log: Vec<u64>,
+    /// What of the log is to be cleared, in words.
+    runs: Vec<Range<usize>>,
 }
 
 impl Slot {
-    fn words(&self) -> usize {
-        self.pages.div_ceil(64) as usize
-    }
-
-    /// The bits of word `index` that are pages of the slot.
+    /// The bits of word `index` of the address space that are pages of the slot.
     fn mask(&self, index: usize) -> u64 {
-        match self.pages - index as u64 * 64 {
+        let Some(before) = (index as u64 * 64).checked_sub(self.first_gfn) else { return 0 };
+        match self.pages.saturating_sub(before) {
             pages @ 0..64 => (1 << pages) - 1,
             _ => u64::MAX,
         }
@@ -178,6 +194,7 @@ impl DirtyTracker {
             first_gfn: start / PAGE_SIZE,
             pages: len / PAGE_SIZE,
             log: vec![0; (len / PAGE_SIZE).div_ceil(64) as usize],
+            runs: Vec::new(),
         });
         Self {
             manual: kvm::enable_manual_dirty_log(&vm),
@@ -232,7 +249,7 @@ impl DirtyTracker {
             return Err(DirtyError::Off);
         }
         set.clear();
-        set.bits.resize(self.pending.len(), 0);
+        set.resize(self.pending.len());
         let mut result = Ok(());
         self.foresight.next_epoch();
         for slot in &mut self.slots {
@@ -247,8 +264,8 @@ impl DirtyTracker {
         }
         devices(&mut |gfn, bits| set.add_word(gfn, bits));
         if self.has_pending {
-            for (word, pending) in set.bits.iter_mut().zip(&mut self.pending) {
-                *word |= std::mem::take(pending);
+            for (gfn, pending) in (0..).step_by(64).zip(&mut self.pending).filter(|(_, pending)| **pending != 0) {
+                set.add_word(gfn, std::mem::take(pending));
             }
             self.has_pending = false;
         }
@@ -297,36 +314,41 @@ fn harvest_kvm(
     let number = slot.number;
     kvm::get_dirty_log(vm, number, slot.pages, &mut slot.log)
         .map_err(|source| DirtyError::Read { slot: number, source })?;
-    // Into the set before clearing: what a failed clear leaves behind is then reported twice, not lost.
-    for (index, bits) in slot.log.iter_mut().enumerate().filter(|(_, bits)| **bits != 0) {
-        let first_gfn = slot.first_gfn + index as u64 * 64;
-        set.add_word(first_gfn, *bits);
-        if let Some(foresight) = &mut foresight {
-            *bits &= !foresight.unwatched(first_gfn, *bits);
+    slot.runs.clear();
+    for (block, words) in slot.log.chunks_mut(BLOCK).enumerate() {
+        if words.iter().fold(0, |all, word| all | *word) == 0 {
+            continue;
+        }
+        for (index, bits) in (block * BLOCK..).zip(words).filter(|(_, bits)| **bits != 0) {
+            let first_gfn = slot.first_gfn + index as u64 * 64;
+            // Into the set before clearing: what a failed clear leaves behind is then reported twice, not lost.
+            set.add_word(first_gfn, *bits);
+            if let Some(foresight) = &mut foresight {
+                *bits &= !foresight.unwatched(first_gfn, *bits);
+            }
+            if *bits != 0 {
+                add_to_runs(&mut slot.runs, index);
+            }
         }
     }
     if !manual {
         return Ok(());
     }
-    let mut from = 0;
-    while let Some(run) = next_run(&slot.log, from) {
+    for run in &slot.runs {
         let first_page = run.start as u64 * 64;
         let pages = (run.len() as u64 * 64).min(slot.pages - first_page);
         kvm::clear_dirty_log(vm, number, first_page, pages as u32, &slot.log[run.clone()])
             .map_err(|source| DirtyError::Clear { slot: number, source })?;
-        from = run.end;
     }
     Ok(())
 }
 
-/// The next run of words worth one call, from word `from` on.
-fn next_run(log: &[u64], from: usize) -> Option<std::ops::Range<usize>> {
-    let start = from + log[from..].iter().position(|word| *word != 0)?;
-    let mut end = start + 1;
-    while let Some(gap) = log[end..].iter().take(CLEAR_GAP + 1).position(|word| *word != 0) {
-        end += gap + 1;
+/// Adds word `index`, which is behind all of `runs`, to the last of them if it is near, or begins another.
+fn add_to_runs(runs: &mut Vec<Range<usize>>, index: usize) {
+    match runs.last_mut() {
+        Some(run) if index - run.end <= CLEAR_GAP => run.end = index + 1,
+        _ => runs.push(index..index + 1),
     }
-    Some(start..end)
 }
 
 #[cfg(test)]
@@ -405,12 +427,15 @@ mod tests {
 
     #[test]
     fn runs_bridge_small_gaps_only() {
-        let mut log = vec![0_u64; 300];
-        (log[3], log[10], log[200]) = (1, 1, 1);
-        assert_eq!(next_run(&log, 0), Some(3..11));
-        assert_eq!(next_run(&log, 11), Some(200..201));
-        assert_eq!(next_run(&log, 201), None);
-        log[299] = 1;
-        assert_eq!(next_run(&log, 201), Some(299..300));
+        let mut runs = Vec::new();
+        [3, 10, 75, 141, 299].into_iter().for_each(|index| add_to_runs(&mut runs, index));
+        assert_eq!(runs, [3..76, 141..142, 299..300]);
+    }
+
+    #[test]
+    fn a_word_on_the_edge_of_a_slot_is_masked() {
+        let slot = |first_gfn, pages| Slot { number: 0, first_gfn, pages, log: Vec::new(), runs: Vec::new() };
+        assert_eq!([0, 1, 2].map(|index| slot(0, 65).mask(index)), [u64::MAX, 1, 0]);
+        assert_eq!([1, 2, 3, 4].map(|index| slot(128, 128).mask(index)), [0, u64::MAX, u64::MAX, 0]);
     }
 }

@@ -279,7 +279,7 @@ impl GuestMemory {
 }
 
 /// Where data or a hole begins, from `offset` on; `None` = nowhere.
-fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
+pub(crate) fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
     // SAFETY: a system call on a descriptor of ours. Nobody uses its position.
     match unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) } {
         position @ 0.. => Ok(Some(position as u64)),

@@ -13,10 +13,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhost::VhostUserDirtyLogRegion;
 
+use crate::memory::guest::seek;
 use crate::memory::layout::PAGE_SIZE;
 
 /// Guest pages that one word stands for.
 const PAGES_PER_WORD: u64 = 64;
+
+/// Words that are looked at together: a cache line of them, most often clean.
+const BLOCK: usize = 8;
 
 /// The bitmap.
 pub struct DirtyLog {
@@ -69,17 +73,39 @@ impl DirtyLog {
 
     /// Hands every word with bits to `take` as (first guest frame number, bits) and cleans it. Allocates nothing.
     pub fn harvest(&self, take: &mut dyn FnMut(u64, u64)) {
-        let words = self.words();
         for range in &self.in_ram {
-            let first = range.start;
-            for (i, word) in words[range.clone()].iter().enumerate() {
-                // A plain load first: swapping every word would pull all of them into this CPU's cache for writing.
-                if word.load(Ordering::Relaxed) == 0 {
-                    continue;
-                }
+            let mut at = range.start;
+            while let Some(part) = self.next_part(at..range.end) {
+                at = part.end;
+                self.harvest_part(part, take);
+            }
+        }
+    }
+
+    /// The first words of `range` whose page of the bitmap exists. Nobody has ever set a bit in the others, which are most of a
+    /// large memory's, and to look at them would make them.
+    fn next_part(&self, range: Range<usize>) -> Option<Range<usize>> {
+        if range.is_empty() {
+            return None;
+        }
+        // Who cannot tell looks at everything.
+        let Ok(data) = seek(&self.file, range.start as u64 * 8, libc::SEEK_DATA) else { return Some(range) };
+        let start = range.start.max(data? as usize / 8);
+        let hole = seek(&self.file, start as u64 * 8, libc::SEEK_HOLE).ok().flatten();
+        let end = hole.map_or(range.end, |hole| range.end.min(hole as usize / 8));
+        (start < end).then_some(start..end)
+    }
+
+    fn harvest_part(&self, part: Range<usize>, take: &mut dyn FnMut(u64, u64)) {
+        for (block, words) in self.words()[part.clone()].chunks(BLOCK).enumerate() {
+            // Plain loads first: swapping every word would pull all of them into this CPU's cache for writing.
+            if words.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0 {
+                continue;
+            }
+            for (i, word) in (part.start + block * BLOCK..).zip(words) {
                 let bits = word.swap(0, Ordering::AcqRel);
                 if bits != 0 {
-                    take((first + i) as u64 * PAGES_PER_WORD, bits);
+                    take(i as u64 * PAGES_PER_WORD, bits);
                 }
             }
         }
@@ -120,7 +146,7 @@ fn sealed_memfd(len: u64) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
 
@@ -150,6 +176,18 @@ mod tests {
         log.file.write_all_at(&[1], word(7 << 29)).unwrap();
         log.file.write_all_at(&[1], word(4 << 30)).unwrap();
         assert_eq!(harvest(&log), [((4 << 30) / 4096, 1)]);
+    }
+
+    #[test]
+    fn a_harvest_makes_no_pages_of_the_bitmap() {
+        let log = DirtyLog::new([(0, 3 << 30), (4 << 30, 13 << 30)].into_iter()).unwrap();
+        let word = |address: u64| address / 4096 / 8;
+        log.file.write_all_at(&[1], word(9 << 30)).unwrap();
+        log.file.write_all_at(&[1], word((17 << 30) - (64 << 12))).unwrap();
+        let blocks = log.file.metadata().unwrap().blocks();
+        assert_eq!(harvest(&log), [((9 << 30) / 4096, 1), ((17 << 30) / 4096 - 64, 1)]);
+        assert_eq!(harvest(&log), []);
+        assert_eq!(log.file.metadata().unwrap().blocks(), blocks);
     }
 
     #[test]
