@@ -296,11 +296,7 @@ impl Memory for PortMemory {
     }
 
     fn clear(&self) -> Result<(), GuestError> {
-        use nix::fcntl::{FallocateFlags, fallocate};
-        let len = self.view.pages() * PAGE_SIZE;
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let len = len.try_into().map_err(|error| GuestError::new("memory is too large", error))?;
-        fallocate(&**self.memory.file(), flags, 0, len).map_err(|errno| GuestError::new("cannot clear memory", errno))
+        self.memory.clear().map_err(|error| GuestError::new("cannot clear memory", error))
     }
 }
 

@@ -155,6 +155,7 @@ impl Bitmap for WriteLog {
 pub struct GuestMemory {
     ram: GuestRam,
     size: u64,
+    prefault: bool,
     file: Arc<File>,
 }
 
@@ -175,14 +176,12 @@ impl GuestMemory {
             regions.push(map_region(&file, below, layout::HOLE_END, options.size - below, options)?);
         }
         let ram = GuestRam::from_regions(regions).map_err(MemoryError::Regions)?;
-        let memory = Self { ram, size: options.size, file };
+        let memory = Self { ram, size: options.size, prefault: options.prefault, file };
         if options.thp && !options.hugepages {
             // Only a hint; a kernel without huge pages for shared memory is fine.
             let _ = memory.advise(libc::MADV_HUGEPAGE);
         }
-        if options.prefault {
-            memory.advise(libc::MADV_POPULATE_WRITE).map_err(MemoryError::Prefault)?;
-        }
+        memory.prefault().map_err(MemoryError::Prefault)?;
         Ok(memory)
     }
 
@@ -232,7 +231,11 @@ impl GuestMemory {
         Ok(populated)
     }
 
-    /// Makes all memory zero and gives it back to the host.
+    fn prefault(&self) -> io::Result<()> {
+        if self.prefault { self.advise(libc::MADV_POPULATE_WRITE) } else { Ok(()) }
+    }
+
+    /// Makes all memory zero and gives it back to the host, unless it is to be populated up front.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -240,7 +243,7 @@ impl GuestMemory {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: a system call on a descriptor of ours; the mappings stay and read as zeroes afterwards.
         match unsafe { libc::fallocate(self.file.as_raw_fd(), mode, 0, self.size as libc::off_t) } {
-            0 => Ok(()),
+            0 => self.prefault(),
             _ => Err(io::Error::last_os_error()),
         }
     }
@@ -377,6 +380,15 @@ mod tests {
         assert_eq!(memory.populated().unwrap(), expected);
         memory.clear().unwrap();
         assert_eq!(memory.populated().unwrap(), []);
+        assert_eq!(memory.ram().read_obj::<u8>(GuestAddress(4096)).unwrap(), 0);
+    }
+
+    #[test]
+    fn memory_that_is_populated_up_front_stays_so() {
+        let memory = GuestMemory::new(&RamOptions { size: 4 << 20, prefault: true, ..Default::default() }).unwrap();
+        memory.ram().write_obj(1_u8, GuestAddress(4096)).unwrap();
+        memory.clear().unwrap();
+        assert_eq!(memory.populated().unwrap().first(), Some(&(0..1024)));
         assert_eq!(memory.ram().read_obj::<u8>(GuestAddress(4096)).unwrap(), 0);
     }
 
