@@ -2,10 +2,11 @@
 //! and without compression; and what a standby takes beyond the guest's memory.
 
 use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use engine_tests::{Pair, Vm, VmOptions};
+use engine_tests::{Netns, Pair, Vm, VmOptions};
 use serde_json::json;
 
 use crate::load::{Effort, requests};
@@ -15,15 +16,20 @@ use crate::record::{Report, Spread};
 /// Words of 8 bytes that a request changes in each page; the rest of the page is noise that stays.
 const WORDS: u64 = 16;
 
-/// Settings of `compression`.
-const SETTINGS: [&str; 4] = ["off", "auto", "delta", "delta+lz4"];
+/// Settings of `compression`, and what the replication link carries, in the words of `tc`, if it is limited.
+const RUNS: [(&str, Option<&str>); 5] =
+    [("off", None), ("auto", None), ("delta+lz4", None), ("off", Some("1gbit")), ("auto", Some("1gbit"))];
 
 /// Bytes per epoch (with the ratio of what they would be without compression), latency, and memory of the standby (with
 /// its ratio to the guest's).
 pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
-    for setting in SETTINGS {
-        let metric = |what| format!("{what}, {setting}");
+    for (setting, rate) in RUNS {
+        let link = rate.map_or_else(String::new, |rate| format!(", {rate}"));
+        let metric = |what| format!("{what}, {setting}{link}");
         let pair = Pair::new();
+        if let Some(rate) = rate {
+            limit(&pair.hosts[0], rate);
+        }
         let line = format!("pages={} fill={WORDS} disk_rate=0", setup.pages);
         let options = VmOptions::new().memory(setup.mem_mib).vcpus(setup.vcpus).guest(&line);
         let (vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
@@ -42,6 +48,13 @@ pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
         let beyond = memory_beyond_guest(&standby);
         report.add_one(setup, &metric("standby_beyond_guest"), "MiB", beyond, beyond / setup.mem_mib as f64);
     }
+}
+
+/// Makes the replication link as slow as that in the direction of the standby.
+fn limit(host: &Netns, rate: &str) {
+    let words = ["qdisc", "add", "dev", "repl", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "50ms"];
+    let done = host.run(|| Command::new("tc").args(words).status().expect("tc"));
+    assert!(done.success(), "tc cannot limit the link: {done}");
 }
 
 /// Memory of a VMM that is not its guest's, in MiB. The guest's is shared memory.

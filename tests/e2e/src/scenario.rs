@@ -253,7 +253,19 @@ impl Run {
     }
 
     fn strike(&mut self, fault: Fault) -> Result<Strike> {
-        self.note_status("", &["commit_us", "dirty_pages", "epoch_bytes", "epochs", "held_frames", "pause_us"]);
+        self.note_status(
+            "",
+            &[
+                "commit_us",
+                "compression",
+                "dirty_pages",
+                "epoch_bytes",
+                "epoch_raw_bytes",
+                "epochs",
+                "held_frames",
+                "pause_us",
+            ],
+        );
         let victims = self.a.vmm.descendants();
         self.say(&format!("fault: {} (processes of host A: {}, {victims:?})", fault.describe(), self.a.vmm.pid()));
         let strike = Strike { at: Instant::now(), wall: Timestamp::now() };
