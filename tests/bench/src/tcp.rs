@@ -12,10 +12,15 @@ use crate::record::Report;
 /// Until windows have opened and buffers are full.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// Measures both directions, one after the other.
+/// Measures with offloads, as guests of today use them, and with plain frames.
 pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
+    both_directions(setup, effort, "", report);
+    both_directions(setup, effort, "_plain", report);
+}
+
+fn both_directions(setup: &Setup, effort: &Effort, kind: &str, report: &mut Report) {
     let pair = Pair::new();
-    let options = setup.options(false);
+    let options = setup.options(false).guest(if kind.is_empty() { "offloads=1" } else { "offloads=0" });
     let (vm, _standby) = (pair.boot(0, &options), pair.standby(1, &options));
     pair.client().echo();
     let both = || {
@@ -30,8 +35,8 @@ pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
     // A wrong byte is told in the reply.
     pair.client().echo();
     for (i, direction) in ["from", "to"].into_iter().enumerate() {
-        report.add_one(setup, &format!("tcp_{direction}_guest_alone"), "MB/s", alone[i], None);
-        report.add_one(setup, &format!("tcp_{direction}_guest"), "MB/s", protected[i], protected[i] / alone[i]);
+        report.add_one(setup, &format!("tcp_{direction}_guest{kind}_alone"), "MB/s", alone[i], None);
+        report.add_one(setup, &format!("tcp_{direction}_guest{kind}"), "MB/s", protected[i], protected[i] / alone[i]);
     }
 }
 

@@ -9,6 +9,8 @@ pub struct Config {
     pub ip: Ipv4Addr,
     /// `port=`: UDP port of the service.
     pub port: u16,
+    /// `offloads=0`: the network card computes no checksums and cuts no segments, even if it could.
+    pub offloads: bool,
     /// `pages=`: pages that requests rewrite; default 256.
     pub pages: usize,
     /// `high=1`: the pages are above 4 GiB.
@@ -39,6 +41,7 @@ impl Config {
         let mut config = Self {
             ip: Ipv4Addr::new(192, 168, 77, 2),
             port: pollux_guest::wire::PORT,
+            offloads: true,
             pages: 256,
             high: false,
             fill: pollux_guest::pattern::WORDS,
@@ -65,6 +68,7 @@ impl Config {
         match name {
             "ip" => self.ip = value.parse().ok()?,
             "port" => self.port = value.parse().ok()?,
+            "offloads" => self.offloads = value == "1",
             "pages" => self.pages = value.parse().ok()?,
             "high" => self.high = value == "1",
             "fill" => self.fill = value.parse().ok()?,

@@ -48,7 +48,7 @@ extern "C" fn ring3_main(start_info: u64, vcpu: u64) -> ! {
     println!("pollux-guest: boot {boot:016x}, RAM to {:#x}, TSC {tsc_khz} kHz, {:?}", info.ram_end, config);
     let mut memory = Memory::new(info.ram_end);
     let now = micros(machine::tsc(), tsc_khz);
-    let net = Net::find(&mut memory, config.ip, config.port, boot, now);
+    let net = Net::find(&mut memory, &config, boot, now);
     let disk = if config.disk { Disk::find(&mut memory, config.disk_slots, boot) } else { None };
     assert!(disk.is_some() || !config.disk, "no disk");
     if let Some(net) = &net {

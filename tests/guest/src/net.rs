@@ -2,8 +2,6 @@
 //!
 //! ARP and ICMP echo are answered by smoltcp. Streams carry the library's stream pattern: the guest checks what it swallows.
 
-use core::net::Ipv4Addr;
-
 use pollux_guest::pattern::{check_stream, fill_stream};
 use pollux_guest::wire::{SINK_PORT, SOURCE_PORT};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
@@ -12,6 +10,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 
 use crate::card::Card;
+use crate::config::Config as Settings;
 use crate::machine::Memory;
 
 /// Longest payload of a datagram that we send.
@@ -47,14 +46,14 @@ struct Stream {
 }
 
 impl Net {
-    /// The first network card, with `ip` as our address and the service on UDP `port`.
-    pub fn find(memory: &mut Memory, ip: Ipv4Addr, port: u16, seed: u64, now: u64) -> Option<Self> {
-        let mut card = Card::find(memory)?;
+    /// The first network card, with the address, the service's port and the offloads of `settings`.
+    pub fn find(memory: &mut Memory, settings: &Settings, seed: u64, now: u64) -> Option<Self> {
+        let mut card = Card::find(memory, settings.offloads)?;
         let mut config = Config::new(EthernetAddress(card.mac()).into());
         config.random_seed = seed;
         let now = Instant::from_micros(now.cast_signed());
         let mut interface = Interface::new(config, &mut card, now);
-        interface.update_ip_addrs(|addresses| _ = addresses.push(IpCidr::new(ip.into(), 24)));
+        interface.update_ip_addrs(|addresses| _ = addresses.push(IpCidr::new(settings.ip.into(), 24)));
         let mut sockets = SocketSet::new(memory.keep([const { SocketStorage::EMPTY }; 3]).as_mut_slice());
         let mut datagrams = || {
             let metadata = memory.keep([udp::PacketMetadata::EMPTY; DATAGRAMS]).as_mut_slice();
@@ -66,6 +65,7 @@ impl Net {
             Stream { socket: sockets.add(tcp::Socket::new(receive, send)), port, position: 0 }
         };
         let (sink, source) = (stream(SINK_PORT, WINDOW, 4096), stream(SOURCE_PORT, 4096, WINDOW));
+        let port = settings.port;
         Some(Self { card, interface, sockets, service, port, sink, source, due: now, violations: 0 })
     }
 
