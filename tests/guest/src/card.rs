@@ -93,11 +93,10 @@ impl Card {
         }
     }
 
-    /// Wait until the device has taken all that we sent.
-    pub fn drain(&mut self, mut give_up: impl FnMut() -> bool) {
-        while self.tx.is_busy() && !give_up() {
-            self.tx.reclaim();
-        }
+    /// Whether the device has not yet taken all that we sent.
+    pub fn is_busy(&mut self) -> bool {
+        self.tx.reclaim();
+        self.tx.free[..self.tx.buffers.len() / self.tx.each].iter().any(|free| !free)
     }
 }
 
@@ -115,10 +114,6 @@ impl Sender {
         let (each, count) = if offloads { (LARGE_BUFFER, LARGE_BUFFERS.min(all)) } else { (BUFFER, all) };
         let free = core::array::from_fn(|i| i < count);
         Self { queue, buffers: memory.bytes(each * count), each, free, offloads, news: false }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.free[..self.buffers.len() / self.each].iter().any(|free| !free)
     }
 
     fn reclaim(&mut self) {

@@ -4,7 +4,7 @@
 
 use pollux_guest::pattern::{check_stream, fill_stream};
 use pollux_guest::wire::{SINK_PORT, SOURCE_PORT};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
@@ -32,6 +32,8 @@ pub struct Net {
     port: u16,
     sink: Stream,
     source: Stream,
+    /// When the stack was last asked.
+    polled: Instant,
     /// When the stack has something to do again without a frame coming in.
     due: Instant,
     /// Pieces of streams that were not what they must be.
@@ -66,7 +68,7 @@ impl Net {
         };
         let (sink, source) = (stream(SINK_PORT, WINDOW, 4096), stream(SOURCE_PORT, 4096, WINDOW));
         let port = settings.port;
-        Some(Self { card, interface, sockets, service, port, sink, source, due: now, violations: 0 })
+        Some(Self { card, interface, sockets, service, port, sink, source, polled: now, due: now, violations: 0 })
     }
 
     /// Our MAC address.
@@ -80,18 +82,29 @@ impl Net {
         if !self.card.has_input() && now < self.due {
             return;
         }
+        self.polled = now;
         self.interface.poll(now, &mut self.card, &mut self.sockets);
         self.answer(service);
         self.swallow();
         self.produce();
-        self.interface.poll_egress(now, &mut self.card, &mut self.sockets);
-        self.card.kick();
+        self.send(now);
         self.due = self.interface.poll_at(now, &self.sockets).unwrap_or(Instant::from_micros(i64::MAX));
     }
 
-    /// Wait until the device has taken all that we sent.
-    pub fn drain(&mut self, give_up: impl FnMut() -> bool) {
-        self.card.drain(give_up);
+    /// Send what waits and wait until the device has taken it all.
+    pub fn drain(&mut self, mut give_up: impl FnMut() -> bool) {
+        let now = self.polled;
+        self.send(now);
+        let waits = |net: &mut Self| net.card.is_busy() || net.sockets.get::<udp::Socket>(net.service).send_queue() > 0;
+        while waits(self) && !give_up() {
+            self.send(now);
+        }
+    }
+
+    /// As much as there is room for; the stack sends one packet of each socket at a time.
+    fn send(&mut self, now: Instant) {
+        while self.interface.poll_egress(now, &mut self.card, &mut self.sockets) != PollResult::None {}
+        self.card.kick();
     }
 
     fn answer(&mut self, service: Service) {
