@@ -103,12 +103,14 @@ fn stop_and_copy(
 
 fn sealed(link: &mut DeviceLink, expected: Epoch, held: &mut Held) -> Result<Position, LinkError> {
     let id = link.id().to_owned();
-    link.wait_for(SEAL_LIMIT, |report| match report {
+    let (position, frames, bytes) = link.wait_for(SEAL_LIMIT, |report| match report {
         Report::Sealed { epoch, queues, in_flight, held_frames, held_bytes } if epoch == expected => {
-            held.frames += held_frames;
-            held.bytes += held_bytes;
-            Ok(Position { id: id.clone(), queues, in_flight })
+            Ok((Position { id: id.clone(), queues, in_flight }, held_frames, held_bytes))
         }
         other => Err(other),
-    })
+    })?;
+    link.holds = frames + bytes > 0;
+    held.frames += frames;
+    held.bytes += bytes;
+    Ok(position)
 }

@@ -65,13 +65,22 @@ pub struct DeviceLink {
     early: VecDeque<Report>,
     /// Sessions that were dropped and whose end the device has not confirmed.
     dropped: u32,
+    /// Whether it had anything to release at its last seal.
+    pub(crate) holds: bool,
 }
 
 impl DeviceLink {
     /// Takes over a connected socket on which `Hello` was answered.
     #[must_use]
     pub fn new(end: LinkEnd) -> Self {
-        Self { id: end.id, socket: end.socket, buffer: Box::new([0; CTL_MAX]), early: VecDeque::new(), dropped: 0 }
+        Self {
+            id: end.id,
+            socket: end.socket,
+            buffer: Box::new([0; CTL_MAX]),
+            early: VecDeque::new(),
+            dropped: 0,
+            holds: false,
+        }
     }
 
     /// Id of the device.

@@ -432,7 +432,8 @@ impl Engine {
 
     /// Performs `Action::Release`: the only place where a primary lets output out while it is protected.
     pub(crate) fn release(&mut self, committed: &Committed) {
-        for link in &mut self.links {
+        // The network first: somebody waits for its frames. Who held nothing at the last seal has nothing of an earlier epoch.
+        for link in self.links.iter_mut().rev().filter(|link| link.holds) {
             // A device that is gone is noticed by its closed socket.
             let _ = link.send(&Command::Release(committed.into()), None);
         }
