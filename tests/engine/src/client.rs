@@ -105,8 +105,14 @@ impl Client {
         reply
     }
 
-    /// Forget what the guest did: it was reset.
-    pub fn start_over(&mut self) {
+    /// Have the guest reset itself. Its answer may be lost with it; then the next boot is asked once more.
+    pub fn reset(&mut self, how: u64) {
+        self.start_over();
+        self.ask(op::RESET, how);
+        self.start_over();
+    }
+
+    fn start_over(&mut self) {
         (self.seq, self.chain, self.rewrites, self.last) = (0, 0, 0, None);
     }
 

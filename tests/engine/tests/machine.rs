@@ -84,12 +84,10 @@ fn resets() {
     let mut client = Client::of_local_tap(&host);
     for how in 0..3 {
         vm.wait_line("ready");
-        client.start_over();
         client.work(20, 5);
-        client.ask(op::RESET, how);
+        client.reset(how);
     }
     vm.wait_line("ready");
-    client.start_over();
     client.work(20, 5);
     assert_eq!(vm.power_off(&mut client).code(), Some(0));
 }

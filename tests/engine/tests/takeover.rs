@@ -93,12 +93,13 @@ fn nothing_leaves_before_it_is_committed() {
     client.echo();
     pair.protect(&vm, 1, &json!({"detect_ms": 0}));
     client.work(10, 1);
-    standby.signal_all(Signal::SIGSTOP);
+    standby.freeze();
     let first = client.send();
     for _ in 1..50 {
         client.send();
     }
-    assert_eq!(client.receive(Duration::from_secs(2)), None, "a reply left that the standby does not have");
+    let left = client.receive(Duration::from_secs(2));
+    assert_eq!(left, None, "a reply left that the standby does not have: {}", vm.api().get("ft.events").body);
     standby.signal_all(Signal::SIGCONT);
     for seq in first..first + 50 {
         let reply = client.receive(Duration::from_secs(10));
@@ -315,8 +316,7 @@ fn a_protected_guest_resets_pauses_and_ends() {
     client.work(10, 1);
     for how in 0..3 {
         vm.wait_line("ready");
-        client.ask(op::RESET, how);
-        client.start_over();
+        client.reset(how);
     }
     vm.wait_line("ready");
     client.work(10, 1);
