@@ -2,6 +2,7 @@
 //!
 //! Runs on a thread of its own, since hosts that are down take their time to be so.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use ft_proto::wire::{Hello, Kind, Purpose, Refusal, TookOver, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, NodeId, Term, WitnessAnswer};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::beats::BeatSocket;
 use crate::guest::Shape;
@@ -19,6 +21,9 @@ use crate::witness::{Asker, chain};
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Kinds of congestion control that do not pace; the first one that this host has is used.
+const BURSTS: [&str; 2] = ["cubic", "reno"];
 
 /// A session that the standby has accepted.
 #[derive(Debug)]
@@ -198,10 +203,19 @@ fn greet(
     }
 }
 
+/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of some hosts) would
+/// stretch it although the link is free.
+fn send_in_bursts(stream: &TcpStream) {
+    let set = |name: &&str| setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name)).is_ok();
+    // With any other one it works, too, only slower.
+    let _ = BURSTS.iter().any(set);
+}
+
 fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
     let connect = || -> io::Result<TcpStream> {
         let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
         stream.set_nodelay(true)?;
+        send_in_bursts(&stream);
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(stream)
@@ -209,4 +223,21 @@ fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
     connect().map_err(|error| {
         format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft listen={peer}?")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[test]
+    fn the_stream_is_not_paced() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = connect(listener.local_addr().unwrap()).unwrap();
+        let name = getsockopt(&stream, sockopt::TcpCongestion).unwrap();
+        assert!(BURSTS.iter().any(|burst| name.to_string_lossy().trim_end_matches('\0') == *burst), "{name:?}");
+    }
 }
