@@ -1,7 +1,7 @@
 //! The primary's sending thread: the network transfer of a checkpoint never happens inside the pause, nor on the engine's
 //! thread.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ use crate::witness::chain;
 
 /// How long a session's last message may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// More than the peer has to say until it closes its side.
+const FAREWELL_BYTES: u64 = 64 << 10;
 
 /// What to send.
 #[derive(Debug)]
@@ -111,6 +113,11 @@ impl SenderHandle {
             let _ = self.stream.set_write_timeout(Some(FAREWELL));
             // The worker never sends on this channel; it ends by being dropped.
             let _ = self.ended.recv_timeout(FAREWELL);
+            // To close a stream with acknowledgements that nobody has read resets it, and the peer may lose what it has not
+            // read yet: the last message.
+            let _ = self.stream.shutdown(Shutdown::Write);
+            let _ = self.stream.set_read_timeout(Some(FAREWELL));
+            let _ = io::copy(&mut (&self.stream).take(FAREWELL_BYTES), &mut io::sink());
         });
     }
 }
