@@ -43,9 +43,6 @@ impl Engine {
         self.search.switch(false);
         self.waiting.push(reply);
         self.input(Input::StopRequested);
-        if self.is_suspended() {
-            self.note("suspended", serde_json::json!({ "memory_kept": self.memory_base.is_some() }));
-        }
         self.publish();
     }
 

@@ -472,6 +472,9 @@ impl Engine {
             self.guest.resume();
         }
         self.keep_base();
+        if self.suspended.is_some() {
+            self.note("suspended", json!({ "memory_kept": self.memory_base.is_some() }));
+        }
         self.end_primary(Job::Bye("the primary goes on alone".to_owned()));
         self.answer_waiting(Ok(()));
         self.answer_moving(Err(vec![

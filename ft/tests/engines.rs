@@ -384,6 +384,7 @@ fn a_suspended_copy_is_brought_up_to_date() {
         wait_state(pair.a(), "suspended");
         wait_state(&pair.b, "standby-empty");
         assert!(pair.a().suspend().is_err(), "it is suspended already");
+        assert_eq!(event_of(pair.a(), "suspended")["memory_kept"], true);
         pair.guest_a.write(FIRST + 1, 200 + round);
         pair.a().resume().unwrap();
         wait_state(pair.a(), "protected");

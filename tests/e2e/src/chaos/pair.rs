@@ -227,7 +227,7 @@ impl Seen {
         let term = status["term"].as_u64().unwrap_or_default();
         match status["state"].as_str().unwrap_or_default() {
             "protected" => Self::Runs { protected: true, term },
-            "solo" | "syncing" | "unprotected" => Self::Runs { protected: false, term },
+            "solo" | "suspended" | "syncing" | "unprotected" => Self::Runs { protected: false, term },
             "fenced" => Self::Fenced,
             state if state.starts_with("standby") => Self::StandsBy,
             other => Self::Mute(format!("state {other:?}")),
