@@ -116,7 +116,7 @@ fn an_etcd_that_hangs_or_is_dead_is_unreachable_in_time_and_then_back() {
     let mut witness = cluster.witness("/pollux/vm1");
     assert!(granted(&mut witness, OWN));
 
-    cluster.signal(0, Signal::SIGSTOP);
+    cluster.freeze(0);
     let reason = no_answer(&mut witness);
     assert!(reason.contains(LATE) && reason.contains(&cluster.endpoint(0)), "{reason}");
     cluster.signal(0, Signal::SIGCONT);
@@ -135,7 +135,7 @@ fn a_claim_whose_answer_is_lost_can_be_asked_for() {
     let cluster = Cluster::one();
     let mut witness = cluster.witness("/pollux/vm1");
     assert!(granted(&mut witness, OWN) && granted(&mut witness, REGISTER));
-    cluster.signal(0, Signal::SIGSTOP);
+    cluster.freeze(0);
     assert!(matches!(witness.ask(OVER), Err(WitnessError::Etcd { .. })));
     cluster.signal(0, Signal::SIGCONT);
     // Whether the first one took effect or not: the owner is granted, the other one is not.
@@ -149,7 +149,7 @@ fn one_member_of_three_may_hang() {
     let mut witness = cluster.witness("/pollux/vm1");
     assert!(granted(&mut witness, OWN));
     for at in 0..3 {
-        cluster.signal(at, Signal::SIGSTOP);
+        cluster.freeze(at);
         // Another leader is elected in the meantime if it was this one.
         let deadline = Instant::now() + Duration::from_secs(30);
         let mut answer = witness.read();
@@ -160,8 +160,8 @@ fn one_member_of_three_may_hang() {
         cluster.signal(at, Signal::SIGCONT);
     }
     // One member alone must not judge.
-    cluster.signal(0, Signal::SIGSTOP);
-    cluster.signal(1, Signal::SIGSTOP);
+    cluster.freeze(0);
+    cluster.freeze(1);
     assert!(matches!(witness.ask(REGISTER), Err(WitnessError::Etcd { .. })));
 }
 

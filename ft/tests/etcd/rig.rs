@@ -118,6 +118,22 @@ impl Cluster {
         kill(Pid::from_raw(i32::try_from(process.id()).unwrap()), signal).unwrap();
     }
 
+    /// Has a member stand still. Returns when each of its threads does: until the one that the signal was given to has run, the
+    /// others go on and answer.
+    pub fn freeze(&self, at: usize) {
+        self.signal(at, Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.members[at].process.as_ref().unwrap().id());
+        let stands = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat"))).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !std::fs::read_dir(&tasks).unwrap().all(stands) {
+            assert!(Instant::now() < deadline, "etcd does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Ends a member at once.
     pub fn kill(&mut self, at: usize) {
         let mut process = self.members[at].process.take().unwrap();

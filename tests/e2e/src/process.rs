@@ -142,14 +142,20 @@ pub fn alive(pid: u32) -> bool {
     state(pid).is_some_and(|state| !['Z', 'X'].contains(&state))
 }
 
-/// Whether the process is stopped by a signal.
+/// Whether each thread of the process is stopped by a signal. Until the one that it was given to has run, the others go on.
 #[must_use]
 pub fn stopped(pid: u32) -> bool {
-    state(pid) == Some('T')
+    let tasks = format!("/proc/{pid}/task");
+    fs::read_dir(tasks)
+        .is_ok_and(|mut tasks| tasks.all(|task| task.is_ok_and(|task| state_in(&task.path()) == Some('T'))))
 }
 
 fn state(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    state_in(&PathBuf::from(format!("/proc/{pid}")))
+}
+
+fn state_in(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
