@@ -17,7 +17,7 @@ const NOTE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Engine {
     pub(crate) fn stop(&mut self, reply: Reply) {
-        let ends_something = self.search.due().is_some() || self.suspended.take().is_some();
+        let ends_something = self.suspended.take().is_some() || self.search.due().is_some();
         self.search.switch(false);
         if self.memory_base.take().is_some() && self.node.runs() {
             self.guest.stop_tracking();

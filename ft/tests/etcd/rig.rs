@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ft::witness::{EtcdAddress, EtcdWitness, Witness, WitnessAddress};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 /// Whatever a busy machine needs.
@@ -114,24 +115,19 @@ impl Cluster {
 
     /// Sends a signal to a member.
     pub fn signal(&self, at: usize, signal: Signal) {
-        let process = self.members[at].process.as_ref().unwrap();
-        kill(Pid::from_raw(i32::try_from(process.id()).unwrap()), signal).unwrap();
+        kill(self.pid(at), signal).unwrap();
     }
 
-    /// Has a member stand still. Returns when each of its threads does: until the one that the signal was given to has run, the
-    /// others go on and answer.
+    /// Has a member stand still. Returns when each of its threads does, which is when its parent is told: until the one that the
+    /// signal was given to has run, the others go on and answer.
     pub fn freeze(&self, at: usize) {
         self.signal(at, Signal::SIGSTOP);
-        let tasks = format!("/proc/{}/task", self.members[at].process.as_ref().unwrap().id());
-        let stands = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat"))).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while !std::fs::read_dir(&tasks).unwrap().all(stands) {
-            assert!(Instant::now() < deadline, "etcd does not stop");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let status = waitpid(self.pid(at), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+    }
+
+    fn pid(&self, at: usize) -> Pid {
+        Pid::from_raw(i32::try_from(self.members[at].process.as_ref().unwrap().id()).unwrap())
     }
 
     /// Ends a member at once.

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pollux_guest::wire::op;
 
@@ -287,22 +288,15 @@ impl Vm {
         let _ = killpg(self.pid, signal);
     }
 
-    /// Stop the VMM. Returns when each of its threads stands still: until the one that the signal was given to has run, the others
-    /// go on.
+    /// Stop the VMM. Returns when each of its threads stands still, which is when its parent is told: until the one that the signal
+    /// was given to has run, the others go on.
     ///
     /// # Panics
-    /// When they do not.
+    /// When it ends instead.
     pub fn freeze(&self) {
         self.signal_all(Signal::SIGSTOP);
-        let start = Instant::now();
-        let stands = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat"))).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
-        };
-        while !std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("threads of a VMM").all(stands) {
-            assert!(start.elapsed() < LIMIT, "the VMM does not stop:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let status = waitpid(self.pid, Some(WaitPidFlag::WUNTRACED));
+        assert!(matches!(status, Ok(WaitStatus::Stopped(..))), "{status:?}:\n{}", self.log());
     }
 
     /// The host dies: SIGKILL for every process at once.
