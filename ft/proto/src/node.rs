@@ -106,6 +106,7 @@ impl Node {
             self.detector = FailureDetector::new(self.settings.silence, now);
             self.red = Default::default();
         }
+        self.notice_stall(now);
         let copied = self.is_copying();
         let outcome = match (&mut self.role, input) {
             (Role::Solo, Input::SessionOpened { peer }) => {
@@ -297,20 +298,30 @@ impl Node {
                 let outcome = standby.handle(yielded, &self.settings, now, &mut self.actions);
                 self.turn(outcome);
             }
+            Role::Primary(primary) => {
+                self.detector.heard(link, at);
+                let outcome = primary.heard(at, &self.settings, &mut self.actions);
+                self.turn(outcome);
+            }
             _ => self.detector.heard(link, at),
         }
     }
 
-    /// Looks at the clock: stalls, lights, silence, retries, cuts.
+    /// Before anything is done that may be out of date by now.
+    fn notice_stall(&mut self, now: Time) {
+        if !self.has_peer() || !self.detector.check(now) {
+            return;
+        }
+        self.actions.push_back(Action::Event(Event::OwnStall));
+        if let Role::Primary(primary) = &mut self.role {
+            primary.woke(now, self.detector.check_interval().unwrap_or_default());
+        }
+    }
+
+    /// Looks at the clock: lights, silence, retries, cuts.
     fn on_time(&mut self, now: Time) {
         if !self.has_peer() {
             return;
-        }
-        if self.detector.check(now) {
-            self.actions.push_back(Action::Event(Event::OwnStall));
-            if let Role::Primary(primary) = &mut self.role {
-                primary.forgive(now);
-            }
         }
         self.report_lights(now);
         let patience = if self.is_copying() { COPY_PATIENCE } else { Duration::ZERO };

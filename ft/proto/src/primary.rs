@@ -69,6 +69,10 @@ pub(crate) struct Primary {
     yielding: Option<String>,
     /// How far the VM's planned move to the standby has come.
     moving: Option<Move>,
+    /// This process was stopped: until the standby was heard at that time or later, acknowledgements wait.
+    listening: Option<Time>,
+    /// The newest acknowledgement that waits.
+    waiting: Option<Epoch>,
 }
 
 /// A planned move of the VM.
@@ -101,6 +105,8 @@ impl Primary {
             stopping: false,
             yielding: None,
             moving: None,
+            listening: None,
+            waiting: None,
         }
     }
 
@@ -129,10 +135,11 @@ impl Primary {
                 out.push_back(Action::Event(Event::CutFailed { reason: reason.clone() }));
                 return self.leave(format!("the checkpoint could not be captured: {reason}"), settings, out);
             }
-            Input::Acked { term, epoch } => {
-                self.acked(term, epoch, settings, out);
-                if self.moving == Some(Move::Stopped) && self.sealed.is_empty() && !self.cutting {
-                    return self.give_up("moved by request".to_owned(), settings, out);
+            Input::Acked { term, epoch } if term == self.term => {
+                if self.listening.is_some() {
+                    self.waiting = self.waiting.max(Some(epoch));
+                } else if let Some(outcome) = self.acked(epoch, settings, out) {
+                    return Some(outcome);
                 }
             }
             Input::SwitchoverRequested if self.has_a_successor() => {
@@ -182,9 +189,18 @@ impl Primary {
         None
     }
 
-    /// This process was stopped: acknowledgements may be waiting to be read.
-    pub(crate) fn forgive(&mut self, now: Time) {
+    /// This process was stopped until `now`. Acknowledgements may be waiting to be read, and so may the news that the standby has
+    /// taken over since. What it has acknowledged does no harm if it is said late, but the network would look for the VM here.
+    pub(crate) fn woke(&mut self, now: Time, beat_interval: Duration) {
         self.sealed.iter_mut().for_each(|(_, since)| *since = now);
+        self.listening = Some(now + beat_interval);
+    }
+
+    /// A beat of a standby that does not run the VM arrived at `at`.
+    pub(crate) fn heard(&mut self, at: Time, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        self.listening.take_if(|until| *until <= at)?;
+        let epoch = self.waiting.take()?;
+        self.acked(epoch, settings, out)
     }
 
     /// Whether the standby is invited to take over: alone as it is, this node cannot let anything out or commit it, and
@@ -249,9 +265,10 @@ impl Primary {
     }
 
     /// The only place on a primary where an epoch becomes committed.
-    fn acked(&mut self, term: Term, epoch: Epoch, settings: &Settings, out: &mut VecDeque<Action>) {
-        if ignore_ack(self, term, epoch) {
-            return;
+    fn acked(&mut self, epoch: Epoch, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        // One that was never sealed, one that is already committed, or too late.
+        if self.leaving.is_some() || !self.sealed.iter().any(|(sealed, _)| *sealed == epoch) {
+            return None;
         }
         self.sealed.retain(|(sealed, _)| *sealed > epoch);
         out.push_back(Action::Release(Committed::new(epoch)));
@@ -266,6 +283,10 @@ impl Primary {
                 self.ask(Claim::Register { primary, standby, term }, out);
             }
         }
+        if self.moving == Some(Move::Stopped) && self.sealed.is_empty() && !self.cutting {
+            return self.give_up("moved by request".to_owned(), settings, out);
+        }
+        None
     }
 
     fn protected(&mut self, out: &mut VecDeque<Action>) {
@@ -379,11 +400,6 @@ impl Primary {
         out.push_back(Action::Event(Event::ProtectionLost { reason, term }));
         Outcome::Solo(term)
     }
-}
-
-/// Guards of `acked`: another reign's, one that was never sealed, one that is already committed, or too late.
-fn ignore_ack(primary: &Primary, term: Term, epoch: Epoch) -> bool {
-    term != primary.term || !primary.sealed.iter().any(|(sealed, _)| *sealed == epoch) || primary.leaving.is_some()
 }
 
 fn fence(reason: String, out: &mut VecDeque<Action>) -> Outcome {

@@ -547,6 +547,43 @@ fn acknowledgements_that_waited_for_a_stopped_primary_are_not_late() {
     assert_eq!(pair.a.state(), State::Protected);
 }
 
+/// A was stopped for longer than the limit, with an acknowledgement on its way; gives its epoch.
+fn woken_with_an_acknowledgement(pair: &mut Pair) -> Epoch {
+    pair.connected = false;
+    pair.released.clear();
+    let epoch = pair.a.epoch();
+    pair.now = pair.now + Duration::from_millis(100);
+    pair.a.handle(Input::CutWanted, pair.now);
+    pair.settle();
+    pair.now = pair.now + Duration::from_millis(2500);
+    pair.a.handle(Input::Acked { term: Term(1), epoch }, pair.now);
+    hear(pair, Beat { from: B, term: Term(1), runs: false });
+    assert_eq!(pair.released, [], "said before the standby was heard again");
+    epoch
+}
+
+fn hear(pair: &mut Pair, beat: Beat) {
+    pair.a.handle(Input::Beat { link: LinkId::Heartbeat, at: pair.now, beat }, pair.now);
+    pair.settle();
+}
+
+#[test]
+fn a_primary_that_was_stopped_speaks_when_it_has_heard_that_nobody_took_over() {
+    let mut pair = Pair::protected(Settings::default());
+    let epoch = woken_with_an_acknowledgement(&mut pair);
+    pair.now = pair.now + Duration::from_millis(50);
+    hear(&mut pair, Beat { from: B, term: Term(1), runs: false });
+    assert_eq!((pair.released.as_slice(), pair.a.state()), ([epoch].as_slice(), State::Protected));
+}
+
+#[test]
+fn a_primary_that_was_stopped_until_the_standby_took_over_does_not_say_what_was_acknowledged_before() {
+    let mut pair = Pair::protected(Settings::default());
+    woken_with_an_acknowledgement(&mut pair);
+    hear(&mut pair, Beat { from: B, term: Term(2), runs: true });
+    assert_eq!((pair.released.as_slice(), pair.a.state()), ([].as_slice(), State::Fenced));
+}
+
 #[test]
 fn a_primary_cut_off_from_witness_and_standby_invites_the_standby_over_the_other_link() {
     let mut pair = Pair::protected(Settings::default());
