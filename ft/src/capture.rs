@@ -1,6 +1,6 @@
 //! One checkpoint: everything stopped and sealed, captured, running again. What happens in here is the guest's pause.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ft_proto::device_ctl::{Command, Hold, Report};
 use ft_proto::{CutKind, Epoch};
@@ -23,6 +23,15 @@ pub(crate) enum CaptureError {
     Guest(#[from] GuestError),
 }
 
+/// A checkpoint in the making is in the staging buffer; this is about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Captured {
+    /// What devices held back when they were sealed.
+    pub(crate) held: Held,
+    /// How long the guest stood still.
+    pub(crate) paused: Duration,
+}
+
 /// What devices held back when they were sealed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Held {
@@ -40,11 +49,12 @@ pub(crate) fn capture(
     kind: CutKind,
     staging: &mut Staging,
     memory: &dyn Memory,
-) -> Result<Held, CaptureError> {
-    let epoch = staging.epoch;
+) -> Result<Captured, CaptureError> {
+    let (epoch, began) = (staging.epoch, Instant::now());
     let stopped = stop_and_copy(guest, links, staging, memory);
+    let captured = |held| Captured { held, paused: began.elapsed() };
     if kind == CutKind::Last && stopped.is_ok() {
-        return finish(guest, staging, stopped);
+        return finish(guest, staging, stopped.map(captured));
     }
     let base = kind == CutKind::Base;
     if base && stopped.is_ok() {
@@ -54,23 +64,24 @@ pub(crate) fn capture(
     }
     // First: the pause is the vCPUs'. A device that they kick looks at its queues when it resumes.
     guest.resume();
+    let result = stopped.map(captured);
     for (at, link) in links.iter_mut().enumerate() {
         // A device that is gone is noticed by its closed socket; the others must run again whatever happens to it.
-        if base && stopped.is_ok() && at >= disks {
+        if base && result.is_ok() && at >= disks {
             let _ = link.send(&Command::Protect { epoch: epoch.next(), hold: Hold::on() }, None);
         }
         let _ = link.send(&Command::Resume, None);
     }
-    finish(guest, staging, stopped)
+    finish(guest, staging, result)
 }
 
 /// What does not need the guest to stand still; or the undoing of what failed.
 fn finish(
     guest: &mut dyn Guest,
     staging: &mut Staging,
-    stopped: Result<Held, CaptureError>,
-) -> Result<Held, CaptureError> {
-    let result = stopped.and_then(|held| Ok(guest.save_vcpus(&mut staging.state).map(|()| held)?));
+    stopped: Result<Captured, CaptureError>,
+) -> Result<Captured, CaptureError> {
+    let result = stopped.and_then(|captured| Ok(guest.save_vcpus(&mut staging.state).map(|()| captured)?));
     if result.is_err() {
         guest.put_back(&staging.pages);
     }

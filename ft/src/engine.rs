@@ -431,7 +431,8 @@ impl Engine {
         let status = (!matches!(self.session, Session::None)).then_some(self.status_at);
         let search = self.search.due().filter(|_| self.is_alone());
         let next = self.node.poll_timeout().into_iter().chain(copy).chain(status).chain(search).min();
-        if next == self.timer_at {
+        // To fire too early now and then costs less than to be set anew after each event.
+        if self.timer_at.is_some_and(|at| next.is_none_or(|next| at <= next)) {
             return;
         }
         self.timer_at = next;

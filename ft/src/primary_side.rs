@@ -13,7 +13,7 @@ use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
-use crate::capture::{CaptureError, Held, capture};
+use crate::capture::{CaptureError, Captured, Held, capture};
 use crate::clock::micros;
 use crate::coder::Volume;
 use crate::connect::{self, Applicant, Opened};
@@ -374,7 +374,7 @@ impl Engine {
         let disks = self.disks.len();
         let result = capture(&mut *self.guest, &mut self.links, disks, kind, &mut staging, &*self.memory);
         match result {
-            Ok(held) => {
+            Ok(Captured { held, paused }) => {
                 self.measured.held = held;
                 self.measured.pages.add(staging.pages.len() as u64);
                 let mut pages = side.lists.pop().unwrap_or_default();
@@ -387,7 +387,7 @@ impl Engine {
                 if kind == CutKind::Last {
                     self.stopped = Some(stopped);
                 }
-                self.input(Input::CutDone { epoch });
+                self.input(Input::CutDone { epoch, paused });
             }
             Err(CaptureError::Device(error)) => self.input(Input::YieldRequested { reason: chain(&error) }),
             Err(CaptureError::Guest(error)) => self.input(Input::CutFailed { epoch, reason: chain(&error) }),

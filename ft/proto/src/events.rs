@@ -26,6 +26,8 @@ pub enum Input {
     CutDone {
         /// The sealed epoch.
         epoch: Epoch,
+        /// How long the guest stood still for it.
+        paused: Duration,
     },
     /// Primary: the cut failed; dirty bits were put back and the guest runs on in the same epoch.
     CutFailed {

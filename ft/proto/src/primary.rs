@@ -51,8 +51,6 @@ pub(crate) struct Primary {
     /// Cut, not acknowledged, and since when.
     sealed: VecDeque<(Epoch, Time)>,
     cutting: bool,
-    /// When the cut under way began.
-    cut_began: Time,
     /// How long the guest runs at least before the next cut, for the pause that it has just had.
     rest: Duration,
     wanted: bool,
@@ -95,7 +93,6 @@ impl Primary {
             started: now,
             sealed: VecDeque::new(),
             cutting: false,
-            cut_began: now,
             rest: Duration::ZERO,
             wanted: false,
             leaving: None,
@@ -119,15 +116,15 @@ impl Primary {
     ) -> Option<Outcome> {
         match input {
             Input::Synced if self.phase == Phase::Copying && self.leaving.is_none() && !self.cutting => {
-                self.cut(CutKind::Base, now, out);
+                self.cut(CutKind::Base, out);
                 self.phase = Phase::Base(self.running);
             }
             Input::CutWanted => self.wanted = true,
-            Input::CutDone { epoch } if self.cutting && epoch == self.running => {
+            Input::CutDone { epoch, paused } if self.cutting && epoch == self.running => {
                 self.cutting = false;
                 self.sealed.push_back((epoch, now));
                 self.running = epoch.next();
-                self.rest = now.since(self.cut_began) * REST;
+                self.rest = paused * REST;
                 self.started = now;
             }
             Input::CutFailed { epoch, reason } if self.cutting && epoch == self.running => {
@@ -249,17 +246,16 @@ impl Primary {
     fn maybe_cut(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
         if self.moving.is_some() && self.may_cut(settings) {
             self.moving = Some(Move::Stopped);
-            return self.cut(CutKind::Last, now, out);
+            return self.cut(CutKind::Last, out);
         }
         let age = now.since(self.started);
         if self.may_cut(settings) && (age >= settings.max_epoch || self.wanted && age >= self.min_epoch(settings)) {
-            self.cut(CutKind::Plain, now, out);
+            self.cut(CutKind::Plain, out);
         }
     }
 
-    fn cut(&mut self, kind: CutKind, now: Time, out: &mut VecDeque<Action>) {
+    fn cut(&mut self, kind: CutKind, out: &mut VecDeque<Action>) {
         self.cutting = true;
-        self.cut_began = now;
         self.wanted = false;
         out.push_back(Action::Cut { epoch: self.running, kind });
     }

@@ -48,7 +48,7 @@ impl Sys {
                 // A guest that was stopped by its last cut holds all the more.
                 self.hosts[at].holds |= kind == CutKind::Base;
                 self.send_down(at, Msg::Epoch(epoch.0));
-                self.input(at, Input::CutDone { epoch });
+                self.input(at, Input::CutDone { epoch, paused: Duration::ZERO });
             }
             Action::Release(committed) => self.released(at, committed.epoch().0),
             Action::Commit(committed) => self.send_up(at, Msg::Ack(term, committed.epoch().0)),

@@ -49,6 +49,7 @@ impl World {
         let (low, high) = self.plan.pause_us;
         let pause = self.rng.micros(low, high);
         let fails = self.rng.chance(self.plan.cut_fails);
+        let began = self.now;
         let Some(process) = self.process(address) else { return };
         let Session::Primary(side) = &process.session else { return };
         let session = side.session;
@@ -64,7 +65,7 @@ impl World {
         let cut = Cut { at: process.guest.vcpu.at, digest: process.guest.digest() };
         process.disk.epoch = epoch.next();
         let mirror = process.disk.mirror.as_ref().map(|mirror| mirror.stream);
-        process.busy = Busy::Cut { epoch, kind, image };
+        process.busy = Busy::Cut { epoch, kind, began, image };
         self.truth.cuts.insert((session, epoch), cut);
         self.note(address.0, || format!("-> cut {epoch} {kind:?} at {:?}", cut.at));
         if let Some(mirror) = mirror {
@@ -83,7 +84,7 @@ impl World {
             let later = process.paused_until;
             return self.at(later, Event::CutEnd(address));
         }
-        let Busy::Cut { epoch, kind, image } = std::mem::replace(&mut process.busy, Busy::No) else { return };
+        let Busy::Cut { epoch, kind, began, image } = std::mem::replace(&mut process.busy, Busy::No) else { return };
         // The last cut leaves guest and devices stopped, unless it fails.
         let runs = kind != CutKind::Last || image.is_none();
         process.guest.stopped = !runs;
@@ -101,7 +102,7 @@ impl World {
         if let Some(stream) = stream {
             self.send_image(address.0, stream, image);
         }
-        self.go_on(address, Some(Input::CutDone { epoch }));
+        self.go_on(address, Some(Input::CutDone { epoch, paused: now.since(began) }));
     }
 
     fn send_image(&mut self, host: usize, stream: StreamId, image: Image) {

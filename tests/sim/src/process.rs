@@ -49,6 +49,7 @@ pub(crate) enum Busy {
     Cut {
         epoch: Epoch,
         kind: CutKind,
+        began: Time,
         image: Option<Image>,
     },
     TakeOver {

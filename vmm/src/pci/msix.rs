@@ -202,9 +202,9 @@ impl Msix {
     }
 
     fn pending(&self) -> u64 {
-        (0..self.vectors())
-            .filter(|vector| self.masked(*vector) && is_readable(self.lines[*vector].event()))
-            .fold(0, |bits, vector| bits | 1 << vector)
+        let masked: Vec<_> = (0..self.vectors()).filter(|vector| self.masked(*vector)).collect();
+        let signalled = readable(masked.iter().map(|vector| self.lines[*vector].event()));
+        masked.iter().zip(signalled).fold(0, |bits, (vector, signalled)| bits | u64::from(signalled) << vector)
     }
 
     fn apply_all(&mut self) {
@@ -228,13 +228,15 @@ impl Msix {
     }
 }
 
-/// Whether the eventfd holds a signal, without taking it.
-fn is_readable(event: &EventFd) -> bool {
+/// Which of the eventfds hold a signal, without taking it.
+fn readable<'a>(events: impl Iterator<Item = &'a EventFd>) -> Vec<bool> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::{AsRawFd, BorrowedFd};
-    // SAFETY: the eventfd outlives this call.
-    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-    let mut fds = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
-    nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    // SAFETY: the eventfds outlive this call.
+    let fds = events.map(|event| unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) });
+    let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let looked = fds.is_empty() || poll(&mut fds, PollTimeout::ZERO).is_ok();
+    fds.iter().map(|fd| looked && fd.any().unwrap_or(false)).collect()
 }
 
 #[cfg(test)]
