@@ -28,7 +28,7 @@ pub(crate) enum CaptureError {
 pub(crate) struct Captured {
     /// What devices held back when they were sealed.
     pub(crate) held: Held,
-    /// How long the guest stood still.
+    /// How long the guest stood still; or, if a vCPU does not run again yet, how long it took to stop and start it.
     pub(crate) paused: Duration,
 }
 
@@ -81,7 +81,10 @@ fn finish(
     staging: &mut Staging,
     stopped: Result<Captured, CaptureError>,
 ) -> Result<Captured, CaptureError> {
-    let result = stopped.and_then(|captured| Ok(guest.save_vcpus(&mut staging.state).map(|()| captured)?));
+    let mut result = stopped.and_then(|captured| Ok(guest.save_vcpus(&mut staging.state).map(|()| captured)?));
+    if let (Ok(captured), Some(stood)) = (&mut result, guest.stood_still()) {
+        captured.paused = stood;
+    }
     if result.is_err() {
         guest.put_back(&staging.pages);
     }
