@@ -1,4 +1,4 @@
-//! One checkpoint: everything stopped and sealed, captured, running again. What happens in here is the guest's pause.
+//! One checkpoint: devices sealed, the guest stopped, captured and running again, devices running again.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use ft_proto::device_ctl::{Command, Hold, Report};
 use ft_proto::{CutKind, Epoch};
 
 use crate::device_link::{DeviceLink, LinkError};
-use crate::guest::{Guest, GuestError, Memory, Position};
+use crate::guest::{Guest, GuestError, Position};
 use crate::staging::Staging;
 
 /// A device process that takes longer than this to seal counts as dead. It has microseconds of work to do.
@@ -28,7 +28,7 @@ pub(crate) enum CaptureError {
 pub(crate) struct Captured {
     /// What devices held back when they were sealed.
     pub(crate) held: Held,
-    /// How long the guest stood still; or, if a vCPU does not run again yet, how long it took to stop and start it.
+    /// How long the guest stood still; or, if a vCPU does not run again yet, how long the capture took.
     pub(crate) paused: Duration,
 }
 
@@ -39,79 +39,56 @@ pub(crate) struct Held {
     pub(crate) bytes: u64,
 }
 
-/// Captures `epoch` into `staging`. After the base output is held, after the last one nothing runs any more.
+/// Captures the epoch of `staging` into it. The guest goes on, unless it is the last cut; the devices do when [`resume`] tells them.
 ///
-/// On failure the guest runs on in a new epoch, and every page that was harvested is marked dirty again.
+/// On failure every page that was harvested is marked dirty again.
 pub(crate) fn capture(
     guest: &mut dyn Guest,
     links: &mut [DeviceLink],
-    disks: usize,
     kind: CutKind,
     staging: &mut Staging,
-    memory: &dyn Memory,
 ) -> Result<Captured, CaptureError> {
-    let (epoch, began) = (staging.epoch, Instant::now());
-    let stopped = stop_and_copy(guest, links, staging, memory);
-    let captured = |held| Captured { held, paused: began.elapsed() };
-    if kind == CutKind::Last && stopped.is_ok() {
-        return finish(guest, staging, stopped.map(captured));
-    }
-    let base = kind == CutKind::Base;
-    if base && stopped.is_ok() {
-        guest.hold_console(epoch.next());
-    } else {
-        guest.tag_console(epoch.next());
-    }
-    // First: the pause is the vCPUs'. A device that they kick looks at its queues when it resumes.
-    guest.resume();
-    let result = stopped.map(captured);
-    for (at, link) in links.iter_mut().enumerate() {
-        // A device that is gone is noticed by its closed socket; the others must run again whatever happens to it.
-        if base && result.is_ok() && at >= disks {
-            let _ = link.send(&Command::Protect { epoch: epoch.next(), hold: Hold::on() }, None);
+    let began = Instant::now();
+    let stopped = match seal(guest, links, staging) {
+        Ok(held) => guest.checkpoint(kind, staging).map(|()| held).map_err(CaptureError::from),
+        Err(error) => {
+            guest.resume();
+            Err(error)
         }
-        let _ = link.send(&Command::Resume, None);
-    }
-    finish(guest, staging, result)
-}
-
-/// What does not need the guest to stand still; or the undoing of what failed.
-fn finish(
-    guest: &mut dyn Guest,
-    staging: &mut Staging,
-    stopped: Result<Captured, CaptureError>,
-) -> Result<Captured, CaptureError> {
-    let mut result = stopped.and_then(|captured| Ok(guest.save_vcpus(&mut staging.state).map(|()| captured)?));
-    if let (Ok(captured), Some(stood)) = (&mut result, guest.stood_still()) {
-        captured.paused = stood;
-    }
+    };
+    let stopped = stopped.map(|held| Captured { held, paused: guest.stood_still().unwrap_or(began.elapsed()) });
+    // What does not need the guest to stand still; or the undoing of what failed.
+    let result = stopped.and_then(|captured| Ok(guest.save_vcpus(&mut staging.state).map(|()| captured)?));
     if result.is_err() {
         guest.put_back(&staging.pages);
     }
     result
 }
 
-fn stop_and_copy(
-    guest: &mut dyn Guest,
-    links: &mut [DeviceLink],
-    staging: &mut Staging,
-    memory: &dyn Memory,
-) -> Result<Held, CaptureError> {
+/// The devices go on, in `epoch`. After the `base` the output of those that are not disks is held.
+pub(crate) fn resume(links: &mut [DeviceLink], disks: usize, base: bool, epoch: Epoch) {
+    for (at, link) in links.iter_mut().enumerate() {
+        // A device that is gone is noticed by its closed socket; the others must run again whatever happens to it.
+        if base && at >= disks {
+            let _ = link.send(&Command::Protect { epoch, hold: Hold::on() }, None);
+        }
+        let _ = link.send(&Command::Resume, None);
+    }
+}
+
+/// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs come to a stop and capture
+/// themselves. An interrupt that a device raises after a vCPU has captured its LAPIC is not in the checkpoint; takeover injects
+/// every interrupt once for this reason.
+fn seal(guest: &mut dyn Guest, links: &mut [DeviceLink], staging: &mut Staging) -> Result<Held, CaptureError> {
     let epoch = staging.epoch;
-    // Devices seal while the vCPUs come to a stop. An interrupt that a device raises after a vCPU has captured its LAPIC
-    // is not in the checkpoint; takeover injects every interrupt once for this reason.
     let asked = links.iter_mut().try_for_each(|link| link.send(&Command::Seal { epoch }, None));
-    let paused = guest.pause();
+    guest.stop();
     asked?;
-    paused?;
     let mut held = Held::default();
-    for link in &mut *links {
+    for link in links {
         let position = sealed(link, epoch, &mut held)?;
         staging.positions.push(position);
     }
-    guest.harvest(&mut staging.pages)?;
-    staging.copy_pages(memory)?;
-    guest.save(&staging.positions, &mut staging.state)?;
     Ok(held)
 }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ft_proto::device_ctl::{InFlight, QueueState};
-use ft_proto::{Alone, Committed, Epoch};
+use ft_proto::{Alone, Committed, CutKind};
 use serde::{Deserialize, Serialize};
 
+use crate::staging::Staging;
 use crate::status::EventRecord;
 
 /// The VMM could not do what the engine asked: a local failure, not the peer's.
@@ -154,13 +155,17 @@ pub trait Guest: Send {
     /// When descriptors run out.
     fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError>;
 
-    /// Stops the vCPUs; each begins to capture its own state. Counted: a guest that was paused before stays paused after
-    /// `resume`.
+    /// Begins to stop the vCPUs; each captures its own state as soon as it has stopped. `checkpoint` or `resume` follows.
+    fn stop(&mut self);
+    /// Captures the epoch of `staging` when the vCPUs have stopped, and runs them again, unless it is the last cut. The pages that
+    /// were written since the last harvest are copied, and the state of the devices is appended, which are sealed and stand at the
+    /// positions in `staging`; the vCPUs' is kept for `save_vcpus`. From the base on console output is held; what comes after the
+    /// pause belongs to the next epoch. A guest that was paused before stays paused.
     ///
     /// # Errors
-    /// When they cannot be stopped.
-    fn pause(&mut self) -> Result<(), GuestError>;
-    /// Undoes one `pause`.
+    /// When a part cannot be captured. The guest runs on; pages that were harvested are in `staging`.
+    fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError>;
+    /// Instead of a checkpoint, or after the last one: the guest goes on here.
     fn resume(&mut self);
     /// Begins to track writes to memory, by vCPUs, device processes and the VMM itself.
     ///
@@ -176,13 +181,7 @@ pub trait Guest: Send {
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError>;
     /// Marks pages as written again: what harvested them came to nothing.
     fn put_back(&mut self, pages: &[u64]);
-    /// Appends the state of the devices and waits until the vCPUs' is captured. Called between `pause` and `resume`, with the
-    /// devices sealed.
-    ///
-    /// # Errors
-    /// When a part's state cannot be read.
-    fn save(&mut self, positions: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError>;
-    /// Appends the state of the vCPUs that was captured in the last pause. The guest may be running.
+    /// Appends the state of the vCPUs that the last checkpoint has captured. The guest may be running.
     ///
     /// # Errors
     /// When it cannot be encoded.
@@ -190,7 +189,7 @@ pub trait Guest: Send {
     /// How long the guest stood still in the last pause, if that is over: the longest of its vCPUs.
     fn stood_still(&self) -> Option<Duration>;
 
-    /// Standby: becomes what `save` wrote, memory being in place already.
+    /// Standby: becomes what a checkpoint wrote, memory being in place already.
     ///
     /// # Errors
     /// When the state does not fit this VM.
@@ -214,10 +213,6 @@ pub trait Guest: Send {
     /// Something has happened that operators may want to know.
     fn told(&mut self, event: &EventRecord);
 
-    /// Console output of this epoch and later ones is held until it is released.
-    fn hold_console(&mut self, epoch: Epoch);
-    /// A new epoch has begun: output belongs to it.
-    fn tag_console(&mut self, epoch: Epoch);
     /// Lets console output go.
     fn release_console(&mut self, committed: &Committed);
     /// Lets all console output go and holds no more.

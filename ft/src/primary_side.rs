@@ -13,7 +13,7 @@ use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
-use crate::capture::{CaptureError, Captured, Held, capture};
+use crate::capture::{CaptureError, Captured, Held, capture, resume};
 use crate::clock::micros;
 use crate::coder::Volume;
 use crate::connect::{self, Applicant, Opened};
@@ -363,7 +363,7 @@ impl Engine {
     /// Performs `Action::Cut`.
     pub(crate) fn cut(&mut self, epoch: Epoch, kind: CutKind) {
         let Session::Primary(side) = &mut self.session else { return };
-        let (begun, stopped) = (self.clock.now(), Instant::now());
+        let begun = self.clock.now();
         if kind != CutKind::Base
             && let Some(stood) = self.guest.stood_still()
         {
@@ -371,9 +371,9 @@ impl Engine {
         }
         let mut staging = side.free.pop().unwrap_or_default();
         staging.clear(epoch);
-        let disks = self.disks.len();
-        let result = capture(&mut *self.guest, &mut self.links, disks, kind, &mut staging, &*self.memory);
-        match result {
+        let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging);
+        let went_on = kind != CutKind::Last || result.is_err();
+        let input = match result {
             Ok(Captured { held, paused }) => {
                 self.measured.held = held;
                 self.measured.pages.add(staging.pages.len() as u64);
@@ -385,13 +385,19 @@ impl Engine {
                 side.sending += 1;
                 side.sender.send(Job::Epoch(staging));
                 if kind == CutKind::Last {
-                    self.stopped = Some(stopped);
+                    self.stopped = Instant::now().checked_sub(paused);
                 }
-                self.input(Input::CutDone { epoch, paused });
+                Input::CutDone { epoch, paused }
             }
-            Err(CaptureError::Device(error)) => self.input(Input::YieldRequested { reason: chain(&error) }),
-            Err(CaptureError::Guest(error)) => self.input(Input::CutFailed { epoch, reason: chain(&error) }),
+            Err(CaptureError::Device(error)) => Input::YieldRequested { reason: chain(&error) },
+            Err(CaptureError::Guest(error)) => Input::CutFailed { epoch, reason: chain(&error) },
+        };
+        if went_on {
+            // After the epoch is on its way: somebody may wait for it.
+            let base = kind == CutKind::Base && matches!(input, Input::CutDone { .. });
+            resume(&mut self.links, self.disks.len(), base, epoch.next());
         }
+        self.input(input);
         // Reports that came while the capture waited for others do not show up in epoll.
         self.read_early_reports();
     }

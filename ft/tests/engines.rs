@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft::guest::{Guest, GuestError, LinkEnd, Memory, Position, Shape};
-use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, StandbyOptions, Status};
-use ft_proto::{Alone, Committed, Epoch, OnPartition};
+use ft::guest::{Guest, GuestError, LinkEnd, Memory, Shape};
+use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, Staging, StandbyOptions, Status};
+use ft_proto::{Alone, Committed, CutKind, OnPartition};
 
 const PAGES: u64 = 300;
 const PAGE: usize = 4096;
@@ -131,8 +131,16 @@ impl Guest for ToyGuest {
         Ok(Vec::new())
     }
 
-    fn pause(&mut self) -> Result<(), GuestError> {
+    fn stop(&mut self) {
         self.0.lock().unwrap().paused += 1;
+    }
+
+    fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
+        self.harvest(&mut staging.pages)?;
+        staging.copy_pages(&self.clone())?;
+        let mut toy = self.0.lock().unwrap();
+        staging.state.extend_from_slice(&toy.state);
+        toy.paused -= u32::from(kind != CutKind::Last);
         Ok(())
     }
 
@@ -158,11 +166,6 @@ impl Guest for ToyGuest {
 
     fn put_back(&mut self, pages: &[u64]) {
         self.0.lock().unwrap().dirty.extend(pages);
-    }
-
-    fn save(&mut self, _: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError> {
-        out.extend_from_slice(&self.0.lock().unwrap().state);
-        Ok(())
     }
 
     fn save_vcpus(&mut self, _: &mut Vec<u8>) -> Result<(), GuestError> {
@@ -196,8 +199,6 @@ impl Guest for ToyGuest {
 
     fn unusable(&mut self, _: &str) {}
     fn told(&mut self, _: &EventRecord) {}
-    fn hold_console(&mut self, _: Epoch) {}
-    fn tag_console(&mut self, _: Epoch) {}
     fn release_console(&mut self, _: &Committed) {}
     fn free_console(&mut self, _: &Alone) {}
 }

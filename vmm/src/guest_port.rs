@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use ft::EventRecord;
-use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Position, Shape};
+use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Shape};
+use ft::{EventRecord, Staging};
 use ft_proto::device_ctl::DeviceInfo;
-use ft_proto::{Alone, Committed, Epoch};
+use ft_proto::{Alone, Committed, CutKind, Epoch};
 use serde_json::Value;
 
-use crate::cpu::{Capture, cpuid};
+use crate::cpu::{AtRest, Capture, cpuid};
 use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
 use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
@@ -26,13 +26,11 @@ use crate::vm::{GateGuard, SavedParts, Vm};
 /// The engine's hands on one VM.
 pub struct GuestPort {
     parts: Arc<SavedParts>,
-    /// Held from `pause` to `resume`.
+    /// Held while the guest stands still for the engine.
     stopped: Option<GateGuard>,
-    dirty: Arc<Mutex<DirtyTracker>>,
-    set: DirtySet,
     memory: Arc<PortMemory>,
+    snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
-    console_held: bool,
     events: Sender<VmEvent>,
 }
 
@@ -45,16 +43,30 @@ impl GuestPort {
     #[must_use]
     pub fn new(vm: &Vm, events: Sender<VmEvent>) -> Self {
         let memory = PortMemory { view: vm.memory_view(), memory: vm.memory().clone() };
+        let memory = Arc::new(memory);
+        let snapshot = Snapshot {
+            parts: vm.parts().clone(),
+            dirty: vm.dirty().clone(),
+            set: DirtySet::new(vm.memory()),
+            memory: memory.clone(),
+            console: vm.console(),
+            console_held: false,
+            kind: CutKind::Plain,
+            staging: Staging::default(),
+            result: Ok(()),
+        };
         Self {
             parts: vm.parts().clone(),
             stopped: None,
-            dirty: vm.dirty().clone(),
-            set: DirtySet::new(vm.memory()),
-            memory: Arc::new(memory),
+            memory,
+            snapshot: Arc::new(Mutex::new(snapshot)),
             console: vm.console(),
-            console_held: false,
             events,
         }
+    }
+
+    fn dirty(&self) -> Arc<Mutex<DirtyTracker>> {
+        lock(&self.snapshot).dirty.clone()
     }
 
     fn tell(&self, event: VmEvent) {
@@ -119,10 +131,24 @@ impl Guest for GuestPort {
         Ok(links.into_iter().map(|link| LinkEnd { id: link.id, socket: link.fd }).collect())
     }
 
-    fn pause(&mut self) -> Result<(), GuestError> {
+    fn stop(&mut self) {
         self.stopped = Some(self.parts.gate.lock_arc());
-        self.parts.cpus.stop(Capture::Yes);
-        Ok(())
+        self.parts.cpus.stop_for(self.snapshot.clone());
+    }
+
+    fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
+        let mut snapshot = lock(&self.snapshot);
+        (snapshot.kind, snapshot.staging) = (kind, std::mem::take(staging));
+        drop(snapshot);
+        let captured = self.parts.cpus.checkpoint();
+        let mut snapshot = lock(&self.snapshot);
+        *staging = std::mem::take(&mut snapshot.staging);
+        let taken = std::mem::replace(&mut snapshot.result, Ok(()));
+        let result = captured.map_err(|error| GuestError::new("cannot capture the vCPUs", error)).and(taken);
+        if kind != CutKind::Last || result.is_err() {
+            self.stopped = None;
+        }
+        result
     }
 
     fn resume(&mut self) {
@@ -131,45 +157,28 @@ impl Guest for GuestPort {
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
-        lock(&self.dirty).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
+        lock(&self.dirty()).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
         let logged = lock(&self.parts.devices).set_dirty_log(true);
         logged.map_err(|error| GuestError::new("cannot track the devices' memory writes", error))
     }
 
     fn stop_tracking(&mut self) {
+        self.parts.cpus.end_checkpoints();
         if let Err(error) = lock(&self.parts.devices).set_dirty_log(false) {
             tracing::warn!("cannot stop to track the devices' memory writes: {}", ft::chain(&error));
         }
-        if let Err(error) = lock(&self.dirty).stop() {
+        if let Err(error) = lock(&self.dirty()).stop() {
             tracing::warn!("cannot stop to track memory writes: {}", ft::chain(&error));
         }
     }
 
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        let devices = lock(&self.parts.devices);
-        let mut logs = |take: &mut dyn FnMut(u64, u64)| devices.harvest_dirty(take);
         // Rounds of a first copy want to know what is still being written, not what was.
-        let watch = if self.stopped.is_some() { Watch::Foresee } else { Watch::All };
-        let harvested = lock(&self.dirty).harvest(&mut self.set, watch, &mut logs);
-        harvested.map_err(|error| GuestError::new("cannot read the dirty log", error))?;
-        pages.extend_from_slice(self.set.gfns());
-        Ok(())
+        lock(&self.snapshot).harvest(Watch::All, pages)
     }
 
     fn put_back(&mut self, pages: &[u64]) {
-        lock(&self.dirty).put_back_pages(pages);
-    }
-
-    fn save(&mut self, positions: &[Position], out: &mut Vec<u8>) -> Result<(), GuestError> {
-        let mut devices = lock(&self.parts.devices);
-        for position in positions {
-            devices.set_positions(&position.id, &position.queues);
-        }
-        drop(devices);
-        // While the vCPUs capture themselves.
-        self.parts.save_devices(out).map_err(|error| GuestError::new("cannot save the devices' state", error))?;
-        let captured = self.parts.cpus.wait_captured();
-        captured.map_err(|error| GuestError::new("cannot capture the vCPUs", error))
+        lock(&self.dirty()).put_back_pages(pages);
     }
 
     fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {
@@ -218,21 +227,6 @@ impl Guest for GuestPort {
         self.tell(VmEvent::Ft { event: event.event.clone(), properties });
     }
 
-    fn hold_console(&mut self, epoch: Epoch) {
-        self.console_held = true;
-        self.tag_console(epoch);
-    }
-
-    fn tag_console(&mut self, epoch: Epoch) {
-        if let Some(console) = self.console.as_ref().filter(|_| self.console_held)
-            && let Err(error) = console.hold(epoch.0)
-        {
-            // Output that cannot be held must not leave either.
-            tracing::error!("console output is lost: {error}");
-            console.discard();
-        }
-    }
-
     fn release_console(&mut self, committed: &Committed) {
         if let Some(console) = &self.console {
             console.release(committed.epoch().0);
@@ -240,10 +234,71 @@ impl Guest for GuestPort {
     }
 
     fn free_console(&mut self, _: &Alone) {
-        self.console_held = false;
+        lock(&self.snapshot).console_held = false;
         if let Some(console) = &self.console {
             console.stop_holding();
         }
+    }
+}
+
+/// One checkpoint, as far as the guest waits for it: taken by the vCPU that is the last to stand still.
+struct Snapshot {
+    parts: Arc<SavedParts>,
+    dirty: Arc<Mutex<DirtyTracker>>,
+    set: DirtySet,
+    memory: Arc<PortMemory>,
+    console: Option<Arc<ConsoleOut>>,
+    console_held: bool,
+    kind: CutKind,
+    staging: Staging,
+    result: Result<(), GuestError>,
+}
+
+impl Snapshot {
+    fn harvest(&mut self, watch: Watch, pages: &mut Vec<u64>) -> Result<(), GuestError> {
+        let devices = lock(&self.parts.devices);
+        let mut logs = |take: &mut dyn FnMut(u64, u64)| devices.harvest_dirty(take);
+        let harvested = lock(&self.dirty).harvest(&mut self.set, watch, &mut logs);
+        harvested.map_err(|error| GuestError::new("cannot read the dirty log", error))?;
+        pages.extend_from_slice(self.set.gfns());
+        Ok(())
+    }
+
+    fn take(&mut self, staging: &mut Staging) -> Result<(), GuestError> {
+        self.harvest(Watch::Foresee, &mut staging.pages)?;
+        staging.copy_pages(&*self.memory)?;
+        let mut devices = lock(&self.parts.devices);
+        for position in &staging.positions {
+            devices.set_positions(&position.id, &position.queues);
+        }
+        drop(devices);
+        let saved = self.parts.save_devices(&mut staging.state);
+        saved.map_err(|error| GuestError::new("cannot save the devices' state", error))
+    }
+
+    /// Console output belongs to the next epoch from here on.
+    fn tag_console(&mut self, next: Epoch) {
+        self.console_held |= self.kind == CutKind::Base;
+        if let Some(console) = self.console.as_ref().filter(|_| self.console_held)
+            && let Err(error) = console.hold(next.0)
+        {
+            // Output that cannot be held must not leave either.
+            tracing::error!("console output is lost: {error}");
+            console.discard();
+        }
+    }
+}
+
+impl AtRest for Snapshot {
+    fn at_rest(&mut self) -> bool {
+        let mut staging = std::mem::take(&mut self.staging);
+        self.result = self.take(&mut staging);
+        let goes_on = self.kind != CutKind::Last || self.result.is_err();
+        if goes_on && self.result.is_ok() {
+            self.tag_console(staging.epoch.next());
+        }
+        self.staging = staging;
+        goes_on
     }
 }
 

@@ -10,6 +10,7 @@
 mod bell;
 pub mod cpuid;
 pub mod msr;
+mod placement;
 pub mod state;
 mod vcpu;
 
@@ -24,6 +25,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use self::bell::Bell;
 use self::cpuid::CpuidOptions;
+use self::placement::Placement;
 use self::state::{Features, VcpuState, VcpuStateError};
 use self::vcpu::{RunPage, Vcpu};
 use crate::bus::Bus;
@@ -31,6 +33,9 @@ use crate::state::{StateError, StateReader, StateWriter};
 
 /// The most vCPUs of a VM.
 pub const VCPUS_MAX: u32 = 254;
+
+/// What a vCPU could not do when it could not capture itself.
+const CAPTURE: &str = "capture its state";
 
 /// For so long who waits for a checkpoint's next step looks for it without sleep. It takes tens of microseconds unless much is to
 /// be copied.
@@ -114,6 +119,13 @@ impl CpuError {
 /// What a parked vCPU's thread does with it.
 type Job = Box<dyn FnOnce(&mut VcpuFd) -> Result<(), VcpuStateError> + Send>;
 
+/// What is to be done at a checkpoint when every vCPU stands still and has captured itself. The last of them does it, so that
+/// nobody has to be woken for it while the guest waits.
+pub trait AtRest: Send {
+    /// Does it; tells whether the guest goes on.
+    fn at_rest(&mut self) -> bool;
+}
+
 enum Order {
     Capture,
     Job(Job),
@@ -131,7 +143,17 @@ struct Control {
     exit: bool,
     /// Whether the vCPUs stand still for a checkpoint and nothing else.
     checkpoint: bool,
-    /// The longest that one of them did for the last checkpoint, so far as they run again.
+    /// What is to be done when they have captured themselves.
+    at_rest: Option<Arc<Mutex<dyn AtRest>>>,
+    /// Whether all that it needs is there.
+    ready: bool,
+    /// Whether somebody is doing it.
+    resting: bool,
+    /// Whether who waits for it has a processor to look from.
+    looks: bool,
+    /// When the first of them did.
+    stopped: Option<Instant>,
+    /// The longest that one of them did for the last checkpoint, so far as that is over.
     stood: Option<Duration>,
 }
 
@@ -198,6 +220,7 @@ pub struct CpuManager {
     phys_bits: u8,
     /// Of the guest's TSC.
     tsc_khz: AtomicU32,
+    placement: Placement,
 }
 
 impl CpuManager {
@@ -232,6 +255,11 @@ impl CpuManager {
             failure: None,
             exit: false,
             checkpoint: false,
+            at_rest: None,
+            ready: false,
+            resting: false,
+            looks: false,
+            stopped: None,
             stood: None,
         };
         let shared = Arc::new(Shared {
@@ -241,13 +269,14 @@ impl CpuManager {
             spare: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
         });
         let tsc_khz = AtomicU32::new(features.tsc_khz);
-        let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz };
+        let placement = Placement::new();
+        let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz, placement };
         for (i, fd) in (0..).zip(fds) {
             let affinity = options.affinity.get(i as usize).cloned().unwrap_or_default();
             let handle = manager.start_thread(i, fd, ports, affinity)?;
             manager.vcpus.push(handle);
         }
-        manager.wait_settled(None);
+        manager.wait_settled();
         manager.sync_tsc()?;
         Ok(manager)
     }
@@ -288,22 +317,44 @@ impl CpuManager {
     /// # Errors
     /// When a capture fails. The pause is in force all the same.
     pub fn pause(&self, capture: Capture) -> Result<(), CpuError> {
-        self.stop(capture);
-        self.wait_captured()
+        drop(self.stop(capture, None));
+        self.wait_settled();
+        self.take_failure(CAPTURE)
     }
 
-    /// As [`CpuManager::pause`], but the captures may still be under way; [`CpuManager::wait_captured`] waits for them. The
-    /// guest's memory changes no more meanwhile.
-    pub fn stop(&self, capture: Capture) {
+    /// Begins to park all vCPUs with capture. When they have captured themselves, and [`CpuManager::checkpoint`] is called, the last
+    /// one does `work`; a [`CpuManager::resume`] instead calls it off.
+    pub fn stop_for(&self, work: Arc<Mutex<dyn AtRest>>) {
+        let aside = self.placement.step_aside(self.vcpus.iter().map(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed)));
+        let mut control = self.stop(Capture::Yes, Some(work));
+        control.looks = aside;
+    }
+
+    /// Has the work done, and ends the pause unless that says that the guest stays.
+    ///
+    /// # Errors
+    /// When a capture has failed: then nothing is done, and the pause is over.
+    pub fn checkpoint(&self) -> Result<(), CpuError> {
+        let mut control = self.shared.lock();
+        control.ready = true;
+        let patience = if control.looks { self.shared.patience(PATIENCE) } else { None };
+        drop(control);
+        self.shared.changed.ring();
+        let over = |control: &Control| control.open == 0 && control.at_rest.is_none() && !control.resting;
+        drop(self.wait_until(self.shared.lock(), patience, over));
+        self.take_failure(CAPTURE)
+    }
+
+    fn stop(&self, capture: Capture, work: Option<Arc<Mutex<dyn AtRest>>>) -> MutexGuard<'_, Control> {
         // A capture that nobody waited for may not be over.
         let mut control = self.wait_until(self.shared.lock(), None, |control| control.open == 0);
         control.pauses += 1;
-        control.checkpoint = capture == Capture::Yes && control.pauses == 1;
+        control.checkpoint = work.is_some() && control.pauses == 1;
         if capture == Capture::Yes {
-            control.failure = None;
-            control.stood = None;
+            (control.failure, control.stopped, control.stood) = (None, None, None);
+            (control.at_rest, control.ready) = (work, false);
             control.orders.fill_with(|| Some(Order::Capture));
-            control.open = self.vcpus.len() as u32;
+            control.open = self.count();
         }
         // For parked threads with an order, and for one whose guest has ended its run.
         self.shared.changed.ring();
@@ -315,22 +366,16 @@ impl CpuManager {
                 }
             }
         }
-        let count = self.count();
-        let patience = if capture == Capture::Yes { self.patience() } else { None };
-        drop(self.wait_until(control, patience, |control| control.parked == count));
+        control
     }
 
-    /// Waits for the captures that [`CpuManager::stop`] has ordered.
-    ///
-    /// # Errors
-    /// When one has failed.
-    pub fn wait_captured(&self) -> Result<(), CpuError> {
-        self.wait_settled(self.patience());
-        self.take_failure("capture its state")
+    /// The calling thread makes no more checkpoints.
+    pub fn end_checkpoints(&self) {
+        self.placement.step_back();
     }
 
-    /// The longest that a vCPU stood still for the last checkpoint, by the vCPUs' own clocks. `None` while they do, or if somebody
-    /// else had paused them.
+    /// The longest that a vCPU stood still for the last checkpoint, by the vCPUs' own clocks. `None` if somebody else had paused
+    /// them.
     #[must_use]
     pub fn stood_still(&self) -> Option<Duration> {
         self.shared.lock().stood
@@ -343,6 +388,11 @@ impl CpuManager {
     pub fn resume(&self) {
         let mut control = self.shared.lock();
         assert!(control.pauses > 0, "resume without pause");
+        if control.at_rest.take().is_some() {
+            self.shared.changed.ring();
+            // They are on their way to a stop.
+            control = self.wait_until(control, None, |control| control.open == 0);
+        }
         control.pauses -= 1;
         let run = control.pauses == 0;
         drop(control);
@@ -475,7 +525,7 @@ impl CpuManager {
         control.orders = jobs.into_iter().map(|job| job.map(Order::Job)).collect();
         drop(control);
         self.shared.changed.ring();
-        self.wait_settled(None);
+        self.wait_settled();
         self.take_failure(what)
     }
 
@@ -551,9 +601,9 @@ impl CpuManager {
         self.run_jobs(self.vcpus.iter().map(|_| Some(job())).collect(), "set its TSC offset")
     }
 
-    fn wait_settled(&self, patience: Option<Instant>) {
+    fn wait_settled(&self) {
         let count = self.count();
-        drop(self.wait_until(self.shared.lock(), patience, |control| control.parked == count && control.open == 0));
+        drop(self.wait_until(self.shared.lock(), None, |control| control.parked == count && control.open == 0));
     }
 
     fn wait_until<'a>(
@@ -563,13 +613,6 @@ impl CpuManager {
         wanted: impl Fn(&Control) -> bool,
     ) -> MutexGuard<'a, Control> {
         self.shared.settled.wait_while(&self.shared.control, control, patience, |control| !wanted(control))
-    }
-
-    /// As for everybody, but who looks must not keep a vCPU from its processor.
-    fn patience(&self) -> Option<Instant> {
-        let here = nix::sched::sched_getcpu().ok()?;
-        let in_the_way = self.vcpus.iter().any(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed) == here);
-        if in_the_way { None } else { self.shared.patience(PATIENCE) }
     }
 
     fn take_failure(&self, what: &'static str) -> Result<(), CpuError> {

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -146,19 +146,20 @@ impl Vcpu {
         let mut patience = None;
         let mut control = shared.lock();
         control.parked += 1;
+        control.stopped = control.stopped.min(Some(stopped)).or(Some(stopped));
         // Whoever waits is told without the lock, which he needs at once; he may well preempt this thread.
-        let mut settled = control.parked == control.orders.len() as u32;
+        let mut settled = control.open == 0 && control.parked == control.orders.len() as u32;
         loop {
             if let Some(order) = control.orders[self.index as usize].take() {
                 drop(control);
-                if settled {
-                    shared.settled.ring();
-                }
                 patience = matches!(order, Order::Capture).then(|| shared.patience(VCPU_PATIENCE)).flatten();
                 let result = self.perform(order);
                 control = shared.lock();
                 finish_order(&mut control, self.index, result);
                 settled = control.open == 0;
+                if settled {
+                    control = finish_checkpoint(&shared, control);
+                }
             } else if std::mem::take(&mut settled) {
                 drop(control);
                 shared.settled.ring();
@@ -259,6 +260,31 @@ impl Vcpu {
         }
         text
     }
+}
+
+/// Every vCPU has captured itself: does what is to be done now if the pause is for a checkpoint, and ends that.
+fn finish_checkpoint<'a>(shared: &'a Shared, mut control: MutexGuard<'a, Control>) -> MutexGuard<'a, Control> {
+    let patience = shared.patience(VCPU_PATIENCE);
+    let early = |control: &Control| control.at_rest.is_some() && !control.ready && !control.exit;
+    control = shared.changed.wait_while(&shared.control, control, patience, early);
+    let Some(work) = control.at_rest.take().filter(|_| control.ready) else { return control };
+    let mut goes_on = true;
+    if control.failure.is_none() {
+        control.resting = true;
+        drop(control);
+        goes_on = work.lock().unwrap_or_else(PoisonError::into_inner).at_rest();
+        control = shared.lock();
+        control.resting = false;
+    }
+    if goes_on {
+        control.pauses -= 1;
+    }
+    if control.checkpoint {
+        control.stood = control.stopped.map(|stopped| stopped.elapsed());
+    }
+    drop(control);
+    shared.changed.ring();
+    shared.lock()
 }
 
 fn finish_order(control: &mut Control, index: u32, result: Result<(), super::VcpuStateError>) {
