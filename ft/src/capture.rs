@@ -95,8 +95,8 @@ fn seal(guest: &mut dyn Guest, links: &mut [DeviceLink], staging: &mut Staging) 
 fn sealed(link: &mut DeviceLink, expected: Epoch, held: &mut Held) -> Result<Position, LinkError> {
     let id = link.id().to_owned();
     let (position, frames, bytes) = link.wait_for(SEAL_LIMIT, |report| match report {
-        Report::Sealed { epoch, queues, in_flight, held_frames, held_bytes } if epoch == expected => {
-            Ok((Position { id: id.clone(), queues, in_flight }, held_frames, held_bytes))
+        Report::Sealed { epoch, queues, in_flight, held_frames, held_bytes, idle } if epoch == expected => {
+            Ok((Position { id: id.clone(), queues, in_flight, idle }, held_frames, held_bytes))
         }
         other => Err(other),
     })?;

@@ -75,6 +75,8 @@ pub struct Position {
     pub queues: Vec<QueueState>,
     /// Its requests in flight.
     pub in_flight: Vec<InFlight>,
+    /// A disk of which the epoch has nothing.
+    pub idle: bool,
 }
 
 /// A device process's control socket.

@@ -110,6 +110,12 @@ impl WholeImage {
         self.pages.iter().try_for_each(|body| apply_pages(Kind::Pages, body, memory))
     }
 
+    /// Whether the epoch has nothing of this disk.
+    #[must_use]
+    pub fn is_idle(&self, disk: usize) -> bool {
+        self.positions.get(disk).is_some_and(|position| position.idle)
+    }
+
     /// The VM's state.
     #[must_use]
     pub fn state(&self) -> &[u8] {

@@ -45,6 +45,8 @@ pub(crate) struct StandbySide {
     whole: BTreeMap<Epoch, Box<WholeImage>>,
     /// The committed checkpoint's state; its pages are in guest memory.
     latest: Option<Box<WholeImage>>,
+    /// The last committed epoch that each disk has something of.
+    disk_epochs: BTreeMap<usize, Epoch>,
     /// When the primary's word came that it has stopped, and for how long it had by then, in microseconds.
     yielded: Option<(Instant, u64)>,
 }
@@ -206,6 +208,7 @@ impl Engine {
             stream,
             whole: BTreeMap::new(),
             latest: None,
+            disk_epochs: BTreeMap::new(),
             yielded: None,
         }));
         self.input(Input::PrimaryJoined { peer: node, term, disks });
@@ -241,8 +244,9 @@ impl Engine {
             Received::Progress(progress) => self.told_progress(progress),
             Received::Whole(image) => {
                 let epoch = image.epoch;
+                let idle = side.shape.mirrored().filter(|disk| image.is_idle((*disk).into())).collect();
                 side.whole.insert(epoch, image);
-                self.input(Input::MemoryComplete { epoch });
+                self.input(Input::MemoryComplete { epoch, idle });
             }
             Received::Yielded(term, Yielding { reason, stopped_us }, at) => {
                 side.yielded = Some((at, stopped_us));
@@ -274,10 +278,12 @@ impl Engine {
             return self.input(Input::PeerLeft { term: self.node.term(), reason });
         }
         side.recycle(&mut image);
-        side.latest = Some(image);
-        for link in self.links.iter_mut().take(self.disks.len()) {
+        for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate().filter(|(at, _)| !image.is_idle(*at))
+        {
+            side.disk_epochs.insert(at, epoch);
             let _ = link.send(&Command::Release(committed.into()), None);
         }
+        side.latest = Some(image);
         self.measured.epochs += 1;
         if epoch == Epoch(1) {
             self.copies_are_complete();
@@ -332,11 +338,13 @@ impl Engine {
             return Err(TakeOverError::NoCheckpoint);
         };
         // Ends the receiving thread: nothing writes to memory behind our back from here on.
-        let StandbySide { latest, shape, yielded, primary, .. } = *side;
+        let StandbySide { latest, disk_epochs, shape, yielded, primary, .. } = *side;
         let image = latest.filter(|image| image.epoch == committed).ok_or(TakeOverError::NoCheckpoint)?;
         let disks = self.disks.len();
-        for link in self.links.iter_mut().take(disks) {
-            link.send(&Command::Discard { after: committed }, None)?;
+        for (at, link) in self.links.iter_mut().take(disks).enumerate() {
+            // A disk knows only of the epochs that it has something of.
+            let after = disk_epochs.get(&at).copied().unwrap_or(committed);
+            link.send(&Command::Discard { after }, None)?;
         }
         self.guest.load(image.state())?;
         for link in self.links.iter_mut().take(disks) {

@@ -132,9 +132,7 @@ impl Worker {
         }
         self.epoch = epoch;
         self.next_epoch = epoch.next();
-        if let Some(mirror) = &self.mirror {
-            mirror.end(epoch, self.next_epoch);
-        }
+        let idle = self.mirror.as_ref().is_some_and(|mirror| mirror.end(epoch, self.next_epoch));
         let queues = self.vrings.iter().zip(0..).filter_map(|(vring, index)| {
             let ring = vring.get_ref();
             let queue = ring.get_queue();
@@ -148,6 +146,7 @@ impl Worker {
             held_frames: 0,
             held_bytes: self.mirror.as_ref().map_or(0, Mirror::uncommitted)
                 + self.receiver.as_ref().map_or(0, Receiver::held),
+            idle,
         });
     }
 

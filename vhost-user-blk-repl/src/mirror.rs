@@ -78,6 +78,8 @@ pub(crate) struct State {
     uncommitted: Uncommitted,
     /// The epoch that writes belong to now.
     pub(crate) epoch: Epoch,
+    /// Whether something of it is in the stream.
+    touched: bool,
     pub(crate) synced: bool,
     /// Writes that were taken before the stream began: the copy must not look at the image before they are done.
     pub(crate) before: HashSet<u64>,
@@ -143,6 +145,7 @@ impl Mirror {
             lost: false,
             uncommitted: Uncommitted::default(),
             epoch: settings.epoch,
+            touched: true,
             synced: false,
             before,
             writes: HashMap::new(),
@@ -209,11 +212,16 @@ impl Mirror {
         }
     }
 
-    /// `epoch` is over: everything of it is in the queue. `next` follows.
-    pub fn end(&self, epoch: Epoch, next: Epoch) {
+    /// `epoch` is over: everything of it is in the queue, and `next` follows. Tells whether the epoch is idle: then there was
+    /// nothing, and the standby's disk does not hear of it. A stream that has broken cannot know, and is never idle.
+    pub fn end(&self, epoch: Epoch, next: Epoch) -> bool {
         let mut state = lock(&self.shared.state);
         state.epoch = next;
-        self.shared.push(&mut state, Frame { kind: Kind::End, epoch, offset: 0, len: 0 }, Body::None);
+        let idle = state.open && !std::mem::take(&mut state.touched);
+        if !idle {
+            self.shared.push(&mut state, Frame { kind: Kind::End, epoch, offset: 0, len: 0 }, Body::None);
+        }
+        idle
     }
 
     /// Writes belong to `epoch` from now on.
@@ -298,6 +306,7 @@ impl Shared {
 
     pub(crate) fn push(&self, state: &mut State, frame: Frame, body: Body) {
         if state.open {
+            state.touched |= !matches!(frame.kind, Kind::End | Kind::Persist);
             state.queued += CHANGE_OVERHEAD + body.bytes().len() as u64;
             state.queue.push_back((frame, body));
             self.changed.notify_all();

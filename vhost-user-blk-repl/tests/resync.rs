@@ -46,7 +46,8 @@ fn take_over(standby: &Host, committed: u64) -> Guest {
             }
         }
     };
-    standby.vmm.send(&Command::Discard { after: Epoch(committed) });
+    let told = committed.min(standby.vmm.told.get());
+    standby.vmm.send(&Command::Discard { after: Epoch(told) });
     until(Report::Discarded);
     standby.vmm.send(&Command::Start { in_flight: vec![], macs: vec![] });
     until(Report::Started);

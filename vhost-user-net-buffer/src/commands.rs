@@ -107,7 +107,7 @@ impl Net {
             }
         }
         let (held_frames, held_bytes) = (self.buffer.frames() as u64, self.buffer.bytes() as u64);
-        let report = Report::Sealed { epoch, queues, in_flight: Vec::new(), held_frames, held_bytes };
+        let report = Report::Sealed { epoch, queues, in_flight: Vec::new(), held_frames, held_bytes, idle: false };
         self.report(&report);
         // The list is kept for the next time, so that nothing is allocated here.
         if let Report::Sealed { queues, .. } = report {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Alone, Committed, Epoch, Term};
 
 /// Version of this message set; a device of another version is refused at `Hello`.
-pub const CTL_VERSION: u16 = 2;
+pub const CTL_VERSION: u16 = 3;
 
 /// No encoded message is longer.
 pub const CTL_MAX: usize = 64 * 1024;
@@ -214,6 +214,8 @@ pub enum Report {
         held_frames: u64,
         /// Bytes that are held or uncommitted, over all epochs.
         held_bytes: u64,
+        /// Disk: nothing of the epoch went into the mirror stream, so its end is not told there.
+        idle: bool,
     },
     /// The first output of `epoch` is held: the reason to cut the epoch now. Sent once an epoch.
     Held {

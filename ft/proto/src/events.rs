@@ -67,6 +67,8 @@ pub enum Input {
     MemoryComplete {
         /// The epoch.
         epoch: Epoch,
+        /// Disks of which the epoch has nothing; their streams say nothing of it.
+        idle: Vec<u16>,
     },
     /// Standby: all writes of `epoch` to one disk are held and their checksum is right.
     DiskComplete {

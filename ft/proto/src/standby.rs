@@ -84,8 +84,10 @@ impl Standby {
         let id = self.id;
         let session = self.session.as_mut()?;
         match input {
-            Input::MemoryComplete { epoch } if session.collects(epoch) => {
-                session.parts.entry(epoch).or_default().memory = true;
+            Input::MemoryComplete { epoch, idle } if session.collects(epoch) => {
+                let parts = session.parts.entry(epoch).or_default();
+                parts.memory = true;
+                parts.disks.extend(idle);
                 session.commit_whole_epochs(out);
             }
             Input::DiskComplete { epoch, disk } if session.collects(epoch) => {

@@ -85,7 +85,7 @@ impl Pair {
                 self.a.handle(Input::CutDone { epoch, paused: Duration::ZERO }, now);
                 if self.connected {
                     self.b.handle(Input::DiskComplete { epoch, disk: 0 }, now);
-                    self.b.handle(Input::MemoryComplete { epoch }, now);
+                    self.b.handle(Input::MemoryComplete { epoch, idle: Vec::new() }, now);
                 }
             }
             Action::Release(committed) => self.released.push(committed.epoch()),
@@ -385,7 +385,7 @@ fn a_planned_move_waits_until_everything_is_committed_and_released() {
     for epoch in [Epoch(last.0 - 1), last] {
         assert_ne!(pair.a.state(), State::Fenced, "before {epoch}");
         pair.b.handle(Input::DiskComplete { epoch, disk: 0 }, pair.now + STEP);
-        pair.b.handle(Input::MemoryComplete { epoch }, pair.now + STEP);
+        pair.b.handle(Input::MemoryComplete { epoch, idle: Vec::new() }, pair.now + STEP);
         pair.connected = true;
         pair.settle();
         pair.connected = epoch == last;
@@ -431,7 +431,7 @@ fn a_fenced_primary_does_not_keep_the_standby_waiting_with_its_beats() {
 fn a_standby_without_a_whole_checkpoint_never_takes_over() {
     let mut pair = Pair::new(Settings::default());
     pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
-    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1) }, pair.now);
+    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1), idle: Vec::new() }, pair.now);
     pair.pass(Duration::from_secs(2), &[B]);
     assert_eq!(pair.b.state(), State::StandbySyncing, "a slow start is not a death");
     pair.pass(Duration::from_secs(4), &[B]);
@@ -502,7 +502,7 @@ fn a_standby_ignores_answers_about_an_earlier_session() {
     // The primary comes back in a later reign, fills the standby again, and fails for good.
     let record = Record::Protected { primary: A, standby: B, term: Term(3) };
     pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(3), disks: 0 }, pair.now);
-    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1) }, pair.now);
+    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1), idle: Vec::new() }, pair.now);
     pair.pass(Duration::from_millis(600), &[B]);
     let early = Claim::TakeOver { primary: A, standby: B, term: Term(1) };
     pair.b.handle(Input::Witness(WitnessAnswer::Judged(early, Verdict::Refused(Some(record)))), pair.now);
@@ -662,7 +662,7 @@ fn a_standby_that_asks_before_it_is_registered_keeps_its_copy() {
         assert!(!matches!(action, Action::Reset { .. }), "{action:?}");
     }
     pair.b.handle(Input::DiskComplete { epoch: Epoch(2), disk: 0 }, pair.now);
-    pair.b.handle(Input::MemoryComplete { epoch: Epoch(2) }, pair.now);
+    pair.b.handle(Input::MemoryComplete { epoch: Epoch(2), idle: Vec::new() }, pair.now);
     pair.settle();
     assert_eq!(pair.committed, [Epoch(1)], "nothing is acknowledged while a claim is open");
     pair.record = Some(Record::Protected { primary: A, standby: B, term: Term(1) });
@@ -679,7 +679,7 @@ fn silence_during_the_copy_does_not_count_when_the_copy_is_complete() {
     pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 0 }, pair.now);
     pair.record = Some(Record::Protected { primary: A, standby: B, term: Term(1) });
     pair.pass(Duration::from_secs(2), &[B]);
-    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1) }, pair.now);
+    pair.b.handle(Input::MemoryComplete { epoch: Epoch(1), idle: Vec::new() }, pair.now);
     pair.pass(Duration::from_millis(250), &[B]);
     assert_eq!(pair.takeover, None);
     pair.pass(Duration::from_millis(250), &[B]);

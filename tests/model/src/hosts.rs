@@ -141,7 +141,7 @@ impl Sys {
         }
         let reason = String::new();
         let input = match msg {
-            Msg::Epoch(epoch) => Input::MemoryComplete { epoch: Epoch(epoch) },
+            Msg::Epoch(epoch) => Input::MemoryComplete { epoch: Epoch(epoch), idle: Vec::new() },
             Msg::Yield(term) => Input::Yielded { term },
             Msg::Bye(term) => Input::PeerLeft { term, reason },
             _ => Input::StreamLost { reason },

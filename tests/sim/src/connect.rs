@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, Record, Verdict};
-use ft_proto::{Input, NodeId, State, Term, WitnessAnswer};
+use ft_proto::{Epoch, Input, NodeId, State, Term, WitnessAnswer};
 
 use crate::devices::Mirror;
 use crate::network::{Payload, Segment, StreamId};
@@ -158,7 +158,7 @@ impl World {
         process.guest.dirty.clear();
         process.node.configure(settings, local);
         process.node.adopt_term(term);
-        process.disk.epoch = ft_proto::Epoch(1);
+        process.disk.epoch = Epoch(1);
         let copy = Some(FirstCopy::default());
         process.session = Session::Primary(PrimarySide { stream, session, copy, disk_in_sync: false });
         self.route_beats(address, target, settings.silence.map(|limit| limit / 6));
@@ -174,7 +174,8 @@ impl World {
         let host = &mut self.hosts[address.0];
         let (todo, incremental) = host.image.record.plan(standby);
         if let Some(process) = &mut host.process {
-            process.disk.mirror = Some(Mirror { stream, todo: Some(todo), base, written: Default::default() });
+            let (todo, written) = (Some(todo), Default::default());
+            process.disk.mirror = Some(Mirror { stream, todo, base, written, touched: true });
         }
         self.resyncs += u64::from(incremental);
         self.note(address.0, || format!("-> disk: incremental {incremental}, {todo:?}"));
@@ -204,6 +205,7 @@ impl World {
             state_seen: false,
             whole: Default::default(),
             latest: None,
+            disk_epoch: Epoch(1),
             claimed_at: None,
             withdrawn: false,
         }));

@@ -95,6 +95,8 @@ pub(crate) struct Mirror {
     pub(crate) base: u64,
     /// Epoch of the last write to each block in this session.
     pub(crate) written: [Epoch; BLOCKS],
+    /// Whether anything of the running epoch went into the stream.
+    pub(crate) touched: bool,
 }
 
 /// Standby: writes come from a primary.

@@ -77,6 +77,8 @@ pub(crate) struct Image {
     pub(crate) epoch: Epoch,
     pub(crate) pages: Vec<(usize, u64)>,
     pub(crate) vcpu: Vcpu,
+    /// The disk has nothing of it.
+    pub(crate) idle: bool,
 }
 
 impl Guest {

@@ -69,6 +69,7 @@ impl World {
         host.image.blocks[write.block] = write.value;
         let mirror = process.disk.mirror.as_mut().map(|mirror| {
             mirror.written[write.block] = epoch;
+            mirror.touched = true;
             mirror.stream
         });
         let frame = process.guest.completed();

@@ -13,6 +13,8 @@ pub enum Mutation {
     ApplyOnArrival,
     /// The standby acknowledges without waiting for its disk.
     AckBeforeDisk,
+    /// A disk keeps to itself that its mirror stream is lost, and says that it has nothing of any later epoch.
+    LostIsIdle,
     /// The net device lets the newest frames out first.
     NewestFirst,
     /// A takeover keeps the disk writes of epochs that were never committed.
@@ -33,11 +35,12 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ReleaseOnCut,
         Self::WitnessGrantsAll,
         Self::ApplyOnArrival,
         Self::AckBeforeDisk,
+        Self::LostIsIdle,
         Self::NewestFirst,
         Self::TakeOverWithoutDiscard,
         Self::SkipResync,
@@ -57,7 +60,7 @@ impl Mutation {
             Self::ApplyOnArrival => "epoch_atomic",
             Self::AckBeforeDisk => "no_lost_ack",
             Self::NewestFirst => "release_order",
-            Self::TakeOverWithoutDiscard => "disk_matches_memory",
+            Self::TakeOverWithoutDiscard | Self::LostIsIdle => "disk_matches_memory",
             Self::SkipResync | Self::ForgetMarks | Self::SettleOnAck | Self::StartFromAnyDisks => "no_stale_image",
             Self::CatchUpClock => "no_false_takeover",
             Self::ForgetClaims => "reprotected",

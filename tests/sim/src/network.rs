@@ -37,6 +37,8 @@ pub(crate) enum Payload {
     },
     End {
         epoch: Epoch,
+        /// The disk has nothing of it.
+        idle: bool,
     },
     Ack {
         term: Term,

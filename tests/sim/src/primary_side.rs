@@ -50,17 +50,21 @@ impl World {
         let pause = self.rng.micros(low, high);
         let fails = self.rng.chance(self.plan.cut_fails);
         let began = self.now;
+        let lost_is_idle = self.mutation == Some(crate::mutation::Mutation::LostIsIdle);
         let Some(process) = self.process(address) else { return };
         let Session::Primary(side) = &process.session else { return };
         let session = side.session;
         process.guest.stopped = true;
         let dirty = std::mem::take(&mut process.guest.dirty);
+        let mirror = process.disk.mirror.as_mut();
+        // What has no stream cannot tell that there was nothing.
+        let idle = mirror.map_or(lost_is_idle, |mirror| !std::mem::take(&mut mirror.touched));
         let image = if fails {
             process.guest.dirty = dirty;
             None
         } else {
             let pages = dirty.into_iter().map(|page| (page, process.guest.pages[page])).collect();
-            Some(Image { epoch, pages, vcpu: process.guest.vcpu.clone() })
+            Some(Image { epoch, pages, vcpu: process.guest.vcpu.clone(), idle })
         };
         let cut = Cut { at: process.guest.vcpu.at, digest: process.guest.digest() };
         process.disk.epoch = epoch.next();
@@ -68,7 +72,7 @@ impl World {
         process.busy = Busy::Cut { epoch, kind, began, image };
         self.truth.cuts.insert((session, epoch), cut);
         self.note(address.0, || format!("-> cut {epoch} {kind:?} at {:?}", cut.at));
-        if let Some(mirror) = mirror {
+        if let Some(mirror) = mirror.filter(|_| !idle) {
             self.send(address.0, mirror, Payload::DiskEnd { epoch });
         }
         let frames = self.command_nic(address, &Command::Seal { epoch });
@@ -110,7 +114,7 @@ impl World {
             self.send(host, stream, Payload::Pages { pages: pages.to_vec() });
         }
         self.send(host, stream, Payload::State { vcpu: Box::new(image.vcpu) });
-        self.send(host, stream, Payload::End { epoch: image.epoch });
+        self.send(host, stream, Payload::End { epoch: image.epoch, idle: image.idle });
     }
 
     /// The standby's side of the stream has something.
@@ -195,6 +199,7 @@ impl World {
         let Some(process) = self.process(address) else { return };
         let epoch = process.disk.epoch;
         let Some(mirror) = process.disk.mirror.as_mut().filter(|mirror| mirror.stream == stream) else { return };
+        mirror.touched = true;
         let Some(todo) = &mut mirror.todo else { return };
         if let Some(block) = todo.iter().position(|mark| *mark).filter(|_| !skip) {
             todo[block] = false;

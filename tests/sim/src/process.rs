@@ -100,6 +100,8 @@ pub(crate) struct StandbySide {
     pub(crate) state_seen: bool,
     pub(crate) whole: BTreeMap<Epoch, Image>,
     pub(crate) latest: Option<Image>,
+    /// The last committed epoch that the disk has something of.
+    pub(crate) disk_epoch: Epoch,
     /// When the takeover was claimed first, since a claim was withdrawn last.
     pub(crate) claimed_at: Option<Time>,
     /// The claim was withdrawn.

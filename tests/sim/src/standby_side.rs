@@ -19,7 +19,7 @@ const DURABLE: u64 = 200_000;
 
 /// An image of which nothing has arrived.
 pub(crate) fn empty_image() -> Image {
-    Image { epoch: Epoch(1), pages: Vec::new(), vcpu: Vcpu::default() }
+    Image { epoch: Epoch(1), pages: Vec::new(), vcpu: Vcpu::default(), idle: false }
 }
 
 impl World {
@@ -46,11 +46,12 @@ impl World {
                 side.state_seen = true;
                 Ok(None)
             }
-            Segment::Data(Payload::End { epoch }) if side.state_seen && epoch == side.arriving.epoch => {
+            Segment::Data(Payload::End { epoch, idle }) if side.state_seen && epoch == side.arriving.epoch => {
                 let next = Image { epoch: epoch.next(), ..empty_image() };
                 side.state_seen = false;
+                side.arriving.idle = idle;
                 side.whole.insert(epoch, std::mem::replace(&mut side.arriving, next));
-                Ok(Some(Input::MemoryComplete { epoch }))
+                Ok(Some(Input::MemoryComplete { epoch, idle: idle.then_some(0).into_iter().collect() }))
             }
             Segment::Data(Payload::Yield { term }) => Ok(Some(Input::Yielded { term })),
             Segment::Data(Payload::Bye { term, reason }) => Ok(Some(Input::PeerLeft { term, reason })),
@@ -86,7 +87,10 @@ impl World {
         let Session::Standby(side) = &mut process.session else { return };
         let Some(image) = side.whole.remove(&epoch) else { return };
         let (session, stream) = (side.session, side.stream);
-        let whole = process.disk.is_complete(epoch);
+        if !image.idle {
+            side.disk_epoch = epoch;
+        }
+        let whole = process.disk.is_complete(side.disk_epoch);
         image.pages.iter().for_each(|(page, value)| process.guest.pages[*page] = *value);
         let digest = digest(&process.guest.pages, &image.vcpu);
         side.latest = Some(image);
@@ -249,6 +253,9 @@ impl World {
         if matches!(report, Some(Report::MirrorLost { .. })) {
             if process.disk.mirror.as_ref().is_some_and(|mirror| mirror.stream == id) {
                 process.disk.mirror = None;
+                if self.mutation == Some(Mutation::LostIsIdle) {
+                    return;
+                }
             } else {
                 process.disk.stop_receiving();
             }

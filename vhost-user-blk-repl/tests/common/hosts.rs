@@ -60,8 +60,10 @@ pub fn commit(primary: &Host, standby: &Host, epoch: u64) -> Sealed {
 pub fn commit_epoch(primary: &Vmm, standby: &Vmm, epoch: u64) -> Sealed {
     let sealed = primary.seal(epoch);
     primary.send(&Command::Resume);
-    standby.complete(epoch);
-    standby.send(&release(epoch));
+    if !sealed.idle {
+        standby.complete(epoch);
+        standby.send(&release(epoch));
+    }
     primary.send(&release(epoch));
     sealed
 }

@@ -6,6 +6,7 @@
 pub mod hosts;
 pub mod program;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::{TcpListener, TcpStream};
@@ -263,6 +264,8 @@ impl Served {
 /// The VMM's end of an ft-ctl socket.
 pub struct Vmm {
     fd: OwnedFd,
+    /// The last epoch of which the disk has said that it is complete: it does not hear of idle ones.
+    pub told: Cell<u64>,
 }
 
 pub fn release(epoch: u64) -> Command {
@@ -277,17 +280,18 @@ pub struct Sealed {
     pub queues: Vec<QueueState>,
     pub in_flight: Vec<InFlight>,
     pub held_bytes: u64,
+    pub idle: bool,
 }
 
 impl Vmm {
     pub fn pair() -> (Self, OwnedFd) {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        (Self { fd: ours }, theirs)
+        (Self::from_fd(ours), theirs)
     }
 
     pub fn from_fd(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, told: Cell::new(0) }
     }
 
     pub fn send(&self, command: &Command) {
@@ -342,9 +346,9 @@ impl Vmm {
     pub fn seal(&self, epoch: u64) -> Sealed {
         self.send(&Command::Seal { epoch: Epoch(epoch) });
         self.until(|report| match report.clone() {
-            Report::Sealed { epoch: sealed, queues, in_flight, held_bytes, .. } => {
+            Report::Sealed { epoch: sealed, queues, in_flight, held_bytes, idle, .. } => {
                 assert_eq!(sealed, Epoch(epoch));
-                Some(Sealed { queues, in_flight, held_bytes })
+                Some(Sealed { queues, in_flight, held_bytes, idle })
             }
             _ => None,
         })
@@ -365,6 +369,7 @@ impl Vmm {
 
     pub fn complete(&self, epoch: u64) {
         self.until(|report| (*report == Report::Complete { epoch: Epoch(epoch) }).then_some(()));
+        self.told.set(epoch);
     }
 
     pub fn discard(&self, after: u64) {
