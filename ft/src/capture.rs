@@ -39,7 +39,7 @@ pub(crate) struct Held {
     pub(crate) bytes: u64,
 }
 
-/// Captures the epoch of `staging` into it. The guest goes on, unless it is the last cut; the devices do when [`resume`] tells them.
+/// Captures the epoch of `staging` into it; `cpu` is where that is worked on, if it is one processor. The guest goes on, unless it is the last cut; the devices do when [`resume`] tells them.
 ///
 /// On failure every page that was harvested is marked dirty again.
 pub(crate) fn capture(
@@ -47,9 +47,10 @@ pub(crate) fn capture(
     links: &mut [DeviceLink],
     kind: CutKind,
     staging: &mut Staging,
+    cpu: Option<u16>,
 ) -> Result<Captured, CaptureError> {
     let began = Instant::now();
-    let stopped = match seal(guest, links, staging) {
+    let stopped = match seal(guest, links, staging, cpu) {
         Ok(held) => guest.checkpoint(kind, staging).map(|()| held).map_err(CaptureError::from),
         Err(error) => {
             guest.resume();
@@ -79,9 +80,14 @@ pub(crate) fn resume(links: &mut [DeviceLink], disks: usize, base: bool, epoch: 
 /// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs come to a stop and capture
 /// themselves. An interrupt that a device raises after a vCPU has captured its LAPIC is not in the checkpoint; takeover injects
 /// every interrupt once for this reason.
-fn seal(guest: &mut dyn Guest, links: &mut [DeviceLink], staging: &mut Staging) -> Result<Held, CaptureError> {
+fn seal(
+    guest: &mut dyn Guest,
+    links: &mut [DeviceLink],
+    staging: &mut Staging,
+    cpu: Option<u16>,
+) -> Result<Held, CaptureError> {
     let epoch = staging.epoch;
-    let asked = links.iter_mut().try_for_each(|link| link.send(&Command::Seal { epoch }, None));
+    let asked = links.iter_mut().try_for_each(|link| link.send(&Command::Seal { epoch, cpu }, None));
     guest.stop();
     asked?;
     let mut held = Held::default();

@@ -157,6 +157,8 @@ pub trait Guest: Send {
     /// When descriptors run out.
     fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError>;
 
+    /// Makes `cpus` the host's processors on which the vCPUs were last.
+    fn processors(&self, cpus: &mut Vec<usize>);
     /// Begins to stop the vCPUs; each captures its own state as soon as it has stopped. `checkpoint` or `resume` follows.
     fn stop(&mut self);
     /// Captures the epoch of `staging` when the vCPUs have stopped, and runs them again, unless it is the last cut. The pages that

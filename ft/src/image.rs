@@ -32,6 +32,8 @@ pub struct WholeImage {
     pub positions: Vec<Position>,
     /// Bodies of `Pages` frames, checked.
     pages: Vec<Vec<u8>>,
+    /// Pages that they name.
+    count: usize,
     /// Body of the `State` frame.
     state: Vec<u8>,
     /// Where the VM's part of `state` begins.
@@ -90,7 +92,9 @@ impl Image {
         }
         let (positions, state) = split_state(&self.state).ok_or(broken("its state does not decode"))?;
         let state_at = self.state.len() - state.len();
-        Ok(WholeImage { epoch: self.epoch, positions, pages: self.pages, state: self.state, state_at })
+        // There are no more than the guest has.
+        let count = usize::try_from(self.count).unwrap_or(usize::MAX);
+        Ok(WholeImage { epoch: self.epoch, positions, pages: self.pages, count, state: self.state, state_at })
     }
 
     fn check_epoch(&self, header: &Header) -> Result<(), WireError> {
@@ -108,6 +112,12 @@ impl WholeImage {
     /// When a page is not RAM here.
     pub fn apply(&self, memory: &dyn Memory) -> Result<(), GuestError> {
         self.pages.iter().try_for_each(|body| apply_pages(Kind::Pages, body, memory))
+    }
+
+    /// Pages that it brings.
+    #[must_use]
+    pub fn page_count(&self) -> usize {
+        self.count
     }
 
     /// Whether the epoch has nothing of this disk.

@@ -27,6 +27,7 @@ mod inbox;
 mod listener;
 mod options;
 mod packing_judge;
+mod place;
 mod planned;
 mod primary_side;
 mod receiver;

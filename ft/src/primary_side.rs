@@ -25,6 +25,7 @@ use crate::history::History;
 use crate::inbox::{Message, Reply};
 use crate::options::{Compression, ProtectOptions};
 use crate::packing_judge::Judge;
+use crate::place::Place;
 use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
 use crate::status::{CompressionStatus, Peer, Recent};
@@ -55,6 +56,9 @@ pub(crate) struct PrimarySide {
     /// What the standby was told last of the first copy is on its way.
     telling: bool,
     judge: Judge,
+    place: Place,
+    /// Where the vCPUs run.
+    taken: Vec<usize>,
     /// Whether the last epoch was packed.
     packing: bool,
 }
@@ -239,6 +243,8 @@ impl Engine {
             uncommitted: VecDeque::new(),
             lists: Vec::new(),
             judge: Judge::new(options.compression),
+            place: Place::begin(),
+            taken: Vec::new(),
             packing: false,
             options,
             session,
@@ -371,11 +377,15 @@ impl Engine {
         }
         let mut staging = side.free.pop().unwrap_or_default();
         staging.clear(epoch);
-        let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging);
+        self.guest.processors(&mut side.taken);
+        let cpu = side.place.next(&side.taken);
+        urgency::stay_on(cpu);
+        let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging, cpu);
         let went_on = kind != CutKind::Last || result.is_err();
         let input = match result {
             Ok(Captured { held, paused }) => {
                 self.measured.held = held;
+                side.place.epoch(staging.pages.len(), held.bytes);
                 self.measured.pages.add(staging.pages.len() as u64);
                 let mut pages = side.lists.pop().unwrap_or_default();
                 pages.clone_from(&staging.pages);

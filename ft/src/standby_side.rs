@@ -21,6 +21,7 @@ use crate::image::WholeImage;
 use crate::inbox::Message;
 use crate::listener::Caller;
 use crate::options::silence;
+use crate::place::Place;
 use crate::receiver::{Received, ReceiverHandle};
 use crate::status::{Peer, Takeover};
 use crate::transport::{Stamp, write_frame};
@@ -47,6 +48,7 @@ pub(crate) struct StandbySide {
     latest: Option<Box<WholeImage>>,
     /// The last committed epoch that each disk has something of.
     disk_epochs: BTreeMap<usize, Epoch>,
+    place: Place,
     /// When the primary's word came that it has stopped, and for how long it had by then, in microseconds.
     yielded: Option<(Instant, u64)>,
 }
@@ -209,6 +211,7 @@ impl Engine {
             whole: BTreeMap::new(),
             latest: None,
             disk_epochs: BTreeMap::new(),
+            place: Place::begin(),
             yielded: None,
         }));
         self.input(Input::PrimaryJoined { peer: node, term, disks });
@@ -283,7 +286,11 @@ impl Engine {
             side.disk_epochs.insert(at, epoch);
             let _ = link.send(&Command::Release(committed.into()), None);
         }
+        side.place.epoch(image.page_count(), 0);
         side.latest = Some(image);
+        if epoch > Epoch(1) {
+            urgency::stay_on(side.place.next(&[]));
+        }
         self.measured.epochs += 1;
         if epoch == Epoch(1) {
             self.copies_are_complete();
@@ -316,6 +323,8 @@ impl Engine {
 
     /// Performs `Action::TakeOver`.
     pub(crate) fn take_over(&mut self, committed: Epoch, term: Term) {
+        // And so may the threads that it starts.
+        urgency::stay_on(None);
         match self.try_take_over(committed) {
             Ok(takeover) => {
                 self.takeover = Some(takeover);

@@ -131,6 +131,10 @@ impl Guest for ToyGuest {
         Ok(Vec::new())
     }
 
+    fn processors(&self, cpus: &mut Vec<usize>) {
+        cpus.clear();
+    }
+
     fn stop(&mut self) {
         self.0.lock().unwrap().paused += 1;
     }

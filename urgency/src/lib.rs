@@ -4,7 +4,11 @@
 //! a first copy, which would stop everybody else on a small host. Threads inherit it: start them before.
 #![forbid(unsafe_code)]
 
+mod place;
+
 use std::cell::Cell;
+
+pub use place::{Busy, stay_on};
 
 use thread_priority::ThreadPriority;
 use thread_priority::unix::{
@@ -16,9 +20,12 @@ thread_local! {
     static URGENT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Makes the calling thread urgent, or ordinary again. Costs nothing when it is so already. Where that is not allowed, epochs take
+/// Makes the calling thread urgent, or ordinary again, and then it runs wherever it may. Costs nothing when it is so already. Where that is not allowed, epochs take
 /// longer on a busy host.
 pub fn set(urgent: bool) {
+    if !urgent {
+        stay_on(None);
+    }
     if URGENT.replace(urgent) == urgent {
         return;
     }

@@ -62,7 +62,10 @@ impl Worker {
                 self.set_epoch(epoch);
                 self.serve_all();
             }
-            Command::Seal { epoch } => self.seal(epoch),
+            Command::Seal { epoch, cpu } => {
+                self.seal(epoch);
+                urgency::stay_on(cpu);
+            }
             Command::Resume => self.resume(),
             Command::Release(release) => self.release(release.epoch()),
             Command::Discard { after } => self.discard(after),

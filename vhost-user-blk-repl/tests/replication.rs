@@ -128,7 +128,7 @@ fn the_initial_copy_runs_beside_the_guests_writes() {
     while !synced || epoch < 20 {
         random_writes(&mut rng, &mut guest, &mut content);
         epoch += 1;
-        primary.vmm.send(&Command::Seal { epoch: Epoch(epoch) });
+        primary.vmm.send(&Command::Seal { epoch: Epoch(epoch), cpu: None });
         primary.vmm.until(|report| {
             synced |= *report == Report::InSync;
             matches!(report, Report::Sealed { .. }).then_some(())
@@ -394,7 +394,7 @@ fn back_pressure_asks_once_and_loses_nothing() {
     // Only once an epoch, however often the guest kicks and however many reads get through.
     guest.kick(0);
     primary.vmm.send(&Command::Protect { epoch: Epoch(2), hold: Hold::on() });
-    primary.vmm.send(&Command::Seal { epoch: Epoch(2) });
+    primary.vmm.send(&Command::Seal { epoch: Epoch(2), cpu: None });
     assert!(matches!(primary.vmm.recv(), Report::Sealed { .. }));
     primary.vmm.send(&Command::Resume);
     assert_eq!(primary.vmm.recv(), Report::Full { epoch: Epoch(3) });

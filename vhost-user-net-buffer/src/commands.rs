@@ -38,7 +38,10 @@ impl Net {
             Command::Hello { version } => self.hello(version),
             Command::Standby(standby) => self.stand_by(standby),
             Command::Protect { epoch, hold } => self.protect(epoch, hold.is_on()),
-            Command::Seal { epoch } => self.seal(epoch, vrings),
+            Command::Seal { epoch, cpu } => {
+                self.seal(epoch, vrings);
+                urgency::stay_on(cpu);
+            }
             Command::Resume => {
                 self.gate.resume();
                 // Kicks and frames that came meanwhile.

@@ -131,6 +131,10 @@ impl Guest for GuestPort {
         Ok(links.into_iter().map(|link| LinkEnd { id: link.id, socket: link.fd }).collect())
     }
 
+    fn processors(&self, cpus: &mut Vec<usize>) {
+        self.parts.cpus.processors(cpus);
+    }
+
     fn stop(&mut self) {
         self.stopped = Some(self.parts.gate.lock_arc());
         self.parts.cpus.stop_for(self.snapshot.clone());
@@ -163,7 +167,6 @@ impl Guest for GuestPort {
     }
 
     fn stop_tracking(&mut self) {
-        self.parts.cpus.end_checkpoints();
         if let Err(error) = lock(&self.parts.devices).set_dirty_log(false) {
             tracing::warn!("cannot stop to track the devices' memory writes: {}", ft::chain(&error));
         }

@@ -42,6 +42,8 @@ pub enum Command {
     Seal {
         /// The epoch that ends.
         epoch: Epoch,
+        /// The processor where the epoch is worked on, if it is one: best for whoever is woken for it.
+        cpu: Option<u16>,
     },
     /// Touch guest memory again; output belongs to the epoch after the sealed one. Not answered.
     Resume,

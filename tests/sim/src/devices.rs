@@ -47,7 +47,7 @@ impl Nic {
                     return self.leave(Epoch(u64::MAX), mutation);
                 }
             }
-            Command::Seal { epoch } => {
+            Command::Seal { epoch, .. } => {
                 self.epoch = epoch.next();
                 if mutation == Some(Mutation::ReleaseOnCut) {
                     return self.leave(*epoch, mutation);

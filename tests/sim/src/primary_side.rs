@@ -75,7 +75,7 @@ impl World {
         if let Some(mirror) = mirror.filter(|_| !idle) {
             self.send(address.0, mirror, Payload::DiskEnd { epoch });
         }
-        let frames = self.command_nic(address, &Command::Seal { epoch });
+        let frames = self.command_nic(address, &Command::Seal { epoch, cpu: None });
         self.leave_host(address, frames);
         self.after(pause, Event::CutEnd(address));
     }

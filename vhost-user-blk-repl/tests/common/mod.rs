@@ -344,7 +344,7 @@ impl Vmm {
     }
 
     pub fn seal(&self, epoch: u64) -> Sealed {
-        self.send(&Command::Seal { epoch: Epoch(epoch) });
+        self.send(&Command::Seal { epoch: Epoch(epoch), cpu: None });
         self.until(|report| match report.clone() {
             Report::Sealed { epoch: sealed, queues, in_flight, held_bytes, idle, .. } => {
                 assert_eq!(sealed, Epoch(epoch));

@@ -140,7 +140,7 @@ impl Link {
 
     /// Seals `epoch`: queue states, held frames, and what was reported before.
     pub fn seal(&self, epoch: u64) -> (Vec<QueueState>, u64, Vec<Report>) {
-        self.send(&Ctl::Seal { epoch: Epoch(epoch) });
+        self.send(&Ctl::Seal { epoch: Epoch(epoch), cpu: None });
         let ((queues, held), before) = self.wait(|report| match report {
             Report::Sealed { epoch: e, queues, held_frames, in_flight, .. } => {
                 assert_eq!(*e, Epoch(epoch));

@@ -10,7 +10,6 @@
 mod bell;
 pub mod cpuid;
 pub mod msr;
-mod placement;
 pub mod state;
 mod vcpu;
 
@@ -25,7 +24,6 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use self::bell::Bell;
 use self::cpuid::CpuidOptions;
-use self::placement::Placement;
 use self::state::{Features, VcpuState, VcpuStateError};
 use self::vcpu::{RunPage, Vcpu};
 use crate::bus::Bus;
@@ -220,7 +218,6 @@ pub struct CpuManager {
     phys_bits: u8,
     /// Of the guest's TSC.
     tsc_khz: AtomicU32,
-    placement: Placement,
 }
 
 impl CpuManager {
@@ -269,8 +266,7 @@ impl CpuManager {
             spare: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
         });
         let tsc_khz = AtomicU32::new(features.tsc_khz);
-        let placement = Placement::new();
-        let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz, placement };
+        let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz };
         for (i, fd) in (0..).zip(fds) {
             let affinity = options.affinity.get(i as usize).cloned().unwrap_or_default();
             let handle = manager.start_thread(i, fd, ports, affinity)?;
@@ -325,9 +321,7 @@ impl CpuManager {
     /// Begins to park all vCPUs with capture. When they have captured themselves, and [`CpuManager::checkpoint`] is called, the last
     /// one does `work`; a [`CpuManager::resume`] instead calls it off.
     pub fn stop_for(&self, work: Arc<Mutex<dyn AtRest>>) {
-        let aside = self.placement.step_aside(self.vcpus.iter().map(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed)));
-        let mut control = self.stop(Capture::Yes, Some(work));
-        control.looks = aside;
+        self.stop(Capture::Yes, Some(work)).looks = self.is_aside();
     }
 
     /// Has the work done, and ends the pause unless that says that the guest stays.
@@ -369,9 +363,10 @@ impl CpuManager {
         control
     }
 
-    /// The calling thread makes no more checkpoints.
-    pub fn end_checkpoints(&self) {
-        self.placement.step_back();
+    /// Makes `cpus` the processors on which the vCPUs were last.
+    pub fn processors(&self, cpus: &mut Vec<usize>) {
+        cpus.clear();
+        cpus.extend(self.vcpus.iter().map(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed)));
     }
 
     /// The longest that a vCPU stood still for the last checkpoint, by the vCPUs' own clocks. `None` if somebody else had paused
@@ -613,6 +608,12 @@ impl CpuManager {
         wanted: impl Fn(&Control) -> bool,
     ) -> MutexGuard<'a, Control> {
         self.shared.settled.wait_while(&self.shared.control, control, patience, |control| !wanted(control))
+    }
+
+    /// Whether the calling thread is in no vCPU's way: who looks must not keep it from its processor.
+    fn is_aside(&self) -> bool {
+        let here = nix::sched::sched_getcpu();
+        here.is_ok_and(|here| self.vcpus.iter().all(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed) != here))
     }
 
     fn take_failure(&self, what: &'static str) -> Result<(), CpuError> {
