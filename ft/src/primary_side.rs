@@ -377,6 +377,9 @@ impl Engine {
         }
         let mut staging = side.free.pop().unwrap_or_default();
         staging.clear(epoch);
+        if kind == CutKind::Base {
+            side.place = Place::begin();
+        }
         self.guest.processors(&mut side.taken);
         let cpu = side.place.next(&side.taken);
         urgency::stay_on(cpu);

@@ -288,9 +288,10 @@ impl Engine {
         }
         side.place.epoch(image.page_count(), 0);
         side.latest = Some(image);
-        if epoch > Epoch(1) {
-            urgency::stay_on(side.place.next(&[]));
+        if epoch == Epoch(1) {
+            side.place = Place::begin();
         }
+        urgency::stay_on(side.place.next(&[]));
         self.measured.epochs += 1;
         if epoch == Epoch(1) {
             self.copies_are_complete();

@@ -40,46 +40,68 @@ pub fn stay_on(cpu: Option<u16>) {
 /// How busy the processors have been since a moment.
 #[derive(Debug, Default)]
 pub struct Busy {
-    /// Processor, and how long it was not idle, in clock ticks.
-    before: Vec<(u16, u64)>,
+    before: Vec<Ticks>,
+}
+
+/// Of one processor, in clock ticks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Ticks {
+    cpu: u16,
+    busy: u64,
+    all: u64,
 }
 
 impl Busy {
     /// Since now.
     #[must_use]
     pub fn since_now() -> Self {
-        Self { before: not_idle(&fs::read_to_string("/proc/stat").unwrap_or_default()) }
+        Self { before: ticks(&fs::read_to_string("/proc/stat").unwrap_or_default()) }
     }
 
     /// The processor that had the least to do of those on which the calling thread may run, without `taken`.
     #[must_use]
     pub fn least(&self, taken: &[usize]) -> Option<u16> {
-        let allowed = allowed()?;
         let here = sched_getcpu().ok();
-        let now = not_idle(&fs::read_to_string("/proc/stat").ok()?);
-        let free = now.into_iter().filter(|(cpu, _)| {
-            let cpu = usize::from(*cpu);
-            allowed.is_set(cpu) == Ok(true) && !taken.contains(&cpu)
-        });
-        let spent = |(cpu, ticks): (u16, u64)| {
-            let before = self.before.iter().find(|(other, _)| *other == cpu).map_or(0, |(_, ticks)| *ticks);
-            (ticks.saturating_sub(before), here != Some(cpu.into()), cpu)
+        let free = self.loads(taken).into_iter();
+        free.min_by_key(|(cpu, load)| (*load, here != Some((*cpu).into()), *cpu)).map(|(cpu, _)| cpu)
+    }
+
+    /// As [`Busy::least`], if `cpu` had so much to do that it is worth while to leave it.
+    #[must_use]
+    pub fn better(&self, cpu: u16, taken: &[usize]) -> Option<u16> {
+        let loads = self.loads(taken);
+        let load_of = |wanted| loads.iter().find(|(cpu, _)| *cpu == wanted).map(|(_, load)| *load);
+        let least = self.least(taken)?;
+        let (here, there) = (load_of(cpu)?, load_of(least)?);
+        (here >= 80 && there * 4 <= here * 3).then_some(least)
+    }
+
+    /// In percent, of the processors that may be chosen.
+    fn loads(&self, taken: &[usize]) -> Vec<(u16, u64)> {
+        let Some(allowed) = allowed() else { return Vec::new() };
+        let now = ticks(&fs::read_to_string("/proc/stat").unwrap_or_default()).into_iter();
+        let free = now.filter(|now| allowed.is_set(now.cpu.into()) == Ok(true) && !taken.contains(&now.cpu.into()));
+        let load = |now: Ticks| {
+            let before = self.before.iter().find(|before| before.cpu == now.cpu).copied().unwrap_or_default();
+            let all = now.all.saturating_sub(before.all).max(1);
+            (now.cpu, now.busy.saturating_sub(before.busy) * 100 / all)
         };
-        free.map(spent).min().map(|(.., cpu)| cpu)
+        free.map(load).collect()
     }
 }
 
-/// Of the text of `/proc/stat`: each processor, and how long it was not idle.
-fn not_idle(stat: &str) -> Vec<(u16, u64)> {
+/// Of the text of `/proc/stat`.
+fn ticks(stat: &str) -> Vec<Ticks> {
     let line = |line: &str| {
         // The first line is the sum and has no number.
         let numbered = line.strip_prefix("cpu").filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
         let mut fields = numbered?.split_ascii_whitespace();
         let cpu = fields.next()?.parse().ok()?;
-        let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
-        // user, nice, system, idle, iowait, irq, softirq, steal; what follows is in user already.
-        let busy = [0, 1, 2, 5, 6, 7].iter().filter_map(|at| ticks.get(*at)).sum();
-        Some((cpu, busy))
+        // User, nice, system, idle, iowait, irq, softirq, steal; what follows is in user already.
+        let ticks: Vec<u64> = fields.take(8).map_while(|field| field.parse().ok()).collect();
+        let all: u64 = ticks.iter().sum();
+        let idle: u64 = ticks.iter().skip(3).take(2).sum();
+        Some(Ticks { cpu, busy: all - idle, all })
     };
     stat.lines().filter_map(line).collect()
 }
@@ -91,8 +113,9 @@ mod tests {
     #[test]
     fn reads_what_the_kernel_writes() {
         let stat = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 1 2 3 100 200 4 5 6 1 2\ncpu13 7 0 0 50\nintr 1 2 3\nctxt 5\n";
-        assert_eq!(not_idle(stat), [(0, 21), (13, 7)]);
-        assert!(!not_idle(&fs::read_to_string("/proc/stat").unwrap()).is_empty());
+        let expected = [Ticks { cpu: 0, busy: 21, all: 321 }, Ticks { cpu: 13, busy: 7, all: 57 }];
+        assert_eq!(ticks(stat), expected);
+        assert!(!ticks(&fs::read_to_string("/proc/stat").unwrap()).is_empty());
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub fn latency(setup: &Setup, effort: &Effort, floor: &Floor, report: &mut Repor
     let mut client = pair.client();
     let alone = Spread::of(&requests(&mut client, setup.pages, effort));
     pair.protect(&vm, 1, &json!({}));
+    // The hosts look at their processors first.
+    thread::sleep(Duration::from_millis(200));
     let before = [&vm, &standby].map(cpu_time);
     let start = Instant::now();
     let protected = Spread::of(&requests(&mut client, setup.pages, effort));
