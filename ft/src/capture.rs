@@ -87,9 +87,8 @@ fn seal(
     cpu: Option<u16>,
 ) -> Result<Held, CaptureError> {
     let epoch = staging.epoch;
-    let asked = links.iter_mut().try_for_each(|link| link.send(&Command::Seal { epoch, cpu }, None));
     guest.stop();
-    asked?;
+    links.iter_mut().try_for_each(|link| link.send(&Command::Seal { epoch, cpu }, None))?;
     let mut held = Held::default();
     for link in links {
         let position = sealed(link, epoch, &mut held)?;
