@@ -99,10 +99,13 @@ impl FailureDetector {
         self.limit.map(|limit| limit / 6)
     }
 
-    /// When the next check is due.
+    /// When the next check is due: regularly, and the moment that a link becomes red.
     #[must_use]
     pub fn next_check(&self) -> Option<Time> {
-        self.check_interval().map(|interval| self.checked + interval)
+        let limit = self.limit?;
+        let red = self.heard.map(|heard| heard + limit + Duration::from_nanos(1));
+        let red = red.into_iter().filter(|at| *at > self.checked);
+        red.chain(self.check_interval().map(|interval| self.checked + interval)).min()
     }
 
     /// Whether every link is silent beyond the limit, and beyond `patience`.
@@ -127,6 +130,20 @@ mod tests {
         for at in (from..=to).step_by(50) {
             detector.check(ms(at));
         }
+    }
+
+    #[test]
+    fn looks_the_moment_that_the_peer_may_be_suspected() {
+        let mut detector = FailureDetector::new(Some(LIMIT), ms(0));
+        detector.heard(LinkId::Replication, ms(10));
+        run(&mut detector, 0, 300);
+        assert_eq!(detector.next_check(), Some(Time(300_000_001)));
+        detector.check(Time(300_000_001));
+        assert!(!detector.suspects(Time(300_000_001), Duration::ZERO));
+        assert_eq!(detector.next_check(), Some(Time(310_000_001)));
+        detector.check(Time(310_000_001));
+        assert!(detector.suspects(Time(310_000_001), Duration::ZERO));
+        assert_eq!(detector.next_check(), Some(Time(360_000_001)));
     }
 
     #[test]

@@ -331,7 +331,8 @@ impl World {
         if self.hosts[host].slow_disk_until > self.now {
             self.rng.micros(3000, 30_000)
         } else {
-            self.rng.micros(10, 120)
+            let (low, high) = self.plan.disk_us;
+            self.rng.micros(low, high)
         }
     }
 

@@ -13,8 +13,8 @@ pub enum Mutation {
     ApplyOnArrival,
     /// The standby acknowledges without waiting for its disk.
     AckBeforeDisk,
-    /// A disk keeps to itself that its mirror stream is lost, and says that it has nothing of any later epoch.
-    LostIsIdle,
+    /// A disk says of every epoch but the first that it has nothing of it.
+    AlwaysIdle,
     /// The net device lets the newest frames out first.
     NewestFirst,
     /// A takeover keeps the disk writes of epochs that were never committed.
@@ -40,7 +40,7 @@ impl Mutation {
         Self::WitnessGrantsAll,
         Self::ApplyOnArrival,
         Self::AckBeforeDisk,
-        Self::LostIsIdle,
+        Self::AlwaysIdle,
         Self::NewestFirst,
         Self::TakeOverWithoutDiscard,
         Self::SkipResync,
@@ -60,7 +60,7 @@ impl Mutation {
             Self::ApplyOnArrival => "epoch_atomic",
             Self::AckBeforeDisk => "no_lost_ack",
             Self::NewestFirst => "release_order",
-            Self::TakeOverWithoutDiscard | Self::LostIsIdle => "disk_matches_memory",
+            Self::TakeOverWithoutDiscard | Self::AlwaysIdle => "disk_matches_memory",
             Self::SkipResync | Self::ForgetMarks | Self::SettleOnAck | Self::StartFromAnyDisks => "no_stale_image",
             Self::CatchUpClock => "no_false_takeover",
             Self::ForgetClaims => "reprotected",

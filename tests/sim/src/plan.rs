@@ -94,6 +94,8 @@ pub(crate) struct Plan {
     pub(crate) witness_loses: u64,
     pub(crate) cut_fails: u64,
     pub(crate) pause_us: (u64, u64),
+    /// How long a disk takes for a write, in microseconds.
+    pub(crate) disk_us: (u64, u64),
 }
 
 impl Plan {
@@ -123,6 +125,7 @@ impl Plan {
             witness_loses: pick(&[0, 0, 50_000, 300_000]),
             cut_fails: pick(&[0, 0, 0, 3000]),
             pause_us: (50, pick(&[100, 400, 2000])),
+            disk_us: (10, pick(&[120, 120, 2000])),
         };
         // Few kinds at a time: faults of all kinds at once hide what each of them does.
         let kinds = rng.range(1, 6);

@@ -50,7 +50,7 @@ impl World {
         let pause = self.rng.micros(low, high);
         let fails = self.rng.chance(self.plan.cut_fails);
         let began = self.now;
-        let lost_is_idle = self.mutation == Some(crate::mutation::Mutation::LostIsIdle);
+        let always = self.mutation == Some(crate::mutation::Mutation::AlwaysIdle) && epoch > Epoch(1);
         let Some(process) = self.process(address) else { return };
         let Session::Primary(side) = &process.session else { return };
         let session = side.session;
@@ -58,7 +58,7 @@ impl World {
         let dirty = std::mem::take(&mut process.guest.dirty);
         let mirror = process.disk.mirror.as_mut();
         // What has no stream cannot tell that there was nothing.
-        let idle = mirror.map_or(lost_is_idle, |mirror| !std::mem::take(&mut mirror.touched));
+        let idle = mirror.is_some_and(|mirror| !std::mem::take(&mut mirror.touched) || always);
         let image = if fails {
             process.guest.dirty = dirty;
             None

@@ -253,9 +253,6 @@ impl World {
         if matches!(report, Some(Report::MirrorLost { .. })) {
             if process.disk.mirror.as_ref().is_some_and(|mirror| mirror.stream == id) {
                 process.disk.mirror = None;
-                if self.mutation == Some(Mutation::LostIsIdle) {
-                    return;
-                }
             } else {
                 process.disk.stop_receiving();
             }
