@@ -9,12 +9,11 @@ use ft_proto::wire::{Digest, EpochEnd, Kind, encode_body};
 use ft_proto::{Epoch, Term};
 
 use crate::history::{Form, History};
-use crate::staging::Staging;
+use crate::staging::{PORTION_PAGES, Staging};
 use crate::transport::{Frame, Stamp, TransportError, write_frames};
 
 /// Pages that we put into one frame: coding, hashing, sending, checking and staging go on at the same time on different frames.
-const FRAME_PAGES: usize = 128;
-const _: () = assert!(FRAME_PAGES <= PAGES_PER_FRAME);
+const _: () = assert!(PORTION_PAGES <= PAGES_PER_FRAME);
 
 /// Bytes of the frames of one job.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -72,7 +71,7 @@ impl Coder {
     ) -> Result<Volume, TransportError> {
         let stamp = Stamp { kind: Kind::Copy, term, epoch: Epoch(0) };
         let mut volume = Volume::default();
-        for (numbers, contents) in staging.chunks(FRAME_PAGES) {
+        for (numbers, contents) in staging.chunks() {
             self.list.fill(numbers, contents);
             volume.raw += self.list.raw;
             if self.list.count > 0 {
@@ -98,7 +97,7 @@ impl Coder {
     ) -> Result<Volume, TransportError> {
         let stamp = |kind| Stamp { kind, term, epoch: staging.epoch };
         let mut sum = Sum::default();
-        let mut chunks = staging.chunks(FRAME_PAGES);
+        let mut chunks = staging.chunks();
         while chunks.len() > 1 {
             let Some((numbers, contents)) = chunks.next() else { break };
             self.list.fill(numbers, contents);

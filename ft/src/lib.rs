@@ -43,7 +43,7 @@ pub mod witness;
 pub use engine::EngineError;
 pub use handle::{Ft, Setup};
 pub use options::{Compression, NodeOptions, ProtectOptions, Role, StandbyOptions};
-pub use staging::Staging;
+pub use staging::{PORTION_PAGES, Portion, Staging};
 pub use start::{Part, Reign, StartError, give_back, part};
 pub use status::{Board, EventRecord, Status};
 pub use witness::{WitnessAddress, chain};

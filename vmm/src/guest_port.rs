@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Shape};
-use ft::{EventRecord, Staging};
+use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use serde_json::Value;
 
-use crate::cpu::{AtRest, Capture, cpuid};
+use crate::cpu::{AtRest, Capture, Chore, Crew, cpuid};
 use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
 use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
@@ -267,9 +267,13 @@ impl Snapshot {
         Ok(())
     }
 
-    fn take(&mut self, staging: &mut Staging) -> Result<(), GuestError> {
+    fn take(&mut self, staging: &mut Staging, crew: &Crew<'_>) -> Result<(), GuestError> {
         self.harvest(Watch::Foresee, &mut staging.pages)?;
-        staging.copy_pages(&*self.memory)?;
+        if staging.pages.len() > PORTION_PAGES && crew.size() > 1 {
+            self.copy_together(staging, crew)?;
+        } else {
+            staging.copy_pages(&*self.memory)?;
+        }
         let mut devices = lock(&self.parts.devices);
         for position in &staging.positions {
             devices.set_positions(&position.id, &position.queues);
@@ -277,6 +281,23 @@ impl Snapshot {
         drop(devices);
         let saved = self.parts.save_devices(&mut staging.state);
         saved.map_err(|error| GuestError::new("cannot save the devices' state", error))
+    }
+
+    fn copy_together(&self, staging: &mut Staging, crew: &Crew<'_>) -> Result<(), GuestError> {
+        let (done, copied) = crossbeam_channel::unbounded();
+        crew.share(staging.take_portions().into_iter().map(|(number, mut portion)| -> Chore {
+            let (memory, done) = (self.memory.clone(), done.clone());
+            Box::new(move || {
+                let result = portion.copy(&*memory);
+                // Somebody waits for it until the last one has come.
+                let _ = done.send((number, portion, result));
+            })
+        }));
+        drop(done);
+        copied.into_iter().try_fold((), |(), (number, portion, result)| {
+            staging.put_portion(number, portion);
+            result
+        })
     }
 
     /// Console output belongs to the next epoch from here on.
@@ -293,9 +314,9 @@ impl Snapshot {
 }
 
 impl AtRest for Snapshot {
-    fn at_rest(&mut self) -> bool {
+    fn at_rest(&mut self, crew: &Crew<'_>) -> bool {
         let mut staging = std::mem::take(&mut self.staging);
-        self.result = self.take(&mut staging);
+        self.result = self.take(&mut staging, crew);
         let goes_on = self.kind != CutKind::Last || self.result.is_err();
         if goes_on && self.result.is_ok() {
             self.tag_console(staging.epoch.next());

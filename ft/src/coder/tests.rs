@@ -330,7 +330,7 @@ fn a_list_says_which_pages_are_deltas() {
                 .unwrap();
         }
         let staging = staged(&guest, Epoch(1), vec![3, 4, 40], false);
-        let (numbers, contents) = staging.chunks(9).next().unwrap();
+        let (numbers, contents) = staging.chunks().next().unwrap();
         list.fill(numbers, contents);
     }
     let entries: Vec<_> = list.index.as_chunks().0.iter().map(|entry| u64::from_le_bytes(*entry)).collect();

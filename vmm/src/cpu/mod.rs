@@ -13,6 +13,7 @@ pub mod msr;
 pub mod state;
 mod vcpu;
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -120,8 +121,35 @@ type Job = Box<dyn FnOnce(&mut VcpuFd) -> Result<(), VcpuStateError> + Send>;
 /// What is to be done at a checkpoint when every vCPU stands still and has captured itself. The last of them does it, so that
 /// nobody has to be woken for it while the guest waits.
 pub trait AtRest: Send {
-    /// Does it; tells whether the guest goes on.
-    fn at_rest(&mut self) -> bool;
+    /// Does it, with the help of the others where that is worth it; tells whether the guest goes on.
+    fn at_rest(&mut self, crew: &Crew<'_>) -> bool;
+}
+
+/// A part of that which another thread may do.
+pub type Chore = Box<dyn FnOnce() + Send>;
+
+/// The vCPU threads, which stand still.
+pub struct Crew<'a>(&'a Shared);
+
+impl Crew<'_> {
+    /// Number of threads, the calling one among them.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.lock().orders.len()
+    }
+
+    /// Has all the chores done by whoever comes first. When it returns they are done, or under way on another thread.
+    pub fn share(&self, chores: impl Iterator<Item = Chore>) {
+        self.0.lock().chores.extend(chores);
+        self.0.changed.ring();
+        while let Some(chore) = self.next() {
+            chore();
+        }
+    }
+
+    fn next(&self) -> Option<Chore> {
+        self.0.lock().chores.pop_front()
+    }
 }
 
 enum Order {
@@ -147,6 +175,8 @@ struct Control {
     ready: bool,
     /// Whether somebody is doing it.
     resting: bool,
+    /// What the others may help with.
+    chores: VecDeque<Chore>,
     /// Whether who waits for it has a processor to look from.
     looks: bool,
     /// When the first of them did.
@@ -255,6 +285,7 @@ impl CpuManager {
             at_rest: None,
             ready: false,
             resting: false,
+            chores: VecDeque::new(),
             looks: false,
             stopped: None,
             stood: None,

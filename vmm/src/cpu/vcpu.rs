@@ -12,7 +12,7 @@ use std::os::unix::thread::JoinHandleExt;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::state::{Features, VcpuState, describe};
-use super::{Control, CpuError, GuestEvent, OnGuestEvent, Order, Shared, VCPU_PATIENCE};
+use super::{Control, CpuError, Crew, GuestEvent, OnGuestEvent, Order, Shared, VCPU_PATIENCE};
 use crate::bus::Bus;
 
 /// LAPIC register offsets of the two local pins, and what they do after reset of a PC.
@@ -160,6 +160,10 @@ impl Vcpu {
                 if settled {
                     control = finish_checkpoint(&shared, control);
                 }
+            } else if let Some(chore) = control.chores.pop_front() {
+                drop(control);
+                chore();
+                control = shared.lock();
             } else if std::mem::take(&mut settled) {
                 drop(control);
                 shared.settled.ring();
@@ -272,7 +276,7 @@ fn finish_checkpoint<'a>(shared: &'a Shared, mut control: MutexGuard<'a, Control
     if control.failure.is_none() {
         control.resting = true;
         drop(control);
-        goes_on = work.lock().unwrap_or_else(PoisonError::into_inner).at_rest();
+        goes_on = work.lock().unwrap_or_else(PoisonError::into_inner).at_rest(&Crew(shared));
         control = shared.lock();
         control.resting = false;
     }
