@@ -78,6 +78,12 @@ pub struct ProtectOptions {
     /// Longest epoch, in microseconds.
     #[serde(default = "ProtectOptions::default_max_epoch_us")]
     pub max_epoch_us: u64,
+    /// Epochs with many pages are made shorter until the standby has them in this time, in microseconds.
+    #[serde(default = "ProtectOptions::default_latency_us")]
+    pub latency_us: u64,
+    /// But not so short that the guest stands still for a larger part of its time, in percent.
+    #[serde(default = "ProtectOptions::default_pause_share")]
+    pub pause_share: u32,
     /// The most bytes of uncommitted disk writes per disk before the disk waits.
     #[serde(default = "ProtectOptions::default_disk_buffer")]
     pub disk_buffer: u64,
@@ -134,6 +140,8 @@ impl ProtectOptions {
             detect_ms: Self::default_detect_ms(),
             min_epoch_us: Self::default_min_epoch_us(),
             max_epoch_us: Self::default_max_epoch_us(),
+            latency_us: Self::default_latency_us(),
+            pause_share: Self::default_pause_share(),
             disk_buffer: Self::default_disk_buffer(),
             disk_rate: 0,
             compression: Compression::default(),
@@ -151,6 +159,14 @@ impl ProtectOptions {
 
     fn default_max_epoch_us() -> u64 {
         20_000
+    }
+
+    fn default_latency_us() -> u64 {
+        2000
+    }
+
+    fn default_pause_share() -> u32 {
+        33
     }
 
     fn default_disk_buffer() -> u64 {
@@ -188,6 +204,9 @@ impl ProtectOptions {
                 self.max_epoch_us, self.min_epoch_us
             ));
         }
+        if !(1..=90).contains(&self.pause_share) {
+            faults.push(format!("pause_share={} must be from 1 to 90 percent", self.pause_share));
+        }
         if self.disk_buffer < 4 << 20 {
             faults.push(format!("disk_buffer={} is less than 4 MiB", self.disk_buffer));
         }
@@ -201,6 +220,8 @@ impl ProtectOptions {
             silence: silence(self.detect_ms),
             min_epoch: Duration::from_micros(self.min_epoch_us),
             max_epoch: Duration::from_micros(self.max_epoch_us),
+            latency: Duration::from_micros(self.latency_us),
+            pause_share: self.pause_share,
             on_partition: self.on_partition,
             ..Settings::default()
         }

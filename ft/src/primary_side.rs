@@ -389,7 +389,8 @@ impl Engine {
             Ok(Captured { held, paused }) => {
                 self.measured.held = held;
                 side.place.epoch(staging.pages.len(), held.bytes);
-                self.measured.pages.add(staging.pages.len() as u64);
+                let count = staging.pages.len() as u64;
+                self.measured.pages.add(count);
                 let mut pages = side.lists.pop().unwrap_or_default();
                 pages.clone_from(&staging.pages);
                 let packed = side.judge.pack(pages.len());
@@ -400,7 +401,7 @@ impl Engine {
                 if kind == CutKind::Last {
                     self.stopped = Instant::now().checked_sub(paused);
                 }
-                Input::CutDone { epoch, paused }
+                Input::CutDone { epoch, paused, pages: count }
             }
             Err(CaptureError::Device(error)) => Input::YieldRequested { reason: chain(&error) },
             Err(CaptureError::Guest(error)) => Input::CutFailed { epoch, reason: chain(&error) },

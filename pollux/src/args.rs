@@ -111,6 +111,8 @@ Options, separated by commas:
   detect_ms=N          silence on both links after which the peer is taken for dead; 0: never
   min_epoch_us=N       shortest epoch
   max_epoch_us=N       longest epoch
+  latency_us=N         epochs with many pages are made shorter until the standby has them in this time
+  pause_share=PERCENT  but not so short that the guest stands still for a larger part of its time
   disk_buffer=SIZE     uncommitted writes per disk before the disk waits
   disk_rate=SIZE       limit of the first disk copy, per second; 0: none
   compression=HOW      off; delta: of a page that the standby has, what changed is sent; delta+lz4: and everything is packed;

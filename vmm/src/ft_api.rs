@@ -111,7 +111,7 @@ impl FtControl for Ft {
 }
 
 /// Keys of `--ft`.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 16] = [
     "role",
     "listen",
     "heartbeat",
@@ -121,6 +121,8 @@ const KEYS: [&str; 14] = [
     "detect_ms",
     "min_epoch_us",
     "max_epoch_us",
+    "latency_us",
+    "pause_share",
     "disk_buffer",
     "disk_rate",
     "compression",
@@ -176,6 +178,8 @@ fn peers(options: &Options) -> Result<Vec<ProtectOptions>, OptionError> {
             detect_ms: options.value_or("detect_ms", by.detect_ms)?,
             min_epoch_us: options.value_or("min_epoch_us", by.min_epoch_us)?,
             max_epoch_us: options.value_or("max_epoch_us", by.max_epoch_us)?,
+            latency_us: options.value_or("latency_us", by.latency_us)?,
+            pause_share: options.value_or("pause_share", by.pause_share)?,
             disk_buffer: size("disk_buffer", by.disk_buffer)?,
             disk_rate: size("disk_rate", by.disk_rate)?,
             compression: options.value_or("compression", by.compression)?,

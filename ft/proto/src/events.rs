@@ -28,6 +28,8 @@ pub enum Input {
         epoch: Epoch,
         /// How long the guest stood still for it.
         paused: Duration,
+        /// Pages that it has.
+        pages: u64,
     },
     /// Primary: the cut failed; dirty bits were put back and the guest runs on in the same epoch.
     CutFailed {
@@ -321,10 +323,14 @@ pub struct Settings {
     /// A standby that lives but has not acknowledged an epoch for so long is left: its disk hangs, or something between.
     /// The first checkpoint may take ten times as long. Counts only with a limit of silence.
     pub ack_limit: Duration,
-    /// No epoch is cut earlier after the one before; nor earlier than twice the time that cutting that one took.
+    /// No epoch is cut earlier after the one before.
     pub min_epoch: Duration,
     /// An epoch is cut after this time even if nothing asks for it.
     pub max_epoch: Duration,
+    /// While the standby needs longer than this for an epoch with many pages, epochs are made shorter.
+    pub latency: Duration,
+    /// But not so short that the guest stands still for a larger part of its time, in percent.
+    pub pause_share: u32,
     /// How many sealed epochs may wait for the standby; the guest runs one more.
     pub depth: usize,
     /// Who decides when the two cannot see each other: `None` is the witness.
@@ -338,6 +344,8 @@ impl Default for Settings {
             ack_limit: Duration::from_secs(10),
             min_epoch: Duration::from_micros(100),
             max_epoch: Duration::from_millis(20),
+            latency: Duration::from_millis(2),
+            pause_share: 33,
             depth: 2,
             on_partition: None,
         }

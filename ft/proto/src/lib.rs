@@ -17,6 +17,7 @@ mod events;
 mod failure_detector;
 mod ids;
 mod node;
+mod pace;
 pub mod packing;
 pub mod pages;
 mod primary;

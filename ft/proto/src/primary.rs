@@ -14,15 +14,13 @@ use std::time::Duration;
 use crate::events::{Action, Alone, CutKind, Event, Input, OnPartition, Settings, WitnessAnswer};
 use crate::failure_detector::LinkId;
 use crate::node::{Outcome, RETRY};
+use crate::pace::Pace;
 use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
 
 /// Unanswered claims to be alone before the standby is invited to take over: one may be a hiccup, and staying is better
 /// than moving.
 const INVITE_AFTER: u32 = 2;
-
-/// An epoch is at least so many times as long as the pause before it, so that a busy sender cannot stop its own guest.
-const REST: u32 = 2;
 
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -48,11 +46,10 @@ pub(crate) struct Primary {
     /// The epoch that the guest runs.
     pub(crate) running: Epoch,
     started: Time,
-    /// Cut, not acknowledged, and since when.
-    sealed: VecDeque<(Epoch, Time)>,
+    /// Cut and not acknowledged.
+    sealed: VecDeque<Sealed>,
     cutting: bool,
-    /// How long the guest runs at least before the next cut, for the pause that it has just had.
-    rest: Duration,
+    pace: Pace,
     wanted: bool,
     /// The claim to be alone, and why; nothing is cut or released while it is open.
     leaving: Option<String>,
@@ -71,6 +68,14 @@ pub(crate) struct Primary {
     listening: Option<Time>,
     /// The newest acknowledgement that waits.
     waiting: Option<Epoch>,
+}
+
+/// An epoch on its way.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Sealed {
+    epoch: Epoch,
+    since: Time,
+    pages: u64,
 }
 
 /// A planned move of the VM.
@@ -93,7 +98,7 @@ impl Primary {
             started: now,
             sealed: VecDeque::new(),
             cutting: false,
-            rest: Duration::ZERO,
+            pace: Pace::new(),
             wanted: false,
             leaving: None,
             asked: None,
@@ -120,11 +125,11 @@ impl Primary {
                 self.phase = Phase::Base(self.running);
             }
             Input::CutWanted => self.wanted = true,
-            Input::CutDone { epoch, paused } if self.cutting && epoch == self.running => {
+            Input::CutDone { epoch, paused, pages } if self.cutting && epoch == self.running => {
                 self.cutting = false;
-                self.sealed.push_back((epoch, now));
+                self.sealed.push_back(Sealed { epoch, since: now, pages });
                 self.running = epoch.next();
-                self.rest = paused * REST;
+                self.pace.paused(paused);
                 self.started = now;
             }
             Input::CutFailed { epoch, reason } if self.cutting && epoch == self.running => {
@@ -135,7 +140,7 @@ impl Primary {
             Input::Acked { term, epoch } if term == self.term => {
                 if self.listening.is_some() {
                     self.waiting = self.waiting.max(Some(epoch));
-                } else if let Some(outcome) = self.acked(epoch, settings, out) {
+                } else if let Some(outcome) = self.acked(epoch, settings, now, out) {
                     return Some(outcome);
                 }
             }
@@ -189,7 +194,7 @@ impl Primary {
     /// This process was stopped until `now`. Acknowledgements may be waiting to be read, and so may the news that the standby has
     /// taken over since. What it has acknowledged does no harm if it is said late, but the network would look for the VM here.
     pub(crate) fn woke(&mut self, now: Time, beat_interval: Duration) {
-        self.sealed.iter_mut().for_each(|(_, since)| *since = now);
+        self.sealed.iter_mut().for_each(|sealed| sealed.since = now);
         self.listening = Some(now + beat_interval);
     }
 
@@ -197,7 +202,7 @@ impl Primary {
     pub(crate) fn heard(&mut self, at: Time, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
         self.listening.take_if(|until| *until <= at)?;
         let epoch = self.waiting.take()?;
-        self.acked(epoch, settings, out)
+        self.acked(epoch, settings, at, out)
     }
 
     /// Whether the standby is invited to take over: alone as it is, this node cannot let anything out or commit it, and
@@ -214,14 +219,14 @@ impl Primary {
     fn ack_due(&self, settings: &Settings) -> Option<Time> {
         let first = matches!(self.phase, Phase::Base(_));
         let limit = settings.ack_limit * if first { 10 } else { 1 };
-        let (_, since) = self.sealed.front().filter(|_| self.leaving.is_none() && settings.silence.is_some())?;
-        Some(*since + limit)
+        let sealed = self.sealed.front().filter(|_| self.leaving.is_none() && settings.silence.is_some())?;
+        Some(sealed.since + limit)
     }
 
     pub(crate) fn timeout(&self, settings: &Settings) -> Option<Time> {
-        let cut = self
-            .may_cut(settings)
-            .then(|| self.started + if self.wanted { self.min_epoch(settings) } else { settings.max_epoch });
+        let cut = self.may_cut(settings).then(|| {
+            self.started + if self.wanted { self.pace.shortest(settings) } else { self.pace.longest(settings) }
+        });
         self.retry.into_iter().chain(cut).chain(self.ack_due(settings)).min()
     }
 
@@ -239,17 +244,14 @@ impl Primary {
         self.phase != Phase::Copying && !self.cutting && open && self.sealed.len() < settings.depth
     }
 
-    fn min_epoch(&self, settings: &Settings) -> Duration {
-        settings.min_epoch.max(self.rest).min(settings.max_epoch)
-    }
-
     fn maybe_cut(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
         if self.moving.is_some() && self.may_cut(settings) {
             self.moving = Some(Move::Stopped);
             return self.cut(CutKind::Last, out);
         }
         let age = now.since(self.started);
-        if self.may_cut(settings) && (age >= settings.max_epoch || self.wanted && age >= self.min_epoch(settings)) {
+        let wanted = self.wanted && age >= self.pace.shortest(settings);
+        if self.may_cut(settings) && (wanted || age >= self.pace.longest(settings)) {
             self.cut(CutKind::Plain, out);
         }
     }
@@ -261,12 +263,11 @@ impl Primary {
     }
 
     /// The only place on a primary where an epoch becomes committed.
-    fn acked(&mut self, epoch: Epoch, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
+    fn acked(&mut self, epoch: Epoch, settings: &Settings, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
         // One that was never sealed, one that is already committed, or too late.
-        if self.leaving.is_some() || !self.sealed.iter().any(|(sealed, _)| *sealed == epoch) {
-            return None;
-        }
-        self.sealed.retain(|(sealed, _)| *sealed > epoch);
+        let sealed = self.sealed.iter().find(|sealed| sealed.epoch == epoch).filter(|_| self.leaving.is_none())?;
+        self.pace.committed(sealed.pages, now.since(sealed.since), settings);
+        self.sealed.retain(|sealed| sealed.epoch > epoch);
         out.push_back(Action::Release(Committed::new(epoch)));
         if let Phase::Base(base) = self.phase
             && epoch >= base

@@ -82,7 +82,7 @@ impl Pair {
         match action {
             Action::Cut { epoch, kind } => {
                 self.stopped |= kind == CutKind::Last;
-                self.a.handle(Input::CutDone { epoch, paused: Duration::ZERO }, now);
+                self.a.handle(Input::CutDone { epoch, paused: Duration::ZERO, pages: 1 }, now);
                 if self.connected {
                     self.b.handle(Input::DiskComplete { epoch, disk: 0 }, now);
                     self.b.handle(Input::MemoryComplete { epoch, idle: Vec::new() }, now);

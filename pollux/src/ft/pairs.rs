@@ -37,7 +37,7 @@ enum Kind {
     Text,
 }
 
-const KEYS: [(&str, Kind); 11] = [
+const KEYS: [(&str, Kind); 13] = [
     ("peer", Kind::Endpoint),
     ("heartbeat", Kind::Endpoint),
     ("witness", Kind::Text),
@@ -45,6 +45,8 @@ const KEYS: [(&str, Kind); 11] = [
     ("detect_ms", Kind::Number),
     ("min_epoch_us", Kind::Number),
     ("max_epoch_us", Kind::Number),
+    ("latency_us", Kind::Number),
+    ("pause_share", Kind::Number),
     ("disk_buffer", Kind::Size),
     ("disk_rate", Kind::Size),
     ("compression", Kind::Text),

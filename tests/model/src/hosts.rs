@@ -21,6 +21,8 @@ pub(crate) fn settings(on_partition: Option<OnPartition>) -> Settings {
         ack_limit: NEVER,
         min_epoch: Duration::ZERO,
         max_epoch: NEVER,
+        latency: Duration::ZERO,
+        pause_share: 33,
         depth: 2,
         on_partition,
     }
@@ -48,7 +50,7 @@ impl Sys {
                 // A guest that was stopped by its last cut holds all the more.
                 self.hosts[at].holds |= kind == CutKind::Base;
                 self.send_down(at, Msg::Epoch(epoch.0));
-                self.input(at, Input::CutDone { epoch, paused: Duration::ZERO });
+                self.input(at, Input::CutDone { epoch, paused: Duration::ZERO, pages: 1 });
             }
             Action::Release(committed) => self.released(at, committed.epoch().0),
             Action::Commit(committed) => self.send_up(at, Msg::Ack(term, committed.epoch().0)),

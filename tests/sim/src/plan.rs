@@ -106,6 +106,8 @@ impl Plan {
             ack_limit: Duration::from_millis(pick(&[200, 600])),
             min_epoch: Duration::from_micros(pick(&[300, 1000, 3000])),
             max_epoch: Duration::from_micros(pick(&[3000, 6000, 12_000])),
+            latency: Duration::from_micros(pick(&[500, 2000])),
+            pause_share: 33,
             depth: pick(&[1, 2, 2, 2, 4]) as usize,
             on_partition: None,
         };

@@ -103,10 +103,11 @@ impl World {
         if runs {
             self.command_nic(address, &Command::Resume);
         }
+        let pages = image.pages.len() as u64;
         if let Some(stream) = stream {
             self.send_image(address.0, stream, image);
         }
-        self.go_on(address, Some(Input::CutDone { epoch, paused: now.since(began) }));
+        self.go_on(address, Some(Input::CutDone { epoch, paused: now.since(began), pages }));
     }
 
     fn send_image(&mut self, host: usize, stream: StreamId, image: Image) {

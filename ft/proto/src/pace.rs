@@ -1,0 +1,116 @@
+//! How long epochs are, between the shortest and the longest that the operator allows, by what the last ones have cost.
+//!
+//! Two targets pull. Output at the end of a long epoch waits until all of its pages have arrived: while that takes too long,
+//! epochs with many pages are made shorter. And each epoch costs the guest a pause: none is so short that the pause is more than
+//! its share of the guest's time.
+
+use std::time::Duration;
+
+use crate::events::Settings;
+
+/// What fewer pages take, a shorter epoch would take too.
+const PAGES_FEW: u64 = 128;
+
+/// What the last epochs have taught.
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// How long the guest stood still the last time.
+    pause: Duration,
+    /// After this time an epoch is cut even if nothing asks for it.
+    longest: Duration,
+}
+
+impl Pace {
+    pub(crate) fn new() -> Self {
+        Self { pause: Duration::ZERO, longest: Duration::MAX }
+    }
+
+    /// No epoch is cut earlier.
+    pub(crate) fn shortest(&self, settings: &Settings) -> Duration {
+        let share = settings.pause_share.clamp(1, 100);
+        let rest = self.pause.saturating_mul(100 - share) / share;
+        settings.min_epoch.max(rest).min(settings.max_epoch)
+    }
+
+    /// No epoch is cut later.
+    pub(crate) fn longest(&self, settings: &Settings) -> Duration {
+        self.longest.clamp(self.shortest(settings), settings.max_epoch)
+    }
+
+    /// The guest stood still for a checkpoint.
+    pub(crate) fn paused(&mut self, pause: Duration) {
+        self.pause = pause;
+    }
+
+    /// The standby has an epoch of so many pages, so long after the guest went on.
+    pub(crate) fn committed(&mut self, pages: u64, took: Duration, settings: &Settings) {
+        let longest = self.longest(settings);
+        if took > settings.latency && pages > PAGES_FEW {
+            self.longest = longest / 4 * 3;
+        } else if took < settings.latency / 2 {
+            self.longest = longest.saturating_mul(5) / 4;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn settings() -> Settings {
+        Settings { min_epoch: MS / 10, max_epoch: MS * 20, latency: MS * 2, pause_share: 25, ..Settings::default() }
+    }
+
+    /// A guest that writes so many pages per millisecond, and a link that needs 2 µs for each.
+    fn settle(pages_per_ms: u64, pause: Duration) -> (Duration, Duration) {
+        let mut pace = Pace::new();
+        let settings = settings();
+        for _ in 0..200 {
+            pace.paused(pause);
+            let epoch = pace.longest(&settings);
+            let pages = pages_per_ms * u64::try_from(epoch.as_micros()).unwrap() / 1000;
+            pace.committed(pages, Duration::from_micros(200 + 2 * pages), &settings);
+        }
+        let epoch = pace.longest(&settings);
+        (epoch, Duration::from_micros(200 + 2 * pages_per_ms * u64::try_from(epoch.as_micros()).unwrap() / 1000))
+    }
+
+    #[test]
+    fn a_guest_that_writes_little_has_the_longest_epochs() {
+        assert_eq!(settle(10, MS / 10).0, MS * 20);
+    }
+
+    #[test]
+    fn a_guest_that_writes_much_has_epochs_that_arrive_in_time() {
+        let (epoch, took) = settle(500, MS / 10);
+        assert!(epoch < MS * 3 && took <= MS * 2 && took >= MS, "{epoch:?}, {took:?}");
+    }
+
+    #[test]
+    fn the_guest_keeps_its_share_whatever_comes_late() {
+        let (epoch, took) = settle(5000, MS);
+        assert_eq!(epoch, MS * 3, "a pause of 1 ms, a quarter of the time");
+        assert!(took > MS * 2);
+    }
+
+    #[test]
+    fn what_is_slow_for_other_reasons_does_not_shorten_epochs() {
+        let mut pace = Pace::new();
+        (0..100).for_each(|_| pace.committed(PAGES_FEW, MS * 50, &settings()));
+        assert_eq!(pace.longest(&settings()), MS * 20);
+    }
+
+    #[test]
+    fn bounds_hold_whatever_is_set() {
+        let mut pace = Pace::new();
+        pace.paused(Duration::from_secs(10));
+        let settings = Settings { pause_share: 0, ..settings() };
+        assert_eq!((pace.shortest(&settings), pace.longest(&settings)), (MS * 20, MS * 20));
+        (0..100).for_each(|_| pace.committed(u64::MAX, Duration::MAX, &settings));
+        (0..100).for_each(|_| pace.committed(0, Duration::ZERO, &settings));
+        assert_eq!(pace.longest(&settings), MS * 20);
+    }
+}
