@@ -5,6 +5,7 @@
 mod floor;
 mod load;
 mod loopback;
+mod mixed;
 mod plot;
 mod probe;
 mod protected;
@@ -65,6 +66,8 @@ enum Measurement {
     RedisLike,
     /// TCP streams
     Tcp,
+    /// Requests to a guest that also writes on its own, with epochs of fitting and of fixed length
+    Mixed,
     /// Takeovers
     Takeover,
     /// Guests of 1, 4 and 16 GiB, and one of 16 GiB with 8 vCPUs; not with --quick
@@ -112,6 +115,9 @@ fn main() -> std::io::Result<()> {
         }
         if args.wants(Measurement::Tcp) {
             tcp::measure(&setup, &effort, &mut report);
+        }
+        if args.wants(Measurement::Mixed) {
+            mixed::measure(&setup, &effort, &mut report);
         }
         if args.wants(Measurement::Takeover) {
             takeover::measure(&setup, &effort, &mut report);
