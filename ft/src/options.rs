@@ -166,7 +166,7 @@ impl ProtectOptions {
     }
 
     fn default_pause_share() -> u32 {
-        33
+        5
     }
 
     fn default_disk_buffer() -> u64 {

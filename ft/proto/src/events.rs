@@ -329,7 +329,7 @@ pub struct Settings {
     pub max_epoch: Duration,
     /// While the standby needs longer than this for an epoch with many pages, epochs are made shorter.
     pub latency: Duration,
-    /// But not so short that the guest stands still for a larger part of its time, in percent.
+    /// But not so short that the guest stands still for a larger part of its time, in percent. Not for epochs that output cuts.
     pub pause_share: u32,
     /// How many sealed epochs may wait for the standby; the guest runs one more.
     pub depth: usize,
@@ -345,7 +345,7 @@ impl Default for Settings {
             min_epoch: Duration::from_micros(100),
             max_epoch: Duration::from_millis(20),
             latency: Duration::from_millis(2),
-            pause_share: 33,
+            pause_share: 5,
             depth: 2,
             on_partition: None,
         }

@@ -1,13 +1,16 @@
 //! How long epochs are, between the shortest and the longest that the operator allows, by what the last ones have cost.
 //!
-//! Two targets pull. Output at the end of a long epoch waits until all of its pages have arrived: while that takes too long,
-//! epochs with many pages are made shorter. And each epoch costs the guest a pause: none is so short that the pause is more than
-//! its share of the guest's time.
+//! Two targets pull at epochs that no output cuts. Output that comes in the middle of one waits until all of its pages have arrived:
+//! while that takes too long, epochs with many pages are made shorter. But each epoch costs the guest a pause and what it takes to
+//! touch its pages for the first time again: so the pause must stay a small share of the guest's time.
 
 use std::time::Duration;
 
 use crate::events::Settings;
 
+/// An epoch that output cuts is at least so many times as long as the pause before it, so that a guest that always sends keeps most
+/// of its time.
+const REST: u32 = 2;
 /// What fewer pages take, a shorter epoch would take too.
 const PAGES_FEW: u64 = 128;
 
@@ -28,14 +31,14 @@ impl Pace {
 
     /// No epoch is cut earlier.
     pub(crate) fn shortest(&self, settings: &Settings) -> Duration {
-        let share = settings.pause_share.clamp(1, 100);
-        let rest = self.pause.saturating_mul(100 - share) / share;
-        settings.min_epoch.max(rest).min(settings.max_epoch)
+        settings.min_epoch.max(self.pause.saturating_mul(REST)).min(settings.max_epoch)
     }
 
     /// No epoch is cut later.
     pub(crate) fn longest(&self, settings: &Settings) -> Duration {
-        self.longest.clamp(self.shortest(settings), settings.max_epoch)
+        let share = settings.pause_share.clamp(1, 100);
+        let least = self.pause.saturating_mul(100 - share) / share;
+        self.longest.max(least).max(self.shortest(settings)).min(settings.max_epoch)
     }
 
     /// The guest stood still for a checkpoint.
@@ -94,6 +97,9 @@ mod tests {
         let (epoch, took) = settle(5000, MS);
         assert_eq!(epoch, MS * 3, "a pause of 1 ms, a quarter of the time");
         assert!(took > MS * 2);
+        let mut pace = Pace::new();
+        pace.paused(MS);
+        assert_eq!(pace.shortest(&settings()), MS * 2);
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Plan {
             min_epoch: Duration::from_micros(pick(&[300, 1000, 3000])),
             max_epoch: Duration::from_micros(pick(&[3000, 6000, 12_000])),
             latency: Duration::from_micros(pick(&[500, 2000])),
-            pause_share: 33,
+            pause_share: 25,
             depth: pick(&[1, 2, 2, 2, 4]) as usize,
             on_partition: None,
         };
