@@ -59,9 +59,13 @@ pub(crate) fn capture(
     };
     let stopped = stopped.map(|held| Captured { held, paused: guest.stood_still().unwrap_or(began.elapsed()) });
     // What does not need the guest to stand still; or the undoing of what failed.
+    let stays = kind == CutKind::Last && stopped.is_ok();
     let result = stopped.and_then(|captured| Ok(guest.save_vcpus(&mut staging.state).map(|()| captured)?));
     if result.is_err() {
         guest.put_back(&staging.pages);
+        if stays {
+            guest.resume();
+        }
     }
     result
 }

@@ -178,6 +178,8 @@ impl Engine {
             // What is held of the former session is gone from here on: the core must not count on it.
             self.input(Input::PeerLeft { term: self.node.term(), reason: "a new session begins".to_owned() });
         }
+        // What follows is work in bulk again, and that of threads that inherit it.
+        urgency::set(false);
         // Whatever becomes of this session, memory is not that checkpoint any more.
         let kept = self.memory_base.take().is_some_and(|ours| base == Some(ours));
         let clear = || if kept { Ok(()) } else { self.memory.clear() };
@@ -324,8 +326,8 @@ impl Engine {
 
     /// Performs `Action::TakeOver`.
     pub(crate) fn take_over(&mut self, committed: Epoch, term: Term) {
-        // And so may the threads that it starts.
-        urgency::stay_on(None);
+        // And so are the threads that it starts.
+        urgency::set(false);
         match self.try_take_over(committed) {
             Ok(takeover) => {
                 self.takeover = Some(takeover);

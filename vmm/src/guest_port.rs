@@ -28,6 +28,8 @@ pub struct GuestPort {
     parts: Arc<SavedParts>,
     /// Held while the guest stands still for the engine.
     stopped: Option<GateGuard>,
+    /// Whether it was stopped and no checkpoint has been taken since.
+    untaken: bool,
     memory: Arc<PortMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
@@ -58,6 +60,7 @@ impl GuestPort {
         Self {
             parts: vm.parts().clone(),
             stopped: None,
+            untaken: false,
             memory,
             snapshot: Arc::new(Mutex::new(snapshot)),
             console: vm.console(),
@@ -138,12 +141,15 @@ impl Guest for GuestPort {
     fn stop(&mut self) {
         self.stopped = Some(self.parts.gate.lock_arc());
         self.parts.cpus.stop_for(self.snapshot.clone());
+        self.untaken = true;
     }
 
     fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
         let mut snapshot = lock(&self.snapshot);
         (snapshot.kind, snapshot.staging) = (kind, std::mem::take(staging));
+        snapshot.result = Err(GuestError::plain("the checkpoint was not taken"));
         drop(snapshot);
+        self.untaken = false;
         let captured = self.parts.cpus.checkpoint();
         let mut snapshot = lock(&self.snapshot);
         *staging = std::mem::take(&mut snapshot.staging);
@@ -156,11 +162,18 @@ impl Guest for GuestPort {
     }
 
     fn resume(&mut self) {
-        self.parts.cpus.resume();
+        if std::mem::take(&mut self.untaken) {
+            self.parts.cpus.call_off();
+        } else {
+            self.parts.cpus.resume();
+        }
         self.stopped = None;
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
+        if let Some(console) = &self.console {
+            console.prepare().map_err(|error| GuestError::new("cannot hold console output", error))?;
+        }
         lock(&self.dirty()).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
         let logged = lock(&self.parts.devices).set_dirty_log(true);
         logged.map_err(|error| GuestError::new("cannot track the devices' memory writes", error))

@@ -411,6 +411,8 @@ impl Vm {
     /// # Errors
     /// When the kernel refuses.
     pub fn nmi(&mut self) -> Result<(), VmError> {
+        // Not in the middle of a checkpoint: both stop the vCPUs.
+        let _whole = self.parts.gate.lock_arc();
         Ok(self.parts.cpus.nmi()?)
     }
 

@@ -4,7 +4,10 @@
 
 mod tiny;
 
-use pollux_vmm::cpu::{Capture, GuestEvent};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use pollux_vmm::cpu::{AtRest, Capture, Chore, Crew, GuestEvent};
 use pollux_vmm::memory::dirty::{DirtySet, Watch};
 use tiny::{COUNTER, Code, Tiny};
 use vm_memory::{Bytes, GuestAddress};
@@ -117,6 +120,52 @@ fn a_paused_guest_stands_still_and_pauses_nest() {
     }
     assert_eq!(counter(&tiny, 0), stopped);
     tiny.vm.resume().unwrap();
+    wait_for("guest does not go on", || counter(&tiny, 0) != stopped);
+}
+
+/// Counts how often it is done, with a chore for each thread.
+#[derive(Default)]
+struct Work {
+    done: u32,
+    chores: Arc<AtomicU32>,
+    stays: bool,
+}
+
+impl AtRest for Work {
+    fn at_rest(&mut self, crew: &Crew<'_>) -> bool {
+        self.done += 1;
+        crew.share((0..crew.size()).map(|_| -> Chore {
+            let chores = self.chores.clone();
+            Box::new(move || _ = chores.fetch_add(1, Ordering::SeqCst))
+        }));
+        !self.stays
+    }
+}
+
+#[test]
+fn a_checkpoint_is_taken_once_whoever_else_pauses_meanwhile() {
+    let mut tiny = Tiny::new(count_forever(Code::default()), 3);
+    tiny.vm.boot().unwrap();
+    let (work, cpus) = (Arc::new(Mutex::new(Work::default())), tiny.vm.cpus().clone());
+    for taken in 1..=200 {
+        let before = counter(&tiny, 0);
+        cpus.stop_for(work.clone());
+        cpus.pause(Capture::No).unwrap();
+        cpus.resume();
+        cpus.checkpoint().unwrap();
+        assert_eq!((work.lock().unwrap().done, cpus.is_paused()), (taken, false));
+        wait_for("guest does not go on", || counter(&tiny, 0) != before);
+        cpus.stop_for(work.clone());
+        cpus.call_off();
+        assert_eq!((work.lock().unwrap().done, cpus.is_paused()), (taken, false));
+    }
+    wait_for("chores are left over", || work.lock().unwrap().chores.load(Ordering::SeqCst) == 600);
+    work.lock().unwrap().stays = true;
+    cpus.stop_for(work.clone());
+    cpus.checkpoint().unwrap();
+    assert!(cpus.is_paused());
+    let stopped = counter(&tiny, 0);
+    cpus.resume();
     wait_for("guest does not go on", || counter(&tiny, 0) != stopped);
 }
 

@@ -298,10 +298,13 @@ impl Node {
                 let outcome = standby.handle(yielded, &self.settings, now, &mut self.actions);
                 self.turn(outcome);
             }
-            Role::Primary(primary) => {
+            Role::Primary(_) => {
+                self.notice_stall(now);
                 self.detector.heard(link, at);
-                let outcome = primary.heard(at, &self.settings, &mut self.actions);
-                self.turn(outcome);
+                if let Role::Primary(primary) = &mut self.role {
+                    let outcome = primary.heard(at, &self.settings, &mut self.actions);
+                    self.turn(outcome);
+                }
             }
             _ => self.detector.heard(link, at),
         }

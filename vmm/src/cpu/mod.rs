@@ -169,7 +169,9 @@ struct Control {
     exit: bool,
     /// Whether the vCPUs stand still for a checkpoint and nothing else.
     checkpoint: bool,
-    /// What is to be done when they have captured themselves.
+    /// How often they were told to capture themselves.
+    round: u64,
+    /// What is to be done when they have.
     at_rest: Option<Arc<Mutex<dyn AtRest>>>,
     /// Whether all that it needs is there.
     ready: bool,
@@ -282,6 +284,7 @@ impl CpuManager {
             failure: None,
             exit: false,
             checkpoint: false,
+            round: 0,
             at_rest: None,
             ready: false,
             resting: false,
@@ -350,7 +353,7 @@ impl CpuManager {
     }
 
     /// Begins to park all vCPUs with capture. When they have captured themselves, and [`CpuManager::checkpoint`] is called, the last
-    /// one does `work`; a [`CpuManager::resume`] instead calls it off.
+    /// one does `work`; [`CpuManager::call_off`] instead calls it off.
     pub fn stop_for(&self, work: Arc<Mutex<dyn AtRest>>) {
         self.stop(Capture::Yes, Some(work)).looks = self.is_aside();
     }
@@ -370,6 +373,15 @@ impl CpuManager {
         self.take_failure(CAPTURE)
     }
 
+    /// Instead of [`CpuManager::checkpoint`]: the work is not done, and the vCPUs go on.
+    pub fn call_off(&self) {
+        self.shared.lock().at_rest = None;
+        self.shared.changed.ring();
+        // They are on their way to a stop.
+        drop(self.wait_until(self.shared.lock(), None, |control| control.open == 0));
+        self.resume();
+    }
+
     fn stop(&self, capture: Capture, work: Option<Arc<Mutex<dyn AtRest>>>) -> MutexGuard<'_, Control> {
         // A capture that nobody waited for may not be over.
         let mut control = self.wait_until(self.shared.lock(), None, |control| control.open == 0);
@@ -378,6 +390,7 @@ impl CpuManager {
         if capture == Capture::Yes {
             (control.failure, control.stopped, control.stood) = (None, None, None);
             (control.at_rest, control.ready) = (work, false);
+            control.round += 1;
             control.orders.fill_with(|| Some(Order::Capture));
             control.open = self.count();
         }
@@ -414,11 +427,6 @@ impl CpuManager {
     pub fn resume(&self) {
         let mut control = self.shared.lock();
         assert!(control.pauses > 0, "resume without pause");
-        if control.at_rest.take().is_some() {
-            self.shared.changed.ring();
-            // They are on their way to a stop.
-            control = self.wait_until(control, None, |control| control.open == 0);
-        }
         control.pauses -= 1;
         let run = control.pauses == 0;
         drop(control);

@@ -269,9 +269,20 @@ impl Vcpu {
 /// Every vCPU has captured itself: does what is to be done now if the pause is for a checkpoint, and ends that.
 fn finish_checkpoint<'a>(shared: &'a Shared, mut control: MutexGuard<'a, Control>) -> MutexGuard<'a, Control> {
     let patience = shared.patience(VCPU_PATIENCE);
-    let early = |control: &Control| control.at_rest.is_some() && !control.ready && !control.exit;
-    control = shared.changed.wait_while(&shared.control, control, patience, early);
-    let Some(work) = control.at_rest.take().filter(|_| control.ready) else { return control };
+    let round = control.round;
+    // The next round may begin before this thread has noticed that this one was called off.
+    let early =
+        move |control: &Control| control.round == round && control.at_rest.is_some() && !control.ready && !control.exit;
+    if early(&control) {
+        // Somebody else may wait until all have captured themselves.
+        drop(control);
+        shared.settled.ring();
+        control = shared.changed.wait_while(&shared.control, shared.lock(), patience, early);
+    }
+    if control.round != round || !control.ready {
+        return control;
+    }
+    let Some(work) = control.at_rest.take() else { return control };
     let mut goes_on = true;
     if control.failure.is_none() {
         control.resting = true;

@@ -117,14 +117,23 @@ impl ConsoleOut {
     /// From now on bytes are held, tagged `tag`. Called again with every new number.
     ///
     /// # Errors
-    /// When the thread that writes released bytes cannot be started; nothing is held then.
+    /// As for [`ConsoleOut::prepare`]; nothing is held then.
     pub fn hold(&self, tag: u64) -> io::Result<()> {
+        self.prepare()?;
+        self.shared.lock().tag = Some(tag);
+        Ok(())
+    }
+
+    /// Does what would take time when output is held for the first time.
+    ///
+    /// # Errors
+    /// When the thread that writes released bytes cannot be started.
+    pub fn prepare(&self) -> io::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if writer.is_none() {
             let shared = self.shared.clone();
             *writer = Some(std::thread::Builder::new().name("console-out".to_owned()).spawn(move || shared.drain())?);
         }
-        self.shared.lock().tag = Some(tag);
         Ok(())
     }
 
