@@ -128,6 +128,9 @@ pub fn tsc() -> u64 {
 
 /// What KVM says about time (struct `pvclock_vcpu_time_info`).
 struct KvmClock {
+    /// The time stamp counter when it was read. Another host may go on from any instruction, with another clock: what was read
+    /// before that does not go with a counter that is read after it.
+    now: u64,
     tsc: u64,
     nanoseconds: u64,
     multiplier: u32,
@@ -140,11 +143,12 @@ impl KvmClock {
         loop {
             // SAFETY: `boot` defines this memory and gives it to KVM, which writes it; an odd version means that it does.
             let [version, tsc, nanoseconds, scale] = [0, 8, 16, 24].map(|offset| unsafe { read::<u64>(at + offset) });
+            let now = self::tsc();
             fence(Ordering::SeqCst);
             // SAFETY: as above.
             if version & 1 == 0 && unsafe { read::<u64>(at) } == version {
                 let (multiplier, shift) = (scale as u32, (scale >> 32) as i8);
-                return (multiplier != 0).then_some(Self { tsc, nanoseconds, multiplier, shift });
+                return (multiplier != 0).then_some(Self { now, tsc, nanoseconds, multiplier, shift });
             }
             relax();
         }
@@ -154,7 +158,7 @@ impl KvmClock {
 /// Nanoseconds since boot by kvmclock; 0 if there is none.
 pub fn nanoseconds() -> u64 {
     let Some(clock) = KvmClock::read() else { return 0 };
-    let ticks = u128::from(tsc().saturating_sub(clock.tsc));
+    let ticks = u128::from(clock.now.saturating_sub(clock.tsc));
     let ticks = if clock.shift < 0 { ticks >> -clock.shift } else { ticks << clock.shift };
     clock.nanoseconds + ((ticks * u128::from(clock.multiplier)) >> 32) as u64
 }
