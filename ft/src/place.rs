@@ -45,8 +45,7 @@ impl Place {
             Some(Some(cpu)) if !in_the_way(&Some(cpu)) => self.busy.better(cpu, taken).or(Some(cpu)),
             _ => self.busy.least(taken),
         };
-        self.chosen = Some(better);
-        (self.busy, self.since) = (Busy::since_now(), Instant::now());
+        (self.chosen, self.since) = (Some(better), Instant::now());
         better.filter(|_| self.small)
     }
 }

@@ -326,7 +326,7 @@ impl Engine {
 
     /// Performs `Action::TakeOver`.
     pub(crate) fn take_over(&mut self, committed: Epoch, term: Term) {
-        // And so are the threads that it starts.
+        // The threads that it starts inherit what this one is.
         urgency::set(false);
         match self.try_take_over(committed) {
             Ok(takeover) => {

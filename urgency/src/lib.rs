@@ -20,8 +20,8 @@ thread_local! {
     static URGENT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Makes the calling thread urgent, or ordinary again, and then it runs wherever it may. Costs nothing when it is so already. Where that is not allowed, epochs take
-/// longer on a busy host.
+/// Makes the calling thread urgent, or ordinary again, and then it runs wherever it may. Costs nothing when it is so already. Where
+/// that is not allowed, epochs take longer on a busy host.
 pub fn set(urgent: bool) {
     if !urgent {
         stay_on(None);

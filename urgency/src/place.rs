@@ -58,36 +58,39 @@ impl Busy {
         Self { before: ticks(&fs::read_to_string("/proc/stat").unwrap_or_default()) }
     }
 
-    /// The processor that had the least to do of those on which the calling thread may run, without `taken`.
+    /// The processor that had the least to do of those on which the calling thread may run, without `taken`. Looks anew from here.
     #[must_use]
-    pub fn least(&self, taken: &[usize]) -> Option<u16> {
-        let here = sched_getcpu().ok();
-        let free = self.loads(taken).into_iter();
-        free.min_by_key(|(cpu, load)| (*load, here != Some((*cpu).into()), *cpu)).map(|(cpu, _)| cpu)
+    pub fn least(&mut self, taken: &[usize]) -> Option<u16> {
+        least_of(&self.loads(taken)).map(|(cpu, _)| cpu)
     }
 
     /// As [`Busy::least`], if `cpu` had so much to do that it is worth while to leave it.
     #[must_use]
-    pub fn better(&self, cpu: u16, taken: &[usize]) -> Option<u16> {
+    pub fn better(&mut self, cpu: u16, taken: &[usize]) -> Option<u16> {
         let loads = self.loads(taken);
-        let load_of = |wanted| loads.iter().find(|(cpu, _)| *cpu == wanted).map(|(_, load)| *load);
-        let least = self.least(taken)?;
-        let (here, there) = (load_of(cpu)?, load_of(least)?);
+        let (_, here) = *loads.iter().find(|(other, _)| *other == cpu)?;
+        let (least, there) = least_of(&loads)?;
         (here >= 80 && there * 4 <= here * 3).then_some(least)
     }
 
     /// In percent, of the processors that may be chosen.
-    fn loads(&self, taken: &[usize]) -> Vec<(u16, u64)> {
+    fn loads(&mut self, taken: &[usize]) -> Vec<(u16, u64)> {
+        let before = std::mem::replace(self, Self::since_now()).before;
         let Some(allowed) = allowed() else { return Vec::new() };
-        let now = ticks(&fs::read_to_string("/proc/stat").unwrap_or_default()).into_iter();
-        let free = now.filter(|now| allowed.is_set(now.cpu.into()) == Ok(true) && !taken.contains(&now.cpu.into()));
-        let load = |now: Ticks| {
-            let before = self.before.iter().find(|before| before.cpu == now.cpu).copied().unwrap_or_default();
+        let may = |cpu: usize| allowed.is_set(cpu) == Ok(true) && !taken.contains(&cpu);
+        let load = |now: &Ticks| {
+            let before = before.iter().find(|before| before.cpu == now.cpu).copied().unwrap_or_default();
             let all = now.all.saturating_sub(before.all).max(1);
             (now.cpu, now.busy.saturating_sub(before.busy) * 100 / all)
         };
-        free.map(load).collect()
+        self.before.iter().filter(|now| may(now.cpu.into())).map(load).collect()
     }
+}
+
+/// If several have as little to do: where the calling thread is, else the first.
+fn least_of(loads: &[(u16, u64)]) -> Option<(u16, u64)> {
+    let here = sched_getcpu().ok();
+    loads.iter().copied().min_by_key(|(cpu, load)| (*load, here != Some((*cpu).into()), *cpu))
 }
 
 /// Of the text of `/proc/stat`.
@@ -122,7 +125,7 @@ mod tests {
     fn goes_to_the_least_busy_processor_that_is_free_and_comes_back() {
         let all = allowed().unwrap();
         let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu) == Ok(true)).collect();
-        let busy = Busy::since_now();
+        let mut busy = Busy::since_now();
         for free in &cpus {
             let taken: Vec<usize> = cpus.iter().copied().filter(|cpu| cpu != free).collect();
             let place = busy.least(&taken);

@@ -709,8 +709,6 @@ fn random_epochs_match_the_model() {
         let mut model = content.clone();
         let mut history = Vec::new();
         let mut committed = None;
-        // The last epoch that the standby's disk hears of.
-        let mut told = 0;
         let last = rng.below(12) + 3;
         for epoch in 1..=last {
             for _ in 0..rng.below(20) {
@@ -731,9 +729,9 @@ fn random_epochs_match_the_model() {
             primary.vmm.send(&Command::Resume);
             if !sealed.idle {
                 standby.vmm.complete(epoch);
-                told = epoch;
             }
             if let Some(memory) = memory {
+                let told = standby.vmm.told.get();
                 standby.vmm.send(&release(told));
                 primary.vmm.send(&release(epoch));
                 committed = Some((told, sealed, memory, history.len()));

@@ -30,6 +30,7 @@ pub struct GuestPort {
     stopped: Option<GateGuard>,
     /// Whether it was stopped and no checkpoint has been taken since.
     untaken: bool,
+    dirty: Arc<Mutex<DirtyTracker>>,
     memory: Arc<PortMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
@@ -61,15 +62,12 @@ impl GuestPort {
             parts: vm.parts().clone(),
             stopped: None,
             untaken: false,
+            dirty: vm.dirty().clone(),
             memory,
             snapshot: Arc::new(Mutex::new(snapshot)),
             console: vm.console(),
             events,
         }
-    }
-
-    fn dirty(&self) -> Arc<Mutex<DirtyTracker>> {
-        lock(&self.snapshot).dirty.clone()
     }
 
     fn tell(&self, event: VmEvent) {
@@ -174,7 +172,7 @@ impl Guest for GuestPort {
         if let Some(console) = &self.console {
             console.prepare().map_err(|error| GuestError::new("cannot hold console output", error))?;
         }
-        lock(&self.dirty()).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
+        lock(&self.dirty).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
         let logged = lock(&self.parts.devices).set_dirty_log(true);
         logged.map_err(|error| GuestError::new("cannot track the devices' memory writes", error))
     }
@@ -183,7 +181,7 @@ impl Guest for GuestPort {
         if let Err(error) = lock(&self.parts.devices).set_dirty_log(false) {
             tracing::warn!("cannot stop to track the devices' memory writes: {}", ft::chain(&error));
         }
-        if let Err(error) = lock(&self.dirty()).stop() {
+        if let Err(error) = lock(&self.dirty).stop() {
             tracing::warn!("cannot stop to track memory writes: {}", ft::chain(&error));
         }
     }
@@ -194,7 +192,7 @@ impl Guest for GuestPort {
     }
 
     fn put_back(&mut self, pages: &[u64]) {
-        lock(&self.dirty()).put_back_pages(pages);
+        lock(&self.dirty).put_back_pages(pages);
     }
 
     fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {

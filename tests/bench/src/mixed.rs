@@ -19,7 +19,7 @@ const NEVER: u64 = 10_000_000;
 pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
     for (kind, options) in [("", json!({})), ("_fixed", json!({"latency_us": NEVER}))] {
         let pair = Pair::new();
-        let guest = setup.options(false).guest(&format!("pages={} disk_rate=0 {BACKGROUND}", setup.pages));
+        let guest = setup.options(false).guest(&format!("{}{BACKGROUND}", setup.words(false)));
         let (vm, _standby) = (pair.boot(0, &guest), pair.standby(1, &guest));
         let mut client = pair.client();
         client.echo();
