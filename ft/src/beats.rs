@@ -14,6 +14,7 @@ use std::time::Duration;
 use ft_proto::{Beat, LinkId, NodeId, Term, Time};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use urgency::Urgency;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::clock::Clock;
@@ -72,7 +73,7 @@ impl Beats {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let worker = Worker { node, clock, said: said.clone(), route: route.clone(), wake: wake.clone() };
         let thread = thread::Builder::new().name("ft-beat".to_owned()).spawn(move || {
-            urgency::set(true);
+            urgency::set(Urgency::Prompt);
             worker.run(&heard);
         })?;
         Ok(Self { said, route, wake, thread: Some(thread) })

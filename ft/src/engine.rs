@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use urgency::Urgency;
 
 use crate::beats::Beats;
 use crate::clock::Clock;
@@ -212,7 +213,8 @@ impl Engine {
         let mut events = [EpollEvent::empty(); 16];
         while !self.quit {
             // Before a thread is started, which would inherit it. The first copy is work in bulk: never urgent.
-            urgency::set(matches!(self.node.state(), State::Protected | State::StandbyReady));
+            let paired = matches!(self.node.state(), State::Protected | State::StandbyReady);
+            urgency::set(if paired { Urgency::Prompt } else { Urgency::Ordinary });
             self.look_for_standby();
             self.arm_timer();
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {

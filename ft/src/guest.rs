@@ -75,7 +75,7 @@ pub struct Position {
     pub queues: Vec<QueueState>,
     /// Its requests in flight.
     pub in_flight: Vec<InFlight>,
-    /// A disk of which the epoch has nothing.
+    /// A disk of which the epoch has nothing; a network card that held nothing back.
     pub idle: bool,
 }
 

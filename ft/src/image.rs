@@ -126,6 +126,12 @@ impl WholeImage {
         self.positions.get(disk).is_some_and(|position| position.idle)
     }
 
+    /// Whether somebody waits for it; the first `disks` devices are disks.
+    #[must_use]
+    pub fn has_output(&self, disks: usize) -> bool {
+        self.positions.iter().skip(disks).any(|position| !position.idle)
+    }
+
     /// The VM's state.
     #[must_use]
     pub fn state(&self) -> &[u8] {

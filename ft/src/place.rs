@@ -1,12 +1,15 @@
-//! Which processor the threads of an epoch share. It is none on which a vCPU runs, and had little to do when the session began.
+//! Where the threads of an epoch work: on one processor, on which no vCPU runs and which had little to do when the session began;
+//! or anywhere, side by side, and then in the vCPUs' way.
 
 use std::time::{Duration, Instant};
 
 use urgency::Busy;
 
-/// More than this in an epoch, and its threads work side by side.
+/// More than this in epochs that somebody waits for, and their threads work side by side.
 const PAGES_MAX: usize = 512;
 const HELD_MAX: u64 = 256 << 10;
+/// What takes longer to hand to another processor than to send.
+const FEW_PAGES: usize = 32;
 
 /// So long it takes until it is clear how busy the processors are.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -20,19 +23,23 @@ pub(crate) struct Place {
     since: Instant,
     /// Inside, `None`: every processor runs a vCPU.
     chosen: Option<Option<u16>>,
-    /// Whether the last epoch was small.
-    small: bool,
+    /// The last epoch.
+    pages: usize,
+    held: u64,
+    /// How many epochs in a row had output up to now.
+    awaited: u32,
 }
 
 impl Place {
     /// Begins to look how busy the processors are: best when the first copy is over.
     pub(crate) fn begin() -> Self {
-        Self { busy: Busy::since_now(), since: Instant::now(), chosen: None, small: true }
+        Self { busy: Busy::since_now(), since: Instant::now(), chosen: None, pages: 0, held: 0, awaited: 0 }
     }
 
     /// An epoch had so many pages and so many bytes of held output: the next one is likely to be alike.
     pub(crate) fn epoch(&mut self, pages: usize, held: u64) {
-        self.small = pages <= PAGES_MAX && held <= HELD_MAX;
+        (self.pages, self.held) = (pages, held);
+        self.awaited = if held > 0 { self.awaited.saturating_add(1) } else { 0 };
     }
 
     /// Where the next epoch is worked on; `taken` are the vCPUs' processors. `None`: anywhere.
@@ -41,12 +48,26 @@ impl Place {
         let age = self.since.elapsed();
         let better = match self.chosen {
             None if age < SETTLE => return None,
-            Some(chosen) if !in_the_way(&chosen) && age < AGAIN => return chosen.filter(|_| self.small),
+            Some(chosen) if !in_the_way(&chosen) && age < AGAIN => return chosen.filter(|_| self.together()),
             Some(Some(cpu)) if !in_the_way(&Some(cpu)) => self.busy.better(cpu, taken).or(Some(cpu)),
             _ => self.busy.least(taken),
         };
         (self.chosen, self.since) = (Some(better), Instant::now());
-        better.filter(|_| self.small)
+        better.filter(|_| self.together())
+    }
+
+    /// From where, and to where, an epoch like the last one is sent. `None`: anywhere.
+    pub(crate) fn of_carriers(&self) -> Option<u16> {
+        self.chosen.flatten().filter(|_| self.seldom_awaited() || self.pages <= FEW_PAGES)
+    }
+
+    fn together(&self) -> bool {
+        self.seldom_awaited() || self.pages <= PAGES_MAX && self.held <= HELD_MAX
+    }
+
+    /// Whether hardly anybody waits for the epochs: then they leave the vCPUs alone, however long it takes.
+    fn seldom_awaited(&self) -> bool {
+        self.awaited < 2
     }
 }
 
@@ -54,27 +75,38 @@ impl Place {
 mod tests {
     use super::*;
 
+    /// A place that was chosen.
+    fn chosen() -> (Place, Option<u16>) {
+        let mut place = Place::begin();
+        std::thread::sleep(SETTLE);
+        let first = place.next(&[]);
+        assert!(first.is_some());
+        (place, first)
+    }
+
     #[test]
     fn a_place_is_kept_until_a_vcpu_comes_there() {
-        let mut place = Place::begin();
-        assert_eq!(place.next(&[]), None, "nothing is known yet");
-        std::thread::sleep(SETTLE);
-        let Some(first) = place.next(&[]) else { return };
+        assert_eq!(Place::begin().next(&[]), None, "nothing is known yet");
+        let (mut place, first) = chosen();
+        let Some(first) = first else { return };
         assert_eq!(place.next(&[usize::from(first) + 1]), Some(first));
         assert_ne!(place.next(&[first.into()]), Some(first));
     }
 
     #[test]
-    fn large_epochs_are_worked_on_anywhere() {
-        let mut place = Place::begin();
-        std::thread::sleep(SETTLE);
-        let first = place.next(&[]);
-        assert!(first.is_some());
-        place.epoch(PAGES_MAX + 1, 0);
-        assert_eq!(place.next(&[]), None);
-        place.epoch(1, HELD_MAX + 1);
-        assert_eq!(place.next(&[]), None);
-        place.epoch(PAGES_MAX, HELD_MAX);
-        assert_eq!(place.next(&[]), first);
+    fn large_epochs_that_are_awaited_all_the_time_are_worked_on_anywhere() {
+        let (mut place, first) = chosen();
+        for (pages, held, there, sent_from) in [
+            (PAGES_MAX + 1, 1, first, first),
+            (PAGES_MAX + 1, 1, None, None),
+            (1, HELD_MAX + 1, None, first),
+            (PAGES_MAX, HELD_MAX, first, None),
+            (FEW_PAGES, 1, first, first),
+            (PAGES_MAX + 1, 0, first, first),
+            (PAGES_MAX + 1, 1, first, first),
+        ] {
+            place.epoch(pages, held);
+            assert_eq!((place.next(&[]), place.of_carriers()), (there, sent_from), "{pages} pages, {held} bytes");
+        }
     }
 }

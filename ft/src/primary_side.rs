@@ -394,7 +394,7 @@ impl Engine {
                 let mut pages = side.lists.pop().unwrap_or_default();
                 pages.clone_from(&staging.pages);
                 let packed = side.judge.pack(pages.len());
-                (staging.pack, side.packing) = (packed, packed);
+                (staging.pack, side.packing, staging.cpu) = (packed, packed, side.place.of_carriers());
                 side.uncommitted.push_back(Uncommitted { epoch, begun, sent: self.clock.now(), pages, packed });
                 side.sending += 1;
                 side.sender.send(Job::Epoch(staging));

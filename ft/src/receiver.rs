@@ -5,12 +5,14 @@ use std::io::{self, BufReader};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ft_proto::wire::{CopyProgress, Kind, Refusal, WireError, Yielding, decode_body};
 use ft_proto::{Epoch, Term};
+use urgency::Urgency;
 
 use crate::guest::Memory;
 use crate::image::{Image, WholeImage, apply_pages};
@@ -26,6 +28,8 @@ const SPARE_SHARE: u64 = 16;
 const SPARE_PAGES: u64 = 128;
 /// And so many in the smallest guest.
 const SPARES_MIN: u64 = 8;
+/// No processor in particular.
+const ANYWHERE: u32 = u32::MAX;
 
 /// What the stream brought.
 #[derive(Debug)]
@@ -47,6 +51,7 @@ pub enum Received {
 pub struct ReceiverHandle {
     stream: TcpStream,
     spare: Sender<Vec<u8>>,
+    place: Arc<AtomicU32>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -65,10 +70,13 @@ impl ReceiverHandle {
         let most = (pages / SPARE_SHARE / SPARE_PAGES).max(SPARES_MIN);
         let (spare, spares) = bounded(usize::try_from(most).unwrap_or(usize::MAX));
         let reader = stream.try_clone()?;
+        let place = Arc::new(AtomicU32::new(ANYWHERE));
+        let here = place.clone();
         let thread = thread::Builder::new().name("ft-recv".to_owned()).spawn(move || {
             let stream = BufReader::with_capacity(READ_AHEAD, reader);
             let (spare, packed) = (Vec::new(), Vec::new());
-            let mut worker = Worker { stream, memory, ram, spares, spare, packed, image: None, next: Epoch(1) };
+            let mut worker =
+                Worker { stream, memory, ram, spares, spare, packed, place: here, image: None, next: Epoch(1) };
             tell(loop {
                 match worker.step() {
                     Ok(Some(last @ (Received::Yielded(..) | Received::Left(..)))) => break last,
@@ -78,7 +86,12 @@ impl ReceiverHandle {
                 }
             });
         })?;
-        Ok(Self { stream, spare, thread: Some(thread) })
+        Ok(Self { stream, spare, place, thread: Some(thread) })
+    }
+
+    /// Which processor the thread stays on from the next epoch on. `None`: any.
+    pub fn stay_on(&self, cpu: Option<u16>) {
+        self.place.store(cpu.map_or(ANYWHERE, u32::from), Ordering::Relaxed);
     }
 
     /// Returns a page buffer for reuse.
@@ -106,6 +119,8 @@ struct Worker {
     spare: Vec<u8>,
     /// For bodies that have to be unpacked.
     packed: Vec<u8>,
+    /// Where to stay.
+    place: Arc<AtomicU32>,
     image: Option<Image>,
     next: Epoch,
 }
@@ -120,7 +135,8 @@ impl Worker {
         read_body(&mut self.stream, &header, &mut body, &mut self.packed)?;
         if self.next > Epoch(1) {
             // The first copy and its epoch have time.
-            urgency::set(true);
+            urgency::set(Urgency::Carrier);
+            urgency::stay_on(self.place.load(Ordering::Relaxed).try_into().ok());
         }
         match header.kind {
             Kind::Copy if self.next == Epoch(1) && self.image.is_none() => {

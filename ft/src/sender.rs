@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::wire::{CopyProgress, Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term};
+use urgency::Urgency;
 
 use crate::clock::micros;
 use crate::coder::{Coder, Volume};
@@ -75,9 +76,12 @@ impl SenderHandle {
             let _ending = ending;
             let mut coder = Coder::new(history());
             for job in queue {
-                if matches!(&job, Job::Epoch(staging) if staging.epoch > Epoch(1)) {
+                if let Job::Epoch(staging) = &job
+                    && staging.epoch > Epoch(1)
+                {
                     // The first copy and its epoch have time.
-                    urgency::set(true);
+                    urgency::set(Urgency::Carrier);
+                    urgency::stay_on(staging.cpu);
                 }
                 let started = Instant::now();
                 let result = perform(&mut coder, &mut writer, term, &job);

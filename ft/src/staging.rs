@@ -15,6 +15,8 @@ pub struct Staging {
     pub epoch: Epoch,
     /// Whether it is worth packing.
     pub pack: bool,
+    /// Where it is sent from, if that is one processor.
+    pub cpu: Option<u16>,
     /// Page numbers.
     pub pages: Vec<u64>,
     /// Their contents, and buffers for more.

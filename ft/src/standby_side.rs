@@ -11,6 +11,7 @@ use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 
 use serde_json::json;
+use urgency::Urgency;
 
 use crate::clock::micros;
 use crate::copies::MemoryCopy;
@@ -179,7 +180,7 @@ impl Engine {
             self.input(Input::PeerLeft { term: self.node.term(), reason: "a new session begins".to_owned() });
         }
         // What follows is work in bulk again, and that of threads that inherit it.
-        urgency::set(false);
+        urgency::set(Urgency::Ordinary);
         // Whatever becomes of this session, memory is not that checkpoint any more.
         let kept = self.memory_base.take().is_some_and(|ours| base == Some(ours));
         let clear = || if kept { Ok(()) } else { self.memory.clear() };
@@ -288,12 +289,16 @@ impl Engine {
             side.disk_epochs.insert(at, epoch);
             let _ = link.send(&Command::Release(committed.into()), None);
         }
-        side.place.epoch(image.page_count(), 0);
+        side.place.epoch(image.page_count(), image.has_output(self.disks.len()).into());
         side.latest = Some(image);
         if epoch == Epoch(1) {
             side.place = Place::begin();
         }
-        urgency::stay_on(side.place.next(&[]));
+        let cpu = side.place.next(&[]);
+        urgency::stay_on(cpu);
+        if let Some((receiver, _)) = &side.stream {
+            receiver.stay_on(side.place.of_carriers());
+        }
         self.measured.epochs += 1;
         if epoch == Epoch(1) {
             self.copies_are_complete();
@@ -327,7 +332,7 @@ impl Engine {
     /// Performs `Action::TakeOver`.
     pub(crate) fn take_over(&mut self, committed: Epoch, term: Term) {
         // The threads that it starts inherit what this one is.
-        urgency::set(false);
+        urgency::set(Urgency::Ordinary);
         match self.try_take_over(committed) {
             Ok(takeover) => {
                 self.takeover = Some(takeover);

@@ -15,6 +15,7 @@ use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
 use nix::sys::socket::{setsockopt, sockopt::TcpNoDelay};
 use tracing::warn;
+use urgency::Urgency;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::buffer::Buffer;
@@ -351,7 +352,7 @@ impl Shared {
         let mut digest = Digest::default();
         while let Some((mut frame, body)) = self.next() {
             if frame.kind == Kind::End {
-                urgency::set(true);
+                urgency::set(Urgency::Carrier);
                 (frame.offset, frame.len) = (digest.count, digest.sum);
                 digest = Digest::default();
             }

@@ -12,6 +12,7 @@ use std::thread;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
 use tracing::{info, warn};
+use urgency::Urgency;
 
 use crate::applier::Applier;
 use crate::buffer::Buffer;
@@ -250,7 +251,7 @@ impl Shared {
             }
             Step::Complete(epoch) => {
                 self.session.report(&Report::Complete { epoch });
-                urgency::set(true);
+                urgency::set(Urgency::Carrier);
             }
         }
         Ok(())

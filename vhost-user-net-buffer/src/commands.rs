@@ -6,6 +6,8 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
 use crate::announce::{Mac, RARP_LEN, rarp};
+use urgency::Urgency;
+
 use crate::backend::{Net, Vring};
 use crate::ring::HEADER_LEN;
 use crate::work::Job;
@@ -91,7 +93,7 @@ impl Net {
             // A new session counts from 1. What the old one left behind was never committed.
             self.drop_held("their protection has ended without a word about them");
         }
-        urgency::set(hold);
+        urgency::set(if hold { Urgency::Prompt } else { Urgency::Ordinary });
         self.gate.protect(epoch, hold);
         self.unstall();
     }
@@ -110,7 +112,8 @@ impl Net {
             }
         }
         let (held_frames, held_bytes) = (self.buffer.frames() as u64, self.buffer.bytes() as u64);
-        let report = Report::Sealed { epoch, queues, in_flight: Vec::new(), held_frames, held_bytes, idle: false };
+        let idle = held_frames == 0;
+        let report = Report::Sealed { epoch, queues, in_flight: Vec::new(), held_frames, held_bytes, idle };
         self.report(&report);
         // The list is kept for the next time, so that nothing is allocated here.
         if let Report::Sealed { queues, .. } = report {
@@ -130,7 +133,7 @@ impl Net {
 
     fn start(&mut self, macs: Vec<Mac>) {
         self.drop_held("the VM starts from a checkpoint");
-        urgency::set(false);
+        urgency::set(Urgency::Ordinary);
         self.gate.start();
         self.work.add_all_queues();
         self.report(&Report::Started);

@@ -89,6 +89,7 @@ pub fn throughput(setup: &Setup, effort: &Effort, report: &mut Report) {
     let (vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
     let mut client = pair.client();
     let alone = writer_speed(&mut client, effort);
+    report.add(setup, "stall_alone", "us", Spread::of(&stalls(&mut client, effort)), None);
     pair.protect(&vm, 1, &json!({"min_epoch_us": 20_000, "max_epoch_us": 20_000}));
     let protected = writer_speed(&mut client, effort);
     report.add_one(setup, "writer_alone", "pages/s", alone, None);
