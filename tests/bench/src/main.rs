@@ -2,6 +2,7 @@
 //!
 //! In: working sets, numbers of vCPUs. Out: a table, `latest.json`, `latest.svg`. Never: a figure from another run.
 
+mod dirty_log;
 mod floor;
 mod load;
 mod loopback;
@@ -10,6 +11,7 @@ mod plot;
 mod probe;
 mod protected;
 mod record;
+mod ring;
 mod rival;
 mod scale;
 mod table;
@@ -72,6 +74,8 @@ enum Measurement {
     Takeover,
     /// Guests of 1, 4 and 16 GiB, and one of 16 GiB with 8 vCPUs; not with --quick
     Scale,
+    /// KVM's two ways to tell which pages were written, for guests of 1 to 512 GiB; only when asked for
+    DirtyLog,
 }
 
 impl Args {
@@ -147,6 +151,9 @@ fn per_working_set(args: &Args, setup: &Setup, effort: &Effort, report: &mut Rep
     if args.wants(Measurement::Writer) {
         protected::throughput(setup, effort, report);
         rival_parts.push(Part::Writer);
+    }
+    if args.only.contains(&Measurement::DirtyLog) {
+        dirty_log::measure(setup, effort, report);
     }
     if args.against.is_some() {
         rival::measure(setup, args.quick, &rival_parts, report);

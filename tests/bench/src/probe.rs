@@ -12,7 +12,9 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use pollux_vmm::kvm;
 use pollux_vmm::memory::guest::{GuestMemory, RamOptions};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::ring::Ring;
 
 /// `again: mov rdi, rsi; mov rcx, rdx; page: mov [rdi], rcx; add rdi, 4096; dec rcx; jnz page; out 0x10, al; jmp again`
 const CODE: [u8; 25] = [
@@ -47,8 +49,19 @@ const MSRS: [u32; 17] = [
     0xc000_0102,
 ];
 
+/// How the probe learns which pages were written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Log {
+    /// A bit for each page of memory.
+    Bitmap,
+    /// An entry for each page that was written.
+    Ring,
+}
+
 /// The VM.
 pub struct Probe {
+    /// Before the vCPU, whose file it maps.
+    ring: Option<Ring>,
     vm: Arc<VmFd>,
     vcpu: VcpuFd,
     memory: GuestMemory,
@@ -59,17 +72,27 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// A guest with `mem_mib` of memory that dirties `pages` pages a turn.
+    /// A guest with `mem_mib` of memory that dirties `pages` pages a turn, with a bitmap.
     pub fn new(mem_mib: u64, pages: u64) -> Self {
+        Self::with(Log::Bitmap, mem_mib, pages).expect("every KVM has the bitmap")
+    }
+
+    /// As `new`; `None` if this KVM has no such log.
+    pub fn with(log: Log, mem_mib: u64, pages: u64) -> Option<Self> {
         let size = mem_mib << 20;
         assert!(SET_AT + pages * PAGE <= size, "{pages} pages do not fit into {mem_mib} MiB");
         let kvm = kvm::open().expect("KVM");
         let vm = Arc::new(kvm.create_vm().expect("KVM_CREATE_VM"));
-        assert!(kvm::enable_manual_dirty_log(&vm), "this KVM has no manual dirty log");
+        match log {
+            Log::Bitmap => assert!(kvm::enable_manual_dirty_log(&vm), "this KVM has no manual dirty log"),
+            Log::Ring if Ring::enable(&vm) => {}
+            Log::Ring => return None,
+        }
         let memory = GuestMemory::new(&RamOptions { size, ..Default::default() }).expect("guest memory");
         let _irqs = pollux_vmm::irq::IrqManager::new(vm.clone()).expect("split irqchip");
         memory.set_slots(&vm, 0).expect("memory slots");
         let vcpu = vm.create_vcpu(0).expect("KVM_CREATE_VCPU");
+        let ring = (log == Log::Ring).then(|| Ring::of(&vcpu));
         let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).expect("KVM_GET_SUPPORTED_CPUID");
         vcpu.set_cpuid2(&cpuid).expect("KVM_SET_CPUID2");
         let entries = MSRS.map(|index| kvm_msr_entry { index, ..Default::default() });
@@ -78,12 +101,12 @@ impl Probe {
             .filter(|entry| vcpu.get_msrs(&mut Msrs::from_entries(&[*entry]).expect("one MSR")) == Ok(1))
             .collect();
         let msrs = Msrs::from_entries(&known).expect("a list of MSRs");
-        let log = vec![0; usize::try_from(size / PAGE / 64).expect("words of the log")];
+        let log = vec![0; usize::try_from(size.div_ceil(PAGE * 64)).expect("words of the log")];
         let staging = vec![0; usize::try_from(pages * PAGE).expect("bytes of staging")];
-        let mut probe = Self { vm, vcpu, memory, msrs, log, staging, pages };
+        let mut probe = Self { ring, vm, vcpu, memory, msrs, log, staging, pages };
         probe.load();
         probe.turn();
-        probe
+        Some(probe)
     }
 
     fn load(&mut self) {
@@ -134,6 +157,30 @@ impl Probe {
         self.vcpu.get_lapic().expect("KVM_GET_LAPIC");
         self.vcpu.get_msrs(&mut self.msrs).expect("KVM_GET_MSRS");
         self.vm.get_clock().expect("KVM_GET_CLOCK");
+    }
+
+    /// Reads and clears the log of all memory; returns how many pages there were.
+    pub fn harvest_log(&mut self) -> usize {
+        if let Some(ring) = &mut self.ring {
+            return ring.harvest(&self.vm);
+        }
+        let mut count = 0;
+        for (slot, region) in (0..).zip(self.memory.ram().iter()) {
+            let pages = region.len() / PAGE;
+            let log = &mut self.log[..usize::try_from(pages.div_ceil(64)).expect("words of the log")];
+            kvm::get_dirty_log(&self.vm, slot, pages, log).expect("KVM_GET_DIRTY_LOG");
+            let (mut first, mut end) = (usize::MAX, 0);
+            for (at, word) in log.iter().enumerate().filter(|(_, word)| **word != 0) {
+                (first, end) = (first.min(at), at + 1);
+                count += word.count_ones() as usize;
+            }
+            if first < end {
+                let pages = u32::try_from((end - first) * 64).expect("pages");
+                let log = &log[first..end];
+                kvm::clear_dirty_log(&self.vm, slot, first as u64 * 64, pages, log).expect("KVM_CLEAR_DIRTY_LOG");
+            }
+        }
+        count
     }
 
     /// Reads the log, copies the pages out, clears the log; returns how many there were.
