@@ -11,7 +11,6 @@ mod plot;
 mod probe;
 mod protected;
 mod record;
-mod ring;
 mod rival;
 mod scale;
 mod table;

@@ -4,4 +4,5 @@ pub mod dirty;
 mod foresight;
 pub mod guest;
 pub mod layout;
+pub mod ring;
 pub mod view;
