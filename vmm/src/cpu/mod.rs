@@ -155,7 +155,11 @@ impl Crew<'_> {
 }
 
 enum Order {
+    /// The registers that no other vCPU can change.
     Capture,
+    /// The others. A vCPU that still runs may send this one an interrupt, which would be sent in its own state, and never arrive in
+    /// this one's: so not before all are parked.
+    CaptureRest,
     Job(Job),
 }
 
@@ -187,6 +191,18 @@ struct Control {
     stopped: Option<Instant>,
     /// The longest that one of them did for the last checkpoint, so far as that is over.
     stood: Option<Duration>,
+}
+
+impl Control {
+    fn all_parked(&self) -> bool {
+        self.parked as usize == self.orders.len()
+    }
+
+    /// What this vCPU can do now.
+    fn take_order(&mut self, vcpu: u32) -> Option<Order> {
+        let all_parked = self.all_parked();
+        self.orders[vcpu as usize].take_if(|order| all_parked || !matches!(order, Order::CaptureRest))
+    }
 }
 
 struct Shared {
@@ -732,3 +748,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

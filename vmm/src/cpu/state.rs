@@ -196,11 +196,26 @@ impl VcpuState {
         })
     }
 
-    /// Reads all registers. The vCPU must have no I/O pending: its last `KVM_RUN` returned EINTR.
+    /// Reads the registers that only the vCPU itself changes. It must have no I/O pending: its last `KVM_RUN` returned EINTR.
     ///
     /// # Errors
     /// When the kernel refuses one of the calls that worked before.
-    pub fn capture(&mut self, vcpu: &mut VcpuFd, features: &Features) -> Result<(), VcpuStateError> {
+    pub fn capture_own(&mut self, vcpu: &VcpuFd, features: &Features) -> Result<(), VcpuStateError> {
+        self.capture_xsave(vcpu, features)?;
+        if features.xcrs {
+            self.xcrs = vcpu.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?;
+        }
+        if features.debug_regs {
+            self.debug_regs = vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the others, which other vCPUs change too, while they run, by interrupts: all must be parked.
+    ///
+    /// # Errors
+    /// When the kernel refuses one of the calls that worked before.
+    pub fn capture_rest(&mut self, vcpu: &mut VcpuFd, features: &Features) -> Result<(), VcpuStateError> {
         self.mp_state = vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?;
         if features.sync_regs {
             self.capture_sync_regs(vcpu)?;
@@ -208,13 +223,6 @@ impl VcpuState {
             self.regs = vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?;
             self.sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
             self.events = vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?;
-        }
-        self.capture_xsave(vcpu, features)?;
-        if features.xcrs {
-            self.xcrs = vcpu.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?;
-        }
-        if features.debug_regs {
-            self.debug_regs = vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?;
         }
         self.lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
         self.capture_nested(vcpu, features)?;
@@ -264,6 +272,11 @@ impl VcpuState {
         }
         *self.nested = KvmNestedStateBuffer::empty();
         vcpu.nested_state(&mut self.nested).map(|_| ()).map_err(kvm("KVM_GET_NESTED_STATE"))
+    }
+
+    #[cfg(test)]
+    pub(super) fn lapic(&self) -> &kvm_lapic_state {
+        &self.lapic
     }
 
     /// Writes all registers into a parked vCPU.

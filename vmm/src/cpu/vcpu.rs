@@ -152,14 +152,25 @@ impl Vcpu {
         control.parked += 1;
         control.stopped = control.stopped.min(Some(stopped)).or(Some(stopped));
         // Whoever waits is told without the lock, which he needs at once; he may well preempt this thread.
-        let mut settled = control.open == 0 && control.parked == control.orders.len() as u32;
+        let mut settled = control.open == 0 && control.all_parked();
+        let mut awaited = control.open > 0 && control.orders.len() > 1 && control.all_parked();
         loop {
-            if let Some(order) = control.orders[self.index as usize].take() {
+            if std::mem::take(&mut awaited) {
                 drop(control);
-                patience = matches!(order, Order::Capture).then(|| shared.patience(VCPU_PATIENCE)).flatten();
+                shared.changed.ring();
+                control = shared.lock();
+            } else if let Some(order) = control.take_order(self.index) {
+                drop(control);
+                if matches!(order, Order::Capture) {
+                    patience = shared.patience(VCPU_PATIENCE);
+                }
                 let result = self.perform(order);
                 control = shared.lock();
-                finish_order(&mut control, self.index, result);
+                if let Ok(Some(rest)) = result {
+                    control.orders[self.index as usize] = Some(rest);
+                    continue;
+                }
+                finish_order(&mut control, self.index, result.map(|_| ()));
                 settled = control.open == 0;
                 if settled {
                     control = finish_checkpoint(&shared, control);
@@ -188,16 +199,22 @@ impl Vcpu {
         }
     }
 
-    fn perform(&mut self, order: Order) -> Result<(), super::VcpuStateError> {
+    /// Returns what remains to be done later.
+    fn perform(&mut self, order: Order) -> Result<Option<Order>, super::VcpuStateError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match order {
             Order::Capture => {
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if self.index == 0 {
                     state.capture_tsc_offset(&self.fd, &self.features);
                 }
-                state.capture(&mut self.fd, &self.features)
+                state.capture_own(&self.fd, &self.features)?;
+                Ok(Some(Order::CaptureRest))
             }
-            Order::Job(job) => job(&mut self.fd),
+            Order::CaptureRest => state.capture_rest(&mut self.fd, &self.features).map(|()| None),
+            Order::Job(job) => {
+                drop(state);
+                job(&mut self.fd).map(|()| None)
+            }
         }
     }
 

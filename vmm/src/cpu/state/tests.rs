@@ -51,7 +51,8 @@ fn disturb(fd: &VcpuFd) {
 
 fn capture(bench: &mut Bench) -> VcpuState {
     let mut state = VcpuState::new(&bench.features).unwrap();
-    state.capture(&mut bench.fd, &bench.features).unwrap();
+    state.capture_own(&bench.fd, &bench.features).unwrap();
+    state.capture_rest(&mut bench.fd, &bench.features).unwrap();
     // The only register that runs by itself.
     state.set_tsc(0);
     state
