@@ -354,8 +354,9 @@ impl Engine {
         let Session::Standby(side) = std::mem::replace(&mut self.session, Session::None) else {
             return Err(TakeOverError::NoCheckpoint);
         };
+        let StandbySide { latest, disk_epochs, shape, yielded, primary, stream, .. } = *side;
         // Ends the receiving thread: nothing writes to memory behind our back from here on.
-        let StandbySide { latest, disk_epochs, shape, yielded, primary, .. } = *side;
+        drop(stream);
         let image = latest.filter(|image| image.epoch == committed).ok_or(TakeOverError::NoCheckpoint)?;
         let disks = self.disks.len();
         for (at, link) in self.links.iter_mut().take(disks).enumerate() {

@@ -71,12 +71,18 @@ impl Process {
         signal_one(self.pid(), signal)
     }
 
-    /// Sends `signal` to the program and all it has started, at once.
+    /// Sends `signal` to the program and all it has started, at once: device processes have groups of their own.
     ///
     /// # Errors
-    /// When none is there any more.
+    /// When the program is not there any more.
     pub fn signal_all(&self, signal: Signal) -> Result<()> {
-        killpg(self.group(), signal).map_err(|e| Error::io(format!("cannot signal group {}", self.pid()))(e.into()))
+        let started = self.descendants();
+        self.signal(signal)?;
+        for (pid, _) in started {
+            // Whoever has ended meanwhile needs no signal.
+            let _ = signal_one(pid, signal);
+        }
+        Ok(())
     }
 
     /// How the program ended, if it has.
@@ -121,7 +127,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The group outlives its leader: device processes of a killed VMM are in it. ESRCH just means that all are gone.
+        if matches!(self.ended(), Ok(None)) {
+            let _ = self.signal_all(Signal::SIGKILL);
+        }
+        // The group outlives its leader. ESRCH just means that all are gone.
         let _ = killpg(self.group(), Signal::SIGKILL);
         let _ = self.child.wait();
     }

@@ -19,6 +19,7 @@ use crate::workload::{self, Record, Workload};
 use crate::{Error, Result, image, process, wait};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
+const AGENT_LIMIT: Duration = Duration::from_secs(30);
 const PROTECT_LIMIT: Duration = Duration::from_secs(120);
 const WRITES_LIMIT: Duration = Duration::from_secs(120);
 const VERDICT_LIMIT: Duration = Duration::from_secs(20);
@@ -161,8 +162,15 @@ impl Run {
         }
         let workload = Workload::start(connection, self.options.think)?;
         workload.progress(self.options.rounds, WRITES_LIMIT).map_err(|e| self.with_logs(e))?;
+        if workload.is_broken() {
+            let answer = workload.stop().broken.unwrap_or_default();
+            return Err(self.with_logs(Error::Protocol { from: "client, before any fault".into(), answer }));
+        }
         let strike = match self.options.fault {
-            Some(fault) => Some(self.strike(fault)?),
+            Some(fault) => {
+                self.stay_protected()?;
+                Some(self.strike(fault)?)
+            }
             None => None,
         };
         let went_on = workload.progress(self.options.rounds, WRITES_LIMIT);
@@ -207,7 +215,9 @@ impl Run {
     /// When it does not; with the last words of everyone.
     pub fn boot(&mut self) -> Result<(Connection, Boot)> {
         let connection = workload::connect(&self.topology.client, BOOT_LIMIT).map_err(|e| self.with_logs(e))?;
-        let booted = agent::boot(&self.topology.client)?;
+        // Redis is up before the agent.
+        let asked = || agent::boot(&self.topology.client).map(Some);
+        let booted = wait::until("answer of the guest's agent", AGENT_LIMIT, asked).map_err(|e| self.with_logs(e))?;
         self.say(&format!("guest booted, Redis answers, uptime {:.1} s", booted.uptime_s));
         Ok((connection, booted))
     }
@@ -250,6 +260,19 @@ impl Run {
         self.say(&format!("protected after {seconds:.1} s of copying"));
         self.report.numbers.insert("first_copy_s".into(), round(seconds).into());
         Ok(())
+    }
+
+    /// On a machine that stalls for longer than the silence limit a primary goes on alone, as it should. It is told, and the VM
+    /// protected again: this is about the fault that follows.
+    fn stay_protected(&mut self) -> Result<()> {
+        let state = state_of(&self.a.ft_status()?);
+        if state == "protected" {
+            return Ok(());
+        }
+        let logs = self.logs();
+        self.say(&format!("host A is {state} before any fault, and protected again\n{logs}"));
+        self.report.numbers.insert("lost_before_fault".into(), true.into());
+        self.protect()
     }
 
     fn strike(&mut self, fault: Fault) -> Result<Strike> {
@@ -424,7 +447,8 @@ impl Run {
     }
 
     fn judge_boot(&mut self, before: &Boot) {
-        match agent::boot(&self.topology.client) {
+        let asked = || agent::boot(&self.topology.client).map(Some);
+        match wait::until("answer of the guest's agent", AGENT_LIMIT, asked) {
             Ok(after) => self.report.check(
                 "guest uptime not reset",
                 after.id == before.id && after.uptime_s >= before.uptime_s,

@@ -118,6 +118,12 @@ impl Workload {
         })
     }
 
+    /// Whether it had to stop before it was told to.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.shared.failed.load(Ordering::Relaxed)
+    }
+
     /// Ends the client after the round it is in.
     #[must_use]
     pub fn stop(self) -> Record {

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pollux_guest::wire::op;
@@ -298,10 +298,12 @@ impl Vm {
         }
     }
 
-    /// Send a signal to the VMM and its device processes.
+    /// Send a signal to the VMM and its device processes, which have groups of their own.
     pub fn signal_all(&self, signal: Signal) {
-        // Gone already: fine.
-        let _ = killpg(self.pid, signal);
+        for pid in self.processes() {
+            // Gone already: fine.
+            let _ = kill(pid, signal);
+        }
     }
 
     /// Stop the VMM. Returns when each of its threads stands still, which is when its parent is told: until the one that the signal
@@ -356,8 +358,8 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.signal_all(Signal::SIGKILL);
         if self.status.is_none() {
+            self.signal_all(Signal::SIGKILL);
             let _ = self.exit.recv_timeout(LIMIT);
         }
         if thread::panicking() {

@@ -111,7 +111,8 @@ impl Run {
     /// Until the guest is protected and clients are served.
     fn begin(&mut self) -> Result<(Clients, Boot)> {
         let clients = Clients::start(&self.topology.client, Instant::now(), self.options.think, BOOT_LIMIT)?;
-        let boot = agent::boot(&self.topology.client)?;
+        let asked = || agent::boot(&self.topology.client).map(Some);
+        let boot = wait::until("answer of the guest's agent", SERVE_LIMIT, asked)?;
         (self.tell)(&format!("guest booted, Redis and PostgreSQL answer, uptime {:.1} s", boot.uptime_s));
         let start = Instant::now();
         self.pair.recover(0, &self.topology, PROTECT_LIMIT)?;
