@@ -1,5 +1,5 @@
-//! Where the threads of an epoch work: on one processor, on which no vCPU runs and which had little to do when the session began;
-//! or anywhere, side by side, and then in the vCPUs' way.
+//! Where the threads of an epoch work: on one processor, on which no vCPU runs if there is such a one, and which had little to do when
+//! the session began; or anywhere, side by side, and then in the vCPUs' way.
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,10 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(crate) struct Place {
     busy: Busy,
     since: Instant,
-    /// Inside, `None`: every processor runs a vCPU.
+    /// Inside, `None`: nothing is known of the processors.
     chosen: Option<Option<u16>>,
+    /// Whether a vCPU runs there, as on all processors.
+    crowded: bool,
     /// The last epoch.
     pages: usize,
     held: u64,
@@ -33,7 +35,15 @@ pub(crate) struct Place {
 impl Place {
     /// Begins to look how busy the processors are: best when the first copy is over.
     pub(crate) fn begin() -> Self {
-        Self { busy: Busy::since_now(), since: Instant::now(), chosen: None, pages: 0, held: 0, awaited: 0 }
+        Self {
+            busy: Busy::since_now(),
+            since: Instant::now(),
+            chosen: None,
+            crowded: false,
+            pages: 0,
+            held: 0,
+            awaited: 0,
+        }
     }
 
     /// An epoch had so many pages and so many bytes of held output: the next one is likely to be alike.
@@ -44,16 +54,25 @@ impl Place {
 
     /// Where the next epoch is worked on; `taken` are the vCPUs' processors. `None`: anywhere.
     pub(crate) fn next(&mut self, taken: &[usize]) -> Option<u16> {
-        let in_the_way = |cpu: &Option<u16>| cpu.is_some_and(|cpu| taken.contains(&cpu.into()));
+        let in_the_way = |cpu: &Option<u16>| !self.crowded && cpu.is_some_and(|cpu| taken.contains(&cpu.into()));
         let age = self.since.elapsed();
         let better = match self.chosen {
             None if age < SETTLE => return None,
             Some(chosen) if !in_the_way(&chosen) && age < AGAIN => return chosen.filter(|_| self.together()),
-            Some(Some(cpu)) if !in_the_way(&Some(cpu)) => self.busy.better(cpu, taken).or(Some(cpu)),
-            _ => self.busy.least(taken),
+            Some(Some(cpu)) if !in_the_way(&Some(cpu)) && !self.crowded => self.busy.better(cpu, taken).or(Some(cpu)),
+            _ => {
+                let free = self.busy.least(taken);
+                self.crowded = free.is_none();
+                free.or_else(|| self.busy.least(&[]))
+            }
         };
         (self.chosen, self.since) = (Some(better), Instant::now());
         better.filter(|_| self.together())
+    }
+
+    /// Whether a vCPU runs there.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded
     }
 
     /// From where, and to where, an epoch like the last one is sent. `None`: anywhere.
@@ -90,7 +109,9 @@ mod tests {
         let (mut place, first) = chosen();
         let Some(first) = first else { return };
         assert_eq!(place.next(&[usize::from(first) + 1]), Some(first));
-        assert_ne!(place.next(&[first.into()]), Some(first));
+        assert!(place.next(&[first.into()]) != Some(first) || place.is_crowded());
+        let all: Vec<usize> = (0..1024).collect();
+        assert!(place.next(&all).is_some() && place.is_crowded(), "with vCPUs everywhere they share one of theirs");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
-use crate::capture::{CaptureError, Captured, Held, capture, resume};
+use crate::capture::{At, CaptureError, Captured, Held, capture, resume};
 use crate::clock::micros;
 use crate::coder::Volume;
 use crate::connect::{self, Applicant, Opened};
@@ -383,7 +383,8 @@ impl Engine {
         self.guest.processors(&mut side.taken);
         let cpu = side.place.next(&side.taken);
         urgency::stay_on(cpu);
-        let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging, cpu);
+        let at = At { cpu, crowded: cpu.is_some() && side.place.is_crowded() };
+        let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging, at);
         let went_on = kind != CutKind::Last || result.is_err();
         let input = match result {
             Ok(Captured { held, paused }) => {
