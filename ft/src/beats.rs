@@ -14,7 +14,6 @@ use std::time::Duration;
 use ft_proto::{Beat, LinkId, NodeId, Term, Time};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use urgency::Urgency;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::clock::Clock;
@@ -73,7 +72,7 @@ impl Beats {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let worker = Worker { node, clock, said: said.clone(), route: route.clone(), wake: wake.clone() };
         let thread = thread::Builder::new().name("ft-beat".to_owned()).spawn(move || {
-            urgency::set(Urgency::Prompt);
+            urgency::set(true);
             worker.run(&heard);
         })?;
         Ok(Self { said, route, wake, thread: Some(thread) })

@@ -16,7 +16,6 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use urgency::Urgency;
 
 use crate::beats::Beats;
 use crate::clock::Clock;
@@ -213,8 +212,7 @@ impl Engine {
         let mut events = [EpollEvent::empty(); 16];
         while !self.quit {
             // Before a thread is started, which would inherit it. The first copy is work in bulk: never urgent.
-            let paired = matches!(self.node.state(), State::Protected | State::StandbyReady);
-            urgency::set(if paired { Urgency::Prompt } else { Urgency::Ordinary });
+            urgency::set(matches!(self.node.state(), State::Protected | State::StandbyReady));
             self.look_for_standby();
             self.arm_timer();
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {

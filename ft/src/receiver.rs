@@ -12,7 +12,6 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ft_proto::wire::{CopyProgress, Kind, Refusal, WireError, Yielding, decode_body};
 use ft_proto::{Epoch, Term};
-use urgency::Urgency;
 
 use crate::guest::Memory;
 use crate::image::{Image, WholeImage, apply_pages};
@@ -135,7 +134,7 @@ impl Worker {
         read_body(&mut self.stream, &header, &mut body, &mut self.packed)?;
         if self.next > Epoch(1) {
             // The first copy and its epoch have time.
-            urgency::set(Urgency::Carrier);
+            urgency::set(true);
             urgency::stay_on(self.place.load(Ordering::Relaxed).try_into().ok());
         }
         match header.kind {

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::wire::{CopyProgress, Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term};
-use urgency::Urgency;
 
 use crate::clock::micros;
 use crate::coder::{Coder, Volume};
@@ -80,7 +79,7 @@ impl SenderHandle {
                     && staging.epoch > Epoch(1)
                 {
                     // The first copy and its epoch have time.
-                    urgency::set(Urgency::Carrier);
+                    urgency::set(true);
                     urgency::stay_on(staging.cpu);
                 }
                 let started = Instant::now();

@@ -11,7 +11,6 @@ use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 
 use serde_json::json;
-use urgency::Urgency;
 
 use crate::clock::micros;
 use crate::copies::MemoryCopy;
@@ -180,7 +179,7 @@ impl Engine {
             self.input(Input::PeerLeft { term: self.node.term(), reason: "a new session begins".to_owned() });
         }
         // What follows is work in bulk again, and that of threads that inherit it.
-        urgency::set(Urgency::Ordinary);
+        urgency::set(false);
         // Whatever becomes of this session, memory is not that checkpoint any more.
         let kept = self.memory_base.take().is_some_and(|ours| base == Some(ours));
         let clear = || if kept { Ok(()) } else { self.memory.clear() };
@@ -332,7 +331,7 @@ impl Engine {
     /// Performs `Action::TakeOver`.
     pub(crate) fn take_over(&mut self, committed: Epoch, term: Term) {
         // The threads that it starts inherit what this one is.
-        urgency::set(Urgency::Ordinary);
+        urgency::set(false);
         match self.try_take_over(committed) {
             Ok(takeover) => {
                 self.takeover = Some(takeover);

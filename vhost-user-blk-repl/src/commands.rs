@@ -7,7 +7,6 @@ use std::sync::Arc;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, InFlight, QueueState, Report};
 use tracing::{info, warn};
-use urgency::Urgency;
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
@@ -78,7 +77,7 @@ impl Worker {
             Command::Unmirror => {
                 self.mirror = None;
                 self.tracker.alone();
-                urgency::set(Urgency::Ordinary);
+                urgency::set(false);
                 self.deliver();
                 self.serve_all();
             }
@@ -129,7 +128,7 @@ impl Worker {
     }
 
     fn seal(&mut self, epoch: Epoch) {
-        urgency::set(if self.mirror.is_some() { Urgency::Prompt } else { Urgency::Ordinary });
+        urgency::set(self.mirror.is_some());
         self.sealed = true;
         if epoch < self.epoch && self.mirror.is_some() {
             self.fail(&format!("asked to seal epoch {epoch} in epoch {}", self.epoch));

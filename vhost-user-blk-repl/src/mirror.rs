@@ -15,7 +15,6 @@ use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
 use nix::sys::socket::{setsockopt, sockopt::TcpNoDelay};
 use tracing::warn;
-use urgency::Urgency;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::buffer::Buffer;
@@ -352,7 +351,7 @@ impl Shared {
         let mut digest = Digest::default();
         while let Some((mut frame, body)) = self.next() {
             if frame.kind == Kind::End {
-                urgency::set(Urgency::Carrier);
+                urgency::set(true);
                 (frame.offset, frame.len) = (digest.count, digest.sum);
                 digest = Digest::default();
             }

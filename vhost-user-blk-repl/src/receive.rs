@@ -12,7 +12,6 @@ use std::thread;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
 use tracing::{info, warn};
-use urgency::Urgency;
 
 use crate::applier::Applier;
 use crate::buffer::Buffer;
@@ -251,7 +250,7 @@ impl Shared {
             }
             Step::Complete(epoch) => {
                 self.session.report(&Report::Complete { epoch });
-                urgency::set(Urgency::Carrier);
+                urgency::set(true);
             }
         }
         Ok(())

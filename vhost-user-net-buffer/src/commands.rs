@@ -6,7 +6,6 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
 use crate::announce::{Mac, RARP_LEN, rarp};
-use urgency::Urgency;
 
 use crate::backend::{Net, Vring};
 use crate::ring::HEADER_LEN;
@@ -93,7 +92,7 @@ impl Net {
             // A new session counts from 1. What the old one left behind was never committed.
             self.drop_held("their protection has ended without a word about them");
         }
-        urgency::set(if hold { Urgency::Prompt } else { Urgency::Ordinary });
+        urgency::set(hold);
         self.gate.protect(epoch, hold);
         self.unstall();
     }
@@ -133,7 +132,7 @@ impl Net {
 
     fn start(&mut self, macs: Vec<Mac>) {
         self.drop_held("the VM starts from a checkpoint");
-        urgency::set(Urgency::Ordinary);
+        urgency::set(false);
         self.gate.start();
         self.work.add_all_queues();
         self.report(&Report::Started);
