@@ -2,19 +2,13 @@
 //!
 //! Such a thread runs for microseconds and waits; a guest that computes never does. The lowest real-time priority says so. Not for
 //! a first copy, which would stop everybody else on a small host. Threads inherit it: start them before.
-#![forbid(unsafe_code)]
 
 mod place;
 
 use std::cell::Cell;
+use std::io;
 
 pub use place::{Busy, stay_on};
-
-use thread_priority::ThreadPriority;
-use thread_priority::unix::{
-    NormalThreadSchedulePolicy, RealtimeThreadSchedulePolicy, ScheduleParams, ThreadSchedulePolicy,
-    set_thread_priority_and_policy, thread_native_id,
-};
 
 thread_local! {
     static URGENT: Cell<bool> = const { Cell::new(false) };
@@ -29,13 +23,47 @@ pub fn set(urgent: bool) {
     if URGENT.replace(urgent) == urgent {
         return;
     }
-    let (policy, sched_priority) = if urgent {
-        (ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin), 1)
-    } else {
-        (ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Other), 0)
-    };
-    let priority = ThreadPriority::from_posix(ScheduleParams { sched_priority });
-    if let Err(error) = set_thread_priority_and_policy(thread_native_id(), priority, policy) {
+    let (policy, priority) = if urgent { (libc::SCHED_RR, 1) } else { (libc::SCHED_OTHER, 0) };
+    if let Err(error) = set_policy(policy, priority) {
         tracing::info!("no real-time priority for threads on the way of an epoch: {error}");
+    }
+}
+
+/// The niceness, which counts for an ordinary thread, stays what it is.
+fn set_policy(policy: i32, sched_priority: i32) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority };
+    // SAFETY: the calling thread exists, and the call reads `param`.
+    match unsafe { libc::pthread_setschedparam(libc::pthread_self(), policy, &raw const param) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Priority and niceness of the calling thread, as the kernel tells them.
+    fn seen() -> (i64, i64) {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let fields: Vec<i64> = stat
+            .rsplit_once(") ")
+            .unwrap()
+            .1
+            .split(' ')
+            .skip(1)
+            .map(|field| field.trim().parse().unwrap_or(0))
+            .collect();
+        (fields[14], fields[15])
+    }
+
+    #[test]
+    fn an_urgent_thread_becomes_again_what_it_was() {
+        let before = seen();
+        set(true);
+        let urgent = seen();
+        assert!(urgent.0 < 0 || urgent == before, "real-time, or not allowed to be: {urgent:?}");
+        set(false);
+        assert_eq!(seen(), before);
     }
 }
