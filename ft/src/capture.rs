@@ -39,16 +39,8 @@ pub(crate) struct Held {
     pub(crate) bytes: u64,
 }
 
-/// Where a checkpoint is worked on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct At {
-    /// If it is one processor.
-    pub(crate) cpu: Option<u16>,
-    /// Whether a vCPU runs there too.
-    pub(crate) crowded: bool,
-}
-
-/// Captures the epoch of `staging` into it. The guest goes on, unless it is the last cut; the devices do when [`resume`] tells them.
+/// Captures the epoch of `staging` into it; `cpu` is where that is worked on, if it is one processor. The guest goes on, unless it is
+/// the last cut; the devices do when [`resume`] tells them.
 ///
 /// On failure every page that was harvested is marked dirty again.
 pub(crate) fn capture(
@@ -56,23 +48,14 @@ pub(crate) fn capture(
     links: &mut [DeviceLink],
     kind: CutKind,
     staging: &mut Staging,
-    at: At,
+    cpu: Option<u16>,
 ) -> Result<Captured, CaptureError> {
     let began = Instant::now();
-    // Devices that seal on a vCPU's own processor would only keep that one from capturing itself.
-    if !at.crowded {
-        guest.stop();
-    }
-    let sealed = seal(links, staging, at.cpu);
-    if at.crowded && sealed.is_ok() {
-        guest.stop();
-    }
-    let stopped = match sealed {
+    guest.stop();
+    let stopped = match seal(links, staging, cpu) {
         Ok(held) => guest.checkpoint(kind, staging).map(|()| held).map_err(CaptureError::from),
         Err(error) => {
-            if !at.crowded {
-                guest.resume();
-            }
+            guest.resume();
             Err(error.into())
         }
     };
@@ -100,8 +83,8 @@ pub(crate) fn resume(links: &mut [DeviceLink], disks: usize, base: bool, epoch: 
     }
 }
 
-/// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs run, come to a stop or capture
-/// themselves: what the guest asks of them after that is found in its rings when they go on. An interrupt that a device raises after a vCPU has captured its LAPIC is not in the checkpoint; takeover injects
+/// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs come to a stop and capture
+/// themselves. An interrupt that a device raises after a vCPU has captured its LAPIC is not in the checkpoint; takeover injects
 /// every interrupt once for this reason.
 fn seal(links: &mut [DeviceLink], staging: &mut Staging, cpu: Option<u16>) -> Result<Held, LinkError> {
     let epoch = staging.epoch;

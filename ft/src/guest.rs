@@ -75,7 +75,7 @@ pub struct Position {
     pub queues: Vec<QueueState>,
     /// Its requests in flight.
     pub in_flight: Vec<InFlight>,
-    /// A disk of which the epoch has nothing; a network card that held nothing back.
+    /// A disk of which the epoch has nothing; a network card that holds nothing back, of this epoch or one before.
     pub idle: bool,
 }
 
@@ -159,7 +159,7 @@ pub trait Guest: Send {
 
     /// Makes `cpus` the host's processors on which the vCPUs were last.
     fn processors(&self, cpus: &mut Vec<usize>);
-    /// Begins to stop the vCPUs; each captures its own state as soon as it has stopped. `checkpoint` or `resume` follows.
+    /// Begins to stop the vCPUs; they capture their state as soon as they have stopped. `checkpoint` or `resume` follows.
     fn stop(&mut self);
     /// Captures the epoch of `staging` when the vCPUs have stopped, and runs them again, unless it is the last cut. The pages that
     /// were written since the last harvest are copied, and the state of the devices is appended, which are sealed and stand at the

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use urgency::Busy;
 
+use crate::capture::Held;
+
 /// More than this in epochs that somebody waits for, and their threads work side by side.
 const PAGES_MAX: usize = 512;
 const HELD_MAX: u64 = 256 << 10;
@@ -46,10 +48,10 @@ impl Place {
         }
     }
 
-    /// An epoch had so many pages and so many bytes of held output: the next one is likely to be alike.
-    pub(crate) fn epoch(&mut self, pages: usize, held: u64) {
-        (self.pages, self.held) = (pages, held);
-        self.awaited = if held > 0 { self.awaited.saturating_add(1) } else { 0 };
+    /// An epoch had so many pages and so much held output: the next one is likely to be alike. Somebody waits for frames.
+    pub(crate) fn epoch(&mut self, pages: usize, held: Held) {
+        (self.pages, self.held) = (pages, held.bytes);
+        self.awaited = if held.frames > 0 { self.awaited.saturating_add(1) } else { 0 };
     }
 
     /// Where the next epoch is worked on; `taken` are the vCPUs' processors. `None`: anywhere.
@@ -60,19 +62,11 @@ impl Place {
             None if age < SETTLE => return None,
             Some(chosen) if !in_the_way(&chosen) && age < AGAIN => return chosen.filter(|_| self.together()),
             Some(Some(cpu)) if !in_the_way(&Some(cpu)) && !self.crowded => self.busy.better(cpu, taken).or(Some(cpu)),
-            _ => {
-                let free = self.busy.least(taken);
-                self.crowded = free.is_none();
-                free.or_else(|| self.busy.least(&[]))
-            }
+            _ => self.busy.least(taken),
         };
+        self.crowded = better.is_some_and(|cpu| taken.contains(&cpu.into()));
         (self.chosen, self.since) = (Some(better), Instant::now());
         better.filter(|_| self.together())
-    }
-
-    /// Whether a vCPU runs there.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.crowded
     }
 
     /// From where, and to where, an epoch like the last one is sent. `None`: anywhere.
@@ -109,9 +103,9 @@ mod tests {
         let (mut place, first) = chosen();
         let Some(first) = first else { return };
         assert_eq!(place.next(&[usize::from(first) + 1]), Some(first));
-        assert!(place.next(&[first.into()]) != Some(first) || place.is_crowded());
+        assert!(place.next(&[first.into()]) != Some(first) || place.crowded);
         let all: Vec<usize> = (0..1024).collect();
-        assert!(place.next(&all).is_some() && place.is_crowded(), "with vCPUs everywhere they share one of theirs");
+        assert!(place.next(&all).is_some() && place.crowded, "with vCPUs everywhere they share one of theirs");
     }
 
     #[test]
@@ -126,7 +120,7 @@ mod tests {
             (PAGES_MAX + 1, 0, first, first),
             (PAGES_MAX + 1, 1, first, first),
         ] {
-            place.epoch(pages, held);
+            place.epoch(pages, Held { frames: held.min(1), bytes: held });
             assert_eq!((place.next(&[]), place.of_carriers()), (there, sent_from), "{pages} pages, {held} bytes");
         }
     }

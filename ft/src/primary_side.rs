@@ -13,7 +13,7 @@ use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use serde_json::json;
 
-use crate::capture::{At, CaptureError, Captured, Held, capture, resume};
+use crate::capture::{CaptureError, Captured, Held, capture, resume};
 use crate::clock::micros;
 use crate::coder::Volume;
 use crate::connect::{self, Applicant, Opened};
@@ -383,13 +383,12 @@ impl Engine {
         self.guest.processors(&mut side.taken);
         let cpu = side.place.next(&side.taken);
         urgency::stay_on(cpu);
-        let at = At { cpu, crowded: cpu.is_some() && side.place.is_crowded() };
-        let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging, at);
+        let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging, cpu);
         let went_on = kind != CutKind::Last || result.is_err();
         let input = match result {
             Ok(Captured { held, paused }) => {
                 self.measured.held = held;
-                side.place.epoch(staging.pages.len(), held.bytes);
+                side.place.epoch(staging.pages.len(), held);
                 let count = staging.pages.len() as u64;
                 self.measured.pages.add(count);
                 let mut pages = side.lists.pop().unwrap_or_default();

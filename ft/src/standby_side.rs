@@ -9,9 +9,9 @@ use ft_proto::device_ctl::{Command, Report};
 use ft_proto::wire::{Kind, Purpose, Refusal, TookOver, Welcome, Yielding, decode_body, encode_body};
 use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
-
 use serde_json::json;
 
+use crate::capture::Held;
 use crate::clock::micros;
 use crate::copies::MemoryCopy;
 use crate::device_link::LinkError;
@@ -288,7 +288,8 @@ impl Engine {
             side.disk_epochs.insert(at, epoch);
             let _ = link.send(&Command::Release(committed.into()), None);
         }
-        side.place.epoch(image.page_count(), image.has_output(self.disks.len()).into());
+        let frames = image.has_output(self.disks.len()).into();
+        side.place.epoch(image.page_count(), Held { frames, bytes: 0 });
         side.latest = Some(image);
         if epoch == Epoch(1) {
             side.place = Place::begin();

@@ -6,7 +6,6 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
 use crate::announce::{Mac, RARP_LEN, rarp};
-
 use crate::backend::{Net, Vring};
 use crate::ring::HEADER_LEN;
 use crate::work::Job;

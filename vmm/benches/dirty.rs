@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use criterion::Criterion;
-use pollux_vmm::config::DirtyLog;
 use pollux_vmm::kvm;
 use pollux_vmm::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use pollux_vmm::memory::guest::{GuestMemory, RamOptions};
@@ -14,7 +13,7 @@ fn main() {
     let memory = GuestMemory::new(&RamOptions { size: 4 << 30, ..Default::default() }).expect("guest memory");
     let vm = Arc::new(kvm::open().expect("KVM").create_vm().expect("KVM_CREATE_VM"));
     memory.set_slots(&vm, 0).expect("memory slots");
-    let mut tracker = DirtyTracker::new(vm, &memory, DirtyLog::Bitmap).expect("a tracker");
+    let mut tracker = DirtyTracker::new(vm, &memory);
     tracker.start().expect("dirty logging");
     let mut set = DirtySet::new(&memory);
     for pages in [0, 100, 10_000] {

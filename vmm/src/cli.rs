@@ -97,8 +97,7 @@ struct Flags {
     /// boot=N,max=N,max_phys_bits=N,topology=T:C:D:P,nested=on|off
     #[arg(long, value_name = "OPTIONS", default_value = "boot=1,max_phys_bits=46")]
     cpus: String,
-    /// size=BYTES[K|M|G],shared=on|off,hugepages=on|off,hugepage_size=2M,prefault=on|off,thp=on|off,
-    /// dirty_log=auto|bitmap|ring
+    /// size=BYTES[K|M|G],shared=on|off,hugepages=on|off,hugepage_size=2M,prefault=on|off,thp=on|off
     #[arg(long, value_name = "OPTIONS", default_value = "size=512M")]
     memory: String,
     /// Disks: path=IMAGE,readonly=on|off,direct=on|off,image_type=raw,serial=TEXT,id=ID,num_queues=N,queue_size=N,

@@ -133,7 +133,7 @@ mod tests {
         IrqManager::new(vm.clone()).unwrap();
         let options = CpuOptions { count: 2, max_phys_bits: 46, amx: false, nested: false, affinity: Vec::new() };
         let bus = || Arc::new(Bus::new());
-        let ports = CpuPorts { pio: bus(), mmio: bus(), on_event: Arc::new(|_| ()), dirty_log: None };
+        let ports = CpuPorts { pio: bus(), mmio: bus(), on_event: Arc::new(|_| ()) };
         let cpus = CpuManager::new(&kvm, &vm, &options, &ports).unwrap();
         Clock::new(vm, Arc::new(cpus))
     }

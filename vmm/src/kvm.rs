@@ -3,29 +3,26 @@
 //! In: file descriptors of kvm-ioctls. Out: what the kernel says, into buffers of the caller.
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
-    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO,
-    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_device_attr, kvm_dirty_gfn, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_enable_cap,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_device_attr, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
-use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 /// Numbers of the calls below, from the kernel's header.
 mod number {
-    use super::{KVMIO, ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr, kvm_clear_dirty_log, kvm_device_attr, kvm_dirty_log};
+    use super::{KVMIO, ioctl_iow_nr, ioctl_iowr_nr, kvm_clear_dirty_log, kvm_device_attr, kvm_dirty_log};
 
     ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
     ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
-    ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
     ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
     ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 }
-use number::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DEVICE_ATTR, KVM_GET_DIRTY_LOG, KVM_RESET_DIRTY_RINGS, KVM_SET_DEVICE_ATTR};
+use number::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DEVICE_ATTR, KVM_GET_DIRTY_LOG, KVM_SET_DEVICE_ATTR};
 
 /// Why no VM can be made on this host.
 #[derive(Debug, thiserror::Error)]
@@ -121,29 +118,6 @@ pub fn clear_dirty_log(vm: &VmFd, slot: u32, first_page: u64, pages: u32, bitmap
     // SAFETY: the kernel reads one bit for each of `pages`, rounded up to 64, which the check above has room for.
     match unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &log) } {
         0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Gives each vCPU of a VM that has none yet a ring of written pages, in place of the bitmap that [`get_dirty_log`] reads. Returns the
-/// entries of a ring, as many as there can be; `None` when this host's KVM has no rings.
-pub fn enable_dirty_rings(vm: &VmFd) -> Option<NonZeroUsize> {
-    let bytes = vm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into());
-    let bytes = u32::try_from(bytes).ok().filter(|bytes| bytes.is_power_of_two())?;
-    let mut cap = kvm_enable_cap { cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL, ..Default::default() };
-    cap.args[0] = bytes.into();
-    vm.enable_cap(&cap).ok()?;
-    NonZeroUsize::new(bytes as usize / size_of::<kvm_dirty_gfn>())
-}
-
-/// Has the pages of all entries that were taken from the rings watched again.
-///
-/// # Errors
-/// When KVM refuses.
-pub fn reset_dirty_rings(vm: &VmFd) -> io::Result<()> {
-    // SAFETY: the call has no argument.
-    match unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) } {
-        0.. => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -26,7 +26,7 @@ use crate::legacy::i8042::I8042;
 use crate::legacy::power::{Ged, PowerPort};
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::{InputThread, Line, SerialError, SerialPort};
-use crate::memory::dirty::{DirtyError, DirtyTracker};
+use crate::memory::dirty::DirtyTracker;
 use crate::memory::guest::{GuestMemory, MemoryError, RamOptions};
 use crate::memory::layout;
 use crate::memory::view::MemoryView;
@@ -41,9 +41,6 @@ pub enum VmError {
     /// RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Dirty logging.
-    #[error(transparent)]
-    DirtyLog(#[from] DirtyError),
     /// vCPUs.
     #[error(transparent)]
     Cpu(#[from] CpuError),
@@ -215,16 +212,14 @@ impl Vm {
             payload.place(&memory)?;
         }
         memory.set_slots(&vm, 0)?;
-        let dirty = DirtyTracker::new(vm.clone(), &memory, config.memory.dirty_log)?;
-        let dirty = Arc::new(Mutex::new(dirty));
+        let dirty = Arc::new(Mutex::new(DirtyTracker::new(vm.clone(), &memory)));
         let line = Line::open(&mut config.serial)?;
 
         let irq = Arc::new(IrqManager::new(vm.clone())?);
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let ended = Arc::new(AtomicBool::new(false));
         let on_event = only_first(on_event, &ended);
-        let dirty_log = Some(dirty.clone());
-        let ports = CpuPorts { pio: pio.clone(), mmio: mmio.clone(), on_event: on_event.clone(), dirty_log };
+        let ports = CpuPorts { pio: pio.clone(), mmio: mmio.clone(), on_event: on_event.clone() };
         let cpus = CpuManager::new(&kvm, &vm, &cpu_options(&config), &ports)?;
         let phys_bits = cpus.phys_bits();
         if layout::mmio64(memory.size(), phys_bits).1 == 0 {

@@ -11,6 +11,7 @@ mod plot;
 mod probe;
 mod protected;
 mod record;
+mod ring;
 mod rival;
 mod scale;
 mod table;

@@ -12,8 +12,9 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use pollux_vmm::kvm;
 use pollux_vmm::memory::guest::{GuestMemory, RamOptions};
-use pollux_vmm::memory::ring::Ring;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::ring::Ring;
 
 /// `again: mov rdi, rsi; mov rcx, rdx; page: mov [rdi], rcx; add rdi, 4096; dec rcx; jnz page; out 0x10, al; jmp again`
 const CODE: [u8; 25] = [
@@ -82,16 +83,16 @@ impl Probe {
         assert!(SET_AT + pages * PAGE <= size, "{pages} pages do not fit into {mem_mib} MiB");
         let kvm = kvm::open().expect("KVM");
         let vm = Arc::new(kvm.create_vm().expect("KVM_CREATE_VM"));
-        let mut ring_len = None;
         match log {
             Log::Bitmap => assert!(kvm::enable_manual_dirty_log(&vm), "this KVM has no manual dirty log"),
-            Log::Ring => ring_len = Some(kvm::enable_dirty_rings(&vm)?),
+            Log::Ring if Ring::enable(&vm) => {}
+            Log::Ring => return None,
         }
         let memory = GuestMemory::new(&RamOptions { size, ..Default::default() }).expect("guest memory");
         let _irqs = pollux_vmm::irq::IrqManager::new(vm.clone()).expect("split irqchip");
         memory.set_slots(&vm, 0).expect("memory slots");
         let vcpu = vm.create_vcpu(0).expect("KVM_CREATE_VCPU");
-        let ring = ring_len.map(|len| Ring::new(&vcpu, len).expect("the ring's mapping"));
+        let ring = (log == Log::Ring).then(|| Ring::of(&vcpu));
         let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).expect("KVM_GET_SUPPORTED_CPUID");
         vcpu.set_cpuid2(&cpuid).expect("KVM_SET_CPUID2");
         let entries = MSRS.map(|index| kvm_msr_entry { index, ..Default::default() });
@@ -161,9 +162,7 @@ impl Probe {
     /// Reads and clears the log of all memory; returns how many pages there were.
     pub fn harvest_log(&mut self) -> usize {
         if let Some(ring) = &mut self.ring {
-            let count = ring.count();
-            kvm::reset_dirty_rings(&self.vm).expect("KVM_RESET_DIRTY_RINGS");
-            return count;
+            return ring.harvest(&self.vm);
         }
         let mut count = 0;
         for (slot, region) in (0..).zip(self.memory.ram().iter()) {

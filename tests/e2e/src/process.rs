@@ -130,7 +130,7 @@ impl Drop for Process {
         if matches!(self.ended(), Ok(None)) {
             let _ = self.signal_all(Signal::SIGKILL);
         }
-        // The group outlives its leader. ESRCH just means that all are gone.
+        // Whatever else is in its group. ESRCH just means that nobody is.
         let _ = killpg(self.group(), Signal::SIGKILL);
         let _ = self.child.wait();
     }

@@ -30,7 +30,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub struct VmOptions {
     memory_mib: u64,
-    memory_words: String,
     vcpus: u32,
     disk: Option<PathBuf>,
     tap: Option<String>,
@@ -48,28 +47,13 @@ impl VmOptions {
     /// 1 vCPU, 128 MiB, no disk, no network.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            memory_mib: 128,
-            memory_words: String::new(),
-            vcpus: 1,
-            disk: None,
-            tap: None,
-            command_line: String::new(),
-            flags: Vec::new(),
-        }
+        Self { memory_mib: 128, vcpus: 1, disk: None, tap: None, command_line: String::new(), flags: Vec::new() }
     }
 
     /// Memory in MiB.
     #[must_use]
     pub fn memory(mut self, mib: u64) -> Self {
         self.memory_mib = mib;
-        self
-    }
-
-    /// More of `--memory`.
-    #[must_use]
-    pub fn memory_words(mut self, words: &str) -> Self {
-        self.memory_words = format!("{},{words}", self.memory_words);
         self
     }
 
@@ -147,7 +131,7 @@ impl VmOptions {
             "--cpus",
             &format!("boot={}", self.vcpus),
             "--memory",
-            &format!("size={}M,shared=on{}", self.memory_mib, self.memory_words),
+            &format!("size={}M,shared=on", self.memory_mib),
         ]);
         command.args(["--serial", "tty", "--console", "off", "-v"]).args(&self.flags).args(role);
         if let Some(disk) = &self.disk {

@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 use super::{
-    ConsoleConfig, ConsoleOutputMode, CoreScheduling, CpuAffinity, CpuFeatures, CpuTopology, CpusConfig, DirtyLog,
-    DiskConfig, HotplugMethod, ImageType, MemoryConfig, NetConfig, PlatformConfig, RngConfig, SerialConfig, VhostMode,
+    ConsoleConfig, ConsoleOutputMode, CoreScheduling, CpuAffinity, CpuFeatures, CpuTopology, CpusConfig, DiskConfig,
+    HotplugMethod, ImageType, MemoryConfig, NetConfig, PlatformConfig, RngConfig, SerialConfig, VhostMode,
 };
 use crate::options::{ByteSize, NumberList, OptionError, Options, TextList, Toggle, Tuples};
 
@@ -108,11 +108,9 @@ impl MemoryConfig {
             "prefault",
             "reserve",
             "thp",
-            "dirty_log",
         ];
         let options = Options::parse("--memory", text, &keys, &["file"])?;
         let bytes = |key| Ok::<_, OptionError>(options.value::<ByteSize>(key)?.map(|size| size.0));
-        let logs = [("auto", DirtyLog::Auto), ("bitmap", DirtyLog::Bitmap), ("ring", DirtyLog::Ring)];
         let methods = [("acpi", HotplugMethod::Acpi), ("virtio-mem", HotplugMethod::VirtioMem)];
         Ok(Self {
             size: bytes("size")?.unwrap_or(super::DEFAULT_MEMORY_SIZE),
@@ -126,7 +124,6 @@ impl MemoryConfig {
             prefault: options.toggle_or("prefault", false)?,
             reserve: options.toggle_or("reserve", false)?,
             thp: options.toggle_or("thp", true)?,
-            dirty_log: options.word_or_default("dirty_log", &logs)?,
             zones: None,
         })
     }

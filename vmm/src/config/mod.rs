@@ -199,9 +199,6 @@ pub struct MemoryConfig {
     /// Ask for transparent huge pages.
     #[serde(default = "yes")]
     pub thp: bool,
-    /// How KVM tells which pages were written.
-    #[serde(default, skip_serializing_if = "DirtyLog::is_auto")]
-    pub dirty_log: DirtyLog,
     /// Must be absent or empty: zones do not exist in Pollux.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zones: Option<Vec<serde_json::Value>>,
@@ -221,29 +218,8 @@ impl Default for MemoryConfig {
             prefault: false,
             reserve: false,
             thp: true,
-            dirty_log: DirtyLog::Auto,
             zones: None,
         }
-    }
-}
-
-/// How KVM tells which pages were written while the VM is protected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DirtyLog {
-    /// Rings for guests so large that a bitmap takes too long to read, if this host's KVM has them.
-    #[default]
-    Auto,
-    /// A bit for each page of memory.
-    Bitmap,
-    /// For each vCPU a list of what it has written.
-    Ring,
-}
-
-impl DirtyLog {
-    #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-    fn is_auto(&self) -> bool {
-        *self == Self::Auto
     }
 }
 

@@ -28,8 +28,6 @@ use self::cpuid::CpuidOptions;
 use self::state::{Features, VcpuState, VcpuStateError};
 use self::vcpu::{RunPage, Vcpu};
 use crate::bus::Bus;
-use crate::memory::dirty::DirtyTracker;
-use crate::memory::ring::Ring;
 use crate::state::{StateError, StateReader, StateWriter};
 
 /// The most vCPUs of a VM.
@@ -257,8 +255,6 @@ pub struct CpuPorts {
     pub mmio: Arc<Bus>,
     /// Where guest events go.
     pub on_event: OnGuestEvent,
-    /// Who looks at their dirty rings, if they have any.
-    pub dirty_log: Option<Arc<Mutex<DirtyTracker>>>,
 }
 
 /// All vCPUs of a VM. They live as long as it does, parked when the guest does not run.
@@ -291,9 +287,6 @@ impl CpuManager {
         let (cpuid, phys_bits) = cpuid::common(kvm, &cpuid_options(options, fds[0].get_tsc_khz().ok()))?;
         for (i, fd) in (0..).zip(&fds) {
             set_up(fd, &cpuid, i)?;
-        }
-        if let Some(dirty_log) = &ports.dirty_log {
-            map_rings(&fds, dirty_log)?;
         }
         let features = Arc::new(Features::probe(kvm, &fds[0]).map_err(state_error("probe"))?);
         for fd in &fds {
@@ -356,7 +349,6 @@ impl CpuManager {
             pio: ports.pio.clone(),
             mmio: ports.mmio.clone(),
             on_event: ports.on_event.clone(),
-            dirty_log: ports.dirty_log.clone(),
         };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
@@ -718,17 +710,6 @@ fn cpuid_options(options: &CpuOptions, tsc_khz: Option<u32>) -> CpuidOptions {
         nested: options.nested,
         tsc_khz: tsc_khz.filter(|khz| *khz > 0),
     }
-}
-
-/// Those that the vCPUs of this VM have, if any.
-fn map_rings(fds: &[VcpuFd], dirty_log: &Mutex<DirtyTracker>) -> Result<(), CpuError> {
-    let mut dirty_log = dirty_log.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(len) = dirty_log.ring_len() else { return Ok(()) };
-    for fd in fds {
-        let ring = Ring::new(fd, len).map_err(|source| CpuError::Kvm { call: "mmap of a dirty ring", source })?;
-        dirty_log.add_ring(ring);
-    }
-    Ok(())
 }
 
 fn set_up(fd: &VcpuFd, cpuid: &[kvm_cpuid_entry2], index: u32) -> Result<(), CpuError> {

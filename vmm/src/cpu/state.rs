@@ -205,9 +205,6 @@ impl VcpuState {
         if features.xcrs {
             self.xcrs = vcpu.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?;
         }
-        if features.debug_regs {
-            self.debug_regs = vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?;
-        }
         Ok(())
     }
 
@@ -223,6 +220,10 @@ impl VcpuState {
             self.regs = vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?;
             self.sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
             self.events = vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?;
+        }
+        // INIT from another vCPU resets them.
+        if features.debug_regs {
+            self.debug_regs = vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?;
         }
         self.lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
         self.capture_nested(vcpu, features)?;

@@ -63,7 +63,7 @@ fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
     let slow = Slow { vm: vm.clone(), entered, go_on: told };
     pio.insert(Arc::new(Mutex::new(slow)), PORT.into(), 1).unwrap();
     let options = CpuOptions { count: 2, max_phys_bits: 46, amx: false, nested: false, affinity: Vec::new() };
-    let ports = CpuPorts { pio, mmio, on_event: Arc::new(|event| panic!("{event:?}")), dirty_log: None };
+    let ports = CpuPorts { pio, mmio, on_event: Arc::new(|event| panic!("{event:?}")) };
     let cpus = CpuManager::new(&kvm, &vm, &options, &ports).unwrap();
     cpus.run_on(0, "aim", aim).unwrap();
     cpus.run_on(1, "enable its LAPIC", |vcpu| {

@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use kvm_bindings::{
-    KVM_EXIT_DIRTY_RING_FULL, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_run,
-};
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::os::unix::thread::JoinHandleExt;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -16,7 +14,6 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use super::state::{Features, VcpuState, describe};
 use super::{Control, CpuError, Crew, GuestEvent, OnGuestEvent, Order, Shared, VCPU_PATIENCE};
 use crate::bus::Bus;
-use crate::memory::dirty::{DirtyError, DirtyTracker};
 
 /// LAPIC register offsets of the two local pins, and what they do after reset of a PC.
 const LAPIC_LVT0: usize = 0x350;
@@ -104,7 +101,6 @@ pub(super) struct Vcpu {
     pub(super) pio: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
     pub(super) on_event: OnGuestEvent,
-    pub(super) dirty_log: Option<Arc<Mutex<DirtyTracker>>>,
 }
 
 impl Vcpu {
@@ -261,10 +257,6 @@ impl Vcpu {
                 KVM_SYSTEM_EVENT_RESET => Next::Stop(GuestEvent::Reset),
                 kind => Next::Stop(GuestEvent::Crash(format!("vCPU {}: system event {kind}", self.index))),
             },
-            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => match self.empty_rings() {
-                Ok(()) => Next::Run,
-                Err(error) => Next::Stop(GuestEvent::Crash(self.explain(&error.to_string()))),
-            },
             Ok(exit) => {
                 let what = describe(&exit);
                 Next::Stop(GuestEvent::Crash(self.explain(&what)))
@@ -273,11 +265,6 @@ impl Vcpu {
             Err(e) if e.errno() == libc::EAGAIN => Next::Run,
             Err(e) => Next::Stop(GuestEvent::Crash(self.explain(&format!("KVM_RUN failed, {e}")))),
         }
-    }
-
-    fn empty_rings(&self) -> Result<(), DirtyError> {
-        let Some(dirty_log) = &self.dirty_log else { return Ok(()) };
-        dirty_log.lock().unwrap_or_else(PoisonError::into_inner).empty_rings()
     }
 
     /// What is known about a vCPU that KVM cannot run on.

@@ -5,7 +5,6 @@
 //! harvest once the set has grown to its size.
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,16 +15,10 @@ use vm_memory::GuestMemoryBackend;
 use super::foresight::Foresight;
 use super::guest::{GuestMemory, MemoryError};
 use super::layout::PAGE_SIZE;
-use super::ring::Ring;
-use crate::config::DirtyLog;
 use crate::kvm;
 
 /// Runs of dirty words with at most this many clean ones between them are cleared by one call: a call costs more than that.
 const CLEAR_GAP: usize = 64;
-
-/// Guests with at least so much memory have rings, unless the configuration says otherwise. A bitmap costs 1.6 µs a GiB each time
-/// that it is read, but lets pages that are written in every epoch be left writable, which saves up to 2 µs each.
-const RINGS_FROM: u64 = 128 << 30;
 
 /// Why changed pages cannot be told.
 #[derive(Debug, thiserror::Error)]
@@ -51,12 +44,6 @@ pub enum DirtyError {
         #[source]
         source: io::Error,
     },
-    /// The rings cannot be emptied.
-    #[error("cannot reset the dirty rings")]
-    Reset(#[source] io::Error),
-    /// They were asked for.
-    #[error("this host's KVM has no dirty rings: leave out dirty_log=ring")]
-    NoRings,
     /// Logging is off.
     #[error("dirty logging is off")]
     Off,
@@ -182,14 +169,6 @@ impl Slot {
     }
 }
 
-/// By what KVM tells.
-enum Log {
-    /// A bit a page; `manual`: we say which pages are watched again.
-    Bitmap { manual: bool },
-    /// For each vCPU a ring of `len` entries.
-    Rings { len: NonZeroUsize, rings: Vec<Ring> },
-}
-
 /// Where dirty words of device processes come from: called with a function that takes (first gfn of 64, bits).
 pub type DeviceLogs<'a> = &'a mut dyn FnMut(&mut dyn FnMut(u64, u64));
 
@@ -201,69 +180,32 @@ pub struct DirtyTracker {
     /// Pages of sets that came back.
     pending: Vec<u64>,
     has_pending: bool,
-    log: Log,
+    manual: bool,
     on: bool,
     foresight: Foresight,
 }
 
 impl DirtyTracker {
-    /// Switched off. Must be made before the first vCPU, as it chooses how KVM logs.
-    ///
-    /// # Errors
-    /// When this host has not got the `wanted` log.
-    pub fn new(vm: Arc<VmFd>, memory: &GuestMemory, wanted: DirtyLog) -> Result<Self, DirtyError> {
-        let rings = match wanted {
-            DirtyLog::Auto if memory.size() < RINGS_FROM => None,
-            DirtyLog::Bitmap => None,
-            DirtyLog::Auto => kvm::enable_dirty_rings(&vm),
-            DirtyLog::Ring => Some(kvm::enable_dirty_rings(&vm).ok_or(DirtyError::NoRings)?),
-        };
-        let bitmap_words = |pages: u64| if rings.is_some() { 0 } else { pages.div_ceil(64) as usize };
+    /// Switched off. Must be made before logging is first switched on, as it chooses how KVM logs.
+    #[must_use]
+    pub fn new(vm: Arc<VmFd>, memory: &GuestMemory) -> Self {
         let slots = (0..).zip(memory.ranges()).map(|(number, (start, len))| Slot {
             number,
             first_gfn: start / PAGE_SIZE,
             pages: len / PAGE_SIZE,
-            log: vec![0; bitmap_words(len / PAGE_SIZE)],
+            log: vec![0; (len / PAGE_SIZE).div_ceil(64) as usize],
             runs: Vec::new(),
         });
-        Ok(Self {
+        Self {
+            manual: kvm::enable_manual_dirty_log(&vm),
             slots: slots.collect(),
-            log: match rings {
-                Some(len) => Log::Rings { len, rings: Vec::new() },
-                None => Log::Bitmap { manual: kvm::enable_manual_dirty_log(&vm) },
-            },
             pending: vec![0; words(memory)],
             memory: memory.clone(),
             vm,
             has_pending: false,
             on: false,
             foresight: Foresight::default(),
-        })
-    }
-
-    /// Entries of the ring that each vCPU has; `None` if they have none.
-    #[must_use]
-    pub fn ring_len(&self) -> Option<NonZeroUsize> {
-        if let Log::Rings { len, .. } = self.log { Some(len) } else { None }
-    }
-
-    /// Looks at this vCPU's ring too.
-    pub fn add_ring(&mut self, ring: Ring) {
-        if let Log::Rings { rings, .. } = &mut self.log {
-            rings.push(ring);
         }
-    }
-
-    /// Makes room in the rings: a vCPU whose ring is full does not run on. What they had is in the next harvest.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn empty_rings(&mut self) -> Result<(), DirtyError> {
-        let Log::Rings { rings, .. } = &mut self.log else { return Ok(()) };
-        let (pending, slots) = (&mut self.pending, &self.slots);
-        let put = |gfn: u64| pending[(gfn / 64) as usize] |= 1 << (gfn % 64);
-        self.has_pending = true;
-        take_rings(&self.vm, rings, slots, put)
     }
 
     /// Starts watching; nothing is dirty at first.
@@ -273,7 +215,6 @@ impl DirtyTracker {
     pub fn start(&mut self) -> Result<(), DirtyError> {
         self.memory.set_slots(&self.vm, KVM_MEM_LOG_DIRTY_PAGES).map_err(DirtyError::Switch)?;
         self.on = true;
-        self.empty_rings()?;
         self.foresight = Foresight::new(64 * self.pending.len());
         for region in self.memory.ram().iter() {
             region.get_mmap().bitmap().harvest(|_, _| ());
@@ -309,7 +250,15 @@ impl DirtyTracker {
         }
         set.clear();
         set.resize(self.pending.len());
-        let result = self.harvest_kvm(set, watch);
+        let mut result = Ok(());
+        self.foresight.next_epoch();
+        for slot in &mut self.slots {
+            let foresight = (watch == Watch::Foresee).then_some(&mut self.foresight);
+            result = harvest_kvm(&self.vm, slot, self.manual, set, foresight);
+            if result.is_err() {
+                break;
+            }
+        }
         for (slot, region) in self.slots.iter().zip(self.memory.ram().iter()) {
             region.get_mmap().bitmap().harvest(|page, bits| set.add_word(slot.first_gfn + page, bits));
         }
@@ -326,22 +275,6 @@ impl DirtyTracker {
             set.clear();
         }
         result
-    }
-
-    fn harvest_kvm(&mut self, set: &mut DirtySet, watch: Watch) -> Result<(), DirtyError> {
-        match &mut self.log {
-            Log::Bitmap { manual } => {
-                self.foresight.next_epoch();
-                self.slots.iter_mut().try_for_each(|slot| {
-                    let foresight = (watch == Watch::Foresee).then_some(&mut self.foresight);
-                    harvest_bitmap(&self.vm, slot, *manual, set, foresight)
-                })
-            }
-            // Entries are reset in the order that they were made in: a page cannot be left writable.
-            Log::Rings { rings, .. } => {
-                take_rings(&self.vm, rings, &self.slots, |gfn| set.add_word(gfn & !63, 1 << (gfn % 64)))
-            }
-        }
     }
 
     /// Gives back a set whose pages did not reach the standby: they are in the next harvest again.
@@ -370,20 +303,8 @@ fn words(memory: &GuestMemory) -> usize {
     (end / PAGE_SIZE).div_ceil(64) as usize
 }
 
-/// Empties the rings: calls `take` with each page that they name, and has them watched again.
-fn take_rings(vm: &VmFd, rings: &mut [Ring], slots: &[Slot], mut take: impl FnMut(u64)) -> Result<(), DirtyError> {
-    for (slot, page) in rings.iter_mut().flatten() {
-        // The upper half is the address space, of which system management mode has one of its own onto the same memory.
-        let slot = slots.get((slot & 0xffff) as usize).filter(|slot| page < slot.pages);
-        if let Some(slot) = slot {
-            take(slot.first_gfn + page);
-        }
-    }
-    kvm::reset_dirty_rings(vm).map_err(DirtyError::Reset)
-}
-
 /// Reads the log of one slot into `set`, and clears and re-arms what it read, but for what foresight says.
-fn harvest_bitmap(
+fn harvest_kvm(
     vm: &VmFd,
     slot: &mut Slot,
     manual: bool,
@@ -441,7 +362,7 @@ mod tests {
         let memory = GuestMemory::new(&RamOptions { size, ..Default::default() }).unwrap();
         let vm = Arc::new(kvm::open().unwrap().create_vm().unwrap());
         memory.set_slots(&vm, 0).unwrap();
-        let mut tracker = DirtyTracker::new(vm, &memory, DirtyLog::Auto).unwrap();
+        let mut tracker = DirtyTracker::new(vm, &memory);
         tracker.start().unwrap();
         let set = DirtySet::new(&memory);
         (memory, tracker, set)

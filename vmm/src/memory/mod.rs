@@ -4,5 +4,4 @@ pub mod dirty;
 mod foresight;
 pub mod guest;
 pub mod layout;
-pub mod ring;
 pub mod view;
