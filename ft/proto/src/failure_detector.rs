@@ -83,7 +83,7 @@ impl FailureDetector {
     /// silence that this process slept through; returns whether there was any.
     pub fn check(&mut self, now: Time) -> bool {
         let late = now.since(std::mem::replace(&mut self.checked, now));
-        let stalled = self.limit.is_some_and(|limit| late > limit / 2);
+        let stalled = self.limit.is_some_and(|limit| late > limit / 3);
         if let Some(limit) = self.limit.filter(|_| stalled) {
             let latest = now - limit * 2 / 3;
             for heard in &mut self.heard {
@@ -169,6 +169,17 @@ mod tests {
         assert!(!detector.suspects(ms(5_150), Duration::ZERO));
         run(&mut detector, 5_200, 5_350);
         assert!(detector.suspects(ms(5_350), Duration::ZERO), "a whole limit of listening is evidence");
+    }
+
+    #[test]
+    fn two_short_stalls_between_two_beats_are_not_the_peers_death_either() {
+        let mut detector = FailureDetector::new(Some(LIMIT), ms(0));
+        for now in [10, 150, 160, 300, 310] {
+            detector.check(ms(now));
+        }
+        assert!(!detector.suspects(ms(310), Duration::ZERO));
+        run(&mut detector, 350, 600);
+        assert!(detector.suspects(ms(600), Duration::ZERO), "who listens after them hears nothing");
     }
 
     #[test]

@@ -202,9 +202,9 @@ impl Sys {
         Some(())
     }
 
-    /// A node looks at its clock three times without having heard anything; then its clock stands still again.
+    /// A node looks at its clock again and again without having heard anything; then its clock stands still again.
     pub(crate) fn silence(&mut self, at: usize) {
-        for now in [T0 + LIMIT / 2, T0 + LIMIT, T0 + LIMIT + Duration::from_nanos(1), T0] {
+        for now in [T0 + LIMIT / 3, T0 + LIMIT * 2 / 3, T0 + LIMIT, T0 + LIMIT + Duration::from_nanos(1), T0] {
             self.input_at(at, Input::Timeout, now);
         }
     }
