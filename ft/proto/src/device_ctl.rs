@@ -216,7 +216,8 @@ pub enum Report {
         held_frames: u64,
         /// Bytes that are held or uncommitted, over all epochs.
         held_bytes: u64,
-        /// Disk: nothing of the epoch went into the mirror stream, so its end is not told there. Network: nothing is held, of this epoch or one before.
+        /// Disk: nothing of the epoch went into the mirror stream, so its end is not told there. Network: nothing is held, of this
+        /// epoch or one before.
         idle: bool,
     },
     /// The first output of `epoch` is held: the reason to cut the epoch now. Sent once an epoch.

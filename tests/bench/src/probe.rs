@@ -166,19 +166,8 @@ impl Probe {
         }
         let mut count = 0;
         for (slot, region) in (0..).zip(self.memory.ram().iter()) {
-            let pages = region.len() / PAGE;
-            let log = &mut self.log[..usize::try_from(pages.div_ceil(64)).expect("words of the log")];
-            kvm::get_dirty_log(&self.vm, slot, pages, log).expect("KVM_GET_DIRTY_LOG");
-            let (mut first, mut end) = (usize::MAX, 0);
-            for (at, word) in log.iter().enumerate().filter(|(_, word)| **word != 0) {
-                (first, end) = (first.min(at), at + 1);
-                count += word.count_ones() as usize;
-            }
-            if first < end {
-                let pages = u32::try_from((end - first) * 64).expect("pages");
-                let log = &log[first..end];
-                kvm::clear_dirty_log(&self.vm, slot, first as u64 * 64, pages, log).expect("KVM_CLEAR_DIRTY_LOG");
-            }
+            let take = |_, word: u64| count += word.count_ones() as usize;
+            harvest_slot(&self.vm, slot, region.len() / PAGE, &mut self.log, take);
         }
         count
     }
@@ -186,27 +175,34 @@ impl Probe {
     /// Reads the log, copies the pages out, clears the log; returns how many there were.
     pub fn harvest(&mut self) -> usize {
         let pages = self.memory.size() / PAGE;
-        kvm::get_dirty_log(&self.vm, 0, pages, &mut self.log).expect("KVM_GET_DIRTY_LOG");
         let host = self.memory.ram().iter().next().expect("a region").as_ptr();
-        let (mut count, mut first, mut end) = (0, usize::MAX, 0);
-        for (at, word) in self.log.iter().enumerate().filter(|(_, word)| **word != 0) {
-            (first, end) = (first.min(at), at + 1);
-            let mut bits = *word;
+        let (staging, mut count) = (&mut self.staging, 0);
+        harvest_slot(&self.vm, 0, pages, &mut self.log, |at, mut bits| {
             while bits != 0 {
                 let page = at * 64 + bits.trailing_zeros() as usize;
-                let Some(into) = self.staging.chunks_exact_mut(4096).nth(count) else { return count };
+                let Some(into) = staging.chunks_exact_mut(4096).nth(count) else { return };
                 // SAFETY: the log names pages of the region, which stays mapped; `into` is ours and one page long.
                 unsafe { std::ptr::copy_nonoverlapping(host.add(page * 4096), into.as_mut_ptr(), 4096) };
                 count += 1;
                 bits &= bits - 1;
             }
-        }
-        if first < end {
-            let pages = u32::try_from((end - first) * 64).expect("pages");
-            let log = &self.log[first..end];
-            kvm::clear_dirty_log(&self.vm, 0, first as u64 * 64, pages, log).expect("KVM_CLEAR_DIRTY_LOG");
-        }
+        });
         count
+    }
+}
+
+/// Reads the bitmap of one slot, gives each word that is not zero and its number to `take`, and clears what lies between them.
+fn harvest_slot(vm: &VmFd, slot: u32, pages: u64, log: &mut [u64], mut take: impl FnMut(usize, u64)) {
+    let log = &mut log[..usize::try_from(pages.div_ceil(64)).expect("words of the log")];
+    kvm::get_dirty_log(vm, slot, pages, log).expect("KVM_GET_DIRTY_LOG");
+    let (mut first, mut end) = (usize::MAX, 0);
+    for (at, word) in log.iter().enumerate().filter(|(_, word)| **word != 0) {
+        (first, end) = (first.min(at), at + 1);
+        take(at, *word);
+    }
+    if first < end {
+        let pages = u32::try_from((end - first) * 64).expect("pages");
+        kvm::clear_dirty_log(vm, slot, first as u64 * 64, pages, &log[first..end]).expect("KVM_CLEAR_DIRTY_LOG");
     }
 }
 

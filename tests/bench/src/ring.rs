@@ -57,7 +57,7 @@ impl Ring {
         count
     }
 
-    /// Slot and page.
+    /// Slot and page, which whoever copies the page needs: reading them is part of what a ring costs.
     fn take(&mut self) -> Option<(u32, u64)> {
         // SAFETY: `next` is below `ENTRIES`, and the mapping has so many.
         let entry = unsafe { self.entries.add(self.next) };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::namespace::Namespace;
 use crate::topology::GUEST;
-use crate::{Error, Result};
+use crate::{Error, Result, wait};
 
 const PORT: u16 = 7000;
 
@@ -64,4 +64,12 @@ pub fn boot(client: &Namespace) -> Result<Boot> {
     let uptime = ask(client, "uptime")?;
     let uptime_s = uptime.trim().parse().map_err(|_| Error::Protocol { from: "agent".into(), answer: uptime })?;
     Ok(Boot { id, uptime_s })
+}
+
+/// As [`boot`], as soon as the agent answers.
+///
+/// # Errors
+/// When it does not within `limit`.
+pub fn await_boot(client: &Namespace, limit: Duration) -> Result<Boot> {
+    wait::until("answer of the guest's agent", limit, || boot(client).map(Some))
 }

@@ -216,8 +216,7 @@ impl Run {
     pub fn boot(&mut self) -> Result<(Connection, Boot)> {
         let connection = workload::connect(&self.topology.client, BOOT_LIMIT).map_err(|e| self.with_logs(e))?;
         // Redis is up before the agent.
-        let asked = || agent::boot(&self.topology.client).map(Some);
-        let booted = wait::until("answer of the guest's agent", AGENT_LIMIT, asked).map_err(|e| self.with_logs(e))?;
+        let booted = agent::await_boot(&self.topology.client, AGENT_LIMIT).map_err(|e| self.with_logs(e))?;
         self.say(&format!("guest booted, Redis answers, uptime {:.1} s", booted.uptime_s));
         Ok((connection, booted))
     }
@@ -447,8 +446,7 @@ impl Run {
     }
 
     fn judge_boot(&mut self, before: &Boot) {
-        let asked = || agent::boot(&self.topology.client).map(Some);
-        match wait::until("answer of the guest's agent", AGENT_LIMIT, asked) {
+        match agent::await_boot(&self.topology.client, AGENT_LIMIT) {
             Ok(after) => self.report.check(
                 "guest uptime not reset",
                 after.id == before.id && after.uptime_s >= before.uptime_s,

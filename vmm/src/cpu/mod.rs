@@ -652,8 +652,7 @@ impl CpuManager {
     }
 
     fn wait_settled(&self) {
-        let count = self.count();
-        drop(self.wait_until(self.shared.lock(), None, |control| control.parked == count && control.open == 0));
+        drop(self.wait_until(self.shared.lock(), None, |control| control.all_parked() && control.open == 0));
     }
 
     fn wait_until<'a>(

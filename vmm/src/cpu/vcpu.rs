@@ -166,7 +166,7 @@ impl Vcpu {
                     control.orders[self.index as usize] = Some(rest);
                     continue;
                 }
-                finish_order(&mut control, self.index, result.map(|_| ()));
+                finish_order(&mut control, self.index, result.err());
                 settled = control.open == 0;
                 if settled {
                     control = finish_checkpoint(&shared, control);
@@ -197,20 +197,18 @@ impl Vcpu {
 
     /// Returns what remains to be done later.
     fn perform(&mut self, order: Order) -> Result<Option<Order>, super::VcpuStateError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match order {
             Order::Capture => {
+                let mut state = state();
                 if self.index == 0 {
                     state.capture_tsc_offset(&self.fd, &self.features);
                 }
                 state.capture_own(&self.fd, &self.features)?;
                 Ok(Some(Order::CaptureRest))
             }
-            Order::CaptureRest => state.capture_rest(&mut self.fd, &self.features).map(|()| None),
-            Order::Job(job) => {
-                drop(state);
-                job(&mut self.fd).map(|()| None)
-            }
+            Order::CaptureRest => state().capture_rest(&mut self.fd, &self.features).map(|()| None),
+            Order::Job(job) => job(&mut self.fd).map(|()| None),
         }
     }
 
@@ -319,9 +317,9 @@ fn finish_checkpoint<'a>(shared: &'a Shared, mut control: MutexGuard<'a, Control
     shared.lock()
 }
 
-fn finish_order(control: &mut Control, index: u32, result: Result<(), super::VcpuStateError>) {
+fn finish_order(control: &mut Control, index: u32, failure: Option<super::VcpuStateError>) {
     control.open -= 1;
-    if let Err(error) = result
+    if let Some(error) = failure
         && control.failure.is_none()
     {
         control.failure = Some((index, error));

@@ -111,8 +111,7 @@ impl Run {
     /// Until the guest is protected and clients are served.
     fn begin(&mut self) -> Result<(Clients, Boot)> {
         let clients = Clients::start(&self.topology.client, Instant::now(), self.options.think, BOOT_LIMIT)?;
-        let asked = || agent::boot(&self.topology.client).map(Some);
-        let boot = wait::until("answer of the guest's agent", SERVE_LIMIT, asked)?;
+        let boot = agent::await_boot(&self.topology.client, SERVE_LIMIT)?;
         (self.tell)(&format!("guest booted, Redis and PostgreSQL answer, uptime {:.1} s", boot.uptime_s));
         let start = Instant::now();
         self.pair.recover(0, &self.topology, PROTECT_LIMIT)?;
@@ -272,9 +271,7 @@ impl Run {
         if matches!(so_far, Err(Error::Interrupted)) {
             return so_far;
         }
-        let Ok(now) =
-            wait::until("answer of the guest's agent", SERVE_LIMIT, || agent::boot(&self.topology.client).map(Some))
-        else {
+        let Ok(now) = agent::await_boot(&self.topology.client, SERVE_LIMIT) else {
             return so_far.and(Err(Error::Protocol { from: "guest's agent".into(), answer: "none".into() }));
         };
         if now.id == boot.id {
