@@ -291,11 +291,9 @@ impl Node {
             return;
         }
         match &mut self.role {
-            // A primary that may not run any more is as good as dead, however lively its process: the message that
-            // said so may have been lost.
+            // A primary that may not run any more is as good as dead, however lively its process: no sign of life.
             Role::Standby(standby) if !beat.runs => {
-                let yielded = Input::Yielded { term: beat.term };
-                let outcome = standby.handle(yielded, &self.settings, now, &mut self.actions);
+                let outcome = standby.primary_stopped(beat.term, &self.settings, now, &mut self.actions);
                 self.turn(outcome);
             }
             Role::Primary(_) => {

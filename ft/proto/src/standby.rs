@@ -37,7 +37,9 @@ pub(crate) struct Session {
     pub(crate) committed: Option<Epoch>,
     parts: BTreeMap<Epoch, Parts>,
     wish: Wish,
-    /// The primary has stopped, or wants to be relieved: it will not be back.
+    /// The primary's beats say that it does not run the VM any more, or wants to be relieved: it will not be back.
+    stopped: bool,
+    /// Nothing of the primary is waited for any more.
     yielded: bool,
     no_claim_before: Time,
     held_back: bool,
@@ -94,20 +96,37 @@ impl Standby {
                 session.parts.entry(epoch).or_default().disks.insert(disk);
                 session.commit_whole_epochs(out);
             }
-            Input::Yielded { term } if term == session.term => {
-                session.yielded = true;
-                session.claim(id, settings, now, out);
-            }
+            Input::Yielded { term } if term == session.term => session.relieve(id, settings, now, out),
             Input::PeerLeft { reason, .. } => self.reset(reason, out),
             Input::StreamLost { reason } => {
                 session.connected = false;
                 session.parts.clear();
                 if session.committed.is_none() {
                     self.reset(reason, out);
+                } else if session.stopped {
+                    session.relieve(id, settings, now, out);
                 }
             }
             Input::Witness(answer) => return self.witness_answered(answer, now, out),
             _ => {}
+        }
+        self.granted_by_policy(settings, out)
+    }
+
+    /// A beat of the primary says that it does not run the VM any more. What it sent before, and its `Yield`, may still be on
+    /// the stream: a beat is no reason to take over without them before the stream ends or the silence limit has passed.
+    pub(crate) fn primary_stopped(
+        &mut self,
+        term: Term,
+        settings: &Settings,
+        now: Time,
+        out: &mut VecDeque<Action>,
+    ) -> Option<Outcome> {
+        let id = self.id;
+        let session = self.session.as_mut().filter(|session| session.term == term)?;
+        session.stopped = true;
+        if !session.connected {
+            session.relieve(id, settings, now, out);
         }
         self.granted_by_policy(settings, out)
     }
@@ -120,13 +139,16 @@ impl Standby {
             self.reset("the primary fell silent before its first checkpoint".to_owned(), out);
             return None;
         }
-        if settings.on_partition == Some(OnPartition::Primary) {
+        if session.stopped {
+            session.relieve(id, settings, now, out);
+        } else if settings.on_partition == Some(OnPartition::Primary) {
             if !std::mem::replace(&mut session.held_back, true) {
                 out.push_back(Action::Event(Event::TakeOverHeldBack));
             }
             return None;
+        } else {
+            session.claim(id, settings, now, out);
         }
-        session.claim(id, settings, now, out);
         self.granted_by_policy(settings, out)
     }
 
@@ -219,6 +241,7 @@ impl Session {
             committed: None,
             parts: BTreeMap::new(),
             wish: Wish::Nothing,
+            stopped: false,
             yielded: false,
             no_claim_before: Time::default(),
             held_back: false,
@@ -256,6 +279,12 @@ impl Session {
             Wish::TakeOver => Some(Claim::TakeOver { primary, standby, term }),
             Wish::Withdraw => Some(Claim::Withdraw { primary, standby, term }),
         }
+    }
+
+    /// Takes over from a primary that has stopped for good.
+    fn relieve(&mut self, id: NodeId, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
+        self.yielded = true;
+        self.claim(id, settings, now, out);
     }
 
     fn claim(&mut self, id: NodeId, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {

@@ -418,13 +418,51 @@ fn a_failover_is_not_tested_while_the_standby_is_being_left() {
     assert!(pair.a.runs(), "the witness may give the VM to nobody else any more");
 }
 
-#[test]
-fn a_fenced_primary_does_not_keep_the_standby_waiting_with_its_beats() {
-    let mut pair = Pair::protected(Settings::default());
+/// A beat that says that the primary has stopped, on the link that is faster than the stream.
+fn stopped(pair: &mut Pair) {
     let beat = Beat { runs: false, ..pair.a.beat() };
     pair.b.handle(Input::Beat { link: LinkId::Heartbeat, at: pair.now, beat }, pair.now);
     pair.settle();
+}
+
+#[test]
+fn a_beat_does_not_overtake_what_the_primary_sent_before_it_stopped() {
+    let mut pair = Pair::protected(Settings::default());
+    stopped(&mut pair);
+    assert_eq!(pair.takeover, None, "its last epoch and its word may be on the stream");
+    pair.b.handle(Input::Yielded { term: Term(1) }, pair.now);
+    pair.settle();
     assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))));
+}
+
+#[test]
+fn a_fenced_primary_does_not_keep_the_standby_waiting_with_its_beats() {
+    let lost = || Input::StreamLost { reason: "closed".to_owned() };
+    for beat_first in [true, false] {
+        let mut pair = Pair::protected(Settings::default());
+        if beat_first {
+            stopped(&mut pair);
+        }
+        pair.b.handle(lost(), pair.now);
+        pair.settle();
+        if !beat_first {
+            assert_eq!(pair.takeover, None);
+            stopped(&mut pair);
+        }
+        assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))), "{beat_first}");
+    }
+}
+
+#[test]
+fn a_stream_that_says_nothing_more_does_not_keep_the_standby_either() {
+    for settings in [Settings::default(), no_witness(OnPartition::Primary)] {
+        let mut pair = Pair::protected(settings);
+        for _ in 0..10 {
+            pair.pass(Duration::from_millis(50), &[B]);
+            stopped(&mut pair);
+        }
+        assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))));
+    }
 }
 
 #[test]
