@@ -270,7 +270,10 @@ impl Engine {
             Action::Reset { reason } => self.reset(&reason),
             Action::Event(event) => {
                 self.event(&event);
-                self.publish();
+                // A VM that is being taken over runs nowhere yet.
+                if !matches!(event, Event::TakingOver { .. }) {
+                    self.publish();
+                }
             }
         }
     }

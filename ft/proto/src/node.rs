@@ -291,10 +291,14 @@ impl Node {
             return;
         }
         match &mut self.role {
-            // A primary that may not run any more is as good as dead, however lively its process: no sign of life.
-            Role::Standby(standby) if !beat.runs => {
-                let outcome = standby.primary_stopped(beat.term, &self.settings, now, &mut self.actions);
-                self.turn(outcome);
+            Role::Standby(standby) => {
+                self.detector.heard(link, at);
+                // One that may not run any more is as good as dead, however lively its process.
+                if !beat.runs {
+                    let mute = self.detector.light(LinkId::Replication, now) == Light::Red;
+                    let outcome = standby.primary_stopped(beat.term, mute, &self.settings, now, &mut self.actions);
+                    self.turn(outcome);
+                }
             }
             Role::Primary(_) => {
                 self.notice_stall(now);

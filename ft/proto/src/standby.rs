@@ -10,11 +10,15 @@
 //! was given. It asks until it knows: if the claim was granted after all, it takes over.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use crate::events::{Action, Event, Input, OnPartition, Settings, WitnessAnswer};
 use crate::node::{Outcome, RETRY};
 use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
+
+/// How long a primary that lives, and has stopped, may take to say so on the stream.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A standby, with or without a primary.
 #[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
@@ -37,8 +41,8 @@ pub(crate) struct Session {
     pub(crate) committed: Option<Epoch>,
     parts: BTreeMap<Epoch, Parts>,
     wish: Wish,
-    /// The primary's beats say that it does not run the VM any more, or wants to be relieved: it will not be back.
-    stopped: bool,
+    /// Since when the primary's beats say that it does not run the VM any more, or wants to be relieved: it will not be back.
+    stopped: Option<Time>,
     /// Nothing of the primary is waited for any more.
     yielded: bool,
     no_claim_before: Time,
@@ -103,7 +107,7 @@ impl Standby {
                 session.parts.clear();
                 if session.committed.is_none() {
                     self.reset(reason, out);
-                } else if session.stopped {
+                } else if session.stopped.is_some() {
                     session.relieve(id, settings, now, out);
                 }
             }
@@ -114,18 +118,19 @@ impl Standby {
     }
 
     /// A beat of the primary says that it does not run the VM any more. What it sent before, and its `Yield`, may still be on
-    /// the stream: a beat is no reason to take over without them before the stream ends or the silence limit has passed.
+    /// the stream: beats are no reason to take over without them before it ends, its link is `mute`, or [`LAST_WORDS`] have passed.
     pub(crate) fn primary_stopped(
         &mut self,
         term: Term,
+        mute: bool,
         settings: &Settings,
         now: Time,
         out: &mut VecDeque<Action>,
     ) -> Option<Outcome> {
         let id = self.id;
         let session = self.session.as_mut().filter(|session| session.term == term)?;
-        session.stopped = true;
-        if !session.connected {
+        let since = *session.stopped.get_or_insert(now);
+        if !session.connected || mute || now.since(since) >= LAST_WORDS {
             session.relieve(id, settings, now, out);
         }
         self.granted_by_policy(settings, out)
@@ -139,7 +144,7 @@ impl Standby {
             self.reset("the primary fell silent before its first checkpoint".to_owned(), out);
             return None;
         }
-        if session.stopped {
+        if session.stopped.is_some() {
             session.relieve(id, settings, now, out);
         } else if settings.on_partition == Some(OnPartition::Primary) {
             if !std::mem::replace(&mut session.held_back, true) {
@@ -241,7 +246,7 @@ impl Session {
             committed: None,
             parts: BTreeMap::new(),
             wish: Wish::Nothing,
-            stopped: false,
+            stopped: None,
             yielded: false,
             no_claim_before: Time::default(),
             held_back: false,
