@@ -12,7 +12,7 @@ prepare_kernel() {
     rm -rf "$temp" && mkdir -p "$temp/modules"
     for suite in "$(release)-backports" ""; do
         package=$(backports_apt apt-cache depends --important ${suite:+-t "$suite"} "$2" 2>/dev/null |
-            sed -n 's/^ *Depends: \(linux-image-.*amd64\)$/\1/p' | head -n 1)
+            sed -n 's/^ *Depends: \(linux-image-.*amd64\)$/\1/p' | head -n 1 || true)
         [[ -z $package ]] || break
     done
     [[ -n $package ]] || die "no $2 in the package lists"

@@ -2,6 +2,13 @@
 # Sourced after common.sh: Debian packages, installed on this machine or only unpacked into a folder.
 # In: the machine's apt sources. Out: installed packages, unpacked trees. Never: a changed apt configuration.
 
+# Somebody else's apt may hold the lock, and a mirror may be out of reach for a moment.
+lock=(-o Debug::NoLocking=0 -o DPkg::Lock::Timeout=600)
+strict=(-o APT::Update::Error-Mode=any)
+
+# again CMD...: tries it three times.
+again() { "$@" || { sleep 5; "$@"; } || { sleep 20; "$@"; }; }
+
 release() { (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"); }
 
 # apt with this machine's sources plus the release's backports, all state in the cache (works without root).
@@ -24,7 +31,8 @@ refresh_apt() {
     mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $(release)" "Created-By: Packages" 2>/dev/null | head -n 1 || true)
     printf 'deb %s %s-backports main\n' "${mirror:-http://deb.debian.org/debian}" "$(release)" >"$dir/sources/backports.list"
     detail "reading package lists"
-    backports_apt apt-get -qq update >&2 || {
+    # A source that stays out of reach is not always one of ours.
+    again backports_apt apt-get -qq "${strict[@]}" update >&2 || backports_apt apt-get -qq update >&2 || {
         rm "$dir/sources/backports.list"
         backports_apt apt-get -qq update >&2 || die "apt-get update failed: no package lists (is a mirror reachable?)"
     }
@@ -41,12 +49,12 @@ need() {
     ((EUID == 0)) || die "missing Debian packages: ${missing[*]} (run as root: apt-get install ${missing[*]})"
     say "installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get -qq update >&2 || say "apt-get update failed, trying with the package lists at hand"
-    apt-get -qq install -y --no-remove --no-install-recommends "${missing[@]}" >"$cache/install.log" 2>&1 && return 0
+    again apt-get -qq "${strict[@]}" update >&2 || say "apt-get update failed, trying with the package lists at hand"
+    apt-get -qq "${lock[@]}" install -y --no-remove --no-install-recommends "${missing[@]}" >"$cache/install.log" 2>&1 && return 0
     # A library or qemu-utils from backports is in the way of the release's own version: take the whole set from there.
     refresh_apt
     say "installing from $(release)-backports (packages from there are already on this machine)"
-    backports_apt apt-get -qq install -y --no-remove --no-install-recommends -t "$(release)-backports" "${missing[@]}" \
+    backports_apt apt-get -qq "${lock[@]}" install -y --no-remove --no-install-recommends -t "$(release)-backports" "${missing[@]}" \
         >"$cache/install.log" 2>&1 </dev/null || { cat "$cache/install.log" >&2; die "cannot install ${missing[*]}"; }
 }
 
@@ -58,7 +66,7 @@ need_newer() {
     if ((EUID == 0)); then
         refresh_apt
         say "installing $1 from $(release)-backports${have:+ (this machine has ${have%%-*}, too old)}"
-        DEBIAN_FRONTEND=noninteractive backports_apt apt-get -qq install -y --no-remove --no-install-recommends \
+        DEBIAN_FRONTEND=noninteractive backports_apt apt-get -qq "${lock[@]}" install -y --no-remove --no-install-recommends \
             -t "$(release)-backports" "$1" >"$cache/install.log" 2>&1 </dev/null && return 0
         tail -n 3 "$cache/install.log" >&2
     fi

@@ -45,6 +45,28 @@ pub fn pass(duration: Duration) -> Result<()> {
     Ok(())
 }
 
+/// Asks `look` until what it gives has not changed for `span`; that.
+///
+/// # Errors
+/// [`Error::Timeout`] after `limit`, [`Error::Interrupted`], and those of `look`.
+pub fn steady<T: PartialEq>(
+    what: &str,
+    span: Duration,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut seen = look()?;
+    let mut since = Instant::now();
+    until(what, limit, || {
+        let now = look()?;
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() >= span).then_some(()))
+    })?;
+    Ok(seen)
+}
+
 /// Asks `look` until it gives a value. `Err` of `look` counts as "not yet", and the last one is told when time is up.
 ///
 /// # Errors

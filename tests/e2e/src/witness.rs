@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +20,7 @@ const CLIENT_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
 /// How long etcd may take to start: the machine may be emulated.
 const START_LIMIT: Duration = Duration::from_secs(60);
+const ASK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What keeps the record.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -155,7 +157,7 @@ fn etcd(artifacts: &Artifacts, topology: &Topology) -> Result<Process> {
         ["--log-level", "warn"],
     ];
     let mut process = Process::start(&topology.witness, program, args.as_flattened(), &artifacts.path("etcd.log"))?;
-    wait::until("an open port of etcd", START_LIMIT, || {
+    wait::until("a healthy etcd", START_LIMIT, || {
         if let Some(status) = process.ended()? {
             return Ok(Some(Err(Error::Command {
                 command: ETCD.into(),
@@ -163,8 +165,17 @@ fn etcd(artifacts: &Artifacts, topology: &Topology) -> Result<Process> {
                 output: process.last_words(),
             })));
         }
-        let connect = || TcpStream::connect((WITNESS, CLIENT_PORT)).map_err(Error::io("cannot connect to etcd"));
-        topology.witness.run(connect).map(|_| Some(Ok(())))
+        let health = topology.witness.run(|| health().map_err(Error::io("cannot ask etcd")))?;
+        Ok(health.contains(r#""health":"true""#).then_some(Ok(())))
     })??;
     Ok(process)
+}
+
+/// What etcd says of itself. Its port is open before it serves.
+fn health() -> io::Result<String> {
+    let mut stream = TcpStream::connect((WITNESS, CLIENT_PORT))?;
+    stream.set_read_timeout(Some(ASK_LIMIT))?;
+    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map(|_| answer)
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use e2e::chaos::plan::Kind;
 use e2e::chaos::run::{Options, Run};
 use e2e::chaos::summary::Verdict;
+use e2e::scenario::{LAB_TEST_DETECT_MS, patience};
 use e2e::witness::Keeper;
 
 #[test]
 fn three_faults_in_a_row() {
-    // The lab stalls for longer than the product's default silence when its own host is busy.
-    let detect = Duration::from_millis(if std::env::var_os("POLLUX_LAB").is_some() { 1000 } else { 300 });
+    let detect = Duration::from_millis(patience(LAB_TEST_DETECT_MS).unwrap_or(300));
     let kinds = vec![Kind::HostPrimary, Kind::FreezePrimary, Kind::PartitionWithoutWitness];
     let options = Options {
         rounds: 3,

@@ -33,7 +33,10 @@ impl Linux {
         config.payload = Some(PayloadConfig {
             kernel: Some(guest.join(kernel)),
             initramfs: Some(guest.join("initramfs.gz")),
-            cmdline: Some(format!("console=ttyS0 panic=-1 {extra}")),
+            // A vCPU that gets no processor for a while is no fault of the guest's.
+            cmdline: Some(format!(
+                "console=ttyS0 panic=-1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 {extra}"
+            )),
             firmware: None,
         });
         config.serial = SerialConfig { mode: ConsoleOutputMode::File, file: Some(serial.clone()), socket: None };

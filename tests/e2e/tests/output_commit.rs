@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use e2e::scenario::{Options, Run};
 use e2e::workload::Workload;
-use e2e::{Result, wait};
+use e2e::{Result, process, wait};
 use nix::sys::signal::Signal;
 
-/// What was released before the standby froze is through the wires after this time.
-const SETTLE: Duration = Duration::from_millis(500);
+/// What was released before the standby froze is through the wires when nothing has come for this time.
+const SETTLE: Duration = Duration::from_secs(1);
 const FROZEN: Duration = Duration::from_secs(3);
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -27,8 +27,10 @@ fn check() -> Result<()> {
 
     let standby = &run.standby().expect("a protected run has a standby").vmm;
     standby.signal_all(Signal::SIGSTOP)?;
-    wait::pass(SETTLE)?;
-    let (frames, rounds) = (run.frames_sent()?, workload.rounds());
+    let pids = || standby.descendants().into_iter().map(|(pid, _)| pid).chain([standby.pid()]);
+    wait::until("standstill of the standby", LIMIT, || Ok(pids().all(process::stopped).then_some(())))?;
+    let said = || Ok((run.frames_sent()?, workload.rounds()));
+    let (frames, rounds) = wait::steady("silence of the VM", SETTLE, LIMIT, said)?;
     wait::pass(FROZEN)?;
     assert_eq!(run.frames_sent()?, frames, "frames left the VM without an acknowledgement");
     assert_eq!(workload.rounds(), rounds, "the client got replies without an acknowledgement");

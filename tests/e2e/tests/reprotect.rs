@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use e2e::artifacts::Artifacts;
 use e2e::host::{Host, Pairing, Shape};
-use e2e::scenario::patience;
+use e2e::scenario::{LAB_TEST_DETECT_MS, patience};
 use e2e::topology::Topology;
 use e2e::workload::{self, Workload};
 use e2e::{Error, Result, image, wait};
@@ -45,7 +45,9 @@ impl Rig {
         self.hosts[index].as_ref().expect("a host that was started")
     }
 
+    /// At once, while the VM is protected.
     fn kill(&mut self, index: usize) -> Result<()> {
+        reach(self.host(index), "protected")?;
         let mut host = self.hosts[index].take().expect("a host that was started");
         host.kill_all()?;
         host.vmm.wait(OFF_LIMIT).map(|_| ())
@@ -86,7 +88,7 @@ impl Rig {
 
 fn node(artifacts: &Artifacts, topology: &Topology, index: u8) -> Result<Host> {
     let witness = artifacts.path("witness").display().to_string();
-    let pairing = Pairing { witness: &witness, detect_ms: patience() };
+    let pairing = Pairing { witness: &witness, detect_ms: patience(LAB_TEST_DETECT_MS) };
     Host::member(artifacts, topology, &Shape::default(), index, &pairing)
 }
 
@@ -127,6 +129,7 @@ fn host_dies_and_comes_back() {
 fn switchover() {
     succeeds(|rig| {
         for (runner, other) in [(0, 1), (1, 0)] {
+            reach(rig.host(runner), "protected")?;
             let account = rig.host(runner).api(&["ft", "switchover"])?;
             eprintln!("{account}");
             assert!(account.contains("gap: ") && account.contains("protected again"), "{account}");

@@ -1,6 +1,5 @@
 //! Chaos: one fault after the other, and nothing may get lost. `scripts/chaos` runs it where KVM can run Linux.
 
-use std::env;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,6 +9,7 @@ use clap::Parser;
 use e2e::chaos::plan::Kind;
 use e2e::chaos::run::{Options, Run};
 use e2e::chaos::summary::{Summary, Verdict};
+use e2e::scenario::{LAB_DETECT_MS, patience};
 use e2e::witness::Keeper;
 use e2e::{Error, Result, wait};
 
@@ -64,15 +64,14 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<Summary> {
     wait::catch_signals()?;
-    // An emulated machine whose host is busy stalls for longer than the product's default now and then.
-    let patient = if env::var_os("POLLUX_LAB").is_some() { 1000 } else { 300 };
+    let usual = patience(LAB_DETECT_MS).unwrap_or(300);
     let options = Options {
         rounds: args.rounds,
         seed: args.seed,
         kinds: args.only.clone(),
         keeper: args.witness,
         think: Duration::from_millis(args.think_ms),
-        detect: Duration::from_millis(args.detect_ms.unwrap_or(patient)),
+        detect: Duration::from_millis(args.detect_ms.unwrap_or(usual)),
         logs: args.logs.clone(),
     };
     eprintln!("chaos: seed {}, {} rounds", args.seed, args.rounds);

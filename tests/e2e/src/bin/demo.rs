@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use e2e::host::Shape;
 use e2e::report::Report;
-use e2e::scenario::{Fault, Options, Run};
+use e2e::scenario::{Fault, LAB_DETECT_MS, Options, Run, patience};
 use e2e::witness::Keeper;
 use e2e::{Error, Result, wait};
 
@@ -75,14 +75,13 @@ fn series(args: &Args) -> Result<bool> {
 }
 
 fn run(args: &Args) -> Result<Report> {
-    let usual = Options::default();
     let options = Options {
         fault: (!args.no_ft).then_some(args.fault),
         keeper: args.witness,
         shape: Shape::default(),
         rounds: args.rounds,
         think: Duration::from_millis(args.think_ms),
-        detect_ms: args.detect_ms.or(usual.detect_ms),
+        detect_ms: args.detect_ms.or_else(|| patience(LAB_DETECT_MS)),
     };
     let start = Instant::now();
     let tell = Box::new(move |line: &str| {

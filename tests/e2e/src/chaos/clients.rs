@@ -76,12 +76,10 @@ impl Clients {
     /// When a server does not answer within `limit`.
     pub fn start(lan: &Entrance, origin: Instant, think: Duration, limit: Duration) -> Result<Self> {
         let redis = wait::until("answer of Redis in the guest", limit, || RedisClient::connect(lan).map(Some))?;
-        let first =
-            wait::until("answer of PostgreSQL in the guest", limit, || PostgresClient::connect(lan, 0).map(Some))?;
         let mut clients: Vec<(String, Box<dyn Client>)> = vec![("redis".to_owned(), Box::new(redis))];
-        clients.push(("postgres 0".to_owned(), Box::new(first)));
-        for number in 1..POSTGRES_CLIENTS {
-            let client = PostgresClient::connect(lan, number)?;
+        for number in 0..POSTGRES_CLIENTS {
+            let connect = || PostgresClient::connect(lan, number).map(Some);
+            let client = wait::until("answer of PostgreSQL in the guest", limit, connect)?;
             clients.push((format!("postgres {number}"), Box::new(client)));
         }
         let stop = Arc::new(AtomicBool::new(false));

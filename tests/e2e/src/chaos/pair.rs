@@ -15,6 +15,8 @@ use crate::{Error, Result, image, process, wait};
 
 /// How long processes may take to be gone after a signal.
 const GONE_LIMIT: Duration = Duration::from_secs(20);
+/// How long the first host may take until the witness has given it the VM.
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a host looks like from outside.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -72,8 +74,9 @@ impl Pair {
         copy(&root, &place(&artifacts, 0, &disks[0])?, "the guest image has it")?;
         image::blank(&place(&artifacts, 1, &disks[1])?, size)?;
         let pairing = Pairing { witness: witness.address(), detect_ms };
-        // The first one finds no runner on record: it boots the guest.
+        // The first one finds no runner on record: it boots the guest. The other one, whose disk is blank, must not be first.
         let a = Host::member(&artifacts, topology, &shape, 0, &pairing)?;
+        wait::until("the VM on host a", START_LIMIT, || Ok(Seen::read(&a.ft_status()?).runs().then_some(())))?;
         let b = Host::member(&artifacts, topology, &shape, 1, &pairing)?;
         Ok(Self { hosts: [a, b], disks, witness, artifacts, shape, detect_ms, lives: 0 })
     }

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Unanswered for so long, a connection counts as broken: a takeover plus TCP's retransmissions are far below.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// A read after so many writes.
 const READ_EVERY: u64 = 5;
 

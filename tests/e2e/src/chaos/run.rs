@@ -23,8 +23,10 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SERVE_LIMIT: Duration = Duration::from_secs(90);
 /// Answers that every client has had before a fault, and after it.
 const ANSWERS: usize = 10;
-/// What was released before a cut is through the wires after this time.
-const ON_THE_WIRE: Duration = Duration::from_millis(300);
+/// What was released before a cut is through the wires when nothing has come for this time.
+const QUIET: Duration = Duration::from_millis(500);
+/// It is at last after this one.
+const QUIET_LIMIT: Duration = Duration::from_secs(10);
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -205,9 +207,8 @@ impl Run {
         if !matches!(fault, Fault::HostDiesWithoutWitness(..) | Fault::PartitionWithoutWitness(..)) {
             return wait::pass(span);
         }
-        wait::pass(ON_THE_WIRE)?;
-        let frames = self.frames()?;
-        wait::pass(span.saturating_sub(ON_THE_WIRE))?;
+        let frames = wait::steady("silence of the VM", QUIET, QUIET_LIMIT, || self.frames())?;
+        wait::pass(span)?;
         let later = self.frames()?;
         if later == frames {
             return Ok(());
