@@ -281,7 +281,8 @@ impl Engine {
     fn event(&mut self, event: &Event) {
         match event {
             Event::PeerSuspected { silence_ms } => self.silence_ms = Some(*silence_ms),
-            Event::LinkBack { .. } => self.silence_ms = None,
+            // With a claim at the witness it is still why this host may take over.
+            Event::LinkBack { .. } if !self.node.awaits_witness() => self.silence_ms = None,
             _ => {}
         }
         let record = self.board.event(event);

@@ -5,11 +5,8 @@ use std::time::{Duration, Instant};
 
 use urgency::Busy;
 
-use crate::capture::Held;
-
-/// More than this in epochs that somebody waits for, and their threads work side by side.
+/// More pages than this in epochs that somebody waits for, and their threads work side by side.
 const PAGES_MAX: usize = 512;
-const HELD_MAX: u64 = 256 << 10;
 /// What takes longer to hand to another processor than to send.
 const FEW_PAGES: usize = 32;
 
@@ -27,9 +24,8 @@ pub(crate) struct Place {
     chosen: Option<Option<u16>>,
     /// Whether a vCPU runs there, as on all processors.
     crowded: bool,
-    /// The last epoch.
+    /// Of the last epoch.
     pages: usize,
-    held: u64,
     /// How many epochs in a row had output up to now.
     awaited: u32,
 }
@@ -37,21 +33,13 @@ pub(crate) struct Place {
 impl Place {
     /// Begins to look how busy the processors are: best when the first copy is over.
     pub(crate) fn begin() -> Self {
-        Self {
-            busy: Busy::since_now(),
-            since: Instant::now(),
-            chosen: None,
-            crowded: false,
-            pages: 0,
-            held: 0,
-            awaited: 0,
-        }
+        Self { busy: Busy::since_now(), since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
     }
 
-    /// An epoch had so many pages and so much held output: the next one is likely to be alike. Somebody waits for frames.
-    pub(crate) fn epoch(&mut self, pages: usize, held: Held) {
-        (self.pages, self.held) = (pages, held.bytes);
-        self.awaited = if held.frames > 0 { self.awaited.saturating_add(1) } else { 0 };
+    /// An epoch had so many pages, and frames that somebody waits for or none: the next one is likely to be alike.
+    pub(crate) fn epoch(&mut self, pages: usize, awaited: bool) {
+        self.pages = pages;
+        self.awaited = if awaited { self.awaited.saturating_add(1) } else { 0 };
     }
 
     /// Where the next epoch is worked on; `taken` are the vCPUs' processors. `None`: anywhere.
@@ -75,7 +63,7 @@ impl Place {
     }
 
     fn together(&self) -> bool {
-        self.seldom_awaited() || self.pages <= PAGES_MAX && self.held <= HELD_MAX
+        self.seldom_awaited() || self.pages <= PAGES_MAX
     }
 
     /// Whether hardly anybody waits for the epochs: then they leave the vCPUs alone, however long it takes.
@@ -111,17 +99,16 @@ mod tests {
     #[test]
     fn large_epochs_that_are_awaited_all_the_time_are_worked_on_anywhere() {
         let (mut place, first) = chosen();
-        for (pages, held, there, sent_from) in [
-            (PAGES_MAX + 1, 1, first, first),
-            (PAGES_MAX + 1, 1, None, None),
-            (1, HELD_MAX + 1, None, first),
-            (PAGES_MAX, HELD_MAX, first, None),
-            (FEW_PAGES, 1, first, first),
-            (PAGES_MAX + 1, 0, first, first),
-            (PAGES_MAX + 1, 1, first, first),
+        for (pages, awaited, there, sent_from) in [
+            (PAGES_MAX + 1, true, first, first),
+            (PAGES_MAX + 1, true, None, None),
+            (PAGES_MAX, true, first, None),
+            (FEW_PAGES, true, first, first),
+            (PAGES_MAX + 1, false, first, first),
+            (PAGES_MAX + 1, true, first, first),
         ] {
-            place.epoch(pages, Held { frames: held.min(1), bytes: held });
-            assert_eq!((place.next(&[]), place.of_carriers()), (there, sent_from), "{pages} pages, {held} bytes");
+            place.epoch(pages, awaited);
+            assert_eq!((place.next(&[]), place.of_carriers()), (there, sent_from), "{pages} pages, awaited: {awaited}");
         }
     }
 }

@@ -362,7 +362,11 @@ impl Engine {
                 self.pump();
             }
             Sent::Told => side.telling = false,
-            Sent::Failed(reason) => self.input(Input::StreamLost { reason }),
+            Sent::Failed(reason) => {
+                // The standby may have said why before it closed the stream.
+                self.read_stream();
+                self.input(Input::StreamLost { reason });
+            }
         }
     }
 
@@ -388,7 +392,7 @@ impl Engine {
         let input = match result {
             Ok(Captured { held, paused }) => {
                 self.measured.held = held;
-                side.place.epoch(staging.pages.len(), held);
+                side.place.epoch(staging.pages.len(), held.frames > 0);
                 let count = staging.pages.len() as u64;
                 self.measured.pages.add(count);
                 let mut pages = side.lists.pop().unwrap_or_default();

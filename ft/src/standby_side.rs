@@ -11,7 +11,6 @@ use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 use serde_json::json;
 
-use crate::capture::Held;
 use crate::clock::micros;
 use crate::copies::MemoryCopy;
 use crate::device_link::LinkError;
@@ -288,8 +287,7 @@ impl Engine {
             side.disk_epochs.insert(at, epoch);
             let _ = link.send(&Command::Release(committed.into()), None);
         }
-        let frames = image.has_output(self.disks.len()).into();
-        side.place.epoch(image.page_count(), Held { frames, bytes: 0 });
+        side.place.epoch(image.page_count(), image.has_output(self.disks.len()));
         side.latest = Some(image);
         if epoch == Epoch(1) {
             side.place = Place::begin();

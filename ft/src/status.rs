@@ -259,11 +259,9 @@ impl Board {
         self.lock().events.iter().cloned().collect()
     }
 
-    /// Replaces the status unless a reader holds it: the engine never waits here.
+    /// Replaces the status. Readers hold it for as long as a copy takes.
     pub(crate) fn publish(&self, status: Status) {
-        if let Ok(mut inner) = self.inner.try_lock() {
-            inner.status = status;
-        }
+        self.lock().status = status;
     }
 
     /// Appends an event and logs it.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -207,10 +207,14 @@ impl Guest for ToyGuest {
     fn free_console(&mut self, _: &Alone) {}
 }
 
-/// A free port for both TCP and UDP on loopback.
+/// More than a thread of a busy machine has to wait for a processor: nobody is to be taken for dead who is not.
+const SILENCE_MS: u64 = 3000;
+
+/// A free port for both TCP and UDP on loopback, at an address that other processes leave alone.
 fn address() -> SocketAddr {
+    let [.., high, low] = std::process::id().to_be_bytes();
     loop {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = TcpListener::bind((Ipv4Addr::new(127, high, low, 77), 0)).unwrap().local_addr().unwrap();
         if UdpSocket::bind(address).is_ok() {
             return address;
         }
@@ -276,13 +280,13 @@ impl Pair {
 }
 
 fn options(peer: SocketAddr, heartbeat: SocketAddr, witness: &Path) -> ProtectOptions {
-    let json = serde_json::json!({ "peer": peer, "heartbeat": heartbeat, "witness": witness });
+    let json = serde_json::json!({ "peer": peer, "heartbeat": heartbeat, "witness": witness, "detect_ms": SILENCE_MS });
     serde_json::from_value(json).unwrap()
 }
 
 /// Waits until something is so; generous, since the machine may be busy.
 fn wait(so: impl Fn() -> bool, otherwise: impl Fn() -> String) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !so() {
         assert!(Instant::now() < deadline, "still not so: {}", otherwise());
         thread::sleep(Duration::from_millis(2));
@@ -302,7 +306,8 @@ fn memory_and_state_arrive_and_epochs_commit() {
     wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
     let status = pair.a().status();
     assert_eq!((status.role, status.term), ("primary", 2));
-    assert_eq!(status.links.iter().map(|link| link.state).collect::<Vec<_>>(), ["green", "green"]);
+    let green = || pair.a().status().links.iter().all(|link| link.state == "green");
+    wait(green, || format!("{:?}", pair.a().status().links));
     assert_eq!(pair.b.status().state, "standby-ready");
 }
 
@@ -337,8 +342,7 @@ fn a_vm_ends_although_the_witness_hangs() {
 fn the_standby_takes_over_when_the_primary_is_gone() {
     let mut pair = Pair::protected();
     while !pair.guest_a.write(FIRST + 7, 0xee) {}
-    let before = committed(&pair.a().status());
-    wait(|| committed(&pair.a().status()) > before + 3, || "no progress".to_owned());
+    wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "no progress".to_owned());
     drop(pair.a.take());
     wait(|| pair.guest_b.started().is_some(), || format!("{:?} {:?}", pair.b.status(), pair.b.events()));
     assert_eq!(pair.guest_b.started(), Some(vec![0xee]));
@@ -506,8 +510,7 @@ fn a_vm_that_has_ended_leaves_its_name_to_others() {
     pair.a().vm_ended();
     let a = pair.a.take();
     drop(a);
-    let record = std::fs::read_to_string(pair.folder.path().join("witness")).unwrap();
-    assert!(record.contains("stopped"), "{record}");
+    wait(|| record().contains("stopped"), record);
 }
 
 #[test]
@@ -548,8 +551,7 @@ fn protection_comes_by_itself_and_comes_back() {
         let standby = Ft::standby(Box::new(standby_guest.clone()), sides[side].clone(), peer_of(side)).unwrap();
         wait_state(&runner, "protected");
         while !guest.write(FIRST + u64::from(round), round) {}
-        let before = committed(&runner.status());
-        wait(|| committed(&runner.status()) > before + 3, || "no progress".to_owned());
+        wait(|| standby_guest.memory_copy() == guest.memory_copy(), || "no progress".to_owned());
         if round == 1 {
             let looked = runner.events().iter().filter(|event| event.event == "looking-for-standby").count();
             assert_eq!(looked, 1, "{:?}", runner.events());
@@ -660,8 +662,7 @@ fn a_switchover_to_a_dead_standby_leaves_the_guest_where_it_is() {
 fn a_failover_is_tested_by_the_ordinary_way() {
     let (_folder, sides, setups, guests, [a, b]) = symmetric();
     while !guests[0].write(FIRST + 7, 0xee) {}
-    let before = committed(&a.status());
-    wait(|| committed(&a.status()) > before + 3, || "no progress".to_owned());
+    wait(|| guests[0].memory_copy() == guests[1].memory_copy(), || "no progress".to_owned());
     a.test_failover().unwrap();
     a.end();
     let a = Ft::standby(Box::new(ToyGuest::new()), sides[0].clone(), setups[0].clone()).unwrap();
@@ -669,7 +670,7 @@ fn a_failover_is_tested_by_the_ordinary_way() {
     assert_eq!(guests[1].started(), Some(vec![0xee]));
     assert!(!b.events().iter().any(|event| event.event == "primary-yielded"), "somebody told the standby");
     let silence = event_of(&a, "primary-joined")["took_over"]["silence_ms"].clone();
-    assert!(silence.as_u64().is_some_and(|ms| ms >= 300), "{silence}");
+    assert!(silence.as_u64().is_some_and(|ms| ms >= SILENCE_MS), "{silence}");
     assert!(b.switchover().is_ok());
 }
 

@@ -13,3 +13,6 @@ die() { say "$*"; exit 1; }
 # One preparation at a time: two scripts started together must not build the same cache twice.
 lock_cache() { mkdir -p "$cache" && exec 9>"$cache/.lock" && flock 9; }
 unlock_cache() { exec 9>&-; }
+
+# again CMD...: tries it three times.
+again() { "$@" || { sleep 5; "$@"; } || { sleep 20; "$@"; }; }

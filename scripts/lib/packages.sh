@@ -6,9 +6,6 @@
 lock=(-o Debug::NoLocking=0 -o DPkg::Lock::Timeout=600)
 strict=(-o APT::Update::Error-Mode=any)
 
-# again CMD...: tries it three times.
-again() { "$@" || { sleep 5; "$@"; } || { sleep 20; "$@"; }; }
-
 release() { (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"); }
 
 # apt with this machine's sources plus the release's backports, all state in the cache (works without root).

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::hosts::*;
 use common::*;
@@ -44,17 +44,22 @@ fn host_on_a_full_disk() -> (Host, tempfile::TempDir) {
     (host, dir)
 }
 
-/// Writes from the start until the disk is full; the slot and offset of the write that is not answered.
-fn fill(guest: &mut Guest) -> (u16, u64) {
+/// Writes from the start until the disk is full; the slot and offset of the write that is not answered, and what is told of it.
+fn fill(guest: &mut Guest, primary: &Host) -> (u16, u64, String) {
     for offset in (0..SIZE as u64).step_by(65536) {
         let slot = guest.post(0, T_OUT, offset / 512, &[7; 65536], 0);
         guest.kick(0);
-        match guest.try_used(0, MOMENT) {
-            Some((head, _)) => {
+        let start = Instant::now();
+        loop {
+            if let Some((head, _)) = guest.try_used(0, Duration::from_millis(10)) {
                 assert_eq!((head, guest.status(0, slot)), (slot * 3, 0));
                 guest.give_slot(0, slot);
+                break;
             }
-            None => return (slot, offset),
+            if let Some(Report::Failed { reason }) = primary.vmm.try_recv(Duration::ZERO) {
+                return (slot, offset, reason);
+            }
+            assert!(start.elapsed() < LIMIT, "neither an answer nor a failure at {offset}");
         }
     }
     panic!("the disk never filled up");
@@ -69,8 +74,7 @@ fn a_full_disk_is_the_guests_error_only_when_nobody_can_take_over() {
     primary.vmm.in_sync();
     commit(&primary, &standby, 1);
 
-    let (slot, offset) = fill(&mut guest);
-    let reason = primary.vmm.failed();
+    let (slot, offset, reason) = fill(&mut guest, &primary);
     assert!(reason.contains("No space left on device (os error 28)"), "{reason}");
     assert!(reason.contains(&format!("write of 65536 bytes at offset {offset} ")), "{reason}");
     let sealed = commit(&primary, &standby, 2);

@@ -236,8 +236,13 @@ fn a_standby_drops_input_and_announces_when_it_starts() {
     let mut rig = Rig::connected(MRG_RXBUF, true, &[]);
     rig.link().send(&Command::Standby(true));
     rig.link().sync();
-    // More than a tap would keep: it is being read.
+    // More than a tap would keep: it is being read, until nothing is left.
     (0..3000).for_each(|id| rig.wire.send(&frame(id, 60)));
+    let start = Instant::now();
+    while taken() < 3000 {
+        assert!(start.elapsed() < Duration::from_secs(60), "{} frames taken", taken());
+        std::thread::yield_now();
+    }
     rig.set_up_queues(None);
     let (_, at) = rig.offer_input(0, 2048);
     rig.queues[0].kick();
@@ -311,25 +316,29 @@ fn a_takeover_goes_on_where_the_queues_stood() {
 }
 
 #[test]
-fn a_seal_is_answered_at_once_under_load() {
+fn a_seal_does_not_wait_for_the_work_in_front_of_it() {
     if !ready() {
         return;
     }
     let mut rig = Rig::new(0, true, &[]);
-    let mut times = Vec::new();
-    for epoch in 0..300 {
-        // A full ring of work is in front of the device when the seal comes.
+    let (mut times, mut left) = (Vec::new(), Vec::new());
+    for epoch in 0..50 {
+        // A full ring of work and the seal are there when the device looks.
+        rig.device.stop();
         for _ in 0..QUEUE_SIZE - (rig.queues[1].avail - rig.guest.used_idx(&rig.queues[1])) {
             rig.queue_output(0, &frame(epoch as u32, 1400));
         }
         rig.queues[1].kick();
+        rig.link().send(&Command::Seal { epoch: Epoch(epoch), cpu: None });
         let start = Instant::now();
-        rig.link().seal(epoch);
+        rig.device.signal(libc::SIGCONT);
+        let (queues, ..) = rig.link().sealed(epoch);
         times.push(start.elapsed());
+        left.push(rig.queues[1].avail - queues[1].next_avail);
         rig.link().resume();
     }
     times.sort();
-    println!("seal under load: p50 {:?}, p99 {:?}, worst {:?}", times[150], times[297], times[299]);
-    // Generous: the machine may be busy with other things.
-    assert!(times[150] < Duration::from_millis(5), "{:?}", times[150]);
+    left.sort();
+    println!("seal under load: p50 {:?}, worst {:?}; work left {left:?}", times[25], times[49]);
+    assert!(left[25] >= QUEUE_SIZE / 2, "{left:?} of {QUEUE_SIZE}");
 }

@@ -110,8 +110,11 @@ impl Vmm {
                 recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
                 recv(signals) -> signal => signal.ok().map(|signal| {
                     tracing::info!("ends on signal {signal}");
-                    self.hand_over();
-                    Ending::Clean
+                    // What has happened before it counts: it may have made this host the one that runs the VM.
+                    events.try_iter().find_map(|event| self.on_event(event)).unwrap_or_else(|| {
+                        self.hand_over();
+                        Ending::Clean
+                    })
                 }),
                 recv(events) -> event => match event {
                     Ok(event) => self.on_event(event),

@@ -267,11 +267,11 @@ impl Session {
         let mut next = self.committed.map_or(Epoch(1), Epoch::next);
         while self.parts.get(&next).is_some_and(|parts| parts.memory && parts.disks.len() == self.disks.into()) {
             self.parts.remove(&next);
-            if self.committed.is_none() {
+            let first = self.committed.replace(next).is_none();
+            out.push_back(Action::Commit(Committed::new(next)));
+            if first {
                 out.push_back(Action::Event(Event::StandbyReady { term: self.term }));
             }
-            self.committed = Some(next);
-            out.push_back(Action::Commit(Committed::new(next)));
             next = next.next();
         }
     }

@@ -11,8 +11,9 @@ use crate::Netns;
 
 /// After this long without an answer a request is sent again, unless a client is told otherwise.
 const REPEAT: Duration = Duration::from_millis(40);
+const RESET_REPEAT: Duration = Duration::from_secs(5);
 /// After this long the guest is dead.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A client of the guest's service. It expects to be the only one that asks for work.
 pub struct Client {
@@ -105,10 +106,13 @@ impl Client {
         reply
     }
 
-    /// Have the guest reset itself. Its answer may be lost with it; then the next boot is asked once more.
+    /// Have the guest reset itself. Its answer may be lost with it; then the next boot is asked once more, but not sooner: a request
+    /// that waits in the tap would reset that one too.
     pub fn reset(&mut self, how: u64) {
         self.start_over();
+        let repeat_after = std::mem::replace(&mut self.repeat_after, RESET_REPEAT);
         self.ask(op::RESET, how);
+        self.repeat_after = repeat_after;
         self.start_over();
     }
 

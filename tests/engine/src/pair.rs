@@ -12,7 +12,7 @@ use crate::{Client, Image, Machine, Netns, Vm, VmOptions};
 /// sleep and the machine may have two cores and other work.
 const DETECT_MS: u64 = 1000;
 /// Limit for states that a pair must reach.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// The hosts A and B and the network around them. A's addresses end in .1, B's in .2.
 pub struct Pair {

@@ -10,7 +10,7 @@ use pollux_guest::wire::{SINK_PORT, SOURCE_PORT};
 use crate::Netns;
 
 /// After this long without a byte the guest is dead.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const PIECE: usize = 256 << 10;
 
 /// The stream.

@@ -5,8 +5,8 @@ use engine_tests::{Pair, VmOptions};
 /// Memory that the guest rewrites all the time.
 const WRITTEN_MIB: u64 = 64;
 const MEMORY_MIB: u64 = 160;
-/// Everything, and two rounds in vain of `ft::first_copy`; one more, since the machine may not be even.
-const ROUNDS: u64 = 4;
+/// Rounds of `ft::first_copy` at most. Two in vain are enough, but on an uneven machine not each that looks useful is.
+const ROUNDS: u64 = 16;
 
 #[test]
 fn the_first_copy_of_a_guest_that_never_stops_writing_ends() {
@@ -33,7 +33,8 @@ fn the_first_copy_of_a_guest_that_never_stops_writing_ends() {
         status["commit_us"]
     );
     assert!(rewritten > 2 * WRITTEN_MIB, "it wrote too little to tell: {rewritten} MiB");
-    assert!((WRITTEN_MIB << 20..=ROUNDS * (MEMORY_MIB << 20)).contains(&bytes), "{bytes}");
+    let most = MEMORY_MIB + ROUNDS * WRITTEN_MIB;
+    assert!((WRITTEN_MIB << 20..=most << 20).contains(&bytes), "{bytes}");
     // What came of it is a copy that the guest goes on from.
     first.kill_host();
     let last = client.work(20, 0);

@@ -125,15 +125,28 @@ fn part_of_an_epoch_is_never_applied() {
     client.send_work(1900, 0);
     proxy.wait_stalled();
     assert_eq!(client.receive(Duration::from_millis(300)), None, "a reply left that the standby does not have");
-    assert_one_point_in_time(&standby.memory());
+    assert_one_point_in_time(&memory_at_rest(&standby));
     proxy.stall_after(1 << 20);
     proxy.wait_stalled();
     assert_eq!(client.receive(Duration::from_millis(300)), None, "a reply left that the standby does not have");
-    let before = standby.memory();
+    let before = memory_at_rest(&standby);
     assert_one_point_in_time(&before);
     proxy.cut();
     pair.wait_status(&standby, "standby-empty");
     assert!(standby.memory() == before, "the standby has applied part of an epoch");
+}
+
+/// The memory of a standby whose stream is held up, when what had come before is applied.
+fn memory_at_rest(standby: &Vm) -> Vec<u8> {
+    let mut memory = standby.memory();
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = standby.memory();
+        if now == memory {
+            return now;
+        }
+        memory = now;
+    }
 }
 
 /// The guest's pages must be what its own table of generations, which lies behind them, says. Only the one page that it was

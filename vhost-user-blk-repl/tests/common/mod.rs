@@ -33,7 +33,7 @@ use vhost_user_blk_repl::{Device, Options};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 pub const MEM_SIZE: u64 = 32 << 20;
 pub const QUEUE_SIZE: u16 = 128;
 /// Requests of a queue that can be in flight at once.

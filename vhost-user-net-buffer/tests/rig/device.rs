@@ -41,6 +41,15 @@ impl Device {
         unsafe { libc::kill(self.pid(), signal) };
     }
 
+    /// Stops it; it stands still when this returns.
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let mut status = 0;
+        // SAFETY: our own child; a place for the status. One that is stopped is not reaped.
+        let pid = unsafe { libc::waitpid(self.pid(), &raw mut status, libc::WUNTRACED) };
+        assert!(pid == self.pid() && libc::WIFSTOPPED(status), "the device has ended");
+    }
+
     /// Waits for its end.
     pub fn ended(&mut self) -> ExitStatus {
         // SAFETY: a plain system call on our own child.
@@ -141,6 +150,11 @@ impl Link {
     /// Seals `epoch`: queue states, held frames, and what was reported before.
     pub fn seal(&self, epoch: u64) -> (Vec<QueueState>, u64, Vec<Report>) {
         self.send(&Ctl::Seal { epoch: Epoch(epoch), cpu: None });
+        self.sealed(epoch)
+    }
+
+    /// The same when the command was sent.
+    pub fn sealed(&self, epoch: u64) -> (Vec<QueueState>, u64, Vec<Report>) {
         let ((queues, held), before) = self.wait(|report| match report {
             Report::Sealed { epoch: e, queues, held_frames, in_flight, .. } => {
                 assert_eq!(*e, Epoch(epoch));

@@ -20,7 +20,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 pub use device::{Device, Link};
 pub use guest::{Guest, Queue, memfd};
-pub use wire::{Wire, persistent_tap};
+pub use wire::{Wire, persistent_tap, taken};
 
 pub const MEMORY: usize = 16 << 20;
 pub const QUEUE_SIZE: u16 = 64;
@@ -41,7 +41,7 @@ pub const CSUM_TSO: u64 = 1 | 1 << 11;
 pub const LOG_ALL: u64 = 1 << 26;
 pub const MQ: u64 = 1 << 22 | 1 << 17;
 
-const PATIENCE_MS: i32 = 10_000;
+const PATIENCE_MS: i32 = 60_000;
 
 /// False, with a printed reason, where these tests cannot run. Otherwise the thread is in a namespace of its own.
 pub fn ready() -> bool {
