@@ -203,6 +203,7 @@ impl Engine {
         self.beats.aim(beats, settings.silence.map(|limit| limit / 6));
         let disks = u16::try_from(shape.mirrored().count()).unwrap_or(u16::MAX);
         self.memory_copy = Some(MemoryCopy::begin(kept, self.clock.now()));
+        self.silence_ms = None;
         self.session = Session::Standby(Box::new(StandbySide {
             peer: Peer { address: address.to_string(), node: node.to_string() },
             primary: node,

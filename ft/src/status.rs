@@ -236,12 +236,13 @@ pub struct EventRecord {
 /// Status and events, shared between the engine and the API. It outlives an engine: events are numbered through.
 #[derive(Clone, Debug, Default)]
 pub struct Board {
-    inner: Arc<Mutex<Inner>>,
+    /// Its lock covers a pointer: the engine does not wait for a reader's copy.
+    status: Arc<Mutex<Arc<Status>>>,
+    history: Arc<Mutex<Events>>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    status: Status,
+struct Events {
     events: VecDeque<EventRecord>,
     seq: u64,
 }
@@ -250,18 +251,21 @@ impl Board {
     /// A copy of the status.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.lock().status.clone()
+        let status = lock(&self.status).clone();
+        (*status).clone()
     }
 
     /// The events, oldest first.
     #[must_use]
     pub fn events(&self) -> Vec<EventRecord> {
-        self.lock().events.iter().cloned().collect()
+        lock(&self.history).events.iter().cloned().collect()
     }
 
-    /// Replaces the status. Readers hold it for as long as a copy takes.
+    /// Replaces the status.
     pub(crate) fn publish(&self, status: Status) {
-        self.lock().status = status;
+        let status = Arc::new(status);
+        // The old one is freed outside of the lock.
+        let _old = std::mem::replace(&mut *lock(&self.status), status);
     }
 
     /// Appends an event and logs it.
@@ -275,20 +279,20 @@ impl Board {
     /// Appends an event that the core does not know.
     pub fn note(&self, event: &str, detail: serde_json::Value) -> EventRecord {
         tracing::info!(target: "ft", "{event} {detail}");
-        let mut inner = self.lock();
-        inner.seq += 1;
-        let record =
-            EventRecord { seq: inner.seq, time: jiff::Timestamp::now().to_string(), event: event.to_owned(), detail };
-        if inner.events.len() == EVENTS_MAX {
-            inner.events.pop_front();
+        let mut history = lock(&self.history);
+        history.seq += 1;
+        let time = jiff::Timestamp::now().to_string();
+        let record = EventRecord { seq: history.seq, time, event: event.to_owned(), detail };
+        if history.events.len() == EVENTS_MAX {
+            history.events.pop_front();
         }
-        inner.events.push_back(record.clone());
+        history.events.push_back(record.clone());
         record
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last [`RECENT`] samples of something.

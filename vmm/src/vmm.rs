@@ -110,11 +110,8 @@ impl Vmm {
                 recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
                 recv(signals) -> signal => signal.ok().map(|signal| {
                     tracing::info!("ends on signal {signal}");
-                    // What has happened before it counts: it may have made this host the one that runs the VM.
-                    events.try_iter().find_map(|event| self.on_event(event)).unwrap_or_else(|| {
-                        self.hand_over();
-                        Ending::Clean
-                    })
+                    self.hand_over();
+                    Ending::Clean
                 }),
                 recv(events) -> event => match event {
                     Ok(event) => self.on_event(event),
@@ -139,7 +136,7 @@ impl Vmm {
 
     /// Whoever ends this process does not want to end a protected VM: its standby goes on with it.
     fn hand_over(&self) {
-        if let Some(ft) = self.live.as_ref().filter(|live| live.role == Role::Own).and_then(|live| live.ft.as_ref())
+        if let Some(ft) = self.live.as_ref().and_then(|live| live.ft.as_ref())
             && let Err(reasons) = ft.hand_over("pollux-vmm was told to end")
         {
             tracing::debug!("the VM ends with this process: {}", reasons.join("; "));
@@ -425,9 +422,10 @@ impl Vmm {
     }
 }
 
-/// Ends a VM. If it is ours, its standby is told first: it must not take a wanted end for a failure.
+/// Ends a VM. If it is ours, its standby is told first: it must not take a wanted end for a failure. Whether it is, the engine knows
+/// best, which may just be taking over.
 fn end(live: &Live) -> Result<(), VmmError> {
-    if let Some(ft) = live.ft.as_ref().filter(|_| live.role == Role::Own) {
+    if let Some(ft) = &live.ft {
         ft.vm_ended();
     }
     live.machine().shutdown().map_err(VmmError::Machine)

@@ -115,8 +115,8 @@ impl Node {
                 None
             }
             (Role::Solo, Input::TakeOverFailed { reason }) => {
-                self.actions.push_back(Action::Event(Event::Fenced { reason: reason.clone() }));
-                self.actions.push_back(Action::Fence { reason });
+                self.actions.push_back(Action::Fence { reason: reason.clone() });
+                self.actions.push_back(Action::Event(Event::Fenced { reason }));
                 Some(Outcome::Fenced)
             }
             (Role::Standby(_), Input::PrimaryJoined { term, .. }) if term < self.term => None,
@@ -291,11 +291,14 @@ impl Node {
             return;
         }
         match &mut self.role {
-            Role::Standby(standby) => {
+            Role::Standby(_) => {
+                self.notice_stall(now);
                 self.detector.heard(link, at);
+                let mute = self.detector.light(LinkId::Replication, now) == Light::Red;
                 // One that may not run any more is as good as dead, however lively its process.
-                if !beat.runs {
-                    let mute = self.detector.light(LinkId::Replication, now) == Light::Red;
+                if let Role::Standby(standby) = &mut self.role
+                    && !beat.runs
+                {
                     let outcome = standby.primary_stopped(beat.term, mute, &self.settings, now, &mut self.actions);
                     self.turn(outcome);
                 }
@@ -318,8 +321,10 @@ impl Node {
             return;
         }
         self.actions.push_back(Action::Event(Event::OwnStall));
-        if let Role::Primary(primary) = &mut self.role {
-            primary.woke(now, self.detector.check_interval().unwrap_or_default());
+        match &mut self.role {
+            Role::Primary(primary) => primary.woke(now, self.detector.check_interval().unwrap_or_default()),
+            Role::Standby(standby) => standby.woke(now),
+            Role::Solo | Role::Fenced => {}
         }
     }
 
@@ -338,10 +343,7 @@ impl Node {
                     self.detector.light(link, now) == Light::Red && self.detector.silence(link, now) > patience;
                 primary.on_time(silent, &self.settings, now, &mut self.actions)
             }
-            Role::Standby(standby) => {
-                standby.on_time(suspects, now, &mut self.actions);
-                if suspects { standby.on_silence(&self.settings, now, &mut self.actions) } else { None }
-            }
+            Role::Standby(standby) => standby.on_time(suspects, &self.settings, now, &mut self.actions),
             Role::Solo | Role::Fenced => None,
         };
         self.turn(outcome);

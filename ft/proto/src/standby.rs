@@ -87,7 +87,6 @@ impl Standby {
             self.session = Some(Session::new(peer, term, disks));
             return None;
         }
-        let id = self.id;
         let session = self.session.as_mut()?;
         match input {
             Input::MemoryComplete { epoch, idle } if session.collects(epoch) => {
@@ -100,7 +99,7 @@ impl Standby {
                 session.parts.entry(epoch).or_default().disks.insert(disk);
                 session.commit_whole_epochs(out);
             }
-            Input::Yielded { term } if term == session.term => session.relieve(id, settings, now, out),
+            Input::Yielded { term } if term == session.term => return self.relieve(settings, now, out),
             Input::PeerLeft { reason, .. } => self.reset(reason, out),
             Input::StreamLost { reason } => {
                 session.connected = false;
@@ -108,7 +107,7 @@ impl Standby {
                 if session.committed.is_none() {
                     self.reset(reason, out);
                 } else if session.stopped.is_some() {
-                    session.relieve(id, settings, now, out);
+                    return self.relieve(settings, now, out);
                 }
             }
             Input::Witness(answer) => return self.witness_answered(answer, now, out),
@@ -127,17 +126,35 @@ impl Standby {
         now: Time,
         out: &mut VecDeque<Action>,
     ) -> Option<Outcome> {
-        let id = self.id;
         let session = self.session.as_mut().filter(|session| session.term == term)?;
-        let since = *session.stopped.get_or_insert(now);
-        if !session.connected || mute || now.since(since) >= LAST_WORDS {
-            session.relieve(id, settings, now, out);
+        session.stopped.get_or_insert(now);
+        if session.connected && !mute {
+            return None;
         }
+        self.relieve(settings, now, out)
+    }
+
+    /// Time that this process slept through was not given to the primary.
+    pub(crate) fn woke(&mut self, now: Time) {
+        if let Some(stopped) = self.session.as_mut().and_then(|session| session.stopped.as_mut()) {
+            *stopped = now;
+        }
+    }
+
+    /// Takes over from a primary that has stopped for good.
+    fn relieve(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
+        let session = self.session.as_mut()?;
+        if session.committed.is_none() {
+            self.reset("the primary stopped before its first checkpoint".to_owned(), out);
+            return None;
+        }
+        session.yielded = true;
+        session.claim(self.id, settings, now, out);
         self.granted_by_policy(settings, out)
     }
 
     /// The primary is silent on every link.
-    pub(crate) fn on_silence(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
+    fn on_silence(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
         let id = self.id;
         let session = self.session.as_mut()?;
         if session.committed.is_none() {
@@ -145,20 +162,35 @@ impl Standby {
             return None;
         }
         if session.stopped.is_some() {
-            session.relieve(id, settings, now, out);
-        } else if settings.on_partition == Some(OnPartition::Primary) {
+            return self.relieve(settings, now, out);
+        }
+        if settings.on_partition == Some(OnPartition::Primary) {
             if !std::mem::replace(&mut session.held_back, true) {
                 out.push_back(Action::Event(Event::TakeOverHeldBack));
             }
             return None;
-        } else {
-            session.claim(id, settings, now, out);
         }
+        session.claim(id, settings, now, out);
         self.granted_by_policy(settings, out)
     }
 
     /// Time has passed. `suspects`: the primary is silent on every link.
-    pub(crate) fn on_time(&mut self, suspects: bool, now: Time, out: &mut VecDeque<Action>) {
+    pub(crate) fn on_time(
+        &mut self,
+        suspects: bool,
+        settings: &Settings,
+        now: Time,
+        out: &mut VecDeque<Action>,
+    ) -> Option<Outcome> {
+        let session = self.session.as_mut()?;
+        if session.relief_due().is_some_and(|due| due <= now) {
+            return self.relieve(settings, now, out);
+        }
+        self.ask_again(suspects, now, out);
+        if suspects { self.on_silence(settings, now, out) } else { None }
+    }
+
+    fn ask_again(&mut self, suspects: bool, now: Time, out: &mut VecDeque<Action>) {
         let id = self.id;
         let Some(session) = self.session.as_mut().filter(|session| session.retry.is_some_and(|at| at <= now)) else {
             return;
@@ -178,7 +210,8 @@ impl Standby {
     }
 
     pub(crate) fn timeout(&self) -> Option<Time> {
-        self.session.as_ref()?.retry
+        let session = self.session.as_ref()?;
+        session.retry.into_iter().chain(session.relief_due()).min()
     }
 
     /// Somebody runs the VM in a later term: what is held here is of the past.
@@ -286,10 +319,10 @@ impl Session {
         }
     }
 
-    /// Takes over from a primary that has stopped for good.
-    fn relieve(&mut self, id: NodeId, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
-        self.yielded = true;
-        self.claim(id, settings, now, out);
+    /// When a primary that has stopped is not waited for any longer, if it has and nothing has been claimed.
+    fn relief_due(&self) -> Option<Time> {
+        let due = if self.yielded { Some(self.no_claim_before) } else { self.stopped.map(|since| since + LAST_WORDS) };
+        due.filter(|_| self.wish != Wish::TakeOver).map(|due| due.max(self.no_claim_before))
     }
 
     fn claim(&mut self, id: NodeId, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {

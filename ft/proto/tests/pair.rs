@@ -456,6 +456,40 @@ fn a_fenced_primary_does_not_keep_the_standby_waiting_with_its_beats() {
 }
 
 #[test]
+fn the_last_beat_of_a_stopped_primary_is_enough_even_if_nobody_is_suspected() {
+    let mut pair = Pair::protected(Settings { silence: None, ..no_witness(OnPartition::Primary) });
+    stopped(&mut pair, &LinkId::ALL);
+    pair.pass(Duration::from_millis(900), &[B]);
+    assert_eq!(pair.takeover, None);
+    assert!(pair.b.poll_timeout().is_some_and(|at| at <= pair.now + Duration::from_millis(200)));
+    pair.pass(Duration::from_millis(200), &[B]);
+    assert!(pair.takeover.is_some());
+}
+
+#[test]
+fn a_standby_that_slept_does_not_hold_it_against_a_stopped_primary() {
+    let mut pair = Pair::protected(Settings::default());
+    stopped(&mut pair, &LinkId::ALL);
+    pair.now = pair.now + Duration::from_secs(5);
+    stopped(&mut pair, &LinkId::ALL);
+    assert_eq!(pair.takeover, None, "what it said in time has not been read");
+    pair.b.handle(Input::Yielded { term: Term(1) }, pair.now);
+    pair.settle();
+    assert!(pair.takeover.is_some());
+}
+
+#[test]
+fn a_primary_that_stops_before_its_first_checkpoint_is_left() {
+    let mut pair = Pair::new(Settings::default());
+    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
+    for _ in 0..25 {
+        stopped(&mut pair, &LinkId::ALL);
+        pair.pass(Duration::from_millis(50), &[B]);
+    }
+    assert_eq!((pair.b.state(), pair.takeover), (State::StandbyEmpty, None));
+}
+
+#[test]
 fn a_stream_that_says_nothing_more_does_not_keep_the_standby_either() {
     let both: &[LinkId] = &LinkId::ALL;
     // Silence: as ever. With the stream's own link dead: no longer than that. Otherwise it gets a second.

@@ -15,6 +15,8 @@ pub struct Floor {
     pub capture: f64,
     /// The pages to a peer, and an answer.
     pub transfer: f64,
+    /// The same in two streams at once, with a thread for each end.
+    pub two_streams: f64,
     /// What the guest's first writes to the pages cost after that.
     pub write_faults: f64,
 }
@@ -46,11 +48,13 @@ pub fn measure(setup: &Setup, effort: &Effort) -> Floor {
         }
     }
     let bytes = usize::try_from(setup.pages * 4096).expect("bytes of a working set");
-    let transfer = loopback::measure(bytes, rounds);
+    let transfer = loopback::measure(bytes, rounds, 1);
+    let two_streams = loopback::measure(bytes, rounds, 2);
     let median = |times: &[Duration]| Spread::of(times).p50;
     Floor {
         capture: median(&capture),
         transfer: median(&transfer),
+        two_streams: median(&two_streams),
         write_faults: (median(&logged) - median(&clean)).max(0.0),
     }
 }

@@ -1,31 +1,64 @@
-//! The floor of the transfer: so many bytes over TCP on the loopback, and eight back.
+//! The floor of the transfer: so many bytes over TCP on the loopback, in one stream or several at once, and eight back in each.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Times of `rounds` transfers of `bytes`.
-pub fn measure(bytes: usize, rounds: usize) -> Vec<Duration> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen on the loopback");
-    let mut stream = TcpStream::connect(listener.local_addr().expect("address")).expect("connect to the loopback");
-    stream.set_nodelay(true).expect("TCP_NODELAY");
-    let echo = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("accept on the loopback");
+/// Before the times count.
+const WARM_UP: usize = 10;
+
+/// Times of `rounds` transfers of `bytes`, shared among `streams`.
+pub fn measure(bytes: usize, rounds: usize, streams: usize) -> Vec<Duration> {
+    let barrier = Barrier::new(streams);
+    let share = bytes / streams;
+    thread::scope(|scope| {
+        for _ in 1..streams {
+            scope.spawn(|| {
+                let mut ends = Ends::new(share);
+                for _ in 0..WARM_UP + rounds {
+                    barrier.wait();
+                    ends.pass();
+                    barrier.wait();
+                }
+            });
+        }
+        let mut ends = Ends::new(share);
+        let mut one = || {
+            barrier.wait();
+            let start = Instant::now();
+            ends.pass();
+            barrier.wait();
+            start.elapsed()
+        };
+        (0..WARM_UP).for_each(|_| _ = one());
+        (0..rounds).map(|_| one()).collect()
+    })
+}
+
+/// One stream: our end, what goes through it, and the thread at its other end, which ends with it.
+struct Ends {
+    stream: TcpStream,
+    body: Vec<u8>,
+}
+
+impl Ends {
+    fn new(bytes: usize) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen on the loopback");
+        let stream = TcpStream::connect(listener.local_addr().expect("address")).expect("connect to the loopback");
         stream.set_nodelay(true).expect("TCP_NODELAY");
-        let mut body = vec![0; bytes];
-        while stream.read_exact(&mut body).is_ok() && stream.write_all(&[0; 8]).is_ok() {}
-    });
-    let body = vec![1; bytes];
-    let mut one = || {
-        let start = Instant::now();
-        stream.write_all(&body).expect("send on the loopback");
-        stream.read_exact(&mut [0; 8]).expect("receive on the loopback");
-        start.elapsed()
-    };
-    (0..10).for_each(|_| _ = one());
-    let times = (0..rounds).map(|_| one()).collect();
-    drop(stream);
-    echo.join().expect("thread of the loopback");
-    times
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accept on the loopback");
+            stream.set_nodelay(true).expect("TCP_NODELAY");
+            let mut body = vec![0; bytes];
+            while stream.read_exact(&mut body).is_ok() && stream.write_all(&[0; 8]).is_ok() {}
+        });
+        Self { stream, body: vec![1; bytes] }
+    }
+
+    fn pass(&mut self) {
+        self.stream.write_all(&self.body).expect("send on the loopback");
+        self.stream.read_exact(&mut [0; 8]).expect("receive on the loopback");
+    }
 }

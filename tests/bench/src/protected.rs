@@ -57,6 +57,7 @@ pub fn latency(setup: &Setup, effort: &Effort, floor: &Floor, report: &mut Repor
     let commit = floor.capture + floor.transfer;
     report.add(setup, "floor_capture", "us", single(floor.capture), None);
     report.add(setup, "floor_transfer", "us", single(floor.transfer), None);
+    report.add(setup, "floor_transfer_two", "us", single(floor.two_streams), floor.transfer);
     report.add(setup, "floor_write_faults", "us", single(floor.write_faults), None);
     report.add(setup, "latency_alone", "us", alone, None);
     report.add(setup, "latency_protected", "us", protected, None);
