@@ -136,7 +136,7 @@ impl Vmm {
 
     /// Whoever ends this process does not want to end a protected VM: its standby goes on with it.
     fn hand_over(&self) {
-        if let Some(ft) = self.live.as_ref().and_then(|live| live.ft.as_ref())
+        if let Some(ft) = self.live.as_ref().filter(|live| live.role != Role::Fenced).and_then(|live| live.ft.as_ref())
             && let Err(reasons) = ft.hand_over("pollux-vmm was told to end")
         {
             tracing::debug!("the VM ends with this process: {}", reasons.join("; "));
@@ -425,7 +425,7 @@ impl Vmm {
 /// Ends a VM. If it is ours, its standby is told first: it must not take a wanted end for a failure. Whether it is, the engine knows
 /// best, which may just be taking over.
 fn end(live: &Live) -> Result<(), VmmError> {
-    if let Some(ft) = &live.ft {
+    if let Some(ft) = live.ft.as_ref().filter(|_| live.role != Role::Fenced) {
         ft.vm_ended();
     }
     live.machine().shutdown().map_err(VmmError::Machine)
