@@ -51,8 +51,6 @@ pub enum Kind {
     Yield = 9,
     /// The sender leaves the session in good order: a [`Refusal`] with the reason.
     Bye = 10,
-    /// After a disk's [`Hello`] was welcomed: the connection belongs to the disk's processes from here on.
-    Disk = 11,
     /// How far the first copy is: a [`CopyProgress`].
     Progress = 12,
 }
@@ -124,8 +122,8 @@ pub enum WireError {
 
 impl Kind {
     fn from_u16(raw: u16) -> Option<Self> {
-        use Kind::{Ack, Bye, Copy, Disk, End, Hello, Pages, Progress, Refuse, State, Welcome, Yield};
-        [Hello, Welcome, Refuse, Copy, Pages, State, End, Ack, Yield, Bye, Disk, Progress]
+        use Kind::{Ack, Bye, Copy, End, Hello, Pages, Progress, Refuse, State, Welcome, Yield};
+        [Hello, Welcome, Refuse, Copy, Pages, State, End, Ack, Yield, Bye, Progress]
             .into_iter()
             .find(|kind| *kind as u16 == raw)
     }
