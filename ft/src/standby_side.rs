@@ -288,18 +288,11 @@ impl Engine {
             side.disk_epochs.insert(at, epoch);
             let _ = link.send(&Command::Release(committed.into()), None);
         }
-        side.place.epoch(image.page_count(), image.has_output(self.disks.len()));
+        side.find_place(image.page_count(), image.has_output(self.disks.len()));
         side.latest = Some(image);
-        if epoch == Epoch(1) {
-            side.place = Place::begin();
-        }
-        let cpu = side.place.next(&[]);
-        urgency::stay_on(cpu);
-        if let Some((receiver, _)) = &side.stream {
-            receiver.stay_on(side.place.of_carriers());
-        }
         self.measured.epochs += 1;
         if epoch == Epoch(1) {
+            side.place = Place::begin();
             self.copies_are_complete();
         }
     }
@@ -390,6 +383,15 @@ impl Engine {
 }
 
 impl StandbySide {
+    /// Where the threads of the next epoch work, by what the last one was like.
+    fn find_place(&mut self, pages: usize, awaited: bool) {
+        self.place.epoch(pages, awaited);
+        urgency::stay_on(self.place.next(&[]));
+        if let Some((receiver, _)) = &self.stream {
+            receiver.stay_on(self.place.of_carriers());
+        }
+    }
+
     fn ack(&mut self, term: Term, epoch: Epoch) {
         if let Some((_, stream)) = &mut self.stream {
             // A stream that is broken ends at the receiving thread.
