@@ -270,17 +270,28 @@ impl Engine {
         }
     }
 
-    /// Performs `Action::Commit`: acknowledge first, so that the primary's output leaves, then apply.
+    /// Performs `Action::Commit`: acknowledge first, so that the primary's output leaves, then apply. The base waits until its state has
+    /// been loaded: a VM that is not built like the primary's must not be found out when there is no other one any more.
     pub(crate) fn commit(&mut self, committed: &Committed) {
         let Session::Standby(side) = &mut self.session else { return };
         let epoch = committed.epoch();
         let Some(mut image) = side.whole.remove(&epoch) else { return };
-        side.ack(self.node.term(), epoch);
+        let is_base = epoch == Epoch(1);
+        if !is_base {
+            side.ack(self.node.term(), epoch);
+        }
         if let Err(error) = image.apply(&*self.memory) {
             // Every page number was checked before; memory is neither old nor new now.
             side.latest = None;
             let reason = format!("epoch {epoch} could not be applied: {}", chain(&error));
             return self.input(Input::PeerLeft { term: self.node.term(), reason });
+        }
+        if is_base {
+            if let Err(error) = self.guest.load(image.state()) {
+                let reason = format!("the VM here is not built like the primary's: {}", chain(&error));
+                return self.input(Input::PeerLeft { term: self.node.term(), reason });
+            }
+            side.ack(self.node.term(), epoch);
         }
         side.recycle(&mut image);
         for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate().filter(|(at, _)| !image.is_idle(*at))
@@ -291,7 +302,7 @@ impl Engine {
         side.find_place(image.page_count(), image.has_output(self.disks.len()));
         side.latest = Some(image);
         self.measured.epochs += 1;
-        if epoch == Epoch(1) {
+        if is_base {
             side.place = Place::begin();
             self.copies_are_complete();
         }

@@ -100,6 +100,12 @@ impl Pair {
 
     /// Have `vm` protected by the standby on host `i`; `more` adds to the request. Returns when it is.
     pub fn protect(&self, vm: &Vm, i: usize, more: &Value) {
+        self.begin_protection(vm, i, more);
+        self.wait_status(vm, "protected");
+    }
+
+    /// The same, but returns when the first copy begins.
+    pub fn begin_protection(&self, vm: &Vm, i: usize, more: &Value) {
         let mut request = json!({
             "peer": format!("10.77.0.{}:4700", i + 1),
             "heartbeat": format!("10.77.1.{}:4701", i + 1),
@@ -110,7 +116,6 @@ impl Pair {
             request[name] = value.clone();
         }
         vm.api().put("ft.protect", Some(&request)).ok();
-        self.wait_status(vm, "protected");
     }
 
     /// Wait until the FT status of `vm` has this state.

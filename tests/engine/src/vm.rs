@@ -133,7 +133,10 @@ impl VmOptions {
             "--memory",
             &format!("size={}M,shared=on", self.memory_mib),
         ]);
-        command.args(["--serial", "tty", "--console", "off", "-v"]).args(&self.flags).args(role);
+        if !self.flags.iter().any(|flag| flag == "--serial") {
+            command.args(["--serial", "tty"]);
+        }
+        command.args(["--console", "off", "-v"]).args(&self.flags).args(role);
         if let Some(disk) = &self.disk {
             command.arg("--disk").arg(format!("path={},image_type=raw", disk.display()));
         }

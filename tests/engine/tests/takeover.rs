@@ -172,6 +172,22 @@ fn page_bytes(page: u64, generation: u64) -> Vec<u8> {
 }
 
 #[test]
+fn a_standby_that_is_not_built_like_the_primary_is_found_out_by_the_first_checkpoint() {
+    let pair = Pair::new();
+    let mut vm = pair.boot(0, &busy());
+    let standby = pair.standby(1, &busy().flag("--serial", "off"));
+    let mut client = pair.client();
+    client.work(10, 1);
+    pair.begin_protection(&vm, 1, &json!({}));
+    let status = pair.wait_solo(&vm);
+    let reason = status["last_error"].as_str().unwrap_or_default();
+    assert!(reason.contains("the VM here is not built like the primary's: "), "{status}");
+    pair.wait_status(&standby, "standby-empty");
+    client.work(10, 1);
+    assert_eq!(vm.power_off(&mut client).code(), Some(0));
+}
+
+#[test]
 fn the_primary_goes_on_alone_when_the_standby_dies() {
     let pair = Pair::new();
     let [mut vm, mut standby] = protected(&pair, &busy());
