@@ -178,8 +178,8 @@ impl DeviceManager {
     /// When a device cannot be had. What was started for the others is ended again.
     pub fn new(config: &mut VmConfig, parts: DeviceParts<'_>) -> Result<Self, DeviceError> {
         names::fill_in_ids(config);
-        names::fill_in_macs(config)?;
         let system = |what| move |source| DeviceError::System { what, source };
+        config.fill_in_macs().map_err(system("cannot choose a MAC address"))?;
         let exits = Arc::new(ChildExits::new().map_err(system("cannot watch device processes"))?);
         let watchdog = Arc::new(Watchdog::new().map_err(system("cannot start the vhost-user watchdog"))?);
         let log = DirtyLog::new(parts.memory.ranges()).map_err(system("cannot create the dirty log"))?;

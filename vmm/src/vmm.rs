@@ -182,7 +182,10 @@ impl Vmm {
         if self.config.is_some() {
             return Err(VmmError::AlreadyCreated);
         }
-        self.config = Some(config.clone());
+        let mut config = config.clone();
+        // Known from now on, and the same at every boot.
+        config.fill_in_macs().map_err(|error| VmmError::Machine(error.into()))?;
+        self.config = Some(config);
         Ok(())
     }
 

@@ -375,6 +375,19 @@ pub struct PlatformConfig {
     pub vfio_p2p_dma: bool,
 }
 
+impl PlatformConfig {
+    /// Whether it has something to say to the guest.
+    #[must_use]
+    pub fn has_strings(&self) -> bool {
+        let Self { system_serial_number, system_uuid, oem_strings, system_manufacturer, .. } = self;
+        let Self { system_product_name, system_version, system_family, system_sku_number, chassis_asset_tag, .. } =
+            self;
+        let strings = [system_serial_number, system_uuid, system_manufacturer, system_product_name, system_version];
+        let more = [system_family, system_sku_number, chassis_asset_tag];
+        oem_strings.is_some() || strings.into_iter().chain(more).any(Option::is_some)
+    }
+}
+
 impl Default for PlatformConfig {
     fn default() -> Self {
         Self {

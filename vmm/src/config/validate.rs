@@ -95,6 +95,17 @@ impl VmConfig {
         self.validate_ids()
     }
 
+    /// Gives every card without an address a random one, which it keeps.
+    ///
+    /// # Errors
+    /// When the host's random source cannot be read.
+    pub fn fill_in_macs(&mut self) -> std::io::Result<()> {
+        for net in self.net.iter_mut().flatten().filter(|net| net.mac.is_none()) {
+            net.mac = Some(super::MacAddr::random()?);
+        }
+        Ok(())
+    }
+
     /// Settings that are accepted for compatibility but change nothing, by field. Worth one warning each.
     #[must_use]
     pub fn ignored(&self) -> Vec<&'static str> {
@@ -110,6 +121,11 @@ impl VmConfig {
         note(self.memory.mergeable, "memory.mergeable");
         note(self.memory.reserve, "memory.reserve");
         note(disks().any(|disk| disk.lock_granularity.is_some()), "disks.lock_granularity");
+        note(disks().any(|disk| !disk.sparse), "disks.sparse");
+        note(
+            self.platform.as_ref().is_some_and(super::PlatformConfig::has_strings),
+            "platform (strings for the guest's SMBIOS)",
+        );
         fields
     }
 
@@ -344,9 +360,9 @@ impl NetConfig {
         require(name < libc::IFNAMSIZ, || {
             invalid(format!("{at}.tap"), format!("must be at most {} bytes", libc::IFNAMSIZ - 1))
         })?;
-        if let (Some(ip), Some(mask)) = (self.ip, self.mask) {
-            require(ip.is_ipv4() == mask.is_ipv4(), || {
-                invalid(format!("{at}.mask"), "must be of the same family as the address")
+        for (field, address) in [("ip", self.ip), ("mask", self.mask)] {
+            require(address.is_none_or(|address| address.is_ipv4()), || {
+                unsupported(format!("{at}.{field}"), "give an IPv4 address, or make the tap and name it")
             })?;
         }
         require(self.mask.is_none() || self.ip.is_some(), || invalid(format!("{at}.mask"), "needs an ip"))?;

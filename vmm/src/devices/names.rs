@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::config::{MacAddr, VmConfig};
-use crate::devices::DeviceError;
+use crate::config::VmConfig;
 use crate::pci::bus::{SLOTS, SlotError};
 
 /// Gives every disk and card without an id the next one of a single counter: `_disk0`, `_disk1`, `_net2`.
@@ -27,18 +26,6 @@ pub(super) fn fill_in_ids(config: &mut VmConfig) {
     for net in config.net.iter_mut().flatten() {
         net.id.get_or_insert_with(|| next("_net"));
     }
-}
-
-/// Gives every card without an address a random one.
-pub(super) fn fill_in_macs(config: &mut VmConfig) -> Result<(), DeviceError> {
-    for net in config.net.iter_mut().flatten() {
-        if net.mac.is_none() {
-            let random = MacAddr::random();
-            net.mac =
-                Some(random.map_err(|source| DeviceError::System { what: "cannot choose a MAC address", source })?);
-        }
-    }
-    Ok(())
 }
 
 /// Slots that are still free.
