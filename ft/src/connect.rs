@@ -151,9 +151,10 @@ fn own(witness: &Asker, me: &Applicant) -> Result<Term, String> {
         WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
             Err(format!("the witness gave term {} twice: try again", record.term()))
         }
-        WitnessAnswer::Judged(_, Verdict::Refused(record)) => {
-            Err(format!("{}: if that node is gone for good, remove the record and try again", describe(record)))
-        }
+        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Err(format!(
+            "{}: if that node is gone for good, start this VM with --ft role=primary,force=on",
+            describe(record)
+        )),
     }
 }
 

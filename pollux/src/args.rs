@@ -49,7 +49,7 @@ pub enum Command {
     Delete,
     /// Stops the VM's processors
     Pause,
-    /// Lets them go on
+    /// Lets the VM's processors go on
     Resume,
     /// Presses the VM's power button
     PowerButton,
@@ -101,23 +101,23 @@ pub enum FtCommand {
 const PROTECT_HELP: &str = "\
 Without options the VM is protected by the first of the standby-peers that pollux-vmm was started with (--ft) that accepts.
 
-Options, separated by commas:
+Options, separated by commas, and what they are if they are left out. One of witness and on_partition is required.
   peer=ADDR:PORT       the standby's listen address (required)
   heartbeat=ADDR:PORT  its address on the second link (required)
   witness=PLACE        who decides which host goes on when they cannot see each other, the same on both hosts: a file on
                        storage that both see, or a key in etcd, in quotes:
                        etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
   on_partition=WHO     without a witness: primary, standby or both go on (both risks two running copies)
-  detect_ms=N          silence on both links after which the peer is taken for dead; 0: never
-  min_epoch_us=N       shortest epoch
-  max_epoch_us=N       longest epoch
-  latency_us=N         epochs with many pages are made shorter until the standby has them in this time
-  pause_share=PERCENT  but not so short that the guest stands still for a larger part of its time
-  disk_buffer=SIZE     uncommitted writes per disk before the disk waits
-  disk_rate=SIZE       limit of the first disk copy, per second; 0: none
+  detect_ms=N          silence on both links after which the peer is taken for dead, 50 at least; 0: never (300)
+  min_epoch_us=N       shortest epoch (100)
+  max_epoch_us=N       longest epoch (20000)
+  latency_us=N         epochs with many pages are made shorter until the standby has them in this time (2000)
+  pause_share=PERCENT  but not so short that the guest stands still for a larger part of its time (5)
+  disk_buffer=SIZE     uncommitted writes per disk before the disk waits (64M)
+  disk_rate=SIZE       limit of a disk's copy or resynchronisation, per second; 0: none (0)
   compression=HOW      off; delta: of a page that the standby has, what changed is sent; delta+lz4: and everything is packed;
-                       auto: delta, and packed while that is measured to be faster
-  delta_cache=SIZE     memory for earlier versions of pages, at most a quarter of the guest's
+                       auto: delta, and packed while that is measured to be faster (auto)
+  delta_cache=SIZE     memory for earlier versions of pages, at most a quarter of the guest's (64M)
 
 Example:
   pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1";

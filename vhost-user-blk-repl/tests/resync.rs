@@ -460,7 +460,7 @@ fn write_on(rng: &mut Rng, guest: &mut Guest, vmms: Option<[&Vmm; 2]>, seconds: 
     epochs
 }
 
-/// The figures that the README gives: `cargo test --release -p vhost-user-blk-repl --test resync -- --ignored --nocapture`.
+/// Figures of a resynchronisation: `cargo test --release -p vhost-user-blk-repl --test resync -- --ignored --nocapture`.
 #[test]
 #[ignore = "takes a minute; prints figures"]
 fn figures_of_a_primary_that_returns_after_ten_seconds() {

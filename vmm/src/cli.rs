@@ -59,18 +59,26 @@ static VERSION: LazyLock<String> =
 const EXAMPLES: &str = "\
 Examples:
   Boot a kernel, serial port on the terminal:
-    pollux-vmm --kernel vmlinuz --initramfs initrd.img --cmdline console=ttyS0 --memory size=512M --serial tty
+    pollux-vmm --kernel vmlinuz --initramfs initrd.img --memory size=512M \\
+      --cmdline console=ttyS0 --serial tty
   Boot from a disk with a network card, API on a socket:
-    pollux-vmm --api-socket /run/a.sock --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
-      --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 --serial file=a.log
+    pollux-vmm --api-socket /run/a.sock --kernel vmlinuz \\
+      --cmdline 'root=/dev/vda1 console=ttyS0' --cpus boot=2 --serial file=a.log \\
+      --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01
   Be one host of a pair; the first one that starts boots the VM, the other one protects it. Host A:
-    pollux-vmm --api-socket /run/a.sock --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
-      --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 --cpus boot=2 --serial file=a.log \\
-      --ft role=auto,listen=10.0.0.1:7000,heartbeat=10.1.0.1:7001,standby-peers=[10.0.0.2:7000/10.1.0.2:7001],\\
-witness=/shared/vm1
+    pollux-vmm --api-socket /run/a.sock --kernel vmlinuz \\
+      --cmdline 'root=/dev/vda1 console=ttyS0' --cpus boot=2 --serial file=a.log \\
+      --disk path=root.raw --net tap=tap0,mac=12:34:56:78:90:01 \\
+      --ft role=auto,listen=10.0.0.1:7000,heartbeat=10.1.0.1:7001,\\
+standby-peers=[10.0.0.2:7000/10.1.0.2:7001],witness=/shared/vm1
   Host B: the same with its own addresses, and those of host A as standby-peers.
 
-Flags of Cloud Hypervisor that are not listed here are refused by name. No seccomp filter is applied.";
+SIGTERM and SIGINT end the VM; one that is protected is handed over to its
+standby first (shutdown-vmm of the API ends it on both hosts). Exit code: 0, or
+1 with the error on standard error.
+
+Flags of Cloud Hypervisor that are not listed here are refused by name.
+No seccomp filter is applied.";
 
 /// A Cloud-Hypervisor-compatible VMM with fault tolerance.
 #[derive(Debug, Args)]
@@ -117,7 +125,7 @@ struct Flags {
     /// Virtio console: off or null (there is no virtio console yet)
     #[arg(long, value_name = "MODE", default_value = "off")]
     console: String,
-    /// uuid=UUID,serial_number=TEXT,oem_strings=[A,B] and other SMBIOS strings
+    /// uuid=UUID,serial_number=TEXT,oem_strings=[A,B] and others: accepted, and not shown to the guest
     #[arg(long, value_name = "OPTIONS")]
     platform: Option<String>,
     /// Fault tolerance: role=auto|primary|standby,listen=ADDR:PORT,heartbeat=ADDR:PORT,

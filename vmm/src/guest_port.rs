@@ -19,7 +19,6 @@ use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
 use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::memory::guest::GuestMemory;
-use crate::memory::layout::PAGE_SIZE;
 use crate::memory::view::MemoryView;
 use crate::vm::{GateGuard, SavedParts, Vm};
 
@@ -355,18 +354,7 @@ impl Memory for PortMemory {
     }
 
     fn populated(&self) -> Result<Vec<Range<u64>>, GuestError> {
-        // The memfd knows which of its pages exist; region follows region in it without gaps.
-        let mut ranges = Vec::new();
-        let mut at_file = 0;
-        for (first, pages) in self.view.ranges() {
-            let end = at_file + pages * PAGE_SIZE;
-            for data in data_ranges(self.memory.file(), at_file..end)? {
-                let page = |offset: u64| first + (offset - at_file) / PAGE_SIZE;
-                ranges.push(page(data.start)..page(data.end.next_multiple_of(PAGE_SIZE)));
-            }
-            at_file = end;
-        }
-        Ok(ranges)
+        self.memory.populated().map_err(|error| GuestError::new("cannot tell which memory exists", error))
     }
 
     fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError> {
@@ -388,28 +376,4 @@ impl Memory for PortMemory {
     fn clear(&self) -> Result<(), GuestError> {
         self.memory.clear().map_err(|error| GuestError::new("cannot clear memory", error))
     }
-}
-
-/// The parts of `within` that hold data.
-fn data_ranges(file: &std::fs::File, within: Range<u64>) -> Result<Vec<Range<u64>>, GuestError> {
-    use nix::errno::Errno;
-    use nix::unistd::{Whence, lseek};
-    let seek = |from: u64, whence| {
-        let from = from.try_into().map_err(|_| Errno::EOVERFLOW)?;
-        lseek(file, from, whence).map(|at| u64::try_from(at).unwrap_or_default())
-    };
-    let failed = |errno| GuestError::new("cannot list populated memory", errno);
-    let mut ranges = Vec::new();
-    let mut at = within.start;
-    while at < within.end {
-        let start = match seek(at, Whence::SeekData) {
-            Ok(start) if start < within.end => start,
-            Ok(_) | Err(Errno::ENXIO) => break,
-            Err(errno) => return Err(failed(errno)),
-        };
-        let end = seek(start, Whence::SeekHole).map_err(failed)?.min(within.end);
-        ranges.push(start..end);
-        at = end;
-    }
-    Ok(ranges)
 }

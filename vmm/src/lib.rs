@@ -1,6 +1,6 @@
 //! The Pollux VMM: a Cloud-Hypervisor-compatible virtual machine monitor on KVM.
 //!
-//! Mechanism only: apart from `guest_port`, nothing here knows what an epoch is.
+//! Mechanism only: apart from `guest_port` and `memory::foresight`, nothing here knows what an epoch is.
 
 pub mod acpi;
 pub mod api;

@@ -256,7 +256,7 @@ pub enum Event {
         /// For how long, in milliseconds.
         silence_ms: u64,
     },
-    /// This process was stopped or starved; the peer gets a whole limit to speak up.
+    /// This process was stopped or starved; the peer gets at least a third of the limit to speak up.
     OwnStall,
     /// The standby begins to take over.
     TakingOver {

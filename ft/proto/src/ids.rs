@@ -1,4 +1,4 @@
-//! The names everything else is counted by: VM, node, term, epoch, and the proof that an epoch is committed.
+//! The names everything else is counted by: node, term, epoch, and the proof that an epoch is committed.
 
 use std::fmt;
 

@@ -63,7 +63,7 @@ fn judge(status: &Status, begun: bool, waited: Duration) -> Outlook {
     match status.state.as_str() {
         "protected" => Outlook::Protected,
         "syncing" => Outlook::Wait,
-        "fenced" | "failed" => Outlook::Failed(reason()),
+        "fenced" => Outlook::Failed(reason()),
         _ if begun => Outlook::Failed(reason()),
         _ if waited > START_LIMIT => Outlook::Failed(format!("the first copy has not begun, {}", reason())),
         _ => Outlook::Wait,

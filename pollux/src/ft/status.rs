@@ -13,7 +13,7 @@ const WIDTH: u16 = 110;
 pub struct Status {
     /// `primary`, `standby`, `solo` or `none`.
     pub role: String,
-    /// `unprotected`, `syncing`, `protected`, `standby-syncing`, `standby-ready`, `solo`, `fenced`, `failed`.
+    /// `unprotected`, `syncing`, `protected`, `suspended`, `standby-empty`, `standby-syncing`, `standby-ready`, `solo`, `fenced`.
     pub state: String,
     pub term: u64,
     pub epoch: u64,

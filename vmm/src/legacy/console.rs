@@ -11,8 +11,6 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
 /// The most bytes that are held; what comes on top is lost, as on a real line without flow control.
 const HELD_MAX: usize = 4 << 20;
 
@@ -74,17 +72,14 @@ impl Shared {
 pub struct ConsoleOut {
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
-    held: EventFd,
 }
 
 impl ConsoleOut {
     /// Writes straight to `sink` until [`ConsoleOut::hold`].
-    ///
-    /// # Errors
-    /// When there is no file descriptor left.
-    pub fn new(sink: Sink) -> io::Result<Self> {
+    #[must_use]
+    pub fn new(sink: Sink) -> Self {
         let shared = Shared { queue: Mutex::new(Queue::default()), changed: Condvar::new(), sink: Mutex::new(sink) };
-        Ok(Self { shared: Arc::new(shared), writer: Mutex::new(None), held: EventFd::new(EFD_NONBLOCK)? })
+        Self { shared: Arc::new(shared), writer: Mutex::new(None) }
     }
 
     /// Output of the guest. Waits for a slow sink only while nothing is held.
@@ -92,18 +87,16 @@ impl ConsoleOut {
         let mut queue = self.shared.lock();
         if let Some(tag) = queue.tag {
             if queue.held_bytes + bytes.len() > HELD_MAX {
+                if queue.lost == 0 {
+                    tracing::warn!("output of the serial line is lost: {HELD_MAX} bytes wait for the standby already");
+                }
                 queue.lost += bytes.len() as u64;
                 return;
             }
             queue.held_bytes += bytes.len();
             match queue.held.back_mut() {
                 Some((last, held)) if *last == tag => held.extend_from_slice(bytes),
-                _ => {
-                    queue.held.push_back((tag, bytes.to_vec()));
-                    drop(queue);
-                    // A full counter is a set one.
-                    let _ = self.held.write(1);
-                }
+                _ => queue.held.push_back((tag, bytes.to_vec())),
             }
         } else if !queue.ready.is_empty() || queue.writing {
             queue.ready.push_back(bytes.to_vec());
@@ -163,12 +156,6 @@ impl ConsoleOut {
         queue.held_bytes = 0;
     }
 
-    /// Signalled when the first byte with a new tag is held: somebody outside waits for it.
-    #[must_use]
-    pub fn held_event(&self) -> &EventFd {
-        &self.held
-    }
-
     /// Bytes held now.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
@@ -176,8 +163,8 @@ impl ConsoleOut {
     }
 
     /// Bytes lost because too many were held.
-    #[must_use]
-    pub fn lost_bytes(&self) -> u64 {
+    #[cfg(test)]
+    fn lost_bytes(&self) -> u64 {
         self.shared.lock().lost
     }
 }
@@ -215,7 +202,7 @@ mod tests {
 
     fn console() -> (ConsoleOut, mpsc::Receiver<Vec<u8>>) {
         let (send, receive) = mpsc::channel();
-        (ConsoleOut::new(Box::new(Channel(send))).unwrap(), receive)
+        (ConsoleOut::new(Box::new(Channel(send))), receive)
     }
 
     #[test]
@@ -223,7 +210,6 @@ mod tests {
         let (console, out) = console();
         console.write(b"a");
         assert_eq!(out.try_recv().unwrap(), b"a");
-        assert!(console.held_event().read().is_err());
     }
 
     #[test]
@@ -232,7 +218,6 @@ mod tests {
         console.hold(5).unwrap();
         console.write(b"a");
         console.write(b"b");
-        assert_eq!(console.held_event().read().unwrap(), 1);
         console.hold(6).unwrap();
         console.write(b"c");
         assert_eq!(console.held_bytes(), 3);

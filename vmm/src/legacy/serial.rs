@@ -241,7 +241,7 @@ impl Line {
     /// When it cannot be opened.
     pub fn open(config: &mut SerialConfig) -> Result<Option<Self>, SerialError> {
         let line = |sink: Box<dyn Write + Send>, input, pty, raw| {
-            let out = Arc::new(ConsoleOut::new(sink).map_err(SerialError::Start)?);
+            let out = Arc::new(ConsoleOut::new(sink));
             Ok(Some(Self { out, input, _pty: pty, raw }))
         };
         match config.mode {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     fn null() -> Arc<ConsoleOut> {
-        Arc::new(ConsoleOut::new(Box::new(io::sink())).unwrap())
+        Arc::new(ConsoleOut::new(Box::new(io::sink())))
     }
 
     #[test]

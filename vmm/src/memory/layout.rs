@@ -99,7 +99,5 @@ pub const PORT_SERIAL: u16 = 0x3f8;
 pub const PORT_SERIAL_LEN: u64 = 8;
 /// The serial line's IOAPIC pin.
 pub const IRQ_SERIAL: u8 = 4;
-/// First of the eight pins that PCI INTx would use; no device of ours does.
-pub const IRQ_PCI_FIRST: u8 = 5;
 /// The power button's (GED) IOAPIC pin.
 pub const IRQ_GED: u8 = 13;

@@ -102,7 +102,7 @@ fn look_around(run: &Run) -> Result<()> {
         return Err(Error::Interrupted);
     }
     eprintln!("leave this shell to power the guest off and look at its disk");
-    let shell = Command::new("bash").status().map_err(Error::io("cannot start a shell"))?;
-    let _ = shell;
+    // However it ends.
+    Command::new("bash").status().map_err(Error::io("cannot start a shell"))?;
     Ok(())
 }
