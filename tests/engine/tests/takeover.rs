@@ -179,9 +179,13 @@ fn a_standby_that_is_not_built_like_the_primary_is_found_out_by_the_first_checkp
     let mut client = pair.client();
     client.work(10, 1);
     pair.begin_protection(&vm, 1, &json!({}));
-    let status = pair.wait_solo(&vm);
-    let reason = status["last_error"].as_str().unwrap_or_default();
-    assert!(reason.contains("the VM here is not built like the primary's: "), "{status}");
+    let events = || vm.api().get("ft.events").ok().to_string();
+    while !events().contains("protection-lost") {
+        client.work(1, 0);
+    }
+    let reason = "the standby left: the VM here is not built like the primary's: ";
+    assert!(events().contains(reason), "{}", events());
+    pair.wait_status(&vm, "unprotected");
     pair.wait_status(&standby, "standby-empty");
     client.work(10, 1);
     assert_eq!(vm.power_off(&mut client).code(), Some(0));
