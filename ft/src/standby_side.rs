@@ -299,11 +299,13 @@ impl Engine {
             side.disk_epochs.insert(at, epoch);
             let _ = link.send(&Command::Release(committed.into()), None);
         }
+        if is_base {
+            side.place = Place::begin();
+        }
         side.find_place(image.page_count(), image.has_output(self.disks.len()));
         side.latest = Some(image);
         self.measured.epochs += 1;
         if is_base {
-            side.place = Place::begin();
             self.copies_are_complete();
         }
     }

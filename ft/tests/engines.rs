@@ -293,6 +293,10 @@ fn wait(so: impl Fn() -> bool, otherwise: impl Fn() -> String) {
     }
 }
 
+fn wait_same_memory(one: &ToyGuest, other: &ToyGuest) {
+    wait(|| one.memory_copy() == other.memory_copy(), || "memories differ".to_owned());
+}
+
 fn committed(status: &Status) -> u64 {
     status.epochs
 }
@@ -303,7 +307,7 @@ fn memory_and_state_arrive_and_epochs_commit() {
     while !pair.guest_a.write(FIRST + 7, 0xee) {}
     let before = committed(&pair.a().status());
     wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
-    wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
+    wait_same_memory(&pair.guest_a, &pair.guest_b);
     let status = pair.a().status();
     assert_eq!((status.role, status.term), ("primary", 2));
     let green = || pair.a().status().links.iter().all(|link| link.state == "green");
@@ -342,7 +346,7 @@ fn a_vm_ends_although_the_witness_hangs() {
 fn the_standby_takes_over_when_the_primary_is_gone() {
     let mut pair = Pair::protected();
     while !pair.guest_a.write(FIRST + 7, 0xee) {}
-    wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "no progress".to_owned());
+    wait_same_memory(&pair.guest_a, &pair.guest_b);
     drop(pair.a.take());
     wait(|| pair.guest_b.started().is_some(), || format!("{:?} {:?}", pair.b.status(), pair.b.events()));
     assert_eq!(pair.guest_b.started(), Some(vec![0xee]));
@@ -398,7 +402,7 @@ fn a_suspended_copy_is_brought_up_to_date() {
         pair.a().resume().unwrap();
         wait_state(pair.a(), "protected");
         assert_eq!(memory_kind(pair.a()), "incremental");
-        wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
+        wait_same_memory(&pair.guest_a, &pair.guest_b);
     }
     assert!(pair.a().resume().is_err(), "it is not suspended");
 }
@@ -424,7 +428,7 @@ fn a_standby_that_was_started_anew_gets_everything() {
     pair.a().resume().unwrap();
     wait_state(pair.a(), "protected");
     assert_eq!(memory_kind(pair.a()), "full");
-    wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
+    wait_same_memory(&pair.guest_a, &pair.guest_b);
 }
 
 #[test]
@@ -438,7 +442,7 @@ fn what_is_ended_for_good_is_not_resumed() {
     pair.a().protect(Some(pair.options.clone())).unwrap();
     wait_state(pair.a(), "protected");
     assert_eq!(memory_kind(pair.a()), "full");
-    wait(|| pair.guest_a.memory_copy() == pair.guest_b.memory_copy(), || "memories differ".to_owned());
+    wait_same_memory(&pair.guest_a, &pair.guest_b);
 }
 
 #[test]
@@ -551,7 +555,7 @@ fn protection_comes_by_itself_and_comes_back() {
         let standby = Ft::standby(Box::new(standby_guest.clone()), sides[side].clone(), peer_of(side)).unwrap();
         wait_state(&runner, "protected");
         while !guest.write(FIRST + u64::from(round), round) {}
-        wait(|| standby_guest.memory_copy() == guest.memory_copy(), || "no progress".to_owned());
+        wait_same_memory(&standby_guest, &guest);
         if round == 1 {
             let looked = runner.events().iter().filter(|event| event.event == "looking-for-standby").count();
             assert_eq!(looked, 1, "{:?}", runner.events());
@@ -662,7 +666,7 @@ fn a_switchover_to_a_dead_standby_leaves_the_guest_where_it_is() {
 fn a_failover_is_tested_by_the_ordinary_way() {
     let (_folder, sides, setups, guests, [a, b]) = symmetric();
     while !guests[0].write(FIRST + 7, 0xee) {}
-    wait(|| guests[0].memory_copy() == guests[1].memory_copy(), || "no progress".to_owned());
+    wait_same_memory(&guests[0], &guests[1]);
     a.test_failover().unwrap();
     a.end();
     let a = Ft::standby(Box::new(ToyGuest::new()), sides[0].clone(), setups[0].clone()).unwrap();

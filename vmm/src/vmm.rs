@@ -67,6 +67,12 @@ enum Role {
 }
 
 impl Live {
+    /// The engine, unless another host runs the VM and there is nothing to tell about it here. Whether this host runs it the engine knows
+    /// best, which may just be taking over.
+    fn unfenced_ft(&self) -> Option<&dyn FtControl> {
+        self.ft.as_deref().filter(|_| self.role != Role::Fenced)
+    }
+
     /// The machine. A panic of another thread does not make it unusable: what follows is its orderly end.
     fn machine(&self) -> MutexGuard<'_, dyn Machine + 'static> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
@@ -136,7 +142,7 @@ impl Vmm {
 
     /// Whoever ends this process does not want to end a protected VM: its standby goes on with it.
     fn hand_over(&self) {
-        if let Some(ft) = self.live.as_ref().filter(|live| live.role != Role::Fenced).and_then(|live| live.ft.as_ref())
+        if let Some(ft) = self.live.as_ref().and_then(Live::unfenced_ft)
             && let Err(reasons) = ft.hand_over("pollux-vmm was told to end")
         {
             tracing::debug!("the VM ends with this process: {}", reasons.join("; "));
@@ -425,10 +431,9 @@ impl Vmm {
     }
 }
 
-/// Ends a VM. If it is ours, its standby is told first: it must not take a wanted end for a failure. Whether it is, the engine knows
-/// best, which may just be taking over.
+/// Ends a VM. If it is ours, its standby is told first: it must not take a wanted end for a failure.
 fn end(live: &Live) -> Result<(), VmmError> {
-    if let Some(ft) = live.ft.as_ref().filter(|_| live.role != Role::Fenced) {
+    if let Some(ft) = live.unfenced_ft() {
         ft.vm_ended();
     }
     live.machine().shutdown().map_err(VmmError::Machine)

@@ -290,29 +290,18 @@ impl Node {
         if self.peer() != Some(beat.from) {
             return;
         }
-        match &mut self.role {
-            Role::Standby(_) => {
-                self.notice_stall(now);
-                self.detector.heard(link, at);
-                let mute = self.detector.light(LinkId::Replication, now) == Light::Red;
-                // One that may not run any more is as good as dead, however lively its process.
-                if let Role::Standby(standby) = &mut self.role
-                    && !beat.runs
-                {
-                    let outcome = standby.primary_stopped(beat.term, mute, &self.settings, now, &mut self.actions);
-                    self.turn(outcome);
-                }
+        self.notice_stall(now);
+        self.detector.heard(link, at);
+        let mute = self.detector.light(LinkId::Replication, now) == Light::Red;
+        let outcome = match &mut self.role {
+            Role::Primary(primary) => primary.heard(at, &self.settings, &mut self.actions),
+            // One that may not run any more is as good as dead, however lively its process.
+            Role::Standby(standby) if !beat.runs => {
+                standby.primary_stopped(beat.term, mute, &self.settings, now, &mut self.actions)
             }
-            Role::Primary(_) => {
-                self.notice_stall(now);
-                self.detector.heard(link, at);
-                if let Role::Primary(primary) = &mut self.role {
-                    let outcome = primary.heard(at, &self.settings, &mut self.actions);
-                    self.turn(outcome);
-                }
-            }
-            _ => self.detector.heard(link, at),
-        }
+            _ => None,
+        };
+        self.turn(outcome);
     }
 
     /// Before anything is done that may be out of date by now.

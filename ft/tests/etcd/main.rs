@@ -29,26 +29,20 @@ const LATE: &str = "no answer within 2 s";
 /// Whatever a busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether a claim is granted; asked again, as the protocol does, when a busy machine is too slow.
-fn granted(witness: &mut EtcdWitness, claim: Claim) -> bool {
+/// An answer; asked for again, as the protocol does, when a busy machine is too slow.
+fn patiently<T>(mut ask: impl FnMut() -> Result<T, WitnessError>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match witness.ask(claim) {
-            Ok(verdict) => return matches!(verdict, Verdict::Granted(_)),
+        match ask() {
+            Ok(answer) => return answer,
             Err(error) => assert!(Instant::now() < deadline, "{}", chain(&error)),
         }
     }
 }
 
-/// The record, in the same way.
-fn record(witness: &mut EtcdWitness) -> Option<Record> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match witness.read() {
-            Ok(record) => return record,
-            Err(error) => assert!(Instant::now() < deadline, "{}", chain(&error)),
-        }
-    }
+/// Whether a claim is granted.
+fn granted(witness: &mut EtcdWitness, claim: Claim) -> bool {
+    matches!(patiently(|| witness.ask(claim)), Verdict::Granted(_))
 }
 
 /// The reason why there is no answer, which must come within the bound.
@@ -102,7 +96,7 @@ fn of_two_hosts_that_race_one_is_granted_every_time() {
         });
         let owner = if wins[0] { A } else { B };
         assert_eq!(wins.map(usize::from).iter().sum::<usize>(), 1, "round {round}: {wins:?}");
-        assert_eq!(record(&mut setup), Some(Record::Solo { owner, term: T.next() }), "round {round}");
+        assert_eq!(patiently(|| setup.read()), Some(Record::Solo { owner, term: T.next() }), "round {round}");
     }
 }
 
@@ -138,7 +132,7 @@ fn an_etcd_that_hangs_or_is_dead_is_unreachable_in_time_and_then_back() {
     assert!(reason.contains("refused"), "{reason}");
     cluster.launch(0);
     cluster.wait();
-    assert_eq!(record(&mut witness), Some(Record::Protected { primary: A, standby: B, term: T }));
+    assert_eq!(patiently(|| witness.read()), Some(Record::Protected { primary: A, standby: B, term: T }));
 }
 
 #[test]

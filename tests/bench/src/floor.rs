@@ -23,6 +23,14 @@ pub struct Floor {
 
 /// Measures it for the pages of `setup`.
 pub fn measure(setup: &Setup, effort: &Effort) -> Floor {
+    let (capture, write_faults) = of_memory(setup, effort);
+    let bytes = usize::try_from(setup.pages * 4096).expect("bytes of a working set");
+    let transfer = |streams| Spread::of(&loopback::measure(bytes, effort.requests, streams)).p50;
+    Floor { capture, transfer: transfer(1), two_streams: transfer(2), write_faults }
+}
+
+/// [`Floor::capture`] and [`Floor::write_faults`] alone.
+pub fn of_memory(setup: &Setup, effort: &Effort) -> (f64, f64) {
     let rounds = effort.requests;
     let mut probe = Probe::new(setup.mem_mib, setup.pages);
     let time = |work: &mut dyn FnMut()| {
@@ -47,14 +55,6 @@ pub fn measure(setup: &Setup, effort: &Effort) -> Floor {
             capture.push(one);
         }
     }
-    let bytes = usize::try_from(setup.pages * 4096).expect("bytes of a working set");
-    let transfer = loopback::measure(bytes, rounds, 1);
-    let two_streams = loopback::measure(bytes, rounds, 2);
     let median = |times: &[Duration]| Spread::of(times).p50;
-    Floor {
-        capture: median(&capture),
-        transfer: median(&transfer),
-        two_streams: median(&two_streams),
-        write_faults: (median(&logged) - median(&clean)).max(0.0),
-    }
+    (median(&capture), (median(&logged) - median(&clean)).max(0.0))
 }

@@ -248,7 +248,7 @@ impl Run {
     fn protect_inner(&mut self) -> Result<()> {
         let argument = host::protect_argument(&pairing(&self.options, &self.witness));
         let start = Instant::now();
-        let outcome = wait::until("protection", PROTECT_LIMIT, || {
+        wait::until("protection", PROTECT_LIMIT, || {
             let status = self.a.ft_status()?;
             match state_of(&status).as_str() {
                 "protected" => return Ok(Some(Ok(()))),
@@ -260,8 +260,7 @@ impl Run {
                 _ => {}
             }
             Err(answer_of(&status))
-        })?;
-        outcome?;
+        })??;
         let seconds = start.elapsed().as_secs_f64();
         self.say(&format!("protected after {seconds:.1} s of copying"));
         self.report.numbers.insert("first_copy_s".into(), round(seconds).into());

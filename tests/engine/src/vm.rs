@@ -285,12 +285,14 @@ impl Vm {
         }
     }
 
-    /// Send a signal to the VMM and its device processes, which have groups of their own.
-    pub fn signal_all(&self, signal: Signal) {
-        for pid in self.processes() {
+    /// Send a signal to the VMM and its device processes, which have groups of their own; which they were.
+    pub fn signal_all(&self, signal: Signal) -> Vec<Pid> {
+        let processes = self.processes();
+        for pid in &processes {
             // Gone already: fine.
-            let _ = kill(pid, signal);
+            let _ = kill(*pid, signal);
         }
+        processes
     }
 
     /// Stop the VMM. Returns when each of its threads stands still, which is when its parent is told: until the one that the signal
@@ -307,8 +309,7 @@ impl Vm {
     /// The host dies: SIGKILL for every process at once. Returns when all have ended: one that is in the middle of a write to a disk
     /// keeps its image until that is done.
     pub fn kill_host(&mut self) {
-        let processes = self.processes();
-        self.signal_all(Signal::SIGKILL);
+        let processes = self.signal_all(Signal::SIGKILL);
         let status = self.wait();
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "the VMM had ended by itself: {}", self.log());
         let start = Instant::now();

@@ -375,16 +375,34 @@ pub struct PlatformConfig {
     pub vfio_p2p_dma: bool,
 }
 
+impl VmConfig {
+    /// Gives every card without an address a random one, which it keeps.
+    ///
+    /// # Errors
+    /// When the host's random source cannot be read.
+    pub fn fill_in_macs(&mut self) -> std::io::Result<()> {
+        for net in self.net.iter_mut().flatten().filter(|net| net.mac.is_none()) {
+            net.mac = Some(MacAddr::random()?);
+        }
+        Ok(())
+    }
+}
+
 impl PlatformConfig {
     /// Whether it has something to say to the guest.
     #[must_use]
     pub fn has_strings(&self) -> bool {
-        let Self { system_serial_number, system_uuid, oem_strings, system_manufacturer, .. } = self;
-        let Self { system_product_name, system_version, system_family, system_sku_number, chassis_asset_tag, .. } =
-            self;
-        let strings = [system_serial_number, system_uuid, system_manufacturer, system_product_name, system_version];
-        let more = [system_family, system_sku_number, chassis_asset_tag];
-        oem_strings.is_some() || strings.into_iter().chain(more).any(Option::is_some)
+        let strings = [
+            &self.system_serial_number,
+            &self.system_uuid,
+            &self.system_manufacturer,
+            &self.system_product_name,
+            &self.system_version,
+            &self.system_family,
+            &self.system_sku_number,
+            &self.chassis_asset_tag,
+        ];
+        self.oem_strings.is_some() || strings.into_iter().any(Option::is_some)
     }
 }
 

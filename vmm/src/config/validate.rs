@@ -95,17 +95,6 @@ impl VmConfig {
         self.validate_ids()
     }
 
-    /// Gives every card without an address a random one, which it keeps.
-    ///
-    /// # Errors
-    /// When the host's random source cannot be read.
-    pub fn fill_in_macs(&mut self) -> std::io::Result<()> {
-        for net in self.net.iter_mut().flatten().filter(|net| net.mac.is_none()) {
-            net.mac = Some(super::MacAddr::random()?);
-        }
-        Ok(())
-    }
-
     /// Settings that are accepted for compatibility but change nothing, by field. Worth one warning each.
     #[must_use]
     pub fn ignored(&self) -> Vec<&'static str> {
