@@ -55,6 +55,9 @@ pub struct Args {
     /// Serve the image even if its record says that it is half-synchronised or that another copy may be newer.
     #[arg(long)]
     pub force: bool,
+    /// Count here what `vm.counters` shows: a file of at least 4096 bytes, such as the VMM's shared memory.
+    #[arg(long, value_name = "FILE")]
+    pub counters: Option<PathBuf>,
     /// Log every malformed request too.
     #[arg(short, long)]
     pub verbose: bool,

@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use device_counters::Page;
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -74,6 +75,8 @@ pub struct Options {
     pub threads: usize,
     /// The image's record; without one nothing is refused and every resynchronisation compares the whole image.
     pub record: Option<Opened>,
+    /// Where to count; without it nobody sees the counters.
+    pub counters: Option<Page>,
 }
 
 /// One disk, ready to be served.

@@ -9,6 +9,7 @@ use std::process;
 use std::sync::Arc;
 use std::thread;
 
+use device_counters::Page;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
@@ -55,6 +56,15 @@ pub enum RunError {
         /// What it should be.
         need: &'static str,
     },
+    /// No place to count.
+    #[error("--counters {}: cannot be used", path.display())]
+    Counters {
+        /// The flag's value.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: io::Error,
+    },
     /// Signals.
     #[error("cannot watch signals")]
     Signals(#[source] io::Error),
@@ -91,6 +101,7 @@ pub fn run(args: &Args) -> Result<(), RunError> {
         _ => Purpose::Serve(Refuse::Stale),
     };
     let record = RecordFile::open(&args.path, path, image.size(), purpose)?;
+    let open = |path: &PathBuf| Page::open(path).map_err(|source| RunError::Counters { path: path.clone(), source });
     let options = Options {
         block_size: image.block_size(),
         read_only: args.readonly,
@@ -99,6 +110,7 @@ pub fn run(args: &Args) -> Result<(), RunError> {
         queue_size: args.queue_size,
         threads: THREADS,
         record: Some(record).filter(|_| !args.readonly),
+        counters: args.counters.as_ref().map(open).transpose()?,
     };
     // Before there is a socket to leave behind, and before other threads inherit the mask.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();

@@ -8,7 +8,9 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
+use device_counters::{DiskCounters, Page, Transfer};
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{InFlight, Report};
 use tracing::{debug, error, warn};
@@ -57,6 +59,8 @@ struct Pending {
     /// Not started: overlaps with an earlier write.
     waiting: Option<Op>,
     bytes: usize,
+    /// What is counted, and since when, once the guest is told.
+    transfer: Option<(Transfer, Instant)>,
     /// The guest is not told: its ring was taken away while sealed.
     forgotten: bool,
 }
@@ -78,6 +82,7 @@ pub struct Worker {
     pub(crate) serial: String,
     pub(crate) vrings: Vec<Vring>,
     memory: Option<Memory>,
+    counters: DiskCounters,
     pending: BTreeMap<u64, Pending>,
     next_id: u64,
     finished: Vec<Done>,
@@ -123,6 +128,7 @@ impl Worker {
             serial: options.serial,
             vrings: Vec::new(),
             memory: None,
+            counters: DiskCounters::new(options.counters.map_or_else(Page::private, Ok)?),
             pending: BTreeMap::new(),
             next_id: 0,
             finished: Vec::new(),
@@ -306,11 +312,13 @@ impl Worker {
         let status = request.status;
         let id = self.next_id;
         let sync = self.writethrough;
+        let mut transfer = None;
         let (op, into, ranges, bytes) = match request.body {
             Body::GetId(into) => return self.answer_id(head, &into, status, ring, mem),
             Body::Flush => (Op::Flush, vec![], vec![], 0),
             Body::Read(range, into) => {
                 let bytes = range.len as usize;
+                transfer = Some((Transfer::Read, Instant::now()));
                 (Op::Read { offset: range.offset, into: Buffer::zeroed(bytes) }, into, vec![], bytes)
             }
             Body::Write(range, _) if range.len == 0 => return answer(ring, mem, head, Some((status, request::OK)), 0),
@@ -320,6 +328,7 @@ impl Worker {
                 if gather(&**mem, &from, &mut data).is_err() {
                     return answer(ring, mem, head, Some((status, request::IOERR)), 0);
                 }
+                transfer = Some((Transfer::Write, Instant::now()));
                 (Op::Write { offset: range.offset, from: Arc::new(data), sync }, vec![], vec![range], bytes)
             }
             Body::Zero(ranges, unmap) => (Op::Zero { ranges: ranges.clone(), unmap, sync }, vec![], ranges, 0),
@@ -327,7 +336,8 @@ impl Worker {
         self.next_id += 1;
         self.flight_bytes += bytes;
         self.unstarted += cost(&op);
-        let pending = Pending { queue, head, status, into, ranges, waiting: Some(op), bytes, forgotten: false };
+        let pending =
+            Pending { queue, head, status, into, ranges, waiting: Some(op), bytes, transfer, forgotten: false };
         self.pending.insert(id, pending);
         self.start_if_free(id);
         Taken::Submitted
@@ -454,6 +464,9 @@ impl Worker {
             }
         }
         answer(&mut vring.get_mut(), &mem, pending.head, Some((pending.status, status)), written);
+        if let Some((transfer, since)) = pending.transfer.filter(|_| status == request::OK) {
+            self.counters.done(transfer, pending.bytes, since.elapsed());
+        }
         true
     }
 

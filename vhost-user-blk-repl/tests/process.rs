@@ -11,6 +11,7 @@ use std::process::{Output, Stdio};
 
 use common::program::*;
 use common::*;
+use device_counters::{DiskCounters, Page};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -99,6 +100,32 @@ fn serves_a_frontend_and_ends_with_it() {
     assert_eq!(running.exit_code(), Some(0));
     assert!(!socket.exists());
     assert_eq!(std::fs::read(&image).unwrap()[..512], [1; 512]);
+}
+
+#[test]
+fn counts_requests_their_bytes_and_their_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = make_image(dir.path(), "disk", &[0; SIZE]);
+    let (socket, counters) = (dir.path().join("s"), dir.path().join("counters"));
+    let args = ["--socket", path(&socket), "--path", path(&image), "--counters", path(&counters)];
+    let told = refused(&args);
+    assert!(told.contains("--counters") && told.contains(path(&counters)) && !socket.exists(), "{told}");
+    std::fs::write(&counters, [0; 4096]).unwrap();
+    let _running = start(&args, vec![]);
+    soon(|| socket.exists().then_some(()));
+    let mut guest = Guest::connect(&socket, 1, 0);
+    assert_eq!(guest.read(0, 0, 4096).0, 0);
+    assert_eq!(guest.write(0, 0, &[1; 512]), 0);
+    assert_eq!(guest.write(0, 8, &[1; 1024]), 0);
+    assert_ne!(guest.write(0, SIZE as u64, &[1; 512]), 0);
+    // The last request is counted after the guest was told.
+    assert_eq!(guest.get_id(0).0, 0);
+    let list = DiskCounters::list(&Page::open(&counters).unwrap());
+    let count = |name| list.iter().find(|counter| counter.0 == name).unwrap().1;
+    let counts = ["read_ops", "read_bytes", "write_ops", "write_bytes"].map(count);
+    assert_eq!(counts, [1, 4096, 2, 1536]);
+    let latency = ["write_latency_min", "write_latency_avg", "write_latency_max"].map(count);
+    assert!(latency.is_sorted() && latency[2] < 3_600_000_000, "{latency:?}");
 }
 
 #[test]

@@ -65,6 +65,10 @@ pub struct Args {
     #[arg(long, value_name = "PATH|fd=N")]
     pub ft_ctl: Option<Endpoint>,
 
+    /// Count here what `vm.counters` shows: a file of at least 4096 bytes, such as the VMM's shared memory
+    #[arg(long, value_name = "FILE")]
+    pub counters: Option<PathBuf>,
+
     /// More log; may be repeated
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,

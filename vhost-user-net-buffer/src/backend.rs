@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
+use device_counters::NetCounters;
 use ft_proto::device_ctl::{QueueState, Report};
 use nix::sys::signalfd::SignalFd;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -60,17 +61,6 @@ pub(crate) struct Port {
     pub(crate) in_use: bool,
 }
 
-/// What has happened since the start; logged at the end.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) output: u64,
-    pub(crate) held: u64,
-    pub(crate) input: u64,
-    pub(crate) dropped_output: u64,
-    pub(crate) dropped_input: u64,
-    pub(crate) malformed: u64,
-}
-
 /// Buffers that are reused from frame to frame.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
@@ -105,7 +95,7 @@ pub struct Net {
     /// Queue pairs that the driver has asked for over the control queue.
     pub(crate) pairs_set: Option<u16>,
     pub(crate) work: Work,
-    pub(crate) counters: Counters,
+    pub(crate) counters: NetCounters,
     pub(crate) scratch: Scratch,
     pub(crate) quit: Quit,
     pub(crate) poller: Option<Poller>,
@@ -126,7 +116,7 @@ pub(crate) enum Source {
 }
 
 impl Net {
-    /// A card on `tap`, with `control` as its ft-ctl link. `signals` delivers the wish to end; `quit` tells the main
+    /// A card on `tap`, with `control` as its ft-ctl link, that counts in `counters`. `signals` delivers the wish to end; `quit` tells the main
     /// thread about it.
     ///
     /// # Errors
@@ -135,6 +125,7 @@ impl Net {
         args: &Args,
         tap: Tap,
         control: Option<Control>,
+        counters: NetCounters,
         memory: GuestMemoryAtomic<Memory>,
         signals: Option<SignalFd>,
         quit: EventNotifier,
@@ -162,7 +153,7 @@ impl Net {
             mergeable: false,
             pairs_set: None,
             work: Work::new(usize::from(args.num_queues)),
-            counters: Counters::default(),
+            counters,
             scratch: Scratch { frame: vec![0; FRAME_MAX], ..Scratch::default() },
             quit: Quit { notifier: quit, connection: None, asked: false },
             poller: None,
@@ -460,16 +451,8 @@ impl VhostUserBackendMut for Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        let c = &self.counters;
-        tracing::info!(
-            "frames out {} (held first {}), in {}; dropped out {}, in {}; malformed chains {}",
-            c.output,
-            c.held,
-            c.input,
-            c.dropped_output,
-            c.dropped_input,
-            c.malformed
-        );
+        let counters: Vec<_> = self.counters.all().iter().map(|(name, value)| format!("{name} {value}")).collect();
+        tracing::info!("counted: {}", counters.join(", "));
     }
 }
 

@@ -28,13 +28,13 @@ impl Net {
         let (before, size) = (queue.next_used(), queue.size());
         let mut used = Vec::with_capacity(CHUNK);
         let Ok(chains) = queue.iter(memory) else {
-            self.counters.malformed += 1;
+            self.counters.malformed();
             return (0, false);
         };
         for chain in chains.take(CHUNK) {
             let head = chain.head_index();
             let written = self.answer(chain, memory).unwrap_or_else(|Malformed| {
-                self.counters.malformed += 1;
+                self.counters.malformed();
                 0
             });
             if head < size {
@@ -45,7 +45,7 @@ impl Net {
             Ok((ring::wants_signal(queue, memory, before)?, ring::enable_kick(queue, memory, queue.next_avail())?))
         });
         let Ok((signal, more)) = finished else {
-            self.counters.malformed += 1;
+            self.counters.malformed();
             return (used.len(), false);
         };
         if signal && let Err(e) = vring.signal_used_queue() {

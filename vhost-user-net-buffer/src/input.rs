@@ -59,7 +59,7 @@ impl Net {
                 }
             }
             Ok(false) => {}
-            Err(_) => self.counters.malformed += 1,
+            Err(_) => self.counters.malformed(),
         }
         (frames, more)
     }
@@ -70,8 +70,8 @@ impl Net {
                 return (frames, false);
             }
             match self.deliver(queue, memory, port) {
-                Delivery::Done => self.counters.input += 1,
-                Delivery::Dropped => self.counters.dropped_input += 1,
+                Delivery::Done => self.counters.received(self.ports[port].frame_len - HEADER_LEN),
+                Delivery::Dropped => self.counters.receive_dropped(),
                 Delivery::Starved { seen } => {
                     let refilled = ring::enable_kick(queue, memory, seen).unwrap_or(false);
                     if !refilled {
@@ -80,7 +80,7 @@ impl Net {
                     return (frames, refilled);
                 }
                 Delivery::Broken => {
-                    self.counters.malformed += 1;
+                    self.counters.malformed();
                     self.park(port);
                     return (frames, false);
                 }
@@ -206,7 +206,7 @@ impl Net {
                     room += len;
                 }
                 Err(ring::Malformed) => {
-                    self.counters.malformed += 1;
+                    self.counters.malformed();
                     if head < size {
                         scratch.bad.push((head, 0));
                     }

@@ -26,8 +26,10 @@ mod work;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use device_counters::{NetCounters, Page};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -54,6 +56,14 @@ pub enum Error {
     /// The frontend or the vhost-user library.
     #[error("vhost-user: {0}")]
     VhostUser(String),
+    /// No place to count.
+    #[error("--counters {}: cannot be used", path.display())]
+    Counters {
+        /// The flag's value.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// The host is out of something.
     #[error("{what}")]
     Host {
@@ -80,13 +90,14 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let signals = signals().map_err(host("signals cannot be received"))?;
     let (listener, _unlink) = vhost_socket(args)?;
     let control = ft_ctl(args)?;
+    let counters = counters(args)?;
     let tap = Tap::open(args)?;
     tracing::info!("tap {}, {} queue pairs", tap.name(), args.num_queues);
 
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let (ended, quit) = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
         .map_err(host("an event counter cannot be had"))?;
-    let net = Net::new(args, tap, control, memory.clone(), Some(signals), quit)
+    let net = Net::new(args, tap, control, counters, memory.clone(), Some(signals), quit)
         .map_err(host("a timer or event counter cannot be had"))?;
     let net: Shared = Arc::new(Mutex::new(net));
     let mut daemon = VhostUserDaemon::new("vhost-user-net".into(), net.clone(), memory).map_err(vhost_user)?;
@@ -147,6 +158,14 @@ fn ft_ctl(args: &Args) -> Result<Option<Control>, Error> {
             Some(Control::listening(fd, unlink))
         }
     })
+}
+
+fn counters(args: &Args) -> Result<NetCounters, Error> {
+    let page = match &args.counters {
+        Some(path) => Page::open(path).map_err(|source| Error::Counters { path: path.clone(), source })?,
+        None => Page::private().map_err(host("memory for counters cannot be had"))?,
+    };
+    Ok(NetCounters::new(page))
 }
 
 /// Puts the relay between the waiting frontend and the library.

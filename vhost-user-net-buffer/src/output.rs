@@ -39,9 +39,9 @@ impl Net {
         while frames < CHUNK
             && let Some((queue, frame)) = self.buffer.front()
         {
-            let result = self.tap.queues()[usize::from(queue)].write(frame);
+            let (bytes, result) = (frame.len() - HEADER_LEN, self.tap.queues()[usize::from(queue)].write(frame));
             self.buffer.pop_front();
-            self.count_output(result);
+            self.count_output(bytes, result);
             frames += 1;
         }
         if frames > 0 {
@@ -68,7 +68,7 @@ impl Net {
                 Ok((signal, stop == Stop::Empty && ring::enable_kick(queue, memory, queue.next_avail())?))
             });
         let Ok((signal, refilled)) = finished else {
-            self.counters.malformed += 1;
+            self.counters.malformed();
             return (CHUNK, false);
         };
         if signal && let Err(e) = vring.signal_used_queue() {
@@ -80,11 +80,11 @@ impl Net {
     fn take_frames(&mut self, queue: &mut Queue, memory: &Memory, pair: usize) -> Stop {
         let size = queue.size();
         if ring::disable_kick(queue, memory).is_err() {
-            self.counters.malformed += 1;
+            self.counters.malformed();
             return Stop::Broken;
         }
         let Ok(mut chains) = queue.iter(memory) else {
-            self.counters.malformed += 1;
+            self.counters.malformed();
             return Stop::Broken;
         };
         for _ in 0..CHUNK {
@@ -98,7 +98,7 @@ impl Net {
                         return Stop::Full;
                     }
                 }
-                _ => self.counters.malformed += 1,
+                _ => self.counters.malformed(),
             }
             // A head outside the table has no place in the used ring either.
             if head < size {
@@ -119,7 +119,7 @@ impl Net {
             }
         } else {
             let result = self.send(memory, pair, len);
-            self.count_output(result);
+            self.count_output(len, result);
         }
         if self.guest_mac.is_none() || self.announcer.is_waiting() {
             self.learn(memory);
@@ -138,10 +138,10 @@ impl Net {
         };
         if copy_frame(memory, &self.scratch.segments, self.header_len, slot).is_err() {
             self.buffer.retract();
-            self.counters.malformed += 1;
+            self.counters.malformed();
             return true;
         }
-        self.counters.held += 1;
+        self.counters.held();
         // This is what cuts the epoch: it goes out before anything else is done.
         if self.gate.tell_held() {
             self.report(&Report::Held { epoch });
@@ -169,11 +169,11 @@ impl Net {
     }
 
     /// A tap drops what it does not like (a wrong header, the interface is down), as a cable would.
-    fn count_output(&mut self, result: io::Result<()>) {
+    fn count_output(&mut self, bytes: usize, result: io::Result<()>) {
         match result {
-            Ok(()) => self.counters.output += 1,
+            Ok(()) => self.counters.sent(bytes),
             Err(e) => {
-                self.counters.dropped_output += 1;
+                self.counters.send_dropped();
                 tracing::debug!("tap {}: frame dropped: {e}", self.tap.name());
             }
         }

@@ -209,6 +209,8 @@ fn bad_input_is_told_clearly() {
     let socket = path.to_str().unwrap();
     let said = Device::fails(&["--socket", socket, "--ft-ctl", "fd=99"]);
     assert!(said.contains("--ft-ctl") && !path.exists(), "{said}");
+    let said = Device::fails(&["--socket", socket, "--counters", file.to_str().unwrap()]);
+    assert!(said.contains("--counters") && said.contains("4096") && !path.exists(), "{said}");
     drop(persistent_tap());
     let said = Device::fails(&["--socket", socket, "--tap", TAP, "--num-queues", "2"]);
     assert!(said.contains("2 queue pairs") && !path.exists(), "{said}");

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use device_counters::{NetCounters, Page};
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{Command, Report};
 use rig::*;
@@ -65,6 +66,35 @@ fn held_frames_leave_by_epoch_in_order_and_not_before() {
     rig.link().resume();
     rig.device.signal(libc::SIGCONT);
     rig.expect(50..110);
+}
+
+#[test]
+fn a_held_frame_does_not_count_as_sent() {
+    if !ready() {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(4096).unwrap();
+    let page = Page::open(file.path()).unwrap();
+    let count = |name| NetCounters::list(&page).iter().find(|counter| counter.0 == name).unwrap().1;
+    let mut rig = Rig::new(MRG_RXBUF, true, &["--counters", file.path().to_str().unwrap()]);
+    rig.link().protect(1, true);
+    rig.output(0..3);
+    assert_eq!(rig.link().report(), Report::Held { epoch: Epoch(1) });
+    assert_eq!(rig.link().seal(1).1, 3);
+    assert_eq!((count("tx_held"), count("tx_frames"), count("tx_bytes")), (3, 0, 0));
+    rig.link().resume();
+    rig.link().release(1);
+    rig.expect(0..3);
+    rig.link().sync();
+    assert_eq!((count("tx_held"), count("tx_frames"), count("tx_bytes")), (3, 3, 303));
+
+    rig.offer_input(0, 2048);
+    rig.queues[0].kick();
+    rig.wire.send(&frame(9, 77));
+    rig.guest.used(&mut rig.queues[0], 1);
+    rig.link().sync();
+    assert_eq!((count("rx_frames"), count("rx_bytes"), count("malformed")), (1, 77, 0));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use device_counters::Page;
 use ft_proto::device_ctl::{self, CTL_MAX, CTL_VERSION, DeviceInfo, Report};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -196,12 +197,13 @@ pub struct DeviceProcess {
     program: String,
     control: OwnedFd,
     stream: Option<UnixStream>,
+    counters: Page,
     shared: Arc<Shared>,
     watcher: Option<JoinHandle<()>>,
 }
 
 impl DeviceProcess {
-    /// Starts `program` for device `id` with `arguments` and the two inherited sockets. It is not ready yet: see
+    /// Starts `program` for device `id` with `arguments`, two inherited sockets and a page to count in. It is not ready yet: see
     /// [`DeviceProcess::greet`].
     ///
     /// # Errors
@@ -225,10 +227,12 @@ impl DeviceProcess {
         let (listener, stream) = private_listener().map_err(start("cannot make its socket"))?;
         let (control, control_far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|e| start("cannot make its control socket")(e.into()))?;
-        let inherited = [listener.as_raw_fd(), control_far.as_raw_fd()];
+        let (counters, counters_file) = Page::create().map_err(start("cannot make its counters"))?;
+        let inherited = [listener.as_raw_fd(), control_far.as_raw_fd(), counters_file.as_raw_fd()];
         let mut command = Command::new(&path);
         command.arg("--socket").arg(format!("fd={}", inherited[0]));
         command.arg("--ft-ctl").arg(format!("fd={}", inherited[1]));
+        command.arg("--counters").arg(format!("/proc/self/fd/{}", inherited[2]));
         // What it logs is passed on as text.
         command.env("NO_COLOR", "1");
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -246,6 +250,7 @@ impl DeviceProcess {
             program: program.to_owned(),
             control,
             stream: Some(stream),
+            counters,
             shared: shared.clone(),
             watcher: None,
         };
@@ -310,6 +315,12 @@ impl DeviceProcess {
         self.control.try_clone()
     }
 
+    /// What it counts.
+    #[must_use]
+    pub fn counters(&self) -> &Page {
+        &self.counters
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -362,7 +373,7 @@ fn private_listener() -> io::Result<(UnixListener, UnixStream)> {
 }
 
 /// Keeps `fds` open across exec.
-fn inherit(fds: [RawFd; 2]) -> io::Result<()> {
+fn inherit(fds: [RawFd; 3]) -> io::Result<()> {
     for fd in fds {
         // SAFETY: no memory is passed.
         if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
@@ -540,11 +551,12 @@ mod tests {
     }
 
     #[test]
-    fn it_gets_two_sockets() {
+    fn it_gets_two_sockets_and_a_page() {
         let (_directory, program) = script("ls -l /proc/$$/fd >&2; echo \"$@\" >&2; exit 1");
         let process = DeviceProcess::spawn("_disk0", &program, &["--x".into()], &exits()).unwrap();
         let error = process.greet().err().unwrap().to_string();
         assert_eq!(error.matches("socket:").count(), 2, "{error}");
+        assert!(error.contains("pollux-counters"), "{error}");
         assert!(error.contains("--ft-ctl fd=") && error.contains("--x"), "{error}");
     }
 }

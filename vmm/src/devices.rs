@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use device_counters::{DiskCounters, NetCounters};
 use ft_proto::device_ctl::{DeviceInfo, QueueState};
 use kvm_ioctls::VmFd;
 use serde_json::{Value, json};
@@ -232,13 +233,18 @@ impl DeviceManager {
         Value::Object(tree)
     }
 
-    /// Counters of every device.
+    /// Counters of every device: how often it was set up and reset, and what its process, if it is one of ours, has done.
     #[must_use]
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
         let counters = |device: &Device| {
             let counts = device.lock().counts();
-            let list = [("activations", counts.activations), ("resets", counts.resets)];
-            (device.id.clone(), list.map(|(name, value)| (name.to_owned(), value)).into())
+            let mut list = vec![("activations", counts.activations), ("resets", counts.resets)];
+            match (&device.process, device.kind) {
+                (Some((process, _)), Some(Kind::Net(_))) => list.extend(NetCounters::list(process.counters())),
+                (Some((process, _)), _) => list.extend(DiskCounters::list(process.counters())),
+                (None, _) => {}
+            }
+            (device.id.clone(), list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
         };
         self.devices.iter().map(counters).collect()
     }

@@ -46,6 +46,37 @@ fn disk_holds_what_was_acknowledged() {
 }
 
 #[test]
+fn counts_what_its_devices_do() {
+    let machine = Machine::claim();
+    let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));
+    let vm = VmOptions::new().local_tap().disk(image.path()).guest("disk_rate=max").boot(&machine, &host);
+    let mut client = Client::of_local_tap(&host);
+    client.echo();
+    let before = vm.api().get("vm.counters").ok();
+    for _ in 0..100 {
+        client.work(1, 3);
+    }
+    let after = vm.api().get("vm.counters").ok();
+    let count = |counters: &serde_json::Value, device: &str, name: &str| {
+        let value = counters[device][name].as_i64();
+        value.unwrap_or_else(|| panic!("{device} {name}: {counters}"))
+    };
+    let more = |device, name| count(&after, device, name) - count(&before, device, name);
+    let (net, disk) = ("_net1", "_disk0");
+    assert!(more(net, "rx_frames") >= 100 && more(net, "tx_frames") >= 100, "{before} {after}");
+    // No Ethernet frame with a UDP datagram is shorter than its headers.
+    assert!(more(net, "rx_bytes") >= 100 * 42 && more(net, "tx_bytes") >= 100 * 42, "{before} {after}");
+    let writes = more(disk, "write_ops");
+    assert!(writes > 0 && more(disk, "write_bytes") >= 512 * writes, "{before} {after}");
+    let latency = ["min", "avg", "max"].map(|kind| count(&after, disk, &format!("write_latency_{kind}")));
+    assert!(latency.is_sorted(), "{latency:?}");
+    for name in ["read_bytes", "read_ops", "read_latency_min", "read_latency_max", "read_latency_avg"] {
+        count(&after, disk, name);
+    }
+    assert_eq!(count(&after, net, "malformed"), 0);
+}
+
+#[test]
 fn pauses_and_resumes() {
     let machine = Machine::claim();
     let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));

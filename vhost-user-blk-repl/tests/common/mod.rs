@@ -236,6 +236,7 @@ impl Served {
             queue_size: 256,
             threads: 4,
             record: setup.record,
+            counters: None,
         };
         let exited = Arc::new(AtomicBool::new(false));
         let exit = exited.clone();
