@@ -1,4 +1,4 @@
-//! How long a takeover takes: the decision to the running guest, and what a client sees.
+//! How long a takeover takes: from the last beat and from the decision to the running guest, and what a client sees.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const REPEAT: Duration = Duration::from_millis(2);
 
 /// Kills the host of a busy guest again and again.
 pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
-    let (mut decided, mut running, mut replied) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut decided, mut running, mut silent, mut replied] = [const { Vec::new() }; 4];
     for _ in 0..effort.takeovers {
         let pair = Pair::new();
         let options = setup.options(false);
@@ -33,17 +33,22 @@ pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
         client.work(setup.pages, 0);
         let reply = killed.elapsed();
         // The status may lag behind the guest that it is about.
-        let (disks, total) = loop {
+        let (disks, total, silence) = loop {
             let status = pair.wait_status(&standby, "solo");
             if let (Some(disks), Some(total)) = (micros(&status, "disks_us"), micros(&status, "total_us")) {
-                break (disks, total);
+                let silence =
+                    status["takeover"]["silence_ms"].as_u64().expect("silence before a takeover from a killed host");
+                break (disks, total, Duration::from_millis(silence));
             }
         };
         decided.push(disks);
         running.push(total);
+        silent.push(silence + total);
         replied.push(reply.saturating_sub(Duration::from_millis(DETECT_MS)));
     }
     report.add(setup, "takeover_state_and_disks", "us", Spread::of(&decided), None);
     report.add(setup, "takeover_decision_to_guest", "us", Spread::of(&running), None);
+    let limit = Duration::from_millis(DETECT_MS).as_micros() as f64;
+    report.add(setup, "takeover_last_beat_to_guest", "us", Spread::of(&silent), limit);
     report.add(setup, "takeover_first_reply_beyond_detection", "us", Spread::of(&replied), None);
 }
