@@ -1,0 +1,42 @@
+//! One request at a time, from the guest's kick until it is told, on an image that the host has in memory.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::sync::Arc;
+
+use common::{Guest, Served, Setup, make_image};
+use criterion::Criterion;
+use vhost_user_blk_repl::image::FileImage;
+
+const SIZE: usize = 16 << 20;
+const SECTORS: u64 = SIZE as u64 / 512;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let dir = tempfile::tempdir().unwrap();
+    let image = make_image(dir.path(), "disk", &vec![7; SIZE]);
+    let image = Arc::new(FileImage::open(&image, false, false).unwrap());
+    let served = Served::new(image, Setup::default(), None);
+    let mut guest = Guest::connect(&served.socket, 1, 0);
+    let mut group = criterion.benchmark_group("request");
+    for len in [4096, 65536] {
+        // Far apart, so that each is another page of the host.
+        let mut sector = 0;
+        let mut next = || {
+            sector = (sector + 1040 * 8) % (SECTORS - 128);
+            sector
+        };
+        group.bench_function(format!("read of {len} bytes"), |bencher| {
+            bencher.iter(|| assert_eq!(guest.read(0, next(), len).0, 0));
+        });
+        let data = vec![1; len];
+        group.bench_function(format!("write of {len} bytes"), |bencher| {
+            bencher.iter(|| assert_eq!(guest.write(0, next(), &data), 0));
+        });
+    }
+    group.finish();
+    drop(guest);
+    criterion.final_summary();
+}
