@@ -14,7 +14,7 @@ use std::time::Duration;
 use ft_proto::{Beat, LinkId, NodeId, Term, Time};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use crate::clock::Clock;
 
@@ -204,14 +204,14 @@ fn receive(link: LinkId, socket: &UdpSocket, clock: &Clock, heard: &dyn Fn(LinkI
 fn encode(beat: &Beat) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(ft_proto::wire::encode_body(beat));
-    let hash = xxh3_64(&bytes);
+    let hash = XxHash3_64::oneshot(&bytes);
     bytes.extend(hash.to_le_bytes());
     bytes
 }
 
 fn decode(bytes: &[u8]) -> Option<Beat> {
     let (said, hash) = bytes.split_last_chunk::<8>()?;
-    if xxh3_64(said) != u64::from_le_bytes(*hash) {
+    if XxHash3_64::oneshot(said) != u64::from_le_bytes(*hash) {
         return None;
     }
     postcard::from_bytes(said.strip_prefix(&MAGIC)?).ok()

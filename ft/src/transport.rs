@@ -1,5 +1,6 @@
 //! Frames on a TCP stream: written from slices, read whole or bit by bit.
 
+use std::hash::Hasher;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -9,7 +10,7 @@ use ft_proto::wire::{HEADER_LEN, Header, Kind, WireError};
 use ft_proto::{Epoch, Term};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use xxhash_rust::xxh3::Xxh3Default;
+use twox_hash::XxHash3_64;
 
 /// The stream ended, broke, or carried something wrong.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +73,12 @@ impl<'a> Frame<'a> {
     }
 
     fn with_lengths(stamp: Stamp, parts: &'a [&'a [u8]], raw: Option<u32>) -> Self {
-        let mut hasher = Xxh3Default::new();
-        parts.iter().for_each(|part| hasher.update(part));
+        let mut hasher = XxHash3_64::new();
+        parts.iter().for_each(|part| hasher.write(part));
         // A longer one is refused by whoever reads its header.
         let len = u32::try_from(parts.iter().map(|part| part.len()).sum::<usize>()).unwrap_or(u32::MAX);
         let Stamp { kind, term, epoch } = stamp;
-        let header = Header { kind, term, epoch, len, raw: raw.unwrap_or(len), body_hash: hasher.digest() };
+        let header = Header { kind, term, epoch, len, raw: raw.unwrap_or(len), body_hash: hasher.finish() };
         Self { head: header.encode(), parts, hash: header.body_hash, len: len.into(), raw: header.raw.into() }
     }
 }

@@ -24,8 +24,10 @@
 //! | Durable (from the standby) | everything up to it is on stable storage | – | – |
 //! | Refused (from the standby) | – | – | reason |
 
+use std::hash::Hasher;
+
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+use twox_hash::XxHash3_64;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -211,10 +213,10 @@ struct Raw {
 
 impl Raw {
     fn digest(&self, body: &[u8]) -> u64 {
-        let mut hash = Xxh3::new();
-        hash.update(Self { checksum: U64::ZERO, ..*self }.as_bytes());
-        hash.update(body);
-        hash.digest()
+        let mut hash = XxHash3_64::new();
+        hash.write(Self { checksum: U64::ZERO, ..*self }.as_bytes());
+        hash.write(body);
+        hash.finish()
     }
 }
 
@@ -301,7 +303,7 @@ impl Digest {
     /// Adds one frame.
     pub fn add(&mut self, checksum: u64) {
         self.count += 1;
-        self.sum = xxh3_64_with_seed(&checksum.to_le_bytes(), self.sum);
+        self.sum = XxHash3_64::oneshot_with_seed(self.sum, &checksum.to_le_bytes());
     }
 }
 

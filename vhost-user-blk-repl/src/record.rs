@@ -4,8 +4,10 @@
 //! turn, so one of them is whole at any moment. A slot with a wrong checksum may be a write that a crash cut short, or
 //! damage: nothing that depends on the other slot being the newest is taken from it then.
 
+use std::hash::Hasher;
+
 use ft_proto::Term;
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::XxHash3_64;
 use zerocopy::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -114,10 +116,10 @@ const TERM_LEN: usize = size_of::<U64>();
 
 impl Raw {
     fn digest(&self, body: &[u8]) -> u64 {
-        let mut hash = Xxh3::new();
-        hash.update(Self { checksum: U64::ZERO, ..*self }.as_bytes());
-        hash.update(body);
-        hash.digest()
+        let mut hash = XxHash3_64::new();
+        hash.write(Self { checksum: U64::ZERO, ..*self }.as_bytes());
+        hash.write(body);
+        hash.finish()
     }
 
     fn has(&self, bit: u16) -> bool {

@@ -43,7 +43,7 @@ fn deltas(criterion: &mut Criterion) {
     let old = noise(1);
     let mut out = Vec::with_capacity(2 * PAGE);
     group.bench_function("copy", |bencher| bencher.iter(|| black_box(*black_box(&old))));
-    group.bench_function("hash", |bencher| bencher.iter(|| xxhash_rust::xxh3::xxh3_64(black_box(&old))));
+    group.bench_function("hash", |bencher| bencher.iter(|| twox_hash::XxHash3_64::oneshot(black_box(&old))));
     for (name, new) in [
         ("same", old),
         ("1 word", changed(&old, 1)),

@@ -12,7 +12,7 @@
 //! panics and never allocates more than the header's checked length.
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use crate::device_ctl::ResyncKind;
 use crate::events::OnPartition;
@@ -142,7 +142,7 @@ impl Header {
         bytes[24..28].copy_from_slice(&self.len.to_le_bytes());
         bytes[28..32].copy_from_slice(&self.raw.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.body_hash.to_le_bytes());
-        let hash = xxh3_64(&bytes[..40]);
+        let hash = XxHash3_64::oneshot(&bytes[..40]);
         bytes[40..48].copy_from_slice(&hash.to_le_bytes());
         bytes
     }
@@ -165,7 +165,7 @@ impl Header {
         if u16_at(4) != VERSION {
             return Err(WireError::Version { peer: u16_at(4), ours: VERSION });
         }
-        if u64_at(40) != xxh3_64(&bytes[..40]) {
+        if u64_at(40) != XxHash3_64::oneshot(&bytes[..40]) {
             return Err(WireError::HeaderCorrupt);
         }
         let kind = Kind::from_u16(u16_at(6)).ok_or(WireError::HeaderCorrupt)?;
@@ -192,7 +192,7 @@ impl Header {
     /// # Errors
     /// When the hash differs.
     pub fn check_body(&self, body: &[u8]) -> Result<(), WireError> {
-        if xxh3_64(body) == self.body_hash { Ok(()) } else { Err(WireError::BodyCorrupt(self.epoch)) }
+        if XxHash3_64::oneshot(body) == self.body_hash { Ok(()) } else { Err(WireError::BodyCorrupt(self.epoch)) }
     }
 }
 
@@ -206,7 +206,7 @@ impl Digest {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.0.to_le_bytes());
         bytes[8..].copy_from_slice(&body_hash.to_le_bytes());
-        self.0 = xxh3_64(&bytes);
+        self.0 = XxHash3_64::oneshot(&bytes);
     }
 
     /// The value for [`EpochEnd`].
@@ -353,7 +353,14 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        Header { kind: Kind::Pages, term: Term(3), epoch: Epoch(9), len: 5, raw: 5, body_hash: xxh3_64(b"pages") }
+        Header {
+            kind: Kind::Pages,
+            term: Term(3),
+            epoch: Epoch(9),
+            len: 5,
+            raw: 5,
+            body_hash: XxHash3_64::oneshot(b"pages"),
+        }
     }
 
     #[test]
