@@ -59,6 +59,15 @@ fn errors_are_arrays_from_outermost_to_root() {
         (vmm.put("vm.boot", ""), 404, json!(["Error from API", "The VM could not boot", "VM is not created"])),
         (vmm.put("vm.pause", ""), 500, json!(["Error from API", "The VM could not be paused", "VM is not running"])),
         (vmm.get("vm.nothing"), 404, json!(["Not Found"])),
+        (
+            vmm.put("vm.snapshot", r#"{"destination_url":"file:///tmp"}"#),
+            500,
+            json!([
+                "Error from API",
+                "Pollux does not support vm.snapshot",
+                "there are no snapshots; ft.protect keeps a copy on another host"
+            ]),
+        ),
         (vmm.get("vmm.ping?x=1"), 404, json!(["Not Found"])),
         (vmm.get("vmm.ping/"), 404, json!(["Not Found"])),
         (vmm.put("vmm.ping", ""), 400, json!(["Bad Request"])),

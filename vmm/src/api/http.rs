@@ -244,13 +244,47 @@ impl Route {
     }
 }
 
+/// Calls that Cloud Hypervisor has and this VMM has not, and the way out.
+const NOT_HERE: [(&str, &[&str]); 4] = [
+    (
+        "devices cannot be added or removed; name them all in vm.create",
+        &[
+            "add-device",
+            "add-disk",
+            "add-fs",
+            "add-generic-vhost-user",
+            "add-net",
+            "add-pmem",
+            "add-user-device",
+            "add-vdpa",
+            "add-vsock",
+            "remove-device",
+        ],
+    ),
+    ("sizes cannot be changed; give them to vm.create", &["resize", "resize-disk", "resize-zone"]),
+    ("there are no snapshots; ft.protect keeps a copy on another host", &["snapshot", "restore", "coredump"]),
+    ("there is no live migration; ft.protect and ft.switchover move a VM", &["send-migration", "receive-migration"]),
+];
+
+/// A path that names nothing we do.
+fn unknown(path: &str) -> Answer {
+    let call = path.strip_prefix(BASE).and_then(|path| path.strip_prefix("vm.")).unwrap_or_default();
+    match NOT_HERE.iter().find(|(_, calls)| calls.contains(&call)) {
+        Some((way_out, _)) => {
+            let texts = vec![format!("Pollux does not support vm.{call}"), (*way_out).to_owned()];
+            Answer::api_error(texts, StatusCode::INTERNAL_SERVER_ERROR)
+        }
+        None => Answer::not_found(),
+    }
+}
+
 async fn dispatch(request: Request<Incoming>, shared: &Shared) -> Answer {
     let (head, body) = request.into_parts();
     if head.method != Method::GET && head.method != Method::PUT {
         return Answer::bad_request();
     }
     let Some(route) = Route::of(head.uri.path()).filter(|_| head.uri.query().is_none()) else {
-        return Answer::not_found();
+        return unknown(head.uri.path());
     };
     if head.method != route.method() {
         return Answer::bad_request();
