@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Counter, Page};
+use crate::{Counter, Page, SHOWN_MAX};
 
 const READ: Slots = Slots(0);
 const WRITE: Slots = Slots(8);
@@ -69,7 +69,11 @@ impl DiskCounters {
     /// What the disk with `page` has counted. Latencies are in microseconds, and 0 before the first request.
     #[must_use]
     pub fn list(page: &Page) -> Vec<Counter> {
-        let average = |slots: Slots| page.get(slots.latency_sum()).checked_div(page.get(slots.ops())).unwrap_or(0);
+        // The two are not read at the same moment.
+        let average = |slots: Slots| {
+            let [min, max] = [slots.latency_min(), slots.latency_max()].map(|index| page.get(index).min(SHOWN_MAX));
+            page.get(slots.latency_sum()).checked_div(page.get(slots.ops())).unwrap_or(0).max(min).min(max)
+        };
         vec![
             page.show("read_bytes", READ.bytes()),
             page.show("read_ops", READ.ops()),

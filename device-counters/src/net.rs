@@ -39,12 +39,12 @@ impl NetCounters {
         self.0.add(TX_BYTES, bytes as u64);
     }
 
-    /// The tap did not take a frame of the guest.
-    pub fn send_dropped(&self) {
-        self.0.add(TX_DROPPED, 1);
+    /// Frames of the guest never leave: the tap did not take them, or their epoch was not committed.
+    pub fn send_dropped(&self, frames: usize) {
+        self.0.add(TX_DROPPED, frames as u64);
     }
 
-    /// A frame of the guest waits for its epoch to be committed.
+    /// A frame of the guest has to wait for its epoch to be committed.
     pub fn held(&self) {
         self.0.add(TX_HELD, 1);
     }
@@ -88,9 +88,9 @@ mod tests {
         counters.sent(11);
         counters.held();
         counters.receive_dropped();
-        counters.send_dropped();
+        counters.send_dropped(4);
         counters.malformed();
-        let expected = [60, 1, 1, 111, 2, 1, 1, 1];
+        let expected = [60, 1, 1, 111, 2, 4, 1, 1];
         assert_eq!(counters.all().iter().map(|(_, value)| *value).collect::<Vec<_>>(), expected);
     }
 }

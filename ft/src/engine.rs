@@ -110,6 +110,8 @@ pub(crate) struct Engine {
     pub(crate) stopped: Option<Instant>,
     /// How long the peer was silent when it was suspected.
     pub(crate) silence_ms: Option<u64>,
+    /// When that was said.
+    pub(crate) suspected_at: Option<Time>,
     /// How this node came to run the VM, for who becomes its standby.
     pub(crate) took_over: Option<TookOver>,
     /// The session that is over whose last checkpoint the standby's memory still is, and since which a primary knows every page
@@ -184,6 +186,7 @@ impl Engine {
             moving: Vec::new(),
             stopped: None,
             silence_ms: None,
+            suspected_at: None,
             took_over: None,
             memory_base: None,
             suspended: None,
@@ -280,7 +283,10 @@ impl Engine {
 
     fn event(&mut self, event: &Event) {
         match event {
-            Event::PeerSuspected { silence_ms } => self.silence_ms = Some(*silence_ms),
+            Event::PeerSuspected { silence_ms } => {
+                self.silence_ms = Some(*silence_ms);
+                self.suspected_at = Some(self.clock.now());
+            }
             // With a claim at the witness it is still why this host may take over.
             Event::LinkBack { .. } if !self.node.awaits_witness() => self.silence_ms = None,
             _ => {}

@@ -390,8 +390,10 @@ impl Engine {
         let gap_us = yielded.map(|(at, stopped_us)| stopped_us.saturating_add(micros(at.elapsed())));
         let total_us = passed(self);
         let silence_ms = self.silence_ms.filter(|_| gap_us.is_none());
+        let since_suspected = self.suspected_at.map(|at| micros(self.clock.now().since(at)));
+        let last_beat_us = silence_ms.zip(since_suspected).map(|(silence_ms, us)| silence_ms * 1000 + us);
         self.took_over = Some(TookOver { from: primary, silence_ms, total_us, gap_us });
-        Ok(Takeover { epoch: committed.0, disks_us, total_us, silence_ms, gap_us })
+        Ok(Takeover { epoch: committed.0, disks_us, total_us, silence_ms, last_beat_us, gap_us })
     }
 }
 

@@ -216,6 +216,8 @@ pub struct Takeover {
     pub total_us: u64,
     /// For how long the primary had been silent, in milliseconds, unless it had yielded.
     pub silence_ms: Option<u64>,
+    /// From the primary's last beat to the running guest, unless it had yielded: the silence, the witness, the takeover.
+    pub last_beat_us: Option<u64>,
     /// From the guest's last instruction there to its first one here, if it had yielded.
     pub gap_us: Option<u64>,
 }

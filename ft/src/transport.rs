@@ -10,7 +10,7 @@ use ft_proto::wire::{HEADER_LEN, Header, Kind, WireError};
 use ft_proto::{Epoch, Term};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use twox_hash::XxHash3_64;
+use twox_hash::xxhash3_64::{RawHasher, SecretBuffer};
 
 /// The stream ended, broke, or carried something wrong.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,7 @@ impl<'a> Frame<'a> {
     }
 
     fn with_lengths(stamp: Stamp, parts: &'a [&'a [u8]], raw: Option<u32>) -> Self {
-        let mut hasher = XxHash3_64::new();
+        let mut hasher = RawHasher::new(SecretBuffer::default());
         parts.iter().for_each(|part| hasher.write(part));
         // A longer one is refused by whoever reads its header.
         let len = u32::try_from(parts.iter().map(|part| part.len()).sum::<usize>()).unwrap_or(u32::MAX);

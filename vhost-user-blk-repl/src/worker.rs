@@ -312,13 +312,17 @@ impl Worker {
         let status = request.status;
         let id = self.next_id;
         let sync = self.writethrough;
-        let mut transfer = None;
+        let began = Instant::now();
+        let transfer = match &request.body {
+            Body::Read(range, _) if range.len > 0 => Some((Transfer::Read, began)),
+            Body::Write(..) => Some((Transfer::Write, began)),
+            _ => None,
+        };
         let (op, into, ranges, bytes) = match request.body {
             Body::GetId(into) => return self.answer_id(head, &into, status, ring, mem),
             Body::Flush => (Op::Flush, vec![], vec![], 0),
             Body::Read(range, into) => {
                 let bytes = range.len as usize;
-                transfer = Some((Transfer::Read, Instant::now()));
                 (Op::Read { offset: range.offset, into: Buffer::zeroed(bytes) }, into, vec![], bytes)
             }
             Body::Write(range, _) if range.len == 0 => return answer(ring, mem, head, Some((status, request::OK)), 0),
@@ -328,7 +332,6 @@ impl Worker {
                 if gather(&**mem, &from, &mut data).is_err() {
                     return answer(ring, mem, head, Some((status, request::IOERR)), 0);
                 }
-                transfer = Some((Transfer::Write, Instant::now()));
                 (Op::Write { offset: range.offset, from: Arc::new(data), sync }, vec![], vec![range], bytes)
             }
             Body::Zero(ranges, unmap) => (Op::Zero { ranges: ranges.clone(), unmap, sync }, vec![], ranges, 0),

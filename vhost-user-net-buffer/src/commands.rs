@@ -124,6 +124,7 @@ impl Net {
             self.drain();
         }
         let dropped = self.buffer.discard_after(after);
+        self.counters.send_dropped(dropped);
         tracing::info!("discarded {dropped} frames of epochs after {after}");
         self.unstall();
         self.report(&Report::Discarded);
@@ -142,6 +143,7 @@ impl Net {
 
     fn drop_held(&mut self, why: &str) {
         let dropped = self.buffer.discard_held();
+        self.counters.send_dropped(dropped);
         if dropped > 0 {
             tracing::warn!("{dropped} held frames are dropped: {why}");
         }

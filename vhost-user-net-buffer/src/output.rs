@@ -173,7 +173,7 @@ impl Net {
         match result {
             Ok(()) => self.counters.sent(bytes),
             Err(e) => {
-                self.counters.send_dropped();
+                self.counters.send_dropped(1);
                 tracing::debug!("tap {}: frame dropped: {e}", self.tap.name());
             }
         }

@@ -1,10 +1,14 @@
 //! The floor of the transfer: so many bytes over TCP on the loopback, in one stream or several at once, and eight back in each.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpCongestion;
 
 /// Before the times count.
 const WARM_UP: usize = 10;
@@ -48,6 +52,8 @@ impl Ends {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen on the loopback");
         let stream = TcpStream::connect(listener.local_addr().expect("address")).expect("connect to the loopback");
         stream.set_nodelay(true).expect("TCP_NODELAY");
+        // As the session does, if the host has it: BBR would pace the pages.
+        let _ = setsockopt(&stream, TcpCongestion, &OsString::from("cubic"));
         thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("accept on the loopback");
             stream.set_nodelay(true).expect("TCP_NODELAY");

@@ -33,17 +33,15 @@ pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
         client.work(setup.pages, 0);
         let reply = killed.elapsed();
         // The status may lag behind the guest that it is about.
-        let (disks, total, silence) = loop {
+        let (disks, total, last_beat) = loop {
             let status = pair.wait_status(&standby, "solo");
             if let (Some(disks), Some(total)) = (micros(&status, "disks_us"), micros(&status, "total_us")) {
-                let silence =
-                    status["takeover"]["silence_ms"].as_u64().expect("silence before a takeover from a killed host");
-                break (disks, total, Duration::from_millis(silence));
+                break (disks, total, micros(&status, "last_beat_us"));
             }
         };
         decided.push(disks);
         running.push(total);
-        silent.push(silence + total);
+        silent.extend(last_beat);
         replied.push(reply.saturating_sub(Duration::from_millis(DETECT_MS)));
     }
     report.add(setup, "takeover_state_and_disks", "us", Spread::of(&decided), None);

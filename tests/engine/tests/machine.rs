@@ -56,6 +56,8 @@ fn counts_what_its_devices_do() {
     for _ in 0..100 {
         client.work(1, 3);
     }
+    // A frame is counted after it was sent: with the next one, those before are.
+    client.echo();
     let after = vm.api().get("vm.counters").ok();
     let count = |counters: &serde_json::Value, device: &str, name: &str| {
         let value = counters[device][name].as_i64();
