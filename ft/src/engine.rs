@@ -108,10 +108,8 @@ pub(crate) struct Engine {
     pub(crate) moving: Vec<Reply>,
     /// Since when the guest stands still, if it was stopped for more than a checkpoint.
     pub(crate) stopped: Option<Instant>,
-    /// How long the peer was silent when it was suspected.
-    pub(crate) silence_ms: Option<u64>,
-    /// When that was said.
-    pub(crate) suspected_at: Option<Time>,
+    /// How long the peer was silent when it was suspected, in milliseconds, and when that was.
+    pub(crate) suspected: Option<(u64, Time)>,
     /// How this node came to run the VM, for who becomes its standby.
     pub(crate) took_over: Option<TookOver>,
     /// The session that is over whose last checkpoint the standby's memory still is, and since which a primary knows every page
@@ -185,8 +183,7 @@ impl Engine {
             waiting: Vec::new(),
             moving: Vec::new(),
             stopped: None,
-            silence_ms: None,
-            suspected_at: None,
+            suspected: None,
             took_over: None,
             memory_base: None,
             suspended: None,
@@ -283,12 +280,9 @@ impl Engine {
 
     fn event(&mut self, event: &Event) {
         match event {
-            Event::PeerSuspected { silence_ms } => {
-                self.silence_ms = Some(*silence_ms);
-                self.suspected_at = Some(self.clock.now());
-            }
+            Event::PeerSuspected { silence_ms } => self.suspected = Some((*silence_ms, self.clock.now())),
             // With a claim at the witness it is still why this host may take over.
-            Event::LinkBack { .. } if !self.node.awaits_witness() => self.silence_ms = None,
+            Event::LinkBack { .. } if !self.node.awaits_witness() => self.suspected = None,
             _ => {}
         }
         let record = self.board.event(event);

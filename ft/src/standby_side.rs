@@ -203,7 +203,7 @@ impl Engine {
         self.beats.aim(beats, settings.silence.map(|limit| limit / 6));
         let disks = u16::try_from(shape.mirrored().count()).unwrap_or(u16::MAX);
         self.memory_copy = Some(MemoryCopy::begin(kept, self.clock.now()));
-        self.silence_ms = None;
+        self.suspected = None;
         self.session = Session::Standby(Box::new(StandbySide {
             peer: Peer { address: address.to_string(), node: node.to_string() },
             primary: node,
@@ -389,9 +389,9 @@ impl Engine {
         }
         let gap_us = yielded.map(|(at, stopped_us)| stopped_us.saturating_add(micros(at.elapsed())));
         let total_us = passed(self);
-        let silence_ms = self.silence_ms.filter(|_| gap_us.is_none());
-        let since_suspected = self.suspected_at.map(|at| micros(self.clock.now().since(at)));
-        let last_beat_us = silence_ms.zip(since_suspected).map(|(silence_ms, us)| silence_ms * 1000 + us);
+        let suspected = self.suspected.filter(|_| gap_us.is_none());
+        let silence_ms = suspected.map(|(silence_ms, _)| silence_ms);
+        let last_beat_us = suspected.map(|(silence_ms, at)| silence_ms * 1000 + micros(self.clock.now().since(at)));
         self.took_over = Some(TookOver { from: primary, silence_ms, total_us, gap_us });
         Ok(Takeover { epoch: committed.0, disks_us, total_us, silence_ms, last_beat_us, gap_us })
     }

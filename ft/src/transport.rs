@@ -1,16 +1,14 @@
 //! Frames on a TCP stream: written from slices, read whole or bit by bit.
 
-use std::hash::Hasher;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
 use ft_proto::packing::unpack;
-use ft_proto::wire::{HEADER_LEN, Header, Kind, WireError};
+use ft_proto::wire::{HEADER_LEN, Header, Kind, WireError, hash_of_parts};
 use ft_proto::{Epoch, Term};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use twox_hash::xxhash3_64::{RawHasher, SecretBuffer};
 
 /// The stream ended, broke, or carried something wrong.
 #[derive(Debug, thiserror::Error)]
@@ -73,12 +71,10 @@ impl<'a> Frame<'a> {
     }
 
     fn with_lengths(stamp: Stamp, parts: &'a [&'a [u8]], raw: Option<u32>) -> Self {
-        let mut hasher = RawHasher::new(SecretBuffer::default());
-        parts.iter().for_each(|part| hasher.write(part));
         // A longer one is refused by whoever reads its header.
         let len = u32::try_from(parts.iter().map(|part| part.len()).sum::<usize>()).unwrap_or(u32::MAX);
         let Stamp { kind, term, epoch } = stamp;
-        let header = Header { kind, term, epoch, len, raw: raw.unwrap_or(len), body_hash: hasher.finish() };
+        let header = Header { kind, term, epoch, len, raw: raw.unwrap_or(len), body_hash: hash_of_parts(parts) };
         Self { head: header.encode(), parts, hash: header.body_hash, len: len.into(), raw: header.raw.into() }
     }
 }

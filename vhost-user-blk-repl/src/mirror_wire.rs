@@ -24,14 +24,13 @@
 //! | Durable (from the standby) | everything up to it is on stable storage | – | – |
 //! | Refused (from the standby) | – | – | reason |
 
-use std::hash::Hasher;
-
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use ft_proto::Epoch;
+use ft_proto::wire::hash_of_parts;
 
 use crate::range::Range;
 use crate::request::MAX_DATA;
@@ -213,10 +212,7 @@ struct Raw {
 
 impl Raw {
     fn digest(&self, body: &[u8]) -> u64 {
-        let mut hash = XxHash3_64::new();
-        hash.write(Self { checksum: U64::ZERO, ..*self }.as_bytes());
-        hash.write(body);
-        hash.finish()
+        hash_of_parts(&[Self { checksum: U64::ZERO, ..*self }.as_bytes(), body])
     }
 }
 

@@ -4,10 +4,8 @@
 //! turn, so one of them is whole at any moment. A slot with a wrong checksum may be a write that a crash cut short, or
 //! damage: nothing that depends on the other slot being the newest is taken from it then.
 
-use std::hash::Hasher;
-
 use ft_proto::Term;
-use twox_hash::XxHash3_64;
+use ft_proto::wire::hash_of_parts;
 use zerocopy::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -116,10 +114,7 @@ const TERM_LEN: usize = size_of::<U64>();
 
 impl Raw {
     fn digest(&self, body: &[u8]) -> u64 {
-        let mut hash = XxHash3_64::new();
-        hash.write(Self { checksum: U64::ZERO, ..*self }.as_bytes());
-        hash.write(body);
-        hash.finish()
+        hash_of_parts(&[Self { checksum: U64::ZERO, ..*self }.as_bytes(), body])
     }
 
     fn has(&self, bit: u16) -> bool {

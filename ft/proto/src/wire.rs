@@ -11,8 +11,11 @@
 //! them in order: a frame that is missing, changed, or of another epoch makes the whole epoch invalid. Decoding never
 //! panics and never allocates more than the header's checked length.
 
+use std::hash::Hasher;
+
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
+use twox_hash::xxhash3_64::{RawHasher, SecretBuffer};
 
 use crate::device_ctl::ResyncKind;
 use crate::events::OnPartition;
@@ -194,6 +197,15 @@ impl Header {
     pub fn check_body(&self, body: &[u8]) -> Result<(), WireError> {
         if XxHash3_64::oneshot(body) == self.body_hash { Ok(()) } else { Err(WireError::BodyCorrupt(self.epoch)) }
     }
+}
+
+/// Hash of what `parts` are one after the other, as [`Header::check_body`] wants it.
+#[must_use]
+pub fn hash_of_parts(parts: &[&[u8]]) -> u64 {
+    // Allocates nothing.
+    let mut hasher = RawHasher::new(SecretBuffer::default());
+    parts.iter().for_each(|part| hasher.write(part));
+    hasher.finish()
 }
 
 /// Chains the body hashes of an epoch's frames.
