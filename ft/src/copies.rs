@@ -121,6 +121,8 @@ impl Engine {
                 self.pump();
             }
             Report::MirrorLost { ref reason } => {
+                // The standby may have said why before it closed the mirror.
+                self.read_stream();
                 let disk = &mut self.disks[at];
                 disk.state = "lost";
                 let reason = format!("mirror of {}: {reason}", disk.id);
