@@ -112,14 +112,14 @@ pub enum Compression {
     #[serde(rename = "delta")]
     Delta,
     /// And always packed.
-    #[serde(rename = "delta+lz4")]
-    DeltaLz4,
+    #[serde(rename = "delta+zstd")]
+    DeltaZstd,
 }
 
 impl Compression {
     /// The names, and what they mean.
     pub const NAMES: [(&str, Self); 4] =
-        [("auto", Self::Auto), ("off", Self::Off), ("delta", Self::Delta), ("delta+lz4", Self::DeltaLz4)];
+        [("auto", Self::Auto), ("off", Self::Off), ("delta", Self::Delta), ("delta+zstd", Self::DeltaZstd)];
 
     /// Its name.
     #[must_use]

@@ -48,7 +48,7 @@ impl Judge {
         let fixed = match compression {
             Compression::Auto => None,
             Compression::Off | Compression::Delta => Some(false),
-            Compression::DeltaLz4 => Some(true),
+            Compression::DeltaZstd => Some(true),
         };
         Self { fixed, copy: Contest::new(FIRST_OF_COPY), epochs: std::array::from_fn(|_| Contest::new(FIRST)) }
     }
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_setting_is_obeyed() {
-        for (setting, packs) in [(Compression::Off, 0), (Compression::Delta, 0), (Compression::DeltaLz4, 500)] {
+        for (setting, packs) in [(Compression::Off, 0), (Compression::Delta, 0), (Compression::DeltaZstd, 500)] {
             assert_eq!(run(&mut Judge::new(setting), 500, 4000, 1500), packs);
         }
     }

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use ft_proto::packing::Unpacker;
 use ft_proto::wire::{CopyProgress, Kind, Refusal, WireError, Yielding, decode_body};
 use ft_proto::{Epoch, Term};
 
@@ -71,11 +72,12 @@ impl ReceiverHandle {
         let reader = stream.try_clone()?;
         let place = Arc::new(AtomicU32::new(ANYWHERE));
         let here = place.clone();
+        let unpacker = Unpacker::new()?;
         let thread = thread::Builder::new().name("ft-recv".to_owned()).spawn(move || {
             let stream = BufReader::with_capacity(READ_AHEAD, reader);
-            let (spare, packed) = (Vec::new(), Vec::new());
+            let spare = Vec::new();
             let mut worker =
-                Worker { stream, memory, ram, spares, spare, packed, place: here, image: None, next: Epoch(1) };
+                Worker { stream, memory, ram, spares, spare, unpacker, place: here, image: None, next: Epoch(1) };
             tell(loop {
                 match worker.step() {
                     Ok(Some(last @ (Received::Yielded(..) | Received::Left(..)))) => break last,
@@ -116,8 +118,7 @@ struct Worker {
     spares: Receiver<Vec<u8>>,
     /// The buffer of the last frame of the first copy.
     spare: Vec<u8>,
-    /// For bodies that have to be unpacked.
-    packed: Vec<u8>,
+    unpacker: Unpacker,
     /// Where to stay.
     place: Arc<AtomicU32>,
     image: Option<Image>,
@@ -131,7 +132,7 @@ impl Worker {
         let pages = matches!(header.kind, Kind::Copy | Kind::Pages);
         let mut body =
             if pages { self.spares.try_recv().unwrap_or_else(|_| std::mem::take(&mut self.spare)) } else { Vec::new() };
-        read_body(&mut self.stream, &header, &mut body, &mut self.packed)?;
+        read_body(&mut self.stream, &header, &mut body, &mut self.unpacker)?;
         if self.next > Epoch(1) {
             // The first copy and its epoch have time.
             urgency::set(true);

@@ -87,7 +87,7 @@ pub struct WitnessStatus {
 /// What a primary does so that less crosses the link, and what came of it in all epochs of the session.
 #[derive(Clone, Debug, Serialize)]
 pub struct CompressionStatus {
-    /// `auto`, `off`, `delta` or `delta+lz4`.
+    /// `auto`, `off`, `delta` or `delta+zstd`.
     pub setting: &'static str,
     /// Whether the last epoch was packed.
     pub packing: bool,

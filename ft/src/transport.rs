@@ -4,7 +4,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
-use ft_proto::packing::unpack;
+use ft_proto::packing::Unpacker;
 use ft_proto::wire::{HEADER_LEN, Header, Kind, WireError, hash_of_parts};
 use ft_proto::{Epoch, Term};
 use nix::errno::Errno;
@@ -136,8 +136,7 @@ pub fn read_header(stream: &mut impl Read) -> Result<Header, TransportError> {
     Ok(Header::decode(&head)?)
 }
 
-/// Reads the body of a frame, blocking, and unpacks it with the help of `packed`; both are overwritten and keep their
-/// capacity.
+/// Reads the body of a frame, blocking, and unpacks it if need be; `body` is overwritten and keeps its capacity.
 ///
 /// # Errors
 /// When the stream breaks or the body is not what the header says.
@@ -145,13 +144,13 @@ pub fn read_body(
     stream: &mut impl Read,
     header: &Header,
     body: &mut Vec<u8>,
-    packed: &mut Vec<u8>,
+    unpacker: &mut Unpacker,
 ) -> Result<(), TransportError> {
     if !header.is_packed() {
         return read_bytes(stream, header, body);
     }
-    read_bytes(stream, header, packed)?;
-    Ok(unpack(header, packed, body)?)
+    read_bytes(stream, header, unpacker.packed())?;
+    Ok(unpacker.unpack(header, body)?)
 }
 
 fn read_bytes(stream: &mut impl Read, header: &Header, bytes: &mut Vec<u8>) -> Result<(), TransportError> {

@@ -115,7 +115,7 @@ Options, separated by commas, and what they are if they are left out. One of wit
   pause_share=PERCENT  but not so short that the guest stands still for a larger part of its time (5)
   disk_buffer=SIZE     uncommitted writes per disk before the disk waits (64M)
   disk_rate=SIZE       limit of a disk's copy or resynchronisation, per second; 0: none (0)
-  compression=HOW      off; delta: of a page that the standby has, what changed is sent; delta+lz4: and everything is packed;
+  compression=HOW      off; delta: of a page that the standby has, what changed is sent; delta+zstd: and everything is packed;
                        auto: delta, and packed while that is measured to be faster (auto)
   delta_cache=SIZE     memory for earlier versions of pages, at most a quarter of the guest's (64M)
 

@@ -131,7 +131,7 @@ struct Flags {
     /// Fault tolerance: role=auto|primary|standby,listen=ADDR:PORT,heartbeat=ADDR:PORT,
     /// standby-peers=[ADDR:PORT/ADDR:PORT,...],witness=PLACE, or on_partition=primary|standby|both without a witness;
     /// detect_ms=N,min_epoch_us=N,max_epoch_us=N,latency_us=N,pause_share=PERCENT,disk_buffer=SIZE,disk_rate=SIZE,
-    /// compression=auto|off|delta|delta+lz4,delta_cache=SIZE; force=on with role=primary: run the VM whatever the witness says. PLACE is a path or
+    /// compression=auto|off|delta|delta+zstd,delta_cache=SIZE; force=on with role=primary: run the VM whatever the witness says. PLACE is a path or
     /// etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
     #[arg(long, value_name = "OPTIONS")]
     ft: Option<String>,

@@ -221,7 +221,7 @@ impl OptionValue for Role {
 }
 
 impl OptionValue for Compression {
-    const EXPECTED: &'static str = "auto, off, delta or delta+lz4";
+    const EXPECTED: &'static str = "auto, off, delta or delta+zstd";
 
     fn from_text(text: &str) -> Option<Self> {
         named(text, Self::NAMES)
@@ -258,12 +258,12 @@ mod tests {
     #[test]
     fn the_same_line_makes_a_primary_and_a_standby() {
         let text = "role=auto,listen=10.0.0.1:7000,heartbeat=10.1.0.1:7001,witness=/w,detect_ms=500,disk_rate=8M,\
-                    compression=delta+lz4,standby-peers=[10.0.0.2:7000/10.1.0.2:7001,[fd00::3]:7000/[fd01::3]:7001]";
+                    compression=delta+zstd,standby-peers=[10.0.0.2:7000/10.1.0.2:7001,[fd00::3]:7000/[fd01::3]:7001]";
         let options = node_option(text).unwrap();
         let [first, second] = &options.peers[..] else { panic!("{options:?}") };
         assert_eq!((first.peer, first.heartbeat), (([10, 0, 0, 2], 7000).into(), ([10, 1, 0, 2], 7001).into()));
         assert_eq!((first.detect_ms, first.disk_rate, first.min_epoch_us), (500, 8 << 20, 100));
-        assert_eq!((first.compression, first.delta_cache), (Compression::DeltaLz4, 64 << 20));
+        assert_eq!((first.compression, first.delta_cache), (Compression::DeltaZstd, 64 << 20));
         assert_eq!(second.peer, "[fd00::3]:7000".parse().unwrap());
         assert_eq!((&second.witness, options.standby.unwrap().detect_ms), (&"/w".parse().ok(), Some(500)));
     }

@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use ft_proto::delta::{Delta, encode};
-use ft_proto::packing::{Packer, unpack};
+use ft_proto::packing::{Packer, Unpacker};
 use ft_proto::pages::{PAGE, Page};
 use ft_proto::wire::{Header, Kind};
 use ft_proto::{Epoch, Term};
@@ -68,6 +68,12 @@ fn deltas(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A frame's worth of machine code: the middle of this program.
+fn program() -> Vec<u8> {
+    let file = std::env::current_exe().and_then(std::fs::read).expect("this program's file");
+    file.into_iter().skip(1 << 20).take(FRAME * PAGE).collect()
+}
+
 fn packing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame of 128 pages");
     group.throughput(Throughput::Bytes((FRAME * PAGE) as u64));
@@ -79,17 +85,19 @@ fn packing(criterion: &mut Criterion) {
         })
         .collect();
     let mut packer = Packer::default();
-    for (name, body) in [("noise", &noise), ("records", &records)] {
-        group.bench_function(format!("pack {name}"), |bencher| {
+    for (name, body) in [("noise", &noise), ("records", &records), ("program", &program())] {
+        let ratio = packer.pack(&[body]).map_or(1.0, |packed| body.len() as f64 / packed.parts[0].len() as f64);
+        group.bench_function(format!("pack {name}, 1 to {ratio:.1}"), |bencher| {
             bencher.iter(|| packer.pack(&[black_box(body)]).is_some());
         });
     }
     let packed = packer.pack(&[&records]).expect("records repeat themselves");
     let len = u32::try_from(packed.parts[0].len()).expect("shorter than a frame");
     let header = Header { kind: Kind::Pages, term: Term(1), epoch: Epoch(1), len, raw: packed.raw, body_hash: 0 };
-    let mut body = Vec::new();
+    let (mut unpacker, mut body) = (Unpacker::new().expect("memory"), Vec::new());
+    unpacker.packed().extend_from_slice(packed.parts[0]);
     group.bench_function("unpack records", |bencher| {
-        bencher.iter(|| unpack(&header, black_box(packed.parts[0]), &mut body));
+        bencher.iter(|| unpacker.unpack(black_box(&header), &mut body));
     });
     group.finish();
 }

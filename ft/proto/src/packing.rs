@@ -1,15 +1,22 @@
-//! LZ4 over the bodies of frames, where that makes them shorter.
+//! Zstandard over the bodies of frames, where that makes them shorter.
 
-use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+use std::io;
+
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::compress_bound;
 
 use crate::wire::{BODY_MAX, Header, WireError};
 
 /// Of a long body so much is tried before all of it is packed.
 const TRIED: usize = 16 << 10;
+/// The fastest of the ordinary levels.
+const LEVEL: i32 = 1;
 
 /// Packs bodies; keeps its buffers.
+#[derive(Default)]
 pub struct Packer {
-    table: CompressTable,
+    /// Made when it is needed first; without the memory for it nothing is packed.
+    compressor: Option<Compressor<'static>>,
     gathered: Vec<u8>,
     packed: Vec<u8>,
 }
@@ -32,37 +39,53 @@ impl Packer {
         if self.gathered.len() > 2 * TRIED {
             self.pack_first(TRIED)?;
         }
-        let len = self.pack_first(self.gathered.len())?;
-        Some(Packed { parts: [&self.packed[..len]], raw })
+        self.pack_first(self.gathered.len())?;
+        Some(Packed { parts: [&self.packed], raw })
     }
 
-    /// Packs so much of what was gathered; how long it has become if that is worth it.
-    fn pack_first(&mut self, len: usize) -> Option<usize> {
-        let room = get_maximum_output_size(len);
-        if self.packed.len() < room {
-            self.packed.resize(room, 0);
+    /// Packs so much of what was gathered, if that is worth it.
+    fn pack_first(&mut self, len: usize) -> Option<()> {
+        if self.compressor.is_none() {
+            self.compressor = Compressor::new(LEVEL).ok();
         }
-        let packed = compress_into_with_table(&self.gathered[..len], &mut self.packed, &mut self.table).ok()?;
-        (packed < len - len / 8).then_some(packed)
+        self.packed.clear();
+        self.packed.reserve(compress_bound(len));
+        let packed = self.compressor.as_mut()?.compress_to_buffer(&self.gathered[..len], &mut self.packed).ok()?;
+        (packed < len - len / 8).then_some(())
     }
 }
 
-impl Default for Packer {
-    fn default() -> Self {
-        Self { table: CompressTable::large(), gathered: Vec::new(), packed: Vec::new() }
-    }
+/// Unpacks bodies; keeps its buffers.
+pub struct Unpacker {
+    decompressor: Decompressor<'static>,
+    packed: Vec<u8>,
 }
 
-/// Unpacks the body that `header` announces into `body`, which is overwritten and keeps its capacity.
-///
-/// # Errors
-/// When it does not become exactly as long as announced. No more than that is ever written.
-pub fn unpack(header: &Header, packed: &[u8], body: &mut Vec<u8>) -> Result<(), WireError> {
-    // Bounded by `Header::decode`.
-    body.resize(usize::try_from(header.raw).unwrap_or(usize::MAX), 0);
-    match decompress_into(packed, body) {
-        Ok(len) if len == body.len() => Ok(()),
-        _ => Err(WireError::Malformed { kind: header.kind, what: "it does not unpack to the announced length" }),
+impl Unpacker {
+    /// Gets its memory.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { decompressor: Decompressor::new()?, packed: Vec::new() })
+    }
+
+    /// Where the packed body belongs.
+    pub fn packed(&mut self) -> &mut Vec<u8> {
+        &mut self.packed
+    }
+
+    /// Unpacks the body that `header` announces into `body`, which is overwritten and keeps its capacity.
+    ///
+    /// # Errors
+    /// When it does not become exactly as long as announced. No more than that is ever written.
+    pub fn unpack(&mut self, header: &Header, body: &mut Vec<u8>) -> Result<(), WireError> {
+        // Bounded by `Header::decode`.
+        body.resize(usize::try_from(header.raw).unwrap_or(usize::MAX), 0);
+        match self.decompressor.decompress_to_buffer(&self.packed, &mut body[..]) {
+            Ok(len) if len == body.len() => Ok(()),
+            _ => Err(WireError::Malformed { kind: header.kind, what: "it does not unpack to the announced length" }),
+        }
     }
 }
 
@@ -75,9 +98,12 @@ mod tests {
     use crate::wire::Kind;
     use crate::{Epoch, Term};
 
-    fn header(len: usize, raw: u32) -> Header {
-        let len = u32::try_from(len).unwrap();
-        Header { kind: Kind::Pages, term: Term(1), epoch: Epoch(1), len, raw, body_hash: 0 }
+    fn unpack(packed: &[u8], raw: u32, body: &mut Vec<u8>) -> Result<(), WireError> {
+        let len = u32::try_from(packed.len()).unwrap();
+        let header = Header { kind: Kind::Pages, term: Term(1), epoch: Epoch(1), len, raw, body_hash: 0 };
+        let mut unpacker = Unpacker::new().unwrap();
+        unpacker.packed().extend_from_slice(packed);
+        unpacker.unpack(&header, body)
     }
 
     /// Bytes that repeat themselves, as memory does.
@@ -98,7 +124,7 @@ mod tests {
                 let Some(packed) = packer.pack(&[first, second]) else { continue };
                 let mut body = vec![7; 3];
                 let Packed { parts: [packed], raw } = packed;
-                unpack(&header(packed.len(), raw), packed, &mut body).unwrap();
+                unpack(packed, raw, &mut body).unwrap();
                 prop_assert!(body == bytes);
             }
         }
@@ -119,7 +145,7 @@ mod tests {
             let announced = raw - less.min(raw);
             let mut body = Vec::new();
             // Whatever it says: it neither panics nor grows.
-            let _ = unpack(&header(packed.len(), announced), &packed, &mut body);
+            let _ = unpack(&packed, announced, &mut body);
             prop_assert_eq!(body.len(), announced as usize);
         }
     }
@@ -131,7 +157,7 @@ mod tests {
         let Packed { parts: [packed], raw } = packer.pack(&[&bytes]).unwrap();
         assert!(packed.len() < 100);
         for announced in [raw - 1, raw + 1, 0, BODY_MAX] {
-            assert!(unpack(&header(packed.len(), announced), packed, &mut Vec::new()).is_err(), "{announced}");
+            assert!(unpack(packed, announced, &mut Vec::new()).is_err(), "{announced}");
         }
     }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! All little-endian. The head hash covers the 40 bytes before it, the body hash the body (both XXH3, 64 bits). Where `raw` is
-//! not `len`, the body is packed (LZ4 block), and becomes exactly `raw` bytes, which the limit of bodies holds for. An epoch
+//! not `len`, the body is packed (a Zstandard frame), and becomes exactly `raw` bytes, which the limit of bodies holds for. An epoch
 //! is any number of `Pages` frames, one `State` frame and one `End` frame, whose digest chains the body hashes of all of
 //! them in order: a frame that is missing, changed, or of another epoch makes the whole epoch invalid. Decoding never
 //! panics and never allocates more than the header's checked length.
@@ -22,7 +22,7 @@ use crate::events::OnPartition;
 use crate::{Epoch, NodeId, Term};
 
 /// Version of this format; peers of another version are refused with both numbers.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Length of a header in bytes.
 pub const HEADER_LEN: usize = 48;
 /// No body is longer: 4,096 pages with their index, rounded up.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use ft_proto::packing::Unpacker;
 use ft_proto::pages::DELTA_PAGE;
 use ft_proto::wire::{HEADER_LEN, Header};
 use proptest::collection::vec;
@@ -127,10 +128,10 @@ struct Standby {
 impl Standby {
     fn read(&mut self, mut wire: &[u8]) -> Result<(), TransportError> {
         let mut image = Image::new(self.next, RAM.into());
-        let mut packed = Vec::new();
+        let mut unpacker = Unpacker::new()?;
         while !wire.is_empty() {
             let (header, mut body) = (read_header(&mut wire)?, Vec::new());
-            read_body(&mut wire, &header, &mut body, &mut packed)?;
+            read_body(&mut wire, &header, &mut body, &mut unpacker)?;
             match header.kind {
                 Kind::Copy => apply_pages(header.kind, &body, &self.memory).map_err(std::io::Error::other)?,
                 Kind::End => {
@@ -267,7 +268,7 @@ proptest! {
         let mut from = &forged[..];
         let Ok(header) = read_header(&mut from) else { return Ok(()) };
         let mut unpacked = Vec::new();
-        if read_body(&mut from, &header, &mut unpacked, &mut Vec::new()).is_ok() && header.kind == Kind::Pages {
+        if read_body(&mut from, &header, &mut unpacked, &mut Unpacker::new()?).is_ok() && header.kind == Kind::Pages {
             let memory = Ram::new();
             if Image::new(Epoch(1), RAM.into()).add(&header, unpacked.clone()).is_ok() {
                 apply_pages(header.kind, &unpacked, &memory).unwrap();

@@ -194,9 +194,9 @@ fn search_text(status: &Status, search: &Search) -> String {
 #[expect(clippy::cast_precision_loss, reason = "for people, to two digits")]
 fn compressed(compression: &Compression) -> String {
     let Compression { setting, packing, raw, sent } = compression;
-    let lz4 = if *packing { " (packed)" } else { "" };
+    let packed = if *packing { " (packed)" } else { "" };
     let ratio = *raw as f64 / (*sent).max(1) as f64;
-    format!("{setting}{lz4}, {} sent for {}: 1 to {ratio:.1}", bytes(*sent), bytes(*raw))
+    format!("{setting}{packed}, {} sent for {}: 1 to {ratio:.1}", bytes(*sent), bytes(*raw))
 }
 
 fn or_dash(text: &str) -> String {

@@ -18,7 +18,7 @@ const WORDS: u64 = 16;
 
 /// Settings of `compression`, and what the replication link carries, in the words of `tc`, if it is limited.
 const RUNS: [(&str, Option<&str>); 5] =
-    [("off", None), ("auto", None), ("delta+lz4", None), ("off", Some("1gbit")), ("auto", Some("1gbit"))];
+    [("off", None), ("auto", None), ("delta+zstd", None), ("off", Some("1gbit")), ("auto", Some("1gbit"))];
 
 /// Bytes per epoch (with the ratio of what they would be without compression), latency, and memory of the standby (with
 /// its ratio to the guest's).
