@@ -123,10 +123,10 @@ impl Engine {
             Report::MirrorLost { ref reason } => {
                 // The standby may have said why before it closed the mirror.
                 self.read_stream();
-                let disk = &mut self.disks[at];
-                disk.state = "lost";
-                let reason = format!("mirror of {}: {reason}", disk.id);
                 if !matches!(self.session, Session::None) {
+                    let disk = &mut self.disks[at];
+                    disk.state = "lost";
+                    let reason = format!("mirror of {}: {reason}", disk.id);
                     self.input(Input::StreamLost { reason });
                 }
             }

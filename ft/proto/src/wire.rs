@@ -389,9 +389,9 @@ mod tests {
     #[test]
     fn another_version_is_named() {
         let mut bytes = header().encode();
-        bytes[4..6].copy_from_slice(&7_u16.to_le_bytes());
+        bytes[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
         let error = Header::decode(&bytes).unwrap_err();
-        assert_eq!(error, WireError::Version { peer: 7, ours: VERSION });
+        assert_eq!(error, WireError::Version { peer: VERSION + 1, ours: VERSION });
     }
 
     #[test]

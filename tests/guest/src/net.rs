@@ -91,12 +91,13 @@ impl Net {
         self.due = self.interface.poll_at(now, &self.sockets).unwrap_or(Instant::from_micros(i64::MAX));
     }
 
-    /// Send what waits and wait until the device has taken it all.
+    /// Send what waits and wait until the device has taken it all. After a boot the peer's address may have to be asked for first.
     pub fn drain(&mut self, mut give_up: impl FnMut() -> bool) {
         let now = self.polled;
         self.send(now);
         let waits = |net: &mut Self| net.card.is_busy() || net.sockets.get::<udp::Socket>(net.service).send_queue() > 0;
         while waits(self) && !give_up() {
+            self.interface.poll(now, &mut self.card, &mut self.sockets);
             self.send(now);
         }
     }
