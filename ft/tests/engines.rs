@@ -581,6 +581,7 @@ fn an_operator_ends_the_search_and_begins_it_again() {
     wait_state(&a, "protected");
     a.stop().unwrap();
     wait_state(&a, "solo");
+    wait_state(&b, "standby-empty");
     thread::sleep(Duration::from_millis(1500));
     assert_eq!((a.status().state, b.status().state), ("solo", "standby-empty"), "nobody looks for a standby");
     a.protect(None).unwrap();

@@ -645,6 +645,8 @@ fn more_than_the_bound_is_a_violation() {
         }
     }
     assert!(standby.vmm.mirror_lost().contains("uncommitted writes"));
+    standby.vmm.send(&release(2));
+    standby.vmm.discard(2);
     assert_eq!(standby.content()[..512], [1; 512]);
 }
 

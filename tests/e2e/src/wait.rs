@@ -56,13 +56,13 @@ pub fn steady<T: PartialEq>(
     mut look: impl FnMut() -> Result<T>,
 ) -> Result<T> {
     let mut seen = look()?;
-    let mut since = Instant::now();
+    // Looks, not time: after a stall of the machine two of them may be far apart.
+    let mut left = span.div_duration_f64(LOOK_EVERY);
     until(what, limit, || {
         let now = look()?;
-        if now != seen {
-            (seen, since) = (now, Instant::now());
-        }
-        Ok((since.elapsed() >= span).then_some(()))
+        left = if now == seen { left - 1.0 } else { span.div_duration_f64(LOOK_EVERY) };
+        seen = now;
+        Ok((left <= 0.0).then_some(()))
     })?;
     Ok(seen)
 }

@@ -3,13 +3,23 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pollux_guest::pattern::{Block, PAGE};
 use pollux_guest::wire::Reply;
 
+/// A write of one page takes less.
+const MOMENT: Duration = Duration::from_millis(10);
+
 /// An image file.
 pub struct Image {
     path: PathBuf,
+}
+
+fn read_words(file: &File, slot: u64) -> Vec<u64> {
+    let mut bytes = [0; PAGE];
+    file.read_exact_at(&mut bytes, slot * PAGE as u64).expect("read an image");
+    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect()
 }
 
 impl Image {
@@ -36,12 +46,14 @@ impl Image {
             // The newest complete write to this slot, if any.
             let back = (reply.disk_done % reply.disk_slots + reply.disk_slots - slot) % reply.disk_slots;
             let Some(due) = reply.disk_done.checked_sub(back).filter(|seq| *seq > 0) else { continue };
-            let mut bytes = [0; PAGE];
-            file.read_exact_at(&mut bytes, slot * PAGE as u64).expect("read an image");
-            let (words, _) = bytes.as_chunks::<8>();
-            let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-            let block =
-                Block::parse(&words).unwrap_or_else(|| panic!("slot {slot} is torn; write {due} should be there"));
+            // A device process that still writes this slot may be caught in the middle of it.
+            let block = (0..100)
+                .find_map(|_| {
+                    let block = Block::parse(&read_words(&file, slot));
+                    block.is_none().then(|| std::thread::sleep(MOMENT));
+                    block
+                })
+                .unwrap_or_else(|| panic!("slot {slot} is torn; write {due} should be there"));
             assert_eq!((block.boot, block.slot), (reply.boot, slot), "a block at the wrong place");
             assert!(block.seq >= due, "slot {slot} holds write {}, but {due} was complete", block.seq);
             newest = newest.max(block.seq);

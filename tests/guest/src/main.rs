@@ -81,7 +81,7 @@ fn serve(config: &Config, mut net: Option<Net>, mut service: Service, tsc_khz: u
             service.stream_violations = net.violations;
             if service.afterwards != Afterwards::GoOn {
                 // The reply is on its way when the device has taken it; a frozen one does not keep us.
-                let deadline = machine::tsc() + 1000 * tsc_khz;
+                let deadline = machine::tsc() + 10_000 * tsc_khz;
                 net.drain(|| machine::tsc() > deadline);
             }
         }
