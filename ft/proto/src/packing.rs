@@ -142,8 +142,12 @@ mod tests {
                 let at = at.index(packed.len());
                 packed[at] = byte;
             }
-            let announced = (raw - less.min(raw)) as usize;
-            // Whatever it says: it neither panics nor writes beyond what was announced.
+            let announced = raw - less.min(raw);
+            let mut body = Vec::new();
+            // Whatever it says: it neither panics nor grows, nor writes beyond what was announced.
+            let _ = unpack(&packed, announced, &mut body);
+            let announced = announced as usize;
+            prop_assert_eq!(body.len(), announced);
             let mut room = vec![7; announced + 4096];
             let _ = Decompressor::new().unwrap().decompress_to_buffer(&packed, &mut room[..announced]);
             prop_assert!(room[announced..].iter().all(|byte| *byte == 7));

@@ -55,14 +55,14 @@ pub fn steady<T: PartialEq>(
     limit: Duration,
     mut look: impl FnMut() -> Result<T>,
 ) -> Result<T> {
-    let mut seen = look()?;
     // Looks, not time: after a stall of the machine two of them may be far apart.
-    let mut left = span.div_duration_f64(LOOK_EVERY);
+    let enough = span.as_nanos().div_ceil(LOOK_EVERY.as_nanos());
+    let (mut seen, mut equal) = (look()?, 0);
     until(what, limit, || {
         let now = look()?;
-        left = if now == seen { left - 1.0 } else { span.div_duration_f64(LOOK_EVERY) };
+        equal = if now == seen { equal + 1 } else { 0 };
         seen = now;
-        Ok((left <= 0.0).then_some(()))
+        Ok((equal >= enough).then_some(()))
     })?;
     Ok(seen)
 }

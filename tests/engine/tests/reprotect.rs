@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use engine_tests::{Client, Image, Pair, Vm, VmOptions};
 use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
 use vhost_user_blk_repl::record::decode;
 
 fn busy() -> VmOptions {
@@ -18,6 +19,13 @@ fn protected(pair: &Pair, options: &VmOptions) -> [Vm; 2] {
     pair.wait_status(&first, "protected");
     pair.wait_status(&second, "standby-ready");
     [first, second]
+}
+
+/// The details of all events of this name.
+fn told(vm: &Vm, name: &str) -> Vec<Value> {
+    let events = vm.api().get("ft.events").ok();
+    let named = events.as_array().into_iter().flatten().filter(|event| event["event"] == name);
+    named.map(|event| event["detail"].clone()).collect()
 }
 
 fn work(client: &mut Client, requests: u64) {
@@ -93,11 +101,7 @@ fn a_standby_whose_device_process_dies_is_built_anew() {
         let device = second.device(name);
         kill(device, Signal::SIGKILL).expect("kill a device process");
         work(&mut client, 20);
-        let lost = || {
-            let events = first.api().get("ft.events").ok();
-            let lost = events.as_array().into_iter().flatten().find(|event| event["event"] == "protection-lost");
-            lost.map(|event| event["detail"]["reason"].to_string())
-        };
+        let lost = || told(&first, "protection-lost").first().map(|detail| detail["reason"].to_string());
         while lost().is_none() {
             work(&mut client, 1);
         }
@@ -105,11 +109,7 @@ fn a_standby_whose_device_process_dies_is_built_anew() {
         let named = |reason: String| ["device process of", "mirror of"].iter().any(|what| reason.contains(what));
         assert!(lost().is_some_and(named), "{:?}", lost());
         // Its status may still be that of before.
-        let protected = || {
-            let events = first.api().get("ft.events").ok();
-            events.as_array().into_iter().flatten().filter(|event| event["event"] == "protected").count()
-        };
-        while protected() < 2 {
+        while told(&first, "protected").len() < 2 {
             work(&mut client, 1);
         }
         pair.wait_status(&second, "standby-ready");
@@ -190,11 +190,7 @@ fn a_suspended_pair_goes_on_from_where_it_was() {
     let pair = Pair::new();
     let [mut first, mut second] = protected(&pair, &busy());
     let mut client = pair.client();
-    let kind = |vm: &Vm| {
-        let events = vm.api().get("ft.events").ok();
-        let started = events.as_array().into_iter().flatten().rfind(|event| event["event"] == "memory-copy-started");
-        started.map(|event| event["detail"]["kind"].clone())
-    };
+    let kind = |vm: &Vm| told(vm, "memory-copy-started").last().map(|detail| detail["kind"].clone());
     assert_eq!(kind(&first), Some("full".into()));
     settle(&pair);
     for round in 0..3 {
