@@ -19,7 +19,7 @@ use twox_hash::xxhash3_64::{RawHasher, SecretBuffer};
 
 use crate::device_ctl::ResyncKind;
 use crate::events::OnPartition;
-use crate::{Epoch, NodeId, Term};
+use crate::{Epoch, NodeId, Term, text};
 
 /// Version of this format; peers of another version are refused with both numbers.
 pub const VERSION: u16 = 6;
@@ -27,6 +27,8 @@ pub const VERSION: u16 = 6;
 pub const HEADER_LEN: usize = 48;
 /// No body is longer: 4,096 pages with their index, rounded up.
 pub const BODY_MAX: u32 = 32 << 20;
+/// Nor is one that carries neither pages nor state: greetings, reasons, counts.
+pub const MESSAGE_MAX: u32 = 64 << 10;
 
 const MAGIC: [u8; 4] = *b"PLXF";
 
@@ -124,6 +126,17 @@ pub enum WireError {
 }
 
 impl Kind {
+    /// The longest body that it may have, packed or not; checked before anything is allocated for it.
+    #[must_use]
+    pub fn body_max(self) -> u32 {
+        match self {
+            Self::Copy | Self::Pages | Self::State => BODY_MAX,
+            Self::Hello | Self::Welcome | Self::Refuse | Self::End => MESSAGE_MAX,
+            Self::Yield | Self::Bye | Self::Progress => MESSAGE_MAX,
+            Self::Ack => 0,
+        }
+    }
+
     fn from_u16(raw: u16) -> Option<Self> {
         use Kind::{Ack, Bye, Copy, End, Hello, Pages, Progress, Refuse, State, Welcome, Yield};
         [Hello, Welcome, Refuse, Copy, Pages, State, End, Ack, Yield, Bye, Progress]
@@ -174,7 +187,7 @@ impl Header {
         let kind = Kind::from_u16(u16_at(6)).ok_or(WireError::HeaderCorrupt)?;
         let (term, epoch) = (Term(u64_at(8)), Epoch(u64_at(16)));
         let header = Self { kind, term, epoch, len: u32_at(24), raw: u32_at(28), body_hash: u64_at(32) };
-        if header.len > BODY_MAX || header.raw > BODY_MAX {
+        if header.len.max(header.raw) > kind.body_max() {
             return Err(WireError::Malformed { kind, what: "longer than a frame may be" });
         }
         let may_be_packed = matches!(kind, Kind::Copy | Kind::Pages | Kind::State) && header.len < header.raw;
@@ -319,6 +332,7 @@ pub struct DiskProgress {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Yielding {
     /// Why, for a person.
+    #[serde(deserialize_with = "text::from_outside")]
     pub reason: String,
     /// For how long the guest had stood still, in microseconds.
     pub stopped_us: u64,
@@ -339,6 +353,7 @@ pub struct Welcome {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Refusal {
     /// One sentence each.
+    #[serde(deserialize_with = "text::all_from_outside")]
     pub reasons: Vec<String>,
 }
 
@@ -403,10 +418,24 @@ mod tests {
             (Kind::Pages, BODY_MAX + 1, BODY_MAX + 1),
             (Kind::Pages, 5, 4),
             (Kind::Hello, 5, 6),
+            (Kind::Hello, MESSAGE_MAX + 1, MESSAGE_MAX + 1),
+            (Kind::Progress, MESSAGE_MAX + 1, MESSAGE_MAX + 1),
+            (Kind::Ack, 1, 1),
         ];
         for (kind, len, raw) in wrong {
             assert!(matches!(decoded(kind, len, raw), Err(WireError::Malformed { .. })), "{kind:?} {len} {raw}");
         }
+    }
+
+    #[test]
+    fn words_of_the_peer_are_cleaned_as_they_are_decoded() {
+        let said = Refusal { reasons: vec!["\x1b[2Jfine".to_owned(); 1000] };
+        let heard: Refusal = decode_body(Kind::Refuse, &encode_body(&said)).unwrap();
+        assert_eq!(heard.reasons.len(), text::LINES_MAX + 1);
+        assert_eq!((&heard.reasons[0][..], &heard.reasons[text::LINES_MAX][..]), ("\u{fffd}[2Jfine", "and 968 more"));
+        let said = Yielding { reason: "a\r\nb".to_owned(), stopped_us: 1 };
+        let heard: Yielding = decode_body(Kind::Yield, &encode_body(&said)).unwrap();
+        assert_eq!(heard.reason, "a\u{fffd}\u{fffd}b");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::WitnessAnswer;
+use ft_proto::text::clean;
 use ft_proto::witness::{Claim, Record, Verdict};
 
 use super::{Witness, WitnessAddress, chain};
@@ -156,7 +157,7 @@ impl Keeper {
                     Put::Read => witness.read().map(Told::Record),
                 };
                 // Nobody listens any more when the process ends.
-                let _ = answer.send(told.map_err(|error| chain(&error)));
+                let _ = answer.send(told.map_err(|error| clean(&chain(&error))));
             }
         })?;
         Ok(Self { puts: sender, answers, behind: false })
