@@ -16,7 +16,7 @@ use crate::beats::BeatSocket;
 use crate::guest::Shape;
 use crate::options::ProtectOptions;
 use crate::start::describe;
-use crate::transport::{Stamp, TransportError, read_frame, write_frame};
+use crate::transport::{Stamp, TransportError, read_message, write_frame};
 use crate::witness::{Asker, chain};
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
@@ -187,8 +187,7 @@ fn greet(
     let mut stream = connected.map_err(|reason| vec![reason])?;
     let hello = encode_body(&Hello { node, purpose });
     write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
-    let mut body = Vec::new();
-    let header = read_frame(&mut stream, &mut body).map_err(failed)?;
+    let (header, body) = read_message(&stream, PATIENCE).map_err(failed)?;
     match header.kind {
         Kind::Welcome => {
             let welcome = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;

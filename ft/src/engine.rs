@@ -335,6 +335,7 @@ impl Engine {
                 Message::Sent(number, sent) if number == self.session_number => self.sent(sent),
                 Message::Received(..) | Message::Sent(..) => {}
                 Message::Witness(answer) => self.input(Input::Witness(answer)),
+                Message::Trouble(thread, reason) => self.trouble(thread, reason),
                 Message::Beat(link, at, beat) => self.input(Input::Beat { link, at, beat }),
             }
         }

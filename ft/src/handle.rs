@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::engine::{Engine, EngineError, Parts};
 use crate::guest::Guest;
 use crate::inbox::{Inbox, Message, Post, Reply};
-use crate::listener::Door;
+use crate::listener::{Door, Knock};
 use crate::options::{ProtectOptions, StandbyOptions};
 use crate::start::{Reign, random_node};
 use crate::status::{Board, EventRecord, Status};
@@ -77,9 +77,14 @@ impl Ft {
             Some(options) => {
                 beats.route(listen_for_beats(&options)?, None);
                 let caller_post = post.clone();
+                let heard = move |knock| {
+                    caller_post.send(match knock {
+                        Knock::Caller(caller) => Message::Caller(caller),
+                        Knock::Trouble(reason) => Message::Trouble("ft-listen", reason),
+                    })
+                };
                 let door =
-                    Door::open(options.listen, move |caller| caller_post.send(Message::Caller(Box::new(caller))))
-                        .map_err(|error| EngineError::Listen(options.listen, error))?;
+                    Door::open(options.listen, heard).map_err(|error| EngineError::Listen(options.listen, error))?;
                 Some((options, door))
             }
         };

@@ -53,6 +53,8 @@ pub(crate) enum Message {
     Sent(u64, Sent),
     /// The witness thread.
     Witness(WitnessAnswer),
+    /// Another thread, by its name: something that it cannot help.
+    Trouble(&'static str, String),
     /// The heartbeat thread.
     Beat(LinkId, Time, Beat),
 }

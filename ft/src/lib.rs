@@ -37,7 +37,9 @@ mod staging;
 mod standby_side;
 mod start;
 mod status;
+mod tally;
 mod transport;
+mod troubles;
 pub mod witness;
 
 pub use engine::EngineError;
