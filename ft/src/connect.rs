@@ -170,7 +170,7 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
         let socket = UdpSocket::bind((probe.local_addr()?.ip(), 0))?;
         socket.set_nonblocking(true)?;
         addresses[link as usize] = socket.local_addr()?.to_string();
-        sockets.push(BeatSocket { link, socket, peer: Some(peer) });
+        sockets.push(BeatSocket { link, socket: socket.into(), peer: Some(peer) });
     }
     Ok((sockets, addresses))
 }

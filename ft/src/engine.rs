@@ -11,13 +11,13 @@ use std::time::Instant;
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::wire::TookOver;
 use ft_proto::witness::Claim;
-use ft_proto::{Action, Event, Input, LinkId, Node, Settings, State, Time};
+use ft_proto::{Action, Event, Input, LinkId, Node, NodeId, Settings, State, Time, VmId};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use crate::beats::Beats;
+use crate::beats::{BeatKey, Beats};
 use crate::clock::Clock;
 use crate::copies::MemoryCopy;
 use crate::device_link::{DeviceLink, LinkError};
@@ -287,6 +287,12 @@ impl Engine {
         }
         let record = self.board.event(event);
         self.guest.told(&record);
+    }
+
+    /// What the beats of a session with `peer` carry.
+    pub(crate) fn beat_key(&self, peer: NodeId, session: u64) -> BeatKey {
+        // Until greetings carry the VM and a secret number.
+        BeatKey { vm: VmId(0), session, nonce: 0, me: self.node.id(), peer }
     }
 
     /// An event that the core does not know.

@@ -69,8 +69,7 @@ impl Ft {
         let Setup { board, peers, witness } = setup;
         let clock = Clock::new();
         let beat_post = post.clone();
-        let heard = move |link, at, beat| beat_post.send(Message::Beat(link, at, beat));
-        let beats = Beats::start(reign.node, clock, heard)?;
+        let beats = Beats::start(clock, move |link, at, beat| beat_post.heard(link, at, beat))?;
         let witness = witness.as_ref().map(Asker::start).transpose()?;
         let standby = match options {
             None => None,
@@ -224,7 +223,7 @@ fn listen_for_beats(options: &StandbyOptions) -> Result<Vec<BeatSocket>, EngineE
     let bind = |(link, address)| {
         let socket = UdpSocket::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
         socket
-            .map(|socket| BeatSocket { link, socket, peer: None })
+            .map(|socket| BeatSocket { link, socket: socket.into(), peer: None })
             .map_err(|error| EngineError::Listen(address, error))
     };
     LinkId::ALL.into_iter().zip([options.listen, options.heartbeat]).map(bind).collect()

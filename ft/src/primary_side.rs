@@ -230,6 +230,7 @@ impl Engine {
         self.node.configure(options.settings(), now);
         self.node.adopt_term(term);
         self.watch(Watched::Stream, stream.as_fd());
+        self.beats.key(Some(self.beat_key(peer, session)));
         self.beats.route(beats, options.settings().silence.map(|limit| limit / 6));
         self.measured = Measured::default();
         self.session = Session::Primary(Box::new(PrimarySide {

@@ -200,6 +200,7 @@ impl Engine {
             Err(error) => return self.note("caller-lost", json!({ "reason": chain(&error) })),
         };
         self.node.configure(settings, self.clock.now());
+        self.beats.key(Some(self.beat_key(node, self.session_name())));
         self.beats.aim(beats, settings.silence.map(|limit| limit / 6));
         let disks = u16::try_from(shape.mirrored().count()).unwrap_or(u16::MAX);
         self.memory_copy = Some(MemoryCopy::begin(kept, self.clock.now()));

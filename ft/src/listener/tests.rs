@@ -25,14 +25,16 @@ fn welcoming() -> (Door, SocketAddr, mpsc::Receiver<String>) {
     let address = listener.local_addr().unwrap();
     let (troubles, told) = mpsc::channel();
     let door = Door::open_with(listener, move |knock| match knock {
-        Knock::Caller(caller) => drop(caller.welcome(&Welcome { node: NodeId(1), session: 7, kept: false })),
+        Knock::Caller(caller) => {
+            drop(caller.welcome(&Welcome { node: NodeId::numbered(1, 1), session: 7, kept: false }))
+        }
         Knock::Trouble(reason) => troubles.send(reason).unwrap(),
     });
     (door.unwrap(), address, told)
 }
 
 fn greeting() -> Vec<u8> {
-    let hello = Hello { node: NodeId(9), purpose: Purpose::Disk { index: 0, session: 1 } };
+    let hello = Hello { node: NodeId::numbered(9, 1), purpose: Purpose::Disk { index: 0, session: 1 } };
     let mut wire = Vec::new();
     let stamp = Stamp { kind: Kind::Hello, term: Term(3), epoch: Epoch(0) };
     write_frame(&mut wire, stamp, &[&encode_body(&hello)]).unwrap();
@@ -181,7 +183,7 @@ fn no_error_of_accept_ends_the_thread() {
     use Errno as E;
     let errors = vec![E::EINVAL, E::EPERM, E::ENOMEM, E::ENOBUFS, E::ENETDOWN, E::EPROTO, E::ECONNABORTED, E::EINTR];
     let (troubles, told) = mpsc::channel();
-    let welcome = Welcome { node: NodeId(1), session: 7, kept: false };
+    let welcome = Welcome { node: NodeId::numbered(1, 1), session: 7, kept: false };
     let _door = Door::open_with(Scripted { listener, errors }, move |knock| match knock {
         Knock::Caller(caller) => drop(caller.welcome(&welcome)),
         Knock::Trouble(reason) => troubles.send(reason).unwrap(),
