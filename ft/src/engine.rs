@@ -385,10 +385,7 @@ impl Engine {
             Report::Held { epoch } | Report::Full { epoch } if epoch == self.node.epoch() => {
                 self.input(Input::CutWanted);
             }
-            Report::Complete { epoch } => {
-                let disk = u16::try_from(at).unwrap_or(u16::MAX);
-                self.input(Input::DiskComplete { epoch, disk });
-            }
+            Report::Complete { epoch } => self.disk_complete(at, epoch),
             Report::Failed { reason } => self.device_failed(at, &reason),
             Report::Resync { .. } | Report::InSync | Report::MirrorLost { .. } if at < self.disks.len() => {
                 self.disk_report(at, &report);

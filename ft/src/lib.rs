@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod beats;
+mod bounds;
 mod capture;
 mod clock;
 mod coder;

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::witness::WitnessAddress;
 
+/// The most bytes of uncommitted writes that a standby holds for a disk.
+pub(crate) const DISK_BUFFER_MAX: u64 = 1 << 30;
+
 /// `role=` of `--ft`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Role {
@@ -209,6 +212,9 @@ impl ProtectOptions {
         }
         if self.disk_buffer < 4 << 20 {
             faults.push(format!("disk_buffer={} is less than 4 MiB", self.disk_buffer));
+        }
+        if self.disk_buffer > DISK_BUFFER_MAX {
+            faults.push(format!("disk_buffer={} is more than {} MiB", self.disk_buffer, DISK_BUFFER_MAX >> 20));
         }
         faults
     }

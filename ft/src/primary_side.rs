@@ -32,6 +32,9 @@ use crate::status::{CompressionStatus, Peer, Recent};
 use crate::transport::FrameReader;
 use crate::witness::{Asker, chain};
 
+/// Frames of the standby that are read before there is a look at everything else.
+const WORDS_PER_LOOK: usize = 256;
+
 /// A session in which this node is the primary.
 pub(crate) struct PrimarySide {
     pub(crate) peer: Peer,
@@ -423,7 +426,8 @@ impl Engine {
 
     /// The standby's side of the stream has something.
     pub(crate) fn read_stream(&mut self) {
-        loop {
+        // What is left wakes us again: a standby that talks without end must not have all of this thread.
+        for _ in 0..WORDS_PER_LOOK {
             let Session::Primary(side) = &mut self.session else { return };
             let input = match side.reader.poll(&side.stream) {
                 Ok(None) => return,

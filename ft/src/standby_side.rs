@@ -11,6 +11,7 @@ use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 use serde_json::json;
 
+use crate::bounds;
 use crate::clock::micros;
 use crate::copies::MemoryCopy;
 use crate::device_link::LinkError;
@@ -90,6 +91,7 @@ impl Engine {
                     return caller.refuse(vec!["the greeting does not decode".to_owned()]);
                 };
                 let mut reasons = self.objections(&caller, &shape, on_partition);
+                reasons.extend(bounds::objection(disk_buffer));
                 if on_partition.is_none() {
                     reasons.extend(self.witness_objection(caller.hello.node, record));
                 }
@@ -247,7 +249,11 @@ impl Engine {
     pub(crate) fn received(&mut self, received: Received) {
         let Session::Standby(side) = &mut self.session else { return };
         match received {
-            Received::Progress(progress) => self.told_progress(progress),
+            Received::Progress(last) => {
+                if let Some(progress) = last.take() {
+                    self.told_progress(progress);
+                }
+            }
             Received::Whole(image) => {
                 let epoch = image.epoch;
                 let idle = side.shape.mirrored().filter(|disk| image.is_idle((*disk).into())).collect();
@@ -278,6 +284,9 @@ impl Engine {
         let epoch = committed.epoch();
         let Some(mut image) = side.whole.remove(&epoch) else { return };
         let is_base = epoch == Epoch(1);
+        if let Some((receiver, _)) = &side.stream {
+            receiver.committed(epoch);
+        }
         if !is_base {
             side.ack(self.node.term(), epoch);
         }
@@ -399,6 +408,11 @@ impl Engine {
 }
 
 impl StandbySide {
+    /// Whether its stream still works.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// Where the threads of the next epoch work, by what the last one was like.
     fn find_place(&mut self, pages: usize, awaited: bool) {
         self.place.epoch(pages, awaited);
