@@ -282,6 +282,8 @@ impl Engine {
         match event {
             Event::PeerSuspected { silence_ms } => self.suspected = Some((*silence_ms, self.clock.now())),
             // With a claim at the witness it is still why this host may take over.
+            Event::Protected { .. } => self.search.found(),
+            Event::ProtectionLost { reason, .. } => self.session_ended(reason),
             Event::LinkBack { .. } if !self.node.awaits_witness() => self.suspected = None,
             _ => {}
         }

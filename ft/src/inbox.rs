@@ -10,7 +10,7 @@ use ft_proto::witness::Record;
 use ft_proto::{Beat, LinkId, Time, WitnessAnswer};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::connect::Opened;
+use crate::connect::{Opened, Unopened};
 use crate::listener::Caller;
 use crate::options::ProtectOptions;
 use crate::receiver::Received;
@@ -43,7 +43,7 @@ pub(crate) enum Message {
     /// The VMM: the engine shall end.
     Quit,
     /// The connecting thread is through. Without a reply nobody has asked: a standby is looked for.
-    Opened(Result<Box<Opened>, Vec<String>>, Option<Reply>),
+    Opened(Result<Box<Opened>, Unopened>, Option<Reply>),
     /// Somebody said hello at the door.
     Caller(Box<Caller>),
     /// What the witness says about a caller who waits since then.

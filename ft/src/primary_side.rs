@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::capture::{CaptureError, Captured, Held, capture, resume};
 use crate::clock::micros;
 use crate::coder::Volume;
-use crate::connect::{self, Applicant, Opened};
+use crate::connect::{self, Applicant, Opened, Unopened};
 use crate::copies::MemoryCopy;
 use crate::engine::{Engine, Session, Watched};
 use crate::first_copy::{FirstCopy, Step};
@@ -153,12 +153,21 @@ impl Engine {
             return;
         }
         if let Err(error) = self.open(self.search.peers().to_vec(), None) {
-            self.not_found(&[format!("cannot start a thread: {error}")]);
+            self.not_found(&Unopened::now(format!("cannot start a thread: {error}")));
         }
     }
 
-    fn not_found(&mut self, reasons: &[String]) {
-        if self.search.failed(reasons, self.clock.now()) {
+    /// A session is over. If the VM was never protected by it that is a failure like any other.
+    pub(crate) fn session_ended(&mut self, reason: &str) {
+        if self.search.session_ended() && self.search.is_on() {
+            self.last_error = Some(reason.to_owned());
+            self.not_found(&Unopened { reasons: vec![reason.to_owned()], settled: true });
+        }
+    }
+
+    fn not_found(&mut self, Unopened { reasons, settled }: &Unopened) {
+        let news = self.search.failed(reasons, *settled, self.clock.now());
+        if news && !self.search.peers().is_empty() {
             self.note("looking-for-standby", json!({ "reasons": reasons }));
             self.publish();
         }
@@ -193,24 +202,31 @@ impl Engine {
     }
 
     /// The connecting thread is through.
-    pub(crate) fn opened(&mut self, opened: Result<Box<Opened>, Vec<String>>, reply: Option<Reply>) {
+    pub(crate) fn opened(&mut self, opened: Result<Box<Opened>, Unopened>, reply: Option<Reply>) {
         self.opening = false;
         let wanted = reply.is_some() || self.search.is_on();
         let result = match opened {
-            Ok(_) if self.node.state() != State::Solo => Err(vec![format!("this VM is {} now", self.state_name())]),
-            Ok(_) if !wanted => Err(vec!["protection is not wanted any more".to_owned()]),
-            Ok(opened) => self.begin(*opened).map_err(|error| vec![error]),
-            Err(reasons) => Err(reasons),
+            Ok(_) if self.node.state() != State::Solo => {
+                Err(Unopened::now(format!("this VM is {} now", self.state_name())))
+            }
+            Ok(_) if !wanted => Err(Unopened::now("protection is not wanted any more".to_owned())),
+            Ok(opened) => self.begin(*opened).map_err(|error| Unopened { reasons: vec![error], settled: true }),
+            Err(why) => Err(why),
         };
         match &result {
-            Ok(()) => self.search.found(),
-            Err(reasons) if reply.is_some() => self.last_error = Some(reasons.join("; ")),
-            Err(reasons) if wanted => self.not_found(reasons),
-            Err(_) => {}
+            Ok(()) => self.search.accepted(),
+            Err(why) => {
+                if reply.is_some() {
+                    self.last_error = Some(why.reasons.join("; "));
+                }
+                if wanted {
+                    self.not_found(why);
+                }
+            }
         }
         self.publish();
         // The caller may have given up waiting.
-        let _ = reply.map(|reply| reply.send(result));
+        let _ = reply.map(|reply| reply.send(result.map_err(|why| why.reasons)));
     }
 
     fn begin(&mut self, opened: Opened) -> Result<(), String> {
