@@ -18,6 +18,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::beats::{BeatKey, Beats};
+use crate::claims::Pending;
 use crate::clock::Clock;
 use crate::copies::MemoryCopy;
 use crate::device_link::{DeviceLink, LinkError};
@@ -110,6 +111,8 @@ pub(crate) struct Engine {
     pub(crate) stopped: Option<Instant>,
     /// How long the peer was silent when it was suspected, in milliseconds, and when that was.
     pub(crate) suspected: Option<(u64, Time)>,
+    /// What the witness has not answered yet.
+    pub(crate) claim: Option<Pending>,
     /// How this node came to run the VM, for who becomes its standby.
     pub(crate) took_over: Option<TookOver>,
     /// The session that is over whose last checkpoint the standby's memory still is, and since which a primary knows every page
@@ -184,6 +187,7 @@ impl Engine {
             moving: Vec::new(),
             stopped: None,
             suspected: None,
+            claim: None,
             took_over: None,
             memory_base: None,
             suspended: None,
@@ -303,8 +307,9 @@ impl Engine {
         self.guest.told(&record);
     }
 
-    pub(crate) fn ask_witness(&self, claim: Claim) {
+    pub(crate) fn ask_witness(&mut self, claim: Claim) {
         if let Some(witness) = &self.witness {
+            self.claim = Some(Pending::asked(self.claim.take(), claim, self.clock.now()));
             let post = self.post.clone();
             witness.ask(claim, move |answer| post.send(Message::Witness(answer)));
         }
@@ -342,7 +347,10 @@ impl Engine {
                 Message::Received(number, received) if number == self.session_number => self.received(received),
                 Message::Sent(number, sent) if number == self.session_number => self.sent(sent),
                 Message::Received(..) | Message::Sent(..) => {}
-                Message::Witness(answer) => self.input(Input::Witness(answer)),
+                Message::Witness(answer) => {
+                    self.claim = self.claim.take().and_then(|claim| claim.answered(&answer));
+                    self.input(Input::Witness(answer));
+                }
                 Message::Trouble(thread, reason) => self.trouble(thread, reason),
                 Message::Beat(link, at, beat) => self.input(Input::Beat { link, at, beat }),
             }
@@ -482,17 +490,20 @@ impl Engine {
         };
         let policy = self.node.settings().on_partition.map(|policy| {
             let name = format!("none: {policy:?} goes on").to_lowercase();
-            WitnessStatus { name, answered: None, error: None }
+            WitnessStatus { name, answered: None, error: None, record: None }
         });
         self.board.publish(Status {
             role: self.role_name(),
             state: self.state_name(),
+            replica: self.replica_name(),
             term: self.node.term().0,
             epoch: self.node.epoch().0,
             node: self.node.id().to_string(),
             peer,
             links,
             witness: self.witness.as_ref().map(Asker::status).or(policy),
+            claim: self.open_claim().map(|claim| claim.status(now)),
+            ignored_beats: self.beats.ignored().sum(),
             pause_us: self.measured.pause.percentiles(),
             commit_us: self.measured.commit.percentiles(),
             dirty_pages: self.measured.pages.percentiles(),
@@ -521,29 +532,6 @@ impl Engine {
         };
         let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
         LinkStatus { name, state: light_name(light), silence_ms }
-    }
-
-    fn role_name(&self) -> &'static str {
-        match self.node.state() {
-            State::Solo => "solo",
-            State::Syncing | State::Protected => "primary",
-            State::StandbyEmpty | State::StandbySyncing | State::StandbyReady => "standby",
-            State::Fenced => "none",
-        }
-    }
-
-    pub(crate) fn state_name(&self) -> &'static str {
-        match self.node.state() {
-            State::Solo if self.is_suspended() => "suspended",
-            State::Solo if self.takeover.is_some() || self.measured.epochs > 0 => "solo",
-            State::Solo => "unprotected",
-            State::Syncing => "syncing",
-            State::Protected => "protected",
-            State::StandbyEmpty => "standby-empty",
-            State::StandbySyncing => "standby-syncing",
-            State::StandbyReady => "standby-ready",
-            State::Fenced => "fenced",
-        }
     }
 }
 

@@ -9,9 +9,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod alike;
 mod beats;
 mod bounds;
 mod capture;
+mod claims;
 mod clock;
 mod coder;
 mod connect;
@@ -34,6 +36,7 @@ mod primary_side;
 mod receiver;
 mod search;
 mod sender;
+mod situation;
 mod staging;
 mod standby_side;
 mod start;

@@ -11,6 +11,7 @@ use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 use serde_json::json;
 
+use crate::alike::differences;
 use crate::bounds;
 use crate::clock::micros;
 use crate::copies::MemoryCopy;
@@ -448,75 +449,4 @@ fn start_command(position: Option<&Position>, shape: &Shape, id: &str) -> Comman
     let in_flight = position.map(|position| position.in_flight.clone()).unwrap_or_default();
     let macs = shape.nets.iter().filter(|net| net.id == id).map(|net| net.mac).collect();
     Command::Start { in_flight, macs }
-}
-
-/// How the standby's VM (`mine`) is not like the primary's: all differences, each with its way out.
-fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
-    let mut reasons = Vec::new();
-    let mut differ = |what: &str, mine: String, theirs: String| {
-        reasons.push(format!("{what}: {mine} here, {theirs} at the primary: start the standby with the same"));
-    };
-    if mine.memory != theirs.memory {
-        differ("memory size", format!("{} MiB", mine.memory >> 20), format!("{} MiB", theirs.memory >> 20));
-    }
-    if mine.vcpus != theirs.vcpus {
-        differ("number of vCPUs", mine.vcpus.to_string(), theirs.vcpus.to_string());
-    }
-    if mine.disks.len() != theirs.disks.len() {
-        differ("number of disks", mine.disks.len().to_string(), theirs.disks.len().to_string());
-    }
-    if mine.nets.len() != theirs.nets.len() {
-        differ("number of network cards", mine.nets.len().to_string(), theirs.nets.len().to_string());
-    }
-    for (mine, theirs) in mine.disks.iter().zip(&theirs.disks) {
-        let name = |what| format!("{what} of disk {}", theirs.id);
-        if mine.id != theirs.id {
-            differ("disk id", mine.id.clone(), theirs.id.clone());
-        }
-        if mine.size != theirs.size {
-            differ(&name("size"), format!("{} bytes", mine.size), format!("{} bytes", theirs.size));
-        }
-        if mine.read_only != theirs.read_only {
-            differ(&name("read-only flag"), mine.read_only.to_string(), theirs.read_only.to_string());
-        }
-        if mine.serial != theirs.serial {
-            differ(&name("serial"), format!("{:?}", mine.serial), format!("{:?}", theirs.serial));
-        }
-        if mine.queues != theirs.queues {
-            differ(&name("number of queues"), mine.queues.to_string(), theirs.queues.to_string());
-        }
-    }
-    for (mine, theirs) in mine.nets.iter().zip(&theirs.nets) {
-        if mine.id != theirs.id {
-            differ("network card id", mine.id.clone(), theirs.id.clone());
-        }
-        if mine.queues != theirs.queues {
-            let what = format!("number of queues of network card {}", theirs.id);
-            differ(&what, mine.queues.to_string(), theirs.queues.to_string());
-        }
-    }
-    reasons
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::guest::DiskShape;
-
-    fn shape() -> Shape {
-        let (id, serial) = ("_disk0".to_owned(), String::new());
-        let disk = DiskShape { id, size: 1 << 30, read_only: false, serial, queues: 1 };
-        Shape { memory: 512 << 20, vcpus: 2, disks: vec![disk], ..Shape::default() }
-    }
-
-    #[test]
-    fn every_difference_is_named_at_once() {
-        assert!(differences(&shape(), &shape()).is_empty());
-        let mut small = shape();
-        (small.memory, small.vcpus, small.disks[0].size) = (256 << 20, 1, 1 << 20);
-        let reasons = differences(&small, &shape());
-        assert_eq!(reasons.len(), 3, "{reasons:?}");
-        assert!(reasons[0].contains("256 MiB here, 512 MiB at the primary"), "{reasons:?}");
-        assert!(reasons[2].contains("_disk0"), "{reasons:?}");
-    }
 }

@@ -22,7 +22,7 @@ use crate::events::OnPartition;
 use crate::{Epoch, NodeId, Term, text};
 
 /// Version of this format; peers of another version are refused with both numbers.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// Length of a header in bytes.
 pub const HEADER_LEN: usize = 48;
 /// No body is longer: 4,096 pages with their index, rounded up.
