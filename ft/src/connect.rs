@@ -12,6 +12,7 @@ use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, NodeId, Term, WitnessAnswer};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::addresses::{any_port, anywhere};
 use crate::beats::BeatSocket;
 use crate::guest::Shape;
 use crate::options::ProtectOptions;
@@ -199,10 +200,9 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
     let mut addresses = [String::new(), String::new()];
     for (link, peer) in LinkId::ALL.into_iter().zip([options.peer, options.heartbeat]) {
         // Connecting a throw-away socket asks the routing table which of our addresses faces the peer.
-        let any: SocketAddr = if peer.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
-        let probe = UdpSocket::bind(any)?;
+        let probe = UdpSocket::bind(anywhere(peer))?;
         probe.connect(peer)?;
-        let socket = UdpSocket::bind((probe.local_addr()?.ip(), 0))?;
+        let socket = UdpSocket::bind(any_port(probe.local_addr()?))?;
         socket.set_nonblocking(true)?;
         addresses[link as usize] = socket.local_addr()?.to_string();
         sockets.push(BeatSocket { link, socket: socket.into(), peer: Some(peer) });

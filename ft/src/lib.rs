@@ -9,6 +9,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod alike;
 mod beats;
 mod bounds;
@@ -46,6 +47,7 @@ mod transport;
 mod troubles;
 pub mod witness;
 
+pub use addresses::resolve;
 pub use engine::EngineError;
 pub use handle::{Ft, Setup};
 pub use options::{Compression, NodeOptions, ProtectOptions, Role, StandbyOptions};

@@ -11,6 +11,7 @@ use ft_proto::witness::Record;
 use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
 use serde_json::json;
 
+use crate::addresses::as_seen_here;
 use crate::alike::differences;
 use crate::bounds;
 use crate::clock::micros;
@@ -91,6 +92,7 @@ impl Engine {
                 let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
                     return caller.refuse(vec!["the greeting does not decode".to_owned()]);
                 };
+                let (first, second) = (as_seen_here(first, caller.address), self.on_second_link(second));
                 let mut reasons = self.objections(&caller, &shape, on_partition);
                 reasons.extend(bounds::objection(disk_buffer));
                 if on_partition.is_none() {
@@ -119,6 +121,11 @@ impl Engine {
             Purpose::Disk { index, session } if session == self.session_name() => self.disk_caller(caller, index),
             Purpose::Disk { .. } => caller.refuse(vec!["the session that this disk belongs to is over".to_owned()]),
         }
+    }
+
+    /// A primary's address on the second link.
+    fn on_second_link(&self, address: SocketAddr) -> SocketAddr {
+        self.standby.as_ref().map_or(address, |options| as_seen_here(address, options.heartbeat))
     }
 
     /// Everything that speaks against this primary.
