@@ -16,6 +16,7 @@ use crate::addresses::{any_port, anywhere};
 use crate::beats::BeatSocket;
 use crate::guest::Shape;
 use crate::options::ProtectOptions;
+use crate::path::explain;
 use crate::start::describe;
 use crate::transport::{Stamp, TransportError, read_message, write_frame};
 use crate::witness::{Asker, chain};
@@ -222,7 +223,11 @@ fn greet(
     let mut stream = connected.map_err(Unopened::now)?;
     let hello = encode_body(&Hello { node, purpose });
     write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
-    let (header, body) = read_message(&stream, PATIENCE).map_err(failed)?;
+    let unanswered = |error| {
+        let reason = explain(&error, &stream, Some(hello.len()));
+        Unopened::now(format!("standby at {peer} has accepted the connection, but not answered: {reason}"))
+    };
+    let (header, body) = read_message(&stream, PATIENCE).map_err(unanswered)?;
     match header.kind {
         Kind::Welcome => {
             let welcome = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
@@ -267,6 +272,19 @@ mod tests {
     use nix::sys::socket::getsockopt;
 
     use super::*;
+
+    #[test]
+    fn a_greeting_that_gets_no_answer_tells_its_size_and_the_mtu_of_its_link() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = listener.local_addr().unwrap();
+        let node = NodeId::numbered(1, 1);
+        let purpose = Purpose::Disk { index: 0, session: 1 };
+        let size = encode_body(&Hello { node, purpose: purpose.clone() }).len();
+        let why = greet(node, Term(1), peer, connect(peer), purpose).unwrap_err();
+        let reason = why.reasons.join("");
+        assert!(reason.contains(&format!("the {size} bytes that were sent")) && reason.contains("MTU"), "{reason}");
+        assert!(!why.settled, "it may be well again soon");
+    }
 
     #[test]
     fn the_stream_is_not_paced() {

@@ -222,7 +222,10 @@ impl Engine {
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
-                Err(errno) => return tracing::error!(target: "ft", "epoll failed: {errno}"),
+                Err(errno) => {
+                    self.look_at_all(errno);
+                    continue;
+                }
             };
             // Messages first: beats that have arrived must be told before the clock is looked at.
             self.read_inbox();
@@ -327,7 +330,7 @@ impl Engine {
         self.answer_waiting(Err(vec![reason.to_owned()]));
     }
 
-    fn read_inbox(&mut self) {
+    pub(crate) fn read_inbox(&mut self) {
         self.inbox.acknowledge();
         while let Some(message) = self.inbox.next() {
             match message {
@@ -363,7 +366,7 @@ impl Engine {
         }
     }
 
-    fn timer_fired(&mut self) {
+    pub(crate) fn timer_fired(&mut self) {
         // Read so that the descriptor is quiet again; its count is of no interest.
         let _ = self.timer.wait();
         self.timer_at = None;
@@ -371,7 +374,7 @@ impl Engine {
         self.pump();
     }
 
-    fn read_link(&mut self, at: usize) {
+    pub(crate) fn read_link(&mut self, at: usize) {
         loop {
             match self.links[at].try_recv() {
                 Ok(Some(report)) => self.report(at, report),
@@ -430,7 +433,7 @@ impl Engine {
     pub(crate) fn watch(&self, what: Watched, fd: BorrowedFd<'_>) {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, what.data());
         if let Err(errno) = self.epoll.add(fd, event) {
-            tracing::error!(target: "ft", "cannot watch {what:?}: {errno}");
+            self.post.send(Message::Trouble("ft", format!("cannot watch {what:?}: {errno}")));
         }
     }
 
@@ -463,11 +466,12 @@ impl Engine {
             None => self.timer.unset(),
         };
         if let Err(errno) = armed {
-            tracing::error!(target: "ft", "cannot set the timer: {errno}");
+            self.timer_at = None;
+            self.trouble_once(format!("cannot set the timer: {errno}"));
         }
     }
 
-    fn publish_if_due(&mut self) {
+    pub(crate) fn publish_if_due(&mut self) {
         if self.clock.now() >= self.status_at {
             self.count_copies();
             self.publish();

@@ -31,6 +31,7 @@ mod inbox;
 mod listener;
 mod options;
 mod packing_judge;
+mod path;
 mod place;
 mod planned;
 mod primary_side;

@@ -187,6 +187,9 @@ impl Header {
         let kind = Kind::from_u16(u16_at(6)).ok_or(WireError::HeaderCorrupt)?;
         let (term, epoch) = (Term(u64_at(8)), Epoch(u64_at(16)));
         let header = Self { kind, term, epoch, len: u32_at(24), raw: u32_at(28), body_hash: u64_at(32) };
+        if !term.is_plausible() {
+            return Err(WireError::Malformed { kind, what: "a term that nobody can have reached" });
+        }
         if header.len.max(header.raw) > kind.body_max() {
             return Err(WireError::Malformed { kind, what: "longer than a frame may be" });
         }
@@ -398,6 +401,13 @@ mod tests {
             let mut wrong = bytes;
             wrong[bit / 8] ^= 1 << (bit % 8);
             assert!(Header::decode(&wrong).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn no_term_is_believed_that_would_shut_every_later_one_out() {
+        for (term, right) in [(Term::MAX, true), (Term(Term::MAX.0 + 1), false), (Term(u64::MAX), false)] {
+            assert_eq!(Header::decode(&Header { term, ..header() }.encode()).is_ok(), right, "{term}");
         }
     }
 
