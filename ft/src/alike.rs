@@ -47,7 +47,11 @@ impl Differences {
         self.compare(&format!("PCI slot of {name}"), mine.slot, theirs.slot);
         // Another number of queues has been complained about already.
         if mine.queue_sizes.len() == theirs.queue_sizes.len() {
-            self.compare(&format!("queue_size of {name}"), sizes(&mine.queue_sizes), sizes(&theirs.queue_sizes));
+            self.compare(
+                &format!("queue sizes (queue_size=) of {name}"),
+                sizes(&mine.queue_sizes),
+                sizes(&theirs.queue_sizes),
+            );
         }
         let lacking = theirs.features & !mine.features;
         if lacking != 0 {
@@ -103,9 +107,12 @@ mod tests {
             (|mine| mine.serial = false, "serial port: none here, one at the primary"),
             (
                 |mine| mine.nets[0].virtio.queue_sizes[1] = 512,
-                "queue_size of network card _net1: 256, 512, 64 here, 256, 64 at",
+                "queue sizes (queue_size=) of network card _net1: 256, 512, 64 here, 256, 64 at",
             ),
-            (|mine| mine.disks[0].virtio.queue_sizes[0] = 64, "queue_size of disk _disk0: 64 here, 128 at the primary"),
+            (
+                |mine| mine.disks[0].virtio.queue_sizes[0] = 64,
+                "queue sizes (queue_size=) of disk _disk0: 64 here, 128 at the primary",
+            ),
             (|mine| mine.disks[0].virtio.slot = 9, "PCI slot of disk _disk0: 9 here, 1 at the primary"),
             (|mine| mine.nets[0].virtio.features = 0b1011, "network card _net1: the guest may use features 0x4 at"),
         ];
