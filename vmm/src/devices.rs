@@ -137,6 +137,12 @@ pub struct FtLink {
     pub info: DeviceInfo,
     /// A network card's address.
     pub mac: Option<[u8; 6]>,
+    /// PCI slot.
+    pub slot: u16,
+    /// Largest size of each queue.
+    pub queue_sizes: Vec<u16>,
+    /// Features offered to the driver.
+    pub features: u64,
 }
 
 /// One device with its place on the bus.
@@ -298,7 +304,19 @@ impl DeviceManager {
                 _ => (LinkKind::Disk, None),
             };
             let fd = process.control().inspect_err(|e| tracing::error!("cannot share an ft-ctl socket: {e}")).ok()?;
-            Some(FtLink { id: device.id.clone(), fd, kind, queues: device.queues, info: info.clone(), mac })
+            let mut transport = device.lock();
+            let virtio = transport.device_mut();
+            Some(FtLink {
+                id: device.id.clone(),
+                fd,
+                kind,
+                queues: device.queues,
+                info: info.clone(),
+                mac,
+                slot: device.slot as u16,
+                queue_sizes: virtio.queue_sizes().to_vec(),
+                features: virtio.features(),
+            })
         };
         self.devices.iter().filter_map(link).collect()
     }

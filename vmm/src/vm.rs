@@ -152,6 +152,12 @@ impl SavedParts {
         std::mem::replace(from, StateReader::new(&[])?).finish()
     }
 
+    /// Whether there is a serial port, whose state is part of the VM's.
+    #[must_use]
+    pub fn has_serial(&self) -> bool {
+        self.serial.is_some()
+    }
+
     /// The guest's clocks now; the vCPUs are parked, and the last pause was with capture.
     ///
     /// # Errors
