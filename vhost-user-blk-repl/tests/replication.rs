@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use common::hosts::*;
 use common::*;
-use ft_proto::Epoch;
 use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, Hold, InFlight, Report};
+use ft_proto::{Epoch, Term, VmId};
 use vhost_user_blk_repl::image::{FileImage, Image};
 use vhost_user_blk_repl::mirror_wire::{
-    Begin, Digest, Frame, HEADER_LEN, Kind, ResyncKind, decode, encode, encode_fields,
+    Begin, Digest, Frame, Greeting, HEADER_LEN, Kind, ResyncKind, decode, encode, encode_fields,
 };
 
 const SIZE: usize = 2 << 20;
@@ -497,6 +497,10 @@ fn the_standby_can_refuse_and_the_primary_says_why() {
     assert!(primary.vmm.mirror_lost().contains("without a stream"));
 }
 
+fn greeting(serial: &str, vm: Option<VmId>) -> Vec<u8> {
+    encode_fields(&Greeting { serial: serial.to_owned(), vm, term: Term(1) })
+}
+
 /// Plays the primary by hand.
 struct Peer {
     stream: TcpStream,
@@ -530,11 +534,15 @@ impl Peer {
         self.send(Kind::End, epoch, digest.count, digest.sum, &[]);
     }
 
+    fn greet(&mut self, epoch: u64) {
+        self.send(Kind::Hello, epoch, 0, SIZE as u64, &greeting("disk-1", None));
+    }
+
     /// Greets, and begins a copy of everything.
     fn begin(&mut self, epoch: u64) {
-        self.send(Kind::Hello, epoch, 0, SIZE as u64, b"disk-1");
+        self.greet(epoch);
         assert_eq!(self.hear().0, Kind::Answer);
-        let begin = Begin { kind: ResyncKind::Full, disk: 1, base: 2, generation: 3 };
+        let begin = Begin { kind: ResyncKind::Full, disk: 1, common: None, marks: vec![], base: 2, generation: 3 };
         self.send(Kind::Begin, 0, 0, 0, &encode_fields(&begin));
     }
 
@@ -590,9 +598,9 @@ fn bad_streams_are_refused_and_nothing_open_is_applied() {
             peer.stream.write_all(&bytes).unwrap();
         }),
         ("bad magic", |peer| peer.stream.write_all(&[0; 64]).unwrap()),
-        ("version 3", |peer| {
+        ("version 2", |peer| {
             let mut bytes = peer.bytes(Kind::Write, 3, 0, 512, &[9; 512]);
-            bytes[4] = 3;
+            bytes[4] = 2;
             peer.stream.write_all(&bytes).unwrap();
         }),
         ("does not fit the disk", |peer| peer.send(Kind::Write, 3, SIZE as u64, 512, &[9; 512])),
@@ -600,7 +608,7 @@ fn bad_streams_are_refused_and_nothing_open_is_applied() {
         ("frame of epoch 2 in epoch 3", |peer| peer.write(2, 0, 9)),
         ("should have", |peer| peer.send(Kind::End, 3, 2, 0, &[])),
         ("the copy is done", |peer| peer.send(Kind::Copy, 3, 0, 512, &[9; 512])),
-        ("second greeting", |peer| peer.send(Kind::Hello, 3, 0, SIZE as u64, b"disk-1")),
+        ("second greeting", |peer| peer.greet(3)),
         ("frame of a primary", |peer| peer.send(Kind::Refused, 3, 0, 0, b"no")),
     ];
     for (reason, spoil) in cases {

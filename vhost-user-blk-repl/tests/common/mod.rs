@@ -28,6 +28,7 @@ use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures}
 use vhost::vhost_user::{Frontend, Listener, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vhost_user_blk_repl::image::{FileImage, Image};
+use vhost_user_blk_repl::proof::{Moment, Stamp};
 use vhost_user_blk_repl::record_file::Opened;
 use vhost_user_blk_repl::{Device, Options};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -199,6 +200,12 @@ impl Image for GatedImage {
     }
     fn hole_end(&self, offset: u64) -> Option<u64> {
         self.inner.hole_end(offset)
+    }
+    fn stamp(&self) -> io::Result<Option<Stamp>> {
+        self.inner.stamp()
+    }
+    fn changed(&self) -> io::Result<Option<Moment>> {
+        self.inner.changed()
     }
 }
 
