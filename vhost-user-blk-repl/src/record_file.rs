@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::image::Image;
 use crate::proof::{Reason, Stamp, Verdict, judge};
 use crate::record::{FILE_MAX, Record, RecordFault, Role, decode, encode, is_of_this_version, slot_len};
-use crate::stamp::{boot, read_bounded};
+use crate::stamp::{boot, no_file, read_bounded};
 use crate::watch::trace_of;
 
 /// Where records of block devices are kept, because nothing in /dev lasts.
@@ -108,7 +108,9 @@ pub fn beside(image: &Path) -> PathBuf {
 pub fn read(path: &Path, write: bool) -> io::Result<Option<(File, Vec<u8>)>> {
     let mut options = OpenOptions::new();
     options.read(true).write(write).custom_flags(OFlag::O_NONBLOCK.bits());
-    match options.open(path) {
+    // Opening something else may do something to it.
+    let opened = fs::metadata(path).and_then(|meta| if meta.is_file() { options.open(path) } else { Err(no_file()) });
+    match opened {
         Ok(file) => read_bounded(&file, FILE_MAX).map(|bytes| Some((file, bytes))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
@@ -132,10 +134,10 @@ impl RecordFile {
     /// See [`RecordError`]; nothing was changed.
     pub fn open(path: &Path, record: PathBuf, image: &dyn Image, purpose: Purpose) -> Result<Opened, RecordError> {
         let size = image.size();
+        let read = read(&record, true).map_err(|e| RecordError::Read(record.clone(), e))?;
         // The file itself, not one of its names: it is replaced where it is.
         let record = fs::canonicalize(&record).unwrap_or(record);
         let mut found = Self { path: record, file: None, sequence: 0 };
-        let read = read(&found.path, true).map_err(|e| RecordError::Read(found.path.clone(), e))?;
         let Some((file, bytes)) = read else { return Ok(Opened { file: found, record: None, purpose }) };
         let (sequence, mut record) = match decode(&bytes) {
             Ok(decoded) => decoded,

@@ -91,6 +91,12 @@ pub fn boot() -> u128 {
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 
+/// Something is where a file should be.
+#[must_use]
+pub fn no_file() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")
+}
+
 /// The first `limit` bytes of a regular file, or all of it if it is not longer; never waits for a writer.
 ///
 /// # Errors
@@ -98,7 +104,7 @@ pub fn boot() -> u128 {
 pub fn read_bounded(file: &File, limit: usize) -> io::Result<Vec<u8>> {
     let meta = file.metadata()?;
     if !meta.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        return Err(no_file());
     }
     if meta.len() > limit as u64 {
         let told = format!("it has {} bytes, none that is needed has more than {limit}", meta.len());

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
 pub mod hosts;
+pub mod peer;
 pub mod program;
 
 use std::cell::Cell;
@@ -389,6 +390,15 @@ impl Vmm {
         match self.recv() {
             Report::MirrorLost { reason } => reason,
             report => panic!("expected MirrorLost, got {report:?}"),
+        }
+    }
+
+    /// The reason why the stream is lost, whatever is reported before.
+    pub fn until_lost(&self) -> String {
+        loop {
+            if let Report::MirrorLost { reason } = self.recv() {
+                return reason;
+            }
         }
     }
 
