@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use ft_proto::{Epoch, Term, VmId};
 use vhost_user_blk_repl::mirror_wire::{
@@ -25,7 +26,10 @@ pub struct Peer {
 
 impl Peer {
     pub fn new(fd: OwnedFd, size: usize) -> Self {
-        Self { stream: fd.into(), digest: Digest::default(), size: size as u64 }
+        let stream = TcpStream::from(fd);
+        // Whoever refuses a stream does not read it to its end.
+        stream.set_write_timeout(Some(Duration::from_secs(3))).unwrap();
+        Self { stream, digest: Digest::default(), size: size as u64 }
     }
 
     pub fn bytes(&mut self, kind: Kind, epoch: u64, offset: u64, len: u64, body: &[u8]) -> Vec<u8> {
