@@ -283,8 +283,8 @@ impl Tracker {
     pub fn take_over(&self) {
         let mut state = self.state();
         state.receiving = 0;
-        let copied =
-            state.record.as_ref().filter(|record| record.role == Role::Standby).map(|record| record.term.next());
+        let is_copy = |record: &&Record| matches!(record.role, Role::Standby | Role::Syncing);
+        let copied = state.record.as_ref().filter(is_copy).map(|record| record.term.next());
         state.run_alone(copied);
         self.notify();
     }

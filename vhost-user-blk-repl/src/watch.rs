@@ -181,10 +181,11 @@ impl Watch {
         let until = now.plus(ALLOWED + 2 * lock(&self.allowed).took.min(SLOWEST));
         let proof = self.file.map(|file| {
             let mut floor = lock(&self.floor);
-            if now > floor.next.0.plus(LAG) {
-                floor.since = floor.next.1;
-                let stamp = self.image.stamp().ok().flatten();
-                floor.next = (now, stamp.map_or(floor.since, |stamp| stamp.changed));
+            let set_back = now < floor.next.0;
+            if set_back || now > floor.next.0.plus(LAG) {
+                let changed = self.image.changed().ok().flatten().unwrap_or(floor.since);
+                floor.since = if set_back { floor.since.min(changed) } else { floor.next.1 };
+                floor.next = (now, changed);
             }
             Proof::Open { file, boot: boot(), run: self.run, since: floor.since, until }
         });
@@ -254,7 +255,9 @@ impl Watch {
     fn begin(&self) -> io::Result<()> {
         let mut time = now();
         let until = Moment(self.until.load(Ordering::SeqCst));
-        if until < time.plus(SPARE) {
+        // Further ahead than ever: the clock was set back.
+        let ahead = until > time.plus(ALLOWED + 2 * SLOWEST) && until != Moment(i64::MAX);
+        if until < time.plus(SPARE) || ahead {
             self.extend(until < time)?;
             time = now();
         }
