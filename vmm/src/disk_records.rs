@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ft_proto::VmId;
 use ft_proto::witness::{DiskState, Disks};
-use ft_proto::{Term, VmId};
 use serde::Deserialize;
 
 use crate::config::{DiskConfig, VmConfig};
@@ -19,14 +19,22 @@ struct Told {
     state: DiskState,
     #[serde(default)]
     reason: Option<String>,
-    #[serde(default)]
-    ended: Term,
 }
 
-/// What the disks that the guest writes through us say, all together; and why, if nothing can be started from them, or it is not
+/// What the disks that the guest writes through us say, all together. What is wrong with them is logged.
+#[must_use]
+pub fn read(config: &VmConfig) -> Disks {
+    let (disks, doubt) = read_with_reason(config);
+    if let Some(doubt) = doubt {
+        tracing::warn!("disks: {doubt}");
+    }
+    disks
+}
+
+/// As [`read`]; and why, if nothing can be started from them, or it is not
 /// certain that they are what they say.
 #[must_use]
-pub fn disks(config: &VmConfig) -> (Disks, Option<String>) {
+pub fn read_with_reason(config: &VmConfig) -> (Disks, Option<String>) {
     let told: Vec<(String, Told)> =
         images(config).map(|image| (image.display().to_string(), ask(image).unwrap_or_else(unusable))).collect();
     let vm = told.iter().find_map(|(_, told)| told.vm);
@@ -37,13 +45,6 @@ pub fn disks(config: &VmConfig) -> (Disks, Option<String>) {
         }
         Err(why) => (Disks { vm, state: DiskState::Unusable }, Some(why)),
     }
-}
-
-/// The term that the VM was last shut down in from these disks, by the oldest of them; 0: never, or there is no disk that
-/// the guest could have written through us.
-#[must_use]
-pub fn ended(config: &VmConfig) -> Term {
-    images(config).map(|image| ask(image).map(|told| told.ended).unwrap_or_default()).min().unwrap_or_default()
 }
 
 fn images(config: &VmConfig) -> impl Iterator<Item = &Path> {
@@ -126,6 +127,8 @@ fn words(state: DiskState) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ft_proto::Term;
+
     use super::DiskState::{Alone, Copy, Ended, Fresh, Hole, Protected, Unusable};
     use super::*;
 
@@ -139,9 +142,9 @@ mod tests {
         let text = br#"{"record":"/a.pollux","vm":"00000000000000000000000000000007","role":"alone","ended":12,
             "hole":false,"state":{"ended":12}}"#;
         let told: Told = serde_json::from_slice(text).unwrap();
-        assert_eq!((told.vm, told.ended, told.state), (Some(VmId(7)), Term(12), Ended(Term(12))));
+        assert_eq!((told.vm, told.state), (Some(VmId(7)), Ended(Term(12))));
         let told: Told = serde_json::from_slice(br#"{"record":null,"hole":true,"state":"hole"}"#).unwrap();
-        assert_eq!((told.vm, told.ended, told.state), (None, Term(0), Hole));
+        assert_eq!((told.vm, told.state), (None, Hole));
     }
 
     #[test]
@@ -200,8 +203,7 @@ mod tests {
             ..Default::default()
         };
         let config = VmConfig { disks: Some(vec![disk(true, false), disk(false, true)]), ..VmConfig::default() };
-        assert_eq!(ended(&config), Term(0));
-        assert_eq!(disks(&config), (Disks::default(), None));
-        assert_eq!(disks(&VmConfig::default()), (Disks::default(), None));
+        assert_eq!(read_with_reason(&config), (Disks::default(), None));
+        assert_eq!(read(&VmConfig::default()), Disks::default());
     }
 }
