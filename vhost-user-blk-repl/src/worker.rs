@@ -121,9 +121,9 @@ impl Worker {
         let geometry = Geometry { size: image.size(), block: options.block_size, read_only: options.read_only };
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let standby = options.record.as_ref().is_some_and(|record| record.purpose == Purpose::StandBy);
-        let tracker = Tracker::new(options.record, image.clone(), wake.clone())?;
+        let tracker = Tracker::new(options.record, image, wake.clone())?;
         Ok(Self {
-            disk: Disk::new(image, options.threads)?,
+            disk: Disk::new(tracker.image().clone(), options.threads)?,
             geometry,
             serial: options.serial,
             vrings: Vec::new(),
@@ -181,6 +181,12 @@ impl Worker {
     /// Whether every write must be durable before it completes: the driver cannot flush.
     pub fn set_writethrough(&mut self, on: bool) {
         self.writethrough = on;
+    }
+
+    /// The process ends: nothing is taken from the queues or the streams any more. What is left to do for the image.
+    pub(crate) fn shut(&mut self) -> (Option<Arc<Applier>>, Tracker) {
+        (self.mirror, self.receiver, self.memory, self.link) = (None, None, None, None);
+        (self.applier.clone(), self.tracker.clone())
     }
 
     /// Serves every queue: something that held them up is over.
