@@ -7,6 +7,7 @@
 //! queues by device processes, which are sealed through their ft-ctl sockets. With the vCPUs parked nothing here touches
 //! guest memory, as long as [`DeviceManager::kick_all`] and the like are called by the thread that owns the VM.
 
+mod broken_queues;
 mod build;
 
 pub(crate) use build::DISK_PROGRAM;
@@ -25,6 +26,7 @@ use serde_json::{Value, json};
 use crate::bus::{Bus, BusError};
 use crate::config::VmConfig;
 use crate::device_process::{ChildExits, DeviceProcess, ProcessError};
+use crate::devices::broken_queues::{BrokenQueues, Watched};
 use crate::devices::build::{Planned, Shared};
 use crate::devices::names::Slots;
 use crate::irq::{IrqError, IrqManager};
@@ -169,6 +171,7 @@ pub struct DeviceManager {
     exits: Arc<ChildExits>,
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
+    _broken_queues: BrokenQueues,
 }
 
 impl DeviceManager {
@@ -284,7 +287,8 @@ impl DeviceManager {
     /// When a backend does not let go of its queues; the others are reset all the same.
     pub fn reset(&mut self) -> Result<(), DeviceError> {
         self.lock_pci().reset();
-        self.for_all(VirtioPci::reset)
+        let reset = self.for_all(VirtioPci::reset);
+        reset.and(self.for_all(VirtioPci::place_bar))
     }
 
     /// Links to the device processes of ours, in slot order.
@@ -331,7 +335,13 @@ impl DeviceManager {
     /// When the checkpoint is of a VM that is built differently.
     pub fn load(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         self.lock_pci().load(from)?;
-        self.devices.iter().try_for_each(|device| device.lock().load(from))
+        self.devices.iter().try_for_each(|device| device.lock().load(from))?;
+        // Only now: the guest may have given one device's place to another.
+        self.devices.iter().try_for_each(|device| {
+            let part =
+                |e: VirtioError| StateError::Part { id: device.id.clone(), what: crate::cpu::chain(&e), source: None };
+            device.lock().place_bar().map_err(part)
+        })
     }
 
     /// After [`DeviceManager::load`]: sets up the backends of all devices that have a driver, at the queue positions of the
@@ -397,15 +407,15 @@ impl DeviceManager {
 impl Drop for DeviceManager {
     fn drop(&mut self) {
         // The buses hold the devices, and those hold the buses.
-        take_off(&self.devices, &self.mmio);
+        take_off(&self.devices);
         self.mmio.remove(ECAM_START);
         self.pio.remove(CONFIG_PORTS);
     }
 }
 
-fn take_off(devices: &[Device], mmio: &Bus) {
+fn take_off(devices: &[Device]) {
     for device in devices {
-        mmio.remove(device.lock().bar());
+        device.lock().unplug();
     }
 }
 
@@ -453,26 +463,42 @@ impl Rack {
         let (mmio, doorbells, ram) = (self.mmio.clone(), self.doorbells.clone(), self.ram.clone());
         let transport = VirtioPci::new(id, device, Machine { mmio, doorbells, ram }, base, lines)
             .map_err(|source| DeviceError::Virtio { id: id.to_owned(), source })?;
-        let transport = Arc::new(Mutex::new(transport));
-        self.pci.insert(slot, transport.clone()).map_err(no_slot)?;
-        self.mmio.insert(transport.clone(), base, BAR_SIZE)?;
-        Ok(Device { id: id.to_owned(), slot, transport, kind: None, queues: 0, process: None })
+        let device = Device { id: id.to_owned(), slot, transport, kind: None, queues: 0, process: None };
+        if let Err(e) = self.pci.insert(slot, device.transport.clone()) {
+            device.lock().unplug();
+            return Err(no_slot(e));
+        }
+        Ok(device)
     }
 
     fn finish(mut self, log: Arc<DirtyLog>, exits: Arc<ChildExits>) -> Result<DeviceManager, DeviceError> {
         let pci = Arc::new(Mutex::new(std::mem::take(&mut self.pci)));
         self.mmio.insert(Arc::new(Mutex::new(Ecam(pci.clone()))), ECAM_START, ECAM_SEGMENT_SIZE)?;
         self.pio.insert(Arc::new(Mutex::new(ConfigPorts(pci.clone()))), CONFIG_PORTS, CONFIG_PORTS_LEN)?;
+        let watched = self.devices.iter().map(|device| {
+            Ok(Watched { event: device.lock().broken_event()?, transport: Arc::downgrade(&device.transport) })
+        });
+        let watched = watched.collect::<io::Result<_>>().and_then(BrokenQueues::watch);
+        let broken_queues =
+            watched.map_err(|source| DeviceError::System { what: "cannot watch for broken queues", source })?;
         self.finished = true;
-        let devices = std::mem::take(&mut self.devices);
-        Ok(DeviceManager { pci, devices, log, log_on: false, exits, pio: self.pio.clone(), mmio: self.mmio.clone() })
+        Ok(DeviceManager {
+            pci,
+            devices: std::mem::take(&mut self.devices),
+            log,
+            log_on: false,
+            exits,
+            pio: self.pio.clone(),
+            mmio: self.mmio.clone(),
+            _broken_queues: broken_queues,
+        })
     }
 }
 
 impl Drop for Rack {
     fn drop(&mut self) {
         if !self.finished {
-            take_off(&self.devices, &self.mmio);
+            take_off(&self.devices);
         }
     }
 }
