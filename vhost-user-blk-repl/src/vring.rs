@@ -1,22 +1,51 @@
-//! A queue of the vhost-user library that survives a stale kick.
+//! A queue of the vhost-user library that survives a stale kick, and one that its driver breaks.
 //!
 //! When a ring is stopped and set up again between the arrival of a kick and its handling, the library reads the new,
 //! empty eventfd, and its worker thread would end with that error: the disk would hang in silence. Everything else is
-//! the library's own queue.
+//! the library's own queue, but for one thing: the library keeps the frontend's error eventfd to itself. Here it is written when
+//! the driver's side of the ring makes no sense; the ring is left alone then until it is set up again.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
 
+use crate::lock;
 use crate::worker::Memory;
 
 type Inner = VringMutex<Memory>;
 
 /// See the module.
 #[derive(Clone)]
-pub struct Vring(Inner);
+pub struct Vring(Inner, Arc<Fault>);
+
+#[derive(Default)]
+struct Fault {
+    /// Where the frontend wants to hear of it.
+    event: Mutex<Option<File>>,
+    broken: AtomicBool,
+}
+
+impl Vring {
+    /// The driver's side of the ring makes no sense.
+    pub fn set_broken(&self) {
+        self.1.broken.store(true, Ordering::Relaxed);
+        if let Some(event) = &mut *lock(&self.1.event)
+            && let Err(e) = event.write_all(&1_u64.to_ne_bytes())
+        {
+            tracing::debug!("the frontend cannot be told of a broken ring: {e}");
+        }
+    }
+
+    /// Whether that was so since the ring was set up.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.1.broken.load(Ordering::Relaxed)
+    }
+}
 
 impl<'a> VringStateGuard<'a, Memory> for Vring {
     type G = <Inner as VringStateGuard<'a, Memory>>::G;
@@ -35,7 +64,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
-        Inner::new(mem, max_queue_size).map(Self)
+        Inner::new(mem, max_queue_size).map(|inner| Self(inner, Arc::default()))
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
@@ -99,6 +128,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_ready(&self, ready: bool) {
+        self.1.broken.store(false, Ordering::Relaxed);
         self.0.set_queue_ready(ready);
     }
 
@@ -111,7 +141,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.0.set_err(file);
+        *lock(&self.1.event) = file;
     }
 }
 

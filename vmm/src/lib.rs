@@ -21,7 +21,6 @@ pub mod ioapic;
 pub mod irq;
 pub mod kvm;
 pub mod legacy;
-pub mod log_limit;
 pub mod logging;
 pub mod machine;
 pub mod memory;
@@ -33,3 +32,6 @@ pub mod vhost_user;
 pub mod virtio;
 pub mod vm;
 pub mod vmm;
+
+pub use ::log_limit;
+pub use ::log_limit::{info_limited, log_limited, warn_limited};
