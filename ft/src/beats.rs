@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn beats_come_back_and_noise_does_not() {
-        let beat = Beat { from: NodeId(7), term: Term(3), runs: true };
+        let beat = Beat { from: NodeId::numbered(7, 1), term: Term(3), runs: true };
         let bytes = encode(&beat);
         assert_eq!(decode(&bytes), Some(beat));
         for at in 0..bytes.len() {

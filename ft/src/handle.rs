@@ -15,7 +15,7 @@ use crate::guest::Guest;
 use crate::inbox::{Inbox, Message, Post, Reply};
 use crate::listener::Door;
 use crate::options::{ProtectOptions, StandbyOptions};
-use crate::start::{Reign, random_node};
+use crate::start::{Reign, incarnation_of};
 use crate::status::{Board, EventRecord, Status};
 use crate::witness::{Asker, WitnessAddress};
 
@@ -55,7 +55,7 @@ impl Ft {
     /// # Errors
     /// When an address cannot be bound, or a thread or descriptor cannot be had.
     pub fn standby(guest: Box<dyn Guest>, options: StandbyOptions, setup: Setup) -> Result<Self, EngineError> {
-        let reign = Reign { node: random_node(), term: ft_proto::Term(0) };
+        let reign = Reign { node: incarnation_of(ft_proto::HostId::numbered(0)), term: ft_proto::Term(0) };
         Self::start(guest, reign, setup, Some(options))
     }
 

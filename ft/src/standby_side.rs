@@ -331,7 +331,7 @@ impl Engine {
 
     /// What disks call their session by: no other one of any process has this name.
     fn session_name(&self) -> u64 {
-        self.node.id().0.wrapping_add(self.session_number)
+        self.node.id().incarnation.wrapping_add(self.session_number)
     }
 
     /// Performs `Action::TakeOver`.

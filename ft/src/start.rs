@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, Record, Verdict};
-use ft_proto::{NodeId, Term, WitnessAnswer};
+use ft_proto::{HostId, NodeId, Term, WitnessAnswer};
 
 use crate::options::{NodeOptions, Role};
 use crate::witness::{Asker, WitnessAddress};
@@ -24,7 +24,7 @@ impl Reign {
     /// That of a node which nobody has been asked about.
     #[must_use]
     pub fn unasked() -> Self {
-        Self { node: random_node(), term: Term(1) }
+        Self { node: incarnation_of(HostId::numbered(0)), term: Term(1) }
     }
 }
 
@@ -132,13 +132,17 @@ pub(crate) fn describe(record: Option<Record>) -> String {
     }
 }
 
-/// A name that no other process has, also not this one's next incarnation.
-pub(crate) fn random_node() -> NodeId {
+/// A new incarnation of `host`, which no other process has, also not this one's next.
+pub(crate) fn incarnation_of(host: HostId) -> NodeId {
+    NodeId { host, incarnation: random_word() }
+}
+
+fn random_word() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // Keyed by the kernel's random numbers; the process id separates forks of one image.
     let mut hasher = std::hash::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
-    NodeId(hasher.finish().max(1))
+    hasher.finish()
 }
 
 #[cfg(test)]

@@ -85,6 +85,8 @@ impl Worker {
                 Some(fd) => self.start_receiving(fd, max_uncommitted),
                 None => self.lost("the Receive command came without a stream"),
             },
+            // The record has no room for them yet.
+            Command::Own { .. } => self.report(&Report::Owned),
             Command::End(term) => match self.tracker.end(term) {
                 Ok(()) => self.report(&Report::Ended),
                 Err(e) => warn!("{e}"),

@@ -60,7 +60,11 @@ impl Net {
                 }
                 self.start(macs);
             }
-            Command::Mirror { .. } | Command::Unmirror | Command::Receive { .. } | Command::End(_) => {
+            Command::Mirror { .. }
+            | Command::Unmirror
+            | Command::Receive { .. }
+            | Command::Own { .. }
+            | Command::End(_) => {
                 tracing::warn!("a command for a disk is ignored");
             }
         }

@@ -8,10 +8,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Alone, Committed, Epoch, Term};
+use crate::{Alone, Committed, Epoch, Term, VmId};
 
 /// Version of this message set; a device of another version is refused at `Hello`.
-pub const CTL_VERSION: u16 = 3;
+pub const CTL_VERSION: u16 = 4;
 
 /// No encoded message is longer.
 pub const CTL_MAX: usize = 64 * 1024;
@@ -82,6 +82,16 @@ pub enum Command {
     Receive {
         /// The most bytes of uncommitted writes to hold; a peer that sends more has misbehaved.
         max_uncommitted: u64,
+    },
+    /// Disk: `vm` runs on this host, in `term`, from this image, and no other copy can be newer: note that for good. Sent when
+    /// the host is given the VM, and with the term of each session before [`Command::Mirror`]. A disk that takes over notes the
+    /// term after its copy's by itself. Answered by [`Report::Owned`], at once if it is on record already; not when it cannot
+    /// be noted.
+    Own {
+        /// The VM. An image of another one is an error.
+        vm: VmId,
+        /// The term, not before the one on record.
+        term: Term,
     },
     /// Disk: the VM is shut down, in this term, and this is its newest image: note that for good. Answered by
     /// [`Report::Ended`]; not when it cannot be noted.
@@ -234,6 +244,8 @@ pub enum Report {
     Discarded,
     /// Answer to `Start`.
     Started,
+    /// Answer to `Own`: it is on stable storage.
+    Owned,
     /// Answer to `End`: it is on stable storage.
     Ended,
     /// Disk, primary: the resynchronisation begins, goes on (at most ten times a second), and ends.

@@ -28,6 +28,6 @@ pub mod witness;
 
 pub use events::{Action, Alone, Beat, CutKind, Event, Input, OnPartition, Settings, WitnessAnswer};
 pub use failure_detector::{FailureDetector, Light, LinkId};
-pub use ids::{Committed, Epoch, NodeId, Term};
+pub use ids::{Committed, Epoch, HostId, NameError, NodeId, Term, VmId};
 pub use node::{Node, State};
 pub use time::Time;

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, Term};
+use crate::{NodeId, Term, VmId};
 
 /// Who may run the VM.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -36,6 +36,38 @@ pub enum Record {
         #[serde(default)]
         disks: Term,
     },
+}
+
+/// What a host's disks say, by their own records, about the last run of the VM from them.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+pub struct Disks {
+    /// The VM that they are of; `None`: no disk has that on record.
+    pub vm: Option<VmId>,
+    /// What for, and when.
+    pub state: DiskState,
+}
+
+/// What disks were last used for. Of several disks of one VM the one that proves least counts.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskState {
+    /// There is no disk that the guest writes through us.
+    #[default]
+    None,
+    /// There is no record, and there is content: a new image, or one that was never protected.
+    Fresh,
+    /// There is no record, and the image is one hole: perhaps a new image, perhaps the place for a copy.
+    Hole,
+    /// The VM ran from them, and no other copy could be newer, since this term or one before.
+    Alone(Term),
+    /// The VM was shut down in good order in this term.
+    Ended(Term),
+    /// The VM ran from them with a standby in sync, in this term.
+    Protected(Term),
+    /// They are a copy of the VM that ran elsewhere in this term, whole as of some epoch.
+    Copy(Term),
+    /// Nothing can be started from them: a copy that is not whole, a damaged record, or disks that contradict each other.
+    Unusable,
 }
 
 /// A transition that a node asks the witness for.
@@ -202,8 +234,8 @@ pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
 mod tests {
     use super::*;
 
-    const A: NodeId = NodeId(1);
-    const B: NodeId = NodeId(2);
+    const A: NodeId = NodeId::numbered(1, 1);
+    const B: NodeId = NodeId::numbered(2, 1);
     const T: Term = Term(7);
 
     const PROTECTED: Record = Record::Protected { primary: A, standby: B, term: T };

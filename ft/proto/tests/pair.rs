@@ -8,8 +8,8 @@ use ft_proto::{
     WitnessAnswer,
 };
 
-const A: NodeId = NodeId(0xa);
-const B: NodeId = NodeId(0xb);
+const A: NodeId = NodeId::numbered(0xa, 1);
+const B: NodeId = NodeId::numbered(0xb, 1);
 const STEP: Duration = Duration::from_millis(10);
 
 struct Pair {

@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    const OWN: Claim = Claim::Own { node: NodeId(1), term: Term(0) };
+    const OWN: Claim = Claim::Own { node: NodeId::numbered(1, 1), term: Term(0) };
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
@@ -217,8 +217,8 @@ mod tests {
         }
         lock.unlock().unwrap();
         // The first one has been judged by now, the second one was never asked.
-        let answer = asker.ask_and_wait(Claim::Own { node: NodeId(2), term: Term(0) }, LONG);
-        let first = Record::Solo { owner: NodeId(1), term: Term(1) };
+        let answer = asker.ask_and_wait(Claim::Own { node: NodeId::numbered(2, 1), term: Term(0) }, LONG);
+        let first = Record::Solo { owner: NodeId::numbered(1, 1), term: Term(1) };
         assert!(matches!(answer, WitnessAnswer::Judged(_, Verdict::Refused(Some(record))) if record == first));
     }
 }

@@ -91,8 +91,8 @@ mod tests {
     use super::*;
     use crate::witness::chain;
 
-    const A: NodeId = NodeId(1);
-    const B: NodeId = NodeId(2);
+    const A: NodeId = NodeId::numbered(1, 1);
+    const B: NodeId = NodeId::numbered(2, 1);
     const T: Term = Term(1);
 
     #[test]

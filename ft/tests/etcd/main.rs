@@ -15,8 +15,8 @@ use nix::sys::signal::Signal;
 
 use rig::Cluster;
 
-const A: NodeId = NodeId(1);
-const B: NodeId = NodeId(2);
+const A: NodeId = NodeId::numbered(1, 1);
+const B: NodeId = NodeId::numbered(2, 1);
 const T: Term = Term(1);
 const OWN: Claim = Claim::Own { node: A, term: Term(0) };
 const REGISTER: Claim = Claim::Register { primary: A, standby: B, term: T };
@@ -106,7 +106,7 @@ fn of_many_hosts_that_start_at_once_one_owns_the_vm() {
     let wins: usize = thread::scope(|scope| {
         let race = |node| {
             let mut witness = cluster.witness("/pollux/vm1");
-            let claim = Claim::Own { node: NodeId(node), term: Term(0) };
+            let claim = Claim::Own { node: NodeId::numbered(node, 1), term: Term(0) };
             scope.spawn(move || usize::from(granted(&mut witness, claim)))
         };
         let racers: Vec<_> = (1..=8).map(race).collect();

@@ -213,7 +213,10 @@ impl Model for System {
         let Bounds { crashes, breaks, losses, wishes, .. } = self.bounds;
         let settings = settings(self.policy);
         vec![Sys {
-            hosts: [host(Node::solo(NodeId(1), Term(1), settings, T0)), host(Node::standby(NodeId(2), settings, T0))],
+            hosts: [
+                host(Node::solo(NodeId::numbered(1, 1), Term(1), settings, T0)),
+                host(Node::standby(NodeId::numbered(2, 1), settings, T0)),
+            ],
             record: None,
             asks: Vec::new(),
             late: Vec::new(),
@@ -402,7 +405,7 @@ impl Sys {
     }
 
     fn restart(&mut self, at: usize) {
-        self.hosts[at].node = Some(Node::standby(NodeId(self.next_node), settings(self.policy), T0));
+        self.hosts[at].node = Some(Node::standby(NodeId::numbered(2, self.next_node), settings(self.policy), T0));
         self.next_node += 1;
     }
 }

@@ -47,7 +47,7 @@ impl World {
             return (host, node);
         }
         let other = (host + 1 + self.rng.index(self.hosts.len() - 1)) % self.hosts.len();
-        let peer = NodeId(self.rng.word());
+        let peer = NodeId::numbered(other as u64, self.rng.word());
         let term = self.witness.record.map_or(Term(0), |record| record.term());
         self.hosts[other].image.record.receive(false);
         if self.rng.chance(300_000) {
@@ -90,7 +90,7 @@ impl World {
         let first = self.rng.index(self.hosts.len());
         let hosts = (0..self.hosts.len()).map(|at| (first + at) % self.hosts.len());
         for host in hosts.collect::<Vec<_>>() {
-            let node = NodeId(self.rng.word());
+            let node = NodeId::numbered(host as u64, self.rng.word());
             let record = self.hosts[host].image.record;
             let believes = self.mutation == Some(Mutation::StartFromAnyDisks);
             let disks = if believes { Term(u64::MAX >> 1) } else { record.ended };

@@ -61,6 +61,7 @@ impl Nic {
             | Command::Mirror { .. }
             | Command::Unmirror
             | Command::Receive { .. }
+            | Command::Own { .. }
             | Command::End(_) => {}
         }
         Vec::new()

@@ -156,7 +156,7 @@ impl World {
             truth: Truth::default(),
             checks,
             trace,
-            first_owner: NodeId(0),
+            first_owner: NodeId::numbered(0, 1),
             healed_at: None,
             protected_since: None,
             end: None,
@@ -214,7 +214,7 @@ impl World {
     }
 
     fn new_node(&mut self, host: usize) -> NodeId {
-        let id = NodeId(self.rng.word());
+        let id = NodeId::numbered(host as u64, self.rng.word());
         let name = format!("{}{}", name(host), self.hosts[host].incarnations + 1);
         self.trace.name(id, name);
         id
