@@ -470,6 +470,10 @@ fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
         if mine.queues != theirs.queues {
             differ(&name("number of queues"), mine.queues.to_string(), theirs.queues.to_string());
         }
+        if mine.block_size != theirs.block_size {
+            let (what, theirs) = (name("block size (direct=on has that of the storage)"), theirs.block_size);
+            differ(&what, format!("{} bytes", mine.block_size), format!("{theirs} bytes"));
+        }
     }
     for (mine, theirs) in mine.nets.iter().zip(&theirs.nets) {
         if mine.id != theirs.id {
@@ -479,6 +483,9 @@ fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
             let what = format!("number of queues of network card {}", theirs.id);
             differ(&what, mine.queues.to_string(), theirs.queues.to_string());
         }
+        if mine.mtu != theirs.mtu {
+            differ(&format!("MTU of network card {}", theirs.id), mine.mtu.to_string(), theirs.mtu.to_string());
+        }
     }
     reasons
 }
@@ -486,12 +493,13 @@ fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::DiskShape;
+    use crate::guest::{DiskShape, NetShape};
 
     fn shape() -> Shape {
         let (id, serial) = ("_disk0".to_owned(), String::new());
-        let disk = DiskShape { id, size: 1 << 30, read_only: false, serial, queues: 1 };
-        Shape { memory: 512 << 20, vcpus: 2, disks: vec![disk], ..Shape::default() }
+        let disk = DiskShape { id, size: 1 << 30, read_only: false, serial, block_size: 512, queues: 1 };
+        let net = NetShape { id: "_net1".to_owned(), mac: [2; 6], mtu: 1500, queues: 2 };
+        Shape { nets: vec![net], memory: 512 << 20, vcpus: 2, disks: vec![disk], ..Shape::default() }
     }
 
     #[test]
@@ -503,5 +511,15 @@ mod tests {
         assert_eq!(reasons.len(), 3, "{reasons:?}");
         assert!(reasons[0].contains("256 MiB here, 512 MiB at the primary"), "{reasons:?}");
         assert!(reasons[2].contains("_disk0"), "{reasons:?}");
+    }
+
+    #[test]
+    fn what_the_guest_was_told_of_its_devices_holds_here_too() {
+        let mut other = shape();
+        (other.disks[0].block_size, other.nets[0].mtu) = (4096, 9000);
+        let reasons = differences(&other, &shape());
+        assert_eq!(reasons.len(), 2, "{reasons:?}");
+        assert!(reasons[0].contains("4096 bytes here, 512 bytes at the primary"), "{reasons:?}");
+        assert!(reasons[1].contains("MTU of network card _net1: 9000 here, 1500 at the primary"), "{reasons:?}");
     }
 }

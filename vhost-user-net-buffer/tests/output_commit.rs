@@ -214,7 +214,7 @@ fn a_device_without_a_frontend_ends_with_its_link() {
     link.send(&Command::Hello { version: 1 });
     // Without a name the kernel picks one.
     assert!(
-        matches!(link.report(), Report::Ready { info: ft_proto::device_ctl::DeviceInfo::Net { tap }, .. } if tap == "vmtap0")
+        matches!(link.report(), Report::Ready { info: ft_proto::device_ctl::DeviceInfo::Net { tap, mtu: 1500 }, .. } if tap == "vmtap0")
     );
     assert!(path.exists());
     drop(link);

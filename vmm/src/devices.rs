@@ -36,7 +36,7 @@ use crate::pci::bar::{BarSpace, BarSpaceError};
 use crate::pci::bus::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, PciBus, SlotError};
 use crate::pci::msix::Line;
 use crate::state::{Saved, StateError, StateReader, StateWriter};
-use crate::vhost_user::{DirtyLog, Kind, VhostUserError, Watchdog};
+use crate::vhost_user::{DirtyLog, Kind, VhostUserError, Watchdog, told_block_size, told_mtu};
 use crate::virtio::pci_transport::{BAR_SIZE, Doorbells, Machine, Observer, VirtioPci};
 use crate::virtio::rng::Rng;
 use crate::virtio::{VirtioDevice, VirtioError};
@@ -139,6 +139,10 @@ pub struct FtLink {
     pub info: DeviceInfo,
     /// A network card's address.
     pub mac: Option<[u8; 6]>,
+    /// A network card's MTU, as the guest was told.
+    pub mtu: u16,
+    /// A disk's block size, as the guest was told.
+    pub block_size: u32,
 }
 
 /// One device with its place on the bus.
@@ -296,13 +300,16 @@ impl DeviceManager {
     pub fn ft_links(&self) -> Vec<FtLink> {
         let link = |device: &Device| {
             let (process, info) = device.process.as_ref()?;
-            // From the device and not from its options: after a takeover it has the address it had on the other host.
+            // From the device and not from its options: after a takeover the guest goes by what it was told on the other host.
+            let told = device.lock().device_mut().config().to_vec();
             let (kind, mac) = match device.kind? {
-                Kind::Net(_) => (LinkKind::Net, device.lock().device_mut().config().first_chunk().copied()),
+                Kind::Net(_) => (LinkKind::Net, told.first_chunk().copied()),
                 _ => (LinkKind::Disk, None),
             };
+            let (mtu, block_size) = (told_mtu(&told), told_block_size(&told));
             let fd = process.control().inspect_err(|e| tracing::error!("cannot share an ft-ctl socket: {e}")).ok()?;
-            Some(FtLink { id: device.id.clone(), fd, kind, queues: device.queues, info: info.clone(), mac })
+            let (id, queues, info) = (device.id.clone(), device.queues, info.clone());
+            Some(FtLink { id, fd, kind, queues, info, mac, mtu, block_size })
         };
         self.devices.iter().filter_map(link).collect()
     }

@@ -85,11 +85,13 @@ impl Guest for GuestPort {
         };
         for link in lock(&self.parts.devices).ft_links() {
             match link.info {
-                DeviceInfo::Disk { size, read_only, serial } => {
-                    shape.disks.push(DiskShape { id: link.id, size, read_only, serial, queues: link.queues });
+                DeviceInfo::Disk { size, read_only, serial, block_size: _ } => {
+                    let (block_size, queues) = (link.block_size, link.queues);
+                    shape.disks.push(DiskShape { id: link.id, size, read_only, serial, block_size, queues });
                 }
                 DeviceInfo::Net { .. } => {
-                    shape.nets.push(NetShape { id: link.id, mac: link.mac.unwrap_or_default(), queues: link.queues });
+                    let (mac, mtu, queues) = (link.mac.unwrap_or_default(), link.mtu, link.queues);
+                    shape.nets.push(NetShape { id: link.id, mac, mtu, queues });
                 }
             }
         }

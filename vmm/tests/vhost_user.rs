@@ -326,6 +326,17 @@ fn a_checkpoint_without_a_position_is_refused() {
 }
 
 #[test]
+fn a_disk_with_blocks_of_another_size_is_refused() {
+    let bench = Bench::new();
+    let (device, mut other) = (bench.device(Kind::Disk, 1), bench.device(Kind::Disk, 1));
+    let mut state = device.state();
+    state.config.to_mut()[20..24].copy_from_slice(&4096_u32.to_le_bytes());
+    let error = other.set_state(&state, F_VERSION_1).unwrap_err().to_string();
+    assert!(error.contains("4096"), "{error}");
+    other.set_state(&device.state(), F_VERSION_1).unwrap();
+}
+
+#[test]
 fn the_control_queue_announces_and_counts_pairs() {
     let bench = Bench::new();
     let mut device = bench.device(net(1), 2);

@@ -24,6 +24,8 @@ use crate::virtio::{ActiveQueue, F_EVENT_IDX, F_VERSION_1, RING_FEATURES, Virtio
 const DEVICE_FEATURES: u64 = (1 << 24) - 1;
 /// Bytes of `virtio_blk_config` up to the write-zeroes fields, which is as far as the features offered go.
 const BLOCK_CONFIG_SIZE: usize = 60;
+/// Offset of the block size in it.
+const BLOCK_SIZE: usize = 20;
 /// Offset of the number of queues in it.
 const BLOCK_QUEUES: usize = 34;
 /// Bytes of `virtio_net_config` up to the MTU.
@@ -32,6 +34,8 @@ const NET_CONFIG_SIZE: usize = 12;
 const CONTROL_QUEUE_SIZE: u16 = 64;
 /// Offset of the status in a network card's configuration.
 const NET_STATUS: usize = 6;
+/// Offset of the MTU in it.
+const NET_MTU: usize = 10;
 
 const fn bit(feature: u32) -> u64 {
     1 << feature
@@ -382,6 +386,12 @@ impl VirtioDevice for VhostUserDevice {
         {
             return Err(VirtioError::Differs("the disk here is smaller".to_owned()));
         }
+        let (wanted, here) = (told_block_size(&state.config), told_block_size(&self.config));
+        if matches!(self.kind, Kind::Disk) && wanted != here {
+            return Err(VirtioError::Differs(format!(
+                "the guest was told blocks of {wanted} bytes, here they have {here}"
+            )));
+        }
         self.config.copy_from_slice(&state.config);
         self.offered = state.features & self.possible;
         self.positions.clear();
@@ -398,6 +408,18 @@ impl VirtioDevice for VhostUserDevice {
             self.config[NET_STATUS] |= net::VIRTIO_NET_S_ANNOUNCE as u8;
         }
     }
+}
+
+/// Block size in the configuration of a disk, in bytes.
+#[must_use]
+pub fn told_block_size(config: &[u8]) -> u32 {
+    config.get(BLOCK_SIZE..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u32::from_le_bytes)
+}
+
+/// MTU in the configuration of a network card, in bytes; 0 is none.
+#[must_use]
+pub fn told_mtu(config: &[u8]) -> u16 {
+    config.get(NET_MTU..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u16::from_le_bytes)
 }
 
 /// Features to offer to the driver.
