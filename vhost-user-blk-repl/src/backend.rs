@@ -20,8 +20,7 @@ use crate::control::Link;
 use crate::image::SECTOR;
 use crate::lock;
 use crate::request::{Geometry, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
-use crate::vring::Vring;
-use crate::worker::{Memory, Worker};
+use crate::worker::{Memory, Vring, Worker};
 
 const CONFIG_LEN: usize = 60;
 /// The largest queue that virtio knows.

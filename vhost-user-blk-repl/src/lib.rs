@@ -51,7 +51,6 @@ mod resync;
 pub mod run;
 pub mod show;
 mod tracker;
-mod vring;
 mod worker;
 
 pub use worker::Exit;

@@ -30,11 +30,12 @@ use crate::receive::Receiver;
 use crate::record_file::Purpose;
 use crate::request::{self, Body, Geometry, MAX_DATA, Request, Span, scatter};
 use crate::tracker::Tracker;
-use crate::vring::Vring;
 
 /// Guest memory, with a dirty log the frontend may put underneath.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<vhost_user_backend::bitmap::BitmapMmapRegion>>;
 pub(crate) type Guest = <Memory as GuestAddressSpace>::T;
+/// A queue.
+pub type Vring = device_vring::Vring<Memory>;
 
 /// Bytes of the answer to GET_ID.
 pub const SERIAL_LEN: usize = 20;

@@ -8,19 +8,18 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
 
-use crate::lock;
-use crate::worker::Memory;
+use vm_memory::GuestAddressSpace;
 
-type Inner = VringMutex<Memory>;
+type Inner<M> = VringMutex<M>;
 
 /// See the module.
 #[derive(Clone)]
-pub struct Vring(Inner, Arc<Fault>);
+pub struct Vring<M: GuestAddressSpace>(Inner<M>, Arc<Fault>);
 
 #[derive(Default)]
 struct Fault {
@@ -29,11 +28,12 @@ struct Fault {
     broken: AtomicBool,
 }
 
-impl Vring {
+impl<M: GuestAddressSpace> Vring<M> {
     /// The driver's side of the ring makes no sense.
     pub fn set_broken(&self) {
         self.1.broken.store(true, Ordering::Relaxed);
-        if let Some(event) = &mut *lock(&self.1.event)
+        let mut event = self.1.event.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(event) = &mut *event
             && let Err(e) = event.write_all(&1_u64.to_ne_bytes())
         {
             tracing::debug!("the frontend cannot be told of a broken ring: {e}");
@@ -47,15 +47,15 @@ impl Vring {
     }
 }
 
-impl<'a> VringStateGuard<'a, Memory> for Vring {
-    type G = <Inner as VringStateGuard<'a, Memory>>::G;
+impl<'a, M: GuestAddressSpace + 'static> VringStateGuard<'a, M> for Vring<M> {
+    type G = <Inner<M> as VringStateGuard<'a, M>>::G;
 }
 
-impl<'a> VringStateMutGuard<'a, Memory> for Vring {
-    type G = <Inner as VringStateMutGuard<'a, Memory>>::G;
+impl<'a, M: GuestAddressSpace + 'static> VringStateMutGuard<'a, M> for Vring<M> {
+    type G = <Inner<M> as VringStateMutGuard<'a, M>>::G;
 }
 
-impl VringT<Memory> for Vring {
+impl<M: GuestAddressSpace + 'static> VringT<M> for Vring<M> {
     fn read_kick(&self) -> io::Result<bool> {
         match self.0.read_kick() {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(self.0.get_ref().is_enabled()),
@@ -63,15 +63,15 @@ impl VringT<Memory> for Vring {
         }
     }
 
-    fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
+    fn new(mem: M, max_queue_size: u16) -> Result<Self, Error> {
         Inner::new(mem, max_queue_size).map(|inner| Self(inner, Arc::default()))
     }
 
-    fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, M>>::G {
         self.0.get_ref()
     }
 
-    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, M>>::G {
         self.0.get_mut()
     }
 
@@ -141,11 +141,12 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_err(&self, file: Option<File>) {
-        *lock(&self.1.event) = file;
+        *self.1.event.lock().unwrap_or_else(PoisonError::into_inner) = file;
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 mod tests {
     use std::os::fd::{FromRawFd, IntoRawFd};
 
@@ -156,12 +157,26 @@ mod tests {
 
     #[test]
     fn a_kick_that_is_gone_is_no_error() {
-        let vring = Vring::new(GuestMemoryAtomic::new(GuestMemoryMmap::new()), 16).unwrap();
+        let vring = Vring::new(GuestMemoryAtomic::<GuestMemoryMmap>::new(GuestMemoryMmap::new()), 16).unwrap();
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
         // SAFETY: the descriptor was just given up by its owner.
         vring.set_kick(Some(unsafe { File::from_raw_fd(kick.into_raw_fd()) }));
         assert!(!vring.read_kick().unwrap());
         vring.set_enabled(true);
         assert!(vring.read_kick().unwrap());
+    }
+
+    #[test]
+    fn a_broken_ring_is_told_and_mended_by_being_set_up() {
+        let vring = Vring::new(GuestMemoryAtomic::<GuestMemoryMmap>::new(GuestMemoryMmap::new()), 16).unwrap();
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        vring.set_broken();
+        // SAFETY: the descriptor was just made and given up by its owner.
+        vring.set_err(Some(unsafe { File::from_raw_fd(event.try_clone().unwrap().into_raw_fd()) }));
+        assert!(vring.is_broken() && event.read().is_err(), "nobody wanted to hear of it then");
+        vring.set_broken();
+        assert_eq!(event.read().unwrap(), 1);
+        vring.set_queue_ready(true);
+        assert!(!vring.is_broken());
     }
 }
