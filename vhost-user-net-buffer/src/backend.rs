@@ -258,7 +258,7 @@ impl Net {
         let Some(poller) = &self.poller else { return };
         match poller.add(self.tap.queues()[port].as_raw_fd(), token) {
             Ok(()) => self.ports[port].parked = false,
-            Err(e) => tracing::error!("tap {}: cannot be polled: {e}", self.tap.name()),
+            Err(e) => log_limit::log_limited!(error, "tap {}: cannot be polled: {e}", self.tap.name()),
         }
     }
 

@@ -551,3 +551,38 @@ fn doorbells_follow_what_the_driver_has_negotiated() {
     rig.write(20, &[0]);
     assert_eq!(*rig.doorbells.0.lock().unwrap(), [BASE + 0x6000]);
 }
+
+/// Counts what is logged on this thread.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<usize>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        *self.0.lock().unwrap() += bytes.iter().filter(|byte| **byte == b'\n').count();
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_guest_cannot_fill_the_log() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let (rig, other) = (Rig::new(), Rig::new());
+        for _ in 0..500 {
+            // A queue outside of RAM, and a place that is another device's.
+            rig.drive(RAM);
+            other.mmio.insert(rig.transport.clone(), BASE + BAR_SIZE, BAR_SIZE).unwrap();
+            other.config_write(0x10, &((BASE + BAR_SIZE) as u32).to_le_bytes());
+            other.config_write(0x10, &(BASE as u32).to_le_bytes());
+            other.mmio.remove(BASE + BAR_SIZE);
+        }
+    });
+    let logged = *lines.0.lock().unwrap();
+    // A burst of each in every period, should this test take longer than one.
+    assert!((1..200).contains(&logged), "{logged} lines");
+}
