@@ -188,7 +188,7 @@ fn thousands_of_pauses_lose_no_port_write() {
 fn copy_memory(from: &Tiny, to: &Tiny) {
     let (from, to) = (from.vm.memory_view(), to.vm.memory_view());
     let mut page = vec![0; 4096];
-    for gfn in from.ranges().into_iter().flat_map(|(first, pages)| first..first + pages) {
+    for gfn in from.ranges().flat_map(|(first, pages)| first..first + pages) {
         from.copy_out(&[gfn], &mut page);
         if page.iter().any(|byte| *byte != 0) {
             assert!(to.write_page(gfn, &page));
