@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use ft_proto::wire::{Hello, Kind, Purpose, Refusal, TookOver, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
-use ft_proto::{Epoch, LinkId, NodeId, Term, WitnessAnswer};
+use ft_proto::{Epoch, LinkId, NodeId, Term, VmId, WitnessAnswer};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::beats::BeatSocket;
 use crate::guest::Shape;
+use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
 use crate::start::describe;
-use crate::transport::{Stamp, TransportError, read_frame, write_frame};
+use crate::transport::{Stamp, TransportError, read_message, write_frame};
 use crate::witness::{Asker, chain};
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
@@ -40,10 +41,47 @@ pub struct Opened {
     pub peer: NodeId,
     /// The term that the witness has this node in.
     pub term: Term,
-    /// The standby's name for the session.
-    pub session: u64,
+    /// The session.
+    pub(crate) key: SessionKey,
     /// The session whose last checkpoint the standby's memory still is, if it was asked for.
     pub base: Option<u64>,
+}
+
+/// Why there is no session.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Unopened {
+    /// All reasons, one sentence each.
+    pub reasons: Vec<String>,
+    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody answered.
+    pub settled: bool,
+}
+
+impl Unopened {
+    /// For now; the next try may go better.
+    pub(crate) fn now(reason: String) -> Self {
+        Self { reasons: vec![reason], settled: false }
+    }
+
+    fn settled(reasons: Vec<String>) -> Self {
+        Self { reasons, settled: true }
+    }
+
+    /// And for these reasons, as far as they are not told yet.
+    fn and(&mut self, more: Self) {
+        if more.reasons.is_empty() {
+            return;
+        }
+        self.settled = more.settled && (self.settled || self.reasons.is_empty());
+        for reason in more.reasons {
+            if !self.reasons.contains(&reason) {
+                self.reasons.push(reason);
+            }
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        self.reasons.is_empty()
+    }
 }
 
 /// Everything that speaks for this node.
@@ -54,6 +92,12 @@ pub struct Applicant {
     /// Its term.
     pub term: Term,
     /// Its VM.
+    pub vm: VmId,
+    /// Which has never been on record at a witness.
+    pub first: bool,
+    /// What proves that it comes from the last session with whoever it calls; 0: nothing.
+    pub previous: u128,
+    /// What the VM is made of.
     pub shape: Shape,
     /// What speaks against it already.
     pub blockers: Vec<String>,
@@ -71,47 +115,45 @@ pub struct Applicant {
 ///
 /// # Errors
 /// All reasons, one sentence each.
-pub fn open_first(me: &Applicant, peers: Vec<ProtectOptions>) -> Result<Opened, Vec<String>> {
-    let mut reasons: Vec<String> = Vec::new();
+pub fn open_first(me: &Applicant, peers: Vec<ProtectOptions>) -> Result<Opened, Unopened> {
+    let mut why = Unopened::default();
     for options in peers {
         match open(me, options) {
             Ok(opened) => return Ok(opened),
-            Err(more) => more.into_iter().for_each(|reason| {
-                if !reasons.contains(&reason) {
-                    reasons.push(reason);
-                }
-            }),
+            Err(more) => why.and(more),
         }
     }
-    Err(reasons)
+    Err(why)
 }
 
 /// Opens a session, or says every reason why it cannot be.
 ///
 /// # Errors
 /// All reasons, one sentence each.
-fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<String>> {
-    let mut reasons = me.blockers.clone();
-    reasons.extend(options.faults());
+fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
+    let mut why = Unopened::settled(me.blockers.clone());
+    why.and(Unopened::settled(options.faults()));
     let first = connect(options.peer);
     if me.brief {
         // A host that is down is no reason to bother the witness.
-        reasons.extend(first.as_ref().err().cloned());
-        if !reasons.is_empty() {
-            return Err(reasons);
+        if let Err(reason) = &first {
+            why.and(Unopened::now(reason.clone()));
+        }
+        if !why.is_none() {
+            return Err(why);
         }
     }
     let mut term = me.term;
     if let Some(witness) = &me.witness {
         match own(witness, me) {
             Ok(granted) => term = granted,
-            Err(reason) => reasons.push(reason),
+            Err(more) => why.and(more),
         }
     }
     let beats = match beat_sockets(&options) {
         Ok(beats) => Some(beats),
         Err(error) => {
-            reasons.push(format!("no heartbeat link to {}: {error}", options.heartbeat));
+            why.and(Unopened::now(format!("no heartbeat link to {}: {error}", options.heartbeat)));
             None
         }
     };
@@ -125,36 +167,40 @@ fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Vec<String>> 
         took_over: me.took_over,
         on_partition: options.on_partition,
         base: me.base,
+        previous: me.previous,
     };
     // The standby's reasons are asked for even when ours suffice: an operator wants to see all of them.
-    if let Err(mut theirs) = greet(me.node, term, options.peer, first, purpose(true)) {
-        reasons.append(&mut theirs);
+    if let Err(theirs) = greet(me, term, options.peer, first, purpose(true)) {
+        why.and(theirs);
     }
-    let Some((beats, _)) = beats.filter(|_| reasons.is_empty()) else { return Err(reasons) };
-    let (stream, Welcome { node: peer, session, kept }) =
-        greet(me.node, term, options.peer, connect(options.peer), purpose(false))?;
+    let Some((beats, _)) = beats.filter(|_| why.is_none()) else { return Err(why) };
+    let (stream, Welcome { node: peer, session, nonce, kept }) =
+        greet(me, term, options.peer, connect(options.peer), purpose(false))?;
     let disk = |index| {
-        let (stream, _) = greet(me.node, term, options.peer, connect(options.peer), Purpose::Disk { index, session })?;
-        Ok::<_, Vec<String>>((index, stream))
+        let (stream, _) =
+            greet(me, term, options.peer, connect(options.peer), Purpose::Disk { index, session, nonce })?;
+        Ok::<_, Unopened>((index, stream))
     };
     let disks = me.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
-    Ok(Opened { options, stream, disks, beats, peer, term, session, base: me.base.filter(|_| kept) })
+    let key = SessionKey { session, nonce };
+    Ok(Opened { options, stream, disks, beats, peer, term, key, base: me.base.filter(|_| kept) })
 }
 
 /// Has the witness know that this node runs the VM.
-fn own(witness: &Asker, me: &Applicant) -> Result<Term, String> {
-    let claim = Claim::Own { node: me.node, term: me.term };
-    match witness.ask_and_wait(claim, PATIENCE) {
-        WitnessAnswer::Unreachable(_, reason) => Err(format!("witness {}: {reason}", witness.address())),
+fn own(witness: &Asker, me: &Applicant) -> Result<Term, Unopened> {
+    let claim = Claim::Own { node: me.node, term: me.term, first: me.first };
+    match witness.ask_and_wait(me.vm, claim, PATIENCE) {
+        WitnessAnswer::Unreachable(_, reason) => Err(Unopened::now(format!("witness {}: {reason}", witness.address()))),
         WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => Ok(record.term()),
         // Each session needs a term of its own.
         WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
-            Err(format!("the witness gave term {} twice: try again", record.term()))
+            Err(Unopened::now(format!("the witness gave term {} twice: try again", record.term())))
         }
-        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Err(format!(
-            "{}: if that node is gone for good, start this VM with --ft role=primary,force=on",
-            describe(record)
-        )),
+        WitnessAnswer::Judged(_, Verdict::Refused(None)) => Err(Unopened::settled(vec![format!(
+            "the witness at {} has lost its record of this VM: `pollux witness create --help` says what to do",
+            witness.address()
+        )])),
+        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Err(Unopened::settled(vec![describe(record)])),
     }
 }
 
@@ -170,25 +216,24 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
         let socket = UdpSocket::bind((probe.local_addr()?.ip(), 0))?;
         socket.set_nonblocking(true)?;
         addresses[link as usize] = socket.local_addr()?.to_string();
-        sockets.push(BeatSocket { link, socket, peer: Some(peer) });
+        sockets.push(BeatSocket { link, socket: socket.into(), peer: Some(peer) });
     }
     Ok((sockets, addresses))
 }
 
 /// Says hello and waits for the answer.
 fn greet(
-    node: NodeId,
+    me: &Applicant,
     term: Term,
     peer: SocketAddr,
     connected: Result<TcpStream, String>,
     purpose: Purpose,
-) -> Result<(TcpStream, Welcome), Vec<String>> {
-    let failed = |error: TransportError| vec![format!("standby at {peer}: {}", chain(&error))];
-    let mut stream = connected.map_err(|reason| vec![reason])?;
-    let hello = encode_body(&Hello { node, purpose });
+) -> Result<(TcpStream, Welcome), Unopened> {
+    let failed = |error: TransportError| Unopened::now(format!("standby at {peer}: {}", chain(&error)));
+    let mut stream = connected.map_err(Unopened::now)?;
+    let hello = encode_body(&Hello { vm: Some(me.vm), node: me.node, purpose });
     write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
-    let mut body = Vec::new();
-    let header = read_frame(&mut stream, &mut body).map_err(failed)?;
+    let (header, body) = read_message(&stream, PATIENCE).map_err(failed)?;
     match header.kind {
         Kind::Welcome => {
             let welcome = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
@@ -198,7 +243,7 @@ fn greet(
         }
         Kind::Refuse => {
             let Refusal { reasons } = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
-            Err(reasons.into_iter().map(|reason| format!("standby at {peer}: {reason}")).collect())
+            Err(Unopened::settled(reasons.into_iter().map(|reason| format!("standby at {peer}: {reason}")).collect()))
         }
         got => Err(failed(WireError::Unexpected { got, expected: "welcome or refuse" }.into())),
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::wire::TookOver;
 use ft_proto::witness::Claim;
-use ft_proto::{Action, Event, Input, LinkId, Node, Settings, State, Time};
+use ft_proto::{Action, Event, Input, LinkId, Node, NodeId, Settings, State, Time, VmId};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::copies::MemoryCopy;
 use crate::device_link::{DeviceLink, LinkError};
 use crate::guest::{Guest, Memory};
+use crate::identity::Identity;
 use crate::inbox::{Inbox, Message, Post, Reply};
 use crate::listener::Door;
 use crate::options::{ProtectOptions, StandbyOptions};
@@ -83,7 +84,8 @@ pub(crate) struct Engine {
     pub(crate) post: Post,
     pub(crate) beats: Beats,
     pub(crate) board: Board,
-    pub(crate) standby: Option<StandbyOptions>,
+    pub(crate) listen: Option<StandbyOptions>,
+    pub(crate) identity: Identity,
     pub(crate) session: Session,
     pub(crate) session_number: u64,
     pub(crate) opening: bool,
@@ -120,6 +122,15 @@ pub(crate) struct Engine {
     quit: bool,
 }
 
+/// What a node begins as.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Begin {
+    /// It runs the VM.
+    Run(Reign),
+    /// It waits for a primary.
+    StandBy(NodeId),
+}
+
 /// What an engine is made of.
 pub(crate) struct Parts {
     pub(crate) guest: Box<dyn Guest>,
@@ -128,15 +139,17 @@ pub(crate) struct Parts {
     pub(crate) board: Board,
     pub(crate) beats: Beats,
     pub(crate) clock: Clock,
-    pub(crate) reign: Reign,
-    pub(crate) standby: Option<(StandbyOptions, Door)>,
+    pub(crate) begin: Begin,
+    /// The VM, as far as it is known.
+    pub(crate) vm: Option<VmId>,
+    pub(crate) door: Option<(StandbyOptions, Door)>,
     pub(crate) peers: Vec<ProtectOptions>,
     pub(crate) witness: Option<Asker>,
 }
 
 impl Engine {
     pub(crate) fn new(parts: Parts) -> Result<Self, EngineError> {
-        let Parts { mut guest, inbox, post, board, beats, clock, reign, standby, peers, witness } = parts;
+        let Parts { mut guest, inbox, post, board, beats, clock, begin, vm, door, peers, witness } = parts;
         let links: Vec<_> = guest.links()?.into_iter().map(DeviceLink::new).collect();
         let disks = guest.shape().disks.into_iter();
         let disks: Vec<_> = disks.map(|disk| DiskStatus::new(disk.id)).collect();
@@ -144,14 +157,15 @@ impl Engine {
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(io::Error::from)?;
         let now = clock.now();
-        let core = match standby {
-            Some(_) => Node::standby(reign.node, Settings::default(), now),
-            None => Node::solo(reign.node, reign.term, Settings::default(), now),
+        let core = match begin {
+            Begin::StandBy(node) => Node::standby(node, Settings::default(), now),
+            Begin::Run(reign) => Node::solo(reign.node, reign.term, Settings::default(), now),
         };
+        let identity = Identity::new(begin, vm, witness.is_some(), now);
         let mut search = Search::new(peers);
         // The VM of a standby runs as soon as it has taken over.
-        search.switch(standby.is_some());
-        let (standby, door) = standby.unzip();
+        search.switch(matches!(begin, Begin::StandBy(_)));
+        let (listen, door) = door.unzip();
         let memory = guest.memory();
         let engine = Self {
             node: core,
@@ -163,7 +177,8 @@ impl Engine {
             post,
             beats,
             board,
-            standby,
+            listen,
+            identity,
             session: Session::None,
             session_number: 0,
             opening: false,
@@ -203,7 +218,7 @@ impl Engine {
 
     /// Runs until told to quit.
     pub(crate) fn run(mut self) {
-        if self.standby.is_some() {
+        if !self.node.runs() {
             for link in &mut self.links {
                 let _ = link.send(&Command::Standby(true), None);
             }
@@ -214,6 +229,7 @@ impl Engine {
             // Before a thread is started, which would inherit it. The first copy is work in bulk: never urgent.
             urgency::set(matches!(self.node.state(), State::Protected | State::StandbyReady));
             self.look_for_standby();
+            self.watch_record();
             self.arm_timer();
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(ready) => ready,
@@ -282,6 +298,8 @@ impl Engine {
         match event {
             Event::PeerSuspected { silence_ms } => self.suspected = Some((*silence_ms, self.clock.now())),
             // With a claim at the witness it is still why this host may take over.
+            Event::Protected { .. } => self.search.found(),
+            Event::ProtectionLost { reason, .. } => self.session_ended(reason),
             Event::LinkBack { .. } if !self.node.awaits_witness() => self.suspected = None,
             _ => {}
         }
@@ -296,9 +314,9 @@ impl Engine {
     }
 
     pub(crate) fn ask_witness(&self, claim: Claim) {
-        if let Some(witness) = &self.witness {
+        if let (Some(witness), Some(vm)) = (&self.witness, self.identity.vm) {
             let post = self.post.clone();
-            witness.ask(claim, move |answer| post.send(Message::Witness(answer)));
+            witness.ask(vm, claim, move |answer| post.send(Message::Witness(answer)));
         }
     }
 
@@ -331,10 +349,12 @@ impl Engine {
                 Message::Opened(opened, reply) => self.opened(opened, reply),
                 Message::Caller(caller) => self.caller(*caller),
                 Message::Vouched(caller, since, record) => self.vouched(*caller, since, record),
+                Message::RecordRead(record) => self.record_read(record),
                 Message::Received(number, received) if number == self.session_number => self.received(received),
                 Message::Sent(number, sent) if number == self.session_number => self.sent(sent),
                 Message::Received(..) | Message::Sent(..) => {}
                 Message::Witness(answer) => self.input(Input::Witness(answer)),
+                Message::Trouble(thread, reason) => self.trouble(thread, reason),
                 Message::Beat(link, at, beat) => self.input(Input::Beat { link, at, beat }),
             }
         }
@@ -378,10 +398,7 @@ impl Engine {
             Report::Held { epoch } | Report::Full { epoch } if epoch == self.node.epoch() => {
                 self.input(Input::CutWanted);
             }
-            Report::Complete { epoch } => {
-                let disk = u16::try_from(at).unwrap_or(u16::MAX);
-                self.input(Input::DiskComplete { epoch, disk });
-            }
+            Report::Complete { epoch } => self.disk_complete(at, epoch),
             Report::Failed { reason } => self.device_failed(at, &reason),
             Report::Resync { .. } | Report::InSync | Report::MirrorLost { .. } if at < self.disks.len() => {
                 self.disk_report(at, &report);
@@ -434,7 +451,8 @@ impl Engine {
         };
         let status = (!matches!(self.session, Session::None)).then_some(self.status_at);
         let search = self.search.due().filter(|_| self.is_alone());
-        let next = self.node.poll_timeout().into_iter().chain(copy).chain(status).chain(search).min();
+        let record = self.record_due();
+        let next = self.node.poll_timeout().into_iter().chain(copy).chain(status).chain(search).chain(record).min();
         // To fire too early now and then costs less than to be set anew after each event.
         if self.timer_at.is_some_and(|at| next.is_none_or(|next| at <= next)) {
             return;
@@ -550,6 +568,9 @@ pub enum EngineError {
     /// The VMM did not give what is needed.
     #[error(transparent)]
     Guest(#[from] crate::guest::GuestError),
+    /// A disk did not note that the VM runs from it.
+    #[error("--ft: a disk cannot note that this host runs the VM")]
+    Disk(#[from] LinkError),
     /// An address of `--ft` cannot be bound.
     #[error("--ft: cannot listen at {0}")]
     Listen(std::net::SocketAddr, #[source] io::Error),

@@ -6,16 +6,17 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use ft_proto::LinkId;
+use ft_proto::{HostId, LinkId, VmId};
 
 use crate::beats::{BeatSocket, Beats};
 use crate::clock::Clock;
-use crate::engine::{Engine, EngineError, Parts};
+use crate::engine::{Begin, Engine, EngineError, Parts};
 use crate::guest::Guest;
+use crate::identity::{incarnation_of, unnamed_host};
 use crate::inbox::{Inbox, Message, Post, Reply};
-use crate::listener::Door;
+use crate::listener::{Door, Knock};
 use crate::options::{ProtectOptions, StandbyOptions};
-use crate::start::{Reign, incarnation_of};
+use crate::start::Reign;
 use crate::status::{Board, EventRecord, Status};
 use crate::witness::{Asker, WitnessAddress};
 
@@ -23,7 +24,7 @@ use crate::witness::{Asker, WitnessAddress};
 const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// What an engine begins with, whatever its role.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// Where status and events go. One board may serve one engine after the other.
     pub board: Board,
@@ -31,6 +32,28 @@ pub struct Setup {
     pub peers: Vec<ProtectOptions>,
     /// Who is asked about the right to run.
     pub witness: Option<WitnessAddress>,
+    /// This host.
+    pub host: HostId,
+    /// The VM, if its disks say which one it is; that of a [`Reign`] counts more.
+    pub vm: Option<VmId>,
+    /// Where a host that runs the VM answers others who ask what it does.
+    pub listen: Option<StandbyOptions>,
+    /// The VM has disks that are to know what they are used for, also while it is not protected.
+    pub notes_disks: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            board: Board::default(),
+            peers: Vec::new(),
+            witness: None,
+            host: unnamed_host(),
+            vm: None,
+            listen: None,
+            notes_disks: false,
+        }
+    }
 }
 
 /// A VM's fault tolerance. Dropping it ends its threads; a peer notices that as the end of this node.
@@ -45,9 +68,10 @@ impl Ft {
     /// For a VM that runs here, alone, from [`Self::vm_started`] on.
     ///
     /// # Errors
-    /// When a thread or descriptor cannot be had.
+    /// When a thread or descriptor cannot be had, or a disk cannot note that it is run from.
     pub fn solo(guest: Box<dyn Guest>, reign: Reign, setup: Setup) -> Result<Self, EngineError> {
-        Self::start(guest, reign, setup, None)
+        let listen = setup.listen.clone();
+        Self::start(guest, Begin::Run(reign), setup, listen)
     }
 
     /// For a VM that is built here and waits for a primary.
@@ -55,31 +79,36 @@ impl Ft {
     /// # Errors
     /// When an address cannot be bound, or a thread or descriptor cannot be had.
     pub fn standby(guest: Box<dyn Guest>, options: StandbyOptions, setup: Setup) -> Result<Self, EngineError> {
-        let reign = Reign { node: incarnation_of(ft_proto::HostId::numbered(0)), term: ft_proto::Term(0) };
-        Self::start(guest, reign, setup, Some(options))
+        Self::start(guest, Begin::StandBy(incarnation_of(setup.host)), setup, Some(options))
     }
 
     fn start(
         guest: Box<dyn Guest>,
-        reign: Reign,
+        begin: Begin,
         setup: Setup,
         options: Option<StandbyOptions>,
     ) -> Result<Self, EngineError> {
         let (inbox, post) = Inbox::new()?;
-        let Setup { board, peers, witness } = setup;
+        let Setup { board, peers, witness, vm, notes_disks, .. } = setup;
         let clock = Clock::new();
         let beat_post = post.clone();
-        let heard = move |link, at, beat| beat_post.send(Message::Beat(link, at, beat));
-        let beats = Beats::start(reign.node, clock, heard)?;
+        let beats = Beats::start(clock, move |link, at, beat| beat_post.heard(link, at, beat))?;
         let witness = witness.as_ref().map(Asker::start).transpose()?;
-        let standby = match options {
+        let door = match options {
             None => None,
             Some(options) => {
-                beats.route(listen_for_beats(&options)?, None);
+                if matches!(begin, Begin::StandBy(_)) {
+                    beats.route(listen_for_beats(&options)?, None);
+                }
                 let caller_post = post.clone();
+                let heard = move |knock| {
+                    caller_post.send(match knock {
+                        Knock::Caller(caller) => Message::Caller(caller),
+                        Knock::Trouble(reason) => Message::Trouble("ft-listen", reason),
+                    })
+                };
                 let door =
-                    Door::open(options.listen, move |caller| caller_post.send(Message::Caller(Box::new(caller))))
-                        .map_err(|error| EngineError::Listen(options.listen, error))?;
+                    Door::open(options.listen, heard).map_err(|error| EngineError::Listen(options.listen, error))?;
                 Some((options, door))
             }
         };
@@ -90,12 +119,16 @@ impl Ft {
             board: board.clone(),
             beats,
             clock,
-            reign,
-            standby,
+            begin,
+            vm,
+            door,
             peers,
             witness,
         };
         let mut engine = Engine::new(parts)?;
+        if notes_disks {
+            engine.note_owner()?;
+        }
         engine.publish();
         let thread = thread::Builder::new().name("ft".to_owned()).spawn(move || engine.run())?;
         Ok(Self { post, board, thread: Mutex::new(Some(thread)) })
@@ -219,7 +252,7 @@ fn listen_for_beats(options: &StandbyOptions) -> Result<Vec<BeatSocket>, EngineE
     let bind = |(link, address)| {
         let socket = UdpSocket::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
         socket
-            .map(|socket| BeatSocket { link, socket, peer: None })
+            .map(|socket| BeatSocket { link, socket: socket.into(), peer: None })
             .map_err(|error| EngineError::Listen(address, error))
     };
     LinkId::ALL.into_iter().zip([options.listen, options.heartbeat]).map(bind).collect()

@@ -138,6 +138,12 @@ impl WholeImage {
         &self.state[self.state_at..]
     }
 
+    /// Bytes that it holds.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.pages.iter().map(Vec::capacity).sum::<usize>() + self.state.capacity()
+    }
+
     /// Gives its page buffers back for reuse.
     pub fn recycle(&mut self) -> impl Iterator<Item = Vec<u8>> + '_ {
         self.pages.drain(..)

@@ -9,7 +9,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod admission;
+mod ask;
 mod beats;
+mod bounds;
 mod capture;
 mod clock;
 mod coder;
@@ -22,10 +25,12 @@ mod first_copy;
 pub mod guest;
 mod handle;
 mod history;
+mod identity;
 mod image;
 mod inbox;
 mod listener;
 mod options;
+mod ownership;
 mod packing_judge;
 mod place;
 mod planned;
@@ -37,13 +42,16 @@ mod staging;
 mod standby_side;
 mod start;
 mod status;
+mod tally;
 mod transport;
+mod troubles;
 pub mod witness;
 
 pub use engine::EngineError;
 pub use handle::{Ft, Setup};
+pub use identity::{default_host, incarnation_of, new_vm};
 pub use options::{Compression, NodeOptions, ProtectOptions, Role, StandbyOptions};
 pub use staging::{PORTION_PAGES, Portion, Staging};
-pub use start::{Part, Reign, StartError, give_back, part};
+pub use start::{Candidate, Part, Reign, StartError, check_alone, give_back, part};
 pub use status::{Board, EventRecord, Status};
-pub use witness::{WitnessAddress, chain};
+pub use witness::{Stored, WitnessAddress, chain};

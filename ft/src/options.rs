@@ -3,24 +3,28 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use ft_proto::{OnPartition, Settings};
+use ft_proto::{HostId, OnPartition, Settings, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::witness::WitnessAddress;
 
+/// The most bytes of uncommitted writes that a standby holds for a disk.
+pub(crate) const DISK_BUFFER_MAX: u64 = 1 << 30;
+
 /// `role=` of `--ft`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Role {
     /// Whoever the witness lets: the first one boots the VM, the other one stands by.
     Auto,
     /// Boots the VM.
+    #[default]
     Primary,
     /// Waits for who runs it.
     Standby,
 }
 
 /// `--ft …`: the same for both hosts of a pair, but for addresses.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct NodeOptions {
     /// What to begin as.
     pub role: Role,
@@ -30,8 +34,12 @@ pub struct NodeOptions {
     pub peers: Vec<ProtectOptions>,
     /// The witness's record.
     pub witness: Option<WitnessAddress>,
-    /// Run the VM whatever the witness says: its runner is gone for good.
-    pub force: bool,
+    /// This host's name; `None`: one that is made of the machine and its VM.
+    pub node: Option<HostId>,
+    /// Run the VM although the witness is in this term, or the disks are: its runner is gone for good. No later term is overridden.
+    pub force: Option<Term>,
+    /// How long a standby that came up alone waits for the host with the newest disks; `None`: until it comes.
+    pub blackout_wait: Option<Duration>,
 }
 
 /// How to be a standby.
@@ -47,6 +55,9 @@ pub struct StandbyOptions {
     /// Where the witness keeps its record: a file that both hosts see, or a key in etcd.
     #[serde(default)]
     pub witness: Option<WitnessAddress>,
+    /// Who goes on in a partition, without a witness. A primary that asks for another policy is refused.
+    #[serde(default)]
+    pub on_partition: Option<OnPartition>,
     /// Silence after which this side takes the primary for dead, in milliseconds, instead of what the primary asks for; 0:
     /// never.
     #[serde(default)]
@@ -209,6 +220,9 @@ impl ProtectOptions {
         }
         if self.disk_buffer < 4 << 20 {
             faults.push(format!("disk_buffer={} is less than 4 MiB", self.disk_buffer));
+        }
+        if self.disk_buffer > DISK_BUFFER_MAX {
+            faults.push(format!("disk_buffer={} is more than {} MiB", self.disk_buffer, DISK_BUFFER_MAX >> 20));
         }
         faults
     }

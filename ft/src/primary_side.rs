@@ -16,12 +16,13 @@ use serde_json::json;
 use crate::capture::{CaptureError, Captured, Held, capture, resume};
 use crate::clock::micros;
 use crate::coder::Volume;
-use crate::connect::{self, Applicant, Opened};
+use crate::connect::{self, Applicant, Opened, Unopened};
 use crate::copies::MemoryCopy;
 use crate::engine::{Engine, Session, Watched};
 use crate::first_copy::{FirstCopy, Step};
 use crate::guest::GuestError;
 use crate::history::History;
+use crate::identity::SessionKey;
 use crate::inbox::{Message, Reply};
 use crate::options::{Compression, ProtectOptions};
 use crate::packing_judge::Judge;
@@ -31,6 +32,9 @@ use crate::staging::Staging;
 use crate::status::{CompressionStatus, Peer, Recent};
 use crate::transport::FrameReader;
 use crate::witness::{Asker, chain};
+
+/// Frames of the standby that are read before there is a look at everything else.
+const WORDS_PER_LOOK: usize = 256;
 
 /// A session in which this node is the primary.
 pub(crate) struct PrimarySide {
@@ -49,8 +53,7 @@ pub(crate) struct PrimarySide {
     lists: Vec<Vec<u64>>,
     /// How the session came about, for the next one.
     options: ProtectOptions,
-    /// The standby's name for it.
-    session: u64,
+    key: SessionKey,
     /// Whether the standby has acknowledged a whole checkpoint.
     has_base: bool,
     /// What the standby was told last of the first copy is on its way.
@@ -150,12 +153,21 @@ impl Engine {
             return;
         }
         if let Err(error) = self.open(self.search.peers().to_vec(), None) {
-            self.not_found(&[format!("cannot start a thread: {error}")]);
+            self.not_found(&Unopened::now(format!("cannot start a thread: {error}")));
         }
     }
 
-    fn not_found(&mut self, reasons: &[String]) {
-        if self.search.failed(reasons, self.clock.now()) {
+    /// A session is over. If the VM was never protected by it that is a failure like any other.
+    pub(crate) fn session_ended(&mut self, reason: &str) {
+        if self.search.session_ended() && self.search.is_on() {
+            self.last_error = Some(reason.to_owned());
+            self.not_found(&Unopened { reasons: vec![reason.to_owned()], settled: true });
+        }
+    }
+
+    fn not_found(&mut self, Unopened { reasons, settled }: &Unopened) {
+        let news = self.search.failed(reasons, *settled, self.clock.now());
+        if news && !self.search.peers().is_empty() {
             self.note("looking-for-standby", json!({ "reasons": reasons }));
             self.publish();
         }
@@ -168,11 +180,15 @@ impl Engine {
         if self.witness.as_ref().map(Asker::address) != address {
             self.witness = address.map(Asker::start).transpose()?;
         }
+        let vm = self.identity.vm.ok_or_else(|| io::Error::other("the VM has no identity"))?;
         let mut blockers = self.guest.blockers();
         blockers.extend(self.broken.clone());
         let applicant = Applicant {
             node: self.node.id(),
             term: self.node.term(),
+            vm,
+            first: self.identity.first,
+            previous: self.identity.proof(),
             shape: self.guest.shape(),
             blockers,
             witness: self.witness.clone(),
@@ -190,28 +206,35 @@ impl Engine {
     }
 
     /// The connecting thread is through.
-    pub(crate) fn opened(&mut self, opened: Result<Box<Opened>, Vec<String>>, reply: Option<Reply>) {
+    pub(crate) fn opened(&mut self, opened: Result<Box<Opened>, Unopened>, reply: Option<Reply>) {
         self.opening = false;
         let wanted = reply.is_some() || self.search.is_on();
         let result = match opened {
-            Ok(_) if self.node.state() != State::Solo => Err(vec![format!("this VM is {} now", self.state_name())]),
-            Ok(_) if !wanted => Err(vec!["protection is not wanted any more".to_owned()]),
-            Ok(opened) => self.begin(*opened).map_err(|error| vec![error]),
-            Err(reasons) => Err(reasons),
+            Ok(_) if self.node.state() != State::Solo => {
+                Err(Unopened::now(format!("this VM is {} now", self.state_name())))
+            }
+            Ok(_) if !wanted => Err(Unopened::now("protection is not wanted any more".to_owned())),
+            Ok(opened) => self.begin(*opened).map_err(|error| Unopened { reasons: vec![error], settled: true }),
+            Err(why) => Err(why),
         };
         match &result {
-            Ok(()) => self.search.found(),
-            Err(reasons) if reply.is_some() => self.last_error = Some(reasons.join("; ")),
-            Err(reasons) if wanted => self.not_found(reasons),
-            Err(_) => {}
+            Ok(()) => self.search.accepted(),
+            Err(why) => {
+                if reply.is_some() {
+                    self.last_error = Some(why.reasons.join("; "));
+                }
+                if wanted {
+                    self.not_found(why);
+                }
+            }
         }
         self.publish();
         // The caller may have given up waiting.
-        let _ = reply.map(|reply| reply.send(result));
+        let _ = reply.map(|reply| reply.send(result.map_err(|why| why.reasons)));
     }
 
     fn begin(&mut self, opened: Opened) -> Result<(), String> {
-        let Opened { options, stream, disks, beats, peer, term, session, base } = opened;
+        let Opened { options, stream, disks, beats, peer, term, key, base } = opened;
         let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
         self.session_number += 1;
         let (number, post) = (self.session_number, self.post.clone());
@@ -225,11 +248,18 @@ impl Engine {
         let sender = SenderHandle::start(writer, term, history, tell)
             .map_err(|error| failed("cannot start a thread", &error))?;
         let ranges = self.first_ranges(base).map_err(|error| failed("cannot track guest memory", &error))?;
+        self.tell_owner(term);
         self.mirror_disks(&options, disks)?;
         let now = self.clock.now();
         self.node.configure(options.settings(), now);
         self.node.adopt_term(term);
         self.watch(Watched::Stream, stream.as_fd());
+        self.identity.session = Some(key);
+        self.beats.key(self.identity.beats(self.node.id(), peer));
+        if self.witness.is_some() {
+            self.identity.first = false;
+            self.identity.look_at.get_or_insert(now);
+        }
         self.beats.route(beats, options.settings().silence.map(|limit| limit / 6));
         self.measured = Measured::default();
         self.session = Session::Primary(Box::new(PrimarySide {
@@ -247,7 +277,7 @@ impl Engine {
             taken: Vec::new(),
             packing: false,
             options,
-            session,
+            key,
             has_base: false,
             telling: false,
         }));
@@ -422,7 +452,8 @@ impl Engine {
 
     /// The standby's side of the stream has something.
     pub(crate) fn read_stream(&mut self) {
-        loop {
+        // What is left wakes us again: a standby that talks without end must not have all of this thread.
+        for _ in 0..WORDS_PER_LOOK {
             let Session::Primary(side) = &mut self.session else { return };
             let input = match side.reader.poll(&side.stream) {
                 Ok(None) => return,
@@ -490,6 +521,7 @@ impl Engine {
                 let _ = link.send(&Command::Resume, None);
             }
         }
+        self.tell_owner(alone.term());
         self.guest.free_console(alone);
         // It was about to move, and stays.
         if self.stopped.take().is_some() {
@@ -512,7 +544,7 @@ impl Engine {
         match &self.session {
             Session::Primary(side) if side.has_base && (self.suspended.is_some() || self.search.due().is_some()) => {
                 side.uncommitted.iter().for_each(|cut| self.guest.put_back(&cut.pages));
-                self.memory_base = Some(side.session);
+                self.memory_base = Some(side.key.session);
             }
             _ => self.guest.stop_tracking(),
         }

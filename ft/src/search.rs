@@ -9,6 +9,8 @@ use crate::status::SearchStatus;
 
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(1);
+/// After the same refusal, again and again: whoever gives it has to be changed by somebody.
+const AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Whom to ask, and what came of it.
 #[derive(Debug)]
@@ -16,13 +18,17 @@ pub(crate) struct Search {
     peers: Vec<ProtectOptions>,
     on: bool,
     next: Time,
+    pause: Duration,
+    /// A standby has accepted, and the VM is not protected yet.
+    trying: bool,
+    /// Why it is not, until it is.
     reasons: Vec<String>,
 }
 
 impl Search {
     /// A search among `peers` that begins when it is switched on.
     pub(crate) fn new(peers: Vec<ProtectOptions>) -> Self {
-        Self { peers, on: false, next: Time::default(), reasons: Vec::new() }
+        Self { peers, on: false, next: Time::default(), pause: AGAIN, trying: false, reasons: Vec::new() }
     }
 
     /// Whom to ask.
@@ -38,8 +44,7 @@ impl Search {
     /// Looks for a standby from now on, or no more.
     pub(crate) fn switch(&mut self, on: bool) {
         self.on = on;
-        self.next = Time::default();
-        self.reasons.clear();
+        self.begin_anew();
     }
 
     /// When to ask again.
@@ -47,20 +52,36 @@ impl Search {
         (self.on && !self.peers.is_empty()).then_some(self.next)
     }
 
-    /// Nobody accepted. Returns whether the reasons are news.
-    pub(crate) fn failed(&mut self, reasons: &[String], now: Time) -> bool {
-        self.next = now + AGAIN;
+    /// Nobody accepted. `settled`: the same question has the same answer until somebody changes something, so it is asked less and
+    /// less often. Returns whether the reasons are news.
+    pub(crate) fn failed(&mut self, reasons: &[String], settled: bool, now: Time) -> bool {
         let news = self.reasons != reasons;
+        self.pause = if settled && !news { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN };
+        self.next = now + self.pause;
         if news {
             self.reasons = reasons.to_vec();
         }
         news
     }
 
-    /// Somebody accepted.
+    /// Somebody accepted: whether that was of use is known when the first copy is complete.
+    pub(crate) fn accepted(&mut self) {
+        self.trying = true;
+    }
+
+    /// The VM is protected.
     pub(crate) fn found(&mut self) {
+        self.begin_anew();
+    }
+
+    /// The session is over. Returns whether the VM has never been protected by it.
+    pub(crate) fn session_ended(&mut self) -> bool {
+        std::mem::take(&mut self.trying)
+    }
+
+    fn begin_anew(&mut self) {
+        (self.next, self.pause, self.trying) = (Time::default(), AGAIN, false);
         self.reasons.clear();
-        self.next = Time::default();
     }
 
     /// For status.
@@ -82,12 +103,53 @@ mod tests {
         let now = Time(1 << 40);
         assert!(search.due().unwrap() <= now);
         let (away, busy) = (["away".to_owned()], ["busy".to_owned()]);
-        assert!(search.failed(&away, now) && !search.failed(&away, now) && search.failed(&busy, now));
+        assert!(
+            search.failed(&away, false, now) && !search.failed(&away, false, now) && search.failed(&busy, true, now)
+        );
         assert_eq!(search.due(), Some(now + AGAIN));
         search.found();
         assert!(search.due().unwrap() <= now, "lost again: at once");
         search.switch(false);
         assert_eq!(search.due(), None);
+    }
+
+    #[test]
+    fn what_is_settled_is_asked_less_and_less_often() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let mut search = Search::new(vec![ProtectOptions::by(address, address)]);
+        search.switch(true);
+        let now = Time(1 << 40);
+        let refused = ["another queue size".to_owned()];
+        let mut pause = |reasons: &[String], settled| {
+            search.failed(reasons, settled, now);
+            search.due().unwrap().since(now).as_secs()
+        };
+        let pauses: Vec<_> = (0..9).map(|_| pause(&refused, true)).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(pause(&["another serial".to_owned()], true), 1, "something has changed");
+        let away = ["away".to_owned()];
+        assert_eq!([pause(&away, false), pause(&away, false), pause(&away, false)], [1; 3]);
+        assert_eq!((pause(&refused, true), pause(&refused, true)), (1, 2));
+        search.switch(true);
+        assert!(search.due().unwrap() <= now, "an operator asks");
+    }
+
+    #[test]
+    fn a_session_that_never_protected_is_a_failure_and_its_reason_stays() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let mut search = Search::new(vec![ProtectOptions::by(address, address)]);
+        search.switch(true);
+        let (now, reason) = (Time(1 << 40), ["not built like the primary's".to_owned()]);
+        for pause in [1, 2, 4] {
+            search.accepted();
+            assert!(search.session_ended());
+            search.failed(&reason, true, now);
+            assert_eq!(search.due(), Some(now + Duration::from_secs(pause)));
+        }
+        search.accepted();
+        assert_eq!(search.status().unwrap().waiting_for, reason, "until it is protected");
+        search.found();
+        assert!(!search.session_ended() && search.status().unwrap().waiting_for.is_empty());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::witness::chain;
 /// How long a session's last message may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// More than the peer has to say until it closes its side.
-const FAREWELL_BYTES: u64 = 64 << 10;
+const FAREWELL_BYTES: usize = 64 << 10;
 
 /// What to send.
 #[derive(Debug)]
@@ -119,9 +119,23 @@ impl SenderHandle {
             // To close a stream with acknowledgements that nobody has read resets it, and the peer may lose what it has not
             // read yet: the last message.
             let _ = self.stream.shutdown(Shutdown::Write);
-            let _ = self.stream.set_read_timeout(Some(FAREWELL));
-            let _ = io::copy(&mut (&self.stream).take(FAREWELL_BYTES), &mut io::sink());
+            hear_out(&self.stream);
         });
+    }
+}
+
+/// Reads what a peer still says, but neither for ever nor without end.
+fn hear_out(mut stream: &TcpStream) {
+    let deadline = Instant::now() + FAREWELL;
+    let (mut bytes, mut left) = ([0; 4096], FAREWELL_BYTES);
+    while left > 0 {
+        // Zero would mean for ever.
+        let time = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
+        let read = stream.set_read_timeout(Some(time)).and_then(|()| stream.read(&mut bytes));
+        match read {
+            Ok(len @ 1..) if Instant::now() < deadline => left = left.saturating_sub(len),
+            _ => return,
+        }
     }
 }
 

@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ft_proto::device_ctl::{Command, Report};
-use ft_proto::wire::{Kind, Purpose, Refusal, TookOver, Welcome, Yielding, decode_body, encode_body};
-use ft_proto::witness::Record;
-use ft_proto::{Committed, Epoch, Input, NodeId, OnPartition, Settings, State, Term, Time};
+use ft_proto::wire::{Kind, Refusal, TookOver, Welcome, Yielding, encode_body};
+use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term};
 use serde_json::json;
 
 use crate::clock::micros;
@@ -16,10 +15,10 @@ use crate::copies::MemoryCopy;
 use crate::device_link::LinkError;
 use crate::engine::{Engine, Session};
 use crate::guest::{GuestError, Position, Shape};
+use crate::identity::SessionKey;
 use crate::image::WholeImage;
 use crate::inbox::Message;
 use crate::listener::Caller;
-use crate::options::silence;
 use crate::place::Place;
 use crate::receiver::{Received, ReceiverHandle};
 use crate::status::{Peer, Takeover};
@@ -28,15 +27,13 @@ use crate::witness::chain;
 
 /// A disk that needs longer than this to apply what was committed fails the takeover.
 const DISK_LIMIT: Duration = Duration::from_secs(30);
-/// A caller whose witness is read no sooner is not waiting any more.
-const DOOR_LIMIT: Duration = Duration::from_secs(4);
 /// A device process has little to do to start.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
 /// A session in which this node is the standby.
 pub(crate) struct StandbySide {
     pub(crate) peer: Peer,
-    primary: NodeId,
+    pub(crate) primary: NodeId,
     shape: Shape,
     disk_buffer: u64,
     /// `None` once the stream has ended; what was committed is still good.
@@ -64,107 +61,7 @@ pub(crate) enum TakeOverError {
 }
 
 impl Engine {
-    /// Somebody said hello at the door. Who relies on a witness waits there until ours has been read.
-    pub(crate) fn caller(&mut self, caller: Caller) {
-        let relies = matches!(caller.hello.purpose, Purpose::Session { on_partition: None, .. });
-        let Some(witness) = self.witness.as_ref().filter(|_| relies) else { return self.answer(caller, None) };
-        let (post, since) = (self.post.clone(), self.clock.now());
-        witness.read(move |record| post.send(Message::Vouched(Box::new(caller), since, record)));
-    }
-
-    /// The witness has been read for a caller.
-    pub(crate) fn vouched(&mut self, caller: Caller, since: Time, record: Result<Option<Record>, String>) {
-        if self.clock.now().since(since) > DOOR_LIMIT {
-            // It has given up; a session must not end for somebody who is gone.
-            return caller.refuse(vec!["the witness took too long".to_owned()]);
-        }
-        self.answer(caller, Some(record));
-    }
-
-    fn answer(&mut self, caller: Caller, record: Option<Result<Option<Record>, String>>) {
-        match caller.hello.purpose.clone() {
-            Purpose::Session { check, shape, beats, detect_ms, disk_buffer, took_over, on_partition, base } => {
-                let shape: Option<Shape> = decode_body(Kind::Hello, &shape).ok();
-                let addresses = beats.map(|address| address.parse().ok());
-                let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
-                    return caller.refuse(vec!["the greeting does not decode".to_owned()]);
-                };
-                let mut reasons = self.objections(&caller, &shape, on_partition);
-                if on_partition.is_none() {
-                    reasons.extend(self.witness_objection(caller.hello.node, record));
-                }
-                if !reasons.is_empty() {
-                    return caller.refuse(reasons);
-                }
-                if check {
-                    return drop(caller.welcome(&self.welcome(false)));
-                }
-                let own = self.standby.as_ref().and_then(|options| options.detect_ms);
-                let silence = silence(own.unwrap_or(detect_ms));
-                let settings = Settings { silence, on_partition, ..*self.node.settings() };
-                let joined = json!({
-                    "node": caller.hello.node.to_string(),
-                    "address": caller.address.to_string(),
-                    "term": caller.term.0,
-                    "took_over": took_over,
-                });
-                self.join(caller, shape, [first, second], (disk_buffer, base), settings);
-                if self.node.state() == State::StandbySyncing {
-                    self.note("primary-joined", joined);
-                }
-            }
-            Purpose::Disk { index, session } if session == self.session_name() => self.disk_caller(caller, index),
-            Purpose::Disk { .. } => caller.refuse(vec!["the session that this disk belongs to is over".to_owned()]),
-        }
-    }
-
-    /// Everything that speaks against this primary.
-    fn objections(&mut self, caller: &Caller, shape: &Shape, on_partition: Option<OnPartition>) -> Vec<String> {
-        let mut reasons = Vec::new();
-        if !matches!(self.node.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady) {
-            reasons.push(format!("this node is no standby, it is {}", self.state_name()));
-        }
-        // A primary that calls again says itself that its session is over, however open our end of the stream looks. Of any
-        // other caller the witness knows better than we do: see below.
-        if let Session::Standby(side) = &self.session
-            && on_partition.is_some()
-            && side.primary != caller.hello.node
-            && (side.stream.is_some() || caller.term <= self.node.term() && side.latest.is_some())
-        {
-            reasons.push(format!("this node is the standby of node {} already", side.primary));
-        }
-        if caller.hello.node == self.node.id() {
-            reasons.push("a VM cannot be its own standby".to_owned());
-        }
-        if caller.term < self.node.term() {
-            reasons.push(format!("the caller's term {} is older than this node's {}", caller.term, self.node.term()));
-        }
-        reasons.extend(differences(&self.guest.shape(), shape));
-        // The number of vCPUs is part of the CPU features, and has been complained about already.
-        if self.guest.shape().vcpus == shape.vcpus {
-            reasons.extend(self.guest.check_cpu(&shape.cpuid));
-        }
-        reasons
-    }
-
-    /// Whether both hosts see the same witness: the primary has just written itself into it.
-    fn witness_objection(&self, primary: NodeId, record: Option<Result<Option<Record>, String>>) -> Option<String> {
-        let (Some(witness), Some(record)) = (&self.witness, record) else {
-            return Some(
-                "the primary relies on a witness and this standby has none: start it with witness=".to_owned(),
-            );
-        };
-        let address = witness.address();
-        match record {
-            Ok(Some(Record::Solo { owner, .. })) if owner == primary => None,
-            Ok(_) => Some(format!(
-                "the witness at {address} does not show the primary's record: do both hosts use the same one?"
-            )),
-            Err(reason) => Some(format!("witness {address}: {reason}")),
-        }
-    }
-
-    fn join(
+    pub(crate) fn join(
         &mut self,
         caller: Caller,
         shape: Shape,
@@ -172,7 +69,8 @@ impl Engine {
         (disk_buffer, base): (u64, Option<u64>),
         settings: Settings,
     ) {
-        let (node, term, address) = (caller.hello.node, caller.term, caller.address);
+        let (vm, node, term, address) = (caller.hello.vm, caller.hello.node, caller.term, caller.address);
+        let key = SessionKey::draw();
         if !matches!(self.session, Session::None) {
             // What is held of the former session is gone from here on: the core must not count on it.
             self.input(Input::PeerLeft { term: self.node.term(), reason: "a new session begins".to_owned() });
@@ -189,7 +87,7 @@ impl Engine {
         self.session_number += 1;
         let (number, post) = (self.session_number, self.post.clone());
         let tell = move |received| post.send(Message::Received(number, received));
-        let stream = match caller.welcome(&self.welcome(kept)) {
+        let stream = match caller.welcome(&self.welcome(Some(key), kept)) {
             Ok(stream) => stream,
             Err(error) => return self.note("caller-lost", json!({ "reason": chain(&error) })),
         };
@@ -200,6 +98,8 @@ impl Engine {
             Err(error) => return self.note("caller-lost", json!({ "reason": chain(&error) })),
         };
         self.node.configure(settings, self.clock.now());
+        (self.identity.vm, self.identity.session) = (vm, Some(key));
+        self.beats.key(self.identity.beats(self.node.id(), node));
         self.beats.aim(beats, settings.silence.map(|limit| limit / 6));
         let disks = u16::try_from(shape.mirrored().count()).unwrap_or(u16::MAX);
         self.memory_copy = Some(MemoryCopy::begin(kept, self.clock.now()));
@@ -219,7 +119,7 @@ impl Engine {
         self.input(Input::PrimaryJoined { peer: node, term, disks });
     }
 
-    fn disk_caller(&mut self, caller: Caller, index: u16) {
+    pub(crate) fn disk_caller(&mut self, caller: Caller, index: u16) {
         let at = usize::from(index);
         let max_uncommitted = match &self.session {
             Session::Standby(side)
@@ -229,7 +129,7 @@ impl Engine {
             }
             _ => return caller.refuse(vec!["there is no session that this disk belongs to".to_owned()]),
         };
-        let handed = match caller.welcome(&self.welcome(false)) {
+        let handed = match caller.welcome(&self.welcome(self.identity.session, false)) {
             Ok(stream) => {
                 let fd = OwnedFd::from(stream);
                 self.links[at].send(&Command::Receive { max_uncommitted }, Some(fd.as_fd()))
@@ -246,7 +146,11 @@ impl Engine {
     pub(crate) fn received(&mut self, received: Received) {
         let Session::Standby(side) = &mut self.session else { return };
         match received {
-            Received::Progress(progress) => self.told_progress(progress),
+            Received::Progress(last) => {
+                if let Some(progress) = last.take() {
+                    self.told_progress(progress);
+                }
+            }
             Received::Whole(image) => {
                 let epoch = image.epoch;
                 let idle = side.shape.mirrored().filter(|disk| image.is_idle((*disk).into())).collect();
@@ -277,6 +181,9 @@ impl Engine {
         let epoch = committed.epoch();
         let Some(mut image) = side.whole.remove(&epoch) else { return };
         let is_base = epoch == Epoch(1);
+        if let Some((receiver, _)) = &side.stream {
+            receiver.committed(epoch);
+        }
         if !is_base {
             side.ack(self.node.term(), epoch);
         }
@@ -315,7 +222,7 @@ impl Engine {
         if let Session::Standby(mut side) = std::mem::replace(&mut self.session, Session::None) {
             side.say_why(Kind::Bye, self.node.term(), reason);
             // The same primary may go on from there.
-            self.memory_base = side.latest.as_ref().map(|_| self.session_name());
+            self.memory_base = side.latest.as_ref().and(self.identity.session).map(|key| key.session);
         }
         for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
             self.disks[at].state = "-";
@@ -325,13 +232,9 @@ impl Engine {
         self.last_error = Some(reason.to_owned());
     }
 
-    fn welcome(&self, kept: bool) -> Welcome {
-        Welcome { node: self.node.id(), session: self.session_name(), kept }
-    }
-
-    /// What disks call their session by: no other one of any process has this name.
-    fn session_name(&self) -> u64 {
-        self.node.id().incarnation.wrapping_add(self.session_number)
+    pub(crate) fn welcome(&self, key: Option<SessionKey>, kept: bool) -> Welcome {
+        let (session, nonce) = key.map_or((0, 0), |key| (key.session, key.nonce));
+        Welcome { node: self.node.id(), session, nonce, kept }
     }
 
     /// Performs `Action::TakeOver`.
@@ -347,6 +250,8 @@ impl Engine {
                     detail["gap_us"] = gap_us.into();
                 }
                 self.note("took-over", detail);
+                // They have noted the next term by themselves; nobody waits for the answer.
+                self.tell_owner(term);
                 self.publish();
             }
             Err(error) => self.input(Input::TakeOverFailed { reason: chain(&error) }),
@@ -398,6 +303,16 @@ impl Engine {
 }
 
 impl StandbySide {
+    /// Whether it holds a whole copy.
+    pub(crate) fn has_copy(&self) -> bool {
+        self.latest.is_some()
+    }
+
+    /// Whether its stream still works.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// Where the threads of the next epoch work, by what the last one was like.
     fn find_place(&mut self, pages: usize, awaited: bool) {
         self.place.epoch(pages, awaited);
@@ -436,7 +351,7 @@ fn start_command(position: Option<&Position>, shape: &Shape, id: &str) -> Comman
 }
 
 /// How the standby's VM (`mine`) is not like the primary's: all differences, each with its way out.
-fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
+pub(crate) fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
     let mut reasons = Vec::new();
     let mut differ = |what: &str, mine: String, theirs: String| {
         reasons.push(format!("{what}: {mine} here, {theirs} at the primary: start the standby with the same"));

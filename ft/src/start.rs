@@ -1,30 +1,41 @@
-//! Who runs the VM when a VMM starts: asked of the witness before anything is built.
+//! Who runs the VM when a VMM starts, or has waited: decided by proof, before anything is built.
+//!
+//! Nobody boots the VM because nothing speaks against it. The disks say by their own records what VM they are of and what they
+//! were last used for; the witness compares that with its record ([`judge`]); and before this host acts on a record that says
+//! more than that the VM was shut down, the other hosts are asked what they do.
 
+use std::net::TcpListener;
 use std::time::Duration;
 
-use ft_proto::witness::{Claim, Record, Verdict};
-use ft_proto::{HostId, NodeId, Term, WitnessAnswer};
+use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
+use ft_proto::{HostId, NodeId, Term, VmId, WitnessAnswer};
 
+use crate::ask::{ask_all, known_vm, objection};
+use crate::identity::{incarnation_of, new_vm, unnamed_host};
 use crate::options::{NodeOptions, Role};
 use crate::witness::{Asker, WitnessAddress};
 
 /// How long the witness may take; its own limit is shorter, and tells why.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A node's name and the term that it begins with.
+/// The right to run a VM: who has it, and since when.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Reign {
+    /// The VM.
+    pub vm: VmId,
     /// The node.
     pub node: NodeId,
-    /// Its term.
+    /// The term.
     pub term: Term,
+    /// The VM has never been on record at a witness.
+    pub first: bool,
 }
 
 impl Reign {
     /// That of a node which nobody has been asked about.
     #[must_use]
     pub fn unasked() -> Self {
-        Self { node: incarnation_of(HostId::numbered(0)), term: Term(1) }
+        Self { vm: new_vm(), node: incarnation_of(unnamed_host()), term: Term(1), first: true }
     }
 }
 
@@ -33,7 +44,7 @@ impl Reign {
 pub enum Part {
     /// Boot it. If there is a witness, it says so.
     Run(Reign),
-    /// Wait for who runs it; why, if the witness was asked.
+    /// Wait for who runs it; why, if anybody was asked.
     StandBy(Option<String>),
 }
 
@@ -48,165 +59,244 @@ pub enum StartError {
         /// Why.
         reason: String,
     },
-    /// It gives the VM to somebody else.
+    /// The disks are those of another VM.
     #[error(
-        "--ft role=primary: {0}; use role=auto to wait as a standby, or, if this host has the newest disks there are, \
-         role=primary,force=on"
+        "--ft: the disks are those of VM {disks}, and witness {witness} is that of VM {found}: one of them is another VM's"
     )]
+    OtherVm {
+        /// By their records.
+        disks: VmId,
+        /// The witness's address.
+        witness: String,
+        /// By its record.
+        found: VmId,
+    },
+    /// Somebody else has, or may have, the VM.
+    #[error("--ft role=primary: {0}; use role=auto to wait as a standby")]
     Elsewhere(String),
+    /// Where this host listens somebody does already.
+    #[error("--ft: {0} is in use: is pollux-vmm running already on this host, for this VM?")]
+    Running(std::net::SocketAddr),
 }
 
-/// Asks the witness, where there is one. `boots`: an operator wants the VM to boot here, whatever role was configured.
-/// `disks`: the term that this host's disks say the VM was last shut down in; see [`Claim::Start`].
+/// What a host knows of itself when it has to decide.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// Its name.
+    pub host: HostId,
+    /// What its disks have on record.
+    pub disks: Disks,
+    /// An operator wants the VM to boot here, whatever role was configured.
+    pub boots: bool,
+    /// It has waited for the host with the newest disks for as long as `blackout_wait` says.
+    pub waited: bool,
+}
+
+/// Whether a process of this host may already run or await this VM: two of them would be one host to the witness.
 ///
 /// # Errors
-/// When the witness does not answer, or does not give the VM to a node that is to be the primary.
-pub fn part(options: &NodeOptions, boots: bool, disks: Term) -> Result<Part, StartError> {
-    if options.role == Role::Standby && !boots {
+/// When it listens where this one is to listen.
+pub fn check_alone(options: &NodeOptions) -> Result<(), StartError> {
+    let Some(standby) = &options.standby else { return Ok(()) };
+    match TcpListener::bind(standby.listen) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(StartError::Running(standby.listen)),
+        // What else is wrong with the address is told when it is needed.
+        _ => Ok(()),
+    }
+}
+
+/// Decides what this host does with the VM. May take some seconds.
+///
+/// # Errors
+/// When the witness does not answer, or somebody else may have the VM and this host is not to be a standby.
+pub fn part(options: &NodeOptions, me: Candidate) -> Result<Part, StartError> {
+    if options.role == Role::Standby && !me.boots {
         return Ok(Part::StandBy(None));
     }
-    let Reign { node, term } = Reign::unasked();
-    let Some(address) = &options.witness else { return Ok(Part::Run(Reign { node, term })) };
-    let claim = if options.force { Claim::Force { node } } else { Claim::Start { node, disks } };
-    match ask(address, claim, Some(Claim::Stop { node, term: Term(0), disks })) {
-        WitnessAnswer::Unreachable(_, reason) => Err(StartError::Witness { witness: address.to_string(), reason }),
-        WitnessAnswer::Judged(_, Verdict::Granted(record)) => Ok(Part::Run(Reign { node, term: record.term() })),
-        WitnessAnswer::Judged(_, Verdict::Refused(record)) => {
-            let why = refusal(record, disks);
-            if options.role == Role::Auto && !boots {
-                Ok(Part::StandBy(Some(why)))
-            } else {
-                Err(StartError::Elsewhere(why))
+    let mut start = Start { options, node: incarnation_of(me.host), me };
+    let decided = match &options.witness {
+        Some(address) => start.by_witness(address)?,
+        None => start.by_itself(),
+    };
+    match decided {
+        Ok(reign) => Ok(Part::Run(reign)),
+        Err(why) if options.role == Role::Auto && !me.boots => Ok(Part::StandBy(Some(why))),
+        Err(why) => Err(StartError::Elsewhere(why)),
+    }
+}
+
+/// A decision in the making.
+struct Start<'a> {
+    options: &'a NodeOptions,
+    node: NodeId,
+    me: Candidate,
+}
+
+impl Start<'_> {
+    fn by_witness(&mut self, address: &WitnessAddress) -> Result<Result<Reign, String>, StartError> {
+        let silent = |reason| StartError::Witness { witness: address.to_string(), reason };
+        let asker = Asker::start(address).map_err(|error| silent(format!("cannot start a thread: {error}")))?;
+        let stored = asker.read_and_wait(PATIENCE).map_err(silent)?;
+        let on_record = stored.and_then(|stored| stored.vm);
+        if let (Some(disks), Some(found)) = (self.me.disks.vm, on_record)
+            && disks != found
+        {
+            return Err(StartError::OtherVm { disks, witness: address.to_string(), found });
+        }
+        let known = self.me.disks.vm.or(on_record);
+        let record = stored.map(|stored| stored.record);
+        let claim = self.claim(record);
+        if let Verdict::Refused(_) = judge(record, claim) {
+            return Ok(Err(self.refusal(record, address)));
+        }
+        if !matches!(record, Some(Record::Stopped { .. })) || matches!(claim, Claim::Force { .. }) {
+            if let Some(why) = self.asked_others(known) {
+                return Ok(Err(why));
             }
         }
+        let vm = known.unwrap_or_else(new_vm);
+        let regret =
+            Claim::Stop { node: self.node, term: Term(0), disks: self.me.disks.state.ran().unwrap_or_default() };
+        match ask(&asker, vm, claim, Some(regret)) {
+            WitnessAnswer::Unreachable(_, reason) => Err(silent(reason)),
+            WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
+                Ok(Ok(Reign { vm, node: self.node, term: record.term(), first: false }))
+            }
+            WitnessAnswer::Judged(_, Verdict::Refused(record)) => Ok(Err(self.refusal(record, address))),
+        }
+    }
+
+    /// Without a witness nobody compares. What the other hosts say counts, and the image's own record is checked by the
+    /// process that opens it.
+    fn by_itself(&mut self) -> Result<Reign, String> {
+        let known = self.me.disks.vm;
+        if let Some(why) = self.asked_others(known) {
+            return Err(why);
+        }
+        let last = self.me.disks.state.term();
+        let forced = self.options.force == Some(last);
+        if matches!(self.disks(), DiskState::Copy(_) | DiskState::Hole | DiskState::Unusable) && !forced {
+            return Err(format!("{}; {}", self.disks_in_words(), self.way_out(last)));
+        }
+        Ok(Reign { vm: known.unwrap_or_else(new_vm), node: self.node, term: last.next(), first: true })
+    }
+
+    /// Why the VM must be left to another host, by what the others say.
+    fn asked_others(&self, vm: Option<VmId>) -> Option<String> {
+        let answers = ask_all(self.options.peers.iter().map(|options| options.peer), vm, self.node);
+        let fresh = self.me.disks.vm.is_none() && self.disks() == DiskState::Fresh;
+        objection(&answers, self.me.host).or_else(|| {
+            let other = known_vm(&answers).filter(|_| fresh)?;
+            Some(format!("the disks here have never been those of a protected VM, and another host has VM {other}"))
+        })
+    }
+
+    /// An operator's word counts for the term that it names; after that it is used up.
+    fn claim(&self, record: Option<Record>) -> Claim {
+        let node = self.node;
+        match self.options.force {
+            Some(term) if record.is_some_and(|record| record.term() == term) => Claim::Force { node, term },
+            used => {
+                if let (Some(term), Some(record)) = (used, record) {
+                    tracing::warn!(target: "ft", "force={term} is used up: the witness is in term {}", record.term());
+                }
+                Claim::Start { node, disks: self.disks(), waited: self.me.waited }
+            }
+        }
+    }
+
+    /// An image that is one hole may be the place for a copy: only an operator, or the lack of other hosts, makes it a disk to
+    /// boot from.
+    fn disks(&self) -> DiskState {
+        let meant = self.me.boots || self.options.role == Role::Primary || self.options.peers.is_empty();
+        match self.me.disks.state {
+            DiskState::Hole if meant => DiskState::Fresh,
+            state => state,
+        }
+    }
+
+    fn disks_in_words(&self) -> String {
+        match self.disks() {
+            DiskState::None => "there are no disks here".to_owned(),
+            DiskState::Fresh => "the disks here have no record".to_owned(),
+            DiskState::Hole => "a disk here is empty, as the place for a copy is".to_owned(),
+            DiskState::Alone(term) => format!("the disks here were last run from in term {term}"),
+            DiskState::Ended(term) => format!("from the disks here the VM was shut down in term {term}"),
+            DiskState::Protected(term) => format!("the disks here were those of a protected VM in term {term}"),
+            DiskState::Copy(term) => format!("the disks here are a copy of the VM that ran elsewhere in term {term}"),
+            DiskState::Unusable => "the disks here are not whole, see `vhost-user-blk-repl record IMAGE`".to_owned(),
+        }
+    }
+
+    /// Why this host may not start the VM, and what to do.
+    fn refusal(&self, record: Option<Record>, address: &WitnessAddress) -> String {
+        let here = self.disks_in_words();
+        let Some(record) = record else {
+            return format!(
+                "the witness at {address} has no record of this VM, and {here}: is its file system mounted? If the record \
+                 is lost for good, `pollux witness create --help` says what to do"
+            );
+        };
+        let newer = match record {
+            Record::Stopped { disks, .. } => format!(
+                "the VM was shut down in term {disks} on a host with newer disks, and {here}: start that host first"
+            ),
+            Record::Protected { primary, standby, .. } if standby.host == self.me.host => {
+                format!(
+                    "{}, and {here}: waiting for host {}, whose disks are the newest",
+                    describe(Some(record)),
+                    primary.host
+                )
+            }
+            _ => format!("{}, and {here}", describe(Some(record))),
+        };
+        format!("{newer}; {}", self.way_out(record.term()))
+    }
+
+    fn way_out(&self, term: Term) -> String {
+        format!("if this host has the newest disks there are, start it with role=primary,force={term}")
     }
 }
 
 /// Gives a right back that was granted to a VM which then could not be started, to whoever has such `disks`.
-pub fn give_back(options: &NodeOptions, Reign { node, term }: Reign, disks: Term) {
-    let Some(address) = &options.witness else { return };
-    if let WitnessAnswer::Unreachable(_, reason) = ask(address, Claim::Stop { node, term, disks }, None) {
+pub fn give_back(options: &NodeOptions, Reign { vm, node, term, .. }: Reign, disks: Disks) {
+    // A copy that may be started has no other right than this one, which the next start here finds on record.
+    let (Some(address), Some(disks)) = (&options.witness, disks.state.ran()) else { return };
+    let claim = Claim::Stop { node, term, disks };
+    let answer = match Asker::start(address) {
+        Ok(asker) => ask(&asker, vm, claim, None),
+        Err(error) => WitnessAnswer::Unreachable(claim, format!("cannot start a thread: {error}")),
+    };
+    if let WitnessAnswer::Unreachable(_, reason) = answer {
         tracing::warn!(target: "ft", "witness {address} goes on to say that this VM runs: {reason}");
     }
 }
 
 /// Asks and waits, but not for ever. Without an answer the claim may still take effect, and nobody would be there to use it: then
 /// it is followed by `regret`, if the witness can be asked once more.
-fn ask(address: &WitnessAddress, claim: Claim, regret: Option<Claim>) -> WitnessAnswer {
-    let asker = match Asker::start(address) {
-        Ok(asker) => asker,
-        Err(error) => return WitnessAnswer::Unreachable(claim, format!("cannot start a thread: {error}")),
-    };
-    let answer = asker.ask_and_wait(claim, PATIENCE);
+fn ask(asker: &Asker, vm: VmId, claim: Claim, regret: Option<Claim>) -> WitnessAnswer {
+    let answer = asker.ask_and_wait(vm, claim, PATIENCE);
     if let (WitnessAnswer::Unreachable(..), Some(regret)) = (&answer, regret) {
-        asker.ask(regret, |_| {});
+        asker.ask(vm, regret, |_| {});
         asker.finish();
     }
     answer
 }
 
-/// Why this host may not start the VM, and what to do.
-fn refusal(record: Option<Record>, disks: Term) -> String {
-    match record {
-        Some(Record::Stopped { disks: newest, .. }) => format!(
-            "the VM was shut down in term {newest} on a host with newer disks ({}): start that host first",
-            if disks == Term(0) {
-                "nothing of that is on record here".to_owned()
-            } else {
-                format!("here: term {disks}")
-            }
-        ),
-        other => describe(other),
-    }
-}
-
 /// A record in words.
 pub(crate) fn describe(record: Option<Record>) -> String {
     match record {
-        Some(Record::Solo { owner, term }) => format!("the witness says that node {owner} runs this VM in term {term}"),
-        Some(Record::Protected { primary, standby, term }) => {
-            format!("the witness says that nodes {primary} and {standby} run this VM in term {term}")
+        Some(Record::Solo { owner, term, .. }) => {
+            format!("the witness says that host {} runs this VM in term {term}", owner.host)
         }
+        Some(Record::Protected { primary, standby, term }) => format!(
+            "the witness says that host {} runs this VM in term {term}, protected by host {}",
+            primary.host, standby.host
+        ),
         Some(Record::Stopped { term, .. }) => format!("the witness says that this VM was shut down in term {term}"),
         None => "the witness has no record of this VM".to_owned(),
     }
 }
 
-/// A new incarnation of `host`, which no other process has, also not this one's next.
-pub(crate) fn incarnation_of(host: HostId) -> NodeId {
-    NodeId { host, incarnation: random_word() }
-}
-
-fn random_word() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // Keyed by the kernel's random numbers; the process id separates forks of one image.
-    let mut hasher = std::hash::RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    hasher.finish()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NEVER: Term = Term(0);
-
-    fn options(role: Role, folder: &tempfile::TempDir) -> NodeOptions {
-        let witness = Some(folder.path().join("witness").as_path().into());
-        NodeOptions { role, standby: None, peers: Vec::new(), witness, force: false }
-    }
-
-    #[test]
-    fn the_first_of_two_equals_runs_and_the_other_waits() {
-        let folder = tempfile::tempdir().unwrap();
-        let auto = options(Role::Auto, &folder);
-        let Part::Run(first) = part(&auto, false, NEVER).unwrap() else { panic!("nobody runs") };
-        let why = describe(Some(Record::Solo { owner: first.node, term: first.term }));
-        assert_eq!(part(&auto, false, NEVER).unwrap(), Part::StandBy(Some(why)));
-        give_back(&auto, first, NEVER);
-        assert!(matches!(part(&auto, false, NEVER).unwrap(), Part::Run(next) if next.term > first.term));
-    }
-
-    #[test]
-    fn a_primary_does_not_start_against_the_record_unless_forced() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut primary = options(Role::Primary, &folder);
-        let Part::Run(first) = part(&primary, false, NEVER).unwrap() else { panic!("does not run") };
-        let error = part(&primary, false, NEVER).unwrap_err().to_string();
-        assert!(error.contains(&first.node.to_string()) && error.contains("force=on"), "{error}");
-        primary.force = true;
-        assert!(matches!(part(&primary, false, NEVER).unwrap(), Part::Run(next) if next.term > first.term));
-    }
-
-    #[test]
-    fn who_has_older_disks_waits_and_is_told_why() {
-        let folder = tempfile::tempdir().unwrap();
-        let auto = options(Role::Auto, &folder);
-        let Part::Run(first) = part(&auto, false, NEVER).unwrap() else { panic!("nobody runs") };
-        give_back(&auto, first, first.term);
-        let Part::StandBy(Some(why)) = part(&auto, false, NEVER).unwrap() else { panic!("an old copy runs") };
-        assert!(why.contains("newer disks") && why.contains("start that host first"), "{why}");
-        let primary = options(Role::Primary, &folder);
-        let error = part(&primary, false, NEVER).unwrap_err().to_string();
-        assert!(error.contains("newer disks") && error.contains("force=on"), "{error}");
-        assert!(matches!(part(&auto, false, first.term).unwrap(), Part::Run(next) if next.term > first.term));
-    }
-
-    #[test]
-    fn a_witness_that_hangs_is_named_and_not_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("witness");
-        let lock = std::fs::File::create(path.with_added_extension("lock")).unwrap();
-        lock.lock().unwrap();
-        let error = part(&options(Role::Auto, &folder), false, NEVER).unwrap_err().to_string();
-        assert!(error.contains(&path.display().to_string()) && error.contains("no answer within 3 s"), "{error}");
-    }
-
-    #[test]
-    fn a_standby_asks_nobody() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(part(&options(Role::Standby, &folder), false, NEVER).unwrap(), Part::StandBy(None));
-        assert!(!folder.path().join("witness").exists());
-        assert!(matches!(part(&options(Role::Standby, &folder), true, NEVER).unwrap(), Part::Run(_)));
-    }
-}
+mod tests;

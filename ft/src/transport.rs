@@ -2,12 +2,14 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
 
 use ft_proto::packing::Unpacker;
-use ft_proto::wire::{HEADER_LEN, Header, Kind, WireError, hash_of_parts};
+use ft_proto::wire::{HEADER_LEN, Header, Kind, MESSAGE_MAX, WireError, hash_of_parts};
 use ft_proto::{Epoch, Term};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 
 /// The stream ended, broke, or carried something wrong.
@@ -19,15 +21,22 @@ pub enum TransportError {
     /// The kernel gave up on it.
     #[error("the connection broke")]
     Io(#[source] io::Error),
-    /// The peer misbehaved.
+    /// Nothing came, or could be sent, for too long.
+    #[error("no answer in time")]
+    Late,
+    /// The peer sent something that this version of the protocol does not allow.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// Each part of it is right, but no honest peer sends so much.
+    #[error("the peer misbehaves: {0}")]
+    Misbehaves(String),
 }
 
 impl From<io::Error> for TransportError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
             _ => Self::Io(error),
         }
     }
@@ -160,13 +169,42 @@ fn read_bytes(stream: &mut impl Read, header: &Header, bytes: &mut Vec<u8>) -> R
     Ok(header.check_body(bytes)?)
 }
 
-/// Reads frames from a stream that must not block its reader.
+/// Reads one short frame, blocking, and all of it within `limit`, however slowly it comes.
+///
+/// # Errors
+/// When the stream breaks, the frame is not right, or does not come in time.
+pub fn read_message(stream: &TcpStream, limit: Duration) -> Result<(Header, Vec<u8>), TransportError> {
+    let deadline = Instant::now() + limit;
+    let mut reader = FrameReader::default();
+    loop {
+        if let Some(frame) = reader.poll(stream)? {
+            return Ok(frame);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(TransportError::Late);
+        }
+        let timeout = PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        }
+    }
+}
+
+/// Reads short frames, those without pages and state, from a stream that must not block its reader.
 #[derive(Debug, Default)]
 pub struct FrameReader {
     buffer: Vec<u8>,
 }
 
 impl FrameReader {
+    /// Whether nothing has arrived after the last whole frame.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
     /// The next frame, if all of it has arrived.
     ///
     /// # Errors
@@ -190,6 +228,9 @@ impl FrameReader {
     fn whole_frame(&mut self) -> Result<Option<(Header, Vec<u8>)>, TransportError> {
         let Some(head) = self.buffer.first_chunk::<HEADER_LEN>() else { return Ok(None) };
         let header = Header::decode(head)?;
+        if header.kind.body_max() > MESSAGE_MAX {
+            return Err(WireError::Unexpected { got: header.kind, expected: "a message" }.into());
+        }
         let end = HEADER_LEN + usize::try_from(header.len).unwrap_or(usize::MAX);
         if self.buffer.len() < end {
             return Ok(None);
@@ -236,7 +277,7 @@ mod tests {
         let mut out = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
         let mut wire = Vec::new();
-        write_frame(&mut wire, STAMP, &[b"abcde"]).unwrap();
+        write_frame(&mut wire, Stamp { kind: Kind::Bye, ..STAMP }, &[b"abcde"]).unwrap();
         let mut reader = FrameReader::default();
         let (last, most) = wire.split_last().unwrap();
         out.write_all(most).unwrap();
@@ -249,5 +290,38 @@ mod tests {
             }
         };
         assert_eq!(body, b"abcde");
+    }
+
+    fn connected() -> (TcpStream, TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let out = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (out, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_message_that_announces_pages_is_not_waited_for() {
+        let (mut out, stream) = connected();
+        let header =
+            Header { kind: Kind::Pages, term: Term(1), epoch: Epoch(1), len: 1 << 20, raw: 1 << 20, body_hash: 0 };
+        out.write_all(&header.encode()).unwrap();
+        let error = read_message(&stream, Duration::from_secs(60)).unwrap_err();
+        assert!(matches!(error, TransportError::Wire(WireError::Unexpected { got: Kind::Pages, .. })), "{error}");
+    }
+
+    #[test]
+    fn a_message_that_drips_is_late_as_a_whole() {
+        let (mut out, stream) = connected();
+        let mut wire = Vec::new();
+        write_frame(&mut wire, Stamp { kind: Kind::Bye, ..STAMP }, &[&[7; 4096]]).unwrap();
+        let dripping = std::thread::spawn(move || {
+            // A byte each time, long before a reader would lose patience between two of them.
+            wire.chunks(1).take_while(|byte| out.write_all(byte).is_ok()).for_each(|_| {
+                std::thread::sleep(Duration::from_millis(5));
+            });
+        });
+        let error = read_message(&stream, Duration::from_millis(200)).unwrap_err();
+        assert!(matches!(error, TransportError::Late), "{error}");
+        drop(stream);
+        dripping.join().unwrap();
     }
 }

@@ -223,7 +223,13 @@ fn address() -> SocketAddr {
 
 /// How to be a standby at free addresses.
 fn standby_options(witness: &Path) -> StandbyOptions {
-    StandbyOptions { listen: address(), heartbeat: address(), witness: Some(witness.into()), detect_ms: None }
+    StandbyOptions {
+        listen: address(),
+        heartbeat: address(),
+        witness: Some(witness.into()),
+        on_partition: None,
+        detect_ms: None,
+    }
 }
 
 /// What an engine begins with that may protect its VM by `peers`.
@@ -254,13 +260,26 @@ impl Pair {
     fn with_witnesses(of_a: &str, of_b: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let [witness, of_b] = [of_a, of_b].map(|name| folder.path().join(name));
-        let (listen, heartbeat) = (address(), address());
+        let standby = standby_options(&of_b);
+        let options = options(standby.listen, standby.heartbeat, &witness);
+        Self::of(folder, standby, options)
+    }
+
+    /// Without a witness.
+    fn by_policy(policy: OnPartition) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut standby = standby_options(folder.path());
+        (standby.witness, standby.on_partition) = (None, Some(policy));
+        let mut options = options(standby.listen, standby.heartbeat, folder.path());
+        (options.witness, options.on_partition) = (None, Some(policy));
+        Self::of(folder, standby, options)
+    }
+
+    fn of(folder: tempfile::TempDir, standby: StandbyOptions, options: ProtectOptions) -> Self {
         let (guest_a, guest_b) = (ToyGuest::new(), ToyGuest::new());
-        let standby = StandbyOptions { listen, heartbeat, witness: Some(of_b.as_path().into()), detect_ms: None };
         let setup = Setup { witness: standby.witness.clone(), ..Setup::default() };
         let b = Ft::standby(Box::new(guest_b.clone()), standby, setup).unwrap();
         let a = Ft::solo(Box::new(guest_a.clone()), Reign::unasked(), Setup::default()).unwrap();
-        let options = options(listen, heartbeat, &witness);
         Self { folder, guest_a, guest_b, a: Some(a), b, options }
     }
 
@@ -370,8 +389,7 @@ fn stop_leaves_the_guest_running_alone_and_the_standby_empty() {
 
 #[test]
 fn stop_is_no_partition_although_the_standby_is_to_go_on_in_one() {
-    let mut pair = Pair::new();
-    (pair.options.witness, pair.options.on_partition) = (None, Some(OnPartition::Standby));
+    let pair = Pair::by_policy(OnPartition::Standby);
     pair.a().protect(Some(pair.options.clone())).unwrap();
     wait_state(pair.a(), "protected");
     pair.a().stop().unwrap();
@@ -417,6 +435,7 @@ fn a_standby_that_was_started_anew_gets_everything() {
         listen: pair.options.peer,
         heartbeat: pair.options.heartbeat,
         witness: pair.options.witness.clone(),
+        on_partition: None,
         detect_ms: None,
     };
     pair.b.end();
@@ -500,7 +519,7 @@ fn a_foreign_witness_record_is_respected() {
     let record = r#"{"state":"solo","owner":99,"term":5}"#;
     std::fs::write(pair.folder.path().join("witness"), record).unwrap();
     let reasons = pair.a().protect(Some(pair.options.clone())).unwrap_err().join("\n");
-    assert!(reasons.contains("node 0000000000000063 runs this VM in term 5"), "{reasons}");
+    assert!(reasons.contains("host 0 runs this VM in term 5"), "{reasons}");
 }
 
 #[test]

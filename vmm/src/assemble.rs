@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
-use ft::{Ft, NodeOptions, Reign, Setup};
-use ft_proto::Term;
+use ft::{Candidate, Ft, NodeOptions, Reign, Role, Setup};
+use ft_proto::HostId;
+use ft_proto::witness::Disks;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -16,6 +18,7 @@ use crate::config::{DiskPurpose, VmConfig};
 use crate::cpu::GuestEvent;
 use crate::device_process::ChildExits;
 use crate::disk_records;
+use crate::election::{Election, Granted, Voter};
 use crate::guest_port::GuestPort;
 use crate::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
 use crate::virtio::DeviceEvent;
@@ -28,9 +31,9 @@ pub struct KvmAssembler {
     /// What the next engine begins with; its board is that of all of them.
     setup: Setup,
     /// The right to run the VM that is built next.
-    reign: Option<Reign>,
-    /// The term that the disks said the VM was shut down in when that right was given.
-    disks: Term,
+    granted: Granted,
+    /// What the disks had on record when that right was given.
+    disks: Disks,
 }
 
 impl KvmAssembler {
@@ -41,42 +44,86 @@ impl KvmAssembler {
         if let Some(options) = &options {
             setup.peers.clone_from(&options.peers);
             setup.witness.clone_from(&options.witness);
+            setup.listen.clone_from(&options.standby);
+            setup.notes_disks = true;
         }
-        Self { options, setup, reign: None, disks: Term(0) }
+        Self { options, setup, granted: Granted::default(), disks: Disks::default() }
     }
 
-    fn build(&mut self, mut config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
-        let witnessed = self.reign.is_some() && self.setup.witness.is_some();
+    /// Who waits by its own decision asks on whether it has to.
+    fn election(&self, config: VmConfig, events: Sender<VmEvent>) -> Result<Option<Election>, BoxError> {
+        let decides = |options: &&NodeOptions| options.role == Role::Auto && options.witness.is_some();
+        let Some(options) = self.options.clone().as_ref().filter(decides).cloned() else { return Ok(None) };
+        let Setup { host, board, .. } = self.setup.clone();
+        let voter = Voter { options, host, config, board, granted: self.granted.clone() };
+        Ok(Some(Election::start(voter, events)?))
+    }
+
+    fn granted(&self) -> Option<Reign> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn build(
+        &mut self,
+        mut config: VmConfig,
+        part: Part,
+        reign: Option<Reign>,
+        events: Sender<VmEvent>,
+    ) -> Result<Built, BoxError> {
+        let witnessed = reign.is_some() && self.setup.witness.is_some();
         let purpose = match part {
             Part::StandBy => DiskPurpose::StandBy,
             Part::Run if witnessed => DiskPurpose::RunElected,
             Part::Run => DiskPurpose::Run,
         };
         config.disks.iter_mut().flatten().for_each(|disk| disk.purpose = purpose);
-        let mut machine = KvmMachine::new(config, events.clone())?;
+        let mut machine = KvmMachine::new(config.clone(), events.clone())?;
+        if part == Part::StandBy {
+            machine.election = self.election(config, events.clone())?;
+        }
         let port = Box::new(GuestPort::new(machine.vm()?, events));
         let setup = self.setup.clone();
         let ft = match part {
-            Part::Run => Ft::solo(port, self.reign.unwrap_or_else(Reign::unasked), setup)?,
+            Part::Run => Ft::solo(port, reign.unwrap_or_else(Reign::unasked), setup)?,
             Part::StandBy => {
                 let options = self.options.as_ref().and_then(|options| options.standby.clone());
                 Ft::standby(port, options.ok_or("--ft has no listen= to wait at")?, setup)?
             }
         };
-        self.reign = None;
         Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(ft)) })
     }
+}
+
+/// What this host is called: by its operator, or by the machine and what it has of the VM.
+fn host(options: &NodeOptions, config: &VmConfig) -> HostId {
+    options.node.unwrap_or_else(|| {
+        let images = config.disks.iter().flatten().filter_map(|disk| disk.path.as_deref());
+        let mut what: Vec<String> = images.map(|path| real(path).display().to_string()).collect();
+        if let Some(standby) = options.standby.as_ref().filter(|_| what.is_empty()) {
+            what.push(standby.listen.to_string());
+        }
+        ft::default_host(&what.join("\0"))
+    })
+}
+
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 impl Assembler for KvmAssembler {
     fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError> {
         let Some(options) = &mut self.options else { return Ok(Part::Run) };
-        self.disks = disk_records::ended(config);
-        Ok(match ft::part(options, boots, self.disks)? {
+        ft::check_alone(options)?;
+        self.disks = disk_records::read(config);
+        self.setup.host = host(options, config);
+        self.setup.vm = self.disks.vm;
+        let me = Candidate { host: self.setup.host, disks: self.disks, boots, waited: false };
+        let part = ft::part(options, me)?;
+        // It was meant for one start, not for each one that this process sees.
+        options.force = None;
+        Ok(match part {
             ft::Part::Run(reign) => {
-                // It was meant for one start, not for each one that this process sees.
-                options.force = false;
-                self.reign = Some(reign);
+                *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
                 Part::Run
             }
             ft::Part::StandBy(why) => {
@@ -94,8 +141,9 @@ impl Assembler for KvmAssembler {
     }
 
     fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
-        let built = self.build(config, part, events);
-        if let (Err(_), Some(reign), Some(options)) = (&built, self.reign.take(), &self.options) {
+        let reign = self.granted();
+        let built = self.build(config, part, reign, events);
+        if let (Err(_), Some(reign), Some(options)) = (&built, reign, &self.options) {
             ft::give_back(options, reign, self.disks);
         }
         built
@@ -105,6 +153,8 @@ impl Assembler for KvmAssembler {
 /// A [`Vm`] for the control loop, with its events. Empty after `shutdown`.
 pub struct KvmMachine {
     live: Option<Live>,
+    /// Of a standby.
+    election: Option<Election>,
     config: VmConfig,
 }
 
@@ -140,7 +190,7 @@ impl KvmMachine {
             ExitWatch::start(devices.child_exits().clone(), events)?
         };
         let config = vm.config().clone();
-        Ok(Self { live: Some(Live { _watch: watch, vm }), config })
+        Ok(Self { live: Some(Live { _watch: watch, vm }), election: None, config })
     }
 
     /// The VM itself.
@@ -189,10 +239,12 @@ impl Machine for KvmMachine {
     }
 
     fn taken_over(&mut self) -> Result<(), BoxError> {
+        self.election = None;
         Ok(self.vm()?.taken_over()?)
     }
 
     fn shutdown(&mut self) -> Result<(), BoxError> {
+        self.election = None;
         self.live = None;
         Ok(())
     }

@@ -4,18 +4,23 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ft_proto::Term;
+use ft_proto::witness::{DiskState, Disks};
 
 use crate::config::{DiskConfig, VmConfig};
 use crate::device_process::find;
 use crate::devices::DISK_PROGRAM;
 
-/// The term that the VM was last shut down in from these disks, by the oldest of them; 0: never, or there is no disk that
-/// the guest could have written through us.
+/// What they say.
 #[must_use]
-pub fn ended(config: &VmConfig) -> Term {
+pub fn read(config: &VmConfig) -> Disks {
     let written = |disk: &&DiskConfig| !disk.readonly && !disk.vhost_user;
     let disks = config.disks.iter().flatten().filter(written).filter_map(|disk| disk.path.as_deref());
-    disks.map(ended_of).min().unwrap_or_default()
+    let state = match disks.map(ended_of).min() {
+        None => DiskState::None,
+        Some(Term(0)) => DiskState::Fresh,
+        Some(term) => DiskState::Ended(term),
+    };
+    Disks { vm: None, state }
 }
 
 fn ended_of(image: &Path) -> Term {
@@ -52,7 +57,7 @@ mod tests {
             ..Default::default()
         };
         let config = VmConfig { disks: Some(vec![disk(true, false), disk(false, true)]), ..VmConfig::default() };
-        assert_eq!(ended(&config), Term(0));
-        assert_eq!(ended(&VmConfig::default()), Term(0));
+        assert_eq!(read(&config).state, DiskState::None);
+        assert_eq!(read(&VmConfig::default()).state, DiskState::None);
     }
 }

@@ -3,10 +3,11 @@
 //! The routes turn JSON into these calls and back, and decide nothing.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 pub use ft::{Compression, EventRecord, NodeOptions, ProtectOptions, Role, StandbyOptions, Status};
 use ft::{Ft, WitnessAddress};
-use ft_proto::OnPartition;
+use ft_proto::{HostId, OnPartition, Term};
 
 use crate::options::{ByteSize, OptionError, OptionValue, Options, TextList};
 
@@ -111,7 +112,7 @@ impl FtControl for Ft {
 }
 
 /// Keys of `--ft`.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "role",
     "listen",
     "heartbeat",
@@ -127,7 +128,9 @@ const KEYS: [&str; 16] = [
     "disk_rate",
     "compression",
     "delta_cache",
+    "node",
     "force",
+    "blackout_wait",
 ];
 
 /// Reads the text after `--ft`.
@@ -137,11 +140,7 @@ const KEYS: [&str; 16] = [
 pub fn node_option(text: &str) -> Result<NodeOptions, OptionError> {
     let options = Options::parse("--ft", text, &KEYS, &[])?;
     let role = options.required::<Role>("role")?;
-    let force = options.toggle_or("force", false)?;
-    if force && role != Role::Primary {
-        let what = "force=on needs role=primary: it runs the VM here whatever the witness says".to_owned();
-        return Err(OptionError::Conflict { flag: "--ft".to_owned(), what });
-    }
+    let force = force(&options, role)?;
     if role == Role::Auto {
         // Without these it could neither decide nor protect.
         options.required::<String>("witness")?;
@@ -154,10 +153,36 @@ pub fn node_option(text: &str) -> Result<NodeOptions, OptionError> {
             listen: options.required("listen")?,
             heartbeat: options.required("heartbeat")?,
             witness: witness(&options)?,
+            on_partition: options.value("on_partition")?,
             detect_ms: options.value("detect_ms")?,
         })
     };
-    Ok(NodeOptions { role, standby, peers: peers(&options)?, witness: witness(&options)?, force })
+    let blackout_wait = options.value("blackout_wait")?.map(Duration::from_secs);
+    Ok(NodeOptions {
+        role,
+        standby,
+        peers: peers(&options)?,
+        witness: witness(&options)?,
+        node: options.value("node")?,
+        force,
+        blackout_wait,
+    })
+}
+
+/// The term that an operator overrides.
+fn force(options: &Options, role: Role) -> Result<Option<Term>, OptionError> {
+    let what = match options.text("force") {
+        None | Some("off") => return Ok(None),
+        Some(text) => match text.parse() {
+            Ok(term) if role == Role::Primary => return Ok(Some(Term(term))),
+            Ok(_) => "force=TERM needs role=primary: it runs the VM here although the witness is in that term",
+            Err(_) => {
+                "force= takes the term that it overrides, so that it counts only once: what pollux-vmm says without it \
+                 names the term"
+            }
+        },
+    };
+    Err(OptionError::Conflict { flag: "--ft".to_owned(), what: what.to_owned() })
 }
 
 /// How each of the standby peers is to protect this VM.
@@ -212,6 +237,14 @@ fn named<T, const N: usize>(text: &str, names: [(&str, T); N]) -> Option<T> {
     names.into_iter().find_map(|(name, value)| (name == text).then_some(value))
 }
 
+impl OptionValue for HostId {
+    const EXPECTED: &'static str = "a name of 1 to 32 letters, digits, dots, dashes or underscores";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
 impl OptionValue for Role {
     const EXPECTED: &'static str = "auto, primary or standby";
 
@@ -247,6 +280,7 @@ mod tests {
             listen: ([10, 0, 0, 2], 7000).into(),
             heartbeat: "[fd00::2]:7001".parse().unwrap(),
             witness: Some(WitnessAddress::File("/w".into())),
+            on_partition: None,
             detect_ms: Some(0),
         };
         let options = node_option(text).unwrap();
@@ -270,8 +304,9 @@ mod tests {
 
     #[test]
     fn a_primary_may_be_no_more_than_that() {
-        let options = node_option("role=primary,force=on,witness=/w").unwrap();
-        assert!(options.force && options.standby.is_none() && options.peers.is_empty());
+        let options = node_option("role=primary,force=7,witness=/w").unwrap();
+        assert_eq!(options.force, Some(Term(7)));
+        assert!(options.standby.is_none() && options.peers.is_empty());
     }
 
     #[test]
@@ -294,7 +329,8 @@ mod tests {
             ("role=standby,color=red", "--ft: unknown key \"color\""),
             ("role=auto,listen=1.2.3.4:1,heartbeat=1.2.3.4:2", "--ft: witness= is missing"),
             ("role=auto,witness=/w,listen=1.2.3.4:1,heartbeat=1.2.3.4:2", "--ft: standby-peers= is missing"),
-            ("role=auto,witness=/w,force=on", "--ft: force=on needs role=primary"),
+            ("role=primary,witness=/w,force=on", "--ft: force= takes the term that it overrides"),
+            ("role=primary,witness=/w,node=a/b", "--ft: node=a/b is not a name of 1 to 32 letters"),
             ("role=primary,witness=/w,standby-peers=1.2.3.4:1", "--ft: standby-peers=1.2.3.4:1 is not a list such as"),
             ("role=primary,standby-peers=1.2.3.4:1/1.2.3.5:1", "--ft: no witness: give witness=PATH"),
             ("role=primary,witness=/w,detect_ms=1,standby-peers=1.2.3.4:1/1.2.3.5:1", "--ft: detect_ms=1 is shorter"),

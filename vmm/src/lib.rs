@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod device_process;
 pub mod devices;
 pub mod disk_records;
+pub mod election;
 pub mod event_monitor;
 pub mod ft_api;
 pub mod guest_port;

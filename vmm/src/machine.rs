@@ -107,6 +107,8 @@ pub enum VmEvent {
         /// Why.
         reason: String,
     },
+    /// This VM is a standby that waited in vain: this host has been given the right to run it.
+    MayRun,
     /// Another host runs this VM: it must not run here any more.
     Fenced {
         /// Why.

@@ -345,6 +345,10 @@ impl Vmm {
                 self.stand_by_again();
                 None
             }
+            VmEvent::MayRun => {
+                self.boot_instead();
+                None
+            }
             VmEvent::DeviceExited { id, status } => {
                 tracing::error!("the process of device {id} is gone: {status}");
                 let properties = [("id".to_owned(), id), ("status".to_owned(), status)].into();

@@ -273,11 +273,13 @@ pub enum Report {
     /// Disk, either side: the mirror stream ended or broke. The disk itself goes on.
     MirrorLost {
         /// Why.
+        #[serde(deserialize_with = "crate::text::from_outside")]
         reason: String,
     },
     /// The device cannot go on (local disk full or failing, tap gone).
     Failed {
         /// Why.
+        #[serde(deserialize_with = "crate::text::from_outside")]
         reason: String,
     },
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::failure_detector::LinkId;
-use crate::witness::{Claim, Verdict};
+use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
 
 /// What a node is told. Times of arrival are the `now` of `Node::handle`, but for beats, which wait in a queue.
@@ -107,6 +107,11 @@ pub enum Input {
     },
     /// The witness answered a claim.
     Witness(WitnessAnswer),
+    /// The witness's record was read: of a VM that is on record, now and then while it runs here.
+    RecordRead {
+        /// The record; `None`: it is lost.
+        record: Option<Record>,
+    },
     /// The shell could not perform [`Action::TakeOver`].
     TakeOverFailed {
         /// Why.
@@ -270,6 +275,10 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The witness has no record of the VM any more: if a host fails now, nobody may go on.
+    WitnessRecordLost,
+    /// The primary has given the witness its record again.
+    WitnessRecordRestored,
     /// The primary is back before the witness is: the standby commits its epochs again and asks what became of its claim.
     TakeOverWithdrawn,
     /// The standby holds a whole copy.

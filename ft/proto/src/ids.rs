@@ -15,7 +15,16 @@ use serde::{Deserialize, Serialize, Serializer};
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The epoch that follows this one. Epochs from outside are compared with those that are awaited, never counted on.
+    /// The highest epoch that is believed, whoever names it.
+    pub const MAX: Self = Self(1 << 48);
+
+    /// Whether an epoch that came from outside can be one.
+    #[must_use]
+    pub fn is_plausible(self) -> bool {
+        self <= Self::MAX
+    }
+
+    /// The epoch that follows this one.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))

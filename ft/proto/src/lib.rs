@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `wire`, `pages`, `delta` and `packing` are the form of what crosses the network, `device_ctl` of what crosses to the device
-//! processes. Bulk data never enters the state machines: they handle epoch numbers, the shell moves bytes.
+//! processes; `text` cleans what others say. Bulk data never enters the state machines: they handle epoch numbers, the shell moves bytes.
 #![forbid(unsafe_code)]
 
 pub mod delta;
@@ -22,6 +22,7 @@ pub mod packing;
 pub mod pages;
 mod primary;
 mod standby;
+pub mod text;
 mod time;
 pub mod wire;
 pub mod witness;

@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use crate::events::{Action, Beat, Event, Input, Settings};
 use crate::failure_detector::{FailureDetector, Light, LinkId};
-use crate::primary::{Phase, Primary};
+use crate::primary::{Phase, Primary, fence, refusal};
 use crate::standby::Standby;
+use crate::witness::{Claim, Record};
 use crate::{Epoch, NodeId, Term, Time};
 
 /// Between two tries to reach the witness.
@@ -120,6 +121,7 @@ impl Node {
                 Some(Outcome::Fenced)
             }
             (Role::Standby(_), Input::PrimaryJoined { term, .. }) if term < self.term => None,
+            (_, Input::RecordRead { record }) => self.record_read(record),
             (Role::Primary(primary), input) => primary.handle(input, &self.settings, now, &mut self.actions),
             (Role::Standby(standby), input) => {
                 if let Input::PrimaryJoined { term, .. } = input {
@@ -217,6 +219,16 @@ impl Node {
         matches!(&self.role, Role::Standby(standby) if standby.awaits_witness())
     }
 
+    /// The claim that the witness has not answered yet.
+    #[must_use]
+    pub fn pending_claim(&self) -> Option<Claim> {
+        match &self.role {
+            Role::Primary(primary) => primary.pending_claim(),
+            Role::Standby(standby) => standby.pending_claim(),
+            Role::Solo | Role::Fenced => None,
+        }
+    }
+
     /// The running epoch of a primary, the committed one of a standby.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -271,30 +283,18 @@ impl Node {
     }
 
     fn on_beat(&mut self, link: LinkId, at: Time, beat: Beat, now: Time) {
-        if beat.from == self.id {
+        // Whoever is not in this node's session has nothing to say about it.
+        if self.peer() != Some(beat.from) {
             return;
         }
         if beat.runs && beat.term > self.term {
-            match &mut self.role {
-                Role::Solo | Role::Primary(_) => {
-                    let reason = format!("node {} runs the VM in term {}", beat.from, beat.term);
-                    self.actions.push_back(Action::Fence { reason: reason.clone() });
-                    self.actions.push_back(Action::Event(Event::Fenced { reason }));
-                    self.role = Role::Fenced;
-                }
-                Role::Standby(standby) => standby.superseded(beat.term, &mut self.actions),
-                Role::Fenced => {}
-            }
-            return;
-        }
-        if self.peer() != Some(beat.from) {
-            return;
+            return self.contested(beat, now);
         }
         self.notice_stall(now);
         self.detector.heard(link, at);
         let mute = self.detector.light(LinkId::Replication, now) == Light::Red;
         let outcome = match &mut self.role {
-            Role::Primary(primary) => primary.heard(at, &self.settings, &mut self.actions),
+            Role::Primary(primary) if !beat.runs => primary.heard(at, &self.settings, &mut self.actions),
             // One that may not run any more is as good as dead, however lively its process.
             Role::Standby(standby) if !beat.runs => {
                 standby.primary_stopped(beat.term, mute, &self.settings, now, &mut self.actions)
@@ -302,6 +302,38 @@ impl Node {
             _ => None,
         };
         self.turn(outcome);
+    }
+
+    /// The peer says that it runs the VM in a later term. A beat alone decides nothing where there is a witness to ask.
+    fn contested(&mut self, beat: Beat, now: Time) {
+        let outcome = match &mut self.role {
+            Role::Primary(primary) => {
+                let reason = format!("node {} says that it runs the VM in term {}", beat.from, beat.term);
+                primary.contested(reason, &self.settings, &mut self.actions)
+            }
+            Role::Standby(standby) => {
+                standby.superseded(beat.term, &self.settings, now, &mut self.actions);
+                None
+            }
+            Role::Solo | Role::Fenced => None,
+        };
+        self.turn(outcome);
+    }
+
+    /// The witness's record was read. It is the last word on who runs the VM, whatever was thought here.
+    fn record_read(&mut self, record: Option<Record>) -> Option<Outcome> {
+        match &mut self.role {
+            Role::Solo => {
+                let Some(record) = record else {
+                    self.actions.push_back(Action::Event(Event::WitnessRecordLost));
+                    return None;
+                };
+                let reason = refusal(Some(record));
+                (record.term() > self.term && !record.is_of(self.id)).then(|| fence(reason, &mut self.actions))
+            }
+            Role::Primary(primary) => primary.record_read(record, &self.settings, &mut self.actions),
+            Role::Standby(_) | Role::Fenced => None,
+        }
     }
 
     /// Before anything is done that may be out of date by now.

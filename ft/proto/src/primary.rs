@@ -68,6 +68,8 @@ pub(crate) struct Primary {
     listening: Option<Time>,
     /// The newest acknowledgement that waits.
     waiting: Option<Epoch>,
+    /// The witness has lost its record. When the standby has acknowledged this epoch, which was cut later, it is given it anew.
+    lost: Option<Epoch>,
 }
 
 /// An epoch on its way.
@@ -109,6 +111,7 @@ impl Primary {
             moving: None,
             listening: None,
             waiting: None,
+            lost: None,
         }
     }
 
@@ -280,10 +283,69 @@ impl Primary {
                 self.ask(Claim::Register { primary, standby, term }, out);
             }
         }
+        self.maybe_restore(epoch, out);
         if self.moving == Some(Move::Stopped) && self.sealed.is_empty() && !self.cutting {
             return self.give_up("moved by request".to_owned(), settings, out);
         }
         None
+    }
+
+    /// The standby says that it runs the VM in a later term.
+    pub(crate) fn contested(
+        &mut self,
+        reason: String,
+        settings: &Settings,
+        out: &mut VecDeque<Action>,
+    ) -> Option<Outcome> {
+        match settings.on_partition {
+            // It does not take over by itself there.
+            Some(OnPartition::Primary) => None,
+            Some(OnPartition::Standby | OnPartition::Both) => Some(fence(reason, out)),
+            None => self.leave(reason, settings, out),
+        }
+    }
+
+    /// The witness's record was read.
+    pub(crate) fn record_read(
+        &mut self,
+        record: Option<Record>,
+        settings: &Settings,
+        out: &mut VecDeque<Action>,
+    ) -> Option<Outcome> {
+        let Self { id: primary, peer: standby, term, .. } = *self;
+        if self.phase != Phase::Protected || self.leaving.is_some() {
+            return None;
+        }
+        match record {
+            None => {
+                if self.lost.is_none() {
+                    self.lost = Some(self.running);
+                    out.push_back(Action::Event(Event::WitnessRecordLost));
+                }
+                None
+            }
+            Some(record) if record == (Record::Protected { primary, standby, term }) => {
+                self.lost = None;
+                None
+            }
+            // Whatever happened there, a claim finds out.
+            other => self.leave(refusal(other), settings, out),
+        }
+    }
+
+    /// The standby has acknowledged `epoch`. If that was cut after the witness's record was found lost, the standby has not taken
+    /// over before the loss, and cannot have since: the two agree, and the record can be written anew.
+    fn maybe_restore(&mut self, epoch: Epoch, out: &mut VecDeque<Action>) {
+        let due = self.lost.is_some_and(|lost| epoch >= lost);
+        if due && self.phase == Phase::Protected && self.asked.is_none() {
+            let Self { id: primary, peer: standby, term, .. } = *self;
+            self.ask(Claim::Restore { primary, standby, term }, out);
+        }
+    }
+
+    /// The claim that has no answer yet.
+    pub(crate) fn pending_claim(&self) -> Option<Claim> {
+        self.asked
     }
 
     fn protected(&mut self, out: &mut VecDeque<Action>) {
@@ -379,7 +441,22 @@ impl Primary {
                 self.unanswered += u32::from(self.leaving.is_some() && !self.stopping);
                 None
             }
+            // A record that is lost gives the VM to nobody. An operator may bring it back.
+            WitnessAnswer::Judged(_, Verdict::Refused(None)) => {
+                out.push_back(Action::Event(Event::WitnessRecordLost));
+                self.retry = Some(now + RETRY);
+                None
+            }
+            WitnessAnswer::Judged(Claim::Restore { .. }, Verdict::Refused(record)) => {
+                (self.asked, self.lost) = (None, None);
+                self.leave(refusal(record), settings, out)
+            }
             WitnessAnswer::Judged(_, Verdict::Refused(record)) => Some(fence(refusal(record), out)),
+            WitnessAnswer::Judged(Claim::Restore { .. }, Verdict::Granted(_)) => {
+                (self.asked, self.lost) = (None, None);
+                out.push_back(Action::Event(Event::WitnessRecordRestored));
+                None
+            }
             WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
                 self.asked = None;
                 if let Some(reason) = self.leaving.take() {
@@ -399,15 +476,17 @@ impl Primary {
     }
 }
 
-fn fence(reason: String, out: &mut VecDeque<Action>) -> Outcome {
+pub(crate) fn fence(reason: String, out: &mut VecDeque<Action>) -> Outcome {
     out.push_back(Action::Fence { reason: reason.clone() });
     out.push_back(Action::Event(Event::Fenced { reason }));
     Outcome::Fenced
 }
 
-fn refusal(record: Option<Record>) -> String {
+pub(crate) fn refusal(record: Option<Record>) -> String {
     match record {
-        Some(Record::Solo { owner, term }) => format!("the witness says that node {owner} runs the VM in term {term}"),
+        Some(Record::Solo { owner, term, .. }) => {
+            format!("the witness says that node {owner} runs the VM in term {term}")
+        }
         Some(Record::Protected { primary, term, .. }) => {
             format!("the witness says that node {primary} runs the VM, protected, in term {term}")
         }

@@ -46,6 +46,8 @@ pub(crate) struct Session {
     /// Nothing of the primary is waited for any more.
     yielded: bool,
     no_claim_before: Time,
+    /// Before that the witness is not asked again whether this copy has its right.
+    no_question_before: Time,
     held_back: bool,
     /// When to ask the witness again, which did not answer.
     retry: Option<Time>,
@@ -59,7 +61,7 @@ enum Wish {
     Nothing,
     /// To run the VM: nothing is acknowledged until the claim is refused or withdrawn.
     TakeOver,
-    /// That a claim to take over, to which there was no answer, does not count.
+    /// That a claim to take over, to which there was no answer, does not count; or to know whether it has the right to one.
     Withdraw,
 }
 
@@ -204,6 +206,11 @@ impl Standby {
         out.extend(session.claim_of(id).map(Action::AskWitness));
     }
 
+    /// The claim that has no answer yet.
+    pub(crate) fn pending_claim(&self) -> Option<Claim> {
+        self.session.as_ref().and_then(|session| session.claim_of(self.id))
+    }
+
     /// Whether an answer of the witness is open that may make this node run the VM.
     pub(crate) fn awaits_witness(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.wish != Wish::Nothing)
@@ -214,9 +221,19 @@ impl Standby {
         session.retry.into_iter().chain(session.relief_due()).min()
     }
 
-    /// Somebody runs the VM in a later term: what is held here is of the past.
-    pub(crate) fn superseded(&mut self, term: Term, out: &mut VecDeque<Action>) {
-        self.reset(format!("the VM runs elsewhere in term {term}"), out);
+    /// A beat of the primary says that it runs the VM in a later term: then what is held here is of the past. With a witness a
+    /// beat is only a reason to ask whether this copy still has its right.
+    pub(crate) fn superseded(&mut self, term: Term, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
+        let id = self.id;
+        let Some(session) = self.session.as_mut().filter(|session| session.committed.is_some()) else { return };
+        if settings.on_partition.is_some() {
+            self.reset(format!("the VM runs elsewhere in term {term}"), out);
+        } else if session.wish == Wish::Nothing && now >= session.no_question_before {
+            session.no_question_before = now + RETRY;
+            session.wish = Wish::Withdraw;
+            session.retry = None;
+            out.extend(session.claim_of(id).map(Action::AskWitness));
+        }
     }
 
     pub(crate) fn reset(&mut self, reason: String, out: &mut VecDeque<Action>) {
@@ -244,20 +261,25 @@ impl Standby {
             }
             WitnessAnswer::Judged(_, Verdict::Granted(_)) => session.wish = Wish::Nothing,
             // The claim that was to be withdrawn had been granted: the primary may not go on.
-            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term })))
+            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term, .. })))
                 if owner == id && term == session.term.next() =>
             {
                 return Some(take_over(session, term, out));
             }
             // The primary has not registered this copy yet: it is good, and may soon be what the VM lives on.
-            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term })))
+            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term, .. })))
                 if owner == session.primary && term == session.term =>
             {
                 session.wish = Wish::Nothing;
                 session.no_claim_before = now + RETRY;
                 session.commit_whole_epochs(out);
             }
-            WitnessAnswer::Judged(_, Verdict::Refused(_)) => {
+            // A record that is lost gives the VM to nobody. The copy may be the only one: it is kept until there is a record again.
+            WitnessAnswer::Judged(_, Verdict::Refused(None)) => {
+                out.push_back(Action::Event(Event::WitnessRecordLost));
+                session.retry = Some(now + RETRY);
+            }
+            WitnessAnswer::Judged(_, Verdict::Refused(Some(_))) => {
                 self.reset("the witness gives the VM to another node".to_owned(), out);
             }
             WitnessAnswer::Unreachable(_, reason) => {
@@ -282,6 +304,7 @@ impl Session {
             stopped: None,
             yielded: false,
             no_claim_before: Time::default(),
+            no_question_before: Time::default(),
             held_back: false,
             retry: None,
         }

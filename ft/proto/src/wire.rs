@@ -19,14 +19,16 @@ use twox_hash::xxhash3_64::{RawHasher, SecretBuffer};
 
 use crate::device_ctl::ResyncKind;
 use crate::events::OnPartition;
-use crate::{Epoch, NodeId, Term};
+use crate::{Epoch, NodeId, Term, VmId, text};
 
 /// Version of this format; peers of another version are refused with both numbers.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// Length of a header in bytes.
 pub const HEADER_LEN: usize = 48;
 /// No body is longer: 4,096 pages with their index, rounded up.
 pub const BODY_MAX: u32 = 32 << 20;
+/// Nor is one that carries neither pages nor state: greetings, reasons, counts.
+pub const MESSAGE_MAX: u32 = 64 << 10;
 
 const MAGIC: [u8; 4] = *b"PLXF";
 
@@ -56,6 +58,8 @@ pub enum Kind {
     Bye = 10,
     /// How far the first copy is: a [`CopyProgress`].
     Progress = 12,
+    /// Answers [`Purpose::Ask`]: a [`Standing`].
+    Standing = 13,
 }
 
 /// A frame's header, checked.
@@ -124,9 +128,20 @@ pub enum WireError {
 }
 
 impl Kind {
+    /// The longest body that it may have, packed or not; checked before anything is allocated for it.
+    #[must_use]
+    pub fn body_max(self) -> u32 {
+        match self {
+            Self::Copy | Self::Pages | Self::State => BODY_MAX,
+            Self::Hello | Self::Welcome | Self::Refuse | Self::End => MESSAGE_MAX,
+            Self::Yield | Self::Bye | Self::Progress | Self::Standing => MESSAGE_MAX,
+            Self::Ack => 0,
+        }
+    }
+
     fn from_u16(raw: u16) -> Option<Self> {
-        use Kind::{Ack, Bye, Copy, End, Hello, Pages, Progress, Refuse, State, Welcome, Yield};
-        [Hello, Welcome, Refuse, Copy, Pages, State, End, Ack, Yield, Bye, Progress]
+        use Kind::{Ack, Bye, Copy, End, Hello, Pages, Progress, Refuse, Standing, State, Welcome, Yield};
+        [Hello, Welcome, Refuse, Copy, Pages, State, End, Ack, Yield, Bye, Progress, Standing]
             .into_iter()
             .find(|kind| *kind as u16 == raw)
     }
@@ -173,8 +188,11 @@ impl Header {
         }
         let kind = Kind::from_u16(u16_at(6)).ok_or(WireError::HeaderCorrupt)?;
         let (term, epoch) = (Term(u64_at(8)), Epoch(u64_at(16)));
+        if !term.is_plausible() || !epoch.is_plausible() {
+            return Err(WireError::Malformed { kind, what: "a term or an epoch that cannot be" });
+        }
         let header = Self { kind, term, epoch, len: u32_at(24), raw: u32_at(28), body_hash: u64_at(32) };
-        if header.len > BODY_MAX || header.raw > BODY_MAX {
+        if header.len.max(header.raw) > kind.body_max() {
             return Err(WireError::Malformed { kind, what: "longer than a frame may be" });
         }
         let may_be_packed = matches!(kind, Kind::Copy | Kind::Pages | Kind::State) && header.len < header.raw;
@@ -242,6 +260,8 @@ pub struct EpochEnd {
 /// Body of `Hello`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Hello {
+    /// The VM that it is about; `None`: the caller's disks do not know yet.
+    pub vm: Option<VmId>,
     /// Who calls.
     pub node: NodeId,
     /// What for.
@@ -251,6 +271,8 @@ pub struct Hello {
 /// What a connection is for.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Purpose {
+    /// Only ask what the node does about the VM; the connection closes after the answer.
+    Ask,
     /// Epochs and control; exactly one per session.
     Session {
         /// Only ask whether it would be accepted; the connection closes after the answer.
@@ -269,6 +291,8 @@ pub enum Purpose {
         on_partition: Option<OnPartition>,
         /// The session since whose last checkpoint the primary knows every page that was written.
         base: Option<u64>,
+        /// The nonce of the last session between the two, by which the standby knows that its primary calls again; 0: none.
+        previous: u128,
     },
     /// The mirror stream of one disk of the session that is open.
     Disk {
@@ -276,6 +300,8 @@ pub enum Purpose {
         index: u16,
         /// What the standby's `Welcome` called the session: a connection of an earlier attempt may arrive late.
         session: u64,
+        /// And the nonce that came with it.
+        nonce: u128,
     },
 }
 
@@ -319,6 +345,7 @@ pub struct DiskProgress {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Yielding {
     /// Why, for a person.
+    #[serde(deserialize_with = "text::from_outside")]
     pub reason: String,
     /// For how long the guest had stood still, in microseconds.
     pub stopped_us: u64,
@@ -331,14 +358,41 @@ pub struct Welcome {
     pub node: NodeId,
     /// Its name for the session.
     pub session: u64,
+    /// Known to the two ends of the session alone: whatever else comes in its name proves by it that it belongs to it.
+    pub nonce: u128,
     /// Whether its memory is what it was at the last checkpoint of the session that the primary has as its base.
     pub kept: bool,
+}
+
+/// Body of `Standing`: what a node does about a VM.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Standing {
+    /// Who answers.
+    pub node: NodeId,
+    /// The VM.
+    pub vm: Option<VmId>,
+    /// Its term.
+    pub term: Term,
+    /// What it does.
+    pub part: Part,
+}
+
+/// What a node does about a VM.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Part {
+    /// It runs it.
+    Runs,
+    /// It holds a whole copy of this primary's, and takes over should that fall silent.
+    WillTakeOver(NodeId),
+    /// Neither.
+    Waits,
 }
 
 /// Body of `Refuse` and `Bye`: every reason, for a person.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Refusal {
     /// One sentence each.
+    #[serde(deserialize_with = "text::all_from_outside")]
     pub reasons: Vec<String>,
 }
 
@@ -387,6 +441,18 @@ mod tests {
     }
 
     #[test]
+    fn a_term_or_an_epoch_that_cannot_be_is_refused() {
+        let absurd = [
+            Header { term: Term(u64::MAX), ..header() },
+            Header { term: Term::MAX.next(), ..header() },
+            Header { epoch: Epoch(u64::MAX), ..header() },
+        ];
+        for header in absurd {
+            assert!(matches!(Header::decode(&header.encode()), Err(WireError::Malformed { .. })), "{header:?}");
+        }
+    }
+
+    #[test]
     fn another_version_is_named() {
         let mut bytes = header().encode();
         bytes[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
@@ -403,10 +469,24 @@ mod tests {
             (Kind::Pages, BODY_MAX + 1, BODY_MAX + 1),
             (Kind::Pages, 5, 4),
             (Kind::Hello, 5, 6),
+            (Kind::Hello, MESSAGE_MAX + 1, MESSAGE_MAX + 1),
+            (Kind::Progress, MESSAGE_MAX + 1, MESSAGE_MAX + 1),
+            (Kind::Ack, 1, 1),
         ];
         for (kind, len, raw) in wrong {
             assert!(matches!(decoded(kind, len, raw), Err(WireError::Malformed { .. })), "{kind:?} {len} {raw}");
         }
+    }
+
+    #[test]
+    fn words_of_the_peer_are_cleaned_as_they_are_decoded() {
+        let said = Refusal { reasons: vec!["\x1b[2Jfine".to_owned(); 1000] };
+        let heard: Refusal = decode_body(Kind::Refuse, &encode_body(&said)).unwrap();
+        assert_eq!(heard.reasons.len(), text::LINES_MAX + 1);
+        assert_eq!((&heard.reasons[0][..], &heard.reasons[text::LINES_MAX][..]), ("\u{fffd}[2Jfine", "and 968 more"));
+        let said = Yielding { reason: "a\r\nb".to_owned(), stopped_us: 1 };
+        let heard: Yielding = decode_body(Kind::Yield, &encode_body(&said)).unwrap();
+        assert_eq!(heard.reason, "a\u{fffd}\u{fffd}b");
     }
 
     #[test]

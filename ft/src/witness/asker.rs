@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use ft_proto::WitnessAnswer;
-use ft_proto::witness::{Claim, Record, Verdict};
+use ft_proto::text::clean;
+use ft_proto::witness::{Claim, Verdict};
+use ft_proto::{VmId, WitnessAnswer};
 
-use super::{Witness, WitnessAddress, chain};
+use super::{Stored, Witness, WitnessAddress, chain};
 use crate::status::WitnessStatus;
 
 /// How long a keeper may take to answer; then it counts as unreachable.
@@ -35,7 +36,7 @@ type Last = Arc<Mutex<Option<Result<(), String>>>>;
 /// What the keeper is asked.
 #[derive(Clone, Copy, Debug)]
 enum Put {
-    Claim(Claim),
+    Claim(VmId, Claim),
     Read,
 }
 
@@ -43,7 +44,7 @@ enum Put {
 #[derive(Debug)]
 enum Told {
     Verdict(Verdict),
-    Record(Option<Record>),
+    Record(Option<Stored>),
 }
 
 type Answer = Result<Told, String>;
@@ -79,9 +80,9 @@ impl Asker {
         &self.address
     }
 
-    /// Has `claim` judged and hands the answer to `answer`, on the asking thread.
-    pub fn ask(&self, claim: Claim, answer: impl FnOnce(WitnessAnswer) + Send + 'static) {
-        self.question(Put::Claim(claim), move |told| match told {
+    /// Has `claim` of `vm` judged and hands the answer to `answer`, on the asking thread.
+    pub fn ask(&self, vm: VmId, claim: Claim, answer: impl FnOnce(WitnessAnswer) + Send + 'static) {
+        self.question(Put::Claim(vm, claim), move |told| match told {
             Ok(Told::Verdict(verdict)) => answer(WitnessAnswer::Judged(claim, verdict)),
             Ok(Told::Record(_)) => {}
             Err(reason) => answer(WitnessAnswer::Unreachable(claim, reason)),
@@ -89,7 +90,7 @@ impl Asker {
     }
 
     /// Has the record read and hands it, or why it could not be, to `answer`, on the asking thread.
-    pub fn read(&self, answer: impl FnOnce(Result<Option<Record>, String>) + Send + 'static) {
+    pub fn read(&self, answer: impl FnOnce(Result<Option<Stored>, String>) + Send + 'static) {
         self.question(Put::Read, move |told| match told {
             Ok(Told::Record(record)) => answer(Ok(record)),
             Ok(Told::Verdict(_)) => {}
@@ -99,11 +100,21 @@ impl Asker {
 
     /// As [`Self::ask`], for a thread that has nothing else to do for so long.
     #[must_use]
-    pub fn ask_and_wait(&self, claim: Claim, patience: Duration) -> WitnessAnswer {
+    pub fn ask_and_wait(&self, vm: VmId, claim: Claim, patience: Duration) -> WitnessAnswer {
         let (sender, answer) = bounded(1);
         // Nobody listens any more when the answer comes too late.
-        self.ask(claim, move |answer| drop(sender.send(answer)));
+        self.ask(vm, claim, move |answer| drop(sender.send(answer)));
         answer.recv_timeout(patience).unwrap_or_else(|_| WitnessAnswer::Unreachable(claim, late(patience)))
+    }
+
+    /// As [`Self::read`], for a thread that has nothing else to do for so long.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub fn read_and_wait(&self, patience: Duration) -> Result<Option<Stored>, String> {
+        let (sender, answer) = bounded(1);
+        self.read(move |answer| drop(sender.send(answer)));
+        answer.recv_timeout(patience).unwrap_or_else(|_| Err(late(patience)))
     }
 
     /// For `ft status`.
@@ -152,11 +163,11 @@ impl Keeper {
         thread::Builder::new().name("ft-keeper".to_owned()).spawn(move || {
             for put in puts {
                 let told = match put {
-                    Put::Claim(claim) => witness.ask(claim).map(Told::Verdict),
+                    Put::Claim(vm, claim) => witness.ask(vm, claim).map(Told::Verdict),
                     Put::Read => witness.read().map(Told::Record),
                 };
                 // Nobody listens any more when the process ends.
-                let _ = answer.send(told.map_err(|error| chain(&error)));
+                let _ = answer.send(told.map_err(|error| clean(&chain(&error))));
             }
         })?;
         Ok(Self { puts: sender, answers, behind: false })
@@ -180,11 +191,13 @@ fn late(limit: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ft_proto::witness::Record;
     use ft_proto::{NodeId, Term};
 
     use super::*;
 
-    const OWN: Claim = Claim::Own { node: NodeId::numbered(1, 1), term: Term(0) };
+    const VM: VmId = VmId(7);
+    const OWN: Claim = Claim::Own { node: NodeId::numbered(1, 1), term: Term(0), first: true };
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
@@ -193,11 +206,11 @@ mod tests {
         let path = folder.path().join("vm");
         let asker = Asker::start(&path.as_path().into()).unwrap();
         assert_eq!(asker.status().answered, None);
-        let answer = asker.ask_and_wait(OWN, LONG);
+        let answer = asker.ask_and_wait(VM, OWN, LONG);
         assert!(matches!(answer, WitnessAnswer::Judged(OWN, Verdict::Granted(_))), "{answer:?}");
         assert_eq!((asker.status().answered, asker.status().error), (Some(true), None));
         std::fs::write(&path, "hello").unwrap();
-        assert!(matches!(asker.ask_and_wait(OWN, LONG), WitnessAnswer::Unreachable(OWN, _)));
+        assert!(matches!(asker.ask_and_wait(VM, OWN, LONG), WitnessAnswer::Unreachable(OWN, _)));
         let status = asker.status();
         assert_eq!(status.answered, Some(false));
         assert!(status.error.unwrap().contains("is not a witness record"));
@@ -212,13 +225,16 @@ mod tests {
         lock.lock().unwrap();
         let asker = Asker::start(&path.as_path().into()).unwrap();
         for _ in 0..2 {
-            let WitnessAnswer::Unreachable(OWN, reason) = asker.ask_and_wait(OWN, LONG) else { panic!("no answer") };
+            let WitnessAnswer::Unreachable(OWN, reason) = asker.ask_and_wait(VM, OWN, LONG) else {
+                panic!("no answer")
+            };
             assert_eq!(reason, "no answer within 3 s");
         }
         lock.unlock().unwrap();
         // The first one has been judged by now, the second one was never asked.
-        let answer = asker.ask_and_wait(Claim::Own { node: NodeId::numbered(2, 1), term: Term(0) }, LONG);
-        let first = Record::Solo { owner: NodeId::numbered(1, 1), term: Term(1) };
+        let other = Claim::Own { node: NodeId::numbered(2, 1), term: Term(0), first: true };
+        let answer = asker.ask_and_wait(VM, other, LONG);
+        let first = Record::Solo { owner: NodeId::numbered(1, 1), term: Term(1), since: Term(1) };
         assert!(matches!(answer, WitnessAnswer::Judged(_, Verdict::Refused(Some(record))) if record == first));
     }
 }

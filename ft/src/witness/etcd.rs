@@ -10,12 +10,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Identity, TlsOptions, Txn, TxnOp};
-use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::VmId;
+use ft_proto::witness::{Claim, Verdict};
 use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{EtcdAddress, Witness, WitnessError, chain};
+use super::{EtcdAddress, Stored, Witness, WitnessError, chain, judge_for};
 
 /// How long a question may take in all; then whether a claim took effect is unknown.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -32,6 +33,7 @@ pub struct EtcdWitness {
 enum Failure {
     Member(String),
     Corrupt(serde_json::Error),
+    Record(WitnessError),
 }
 
 impl From<Error> for Failure {
@@ -88,6 +90,7 @@ impl EtcdWitness {
                 Ok((Err(Failure::Corrupt(source)), _)) => {
                     return Err(WitnessError::Corrupt { place: self.address.key.clone(), source });
                 }
+                Ok((Err(Failure::Record(error)), _)) => return Err(error),
                 Ok((Err(Failure::Member(reason)), endpoint)) => reasons.push(format!("{endpoint}: {reason}")),
                 Err(error) => reasons.push(error.to_string()),
             }
@@ -115,12 +118,12 @@ impl EtcdWitness {
 }
 
 impl Witness for EtcdWitness {
-    fn read(&mut self) -> Result<Option<Record>, WitnessError> {
+    fn read(&mut self) -> Result<Option<Stored>, WitnessError> {
         self.question(|mut client, key| async move { Ok(load(&mut client, &key).await?.0) })
     }
 
-    fn ask(&mut self, claim: Claim) -> Result<Verdict, WitnessError> {
-        self.question(move |client, key| swap(client, key, claim))
+    fn ask(&mut self, vm: VmId, claim: Claim) -> Result<Verdict, WitnessError> {
+        self.question(move |client, key| swap(client, key, vm, claim))
     }
 }
 
@@ -129,13 +132,13 @@ fn late<T>() -> Result<T, Failure> {
 }
 
 /// Judges and writes until the record did not change in between.
-async fn swap(mut client: Client, key: String, claim: Claim) -> Result<Verdict, Failure> {
+async fn swap(mut client: Client, key: String, vm: VmId, claim: Claim) -> Result<Verdict, Failure> {
     for _ in 0..ROUNDS {
         let (before, revision) = load(&mut client, &key).await?;
-        let verdict = judge(before, claim);
-        let Verdict::Granted(record) = verdict else { return Ok(verdict) };
+        let (verdict, next) = judge_for(vm, before, claim, || key.clone()).map_err(Failure::Record)?;
+        let Some(next) = next else { return Ok(verdict) };
         // Also when the record stays: what was judged before and is still under way must find it changed.
-        let bytes = serde_json::to_vec(&record).map_err(Failure::Corrupt)?;
+        let bytes = serde_json::to_vec(&next).map_err(Failure::Corrupt)?;
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
         let swap = Txn::new().when([unchanged]).and_then([TxnOp::put(key.as_str(), bytes, None)]);
         if client.txn(swap).await?.succeeded() {
@@ -146,11 +149,12 @@ async fn swap(mut client: Client, key: String, claim: Claim) -> Result<Verdict, 
 }
 
 /// The record and the revision that made it; zero, also for etcd, when there is none.
-async fn load(client: &mut Client, key: &str) -> Result<(Option<Record>, i64), Failure> {
+async fn load(client: &mut Client, key: &str) -> Result<(Option<Stored>, i64), Failure> {
     let answer = client.get(key, None).await?;
     let Some(pair) = answer.kvs().first() else { return Ok((None, 0)) };
-    let record = serde_json::from_slice(pair.value()).map_err(Failure::Corrupt)?;
-    Ok((Some(record), pair.mod_revision()))
+    let stored: Stored = serde_json::from_slice(pair.value()).map_err(Failure::Corrupt)?;
+    let stored = stored.checked(|| key.to_owned()).map_err(Failure::Record)?;
+    Ok((Some(stored), pair.mod_revision()))
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, WitnessError> {

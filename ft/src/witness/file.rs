@@ -4,9 +4,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::VmId;
+use ft_proto::witness::{Claim, Verdict};
 
-use super::{Witness, WitnessError};
+use super::{Stored, Witness, WitnessError, judge_for};
 
 /// A record in a file that both hosts see, under a lock in the file beside it (`PATH.lock`).
 ///
@@ -39,19 +40,24 @@ impl FileWitness {
         Ok(lock)
     }
 
-    fn load(&self) -> Result<Option<Record>, WitnessError> {
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn load(&self) -> Result<Option<Stored>, WitnessError> {
         match fs::read(&self.path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|source| WitnessError::Corrupt { place: self.path.display().to_string(), source }),
+            Ok(bytes) => serde_json::from_slice::<Stored>(&bytes)
+                .map_err(|source| WitnessError::Corrupt { place: self.place(), source })?
+                .checked(|| self.place())
+                .map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.error("read")(error)),
         }
     }
 
-    fn store(&self, record: Record) -> Result<(), WitnessError> {
+    fn store(&self, record: Stored) -> Result<(), WitnessError> {
         let path = &self.path;
-        let corrupt = |source| WitnessError::Corrupt { place: path.display().to_string(), source };
+        let corrupt = |source| WitnessError::Corrupt { place: self.place(), source };
         let bytes = serde_json::to_vec(&record).map_err(corrupt)?;
         let new = path.with_added_extension("new");
         let write = || -> io::Result<()> {
@@ -67,17 +73,15 @@ impl FileWitness {
 }
 
 impl Witness for FileWitness {
-    fn read(&mut self) -> Result<Option<Record>, WitnessError> {
+    fn read(&mut self) -> Result<Option<Stored>, WitnessError> {
         let _lock = self.lock()?;
         self.load()
     }
 
-    fn ask(&mut self, claim: Claim) -> Result<Verdict, WitnessError> {
+    fn ask(&mut self, vm: VmId, claim: Claim) -> Result<Verdict, WitnessError> {
         let _lock = self.lock()?;
-        let verdict = judge(self.load()?, claim);
-        if let Verdict::Granted(record) = verdict {
-            self.store(record)?;
-        }
+        let (verdict, next) = judge_for(vm, self.load()?, claim, || self.place())?;
+        next.map_or(Ok(()), |next| self.store(next))?;
         Ok(verdict)
     }
 }
@@ -86,6 +90,7 @@ impl Witness for FileWitness {
 mod tests {
     use std::thread;
 
+    use ft_proto::witness::{DiskState, Record};
     use ft_proto::{NodeId, Term};
 
     use super::*;
@@ -94,27 +99,31 @@ mod tests {
     const A: NodeId = NodeId::numbered(1, 1);
     const B: NodeId = NodeId::numbered(2, 1);
     const T: Term = Term(1);
+    const VM: VmId = VmId(7);
 
     #[test]
     fn of_two_racing_hosts_one_is_granted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm");
         let mut setup = FileWitness::new(&path);
-        for claim in [Claim::Own { node: A, term: Term(0) }, Claim::Register { primary: A, standby: B, term: T }] {
-            assert!(matches!(setup.ask(claim), Ok(Verdict::Granted(_))));
+        for claim in
+            [Claim::Own { node: A, term: Term(0), first: true }, Claim::Register { primary: A, standby: B, term: T }]
+        {
+            assert!(matches!(setup.ask(VM, claim), Ok(Verdict::Granted(_))));
         }
         let claims =
             [Claim::GoAlone { primary: A, standby: B, term: T }, Claim::TakeOver { primary: A, standby: B, term: T }];
         let granted: usize = thread::scope(|scope| {
             let asks = claims.map(|claim| {
                 let mut witness = FileWitness::new(&path);
-                scope.spawn(move || usize::from(matches!(witness.ask(claim), Ok(Verdict::Granted(_)))))
+                scope.spawn(move || usize::from(matches!(witness.ask(VM, claim), Ok(Verdict::Granted(_)))))
             });
             asks.into_iter().map(|ask| ask.join().unwrap()).sum()
         });
         assert_eq!(granted, 1);
-        let Ok(Some(Record::Solo { term, .. })) = FileWitness::new(&path).read() else { panic!("no solo record") };
-        assert_eq!(term, T.next());
+        let stored = FileWitness::new(&path).read().unwrap().unwrap();
+        assert!(matches!(stored.record, Record::Solo { term, .. } if term == T.next()));
+        assert_eq!(stored.vm, Some(VM));
     }
 
     #[test]
@@ -123,11 +132,45 @@ mod tests {
         let path = folder.path().join("vm");
         fs::write(&path, r#"{"state":"stopped","term":7}"#).unwrap();
         let mut witness = FileWitness::new(&path);
-        assert_eq!(witness.read().unwrap(), Some(Record::Stopped { term: Term(7), disks: Term(0) }));
-        assert!(matches!(witness.ask(Claim::Start { node: A, disks: Term(0) }), Ok(Verdict::Granted(_))));
+        let record = Record::Stopped { term: Term(7), disks: Term(0) };
+        assert_eq!(witness.read().unwrap(), Some(Stored { vm: None, record }));
+        let start = |node, disks| Claim::Start { node, disks, waited: false };
+        assert!(matches!(witness.ask(VM, start(A, DiskState::Fresh)), Ok(Verdict::Granted(_))));
         let stop = Claim::Stop { node: A, term: Term(8), disks: Term(8) };
-        assert!(matches!(witness.ask(stop), Ok(Verdict::Granted(_))));
-        assert!(matches!(witness.ask(Claim::Start { node: B, disks: Term(7) }), Ok(Verdict::Refused(_))));
+        assert!(matches!(witness.ask(VM, stop), Ok(Verdict::Granted(_))));
+        assert!(matches!(witness.ask(VM, start(B, DiskState::Ended(Term(7)))), Ok(Verdict::Refused(_))));
+    }
+
+    #[test]
+    fn a_node_of_before_hosts_had_names_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm");
+        fs::write(&path, r#"{"state":"solo","owner":77,"term":7}"#).unwrap();
+        let mut witness = FileWitness::new(&path);
+        assert_eq!(witness.read().unwrap().unwrap().record.term(), Term(7));
+        assert!(matches!(witness.ask(VM, Claim::Force { node: A, term: Term(7) }), Ok(Verdict::Granted(_))));
+    }
+
+    #[test]
+    fn one_vm_does_not_touch_the_record_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm");
+        let mut witness = FileWitness::new(&path);
+        let own = Claim::Own { node: A, term: T, first: true };
+        assert!(matches!(witness.ask(VM, own), Ok(Verdict::Granted(_))));
+        let error = witness.ask(VmId(8), own).unwrap_err();
+        assert!(matches!(error, WitnessError::OtherVm { found: VM, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_term_that_cannot_be_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm");
+        let text = format!(r#"{{"state":"stopped","term":{}}}"#, u64::MAX);
+        fs::write(&path, &text).unwrap();
+        let force = Claim::Force { node: A, term: Term(u64::MAX) };
+        assert!(matches!(FileWitness::new(&path).ask(VM, force), Err(WitnessError::Implausible { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
     }
 
     #[test]
@@ -139,7 +182,7 @@ mod tests {
         let foreign = folder.path().join("foreign");
         fs::write(&foreign, "hello").unwrap();
         assert!(matches!(
-            FileWitness::new(&foreign).ask(Claim::Own { node: A, term: T }),
+            FileWitness::new(&foreign).ask(VM, Claim::Own { node: A, term: T, first: true }),
             Err(WitnessError::Corrupt { .. })
         ));
         assert_eq!(fs::read(&foreign).unwrap(), b"hello");

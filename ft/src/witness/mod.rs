@@ -12,7 +12,9 @@ mod file;
 use std::io;
 use std::path::PathBuf;
 
-use ft_proto::witness::{Claim, Record, Verdict};
+use ft_proto::VmId;
+use ft_proto::witness::{Claim, Record, Verdict, judge};
+use serde::{Deserialize, Serialize};
 
 pub use address::{EtcdAddress, WitnessAddress, WitnessAddressError};
 pub use asker::Asker;
@@ -42,6 +44,22 @@ pub enum WitnessError {
         #[source]
         source: serde_json::Error,
     },
+    /// The record is that of another VM.
+    #[error("{place} holds the record of VM {found}, not of VM {vm}: give each VM a witness= of its own")]
+    OtherVm {
+        /// Which file or etcd key.
+        place: String,
+        /// Whose it is.
+        found: VmId,
+        /// Who asks.
+        vm: VmId,
+    },
+    /// A term that no witness has given.
+    #[error("{place} is damaged: it names a term that cannot be")]
+    Implausible {
+        /// Which file or etcd key.
+        place: String,
+    },
     /// No endpoint of etcd gave a usable answer.
     #[error("etcd cannot be asked: {}", reasons.join("; "))]
     Etcd {
@@ -53,20 +71,56 @@ pub enum WitnessError {
     Local(#[source] io::Error),
 }
 
+/// What a witness keeps of one VM.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Stored {
+    /// Whose record it is; `None`: it was written by a release that gave VMs no identity.
+    #[serde(default)]
+    pub vm: Option<VmId>,
+    /// Who may run it.
+    #[serde(flatten)]
+    pub record: Record,
+}
+
+impl Stored {
+    /// Refuses what no release of this program has written.
+    fn checked(self, place: impl FnOnce() -> String) -> Result<Self, WitnessError> {
+        if self.record.is_plausible() { Ok(self) } else { Err(WitnessError::Implausible { place: place() }) }
+    }
+}
+
+/// Whether the claim of a VM may follow what is stored, and what is to be stored then.
+fn judge_for(
+    vm: VmId,
+    stored: Option<Stored>,
+    claim: Claim,
+    place: impl FnOnce() -> String,
+) -> Result<(Verdict, Option<Stored>), WitnessError> {
+    if let Some(found) = stored.and_then(|stored| stored.vm).filter(|found| *found != vm) {
+        return Err(WitnessError::OtherVm { place: place(), found, vm });
+    }
+    let verdict = judge(stored.map(|stored| stored.record), claim);
+    let next = match verdict {
+        Verdict::Granted(record) => Some(Stored { vm: Some(vm), record }),
+        Verdict::Refused(_) => None,
+    };
+    Ok((verdict, next))
+}
+
 /// Keeper of the record of one VM. Implementations compare and swap with `ft_proto::witness::judge`.
 pub trait Witness: Send {
     /// The record, if there is one.
     ///
     /// # Errors
     /// When it cannot be read.
-    fn read(&mut self) -> Result<Option<Record>, WitnessError>;
-    /// Judges a claim and makes the new record durable before it says that it is granted. A record that a grant leaves as it
+    fn read(&mut self) -> Result<Option<Stored>, WitnessError>;
+    /// Judges a claim of `vm` and makes the new record durable before it says that it is granted. A record that a grant leaves as it
     /// is counts as changed all the same.
     ///
     /// # Errors
-    /// When the keeper cannot be reached: whether the claim took effect is unknown then. It may do so later, but not after a
+    /// When the record is another VM's, or the keeper cannot be reached: whether the claim took effect is unknown then. It may do so later, but not after a
     /// later claim of this keeper has been granted.
-    fn ask(&mut self, claim: Claim) -> Result<Verdict, WitnessError>;
+    fn ask(&mut self, vm: VmId, claim: Claim) -> Result<Verdict, WitnessError>;
 }
 
 /// An error with all of its sources, in one line.

@@ -7,10 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, Permission, PermissionType, PutOptions, UserAddOptions};
+use ft::Stored;
 use ft::chain;
 use ft::witness::{EtcdAddress, EtcdWitness, Witness, WitnessError};
-use ft_proto::witness::{Claim, Record, Verdict};
-use ft_proto::{NodeId, Term};
+use ft_proto::witness::{Claim, DiskState, Record, Verdict};
+use ft_proto::{NodeId, Term, VmId};
 use nix::sys::signal::Signal;
 
 use rig::Cluster;
@@ -18,7 +19,8 @@ use rig::Cluster;
 const A: NodeId = NodeId::numbered(1, 1);
 const B: NodeId = NodeId::numbered(2, 1);
 const T: Term = Term(1);
-const OWN: Claim = Claim::Own { node: A, term: Term(0) };
+const VM: VmId = VmId(7);
+const OWN: Claim = Claim::Own { node: A, term: Term(0), first: true };
 const REGISTER: Claim = Claim::Register { primary: A, standby: B, term: T };
 const ALONE: Claim = Claim::GoAlone { primary: A, standby: B, term: T };
 const OVER: Claim = Claim::TakeOver { primary: A, standby: B, term: T };
@@ -42,7 +44,7 @@ fn patiently<T>(mut ask: impl FnMut() -> Result<T, WitnessError>) -> T {
 
 /// Whether a claim is granted.
 fn granted(witness: &mut EtcdWitness, claim: Claim) -> bool {
-    matches!(patiently(|| witness.ask(claim)), Verdict::Granted(_))
+    matches!(patiently(|| witness.ask(VM, claim)), Verdict::Granted(_))
 }
 
 /// The reason why there is no answer, which must come within the bound.
@@ -69,15 +71,19 @@ fn etcd<T>(cluster: &Cluster, job: impl AsyncFnOnce(Client) -> T) -> T {
     runtime.block_on(async { job(Client::connect([cluster.endpoint(0)], None).await.unwrap()).await })
 }
 
+fn stored(record: Record) -> Option<Stored> {
+    Some(Stored { vm: Some(VM), record })
+}
+
 #[test]
 fn who_has_old_disks_may_not_start_the_vm() {
     let cluster = Cluster::one();
     let mut witness = cluster.witness("/disks");
-    let start = |node, disks| Claim::Start { node, disks };
-    assert!(granted(&mut witness, start(A, Term(0))));
+    let start = |node, disks| Claim::Start { node, disks, waited: false };
+    assert!(granted(&mut witness, start(A, DiskState::Fresh)));
     assert!(granted(&mut witness, Claim::Stop { node: A, term: T, disks: T }));
-    assert!(!granted(&mut witness, start(B, Term(0))));
-    assert!(granted(&mut witness, start(B, T)));
+    assert!(!granted(&mut witness, start(B, DiskState::Fresh)));
+    assert!(granted(&mut witness, start(B, DiskState::Ended(T))));
 }
 
 #[test]
@@ -96,7 +102,11 @@ fn of_two_hosts_that_race_one_is_granted_every_time() {
         });
         let owner = if wins[0] { A } else { B };
         assert_eq!(wins.map(usize::from).iter().sum::<usize>(), 1, "round {round}: {wins:?}");
-        assert_eq!(patiently(|| setup.read()), Some(Record::Solo { owner, term: T.next() }), "round {round}");
+        assert_eq!(
+            patiently(|| setup.read()),
+            stored(Record::Solo { owner, term: T.next(), since: T.next() }),
+            "round {round}"
+        );
     }
 }
 
@@ -106,7 +116,7 @@ fn of_many_hosts_that_start_at_once_one_owns_the_vm() {
     let wins: usize = thread::scope(|scope| {
         let race = |node| {
             let mut witness = cluster.witness("/pollux/vm1");
-            let claim = Claim::Own { node: NodeId::numbered(node, 1), term: Term(0) };
+            let claim = Claim::Own { node: NodeId::numbered(node, 1), term: Term(0), first: true };
             scope.spawn(move || usize::from(granted(&mut witness, claim)))
         };
         let racers: Vec<_> = (1..=8).map(race).collect();
@@ -132,7 +142,7 @@ fn an_etcd_that_hangs_or_is_dead_is_unreachable_in_time_and_then_back() {
     assert!(reason.contains("refused"), "{reason}");
     cluster.launch(0);
     cluster.wait();
-    assert_eq!(patiently(|| witness.read()), Some(Record::Protected { primary: A, standby: B, term: T }));
+    assert_eq!(patiently(|| witness.read()), stored(Record::Protected { primary: A, standby: B, term: T }));
 }
 
 #[test]
@@ -141,7 +151,7 @@ fn a_claim_whose_answer_is_lost_can_be_asked_for() {
     let mut witness = cluster.witness("/pollux/vm1");
     assert!(granted(&mut witness, OWN) && granted(&mut witness, REGISTER));
     cluster.freeze(0);
-    assert!(matches!(witness.ask(OVER), Err(WitnessError::Etcd { .. })));
+    assert!(matches!(witness.ask(VM, OVER), Err(WitnessError::Etcd { .. })));
     cluster.signal(0, Signal::SIGCONT);
     // Whether the first one took effect or not: the owner is granted, the other one is not.
     assert!(granted(&mut witness, OVER));
@@ -167,7 +177,7 @@ fn one_member_of_three_may_hang() {
     // One member alone must not judge.
     cluster.freeze(0);
     cluster.freeze(1);
-    assert!(matches!(witness.ask(REGISTER), Err(WitnessError::Etcd { .. })));
+    assert!(matches!(witness.ask(VM, REGISTER), Err(WitnessError::Etcd { .. })));
 }
 
 #[test]
@@ -222,7 +232,7 @@ fn what_is_no_record_is_not_overwritten() {
     let cluster = Cluster::one();
     let put = async |mut client: Client| client.put("/pollux/vm1", "hello", None::<PutOptions>).await.unwrap();
     etcd(&cluster, put);
-    let reads = || cluster.witness("/pollux/vm1").ask(OWN).unwrap_err();
+    let reads = || cluster.witness("/pollux/vm1").ask(VM, OWN).unwrap_err();
     let error = std::iter::repeat_with(reads).take(30).find(|error| !chain(error).contains(LATE)).unwrap();
     assert!(matches!(error, WitnessError::Corrupt { .. }), "{error}");
     assert!(chain(&error).starts_with("/pollux/vm1 is not a witness record"), "{error}");

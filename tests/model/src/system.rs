@@ -1,6 +1,6 @@
 //! What can be in a state, and what can happen in it.
 
-use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
 use ft_proto::{Input, Node, NodeId, OnPartition, State, Term, WitnessAnswer};
 use stateright::{Model, Property};
 
@@ -258,7 +258,7 @@ impl Model for System {
         match act {
             Act::Own(at) => {
                 let node = sys.hosts[at].node.as_ref()?;
-                let claim = Claim::Own { node: node.id(), term: node.term() };
+                let claim = Claim::Own { node: node.id(), term: node.term(), first: true };
                 sys.asks.push((node.id(), claim));
             }
             Act::Open(at) => sys.open(at)?,
@@ -407,21 +407,5 @@ impl Sys {
     fn restart(&mut self, at: usize) {
         self.hosts[at].node = Some(Node::standby(NodeId::numbered(2, self.next_node), settings(self.policy), T0));
         self.next_node += 1;
-    }
-}
-
-/// What a claim wants the record to be.
-fn wish(claim: Claim) -> Record {
-    match claim {
-        Claim::Start { node, disks: term } | Claim::Own { node, term } => {
-            Record::Solo { owner: node, term: term.next() }
-        }
-        Claim::Register { primary, standby, term } | Claim::Withdraw { primary, standby, term } => {
-            Record::Protected { primary, standby, term }
-        }
-        Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
-        Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
-        Claim::Stop { term, disks, .. } => Record::Stopped { term, disks },
-        Claim::Force { node } => Record::Solo { owner: node, term: ft_proto::Term(0) },
     }
 }

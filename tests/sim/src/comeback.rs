@@ -3,7 +3,7 @@
 //!
 //! Nothing happens at the same time here: what is looked at is which disks a VM starts from.
 
-use ft_proto::witness::{Claim, Record as Entry, Verdict, judge};
+use ft_proto::witness::{Claim, DiskState, Record as Entry, Verdict, judge};
 use ft_proto::{NodeId, Term};
 
 use crate::invariants::Moment;
@@ -93,14 +93,15 @@ impl World {
             let node = NodeId::numbered(host as u64, self.rng.word());
             let record = self.hosts[host].image.record;
             let believes = self.mutation == Some(Mutation::StartFromAnyDisks);
-            let disks = if believes { Term(u64::MAX >> 1) } else { record.ended };
-            if !self.claim(Claim::Start { node, disks }) {
+            let ended = if believes { Term(1 << 40) } else { record.ended };
+            let disks = if ended > Term(0) { DiskState::Ended(ended) } else { DiskState::Fresh };
+            if !self.claim(Claim::Start { node, disks, waited: false }) {
                 continue;
             }
             // The disk process refuses what is no whole disk; then the right is given back.
             if record.role == Role::Syncing && !believes {
                 let term = self.witness.record.map_or(Term(0), |record| record.term());
-                self.claim(Claim::Stop { node, term, disks });
+                self.claim(Claim::Stop { node, term, disks: ended });
                 continue;
             }
             let stale = self.hosts[host].image.blocks != self.newest;

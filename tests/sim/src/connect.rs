@@ -55,7 +55,7 @@ impl World {
         process.opening =
             Some(Opening { number, target, term, stream: None, disk_stream: None, peer: None, record: None });
         self.after(PATIENCE, Event::Tell(address, Message::OpeningTimeout(number)));
-        self.ask_witness(address, OPENER, Claim::Own { node, term });
+        self.ask_witness(address, OPENER, Claim::Own { node, term, first: term == Term(1) });
     }
 
     pub(crate) fn opening_timeout(&mut self, address: Address, number: u64) {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
 use ft_proto::{Time, WitnessAnswer};
 
 use crate::mutation::Mutation;
@@ -63,7 +63,7 @@ impl World {
             return self.at(later, Event::WitnessJudges { from, asker, token, claim });
         }
         let verdict = match self.mutation {
-            Some(Mutation::WitnessGrantsAll) => Verdict::Granted(always(claim)),
+            Some(Mutation::WitnessGrantsAll) => Verdict::Granted(wish(claim)),
             _ => judge(self.witness.record, claim),
         };
         if let Verdict::Granted(record) = verdict {
@@ -93,21 +93,5 @@ impl World {
             self.tell(to, message);
         }
         self.ask_next(to, asker);
-    }
-}
-
-/// What a witness that never refuses would write.
-fn always(claim: Claim) -> Record {
-    match claim {
-        Claim::Start { node, disks: term } | Claim::Own { node, term } => {
-            Record::Solo { owner: node, term: term.next() }
-        }
-        Claim::Register { primary, standby, term } | Claim::Withdraw { primary, standby, term } => {
-            Record::Protected { primary, standby, term }
-        }
-        Claim::GoAlone { primary, term, .. } => Record::Solo { owner: primary, term: term.next() },
-        Claim::TakeOver { standby, term, .. } => Record::Solo { owner: standby, term: term.next() },
-        Claim::Stop { term, disks, .. } => Record::Stopped { term, disks },
-        Claim::Force { node } => Record::Solo { owner: node, term: ft_proto::Term(0) },
     }
 }

@@ -37,20 +37,36 @@ impl Vmm {
         }
     }
 
+    /// This standby has waited in vain, and this host has been given the VM.
+    pub(super) fn boot_instead(&mut self) {
+        if self.live.as_ref().is_none_or(|live| live.role != Role::Standby) {
+            return;
+        }
+        self.end_standby();
+        self.live = None;
+        if let Err(error) = self.boot_here() {
+            tracing::error!("the VM cannot be booted here: {}", chain_line(&error));
+            self.stand_by_again();
+        }
+    }
+
+    /// Ends what waits here. Its status stays to be seen until there is another one.
+    fn end_standby(&self) {
+        let Some(live) = &self.live else { return };
+        if let Some(ft) = &live.ft {
+            ft.end();
+        }
+        let ended = live.machine().shutdown();
+        if let Err(error) = ended {
+            tracing::warn!("the VM did not end in order: {}", chain_line(&*error));
+        }
+    }
+
     /// Puts the VM together anew, with fresh device processes. What cannot be had now, such as an address or a file that is
     /// still in use, is tried again.
     pub(super) fn stand_by_again(&mut self) {
         self.stand_by_at = None;
-        if let Some(live) = &self.live {
-            // Its status stays to be seen until there is another one.
-            if let Some(ft) = &live.ft {
-                ft.end();
-            }
-            let ended = live.machine().shutdown();
-            if let Err(error) = ended {
-                tracing::warn!("the VM did not end in order: {}", chain_line(&*error));
-            }
-        }
+        self.end_standby();
         match self.stand_by() {
             Ok(()) => self.parts.monitor.event("vm", "standing-by"),
             Err(error) => {

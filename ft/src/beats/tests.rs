@@ -1,0 +1,172 @@
+//! What counts as a beat, and what a flood does.
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::*;
+
+/// Far more than anything takes here on a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+
+const ME: NodeId = NodeId::numbered(1, 11);
+const PEER: NodeId = NodeId::numbered(2, 22);
+
+fn key() -> BeatKey {
+    BeatKey { vm: VmId(7), session: 8, nonce: 1 << 100, me: ME, peer: PEER }
+}
+
+/// The session as its peer sees it.
+fn theirs() -> BeatKey {
+    BeatKey { me: PEER, peer: ME, ..key() }
+}
+
+fn socket() -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
+/// Beats of a standby that were heard.
+fn listening() -> (Beats, SocketAddr, Receiver<Beat>) {
+    let (tell, heard) = unbounded();
+    let beats = Beats::start(Clock::new(), move |_, _, beat| tell.send(beat).unwrap()).unwrap();
+    let socket = socket();
+    let address = socket.local_addr().unwrap();
+    beats.route(vec![BeatSocket { link: LinkId::Heartbeat, socket: Arc::new(socket), peer: None }], None);
+    (beats, address, heard)
+}
+
+fn wait(so: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !so() {
+        assert!(Instant::now() < deadline, "still not so");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn beats_come_back_and_noise_does_not() {
+    let key = key();
+    let datagram = encode(&theirs(), Term(3), true);
+    let bytes = datagram.as_bytes();
+    assert_eq!(decode(bytes, Some(&key)), Ok(Beat { from: PEER, term: Term(3), runs: true }));
+    assert_eq!(decode(bytes, None), Err(Cause::Unexpected));
+    for at in 0..bytes.len() {
+        let mut wrong = bytes.to_vec();
+        wrong[at] ^= 1;
+        assert!(decode(&wrong, Some(&key)).is_err(), "byte {at}");
+        assert_eq!(decode(&bytes[..at], Some(&key)), Err(Cause::Malformed));
+    }
+    let longer = [bytes, &[0]].concat();
+    assert_eq!(decode(&longer, Some(&key)), Err(Cause::Malformed));
+}
+
+#[test]
+fn whoever_does_not_know_the_session_is_not_heard_however_high_its_term() {
+    let (beats, at, heard) = listening();
+    let out = socket();
+    let say = |key: &BeatKey, term| out.send_to(encode(key, Term(term), true).as_bytes(), at).unwrap();
+    say(&theirs(), 1 << 40);
+    wait(|| beats.ignored().unexpected == 1);
+    beats.key(Some(key()));
+    for forged in [
+        BeatKey { vm: VmId(70), ..theirs() },
+        BeatKey { session: 80, ..theirs() },
+        BeatKey { nonce: 0, ..theirs() },
+        BeatKey { me: NodeId::numbered(2, 23), ..theirs() },
+        BeatKey { me: NodeId::numbered(3, 22), ..theirs() },
+        // Our own, that somebody sends back.
+        key(),
+    ] {
+        say(&forged, 1 << 40);
+    }
+    out.send_to(b"PLXB hello", at).unwrap();
+    say(&theirs(), Term::MAX.0 + 1);
+    say(&theirs(), 5);
+    let beat = heard.recv_timeout(LONG).unwrap();
+    assert_eq!(beat, Beat { from: PEER, term: Term(5), runs: true });
+    assert!(heard.is_empty());
+    let ignored = Ignored { malformed: 2, unexpected: 1, other_vm: 1, other_session: 2, other_node: 3 };
+    assert_eq!(beats.ignored(), ignored);
+}
+
+#[test]
+fn a_flood_does_not_keep_our_beats_from_leaving() {
+    const BEATS: usize = 20;
+    let (tell, heard) = unbounded();
+    let clock = Clock::new();
+    let beats = Beats::start(clock, move |_, _, beat| tell.send(beat).unwrap()).unwrap();
+    let (ours, peer) = (socket(), socket());
+    let at = ours.local_addr().unwrap();
+    let to = peer.local_addr().ok();
+    beats.key(Some(key()));
+    let route = vec![BeatSocket { link: LinkId::Replication, socket: Arc::new(ours), peer: to }];
+    beats.route(route, Some(Duration::from_millis(10)));
+    let quit = AtomicBool::new(false);
+    let garbage = encode(&BeatKey { nonce: 1, ..theirs() }, Term(9), true);
+    thread::scope(|scope| {
+        // More at any time than one look at the socket takes.
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let out = UdpSocket::bind("127.0.0.1:0").unwrap();
+                while !quit.load(Ordering::Relaxed) {
+                    let _ = out.send_to(garbage.as_bytes(), at);
+                }
+            });
+        }
+        wait(|| beats.ignored().other_session > 1000);
+        let deadline = Instant::now() + LONG;
+        let mut left = BEATS;
+        let mut bytes = [0; 200];
+        while left > 0 && Instant::now() < deadline {
+            beats.say(Beat { from: ME, term: Term(4), runs: true }, clock.now());
+            match peer.recv(&mut bytes) {
+                Ok(len) => {
+                    assert!(decode(&bytes[..len], Some(&theirs())).is_ok());
+                    left -= 1;
+                }
+                Err(_) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        quit.store(true, Ordering::Relaxed);
+        assert_eq!(left, 0, "beats are kept from leaving");
+    });
+    assert!(heard.is_empty());
+}
+
+#[test]
+fn one_look_at_a_socket_ends_although_there_is_more() {
+    let said = Arc::new(Said::default());
+    let route = Arc::new(Mutex::new(Arc::new(Route { sockets: Vec::new(), interval: LEISURE, key: None })));
+    let wake = Arc::new(EventFd::new().unwrap());
+    let mut worker =
+        Worker { clock: Clock::new(), said, route, wake, tally: Tally::new("heartbeats ignored"), heard: |_, _, _| {} };
+    let (socket, out) = (socket(), socket());
+    for _ in 0..3 * BURST {
+        out.send_to(&[0; 8], socket.local_addr().unwrap()).unwrap();
+    }
+    assert!(worker.receive(LinkId::Replication, &socket, None));
+    assert_eq!(worker.said.ignored[0].load(Ordering::Relaxed), BURST as u64);
+}
+
+#[test]
+fn what_a_beat_says_was_said_as_a_whole() {
+    for (term, runs) in [(Term(0), true), (Term(7), false), (Term::MAX, true)] {
+        assert_eq!(unpack(pack(term, runs)), (term, runs));
+    }
+    // A standby that takes over goes from one to the other; a mixture of both would be a lie.
+    let (before, after) = ((Term(4), false), (Term(5), true));
+    let said = AtomicU64::new(pack(before.0, before.1));
+    let rounds = 100_000;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..rounds {
+                let (term, runs) = if round % 2 == 0 { after } else { before };
+                said.store(pack(term, runs), Ordering::Relaxed);
+            }
+        });
+        for _ in 0..rounds {
+            let seen = unpack(said.load(Ordering::Relaxed));
+            assert!(seen == before || seen == after, "{seen:?}");
+        }
+    });
+}

@@ -1,0 +1,119 @@
+//! Names that last: a host's, a VM's, a session's, and what is drawn at random where nobody may guess or repeat it.
+
+use std::fs;
+
+use ft_proto::{HostId, NodeId, Time, VmId};
+use twox_hash::XxHash3_64;
+
+use crate::beats::BeatKey;
+use crate::engine::Begin;
+
+/// Where systemd, and D-Bus before it, keep what tells one machine from another.
+const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+
+/// What this node is to others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    /// The VM; `None`: a standby whose disks are of none, until a primary says.
+    pub(crate) vm: Option<VmId>,
+    /// The VM has never been on record at a witness.
+    pub(crate) first: bool,
+    /// The session that is open, or was the last one.
+    pub(crate) session: Option<SessionKey>,
+    /// When the witness's record is to be looked at; `None`: there is none, or nothing is known to be there.
+    pub(crate) look_at: Option<Time>,
+    /// It was found lost the last time.
+    pub(crate) record_lost: bool,
+}
+
+impl Identity {
+    pub(crate) fn new(begin: Begin, vm: Option<VmId>, witnessed: bool, now: Time) -> Self {
+        let (vm, first) = match begin {
+            Begin::Run(reign) => (Some(reign.vm), reign.first),
+            Begin::StandBy(_) => (vm, false),
+        };
+        let look_at = (witnessed && !first).then_some(now);
+        Self { vm, first, session: None, look_at, record_lost: false }
+    }
+
+    /// What the beats of the session with `peer` carry.
+    pub(crate) fn beats(&self, me: NodeId, peer: NodeId) -> Option<BeatKey> {
+        let SessionKey { session, nonce } = self.session?;
+        Some(BeatKey { vm: self.vm?, session, nonce, me, peer })
+    }
+
+    /// By what the other end of the last session knows this one; 0: there was none.
+    pub(crate) fn proof(&self) -> u128 {
+        self.session.map_or(0, |key| key.nonce)
+    }
+}
+
+/// What names a session, and proves that one belongs to it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct SessionKey {
+    pub(crate) session: u64,
+    pub(crate) nonce: u128,
+}
+
+impl SessionKey {
+    /// That of a session which begins.
+    pub(crate) fn draw() -> Self {
+        Self { session: random_u64(), nonce: random_u128().max(1) }
+    }
+}
+
+/// The name that this machine has as a host of a VM, if an operator gives it none: the same at every start. `what` tells
+/// several VMs, and several hosts on one machine, apart: the paths of the VM's disks, or where it listens.
+#[must_use]
+pub fn default_host(what: &str) -> HostId {
+    let machine = MACHINE_IDS.iter().find_map(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+    let hash = XxHash3_64::oneshot(format!("{}\0{what}", machine.trim()).as_bytes());
+    format!("{hash:016x}").parse().unwrap_or(HostId::numbered(hash))
+}
+
+/// A host that nobody will have to recognise.
+#[must_use]
+pub(crate) fn unnamed_host() -> HostId {
+    HostId::numbered(random_u64())
+}
+
+/// A VM that has just come into being.
+#[must_use]
+pub fn new_vm() -> VmId {
+    VmId(random_u128())
+}
+
+/// A new incarnation of `host`, which no other process has, also not this one's next.
+#[must_use]
+pub fn incarnation_of(host: HostId) -> NodeId {
+    NodeId { host, incarnation: random_u64() }
+}
+
+/// Nobody who has not been told guesses it.
+pub(crate) fn random_u128() -> u128 {
+    u128::from_le_bytes(random())
+}
+
+pub(crate) fn random_u64() -> u64 {
+    u64::from_le_bytes(random())
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("Linux always has random numbers once it has booted");
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_keeps_its_name_and_two_on_one_machine_have_two() {
+        assert_eq!(default_host("/a.img"), default_host("/a.img"));
+        assert_ne!(default_host("/a.img"), default_host("/b.img"));
+        let host = default_host("/a.img");
+        assert_ne!(incarnation_of(host), incarnation_of(host));
+        assert_eq!(incarnation_of(host).host, host);
+    }
+}
