@@ -19,12 +19,15 @@ pub(crate) fn differences(mine: &Shape, theirs: &Shape) -> Vec<String> {
         found.compare(&name("read-only flag"), mine.read_only, theirs.read_only);
         found.compare(&name("serial"), format!("{:?}", mine.serial), format!("{:?}", theirs.serial));
         found.compare(&name("number of queues"), mine.queues, theirs.queues);
+        let what = name("block size (direct=on has that of the storage)");
+        found.compare(&what, format!("{} bytes", mine.block_size), format!("{} bytes", theirs.block_size));
         found.virtio(&format!("disk {}", theirs.id), &mine.virtio, &theirs.virtio);
     }
     for (mine, theirs) in mine.nets.iter().zip(&theirs.nets) {
         let name = format!("network card {}", theirs.id);
         found.compare("network card id", &mine.id, &theirs.id);
         found.compare(&format!("number of queues of {name}"), mine.queues, theirs.queues);
+        found.compare(&format!("MTU of {name}"), mine.mtu, theirs.mtu);
         found.virtio(&name, &mine.virtio, &theirs.virtio);
     }
     found.reasons
@@ -80,12 +83,13 @@ mod tests {
         let disk = DiskShape {
             id: "_disk0".to_owned(),
             size: 1 << 30,
+            block_size: 512,
             queues: 1,
             virtio: virtio.clone(),
             ..DiskShape::default()
         };
         let virtio = VirtioShape { slot: 2, queue_sizes: vec![256, 256, 64], ..virtio };
-        let net = NetShape { id: "_net1".to_owned(), queues: 2, virtio, ..NetShape::default() };
+        let net = NetShape { id: "_net1".to_owned(), mtu: 1500, queues: 2, virtio, ..NetShape::default() };
         Shape { memory: 512 << 20, vcpus: 2, serial: true, disks: vec![disk], nets: vec![net], ..Shape::default() }
     }
 
@@ -98,6 +102,16 @@ mod tests {
         assert_eq!(reasons.len(), 3, "{reasons:?}");
         assert!(reasons[0].contains("256 MiB here, 512 MiB at the primary"), "{reasons:?}");
         assert!(reasons[2].contains("_disk0"), "{reasons:?}");
+    }
+
+    #[test]
+    fn what_the_guest_was_told_of_its_devices_holds_here_too() {
+        let mut other = shape();
+        (other.disks[0].block_size, other.nets[0].mtu) = (4096, 9000);
+        let reasons = differences(&other, &shape());
+        assert_eq!(reasons.len(), 2, "{reasons:?}");
+        assert!(reasons[0].contains("4096 bytes here, 512 bytes at the primary"), "{reasons:?}");
+        assert!(reasons[1].contains("MTU of network card _net1: 9000 here, 1500 at the primary"), "{reasons:?}");
     }
 
     #[test]

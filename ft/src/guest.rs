@@ -134,6 +134,8 @@ pub struct DiskShape {
     pub read_only: bool,
     /// What the guest reads as its serial number.
     pub serial: String,
+    /// Smallest unit of I/O in bytes, as the guest was told.
+    pub block_size: u32,
     /// Number of queues.
     pub queues: u16,
     /// What its driver sees.
@@ -147,6 +149,8 @@ pub struct NetShape {
     pub id: String,
     /// The guest's address.
     pub mac: [u8; 6],
+    /// Largest packet in bytes, as the guest was told.
+    pub mtu: u16,
     /// Number of queues.
     pub queues: u16,
     /// What its driver sees.

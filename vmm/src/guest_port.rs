@@ -89,11 +89,13 @@ impl Guest for GuestPort {
             let FtLink { id, queues, slot, queue_sizes, features, .. } = link;
             let virtio = VirtioShape { slot, queue_sizes, features };
             match link.info {
-                DeviceInfo::Disk { size, read_only, serial } => {
-                    shape.disks.push(DiskShape { id, size, read_only, serial, queues, virtio });
+                DeviceInfo::Disk { size, read_only, serial, .. } => {
+                    let block_size = link.block_size;
+                    shape.disks.push(DiskShape { id, size, read_only, serial, block_size, queues, virtio });
                 }
                 DeviceInfo::Net { .. } => {
-                    shape.nets.push(NetShape { id, mac: link.mac.unwrap_or_default(), queues, virtio });
+                    let (mac, mtu) = (link.mac.unwrap_or_default(), link.mtu);
+                    shape.nets.push(NetShape { id, mac, mtu, queues, virtio });
                 }
             }
         }

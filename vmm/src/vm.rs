@@ -23,6 +23,7 @@ use crate::irq::{IrqError, IrqManager};
 use crate::kvm::{self, KvmError};
 use crate::legacy::console::ConsoleOut;
 use crate::legacy::i8042::I8042;
+use crate::legacy::pm_timer::PmTimer;
 use crate::legacy::power::{Ged, PowerPort};
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::{InputThread, Line, SerialError, SerialPort};
@@ -232,6 +233,11 @@ impl Vm {
             return Err(VmError::TooLarge { size: memory.size(), phys_bits });
         }
         let ioapic = Arc::new(Mutex::new(Ioapic::new(irq.clone())));
+        pio.insert(
+            Arc::new(Mutex::new(PmTimer::new(vm.clone()))),
+            layout::PORT_PM_TIMER.into(),
+            layout::PORT_PM_TIMER_LEN,
+        )?;
         let legacy = Legacy::new(&pio, &mmio, &ioapic, line.as_ref(), &memory, phys_bits, &on_event)?;
 
         let parts = DeviceParts { vm: vm.clone(), memory: &memory, irq, pio, mmio, phys_bits };
