@@ -21,6 +21,7 @@ pub mod ioapic;
 pub mod irq;
 pub mod kvm;
 pub mod legacy;
+pub mod log_limit;
 pub mod logging;
 pub mod machine;
 pub mod memory;
