@@ -6,6 +6,7 @@
 
 pub mod ft;
 pub mod http;
+mod seats;
 pub mod socket;
 
 use std::fmt;
