@@ -17,9 +17,14 @@ use crate::cpu::GuestEvent;
 use crate::device_process::ChildExits;
 use crate::disk_records;
 use crate::guest_port::GuestPort;
+use crate::legacy::serial;
+use crate::log_limit::{self, Limit};
 use crate::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
 use crate::virtio::DeviceEvent;
 use crate::vm::Vm;
+
+/// So many times in a [`log_limit::PERIOD`] it is told that drivers set devices up and take them down.
+const DEVICE_EVENTS_BURST: u32 = 100;
 
 /// Builds VMs on KVM, one after the other.
 #[derive(Debug, Default)]
@@ -124,9 +129,13 @@ impl KvmMachine {
         let vm = Vm::new(config, Arc::new(move |event| send(&guest, event.into())))?;
         let watch = {
             let devices = vm.devices().lock().unwrap_or_else(PoisonError::into_inner);
-            let observed = events.clone();
+            let (observed, limit) = (events.clone(), Limit::new(DEVICE_EVENTS_BURST, log_limit::PERIOD));
             devices.set_observer(
                 &(Arc::new(move |id: &str, event| {
+                    // A guest can do it faster than anybody reads of it. The counters count all of them.
+                    if limit.admit().is_none() {
+                        return;
+                    }
                     let id = id.to_owned();
                     send(
                         &observed,
@@ -220,7 +229,11 @@ impl Machine for KvmMachine {
 
     fn counters(&self) -> Counters {
         let Some(live) = &self.live else { return Counters::default() };
-        live.vm.devices().lock().unwrap_or_else(PoisonError::into_inner).counters()
+        let mut counters = live.vm.devices().lock().unwrap_or_else(PoisonError::into_inner).counters();
+        if let Some(console) = live.vm.console() {
+            counters.insert(serial::ID.to_owned(), [("lost_bytes".to_owned(), console.lost_bytes())].into());
+        }
+        counters
     }
 }
 

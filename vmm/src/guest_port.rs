@@ -168,9 +168,6 @@ impl Guest for GuestPort {
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
-        if let Some(console) = &self.console {
-            console.prepare().map_err(|error| GuestError::new("cannot hold console output", error))?;
-        }
         lock(&self.dirty).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
         let logged = lock(&self.parts.devices).set_dirty_log(true);
         logged.map_err(|error| GuestError::new("cannot track the devices' memory writes", error))
@@ -313,12 +310,8 @@ impl Snapshot {
     /// Console output belongs to the next epoch from here on.
     fn tag_console(&mut self, next: Epoch) {
         self.console_held |= self.kind == CutKind::Base;
-        if let Some(console) = self.console.as_ref().filter(|_| self.console_held)
-            && let Err(error) = console.hold(next.0)
-        {
-            // Output that cannot be held must not leave either.
-            tracing::error!("console output is lost: {error}");
-            console.discard();
+        if let Some(console) = self.console.as_ref().filter(|_| self.console_held) {
+            console.hold(next.0);
         }
     }
 }

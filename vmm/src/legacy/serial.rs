@@ -23,7 +23,8 @@ use crate::config::{ConsoleOutputMode, SerialConfig};
 use crate::ioapic::Pin;
 use crate::state::{Saved, StateError, StateReader, StateWriter};
 
-const ID: &str = "__serial";
+/// Name of the device: of its section in the saved state, and of its counters.
+pub const ID: &str = "__serial";
 const VERSION: u16 = 1;
 
 /// Why there is no serial line.
@@ -219,21 +220,6 @@ impl Drop for RawMode {
     }
 }
 
-/// A pseudo terminal that nobody reads must not stop the guest: what does not fit is lost.
-struct PtySink(File);
-
-impl Write for PtySink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.0.write(bytes) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(bytes.len()),
-            result => result,
-        }
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Line {
     /// Opens what `config` says; `None` for mode `Off`. A new pseudo terminal's path is put into `config.file`.
     ///
@@ -241,8 +227,8 @@ impl Line {
     /// When it cannot be opened.
     pub fn open(config: &mut SerialConfig) -> Result<Option<Self>, SerialError> {
         let line = |sink: Box<dyn Write + Send>, input, pty, raw| {
-            let out = Arc::new(ConsoleOut::new(sink));
-            Ok(Some(Self { out, input, _pty: pty, raw }))
+            let out = ConsoleOut::new(sink).map_err(SerialError::Start)?;
+            Ok(Some(Self { out: Arc::new(out), input, _pty: pty, raw }))
         };
         match config.mode {
             ConsoleOutputMode::Off => Ok(None),
@@ -263,7 +249,7 @@ impl Line {
                 let (main, sub, path) = open_pty().map_err(SerialError::Pty)?;
                 config.file = Some(path);
                 let input = main.try_clone().map_err(SerialError::Pty)?;
-                line(Box::new(PtySink(main)), Some(input), Some(sub), None)
+                line(Box::new(main), Some(input), Some(sub), None)
             }
             mode @ ConsoleOutputMode::Socket => Err(SerialError::Mode(mode)),
         }
@@ -417,7 +403,7 @@ mod tests {
     }
 
     fn null() -> Arc<ConsoleOut> {
-        Arc::new(ConsoleOut::new(Box::new(io::sink())))
+        Arc::new(ConsoleOut::new(Box::new(io::sink())).unwrap())
     }
 
     #[test]
