@@ -225,7 +225,7 @@ impl Engine {
         let sender = SenderHandle::start(writer, term, history, tell)
             .map_err(|error| failed("cannot start a thread", &error))?;
         let ranges = self.first_ranges(base).map_err(|error| failed("cannot track guest memory", &error))?;
-        self.mirror_disks(&options, disks)?;
+        self.mirror_disks(&options, disks).inspect_err(|_| self.do_without_mirror())?;
         let now = self.clock.now();
         self.node.configure(options.settings(), now);
         self.node.adopt_term(term);
@@ -274,7 +274,7 @@ impl Engine {
             self.guest.stop_tracking();
         }
         self.guest.start_tracking()?;
-        self.memory.populated()
+        self.memory.populated().inspect_err(|_| self.guest.stop_tracking())
     }
 
     /// What makes the session's memory of what it has sent.
@@ -295,6 +295,17 @@ impl Engine {
             self.disks[at].copying();
         }
         Ok(())
+    }
+
+    /// No session comes of it: what was begun for one is ended, since the guest would pay for it.
+    fn do_without_mirror(&mut self) {
+        self.guest.stop_tracking();
+        for (link, disk) in self.links.iter_mut().zip(&mut self.disks) {
+            // A device that is gone is noticed by its closed socket.
+            let _ = link.send(&Command::Unmirror, None);
+            let _ = link.drop_session();
+            disk.state = "-";
+        }
     }
 
     /// Moves the first copy on as far as it goes now.

@@ -170,7 +170,11 @@ impl Guest for GuestPort {
     fn start_tracking(&mut self) -> Result<(), GuestError> {
         lock(&self.dirty).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
         let logged = lock(&self.parts.devices).set_dirty_log(true);
-        logged.map_err(|error| GuestError::new("cannot track the devices' memory writes", error))
+        logged.map_err(|error| {
+            // All of it or nothing: the guest pays for each write that is tracked.
+            self.stop_tracking();
+            GuestError::new("cannot track the devices' memory writes", error)
+        })
     }
 
     fn stop_tracking(&mut self) {
