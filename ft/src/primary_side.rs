@@ -5,7 +5,7 @@ use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ft_proto::device_ctl::{Command, Hold};
 use ft_proto::pages::PAGE;
@@ -31,6 +31,9 @@ use crate::staging::Staging;
 use crate::status::{CompressionStatus, Peer, Recent};
 use crate::transport::FrameReader;
 use crate::witness::{Asker, chain};
+
+/// How long a cut is put off while the guest cannot be stopped.
+const CUT_AGAIN: Duration = Duration::from_millis(2);
 
 /// A session in which this node is the primary.
 pub(crate) struct PrimarySide {
@@ -61,6 +64,8 @@ pub(crate) struct PrimarySide {
     taken: Vec<usize>,
     /// Whether the last epoch was packed.
     packing: bool,
+    /// A cut that could not be made at once, and when to try again.
+    put_off: Option<(Epoch, CutKind, Time)>,
 }
 
 /// A cut that is on its way: what the standby may not have if the session ends.
@@ -76,6 +81,11 @@ struct Uncommitted {
 impl PrimarySide {
     pub(crate) fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// When a cut that was put off is to be made.
+    pub(crate) fn cut_due(&self) -> Option<Time> {
+        self.put_off.map(|(_, _, at)| at)
     }
 
     /// How the session came about.
@@ -246,6 +256,7 @@ impl Engine {
             place: Place::begin(),
             taken: Vec::new(),
             packing: false,
+            put_off: None,
             options,
             session,
             has_base: false,
@@ -385,11 +396,8 @@ impl Engine {
     pub(crate) fn cut(&mut self, epoch: Epoch, kind: CutKind) {
         let Session::Primary(side) = &mut self.session else { return };
         let begun = self.clock.now();
-        if kind != CutKind::Base
-            && let Some(stood) = self.guest.stood_still()
-        {
-            self.measured.pause.add(micros(stood));
-        }
+        // Of the cut before, since that is over only now.
+        let stood = self.guest.stood_still().filter(|_| kind != CutKind::Base);
         let mut staging = side.free.pop().unwrap_or_default();
         staging.clear(epoch);
         if kind == CutKind::Base {
@@ -399,6 +407,9 @@ impl Engine {
         let cpu = side.place.next(&side.taken);
         urgency::stay_on(cpu);
         let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging, cpu);
+        if let Some(stood) = stood.filter(|_| !matches!(result, Err(CaptureError::Busy))) {
+            self.measured.pause.add(micros(stood));
+        }
         let went_on = kind != CutKind::Last || result.is_err();
         let input = match result {
             Ok(Captured { held, paused }) => {
@@ -418,6 +429,11 @@ impl Engine {
                 }
                 Input::CutDone { epoch, paused, pages: count }
             }
+            Err(CaptureError::Busy) => {
+                side.free.push(staging);
+                side.put_off = Some((epoch, kind, begun + CUT_AGAIN));
+                return;
+            }
             Err(CaptureError::Device(error)) => Input::YieldRequested { reason: chain(&error) },
             Err(CaptureError::Guest(error)) => Input::CutFailed { epoch, reason: chain(&error) },
         };
@@ -429,6 +445,15 @@ impl Engine {
         self.input(input);
         // Reports that came while the capture waited for others do not show up in epoll.
         self.read_early_reports();
+    }
+
+    /// Makes a cut that was put off, if it is time for that.
+    pub(crate) fn cut_again(&mut self) {
+        let now = self.clock.now();
+        let Session::Primary(side) = &mut self.session else { return };
+        if let Some((epoch, kind, _)) = side.put_off.take_if(|(_, _, at)| *at <= now) {
+            self.cut(epoch, kind);
+        }
     }
 
     /// The standby's side of the stream has something.

@@ -201,6 +201,10 @@ impl Machine for KvmMachine {
         Ok(self.vm()?.taken_over()?)
     }
 
+    fn stop(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.stop()?)
+    }
+
     fn shutdown(&mut self) -> Result<(), BoxError> {
         self.live = None;
         Ok(())

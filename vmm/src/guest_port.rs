@@ -15,20 +15,23 @@ use ft_proto::{Alone, Committed, CutKind, Epoch};
 use serde_json::Value;
 
 use crate::cpu::{AtRest, Capture, Chore, Crew, cpuid};
+use crate::gate::Inside;
 use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
 use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::memory::guest::GuestMemory;
 use crate::memory::view::MemoryView;
-use crate::vm::{GateGuard, SavedParts, Vm};
+use crate::vm::{SavedParts, Vm};
 
 /// The engine's hands on one VM.
 pub struct GuestPort {
     parts: Arc<SavedParts>,
-    /// Held while the guest stands still for the engine.
-    stopped: Option<GateGuard>,
+    /// Held while a checkpoint is being taken.
+    stopped: Option<Inside>,
     /// Whether it was stopped and no checkpoint has been taken since.
     untaken: bool,
+    /// Whether the last cut was made, and the guest stands still until it is known who runs it.
+    leaving: bool,
     dirty: Arc<Mutex<DirtyTracker>>,
     memory: Arc<PortMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
@@ -61,6 +64,7 @@ impl GuestPort {
             parts: vm.parts().clone(),
             stopped: None,
             untaken: false,
+            leaving: false,
             dirty: vm.dirty().clone(),
             memory,
             snapshot: Arc::new(Mutex::new(snapshot)),
@@ -135,10 +139,15 @@ impl Guest for GuestPort {
         self.parts.cpus.processors(cpus);
     }
 
-    fn stop(&mut self) {
-        self.stopped = Some(self.parts.gate.lock_arc());
+    fn stop(&mut self) -> bool {
+        // Neither for the VM's owner, whose changes take as long as the slowest device, nor for a vCPU that waits for one.
+        let Some(inside) = self.parts.gate.try_enter().filter(|_| self.parts.cpus.can_stop_soon()) else {
+            return false;
+        };
+        self.stopped = Some(inside);
         self.parts.cpus.stop_for(self.snapshot.clone());
         self.untaken = true;
+        true
     }
 
     fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
@@ -152,9 +161,12 @@ impl Guest for GuestPort {
         *staging = std::mem::take(&mut snapshot.staging);
         let taken = std::mem::replace(&mut snapshot.result, Ok(()));
         let result = captured.map_err(|error| GuestError::new("cannot capture the vCPUs", error)).and(taken);
-        if kind != CutKind::Last || result.is_err() {
-            self.stopped = None;
+        if kind == CutKind::Last && result.is_ok() {
+            // Whoever wants to change the VM meanwhile must not wait for the standby.
+            self.parts.gate.leaving();
+            self.leaving = true;
         }
+        self.stopped = None;
         result
     }
 
@@ -165,6 +177,10 @@ impl Guest for GuestPort {
             self.parts.cpus.resume();
         }
         self.stopped = None;
+        if std::mem::take(&mut self.leaving) {
+            self.parts.gate.stays();
+            self.tell(VmEvent::Stays);
+        }
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
@@ -213,9 +229,19 @@ impl Guest for GuestPort {
     }
 
     fn start(&mut self) -> Result<(), GuestError> {
-        lock(&self.parts.devices).kick_all();
-        self.parts.cpus.resume();
-        self.tell(VmEvent::TakenOver);
+        let paused = self.parts.is_paused();
+        let mut devices = lock(&self.parts.devices);
+        devices.kick_all();
+        if paused && let Err(error) = devices.quiesce() {
+            // It is not worth the takeover: what the device does, the guest sees when it is resumed.
+            tracing::warn!("a device of the paused VM goes on: {}", ft::chain(&error));
+        }
+        drop(devices);
+        // Before the guest can do anything that is told too.
+        self.tell(VmEvent::TakenOver { paused });
+        if !paused {
+            self.parts.cpus.resume();
+        }
         Ok(())
     }
 
@@ -224,6 +250,8 @@ impl Guest for GuestPort {
         if let Err(error) = self.parts.cpus.pause(Capture::No) {
             tracing::warn!("while fencing: {}", ft::chain(&error));
         }
+        self.parts.gate.gone();
+        self.stopped = None;
         if let Some(console) = &self.console {
             console.discard();
         }

@@ -16,6 +16,7 @@ pub mod devices;
 pub mod disk_records;
 pub mod event_monitor;
 pub mod ft_api;
+pub mod gate;
 pub mod guest_port;
 pub mod ioapic;
 pub mod irq;

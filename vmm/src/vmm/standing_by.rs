@@ -42,11 +42,12 @@ impl Vmm {
     pub(super) fn stand_by_again(&mut self) {
         self.stand_by_at = None;
         if let Some(live) = &self.live {
+            let stopped = live.machine().stop();
             // Its status stays to be seen until there is another one.
             if let Some(ft) = &live.ft {
                 ft.end();
             }
-            let ended = live.machine().shutdown();
+            let ended = live.machine().shutdown().and(stopped);
             if let Err(error) = ended {
                 tracing::warn!("the VM did not end in order: {}", chain_line(&*error));
             }
