@@ -181,7 +181,8 @@ pub trait Guest: Send {
     fn start_tracking(&mut self) -> Result<(), GuestError>;
     /// Ends that.
     fn stop_tracking(&mut self);
-    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be running.
+    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be running. While somebody
+    /// changes the VM as a whole it may be that none are told; they are by a later call, or a checkpoint.
     ///
     /// # Errors
     /// When the kernel does not tell; nothing is lost then.

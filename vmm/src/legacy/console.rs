@@ -193,6 +193,12 @@ impl ConsoleOut {
         queue.held_bytes = 0;
     }
 
+    /// Whether all that may leave has been written.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.shared.lock().is_idle()
+    }
+
     /// Bytes held now.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
