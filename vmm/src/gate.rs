@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 /// Whoever holds it is inside.
 pub type Inside = parking_lot::ArcMutexGuard<parking_lot::RawMutex, ()>;
@@ -19,6 +20,9 @@ pub enum NotHere {
     #[error("another host runs this VM")]
     Gone,
 }
+
+/// For so long the engine waits for the owner, who has the pause of a vCPU to do, as a rule.
+const MOMENT: Duration = Duration::from_millis(1);
 
 const HERE: u8 = 0;
 const LEAVING: u8 = 1;
@@ -45,10 +49,11 @@ impl Gate {
         }
     }
 
-    /// For the engine: `None` while the owner is inside.
+    /// For the engine: `None` while the owner is inside, unless that is over in a [`MOMENT`]. An owner who comes and goes as fast as
+    /// clients ask for it does not keep the engine out.
     #[must_use]
     pub fn try_enter(&self) -> Option<Inside> {
-        self.mutex.try_lock_arc()
+        self.mutex.try_lock_arc_for(MOMENT)
     }
 
     /// The VM stands still, and another host may run it from now on. Said from inside.

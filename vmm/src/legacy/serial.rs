@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::SerialEvents;
@@ -235,7 +236,7 @@ impl Line {
             ConsoleOutputMode::Null => line(Box::new(io::sink()), None, None, None),
             ConsoleOutputMode::File => {
                 let path = config.file.clone().unwrap_or_default();
-                let file = File::create(&path).map_err(|source| SerialError::File { path, source })?;
+                let file = create(&path).map_err(|source| SerialError::File { path, source })?;
                 line(Box::new(file), None, None, None)
             }
             ConsoleOutputMode::Tty => {
@@ -276,6 +277,20 @@ impl Line {
     pub fn is_raw(&self) -> bool {
         self.raw.is_some()
     }
+}
+
+/// The file for the output, emptied. A FIFO that nobody reads is an error: to wait for a reader would hold up everybody who wants
+/// something of this VMM. Writing to it may wait again, on a thread of its own.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENXIO) => io::Error::new(error.kind(), "nobody reads it: start its reader first"),
+        _ => error,
+    })?;
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+    fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(file)
 }
 
 /// A new pseudo terminal in raw mode: its main end (not blocking), its sub end, and the sub end's path.
@@ -479,5 +494,23 @@ mod tests {
         let mut config = SerialConfig { mode: ConsoleOutputMode::File, file, socket: None };
         let error = Line::open(&mut config).err().unwrap();
         assert_eq!(error.to_string(), "serial: cannot open file /nowhere/serial");
+    }
+
+    #[test]
+    fn a_fifo_that_nobody_reads_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut config =
+            SerialConfig { mode: ConsoleOutputMode::File, file: Some(path.clone()), ..SerialConfig::default() };
+        let error = Line::open(&mut config).err().unwrap();
+        assert!(crate::api::chain_line(&error).ends_with("nobody reads it: start its reader first"), "{error:?}");
+        let mut reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let line = Line::open(&mut config).unwrap().unwrap();
+        line.out.write(b"hello");
+        drop(line);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
     }
 }
