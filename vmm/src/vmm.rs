@@ -368,7 +368,8 @@ impl Vmm {
             }
             VmEvent::Ft { event, properties } => {
                 monitor.event_with("ft", &event, &properties);
-                None
+                // Nothing of what the API reads has changed, and to look at all devices could mean to wait for one.
+                return None;
             }
             VmEvent::Stays => {
                 if std::mem::take(&mut self.reset_due) {
