@@ -161,6 +161,9 @@ impl Guest for GuestPort {
         *staging = std::mem::take(&mut snapshot.staging);
         let taken = std::mem::replace(&mut snapshot.result, Ok(()));
         let result = captured.map_err(|error| GuestError::new("cannot capture the vCPUs", error)).and(taken);
+        if result.is_ok() {
+            self.parts.confirmed.taken(staging.epoch.0, self.parts.is_paused());
+        }
         if kind == CutKind::Last && result.is_ok() {
             // Whoever wants to change the VM meanwhile must not wait for the standby.
             self.parts.gate.leaving();
@@ -254,6 +257,7 @@ impl Guest for GuestPort {
             tracing::warn!("while fencing: {}", ft::chain(&error));
         }
         self.parts.gate.gone();
+        self.parts.confirmed.end();
         self.stopped = None;
         if let Some(console) = &self.console {
             console.discard();
@@ -273,12 +277,14 @@ impl Guest for GuestPort {
     }
 
     fn release_console(&mut self, committed: &Committed) {
+        self.parts.confirmed.confirm(committed.epoch().0);
         if let Some(console) = &self.console {
             console.release(committed.epoch().0);
         }
     }
 
     fn free_console(&mut self, _: &Alone) {
+        self.parts.confirmed.end();
         lock(&self.snapshot).console_held = false;
         if let Some(console) = &self.console {
             console.stop_holding();

@@ -10,6 +10,7 @@ pub mod bus;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod confirmed;
 pub mod cpu;
 pub mod device_process;
 pub mod devices;

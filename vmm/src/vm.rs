@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kvm_ioctls::{Kvm, VmFd};
 
@@ -15,6 +16,7 @@ use crate::boot::params;
 use crate::bus::{Bus, BusDevice, BusError};
 use crate::clock::{Clock, GuestTime};
 use crate::config::VmConfig;
+use crate::confirmed::Confirmed;
 use crate::cpu::state::VcpuStateError;
 use crate::cpu::{Capture, CpuError, CpuManager, CpuOptions, CpuPorts, OnGuestEvent};
 use crate::devices::{DeviceError, DeviceManager, DeviceParts};
@@ -86,6 +88,8 @@ pub struct SavedParts {
     pub gate: Gate,
     /// Somebody has called [`Vm::pause`]. Part of a checkpoint: what an operator has paused stays so wherever it goes.
     paused: AtomicBool,
+    /// Where that is known.
+    pub confirmed: Confirmed,
     clock: Mutex<Clock>,
     ioapic: Arc<Mutex<Ioapic>>,
     serial: Option<Arc<Mutex<SerialPort>>>,
@@ -93,6 +97,8 @@ pub struct SavedParts {
     ged: Arc<Mutex<Ged>>,
 }
 
+/// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two of the longest epochs.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(1);
 /// Section that says whether the VM is paused.
 const PAUSED: &str = "paused";
 const PAUSED_VERSION: u16 = 1;
@@ -247,6 +253,7 @@ impl Vm {
             devices: Arc::new(Mutex::new(devices)),
             gate: Gate::default(),
             paused: AtomicBool::new(false),
+            confirmed: Confirmed::default(),
             clock: Mutex::new(Clock::new(vm.clone(), cpus)),
             ioapic,
             serial,
@@ -321,7 +328,7 @@ impl Vm {
     /// # Errors
     /// When a vCPU or a device does not stop; the VM runs on then.
     pub fn pause(&mut self) -> Result<(), VmError> {
-        let _inside = self.parts.gate.enter()?;
+        let inside = self.parts.gate.enter()?;
         if self.parts.is_paused() {
             return Ok(());
         }
@@ -338,7 +345,20 @@ impl Vm {
             self.parts.paused.store(false, Ordering::SeqCst);
             self.parts.cpus.resume();
         }
-        Ok(quiesced?)
+        drop((devices, inside));
+        quiesced?;
+        self.confirm(true);
+        Ok(())
+    }
+
+    /// Waits until the standby, if there is one, knows whether the VM is paused; but not for one that is lost.
+    fn confirm(&self, paused: bool) {
+        if !self.parts.confirmed.wait(paused, CONFIRM_LIMIT) {
+            let what = if paused { "paused" } else { "resumed" };
+            tracing::warn!(
+                "the standby does not know yet that this VM was {what}: should it take over now, it is not there"
+            );
+        }
     }
 
     /// Starts the devices, then the vCPUs.
@@ -346,12 +366,14 @@ impl Vm {
     /// # Errors
     /// When a device does not start; the VM stays paused then.
     pub fn resume(&mut self) -> Result<(), VmError> {
-        let _inside = self.parts.gate.enter()?;
+        let inside = self.parts.gate.enter()?;
         if self.parts.is_paused() {
             lock(&self.parts.devices).unquiesce()?;
             self.parts.paused.store(false, Ordering::SeqCst);
             self.parts.cpus.resume();
         }
+        drop(inside);
+        self.confirm(false);
         Ok(())
     }
 
