@@ -848,3 +848,16 @@ fn a_standby_that_cannot_load_a_checkpoint_is_asked_less_and_less_often() {
     wait_state(&a, "protected");
     assert_eq!(a.status().search.unwrap().waiting_for, [""; 0]);
 }
+
+#[test]
+fn a_witness_that_stops_answering_is_seen_before_it_is_needed() {
+    let pair = Pair::protected();
+    let lock = std::fs::File::create(pair.folder.path().join("witness.lock")).unwrap();
+    lock.lock().unwrap();
+    wait_state(pair.a(), "degraded");
+    let status = pair.a().status();
+    assert_eq!((status.role, status.replica), ("primary", "in-sync"));
+    assert!(status.witness.unwrap().error.is_some());
+    lock.unlock().unwrap();
+    wait_state(pair.a(), "protected");
+}
