@@ -1,240 +1,19 @@
 //! Two engines over loopback with toy guests: real sockets, threads and files, no KVM.
 #![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, Shape};
-use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, Staging, StandbyOptions, Status};
-use ft_proto::{Alone, Committed, CutKind, OnPartition};
-use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
+use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, StandbyOptions, Status};
+use ft_proto::OnPartition;
+use nix::sys::socket::{Shutdown, shutdown};
 
-const PAGES: u64 = 300;
-const PAGE: usize = 4096;
-/// Guest memory does not begin at zero, to catch mixed-up offsets.
-const FIRST: u64 = 16;
+mod toy;
 
-#[path = "engines/moves.rs"]
-mod moves;
-
-#[derive(Default)]
-struct Toy {
-    memory: Vec<u8>,
-    dirty: BTreeSet<u64>,
-    tracking: bool,
-    paused: u32,
-    /// `stop` would take long.
-    busy: bool,
-    /// Its disk's process: the engine's end of its socket, and the process's.
-    disk: Option<[OwnedFd; 2]>,
-    /// Set by `start`: the state that it runs from.
-    started: Option<Vec<u8>>,
-    fenced: Option<String>,
-    /// What `save` writes.
-    state: Vec<u8>,
-    /// Why it cannot become what a checkpoint says.
-    unlike: Option<&'static str>,
-}
-
-#[derive(Clone)]
-struct ToyGuest(Arc<Mutex<Toy>>);
-
-impl ToyGuest {
-    fn new() -> Self {
-        let memory = vec![0; PAGES as usize * PAGE];
-        Self(Arc::new(Mutex::new(Toy { memory, ..Toy::default() })))
-    }
-
-    /// With a disk whose process never answers.
-    fn with_disk() -> Self {
-        let toy = Self::new();
-        let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        toy.0.lock().unwrap().disk = Some([near, far]);
-        toy
-    }
-
-    /// The guest writes: memory and state change together, or not at all if it is paused.
-    fn write(&self, page: u64, value: u8) -> bool {
-        let mut toy = self.0.lock().unwrap();
-        if toy.paused > 0 {
-            return false;
-        }
-        let at = usize::try_from(page - FIRST).unwrap() * PAGE;
-        toy.memory[at..at + PAGE].fill(value);
-        toy.state = vec![value];
-        if toy.tracking {
-            toy.dirty.insert(page);
-        }
-        true
-    }
-
-    fn memory_copy(&self) -> Vec<u8> {
-        self.0.lock().unwrap().memory.clone()
-    }
-
-    fn started(&self) -> Option<Vec<u8>> {
-        self.0.lock().unwrap().started.clone()
-    }
-
-    fn fenced(&self) -> Option<String> {
-        self.0.lock().unwrap().fenced.clone()
-    }
-
-    fn page(page: u64) -> Result<Range<usize>, GuestError> {
-        if !(FIRST..FIRST + PAGES).contains(&page) {
-            return Err(GuestError::plain(format!("page {page} is not RAM")));
-        }
-        let at = usize::try_from(page - FIRST).unwrap() * PAGE;
-        Ok(at..at + PAGE)
-    }
-}
-
-impl Memory for ToyGuest {
-    fn ranges(&self) -> Vec<Range<u64>> {
-        std::iter::once(FIRST..FIRST + PAGES).collect()
-    }
-
-    fn populated(&self) -> Result<Vec<Range<u64>>, GuestError> {
-        Ok(self.ranges())
-    }
-
-    fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError> {
-        into.copy_from_slice(&self.0.lock().unwrap().memory[Self::page(page)?]);
-        Ok(())
-    }
-
-    fn copy_in(&self, page: u64, from: &[u8]) -> Result<(), GuestError> {
-        self.0.lock().unwrap().memory[Self::page(page)?].copy_from_slice(from);
-        Ok(())
-    }
-
-    fn zero(&self, page: u64) -> Result<(), GuestError> {
-        self.0.lock().unwrap().memory[Self::page(page)?].fill(0);
-        Ok(())
-    }
-
-    fn clear(&self) -> Result<(), GuestError> {
-        self.0.lock().unwrap().memory.fill(0);
-        Ok(())
-    }
-}
-
-impl Guest for ToyGuest {
-    fn shape(&self) -> Shape {
-        let disk = DiskShape { id: "disk".to_owned(), size: 1, queues: 1, ..DiskShape::default() };
-        let disks = self.0.lock().unwrap().disk.iter().map(|_| disk.clone()).collect();
-        Shape { memory: PAGES * PAGE as u64, vcpus: 1, disks, ..Shape::default() }
-    }
-
-    fn blockers(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn adopt(&mut self, _: &Shape) -> Result<(), GuestError> {
-        Ok(())
-    }
-
-    fn memory(&self) -> Arc<dyn Memory> {
-        Arc::new(self.clone())
-    }
-
-    fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError> {
-        let toy = self.0.lock().unwrap();
-        let link = |[near, _]: &[OwnedFd; 2]| LinkEnd { id: "disk".to_owned(), socket: near.try_clone().unwrap() };
-        Ok(toy.disk.iter().map(link).collect())
-    }
-
-    fn processors(&self, cpus: &mut Vec<usize>) {
-        cpus.clear();
-    }
-
-    fn stop(&mut self) -> bool {
-        let mut toy = self.0.lock().unwrap();
-        if toy.busy {
-            return false;
-        }
-        toy.paused += 1;
-        true
-    }
-
-    fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
-        self.harvest(&mut staging.pages)?;
-        staging.copy_pages(&self.clone())?;
-        let mut toy = self.0.lock().unwrap();
-        staging.state.extend_from_slice(&toy.state);
-        toy.paused -= u32::from(kind != CutKind::Last);
-        Ok(())
-    }
-
-    fn resume(&mut self) {
-        self.0.lock().unwrap().paused -= 1;
-    }
-
-    fn start_tracking(&mut self) -> Result<(), GuestError> {
-        self.0.lock().unwrap().tracking = true;
-        Ok(())
-    }
-
-    fn stop_tracking(&mut self) {
-        let mut toy = self.0.lock().unwrap();
-        toy.tracking = false;
-        toy.dirty.clear();
-    }
-
-    fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        pages.extend(std::mem::take(&mut self.0.lock().unwrap().dirty));
-        Ok(())
-    }
-
-    fn put_back(&mut self, pages: &[u64]) {
-        self.0.lock().unwrap().dirty.extend(pages);
-    }
-
-    fn save_vcpus(&mut self, _: &mut Vec<u8>) -> Result<(), GuestError> {
-        Ok(())
-    }
-
-    fn stood_still(&self) -> Option<Duration> {
-        None
-    }
-
-    fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {
-        let mut toy = self.0.lock().unwrap();
-        toy.state = state.to_vec();
-        toy.unlike.map_or(Ok(()), |what| Err(GuestError::plain(what)))
-    }
-
-    fn activate(&mut self) -> Result<(), GuestError> {
-        Ok(())
-    }
-
-    fn start(&mut self) -> Result<(), GuestError> {
-        let mut toy = self.0.lock().unwrap();
-        toy.started = Some(toy.state.clone());
-        Ok(())
-    }
-
-    fn fence(&mut self, reason: &str) {
-        let mut toy = self.0.lock().unwrap();
-        toy.fenced = Some(reason.to_owned());
-        toy.paused += 1;
-    }
-
-    fn unusable(&mut self, _: &str) {}
-    fn told(&mut self, _: &EventRecord) {}
-    fn release_console(&mut self, _: &Committed) {}
-    fn free_console(&mut self, _: &Alone) {}
-}
+use toy::{FIRST, PAGE, PAGES, ToyGuest};
 
 /// More than a thread of a busy machine has to wait for a processor: nobody is to be taken for dead who is not.
 const SILENCE_MS: u64 = 3000;
@@ -493,11 +272,6 @@ fn stop_is_no_partition_although_the_standby_is_to_go_on_in_one() {
     assert_eq!((pair.guest_a.fenced(), pair.guest_b.started()), (None, None));
 }
 
-fn event_of(ft: &Ft, name: &str) -> serde_json::Value {
-    let found = ft.events().into_iter().rev().find(|event| event.event == name);
-    found.unwrap_or_else(|| panic!("no {name} in {:?}", ft.events())).detail
-}
-
 /// How the memory of the last session began.
 fn memory_kind(ft: &Ft) -> String {
     let kind = |event: &EventRecord| event.detail["kind"].as_str().map(str::to_owned);
@@ -732,6 +506,81 @@ fn one_board_serves_one_engine_after_the_other() {
     assert!(events.len() > seen.len() && events.is_sorted_by_key(|event| event.seq), "{events:?}");
 }
 
+/// A protected VM whose hosts have each other as peers.
+fn symmetric() -> (tempfile::TempDir, [StandbyOptions; 2], [Setup; 2], [ToyGuest; 2], [Ft; 2]) {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let sides = [standby_options(&witness), standby_options(&witness)];
+    let setups = [setup(&witness, &[&sides[1]]), setup(&witness, &[&sides[0]])];
+    let guests = [ToyGuest::new(), ToyGuest::new()];
+    let b = Ft::standby(Box::new(guests[1].clone()), sides[1].clone(), setups[1].clone()).unwrap();
+    let a = Ft::solo(Box::new(guests[0].clone()), Reign::unasked(), setups[0].clone()).unwrap();
+    a.vm_started();
+    wait_state(&a, "protected");
+    (folder, sides, setups, guests, [a, b])
+}
+
+fn event_of(ft: &Ft, name: &str) -> serde_json::Value {
+    let found = ft.events().into_iter().rev().find(|event| event.event == name);
+    found.unwrap_or_else(|| panic!("no {name} in {:?}", ft.events())).detail
+}
+
+#[test]
+fn a_switchover_loses_nothing_and_the_roles_are_exchanged() {
+    let (_folder, sides, setups, guests, [a, b]) = symmetric();
+    while !guests[0].write(FIRST + 7, 0xee) {}
+    // The very last thing that it did, committed by nothing but the move.
+    a.switchover().unwrap();
+    wait_state(&b, "solo");
+    assert_eq!(guests[1].started(), Some(vec![0xee]));
+    assert_eq!(guests[0].memory_copy(), guests[1].memory_copy());
+    assert!(guests[0].fenced().is_some() && !guests[0].write(FIRST, 1), "it runs on");
+    assert!(event_of(&b, "took-over")["gap_us"].as_u64().is_some(), "{:?}", b.events());
+    // What its VMM does then.
+    a.end();
+    let a = Ft::standby(Box::new(ToyGuest::new()), sides[0].clone(), setups[0].clone()).unwrap();
+    wait_state(&b, "protected");
+    let gap = event_of(&a, "primary-joined")["took_over"]["gap_us"].clone();
+    assert!(gap.as_u64().is_some_and(|us| us < 20_000_000), "{gap}");
+}
+
+#[test]
+fn a_switchover_to_a_dead_standby_leaves_the_guest_where_it_is() {
+    let (_folder, _, _, guests, [a, b]) = symmetric();
+    drop(b);
+    let result = a.switchover();
+    wait_state(&a, "solo");
+    let reason = result.unwrap_err().join("");
+    assert!(reason.contains("stays here") || reason.contains("not protected"), "{reason}");
+    wait(|| guests[0].write(FIRST, 1), || "the guest was not resumed".to_owned());
+    assert_eq!((guests[0].fenced(), guests[1].started()), (None, None));
+}
+
+#[test]
+fn a_failover_is_tested_by_the_ordinary_way() {
+    let (_folder, sides, setups, guests, [a, b]) = symmetric();
+    while !guests[0].write(FIRST + 7, 0xee) {}
+    wait_same_memory(&guests[0], &guests[1]);
+    a.test_failover().unwrap();
+    a.end();
+    let a = Ft::standby(Box::new(ToyGuest::new()), sides[0].clone(), setups[0].clone()).unwrap();
+    wait_state(&b, "protected");
+    assert_eq!(guests[1].started(), Some(vec![0xee]));
+    assert!(!b.events().iter().any(|event| event.event == "primary-yielded"), "somebody told the standby");
+    let silence = event_of(&a, "primary-joined")["took_over"]["silence_ms"].clone();
+    assert!(silence.as_u64().is_some_and(|ms| ms >= SILENCE_MS), "{silence}");
+    assert!(b.switchover().is_ok());
+}
+
+#[test]
+fn only_a_protected_vm_is_moved() {
+    let pair = Pair::new();
+    for result in [pair.a().switchover(), pair.a().test_failover(), pair.b.switchover()] {
+        let reason = result.unwrap_err().join("");
+        assert!(reason.starts_with("this VM is not protected"), "{reason}");
+    }
+}
+
 #[test]
 fn a_dead_standby_and_a_witness_that_hangs_are_not_called_protection() {
     let pair = Pair::protected();
@@ -780,4 +629,17 @@ fn a_standby_that_cannot_load_a_checkpoint_is_asked_less_and_less_often() {
     let _ = a.protect(None);
     wait_state(&a, "protected");
     assert_eq!(a.status().search.unwrap().waiting_for, [""; 0]);
+}
+
+#[test]
+fn a_witness_that_stops_answering_is_seen_before_it_is_needed() {
+    let pair = Pair::protected();
+    let lock = std::fs::File::create(pair.folder.path().join("witness.lock")).unwrap();
+    lock.lock().unwrap();
+    wait_state(pair.a(), "degraded");
+    let status = pair.a().status();
+    assert_eq!((status.role, status.replica), ("primary", "in-sync"));
+    assert!(status.witness.unwrap().error.is_some());
+    lock.unlock().unwrap();
+    wait_state(pair.a(), "protected");
 }
