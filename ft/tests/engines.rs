@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft::guest::{Guest, GuestError, LinkEnd, Memory, Shape};
+use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, Shape};
 use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, Staging, StandbyOptions, Status};
 use ft_proto::{Alone, Committed, CutKind, OnPartition};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 
 const PAGES: u64 = 300;
 const PAGE: usize = 4096;
@@ -24,11 +26,17 @@ struct Toy {
     dirty: BTreeSet<u64>,
     tracking: bool,
     paused: u32,
+    /// `stop` would take long.
+    busy: bool,
+    /// Its disk's process: the engine's end of its socket, and the process's.
+    disk: Option<[OwnedFd; 2]>,
     /// Set by `start`: the state that it runs from.
     started: Option<Vec<u8>>,
     fenced: Option<String>,
     /// What `save` writes.
     state: Vec<u8>,
+    /// Why it cannot become what a checkpoint says.
+    unlike: Option<&'static str>,
 }
 
 #[derive(Clone)]
@@ -38,6 +46,14 @@ impl ToyGuest {
     fn new() -> Self {
         let memory = vec![0; PAGES as usize * PAGE];
         Self(Arc::new(Mutex::new(Toy { memory, ..Toy::default() })))
+    }
+
+    /// With a disk whose process never answers.
+    fn with_disk() -> Self {
+        let toy = Self::new();
+        let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        toy.0.lock().unwrap().disk = Some([near, far]);
+        toy
     }
 
     /// The guest writes: memory and state change together, or not at all if it is paused.
@@ -108,7 +124,9 @@ impl Memory for ToyGuest {
 
 impl Guest for ToyGuest {
     fn shape(&self) -> Shape {
-        Shape { memory: PAGES * PAGE as u64, vcpus: 1, ..Shape::default() }
+        let disk = DiskShape { id: "disk".to_owned(), size: 1, queues: 1, ..DiskShape::default() };
+        let disks = self.0.lock().unwrap().disk.iter().map(|_| disk.clone()).collect();
+        Shape { memory: PAGES * PAGE as u64, vcpus: 1, disks, ..Shape::default() }
     }
 
     fn blockers(&self) -> Vec<String> {
@@ -128,15 +146,22 @@ impl Guest for ToyGuest {
     }
 
     fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError> {
-        Ok(Vec::new())
+        let toy = self.0.lock().unwrap();
+        let link = |[near, _]: &[OwnedFd; 2]| LinkEnd { id: "disk".to_owned(), socket: near.try_clone().unwrap() };
+        Ok(toy.disk.iter().map(link).collect())
     }
 
     fn processors(&self, cpus: &mut Vec<usize>) {
         cpus.clear();
     }
 
-    fn stop(&mut self) {
-        self.0.lock().unwrap().paused += 1;
+    fn stop(&mut self) -> bool {
+        let mut toy = self.0.lock().unwrap();
+        if toy.busy {
+            return false;
+        }
+        toy.paused += 1;
+        true
     }
 
     fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
@@ -181,8 +206,9 @@ impl Guest for ToyGuest {
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {
-        self.0.lock().unwrap().state = state.to_vec();
-        Ok(())
+        let mut toy = self.0.lock().unwrap();
+        toy.state = state.to_vec();
+        toy.unlike.map_or(Ok(()), |what| Err(GuestError::plain(what)))
     }
 
     fn activate(&mut self) -> Result<(), GuestError> {
@@ -258,11 +284,15 @@ impl Pair {
 
     /// Files that the primary and the standby take for the witness's.
     fn with_witnesses(of_a: &str, of_b: &str) -> Self {
+        Self::of_guests(ToyGuest::new(), ToyGuest::new(), of_a, of_b)
+    }
+
+    fn of_guests(guest_a: ToyGuest, guest_b: ToyGuest, of_a: &str, of_b: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let [witness, of_b] = [of_a, of_b].map(|name| folder.path().join(name));
         let standby = standby_options(&of_b);
         let options = options(standby.listen, standby.heartbeat, &witness);
-        Self::of(folder, standby, options)
+        Self::of(folder, [guest_a, guest_b], standby, options)
     }
 
     /// Without a witness.
@@ -272,11 +302,15 @@ impl Pair {
         (standby.witness, standby.on_partition) = (None, Some(policy));
         let mut options = options(standby.listen, standby.heartbeat, folder.path());
         (options.witness, options.on_partition) = (None, Some(policy));
-        Self::of(folder, standby, options)
+        Self::of(folder, [ToyGuest::new(), ToyGuest::new()], standby, options)
     }
 
-    fn of(folder: tempfile::TempDir, standby: StandbyOptions, options: ProtectOptions) -> Self {
-        let (guest_a, guest_b) = (ToyGuest::new(), ToyGuest::new());
+    fn of(
+        folder: tempfile::TempDir,
+        [guest_a, guest_b]: [ToyGuest; 2],
+        standby: StandbyOptions,
+        options: ProtectOptions,
+    ) -> Self {
         let setup = Setup { witness: standby.witness.clone(), ..Setup::default() };
         let b = Ft::standby(Box::new(guest_b.clone()), standby, setup).unwrap();
         let a = Ft::solo(Box::new(guest_a.clone()), Reign::unasked(), Setup::default()).unwrap();
@@ -332,6 +366,64 @@ fn memory_and_state_arrive_and_epochs_commit() {
     let green = || pair.a().status().links.iter().all(|link| link.state == "green");
     wait(green, || format!("{:?}", pair.a().status().links));
     assert_eq!(pair.b.status().state, "standby-ready");
+}
+
+#[test]
+fn a_guest_that_cannot_be_stopped_now_is_captured_later() {
+    let pair = Pair::protected();
+    pair.guest_a.0.lock().unwrap().busy = true;
+    // What is cut now was begun before.
+    let settled = || {
+        let before = committed(&pair.a().status());
+        thread::sleep(Duration::from_millis(300));
+        committed(&pair.a().status()) == before
+    };
+    wait(settled, || "epochs go on".to_owned());
+    // The engine does not wait for it.
+    assert!(pair.a().protect(None).unwrap_err()[0].contains("protected already"));
+    assert!(pair.guest_a.write(FIRST + 7, 0xee));
+    let before = committed(&pair.a().status());
+    pair.guest_a.0.lock().unwrap().busy = false;
+    wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
+    wait_same_memory(&pair.guest_a, &pair.guest_b);
+    // A cut that was put off does not outlive its session.
+    pair.guest_a.0.lock().unwrap().busy = true;
+    thread::sleep(Duration::from_millis(50));
+    pair.a().stop().unwrap();
+    pair.guest_a.0.lock().unwrap().busy = false;
+    pair.a().protect(Some(pair.options.clone())).unwrap();
+    wait_state(pair.a(), "protected");
+    assert_eq!(pair.guest_a.0.lock().unwrap().paused, 0);
+}
+
+#[test]
+fn a_session_that_does_not_come_about_leaves_no_tracking_on() {
+    let pair = Pair::of_guests(ToyGuest::with_disk(), ToyGuest::with_disk(), "witness", "witness");
+    // Its process takes no commands any more, and does not say so.
+    let far = pair.guest_a.0.lock().unwrap().disk.as_ref().unwrap()[1].as_raw_fd();
+    shutdown(far, Shutdown::Read).unwrap();
+    let reasons = pair.a().protect(Some(pair.options.clone())).unwrap_err();
+    assert!(reasons.join(" ").contains("disk"), "{reasons:?}");
+    assert!(!pair.guest_a.0.lock().unwrap().tracking, "the guest pays for a session that is none");
+}
+
+#[test]
+fn whoever_waits_for_an_engine_is_told_that_it_has_ended() {
+    let pair = Pair::new();
+    // A host that accepts and says nothing.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let options = ProtectOptions { peer: silent.local_addr().unwrap(), ..pair.options.clone() };
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| pair.a().protect(Some(options)));
+        let (mut asked, _) = silent.accept().unwrap();
+        pair.a().end();
+        let told = waiting.join().unwrap();
+        assert_eq!(told, Err(vec!["the fault-tolerance engine has ended".to_owned()]));
+        // Not because whoever asks has given up: the connection is still open.
+        asked.set_nonblocking(true).unwrap();
+        let end = std::io::copy(&mut asked, &mut std::io::sink()).unwrap_err();
+        assert_eq!(end.kind(), std::io::ErrorKind::WouldBlock);
+    });
 }
 
 #[test]
@@ -705,4 +797,54 @@ fn only_a_protected_vm_is_moved() {
         let reason = result.unwrap_err().join("");
         assert!(reason.starts_with("this VM is not protected"), "{reason}");
     }
+}
+
+#[test]
+fn a_dead_standby_and_a_witness_that_hangs_are_not_called_protection() {
+    let pair = Pair::protected();
+    let status = pair.a().status();
+    assert_eq!((status.replica, status.claim.is_none(), pair.b.status().replica), ("in-sync", true, "in-sync"));
+    let lock = std::fs::File::create(pair.folder.path().join("witness.lock")).unwrap();
+    lock.lock().unwrap();
+    let Pair { a, b, folder: _folder, .. } = pair;
+    let a = a.unwrap();
+    drop(b);
+    wait_state(&a, "awaiting-witness");
+    let unreachable = || a.status().claim.is_some_and(|claim| claim.kind == "go-alone" && claim.error.is_some());
+    wait(unreachable, || format!("{:?}", a.status()));
+    let status = a.status();
+    assert_eq!((status.role, status.state, status.replica), ("primary", "awaiting-witness", "none"));
+    let witness = status.witness.unwrap();
+    assert!(witness.answered == Some(false) && witness.record.is_some(), "{witness:?}");
+    lock.unlock().unwrap();
+    wait_state(&a, "solo");
+    assert!(a.status().claim.is_none() && a.status().witness.unwrap().record.unwrap().contains("runs this VM"));
+}
+
+#[test]
+fn a_standby_that_cannot_load_a_checkpoint_is_asked_less_and_less_often() {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let side = standby_options(&witness);
+    let unlike = ToyGuest::new();
+    unlike.0.lock().unwrap().unlike = Some("its queues are others");
+    let _b = Ft::standby(Box::new(unlike.clone()), side.clone(), setup(&witness, &[])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let sessions = || a.events().iter().filter(|event| event.event == "sync-started").count();
+    let begun = Instant::now();
+    a.vm_started();
+    wait(|| sessions() >= 3, || format!("{:?}", a.events()));
+    // The first one at once, the others after one and two seconds.
+    assert!(begun.elapsed() >= Duration::from_secs(3), "after {:?}", begun.elapsed());
+    let status = a.status();
+    let reasons = status.search.unwrap().waiting_for.join("");
+    assert!(reasons.contains("its queues are others"), "{reasons}");
+    let told = event_of(&a, "looking-for-standby")["reasons"].to_string();
+    assert!(told.contains("its queues are others"), "{told}");
+    // Whoever repairs it need not wait.
+    unlike.0.lock().unwrap().unlike = None;
+    // A session may be open already, and then goes well.
+    let _ = a.protect(None);
+    wait_state(&a, "protected");
+    assert_eq!(a.status().search.unwrap().waiting_for, [""; 0]);
 }

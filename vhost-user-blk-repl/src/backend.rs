@@ -69,16 +69,12 @@ impl Backend {
         self.watch(raw, self.control_token())
     }
 
-    /// Blocks until released writes of the mirror stream are in the image, and its record says so.
-    pub fn drain(&self) {
-        let (applier, tracker, idle) = {
-            let worker = lock(&self.worker);
-            (worker.applier.clone(), worker.tracker.clone(), worker.is_idle())
-        };
+    /// Blocks until what counts is in the image, and its record says that nobody writes to it any more.
+    pub fn close(&self) {
+        let (applier, tracker) = lock(&self.worker).shut();
+        // What is released belongs to the image, also when the VMM ends.
         let _ = applier.is_some_and(|applier| applier.drain());
-        if idle {
-            tracker.close();
-        }
+        tracker.close();
     }
 
     fn watch(&self, fd: RawFd, token: u16) -> io::Result<()> {

@@ -93,9 +93,9 @@ impl Worker {
             Geometry { size: image.size(), block: options.block_size, read_only: options.read_only, limited: true };
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let standby = options.record.as_ref().is_some_and(|record| record.purpose == Purpose::StandBy);
-        let tracker = Tracker::new(options.record, image.clone(), wake.clone())?;
+        let tracker = Tracker::new(options.record, image, wake.clone())?;
         Ok(Self {
-            disk: Disk::new(image, options.threads)?,
+            disk: Disk::new(tracker.image().clone(), options.threads)?,
             geometry,
             serial: options.serial,
             vrings: Vec::new(),
@@ -150,6 +150,12 @@ impl Worker {
     pub fn set_driver(&mut self, flushes: bool, limited: bool) {
         self.writethrough = !flushes;
         self.geometry.limited = limited;
+    }
+
+    /// The process ends: nothing is taken from the queues or the streams any more. What is left to do for the image.
+    pub(crate) fn shut(&mut self) -> (Option<Arc<Applier>>, Tracker) {
+        (self.mirror, self.receiver, self.memory, self.link) = (None, None, None, None);
+        (self.applier.clone(), self.tracker.clone())
     }
 
     /// Serves every queue: something that held them up is over.

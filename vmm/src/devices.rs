@@ -35,7 +35,7 @@ use crate::memory::layout::{ECAM_SEGMENT_SIZE, ECAM_START, mmio64};
 use crate::pci::bar::{BarSpace, BarSpaceError};
 use crate::pci::bus::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, PciBus, SlotError};
 use crate::pci::msix::Line;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::state::{DEVICES, Saved, StateError, StateReader, StateWriter};
 use crate::vhost_user::{DirtyLog, Kind, VhostUserError, Watchdog, told_block_size, told_mtu};
 use crate::virtio::pci_transport::{BAR_SIZE, Doorbells, Machine, Observer, VirtioPci};
 use crate::virtio::rng::Rng;
@@ -139,6 +139,12 @@ pub struct FtLink {
     pub info: DeviceInfo,
     /// A network card's address.
     pub mac: Option<[u8; 6]>,
+    /// PCI slot.
+    pub slot: u16,
+    /// Largest size of each queue.
+    pub queue_sizes: Vec<u16>,
+    /// Features offered to the driver.
+    pub features: u64,
     /// A network card's MTU, as the guest was told.
     pub mtu: u16,
     /// A disk's block size, as the guest was told.
@@ -308,8 +314,21 @@ impl DeviceManager {
             };
             let (mtu, block_size) = (told_mtu(&told), told_block_size(&told));
             let fd = process.control().inspect_err(|e| tracing::error!("cannot share an ft-ctl socket: {e}")).ok()?;
-            let (id, queues, info) = (device.id.clone(), device.queues, info.clone());
-            Some(FtLink { id, fd, kind, queues, info, mac, mtu, block_size })
+            let mut transport = device.lock();
+            let virtio = transport.device_mut();
+            Some(FtLink {
+                id: device.id.clone(),
+                fd,
+                kind,
+                queues: device.queues,
+                info: info.clone(),
+                mac,
+                slot: device.slot as u16,
+                queue_sizes: virtio.queue_sizes().to_vec(),
+                features: virtio.features(),
+                mtu,
+                block_size,
+            })
         };
         self.devices.iter().filter_map(link).collect()
     }
@@ -333,7 +352,7 @@ impl DeviceManager {
     /// When a section becomes too large.
     pub fn save(&self, out: &mut StateWriter<'_>) -> Result<(), StateError> {
         self.lock_pci().save(out)?;
-        self.devices.iter().try_for_each(|device| device.lock().save(out))
+        self.devices.iter().try_for_each(|device| device.lock().save(&mut out.within(DEVICES)))
     }
 
     /// All devices become what the checkpoint says; backends are not told yet.
@@ -342,7 +361,7 @@ impl DeviceManager {
     /// When the checkpoint is of a VM that is built differently.
     pub fn load(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         self.lock_pci().load(from)?;
-        self.devices.iter().try_for_each(|device| device.lock().load(from))?;
+        from.within(DEVICES, |from| self.devices.iter().try_for_each(|device| device.lock().load(from)))?;
         // Only now: the guest may have given one device's place to another.
         self.devices.iter().try_for_each(|device| {
             let part =

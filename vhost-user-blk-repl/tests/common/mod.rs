@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
 pub mod hosts;
+pub mod peer;
 pub mod program;
 
 use std::cell::Cell;
@@ -28,6 +29,7 @@ use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures}
 use vhost::vhost_user::{Frontend, Listener, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vhost_user_blk_repl::image::{FileImage, Image};
+use vhost_user_blk_repl::proof::{Moment, Stamp};
 use vhost_user_blk_repl::record_file::Opened;
 use vhost_user_blk_repl::{Device, Options};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -199,6 +201,12 @@ impl Image for GatedImage {
     }
     fn hole_end(&self, offset: u64) -> Option<u64> {
         self.inner.hole_end(offset)
+    }
+    fn stamp(&self) -> io::Result<Option<Stamp>> {
+        self.inner.stamp()
+    }
+    fn changed(&self) -> io::Result<Option<Moment>> {
+        self.inner.changed()
     }
 }
 
@@ -382,6 +390,15 @@ impl Vmm {
         match self.recv() {
             Report::MirrorLost { reason } => reason,
             report => panic!("expected MirrorLost, got {report:?}"),
+        }
+    }
+
+    /// The reason why the stream is lost, whatever is reported before.
+    pub fn until_lost(&self) -> String {
+        loop {
+            if let Report::MirrorLost { reason } = self.recv() {
+                return reason;
+            }
         }
     }
 
