@@ -97,6 +97,8 @@ pub struct Shape {
     pub vcpus: u32,
     /// CPU features as the guest sees them; opaque here.
     pub cpuid: Vec<u8>,
+    /// Whether there is a serial port.
+    pub serial: bool,
     /// Disks in slot order.
     pub disks: Vec<DiskShape>,
     /// Network cards in slot order.
@@ -110,8 +112,19 @@ impl Shape {
     }
 }
 
+/// What a driver sees of a device of a [`Shape`], of whatever kind it is.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VirtioShape {
+    /// PCI slot.
+    pub slot: u16,
+    /// Largest size of each queue.
+    pub queue_sizes: Vec<u16>,
+    /// Features offered to the driver. A standby may have more of them; the driver goes on with those that it knows.
+    pub features: u64,
+}
+
 /// A disk of a [`Shape`].
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DiskShape {
     /// Id of the device.
     pub id: String,
@@ -121,19 +134,27 @@ pub struct DiskShape {
     pub read_only: bool,
     /// What the guest reads as its serial number.
     pub serial: String,
+    /// Smallest unit of I/O in bytes, as the guest was told.
+    pub block_size: u32,
     /// Number of queues.
     pub queues: u16,
+    /// What its driver sees.
+    pub virtio: VirtioShape,
 }
 
 /// A network card of a [`Shape`].
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct NetShape {
     /// Id of the device.
     pub id: String,
     /// The guest's address.
     pub mac: [u8; 6],
+    /// Largest packet in bytes, as the guest was told.
+    pub mtu: u16,
     /// Number of queues.
     pub queues: u16,
+    /// What its driver sees.
+    pub virtio: VirtioShape,
 }
 
 /// The VM. Methods are called on the engine's thread only.

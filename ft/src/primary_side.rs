@@ -26,6 +26,7 @@ use crate::identity::SessionKey;
 use crate::inbox::{Message, Reply};
 use crate::options::{Compression, ProtectOptions};
 use crate::packing_judge::Judge;
+use crate::path::{explain, limit_silence};
 use crate::place::Place;
 use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
@@ -243,6 +244,9 @@ impl Engine {
             Sent::Done(ref staging, ..) if staging.epoch != Epoch(0) => post.send_later(Message::Sent(number, sent)),
             sent => post.send(Message::Sent(number, sent)),
         };
+        if options.detect_ms != 0 {
+            limit_silence(&stream);
+        }
         let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
         let history = self.history(&options);
         let sender = SenderHandle::start(writer, term, history, tell)
@@ -476,9 +480,10 @@ impl Engine {
                     }
                 },
                 Err(error) => {
+                    let reason = explain(&error, &side.stream, None);
                     // A stream at its end stays readable for ever.
                     self.unwatch_stream();
-                    return self.input(Input::StreamLost { reason: chain(&error) });
+                    return self.input(Input::StreamLost { reason });
                 }
             };
             self.input(input);

@@ -29,6 +29,8 @@ struct Toy {
     fenced: Option<String>,
     /// What `save` writes.
     state: Vec<u8>,
+    /// Why it cannot become what a checkpoint says.
+    unlike: Option<&'static str>,
 }
 
 #[derive(Clone)]
@@ -181,8 +183,9 @@ impl Guest for ToyGuest {
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {
-        self.0.lock().unwrap().state = state.to_vec();
-        Ok(())
+        let mut toy = self.0.lock().unwrap();
+        toy.state = state.to_vec();
+        toy.unlike.map_or(Ok(()), |what| Err(GuestError::plain(what)))
     }
 
     fn activate(&mut self) -> Result<(), GuestError> {
@@ -705,4 +708,54 @@ fn only_a_protected_vm_is_moved() {
         let reason = result.unwrap_err().join("");
         assert!(reason.starts_with("this VM is not protected"), "{reason}");
     }
+}
+
+#[test]
+fn a_dead_standby_and_a_witness_that_hangs_are_not_called_protection() {
+    let pair = Pair::protected();
+    let status = pair.a().status();
+    assert_eq!((status.replica, status.claim.is_none(), pair.b.status().replica), ("in-sync", true, "in-sync"));
+    let lock = std::fs::File::create(pair.folder.path().join("witness.lock")).unwrap();
+    lock.lock().unwrap();
+    let Pair { a, b, folder: _folder, .. } = pair;
+    let a = a.unwrap();
+    drop(b);
+    wait_state(&a, "awaiting-witness");
+    let unreachable = || a.status().claim.is_some_and(|claim| claim.kind == "go-alone" && claim.error.is_some());
+    wait(unreachable, || format!("{:?}", a.status()));
+    let status = a.status();
+    assert_eq!((status.role, status.state, status.replica), ("primary", "awaiting-witness", "none"));
+    let witness = status.witness.unwrap();
+    assert!(witness.answered == Some(false) && witness.record.is_some(), "{witness:?}");
+    lock.unlock().unwrap();
+    wait_state(&a, "solo");
+    assert!(a.status().claim.is_none() && a.status().witness.unwrap().record.unwrap().contains("runs this VM"));
+}
+
+#[test]
+fn a_standby_that_cannot_load_a_checkpoint_is_asked_less_and_less_often() {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let side = standby_options(&witness);
+    let unlike = ToyGuest::new();
+    unlike.0.lock().unwrap().unlike = Some("its queues are others");
+    let _b = Ft::standby(Box::new(unlike.clone()), side.clone(), setup(&witness, &[])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let sessions = || a.events().iter().filter(|event| event.event == "sync-started").count();
+    let begun = Instant::now();
+    a.vm_started();
+    wait(|| sessions() >= 3, || format!("{:?}", a.events()));
+    // The first one at once, the others after one and two seconds.
+    assert!(begun.elapsed() >= Duration::from_secs(3), "after {:?}", begun.elapsed());
+    let status = a.status();
+    let reasons = status.search.unwrap().waiting_for.join("");
+    assert!(reasons.contains("its queues are others"), "{reasons}");
+    let told = event_of(&a, "looking-for-standby")["reasons"].to_string();
+    assert!(told.contains("its queues are others"), "{told}");
+    // Whoever repairs it need not wait.
+    unlike.0.lock().unwrap().unlike = None;
+    // A session may be open already, and then goes well.
+    let _ = a.protect(None);
+    wait_state(&a, "protected");
+    assert_eq!(a.status().search.unwrap().waiting_for, [""; 0]);
 }

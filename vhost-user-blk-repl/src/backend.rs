@@ -20,10 +20,11 @@ use crate::control::Link;
 use crate::image::SECTOR;
 use crate::lock;
 use crate::request::{Geometry, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
-use crate::vring::Vring;
-use crate::worker::{Memory, Worker};
+use crate::worker::{Memory, Vring, Worker};
 
 const CONFIG_LEN: usize = 60;
+/// The largest queue that virtio knows.
+const QUEUE_SIZE_MAX: u16 = 32768;
 /// What a discard or a big request should be a multiple of, in bytes: pages of the host.
 const PHYSICAL_BLOCK: u32 = 4096;
 
@@ -39,7 +40,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A device with `queues` queues of at most `queue_size` entries.
+    /// A device with `queues` queues, which usually have `queue_size` entries.
     #[must_use]
     pub fn new(worker: Worker, queues: u16, queue_size: u16) -> Self {
         let geometry = worker.geometry;
@@ -139,8 +140,9 @@ impl VhostUserBackend for Backend {
         usize::from(self.queues)
     }
 
+    /// Whatever the frontend has: `queue_size` is what the guest is advised by.
     fn max_queue_size(&self) -> usize {
-        usize::from(self.queue_size)
+        usize::from(QUEUE_SIZE_MAX)
     }
 
     fn features(&self) -> u64 {
@@ -167,8 +169,9 @@ impl VhostUserBackend for Backend {
     }
 
     fn acked_features(&self, features: u64) {
-        let flush = features & 1 << blk::VIRTIO_BLK_F_FLUSH != 0;
-        lock(&self.worker).set_writethrough(!flush);
+        let has = |bit: u32| features & 1 << bit != 0;
+        let limited = has(blk::VIRTIO_BLK_F_SEG_MAX) && has(blk::VIRTIO_BLK_F_SIZE_MAX);
+        lock(&self.worker).set_driver(has(blk::VIRTIO_BLK_F_FLUSH), limited);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {

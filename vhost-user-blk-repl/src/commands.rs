@@ -93,6 +93,7 @@ impl Worker {
             size: self.geometry.size,
             read_only: self.geometry.read_only,
             serial: self.serial.clone(),
+            block_size: self.geometry.block,
         };
         self.report(&Report::Ready { version: CTL_VERSION, info });
     }

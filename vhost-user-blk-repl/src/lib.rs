@@ -35,10 +35,12 @@ mod copy;
 mod disk;
 mod epoch_log;
 mod feedback;
+mod flight;
 pub mod image;
 mod intake;
 mod mirror;
 pub mod mirror_wire;
+mod order;
 pub mod proof;
 mod range;
 mod receive;
@@ -54,7 +56,6 @@ pub mod run;
 pub mod show;
 pub mod stamp;
 mod tracker;
-mod vring;
 mod watch;
 mod worker;
 
@@ -75,7 +76,7 @@ pub struct Options {
     pub serial: String,
     /// Number of queues.
     pub queues: u16,
-    /// Most entries of a queue, a power of two.
+    /// Entries that a queue usually has, a power of two; the frontend may use fewer or more.
     pub queue_size: u16,
     /// Number of I/O threads.
     pub threads: usize,

@@ -22,7 +22,8 @@ const SIZE: usize = 2 << 20;
 fn says_what_it_is() {
     let host = Host::new(&[0; SIZE]);
     host.vmm.send(&Command::Hello { version: CTL_VERSION });
-    let info = DeviceInfo::Disk { size: SIZE as u64, read_only: false, serial: "disk-1".to_owned() };
+    let serial = "disk-1".to_owned();
+    let info = DeviceInfo::Disk { size: SIZE as u64, read_only: false, serial, block_size: 512 };
     assert_eq!(host.vmm.recv(), Report::Ready { version: CTL_VERSION, info });
 }
 

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Shape};
+use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Shape, VirtioShape};
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use serde_json::Value;
 
 use crate::cpu::{AtRest, Capture, Chore, Crew, cpuid};
+use crate::devices::FtLink;
 use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
 use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
@@ -81,15 +82,20 @@ impl Guest for GuestPort {
             memory: self.memory.memory.size(),
             vcpus: self.parts.cpus.count(),
             cpuid: cpuid::to_bytes(self.parts.cpus.cpuid()),
+            serial: self.parts.has_serial(),
             ..Shape::default()
         };
         for link in lock(&self.parts.devices).ft_links() {
+            let FtLink { id, queues, slot, queue_sizes, features, .. } = link;
+            let virtio = VirtioShape { slot, queue_sizes, features };
             match link.info {
-                DeviceInfo::Disk { size, read_only, serial } => {
-                    shape.disks.push(DiskShape { id: link.id, size, read_only, serial, queues: link.queues });
+                DeviceInfo::Disk { size, read_only, serial, .. } => {
+                    let block_size = link.block_size;
+                    shape.disks.push(DiskShape { id, size, read_only, serial, block_size, queues, virtio });
                 }
                 DeviceInfo::Net { .. } => {
-                    shape.nets.push(NetShape { id: link.id, mac: link.mac.unwrap_or_default(), queues: link.queues });
+                    let (mac, mtu) = (link.mac.unwrap_or_default(), link.mtu);
+                    shape.nets.push(NetShape { id, mac, mtu, queues, virtio });
                 }
             }
         }

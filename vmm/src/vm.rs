@@ -23,6 +23,7 @@ use crate::irq::{IrqError, IrqManager};
 use crate::kvm::{self, KvmError};
 use crate::legacy::console::ConsoleOut;
 use crate::legacy::i8042::I8042;
+use crate::legacy::pm_timer::PmTimer;
 use crate::legacy::power::{Ged, PowerPort};
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::{InputThread, Line, SerialError, SerialPort};
@@ -152,6 +153,12 @@ impl SavedParts {
         std::mem::replace(from, StateReader::new(&[])?).finish()
     }
 
+    /// Whether there is a serial port, whose state is part of the VM's.
+    #[must_use]
+    pub fn has_serial(&self) -> bool {
+        self.serial.is_some()
+    }
+
     /// The guest's clocks now; the vCPUs are parked, and the last pause was with capture.
     ///
     /// # Errors
@@ -226,6 +233,11 @@ impl Vm {
             return Err(VmError::TooLarge { size: memory.size(), phys_bits });
         }
         let ioapic = Arc::new(Mutex::new(Ioapic::new(irq.clone())));
+        pio.insert(
+            Arc::new(Mutex::new(PmTimer::new(vm.clone()))),
+            layout::PORT_PM_TIMER.into(),
+            layout::PORT_PM_TIMER_LEN,
+        )?;
         let legacy = Legacy::new(&pio, &mmio, &ioapic, line.as_ref(), &memory, phys_bits, &on_event)?;
 
         let parts = DeviceParts { vm: vm.clone(), memory: &memory, irq, pio, mmio, phys_bits };

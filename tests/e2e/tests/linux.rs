@@ -25,12 +25,7 @@ impl Linux {
     /// Only an initramfs: its init looks for a root disk for some seconds and powers off when there is none.
     fn new(kernel: &str, vcpus: u32, extra: &str) -> Self {
         let guest = PathBuf::from(std::env::var("POLLUX_GUEST").expect("POLLUX_GUEST is the guest image's folder"));
-        let dir = TempDir::new().unwrap();
-        let serial = dir.path().join("serial");
-        let mut config = VmConfig::default();
-        (config.cpus.boot_vcpus, config.cpus.max_vcpus) = (vcpus, vcpus);
-        config.memory.size = 512 << 20;
-        config.payload = Some(PayloadConfig {
+        let payload = PayloadConfig {
             kernel: Some(guest.join(kernel)),
             initramfs: Some(guest.join("initramfs.gz")),
             // A vCPU that gets no processor for a while is no fault of the guest's.
@@ -38,7 +33,17 @@ impl Linux {
                 "console=ttyS0 panic=-1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 {extra}"
             )),
             firmware: None,
-        });
+        };
+        Self::with(payload, vcpus)
+    }
+
+    fn with(payload: PayloadConfig, vcpus: u32) -> Self {
+        let dir = TempDir::new().unwrap();
+        let serial = dir.path().join("serial");
+        let mut config = VmConfig::default();
+        (config.cpus.boot_vcpus, config.cpus.max_vcpus) = (vcpus, vcpus);
+        config.memory.size = 512 << 20;
+        config.payload = Some(payload);
         config.serial = SerialConfig { mode: ConsoleOutputMode::File, file: Some(serial.clone()), socket: None };
         let (send, events) = mpsc::channel();
         let vm = Vm::new(config, Arc::new(move |event| send.send(event).unwrap())).unwrap();
@@ -69,16 +74,8 @@ fn assert_content(log: &str) {
     }
 }
 
-#[test]
-fn linux_goes_on_in_another_vm() {
-    let mut old = Linux::new("vmlinux", 2, "");
-    old.vm.boot().unwrap();
-    old.wait_for("Run /init", 1);
-    for _ in 0..100 {
-        old.vm.cpus().pause(Capture::Yes).unwrap();
-        old.vm.cpus().resume();
-    }
-    let mut new = Linux::new("vmlinux", 2, "");
+/// `old` goes on as `new`, which is returned before it runs.
+fn move_over(mut old: Linux, mut new: Linux) -> (Linux, pollux_vmm::clock::GuestTime) {
     old.vm.cpus().pause(Capture::Yes).unwrap();
     let before = old.vm.parts().time().unwrap();
     let mut state = Vec::new();
@@ -89,9 +86,50 @@ fn linux_goes_on_in_another_vm() {
         from.copy_out(&[gfn], &mut page);
         assert!(to.write_page(gfn, &page));
     }
-    assert_content(&old.printed());
     drop(old);
     new.vm.load(&state).unwrap();
+    (new, before)
+}
+
+#[test]
+fn linux_without_kvmclock_finds_its_time_and_goes_on_in_another_vm() {
+    // The PM timer is all it has to find out how fast its TSC is.
+    let mut old = Linux::new("vmlinux", 2, "no-kvmclock");
+    old.vm.boot().unwrap();
+    old.wait_for("Run /init", 1);
+    assert!(old.printed().contains("tsc: Detected"), "{}", old.printed());
+    let (mut new, _) = move_over(old, Linux::new("vmlinux", 2, "no-kvmclock"));
+    new.vm.activate_restored().unwrap();
+    new.vm.start_restored().unwrap();
+    assert_eq!(new.event(), GuestEvent::Shutdown);
+    let log = new.printed();
+    assert!(log.contains("no /dev/vda") && !log.contains("soft lockup"), "{log}");
+}
+
+/// `POLLUX_FIRMWARE` is CLOUDHV.fd of Debian's package cloudhv-efi-x86-64; without it there is nothing to boot.
+#[test]
+fn uefi_firmware_looks_for_something_to_boot() {
+    let Some(firmware) = std::env::var_os("POLLUX_FIRMWARE") else {
+        println!("SKIPPED: POLLUX_FIRMWARE names no firmware");
+        return;
+    };
+    let mut uefi = Linux::with(PayloadConfig { firmware: Some(firmware.into()), ..Default::default() }, 1);
+    uefi.vm.boot().unwrap();
+    uefi.wait_for("BdsDxe", 1);
+}
+
+#[test]
+fn linux_goes_on_in_another_vm() {
+    let mut old = Linux::new("vmlinux", 2, "");
+    old.vm.boot().unwrap();
+    old.wait_for("Run /init", 1);
+    for _ in 0..100 {
+        old.vm.cpus().pause(Capture::Yes).unwrap();
+        old.vm.cpus().resume();
+    }
+    let new = Linux::new("vmlinux", 2, "");
+    assert_content(&old.printed());
+    let (mut new, before) = move_over(old, new);
     new.vm.cpus().pause(Capture::Yes).unwrap();
     let after = new.vm.parts().time().unwrap();
     new.vm.cpus().resume();

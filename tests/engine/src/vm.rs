@@ -33,6 +33,7 @@ pub struct VmOptions {
     vcpus: u32,
     disk: Option<PathBuf>,
     tap: Option<String>,
+    net: String,
     command_line: String,
     flags: Vec<String>,
 }
@@ -47,7 +48,15 @@ impl VmOptions {
     /// 1 vCPU, 128 MiB, no disk, no network.
     #[must_use]
     pub fn new() -> Self {
-        Self { memory_mib: 128, vcpus: 1, disk: None, tap: None, command_line: String::new(), flags: Vec::new() }
+        Self {
+            memory_mib: 128,
+            vcpus: 1,
+            disk: None,
+            tap: None,
+            net: String::new(),
+            command_line: String::new(),
+            flags: Vec::new(),
+        }
     }
 
     /// Memory in MiB.
@@ -82,6 +91,13 @@ impl VmOptions {
     #[must_use]
     pub fn tap(mut self, name: &str) -> Self {
         self.tap = Some(format!("tap={name}"));
+        self
+    }
+
+    /// More for the value of `--net`.
+    #[must_use]
+    pub fn net(mut self, more: &str) -> Self {
+        self.net = format!("{},{more}", self.net);
         self
     }
 
@@ -141,7 +157,7 @@ impl VmOptions {
             command.arg("--disk").arg(format!("path={},image_type=raw", disk.display()));
         }
         if let Some(tap) = &self.tap {
-            command.arg("--net").arg(format!("{tap},mac={MAC}"));
+            command.arg("--net").arg(format!("{tap},mac={MAC}{}", self.net));
         }
         // A group of its own: `kill_host` gets the device processes in the same instant.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);

@@ -83,8 +83,8 @@ impl Device {
         unsafe { machine::read(self.config + offset) }
     }
 
-    /// Reset the device and agree on `wanted` features, as far as it has them; returns those.
-    pub fn negotiate(&self, wanted: u64) -> u64 {
+    /// Reset the device and agree on `wanted` features and version 1, as far as it has them; returns those. `bare` takes none at all.
+    pub fn negotiate(&self, wanted: u64, bare: bool) -> u64 {
         self.set(common::STATUS, 0u8);
         while self.get::<u8>(common::STATUS) != 0 {
             relax();
@@ -96,7 +96,7 @@ impl Device {
             offered |= u64::from(self.get::<u32>(common::DEVICE_FEATURE)) << (32 * half);
         }
         assert!(offered & FEATURE_VERSION_1 != 0, "virtio: legacy device");
-        let features = offered & (wanted | FEATURE_VERSION_1);
+        let features = if bare { 0 } else { offered & (wanted | FEATURE_VERSION_1) };
         for half in 0..2 {
             self.set(common::DRIVER_FEATURE_SELECT, half);
             self.set(common::DRIVER_FEATURE, (features >> (32 * half)) as u32);

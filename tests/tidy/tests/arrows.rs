@@ -3,15 +3,17 @@
 use tidy::{Source, report, sources_ending};
 
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("device-counters", &[]),
+    ("device-vring", &[]),
     ("ft/proto", &[]),
     ("ft", &["ft-proto", "urgency"]),
+    ("log-limit", &[]),
     ("pollux", &[]),
     ("urgency", &[]),
-    ("vhost-user-blk-repl", &["device-counters", "ft-proto", "urgency"]),
-    ("vhost-user-net-buffer", &["device-counters", "ft-proto", "urgency"]),
-    ("vmm", &["device-counters", "ft", "ft-proto"]),
+    ("vhost-user-blk-repl", &["device-counters", "device-vring", "ft-proto", "log-limit", "urgency"]),
+    ("vhost-user-net-buffer", &["device-counters", "device-vring", "ft-proto", "log-limit", "urgency"]),
+    ("vmm", &["device-counters", "ft", "ft-proto", "log-limit"]),
 ];
 
 /// Files of the VMM that may name the engine; all others are mechanism and know no epochs.

@@ -247,7 +247,7 @@ impl Vcpu {
             // Our IOAPIC has edges only, so nobody waits for an end of interrupt.
             Ok(VcpuExit::IoapicEoi(_) | VcpuExit::Intr) => Next::Run,
             Ok(VcpuExit::Shutdown) => {
-                tracing::info!("vCPU {}: triple fault", self.index);
+                crate::info_limited!("vCPU {}: triple fault", self.index);
                 Next::Stop(GuestEvent::Reset)
             }
             Ok(VcpuExit::SystemEvent(kind, _)) => match kind {
