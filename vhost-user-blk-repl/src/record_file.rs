@@ -215,7 +215,10 @@ impl RecordFile {
     /// Of the file system.
     pub fn remove(&mut self) -> io::Result<()> {
         self.file = None;
-        fs::remove_file(&self.path)
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Where it is.

@@ -31,6 +31,8 @@ pub(crate) struct State {
     /// Counts changes of `record`, and those that are on stable storage.
     pub(crate) changed: u64,
     pub(crate) written: u64,
+    /// The last change that there is no record of any more, since it could not be written; and why.
+    pub(crate) lost: Option<(u64, String)>,
     /// The change that guests' writes wait for.
     pub(crate) gate: u64,
     /// Session that marks may be settled in; 0 when there is none.
@@ -62,6 +64,7 @@ impl State {
             record,
             changed: 0,
             written: 0,
+            lost: None,
             gate: 0,
             session: 0,
             sessions: 0,
@@ -194,12 +197,13 @@ impl Shared {
         error!("cannot write the record of the image: {trouble}");
         self.watch.trouble(&trouble);
         let mut state = lock(&self.state);
-        state.trouble = Some(trouble);
         let needed = state.session != 0 || state.record.as_ref().is_some_and(|record| record.role != Role::Alone);
         if !needed && file.remove().is_ok() {
             state.record = None;
             state.written = state.changed;
+            state.lost = Some((state.changed, trouble.clone()));
         }
+        state.trouble = Some(trouble);
         let gone = state.record.is_none();
         drop(state);
         if gone {

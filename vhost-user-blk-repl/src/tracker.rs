@@ -496,8 +496,9 @@ impl Tracker {
         state.trouble = None;
         let waiting = |state: &mut State| state.written < ticket && state.trouble.is_none() && !state.ended;
         let state = self.owner.shared.changed.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner);
-        match &state.trouble {
-            Some(trouble) if state.written < ticket => Err(RecordLost(trouble.clone())),
+        match (&state.trouble, &state.lost) {
+            (_, Some((lost, why))) if ticket <= *lost => Err(RecordLost(why.clone())),
+            (Some(trouble), _) if state.written < ticket => Err(RecordLost(trouble.clone())),
             _ => Ok(()),
         }
     }

@@ -133,3 +133,22 @@ fn a_record_is_found_and_kept_where_it_is() {
     assert!(image.with_extension("pollux").is_symlink(), "its name is what it was");
     assert_eq!(tell(&image, None).unwrap().says.unwrap().vm, Some(VmId(7)));
 }
+
+#[test]
+fn what_cannot_be_noted_is_not_said_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = make_image(dir.path(), "a", &[1; SIZE as usize]);
+    let nowhere = dir.path().join("missing/record");
+    let commands = [
+        ft_proto::device_ctl::Command::Own { vm: VmId(7), term: Term(1) },
+        ft_proto::device_ctl::Command::End(Term(1)),
+    ];
+    for command in commands {
+        let host = common::program::Host::start(&image, &["--record", nowhere.to_str().unwrap()]);
+        host.vmm.send(&command);
+        let told = host.vmm.failed();
+        assert!(told.contains("missing/record"), "{told}");
+        // The guest may write all the same: nobody takes another copy for equal.
+        assert_eq!(host.guest().write(0, 0, &[1; 512]), 0);
+    }
+}
