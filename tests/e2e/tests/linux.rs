@@ -74,8 +74,16 @@ fn assert_content(log: &str) {
     }
 }
 
-/// `old` goes on as `new`, which is returned before it runs.
-fn move_over(mut old: Linux, mut new: Linux) -> (Linux, pollux_vmm::clock::GuestTime) {
+#[test]
+fn linux_goes_on_in_another_vm() {
+    let mut old = Linux::new("vmlinux", 2, "");
+    old.vm.boot().unwrap();
+    old.wait_for("Run /init", 1);
+    for _ in 0..100 {
+        old.vm.cpus().pause(Capture::Yes).unwrap();
+        old.vm.cpus().resume();
+    }
+    let mut new = Linux::new("vmlinux", 2, "");
     old.vm.cpus().pause(Capture::Yes).unwrap();
     let before = old.vm.parts().time().unwrap();
     let mut state = Vec::new();
@@ -86,50 +94,9 @@ fn move_over(mut old: Linux, mut new: Linux) -> (Linux, pollux_vmm::clock::Guest
         from.copy_out(&[gfn], &mut page);
         assert!(to.write_page(gfn, &page));
     }
+    assert_content(&old.printed());
     drop(old);
     new.vm.load(&state).unwrap();
-    (new, before)
-}
-
-#[test]
-fn linux_without_kvmclock_finds_its_time_and_goes_on_in_another_vm() {
-    // The PM timer is all it has to find out how fast its TSC is.
-    let mut old = Linux::new("vmlinux", 2, "no-kvmclock");
-    old.vm.boot().unwrap();
-    old.wait_for("Run /init", 1);
-    assert!(old.printed().contains("tsc: Detected"), "{}", old.printed());
-    let (mut new, _) = move_over(old, Linux::new("vmlinux", 2, "no-kvmclock"));
-    new.vm.activate_restored().unwrap();
-    new.vm.start_restored().unwrap();
-    assert_eq!(new.event(), GuestEvent::Shutdown);
-    let log = new.printed();
-    assert!(log.contains("no /dev/vda") && !log.contains("soft lockup"), "{log}");
-}
-
-/// `POLLUX_FIRMWARE` is CLOUDHV.fd of Debian's package cloudhv-efi-x86-64; without it there is nothing to boot.
-#[test]
-fn uefi_firmware_looks_for_something_to_boot() {
-    let Some(firmware) = std::env::var_os("POLLUX_FIRMWARE") else {
-        println!("SKIPPED: POLLUX_FIRMWARE names no firmware");
-        return;
-    };
-    let mut uefi = Linux::with(PayloadConfig { firmware: Some(firmware.into()), ..Default::default() }, 1);
-    uefi.vm.boot().unwrap();
-    uefi.wait_for("BdsDxe", 1);
-}
-
-#[test]
-fn linux_goes_on_in_another_vm() {
-    let mut old = Linux::new("vmlinux", 2, "");
-    old.vm.boot().unwrap();
-    old.wait_for("Run /init", 1);
-    for _ in 0..100 {
-        old.vm.cpus().pause(Capture::Yes).unwrap();
-        old.vm.cpus().resume();
-    }
-    let new = Linux::new("vmlinux", 2, "");
-    assert_content(&old.printed());
-    let (mut new, before) = move_over(old, new);
     new.vm.cpus().pause(Capture::Yes).unwrap();
     let after = new.vm.parts().time().unwrap();
     new.vm.cpus().resume();
@@ -156,4 +123,16 @@ fn linux_resets_itself_and_boots_again() {
     linux.vm.reset().unwrap();
     assert_eq!(linux.event(), GuestEvent::Reset);
     assert_eq!(linux.printed().matches("Linux version").count(), 2);
+}
+
+/// `POLLUX_FIRMWARE` is CLOUDHV.fd of Debian's package cloudhv-efi-x86-64; without it there is nothing to boot.
+#[test]
+fn uefi_firmware_looks_for_something_to_boot() {
+    let Some(firmware) = std::env::var_os("POLLUX_FIRMWARE") else {
+        println!("SKIPPED: POLLUX_FIRMWARE names no firmware");
+        return;
+    };
+    let mut uefi = Linux::with(PayloadConfig { firmware: Some(firmware.into()), ..Default::default() }, 1);
+    uefi.vm.boot().unwrap();
+    uefi.wait_for("BdsDxe", 1);
 }
