@@ -17,7 +17,7 @@ pub(crate) struct Pending {
 /// A claim that has no answer yet.
 #[derive(Clone, Debug, Serialize)]
 pub struct ClaimStatus {
-    /// `register`, `go-alone`, `take-over` or `withdraw`.
+    /// `register`, `restore`, `go-alone`, `take-over` or `withdraw`.
     pub kind: &'static str,
     /// For how long it has been made again and again.
     pub since_ms: u64,
@@ -46,6 +46,7 @@ impl Pending {
     pub(crate) fn status(&self, now: Time) -> ClaimStatus {
         let kind = match self.claim {
             Claim::Register { .. } => "register",
+            Claim::Restore { .. } => "restore",
             Claim::GoAlone { .. } => "go-alone",
             Claim::TakeOver { .. } => "take-over",
             Claim::Withdraw { .. } => "withdraw",

@@ -381,6 +381,7 @@ impl Engine {
         // Read so that the descriptor is quiet again; its count is of no interest.
         let _ = self.timer.wait();
         self.timer_at = None;
+        self.cut_again();
         self.input(Input::Timeout);
         self.pump();
     }
@@ -457,7 +458,9 @@ impl Engine {
 
     fn arm_timer(&mut self) {
         let copy = match &self.session {
-            Session::Primary(side) => side.copy.as_ref().and_then(|copy| copy.timeout()),
+            Session::Primary(side) => {
+                side.copy.as_ref().and_then(|copy| copy.timeout()).into_iter().chain(side.cut_due()).min()
+            }
             _ => None,
         };
         let status = (!matches!(self.session, Session::None)).then_some(self.status_at);

@@ -180,8 +180,11 @@ pub trait Guest: Send {
 
     /// Makes `cpus` the host's processors on which the vCPUs were last.
     fn processors(&self, cpus: &mut Vec<usize>);
-    /// Begins to stop the vCPUs; they capture their state as soon as they have stopped. `checkpoint` or `resume` follows.
-    fn stop(&mut self);
+    /// Begins to stop the vCPUs; they capture their state as soon as they have stopped. `checkpoint` or `resume` follows. Does
+    /// nothing and tells false when that could take long, since somebody changes the VM as a whole, or a vCPU waits for a device:
+    /// then the checkpoint has to wait, but not this thread.
+    #[must_use]
+    fn stop(&mut self) -> bool;
     /// Captures the epoch of `staging` when the vCPUs have stopped, and runs them again, unless it is the last cut. The pages that
     /// were written since the last harvest are copied, and the state of the devices is appended, which are sealed and stand at the
     /// positions in `staging`; the vCPUs' is kept for `save_vcpus`. From the base on console output is held; what comes after the
@@ -199,7 +202,8 @@ pub trait Guest: Send {
     fn start_tracking(&mut self) -> Result<(), GuestError>;
     /// Ends that.
     fn stop_tracking(&mut self);
-    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be running.
+    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be running. While somebody
+    /// changes the VM as a whole it may be that none are told; they are by a later call, or a checkpoint.
     ///
     /// # Errors
     /// When the kernel does not tell; nothing is lost then.
@@ -224,7 +228,8 @@ pub trait Guest: Send {
     /// # Errors
     /// When one of them does not answer.
     fn activate(&mut self) -> Result<(), GuestError>;
-    /// Standby: kicks every queue, injects every interrupt once, and runs the vCPUs.
+    /// Standby: kicks every queue, injects every interrupt once, and runs the vCPUs, unless an operator has paused the VM before it
+    /// came here.
     ///
     /// # Errors
     /// When a vCPU cannot start.

@@ -25,8 +25,8 @@ impl Engine {
             // It is about to leave its standby, and may not let anything out before the witness says so.
             State::Protected if !self.node.has_a_successor() && self.open_claim().is_some() => "awaiting-witness",
             State::Protected if !self.node.has_a_successor() => "leaving",
-            // Whichever host fails next, the other one would ask in vain.
-            State::Protected if self.witness_is_lost() => "degraded",
+            // Whichever host fails next, the other one would ask in vain: nobody answers, or there is no record that names it.
+            State::Protected if self.witness_is_lost() || self.open_claim().is_some() => "degraded",
             State::Protected => "protected",
             State::StandbyEmpty => "standby-empty",
             State::StandbySyncing => "standby-syncing",
@@ -53,6 +53,7 @@ impl Engine {
     }
 
     fn witness_is_lost(&self) -> bool {
-        self.witness.as_ref().map(Asker::status).is_some_and(|witness| witness.answered == Some(false))
+        let silent = |witness: &Asker| witness.status().answered == Some(false);
+        self.identity.record_lost || self.witness.as_ref().is_some_and(silent)
     }
 }

@@ -35,7 +35,7 @@ use crate::memory::layout::{ECAM_SEGMENT_SIZE, ECAM_START, mmio64};
 use crate::pci::bar::{BarSpace, BarSpaceError};
 use crate::pci::bus::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, PciBus, SlotError};
 use crate::pci::msix::Line;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::state::{DEVICES, Saved, StateError, StateReader, StateWriter};
 use crate::vhost_user::{DirtyLog, Kind, VhostUserError, Watchdog, told_block_size, told_mtu};
 use crate::virtio::pci_transport::{BAR_SIZE, Doorbells, Machine, Observer, VirtioPci};
 use crate::virtio::rng::Rng;
@@ -352,7 +352,7 @@ impl DeviceManager {
     /// When a section becomes too large.
     pub fn save(&self, out: &mut StateWriter<'_>) -> Result<(), StateError> {
         self.lock_pci().save(out)?;
-        self.devices.iter().try_for_each(|device| device.lock().save(out))
+        self.devices.iter().try_for_each(|device| device.lock().save(&mut out.within(DEVICES)))
     }
 
     /// All devices become what the checkpoint says; backends are not told yet.
@@ -361,7 +361,7 @@ impl DeviceManager {
     /// When the checkpoint is of a VM that is built differently.
     pub fn load(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         self.lock_pci().load(from)?;
-        self.devices.iter().try_for_each(|device| device.lock().load(from))?;
+        from.within(DEVICES, |from| self.devices.iter().try_for_each(|device| device.lock().load(from)))?;
         // Only now: the guest may have given one device's place to another.
         self.devices.iter().try_for_each(|device| {
             let part =

@@ -135,6 +135,8 @@ mod tests {
             while dog.shared.lock().armed.is_empty() {
                 std::thread::yield_now();
             }
+            // Time for the watching thread to go to sleep until that limit; too little only makes the test easier.
+            std::thread::sleep(Duration::from_millis(100));
             let began = Instant::now();
             let (_, expired) = dog.limit(&quick, Duration::from_millis(20), || (&*quick).read(&mut [0; 1]));
             assert!(expired && began.elapsed() < Duration::from_secs(30));
