@@ -474,6 +474,22 @@ fn figures_of_a_primary_that_returns_after_ten_seconds() {
     assert_eq!(difference(&a, &b), 0);
 }
 
+/// What it costs that nothing is proven: all of two equal images is read and hashed.
+#[test]
+#[ignore = "takes a minute; prints figures"]
+fn figures_of_a_comparison() {
+    let mut rng = Rng::from_env("figures_of_a_comparison");
+    let dir = tempfile::tempdir().unwrap();
+    let content = rng.bytes(LARGE as usize);
+    let [a, b] = ["a", "b"].map(|name| make_image(dir.path(), name, &content));
+    let (primary, standby) = (Host::start(&a, &[]), Host::start(&b, &["--standby"]));
+    let begun = Instant::now();
+    let resync = protect(&primary, &standby, BOUND);
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{resync:?} in {seconds:.2} s: {:.0} MB/s", LARGE as f64 / seconds / 1e6);
+    assert_eq!(resync.kind, ResyncKind::Compare);
+}
+
 #[test]
 fn a_record_is_not_left_to_a_process_that_never_began() {
     let mut rng = Rng(8);

@@ -69,7 +69,7 @@ fn unusable(why: String) -> Told {
 
 /// The least that is proven by all, or why they contradict each other.
 fn combine(told: &[(String, Told)]) -> Result<DiskState, String> {
-    for (image, told) in told.iter().filter(|(_, told)| told.state == DiskState::Unusable) {
+    if let Some((image, told)) = told.iter().find(|(_, told)| told.state == DiskState::Unusable) {
         return Err(format!("{image}: {}", told.reason.as_deref().unwrap_or("nothing can be started from it")));
     }
     let mut owned = told.iter().filter_map(|(image, told)| Some((image, told.vm?)));
