@@ -65,6 +65,10 @@ impl KvmAssembler {
         Ok(Some(Election::start(voter, events)?))
     }
 
+    fn grant(&self, reign: Reign) {
+        *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
+    }
+
     fn granted(&self) -> Option<Reign> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -112,24 +116,34 @@ fn host(options: &NodeOptions, config: &VmConfig) -> HostId {
     })
 }
 
+/// A VM that nobody was asked about, and that may be protected later: it is the one that its disks are of, and goes on from there.
+fn unasked(config: &VmConfig, disks: Disks) -> Reign {
+    let options = NodeOptions::default();
+    let node = ft::incarnation_of(host(&options, config));
+    Reign { vm: disks.vm.unwrap_or_else(ft::new_vm), node, term: disks.state.term().next(), first: true }
+}
+
 fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 impl Assembler for KvmAssembler {
     fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError> {
-        let Some(options) = &mut self.options else { return Ok(Part::Run) };
-        ft::check_alone(options)?;
         self.disks = disk_records::read(config);
-        self.setup.host = host(options, config);
         self.setup.vm = self.disks.vm;
+        let Some(options) = &mut self.options else {
+            self.grant(unasked(config, self.disks));
+            return Ok(Part::Run);
+        };
+        ft::check_alone(options)?;
+        self.setup.host = host(options, config);
         let me = Candidate { host: self.setup.host, disks: self.disks, boots, waited: false };
         let part = ft::part(options, me)?;
         // It was meant for one start, not for each one that this process sees.
         options.force = None;
         Ok(match part {
             ft::Part::Run(reign) => {
-                *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
+                self.grant(reign);
                 Part::Run
             }
             ft::Part::StandBy(why) => {

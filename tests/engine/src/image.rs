@@ -33,16 +33,6 @@ impl Image {
         Self { path: path.to_path_buf() }
     }
 
-    /// One on which something is installed: not the place for a copy.
-    #[must_use]
-    pub fn installed(path: &Path, mib: u64) -> Self {
-        let image = Self::new(path, mib);
-        let file = File::options().write(true).open(path).expect("open an image");
-        // Where no guest of these tests writes.
-        file.write_all_at(b"installed", (mib << 20) - 512).expect("write to an image");
-        image
-    }
-
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

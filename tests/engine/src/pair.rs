@@ -46,8 +46,7 @@ impl Pair {
                 host.ip(&format!("addr add 10.77.{i}.{end}/24 dev {name}\n"));
             }
         }
-        let image = |name| machine.dir().join(name);
-        let images = [Image::installed(&image("a.img"), 4), Image::new(&image("b.img"), 4)];
+        let images = ["a.img", "b.img"].map(|name| Image::new(&machine.dir().join(name), 4));
         let witness = machine.dir().join("witness");
         Self { machine, lan, hosts, images, witness }
     }
