@@ -188,7 +188,7 @@ fn a_standbys_image_that_was_changed_while_its_host_was_down_is_compared() {
     image.write_all_at(b"from a backup", place).unwrap();
     drop(image);
     let second = pair.node(1, &busy());
-    pair.wait_status(&second, "standby-ready");
+    pair.wait_status(&first, "protected");
     assert_eq!(told(&second, "resync-started").last().unwrap()["kind"], "compare");
     drop(first);
     work(&mut client, 10);
