@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::vm::CLIENT_IP;
-use crate::{Client, Image, Machine, Netns, Vm, VmOptions};
+use crate::{Answer, Client, Image, Machine, Netns, Vm, VmOptions};
 
 /// Silence that counts as death unless a test says otherwise: more than the default, since the guests of these tests never
 /// sleep and the machine may have two cores and other work.
@@ -118,6 +118,11 @@ impl Pair {
 
     /// The same, but returns when the first copy begins.
     pub fn begin_protection(&self, vm: &Vm, i: usize, more: &Value) {
+        self.ask_for_protection(vm, i, more).ok();
+    }
+
+    /// The same, and what is answered.
+    pub fn ask_for_protection(&self, vm: &Vm, i: usize, more: &Value) -> Answer {
         let mut request = json!({
             "peer": format!("10.77.0.{}:4700", i + 1),
             "heartbeat": format!("10.77.1.{}:4701", i + 1),
@@ -127,7 +132,7 @@ impl Pair {
         for (name, value) in more.as_object().into_iter().flatten() {
             request[name] = value.clone();
         }
-        vm.api().put("ft.protect", Some(&request)).ok();
+        vm.api().put("ft.protect", Some(&request))
     }
 
     /// Wait until the FT status of `vm` has this state.
