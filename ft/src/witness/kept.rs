@@ -108,24 +108,30 @@ struct Seen {
     witness: WitnessId,
     /// Generation and number of the last record.
     last: (u64, u64),
+    /// There has been none at its place since.
+    lost: bool,
 }
 
 impl Memory {
-    /// Remembers what is stored now, if it is of the witness that is known and not of its past.
+    /// Remembers what is stored now, if it is of the witness that is known and not of its past. The place itself was found to be
+    /// the one it was.
     pub(super) fn accept(&mut self, kept: Option<&Kept>, place: &str) -> Result<(), WitnessError> {
-        // That there is none is not for keepers to judge: who makes one anew gives it the identity of the one that was lost.
-        let Some(kept) = kept else { return Ok(()) };
-        let last = (kept.generation, kept.n);
-        match (self.0, kept.witness) {
-            (Some(known), found) if found != Some(known.witness) => {
-                Err(WitnessError::NotTheSame { place: place.to_owned() })
+        let Some(kept) = kept else {
+            // Not for keepers to judge. Who knows the witness may make the record anew, and so may a human who does not.
+            if let Some(seen) = &mut self.0 {
+                seen.lost = true;
             }
-            (Some(known), _) if last < known.last => Err(WitnessError::Older { place: place.to_owned() }),
-            (_, Some(witness)) => {
-                self.0 = Some(Seen { witness, last });
+            return Ok(());
+        };
+        let last = (kept.generation, kept.n);
+        let same = |seen: &Seen| kept.witness == Some(seen.witness);
+        match &self.0 {
+            Some(seen) if same(seen) && last < seen.last => Err(WitnessError::Older { place: place.to_owned() }),
+            Some(seen) if !same(seen) && !seen.lost => Err(WitnessError::NotTheSame { place: place.to_owned() }),
+            _ => {
+                self.0 = kept.witness.map(|witness| Seen { witness, last, lost: false });
                 Ok(())
             }
-            (_, None) => Ok(()),
         }
     }
 
@@ -157,12 +163,17 @@ mod tests {
         let second = memory.follow(Some(&first), STORED).unwrap();
         assert_eq!((first.n, second.n, first.witness), (1, 2, second.witness));
         memory.accept(Some(&second), "here").unwrap();
+        let other = Memory::default().follow(None, STORED).unwrap();
+        let plain = Kept { witness: None, n: 0, ..second };
+        for unknown in [other, plain] {
+            assert!(matches!(memory.accept(Some(&unknown), "here"), Err(WitnessError::NotTheSame { .. })));
+        }
+        assert!(matches!(memory.accept(Some(&first), "here"), Err(WitnessError::Older { .. })));
+        // When it was lost before everybody's eyes, a human may have made another one. The old one does not come back.
         memory.accept(None, "here").unwrap();
         assert!(matches!(memory.accept(Some(&first), "here"), Err(WitnessError::Older { .. })));
-        let other = Memory::default().follow(None, STORED).unwrap();
-        assert!(matches!(memory.accept(Some(&other), "here"), Err(WitnessError::NotTheSame { .. })));
-        let plain = Kept { witness: None, n: 0, ..second };
-        assert!(matches!(memory.accept(Some(&plain), "here"), Err(WitnessError::NotTheSame { .. })));
+        memory.accept(Some(&other), "here").unwrap();
+        assert!(matches!(memory.accept(Some(&second), "here"), Err(WitnessError::NotTheSame { .. })));
     }
 
     #[test]

@@ -7,7 +7,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("device-counters", &[]),
     ("ft/proto", &[]),
     ("ft", &["ft-proto", "urgency"]),
-    ("pollux", &[]),
+    ("pollux", &["ft", "ft-proto"]),
     ("urgency", &[]),
     ("vhost-user-blk-repl", &["device-counters", "ft-proto", "urgency"]),
     ("vhost-user-net-buffer", &["device-counters", "ft-proto", "urgency"]),
