@@ -106,8 +106,7 @@ fn what_is_no_small_file_is_an_error_at_once() {
     assert!(reasons(Path::new("/dev/zero")).iter().all(|reason| reason.contains("not a regular file")));
     let (_folder, path) = folder();
     mkfifo(&path.with_added_extension("lock"), Mode::S_IRWXU).unwrap();
-    let reason = chain(&FileWitness::new(&path).ask(VM, OWN).unwrap_err());
-    assert!(reason.contains("open the lock of"), "{reason}");
+    assert!(reasons(&path).iter().all(|reason| reason.contains("cannot lock")));
 }
 
 #[test]

@@ -183,10 +183,10 @@ async fn swap(
 /// The record and the revision that made it; zero, also for etcd, when there is none.
 async fn load(client: &mut Client, key: &str, memory: &mut Memory) -> Result<(Option<Kept>, i64), Failure> {
     let answer = client.get(key, None).await?;
-    let Some(pair) = answer.kvs().first() else { return Ok((None, 0)) };
-    let kept = Kept::decode(pair.value(), key).map_err(Failure::Record)?;
-    memory.accept(Some(&kept), key).map_err(Failure::Record)?;
-    Ok((Some(kept), pair.mod_revision()))
+    let pair = answer.kvs().first();
+    let kept = pair.map(|pair| Kept::decode(pair.value(), key)).transpose().map_err(Failure::Record)?;
+    memory.accept(kept.as_ref(), key).map_err(Failure::Record)?;
+    Ok((kept, pair.map_or(0, |pair| pair.mod_revision())))
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, WitnessError> {

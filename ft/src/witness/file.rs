@@ -51,7 +51,6 @@
 
 mod steps;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ft_proto::VmId;
@@ -111,16 +110,20 @@ impl FileWitness {
 
     fn change(&mut self, change: Change) -> Result<Verdict, WitnessError> {
         self.there(|memory, files| {
-            let _lock = lock(files)?;
+            let _lock = files.folder.lock().map_err(files.error("lock"))?;
             swap(memory, files, change)
         })
     }
 }
 
 impl Witness for FileWitness {
-    /// Takes no lock and writes nothing: there is always a record that is whole.
+    /// Writes nothing.
     fn read(&mut self) -> Result<Option<Stored>, WitnessError> {
-        self.there(|memory, files| Ok(look(memory, files)?.top.map(|top| top.stored)))
+        self.there(|memory, files| {
+            // There is always a record that is whole, but one that is about to be replaced is better not told.
+            let _lock = files.folder.lock_to_read().map_err(files.error("lock"))?;
+            Ok(look(memory, files)?.top.map(|top| top.stored))
+        })
     }
 
     fn ask(&mut self, vm: VmId, claim: Claim) -> Result<Verdict, WitnessError> {
@@ -135,12 +138,6 @@ impl Witness for FileWitness {
 /// Whether a file server has forgotten what a descriptor stands for.
 fn is_stale(error: &WitnessError) -> bool {
     matches!(error, WitnessError::File { source, .. } if source.raw_os_error() == Some(Errno::ESTALE as i32))
-}
-
-fn lock(files: Files<'_>) -> Result<File, WitnessError> {
-    let lock = files.folder.lock_file().map_err(files.error("open the lock of"))?;
-    lock.lock().map_err(files.error("lock"))?;
-    Ok(lock)
 }
 
 /// What is there, if the path still leads there and it is what is known.

@@ -19,6 +19,10 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use super::WitnessError;
 use super::kept::SIZE_MAX;
 
+/// How a file is opened that may be anything.
+const READING: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
+
 /// Which folder: the number of its file system and its own.
 pub(super) type FolderId = (u64, u64);
 
@@ -74,8 +78,7 @@ impl Folder {
         if let Some(why) = unfit(&stat) {
             return Ok(Found::Unfit(why));
         }
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let file = match openat(&self.held, name, flags, Mode::empty()) {
+        let file = match openat(&self.held, name, READING, Mode::empty()) {
             Err(Errno::ENOENT) => return Ok(Found::Nothing),
             file => file?,
         };
@@ -93,12 +96,22 @@ impl Folder {
         self.open_for_writing(name, OFlag::O_EXCL)
     }
 
-    /// The file whose lock is that of the record.
-    pub(super) fn lock_file(&self) -> io::Result<File> {
-        let file = self.open_for_writing(&self.beside(".lock"), OFlag::O_NONBLOCK)?;
-        match is_regular(&fstat(&file)?) {
-            true => Ok(file),
-            false => Err(io::Error::other("it is not a regular file")),
+    /// Locks the record for whoever writes it.
+    pub(super) fn lock(&self) -> io::Result<File> {
+        let lock = regular(self.open_for_writing(&self.beside(".lock"), OFlag::O_NONBLOCK)?)?;
+        lock.lock()?;
+        Ok(lock)
+    }
+
+    /// Waits for whoever writes the record; `None`: nobody has written one, and nothing is made for a look.
+    pub(super) fn lock_to_read(&self) -> io::Result<Option<File>> {
+        match openat(&self.held, &*self.beside(".lock"), READING, Mode::empty()) {
+            Err(Errno::ENOENT) => Ok(None),
+            file => {
+                let lock = regular(file?.into())?;
+                lock.lock_shared()?;
+                Ok(Some(lock))
+            }
         }
     }
 
@@ -185,6 +198,10 @@ fn unfit(stat: &FileStat) -> Option<&'static str> {
     } else {
         Some("too large")
     }
+}
+
+fn regular(file: File) -> io::Result<File> {
+    if is_regular(&fstat(&file)?) { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
 fn is_regular(stat: &FileStat) -> bool {
