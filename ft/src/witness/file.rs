@@ -105,7 +105,7 @@ impl FileWitness {
             return Err(WitnessError::NotTheSame { place: self.path.display().to_string() });
         }
         let held = self.folder.insert(held);
-        act(&mut self.memory, Files { folder: held, path: &self.path })
+        act(&mut self.memory, Files { folder: held, path: &self.path, stay: STAY })
     }
 
     fn change(&mut self, change: Change) -> Result<Verdict, WitnessError> {

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::STAY;
 use crate::witness::WitnessError;
 use crate::witness::folder::{Folder, Found};
 use crate::witness::kept::Kept;
@@ -19,6 +18,8 @@ pub(super) struct Files<'a> {
     pub(super) folder: &'a Folder,
     /// As an operator wrote it, for messages.
     pub(super) path: &'a Path,
+    /// How many records stay.
+    pub(super) stay: u64,
 }
 
 /// What the folder says.
@@ -97,7 +98,7 @@ impl<'a> Files<'a> {
 
     /// Whether the link as `n` was the first one of that name, and follows the record that was judged; then it is made durable.
     pub(super) fn confirm(&self, draft: &Draft<'_>, judged: Option<&Kept>, n: u64) -> Result<bool, WitnessError> {
-        if self.latest()? + 1 >= n + STAY {
+        if self.latest()? + 1 >= n + self.stay {
             return Ok(false);
         }
         if self.latest_before(n, judged)? {
@@ -127,7 +128,7 @@ impl<'a> Files<'a> {
     /// Removes what nobody needs any more. What stays is in nobody's way.
     pub(super) fn clean(&self, n: u64, own: &Draft<'_>) {
         for suffix in self.folder.suffixes().unwrap_or_default() {
-            let old = number(&suffix).is_some_and(|number| number.saturating_add(STAY) <= n);
+            let old = number(&suffix).is_some_and(|number| number.saturating_add(self.stay) <= n);
             let name = self.folder.beside(&suffix);
             if old || (suffix.starts_with(".~new-") && suffix.ends_with('~') && name != own.name) {
                 let _ = self.folder.remove(&name);

@@ -317,3 +317,133 @@ fn a_record_is_created_only_where_there_is_none() {
     let other = Stored { vm: Some(VmId(8)), record: Record::Stopped { term: Term(9), disks: Term(9) } };
     assert_eq!(FileWitness::new(&path).create(other).unwrap(), Verdict::Refused(Some(stored.record)));
 }
+
+/// A writer without a lock, between two steps.
+enum At<'a> {
+    Idle,
+    Judged(Draft<'a>, Option<Kept>, Kept),
+    Written(Draft<'a>, Option<Kept>, Kept),
+    Linked(Draft<'a>, Option<Kept>, Kept),
+    Granted(Draft<'a>, Kept),
+    Published(Draft<'a>, u64),
+}
+
+/// One step of a writer; the record that it was granted, if that is what the step was.
+fn step<'a>(
+    at: At<'a>,
+    files: Files<'a>,
+    memory: &mut Memory,
+    node: NodeId,
+    newest: Term,
+) -> Result<(At<'a>, Option<Record>), WitnessError> {
+    Ok(match at {
+        At::Idle => {
+            let mut draft = files.draft()?;
+            let look = look(memory, files)?;
+            let seen = look.top.map_or(Term(0), |top| top.stored.record.term());
+            assert!(seen >= newest, "{node} sees term {seen} although {newest} was given to somebody");
+            if !settle(memory, files, &look, &mut draft)? {
+                return Ok((At::Idle, None));
+            }
+            let claim = match seen {
+                Term(0) => Claim::Own { node, term: seen, first: true },
+                term => Claim::Force { node, term },
+            };
+            let (_, next) = Change::Claim(VM, claim).judge(look.top.map(|top| top.stored), String::new)?;
+            let next = memory.follow(look.top.as_ref(), next.unwrap())?;
+            (At::Judged(draft, look.top, next), None)
+        }
+        At::Judged(mut draft, judged, next) => {
+            files.write(&mut draft, &next)?;
+            (At::Written(draft, judged, next), None)
+        }
+        At::Written(draft, judged, next) => match files.link(&draft, next.n)? {
+            true => (At::Linked(draft, judged, next), None),
+            false => (At::Idle, None),
+        },
+        At::Linked(draft, judged, next) => match files.confirm(&draft, judged.as_ref(), next.n)? {
+            true => (At::Granted(draft, next), Some(next.stored.record)),
+            false => (At::Idle, None),
+        },
+        At::Granted(draft, next) => {
+            // Its draft may have been removed: then somebody else renames one.
+            let _ = files.publish(&draft);
+            (At::Published(draft, next.n), None)
+        }
+        At::Published(draft, n) => {
+            files.clean(n, &draft);
+            (At::Idle, None)
+        }
+    })
+}
+
+#[test]
+fn writers_without_a_lock_take_turns_whatever_the_order_of_their_steps() {
+    let mut grants = 0;
+    for seed in 1..=300_u64 {
+        let shm = Path::new("/dev/shm");
+        let temp = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
+        let path = temp.path().join("vm");
+        let folder = Folder::find(&path).unwrap();
+        // So few that a writer is left behind soon.
+        let files = Files { folder: &folder, path: &path, stay: 2 + seed % 3 };
+        let nodes = [A, B, NodeId::numbered(3, 1)];
+        let mut memories = [Memory::default(); 3];
+        let mut writers = [At::Idle, At::Idle, At::Idle];
+        let mut given: Vec<Record> = Vec::new();
+        let mut random = seed;
+        let mut draw = |below: u64| {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (random >> 33) % below
+        };
+        while given.len() < 20 {
+            // Each of them is frozen now and then, for longer than the others need for several records.
+            let frozen = draw(4) as usize;
+            for _ in 0..draw(40) {
+                let who = draw(3) as usize;
+                if who == frozen {
+                    continue;
+                }
+                let newest = given.iter().map(Record::term).max().unwrap_or_default();
+                let at = mem::replace(&mut writers[who], At::Idle);
+                if draw(50) == 0 {
+                    // Killed, or its host is.
+                    mem::forget(at);
+                    continue;
+                }
+                let (at, granted) = step(at, files, &mut memories[who], nodes[who], newest)
+                    .unwrap_or_else(|error| panic!("seed {seed}: {}", chain(&error)));
+                writers[who] = at;
+                if let Some(granted) = granted {
+                    let twice = given.iter().find(|given| given.term() == granted.term());
+                    assert!(twice.is_none(), "seed {seed}: {granted:?} and {twice:?}");
+                    given.push(granted);
+                }
+            }
+        }
+        grants += given.len();
+    }
+    assert!(grants >= 6000);
+}
+
+#[test]
+fn a_file_server_that_has_forgotten_the_folder_is_asked_once_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    let mut witness = FileWitness::new(&path);
+    force(&mut witness, A);
+    let stale = |files: Files<'_>| files.error("read")(Errno::ESTALE.into());
+    let asked = std::cell::Cell::new(0);
+    let found = at(&mut witness, |memory, files| {
+        asked.set(asked.get() + 1);
+        if asked.get() == 1 { Err(stale(files)) } else { Ok(look(memory, files)?.top.is_some()) }
+    });
+    assert!(found && asked.get() == 2);
+    // But not if something else is there then.
+    let away = folder.path().with_extension("away");
+    fs::rename(folder.path(), &away).unwrap();
+    fs::create_dir(folder.path()).unwrap();
+    let error = witness.there(|_, files| Err::<(), _>(stale(files))).unwrap_err();
+    fs::remove_dir_all(away).unwrap();
+    assert!(matches!(error, WitnessError::NotTheSame { .. }), "{error}");
+}
