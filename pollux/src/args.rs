@@ -117,7 +117,7 @@ pub enum WitnessCommand {
     },
     /// Makes the record, only where there is none
     #[command(after_help = CREATE_HELP, group = ArgGroup::new("what").required(true))]
-    Create(Create),
+    Create(Box<Create>),
 }
 
 /// Makes a record.

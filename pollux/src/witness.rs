@@ -31,15 +31,15 @@ pub enum RecordError {
     Keeper(String),
     /// It does not answer.
     #[error("the witness at {0} has not answered within {limit} s: whether anything was done is unknown", limit = LIMIT.as_secs())]
-    Silent(WitnessAddress),
+    Silent(String),
     /// There is no record.
     #[error("the witness at {0} has no record: see `pollux witness create --help`")]
-    None(WitnessAddress),
+    None(String),
     /// There is one.
     #[error("the witness at {place} has a record, which stays: {record}")]
     Exists {
         /// Where.
-        place: WitnessAddress,
+        place: String,
         /// In words.
         record: String,
     },
@@ -76,7 +76,7 @@ pub enum RecordError {
 pub fn run(command: &WitnessCommand) -> Result<(), CommandError> {
     match command {
         WitnessCommand::Show { place, json } => {
-            let stored = ask(place, |keeper| keeper.read())?.ok_or_else(|| RecordError::None(place.clone()))?;
+            let stored = ask(place, |keeper| keeper.read())?.ok_or_else(|| RecordError::None(place.to_string()))?;
             if *json {
                 return show(&serde_json::to_value(stored).map_err(ClientError::from)?);
             }
@@ -95,7 +95,7 @@ fn make(create: &Create) -> Result<(), CommandError> {
     match ask(&create.place, move |keeper| keeper.create(stored))? {
         Verdict::Granted(_) => {}
         Verdict::Refused(record) => {
-            let place = create.place.clone();
+            let place = create.place.to_string();
             let record = record.map_or_else(String::new, |record| in_words(&Stored { vm: None, record }));
             return Err(RecordError::Exists { place, record }.into());
         }
@@ -203,7 +203,7 @@ fn ask<T: Send + 'static>(
     let mut keeper = place.keeper();
     // Nobody listens any more when the answer comes too late; the process has ended by then.
     thread::spawn(move || drop(told.send(act(&mut *keeper))));
-    let answer = answer.recv_timeout(LIMIT).map_err(|_| RecordError::Silent(place.clone()))?;
+    let answer = answer.recv_timeout(LIMIT).map_err(|_| RecordError::Silent(place.to_string()))?;
     answer.map_err(|error| RecordError::Keeper(clean(&chain(&error))))
 }
 

@@ -47,7 +47,8 @@
 //!
 //! `PATH` leads to the same folder as at the first question (by descriptor, device and inode), and the record is of the same witness
 //! and no older one ([`Memory`]), or there is an error. If `PATH` was removed and numbered files are there, it was not lost. If all
-//! of them are gone the record is lost, and `ft_proto::witness::judge` says who may make it anew: as number 1 again, so that one of them does.
+//! of them are gone the record is lost, and `ft_proto::witness::judge` says who may make it anew: as number 1 again, so that only one
+//! of them does. Files are removed by hand only while no host runs the VM.
 
 mod steps;
 
