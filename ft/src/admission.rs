@@ -4,6 +4,7 @@
 //! it, in the term that it says. Without one, whoever comes from a session that is over shows that session's nonce, and nobody else
 //! takes the place of a session that lives. Policy is this host's own. Who is of another VM is told nothing.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ft_proto::wire::{Kind, Part, Purpose, Standing, decode_body};
@@ -11,13 +12,14 @@ use ft_proto::witness::Record;
 use ft_proto::{OnPartition, Settings, State, Time};
 use serde_json::json;
 
+use crate::addresses::as_seen_here;
+use crate::alike::differences;
 use crate::bounds;
 use crate::engine::{Engine, Session};
 use crate::guest::Shape;
 use crate::inbox::Message;
 use crate::listener::Caller;
 use crate::options::silence;
-use crate::standby_side::differences;
 use crate::witness::Stored;
 
 /// A caller whose witness is read no sooner is not waiting any more.
@@ -92,6 +94,7 @@ impl Engine {
         let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
             return caller.refuse(vec!["the greeting does not decode".to_owned()]);
         };
+        let (first, second) = (as_seen_here(first, caller.address), self.on_second_link(second));
         let mut reasons = self.objections(&caller, &shape);
         reasons.extend(bounds::objection(disk_buffer));
         reasons.extend(self.policy_objection(on_partition));
@@ -118,6 +121,11 @@ impl Engine {
         if self.node.state() == State::StandbySyncing {
             self.note("primary-joined", joined);
         }
+    }
+
+    /// A primary's address on the second link.
+    fn on_second_link(&self, address: SocketAddr) -> SocketAddr {
+        self.listen.as_ref().map_or(address, |options| as_seen_here(address, options.heartbeat))
     }
 
     /// What speaks against any primary of this kind.

@@ -89,6 +89,15 @@ pub struct Ignored {
     pub other_node: u64,
 }
 
+impl Ignored {
+    /// All of them.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        let Self { malformed, unexpected, other_vm, other_session, other_node } = self;
+        malformed + unexpected + other_vm + other_session + other_node
+    }
+}
+
 /// Why a datagram is dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Cause {

@@ -21,6 +21,9 @@ pub(crate) enum CaptureError {
     /// The VMM failed.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// The guest cannot be stopped at once. Nothing has been done.
+    #[error("the guest is busy")]
+    Busy,
 }
 
 /// A checkpoint in the making is in the staging buffer; this is about it.
@@ -51,7 +54,9 @@ pub(crate) fn capture(
     cpu: Option<u16>,
 ) -> Result<Captured, CaptureError> {
     let began = Instant::now();
-    guest.stop();
+    if !guest.stop() {
+        return Err(CaptureError::Busy);
+    }
     let stopped = match seal(links, staging, cpu) {
         Ok(held) => guest.checkpoint(kind, staging).map(|()| held).map_err(CaptureError::from),
         Err(error) => {

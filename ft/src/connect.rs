@@ -12,10 +12,12 @@ use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, NodeId, Term, VmId, WitnessAnswer};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::addresses::{any_port, anywhere};
 use crate::beats::BeatSocket;
 use crate::guest::Shape;
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
+use crate::path::explain;
 use crate::start::describe;
 use crate::transport::{Stamp, TransportError, read_message, write_frame};
 use crate::witness::{Asker, chain};
@@ -169,16 +171,17 @@ fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
         base: me.base,
         previous: me.previous,
     };
+    let hello = |purpose| Hello { vm: Some(me.vm), node: me.node, purpose };
     // The standby's reasons are asked for even when ours suffice: an operator wants to see all of them.
-    if let Err(theirs) = greet(me, term, options.peer, first, purpose(true)) {
+    if let Err(theirs) = greet(&hello(purpose(true)), term, options.peer, first) {
         why.and(theirs);
     }
     let Some((beats, _)) = beats.filter(|_| why.is_none()) else { return Err(why) };
     let (stream, Welcome { node: peer, session, nonce, kept }) =
-        greet(me, term, options.peer, connect(options.peer), purpose(false))?;
+        greet(&hello(purpose(false)), term, options.peer, connect(options.peer))?;
     let disk = |index| {
-        let (stream, _) =
-            greet(me, term, options.peer, connect(options.peer), Purpose::Disk { index, session, nonce })?;
+        let disk = hello(Purpose::Disk { index, session, nonce });
+        let (stream, _) = greet(&disk, term, options.peer, connect(options.peer))?;
         Ok::<_, Unopened>((index, stream))
     };
     let disks = me.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
@@ -210,10 +213,9 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
     let mut addresses = [String::new(), String::new()];
     for (link, peer) in LinkId::ALL.into_iter().zip([options.peer, options.heartbeat]) {
         // Connecting a throw-away socket asks the routing table which of our addresses faces the peer.
-        let any: SocketAddr = if peer.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
-        let probe = UdpSocket::bind(any)?;
+        let probe = UdpSocket::bind(anywhere(peer))?;
         probe.connect(peer)?;
-        let socket = UdpSocket::bind((probe.local_addr()?.ip(), 0))?;
+        let socket = UdpSocket::bind(any_port(probe.local_addr()?))?;
         socket.set_nonblocking(true)?;
         addresses[link as usize] = socket.local_addr()?.to_string();
         sockets.push(BeatSocket { link, socket: socket.into(), peer: Some(peer) });
@@ -223,17 +225,20 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
 
 /// Says hello and waits for the answer.
 fn greet(
-    me: &Applicant,
+    hello: &Hello,
     term: Term,
     peer: SocketAddr,
     connected: Result<TcpStream, String>,
-    purpose: Purpose,
 ) -> Result<(TcpStream, Welcome), Unopened> {
     let failed = |error: TransportError| Unopened::now(format!("standby at {peer}: {}", chain(&error)));
     let mut stream = connected.map_err(Unopened::now)?;
-    let hello = encode_body(&Hello { vm: Some(me.vm), node: me.node, purpose });
+    let hello = encode_body(hello);
     write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
-    let (header, body) = read_message(&stream, PATIENCE).map_err(failed)?;
+    let unanswered = |error| {
+        let reason = explain(&error, &stream, Some(hello.len()));
+        Unopened::now(format!("standby at {peer} has accepted the connection, but not answered: {reason}"))
+    };
+    let (header, body) = read_message(&stream, PATIENCE).map_err(unanswered)?;
     match header.kind {
         Kind::Welcome => {
             let welcome = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
@@ -278,6 +283,19 @@ mod tests {
     use nix::sys::socket::getsockopt;
 
     use super::*;
+
+    #[test]
+    fn a_greeting_that_gets_no_answer_tells_its_size_and_the_mtu_of_its_link() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = listener.local_addr().unwrap();
+        let node = NodeId::numbered(1, 1);
+        let hello = Hello { vm: None, node, purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
+        let size = encode_body(&hello).len();
+        let why = greet(&hello, Term(1), peer, connect(peer)).unwrap_err();
+        let reason = why.reasons.join("");
+        assert!(reason.contains(&format!("the {size} bytes that were sent")) && reason.contains("MTU"), "{reason}");
+        assert!(!why.settled, "it may be well again soon");
+    }
 
     #[test]
     fn the_stream_is_not_paced() {

@@ -18,6 +18,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::beats::Beats;
+use crate::claims::Pending;
 use crate::clock::Clock;
 use crate::copies::MemoryCopy;
 use crate::device_link::{DeviceLink, LinkError};
@@ -112,6 +113,8 @@ pub(crate) struct Engine {
     pub(crate) stopped: Option<Instant>,
     /// How long the peer was silent when it was suspected, in milliseconds, and when that was.
     pub(crate) suspected: Option<(u64, Time)>,
+    /// What the witness has not answered yet.
+    pub(crate) claim: Option<Pending>,
     /// How this node came to run the VM, for who becomes its standby.
     pub(crate) took_over: Option<TookOver>,
     /// The session that is over whose last checkpoint the standby's memory still is, and since which a primary knows every page
@@ -199,6 +202,7 @@ impl Engine {
             moving: Vec::new(),
             stopped: None,
             suspected: None,
+            claim: None,
             took_over: None,
             memory_base: None,
             suspended: None,
@@ -234,7 +238,10 @@ impl Engine {
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
-                Err(errno) => return tracing::error!(target: "ft", "epoll failed: {errno}"),
+                Err(errno) => {
+                    self.look_at_all(errno);
+                    continue;
+                }
             };
             // Messages first: beats that have arrived must be told before the clock is looked at.
             self.read_inbox();
@@ -313,8 +320,9 @@ impl Engine {
         self.guest.told(&record);
     }
 
-    pub(crate) fn ask_witness(&self, claim: Claim) {
+    pub(crate) fn ask_witness(&mut self, claim: Claim) {
         if let (Some(witness), Some(vm)) = (&self.witness, self.identity.vm) {
+            self.claim = Some(Pending::asked(self.claim.take(), claim, self.clock.now()));
             let post = self.post.clone();
             witness.ask(vm, claim, move |answer| post.send(Message::Witness(answer)));
         }
@@ -332,7 +340,7 @@ impl Engine {
         self.answer_waiting(Err(vec![reason.to_owned()]));
     }
 
-    fn read_inbox(&mut self) {
+    pub(crate) fn read_inbox(&mut self) {
         self.inbox.acknowledge();
         while let Some(message) = self.inbox.next() {
             match message {
@@ -353,7 +361,10 @@ impl Engine {
                 Message::Received(number, received) if number == self.session_number => self.received(received),
                 Message::Sent(number, sent) if number == self.session_number => self.sent(sent),
                 Message::Received(..) | Message::Sent(..) => {}
-                Message::Witness(answer) => self.input(Input::Witness(answer)),
+                Message::Witness(answer) => {
+                    self.claim = self.claim.take().and_then(|claim| claim.answered(&answer));
+                    self.input(Input::Witness(answer));
+                }
                 Message::Trouble(thread, reason) => self.trouble(thread, reason),
                 Message::Beat(link, at, beat) => self.input(Input::Beat { link, at, beat }),
             }
@@ -366,15 +377,16 @@ impl Engine {
         }
     }
 
-    fn timer_fired(&mut self) {
+    pub(crate) fn timer_fired(&mut self) {
         // Read so that the descriptor is quiet again; its count is of no interest.
         let _ = self.timer.wait();
         self.timer_at = None;
+        self.cut_again();
         self.input(Input::Timeout);
         self.pump();
     }
 
-    fn read_link(&mut self, at: usize) {
+    pub(crate) fn read_link(&mut self, at: usize) {
         loop {
             match self.links[at].try_recv() {
                 Ok(Some(report)) => self.report(at, report),
@@ -433,7 +445,7 @@ impl Engine {
     pub(crate) fn watch(&self, what: Watched, fd: BorrowedFd<'_>) {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, what.data());
         if let Err(errno) = self.epoll.add(fd, event) {
-            tracing::error!(target: "ft", "cannot watch {what:?}: {errno}");
+            self.post.send(Message::Trouble("ft", format!("cannot watch {what:?}: {errno}")));
         }
     }
 
@@ -446,7 +458,9 @@ impl Engine {
 
     fn arm_timer(&mut self) {
         let copy = match &self.session {
-            Session::Primary(side) => side.copy.as_ref().and_then(|copy| copy.timeout()),
+            Session::Primary(side) => {
+                side.copy.as_ref().and_then(|copy| copy.timeout()).into_iter().chain(side.cut_due()).min()
+            }
             _ => None,
         };
         let status = (!matches!(self.session, Session::None)).then_some(self.status_at);
@@ -467,11 +481,12 @@ impl Engine {
             None => self.timer.unset(),
         };
         if let Err(errno) = armed {
-            tracing::error!(target: "ft", "cannot set the timer: {errno}");
+            self.timer_at = None;
+            self.trouble_once(format!("cannot set the timer: {errno}"));
         }
     }
 
-    fn publish_if_due(&mut self) {
+    pub(crate) fn publish_if_due(&mut self) {
         if self.clock.now() >= self.status_at {
             self.count_copies();
             self.publish();
@@ -494,11 +509,12 @@ impl Engine {
         };
         let policy = self.node.settings().on_partition.map(|policy| {
             let name = format!("none: {policy:?} goes on").to_lowercase();
-            WitnessStatus { name, answered: None, error: None }
+            WitnessStatus { name, answered: None, error: None, record: None }
         });
         self.board.publish(Status {
             role: self.role_name(),
             state: self.state_name(),
+            replica: self.replica_name(),
             term: self.node.term().0,
             epoch: self.node.epoch().0,
             vm: self.identity.vm.map(|vm| vm.to_string()),
@@ -506,6 +522,8 @@ impl Engine {
             peer,
             links,
             witness: self.witness.as_ref().map(Asker::status).or(policy),
+            claim: self.open_claim().map(|claim| claim.status(now)),
+            ignored_beats: self.beats.ignored().sum(),
             pause_us: self.measured.pause.percentiles(),
             commit_us: self.measured.commit.percentiles(),
             dirty_pages: self.measured.pages.percentiles(),
@@ -534,29 +552,6 @@ impl Engine {
         };
         let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
         LinkStatus { name, state: light_name(light), silence_ms }
-    }
-
-    fn role_name(&self) -> &'static str {
-        match self.node.state() {
-            State::Solo => "solo",
-            State::Syncing | State::Protected => "primary",
-            State::StandbyEmpty | State::StandbySyncing | State::StandbyReady => "standby",
-            State::Fenced => "none",
-        }
-    }
-
-    pub(crate) fn state_name(&self) -> &'static str {
-        match self.node.state() {
-            State::Solo if self.is_suspended() => "suspended",
-            State::Solo if self.takeover.is_some() || self.measured.epochs > 0 => "solo",
-            State::Solo => "unprotected",
-            State::Syncing => "syncing",
-            State::Protected => "protected",
-            State::StandbyEmpty => "standby-empty",
-            State::StandbySyncing => "standby-syncing",
-            State::StandbyReady => "standby-ready",
-            State::Fenced => "fenced",
-        }
     }
 }
 

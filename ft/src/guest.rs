@@ -97,6 +97,8 @@ pub struct Shape {
     pub vcpus: u32,
     /// CPU features as the guest sees them; opaque here.
     pub cpuid: Vec<u8>,
+    /// Whether there is a serial port.
+    pub serial: bool,
     /// Disks in slot order.
     pub disks: Vec<DiskShape>,
     /// Network cards in slot order.
@@ -110,8 +112,19 @@ impl Shape {
     }
 }
 
+/// What a driver sees of a device of a [`Shape`], of whatever kind it is.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VirtioShape {
+    /// PCI slot.
+    pub slot: u16,
+    /// Largest size of each queue.
+    pub queue_sizes: Vec<u16>,
+    /// Features offered to the driver. A standby may have more of them; the driver goes on with those that it knows.
+    pub features: u64,
+}
+
 /// A disk of a [`Shape`].
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DiskShape {
     /// Id of the device.
     pub id: String,
@@ -121,19 +134,27 @@ pub struct DiskShape {
     pub read_only: bool,
     /// What the guest reads as its serial number.
     pub serial: String,
+    /// Smallest unit of I/O in bytes, as the guest was told.
+    pub block_size: u32,
     /// Number of queues.
     pub queues: u16,
+    /// What its driver sees.
+    pub virtio: VirtioShape,
 }
 
 /// A network card of a [`Shape`].
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct NetShape {
     /// Id of the device.
     pub id: String,
     /// The guest's address.
     pub mac: [u8; 6],
+    /// Largest packet in bytes, as the guest was told.
+    pub mtu: u16,
     /// Number of queues.
     pub queues: u16,
+    /// What its driver sees.
+    pub virtio: VirtioShape,
 }
 
 /// The VM. Methods are called on the engine's thread only.
@@ -159,8 +180,11 @@ pub trait Guest: Send {
 
     /// Makes `cpus` the host's processors on which the vCPUs were last.
     fn processors(&self, cpus: &mut Vec<usize>);
-    /// Begins to stop the vCPUs; they capture their state as soon as they have stopped. `checkpoint` or `resume` follows.
-    fn stop(&mut self);
+    /// Begins to stop the vCPUs; they capture their state as soon as they have stopped. `checkpoint` or `resume` follows. Does
+    /// nothing and tells false when that could take long, since somebody changes the VM as a whole, or a vCPU waits for a device:
+    /// then the checkpoint has to wait, but not this thread.
+    #[must_use]
+    fn stop(&mut self) -> bool;
     /// Captures the epoch of `staging` when the vCPUs have stopped, and runs them again, unless it is the last cut. The pages that
     /// were written since the last harvest are copied, and the state of the devices is appended, which are sealed and stand at the
     /// positions in `staging`; the vCPUs' is kept for `save_vcpus`. From the base on console output is held; what comes after the
@@ -178,7 +202,8 @@ pub trait Guest: Send {
     fn start_tracking(&mut self) -> Result<(), GuestError>;
     /// Ends that.
     fn stop_tracking(&mut self);
-    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be running.
+    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be running. While somebody
+    /// changes the VM as a whole it may be that none are told; they are by a later call, or a checkpoint.
     ///
     /// # Errors
     /// When the kernel does not tell; nothing is lost then.
@@ -203,7 +228,8 @@ pub trait Guest: Send {
     /// # Errors
     /// When one of them does not answer.
     fn activate(&mut self) -> Result<(), GuestError>;
-    /// Standby: kicks every queue, injects every interrupt once, and runs the vCPUs.
+    /// Standby: kicks every queue, injects every interrupt once, and runs the vCPUs, unless an operator has paused the VM before it
+    /// came here.
     ///
     /// # Errors
     /// When a vCPU cannot start.

@@ -1,11 +1,12 @@
 //! The engine as the VMM sees it: start it, call it, read its board.
 
+use std::convert::Infallible;
 use std::net::UdpSocket;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
 use ft_proto::{HostId, LinkId, VmId};
 
 use crate::beats::{BeatSocket, Beats};
@@ -61,6 +62,8 @@ impl Default for Setup {
 pub struct Ft {
     post: Post,
     board: Board,
+    /// Closed when the engine has ended. Whoever is to answer a call may outlive it, on its way to a host that is down.
+    ended: Receiver<Infallible>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
@@ -130,8 +133,12 @@ impl Ft {
             engine.note_owner()?;
         }
         engine.publish();
-        let thread = thread::Builder::new().name("ft".to_owned()).spawn(move || engine.run())?;
-        Ok(Self { post, board, thread: Mutex::new(Some(thread)) })
+        let (running, ended) = bounded(0);
+        let thread = thread::Builder::new().name("ft".to_owned()).spawn(move || {
+            let _running = running;
+            engine.run();
+        })?;
+        Ok(Self { post, board, ended, thread: Mutex::new(Some(thread)) })
     }
 
     /// The VM has booted: a standby is looked for from now on.
@@ -197,7 +204,7 @@ impl Ft {
         self.call(Message::TestFailover)
     }
 
-    /// The VM has ended for good: tells the witness.
+    /// The VM has ended for good, and its vCPUs run no more: tells the standby and the witness.
     pub fn vm_ended(&self) {
         // A standby is told not to take over; having none is as good. An engine that has ended has nothing to tell.
         if let Err(RecvTimeoutError::Timeout) = self.ask(Message::Stop).recv_timeout(LAST_WORD) {
@@ -232,7 +239,13 @@ impl Ft {
     }
 
     fn call(&self, message: impl FnOnce(Reply) -> Message) -> Result<(), Vec<String>> {
-        self.ask(message).recv().unwrap_or_else(|_| Err(vec!["the fault-tolerance engine has ended".to_owned()]))
+        let answer = self.ask(message);
+        let ended = || Err(vec!["the fault-tolerance engine has ended".to_owned()]);
+        // An answer that is there counts, even if the engine has ended since.
+        select_biased! {
+            recv(answer) -> answer => answer.unwrap_or_else(|_| ended()),
+            recv(self.ended) -> _ => answer.try_recv().unwrap_or_else(|_| ended()),
+        }
     }
 
     fn ask(&self, message: impl FnOnce(Reply) -> Message) -> Receiver<Result<(), Vec<String>>> {

@@ -9,11 +9,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod admission;
+mod alike;
 mod ask;
 mod beats;
 mod bounds;
 mod capture;
+mod claims;
 mod clock;
 mod coder;
 mod connect;
@@ -32,12 +35,14 @@ mod listener;
 mod options;
 mod ownership;
 mod packing_judge;
+mod path;
 mod place;
 mod planned;
 mod primary_side;
 mod receiver;
 mod search;
 mod sender;
+mod situation;
 mod staging;
 mod standby_side;
 mod start;
@@ -47,6 +52,7 @@ mod transport;
 mod troubles;
 pub mod witness;
 
+pub use addresses::resolve;
 pub use engine::EngineError;
 pub use handle::{Ft, Setup};
 pub use identity::{default_host, incarnation_of, new_vm};

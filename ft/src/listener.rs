@@ -213,7 +213,7 @@ enum Step {
     /// It is not through yet.
     More,
     /// It said hello.
-    Hello(Term, Hello),
+    Hello(Term, Box<Hello>),
     /// Its protocol is another version of ours, which is the one thing that it is told.
     OtherVersion(WireError),
     /// It is not worth an answer, or gone.
@@ -226,7 +226,8 @@ impl Greeting {
         match reader.poll(&self.stream) {
             Ok(None) => Step::More,
             Ok(Some((header, body))) if header.kind == Kind::Hello && reader.is_empty() => {
-                decode_body(header.kind, &body).map_or(Step::Leave(STRANGE), |hello| Step::Hello(header.term, hello))
+                decode_body(header.kind, &body)
+                    .map_or(Step::Leave(STRANGE), |hello| Step::Hello(header.term, Box::new(hello)))
             }
             Ok(Some(_)) => Step::Leave(STRANGE),
             Err(TransportError::Wire(error @ WireError::Version { .. })) => Step::OtherVersion(error),
@@ -307,7 +308,7 @@ impl<L: Accept> Porter<L> {
                 Step::More if greeting.deadline > now => open.push(greeting),
                 Step::More if greeting.reader.is_none() => {}
                 Step::More => self.count("too slow", greeting.address),
-                Step::Hello(term, hello) => self.pass_on(greeting, term, hello, tell),
+                Step::Hello(term, hello) => self.pass_on(greeting, term, *hello, tell),
                 Step::OtherVersion(error) => {
                     greeting.reader = None;
                     if greeting.stream.set_nonblocking(true).is_ok() {

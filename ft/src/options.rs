@@ -1,11 +1,12 @@
 //! What an operator says: which part a node has in its pair, how to be a standby, and how to be protected.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ft_proto::{HostId, OnPartition, Settings, Term};
 use serde::{Deserialize, Serialize};
 
+use crate::addresses::resolve;
 use crate::witness::WitnessAddress;
 
 /// The most bytes of uncommitted writes that a standby holds for a disk.
@@ -242,12 +243,10 @@ impl ProtectOptions {
     }
 }
 
-/// `ADDR:PORT`, where the address may be a name.
+/// `ADDR:PORT`, as [`resolve`] reads it.
 fn address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(from)?;
-    let resolved = text.to_socket_addrs().map_err(|error| format!("{text} is not ADDR:PORT: {error}"));
-    let first = resolved.and_then(|mut all| all.next().ok_or_else(|| format!("{text} has no address")));
-    first.map_err(serde::de::Error::custom)
+    resolve(&text).map_err(|error| serde::de::Error::custom(format!("{text} is not ADDR:PORT: {error}")))
 }
 
 /// The silence limit that `detect_ms` names.

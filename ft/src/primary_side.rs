@@ -5,7 +5,7 @@ use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ft_proto::device_ctl::{Command, Hold};
 use ft_proto::pages::PAGE;
@@ -26,6 +26,7 @@ use crate::identity::SessionKey;
 use crate::inbox::{Message, Reply};
 use crate::options::{Compression, ProtectOptions};
 use crate::packing_judge::Judge;
+use crate::path::{explain, limit_silence};
 use crate::place::Place;
 use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
@@ -35,6 +36,8 @@ use crate::witness::{Asker, chain};
 
 /// Frames of the standby that are read before there is a look at everything else.
 const WORDS_PER_LOOK: usize = 256;
+/// How long a cut is put off while the guest cannot be stopped.
+const CUT_AGAIN: Duration = Duration::from_millis(2);
 
 /// A session in which this node is the primary.
 pub(crate) struct PrimarySide {
@@ -64,6 +67,8 @@ pub(crate) struct PrimarySide {
     taken: Vec<usize>,
     /// Whether the last epoch was packed.
     packing: bool,
+    /// A cut that could not be made at once, and when to try again.
+    put_off: Option<(Epoch, CutKind, Time)>,
 }
 
 /// A cut that is on its way: what the standby may not have if the session ends.
@@ -79,6 +84,11 @@ struct Uncommitted {
 impl PrimarySide {
     pub(crate) fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// When a cut that was put off is to be made.
+    pub(crate) fn cut_due(&self) -> Option<Time> {
+        self.put_off.map(|(_, _, at)| at)
     }
 
     /// How the session came about.
@@ -243,13 +253,16 @@ impl Engine {
             Sent::Done(ref staging, ..) if staging.epoch != Epoch(0) => post.send_later(Message::Sent(number, sent)),
             sent => post.send(Message::Sent(number, sent)),
         };
+        if options.detect_ms != 0 {
+            limit_silence(&stream);
+        }
         let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
         let history = self.history(&options);
         let sender = SenderHandle::start(writer, term, history, tell)
             .map_err(|error| failed("cannot start a thread", &error))?;
         let ranges = self.first_ranges(base).map_err(|error| failed("cannot track guest memory", &error))?;
         self.tell_owner(term);
-        self.mirror_disks(&options, disks)?;
+        self.mirror_disks(&options, disks).inspect_err(|_| self.do_without_mirror())?;
         let now = self.clock.now();
         self.node.configure(options.settings(), now);
         self.node.adopt_term(term);
@@ -276,6 +289,7 @@ impl Engine {
             place: Place::begin(),
             taken: Vec::new(),
             packing: false,
+            put_off: None,
             options,
             key,
             has_base: false,
@@ -304,7 +318,7 @@ impl Engine {
             self.guest.stop_tracking();
         }
         self.guest.start_tracking()?;
-        self.memory.populated()
+        self.memory.populated().inspect_err(|_| self.guest.stop_tracking())
     }
 
     /// What makes the session's memory of what it has sent.
@@ -325,6 +339,17 @@ impl Engine {
             self.disks[at].copying();
         }
         Ok(())
+    }
+
+    /// No session comes of it: what was begun for one is ended, since the guest would pay for it.
+    fn do_without_mirror(&mut self) {
+        self.guest.stop_tracking();
+        for (link, disk) in self.links.iter_mut().zip(&mut self.disks) {
+            // A device that is gone is noticed by its closed socket.
+            let _ = link.send(&Command::Unmirror, None);
+            let _ = link.drop_session();
+            disk.state = "-";
+        }
     }
 
     /// Moves the first copy on as far as it goes now.
@@ -404,11 +429,8 @@ impl Engine {
     pub(crate) fn cut(&mut self, epoch: Epoch, kind: CutKind) {
         let Session::Primary(side) = &mut self.session else { return };
         let begun = self.clock.now();
-        if kind != CutKind::Base
-            && let Some(stood) = self.guest.stood_still()
-        {
-            self.measured.pause.add(micros(stood));
-        }
+        // Of the cut before, since that is over only now.
+        let stood = self.guest.stood_still().filter(|_| kind != CutKind::Base);
         let mut staging = side.free.pop().unwrap_or_default();
         staging.clear(epoch);
         if kind == CutKind::Base {
@@ -418,6 +440,9 @@ impl Engine {
         let cpu = side.place.next(&side.taken);
         urgency::stay_on(cpu);
         let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging, cpu);
+        if let Some(stood) = stood.filter(|_| !matches!(result, Err(CaptureError::Busy))) {
+            self.measured.pause.add(micros(stood));
+        }
         let went_on = kind != CutKind::Last || result.is_err();
         let input = match result {
             Ok(Captured { held, paused }) => {
@@ -437,6 +462,11 @@ impl Engine {
                 }
                 Input::CutDone { epoch, paused, pages: count }
             }
+            Err(CaptureError::Busy) => {
+                side.free.push(staging);
+                side.put_off = Some((epoch, kind, begun + CUT_AGAIN));
+                return;
+            }
             Err(CaptureError::Device(error)) => Input::YieldRequested { reason: chain(&error) },
             Err(CaptureError::Guest(error)) => Input::CutFailed { epoch, reason: chain(&error) },
         };
@@ -448,6 +478,15 @@ impl Engine {
         self.input(input);
         // Reports that came while the capture waited for others do not show up in epoll.
         self.read_early_reports();
+    }
+
+    /// Makes a cut that was put off, if it is time for that.
+    pub(crate) fn cut_again(&mut self) {
+        let now = self.clock.now();
+        let Session::Primary(side) = &mut self.session else { return };
+        if let Some((epoch, kind, _)) = side.put_off.take_if(|(_, _, at)| *at <= now) {
+            self.cut(epoch, kind);
+        }
     }
 
     /// The standby's side of the stream has something.
@@ -476,9 +515,10 @@ impl Engine {
                     }
                 },
                 Err(error) => {
+                    let reason = explain(&error, &side.stream, None);
                     // A stream at its end stays readable for ever.
                     self.unwatch_stream();
-                    return self.input(Input::StreamLost { reason: chain(&error) });
+                    return self.input(Input::StreamLost { reason });
                 }
             };
             self.input(input);

@@ -13,9 +13,9 @@ use ft_proto::{Epoch, Term};
 use crate::clock::micros;
 use crate::coder::{Coder, Volume};
 use crate::history::History;
+use crate::path::explain;
 use crate::staging::Staging;
 use crate::transport::{Stamp, TransportError, write_frame};
-use crate::witness::chain;
 
 /// How long a session's last message may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -90,7 +90,7 @@ impl SenderHandle {
                     (Ok(volume), Some(staging)) => tell(Sent::Done(staging, volume, started.elapsed())),
                     (Ok(_), None) if told => tell(Sent::Told),
                     (Ok(_), None) => {}
-                    (Err(error), _) => return tell(Sent::Failed(chain(&error))),
+                    (Err(error), _) => return tell(Sent::Failed(explain(&error, &writer, None))),
                 }
             }
         })?;

@@ -149,10 +149,10 @@ impl Start<'_> {
         if let Verdict::Refused(_) = judge(record, claim) {
             return Ok(Err(self.refusal(record, address)));
         }
-        if !matches!(record, Some(Record::Stopped { .. })) || matches!(claim, Claim::Force { .. }) {
-            if let Some(why) = self.asked_others(known) {
-                return Ok(Err(why));
-            }
+        // Who finds that the VM was shut down does nothing that another host might have done already.
+        let plain = matches!((record, claim), (Some(Record::Stopped { .. }), Claim::Start { .. }));
+        if let Some(why) = if plain { None } else { self.asked_others(known) } {
+            return Ok(Err(why));
         }
         let vm = known.unwrap_or_else(new_vm);
         let regret =

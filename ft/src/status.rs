@@ -8,6 +8,7 @@ use ft_proto::wire::DiskProgress;
 use ft_proto::{Event, Light, Time};
 use serde::Serialize;
 
+use crate::claims::ClaimStatus;
 use crate::course::Course;
 
 /// Events that are kept.
@@ -20,8 +21,10 @@ const RECENT: usize = 1024;
 pub struct Status {
     /// `primary`, `standby`, `solo`, or `none`.
     pub role: &'static str,
-    /// See docs/protocol.md for the states.
+    /// See docs/protocol.md for the states. `protected` only while the failure of either host loses nothing.
     pub state: &'static str,
+    /// What this pair has of a copy of the VM that could go on with it: `none`, `copying` or `in-sync`.
+    pub replica: &'static str,
     /// Reign.
     pub term: u64,
     /// Running epoch of a primary, committed epoch of a standby.
@@ -36,6 +39,10 @@ pub struct Status {
     pub links: Vec<LinkStatus>,
     /// Who decides on a partition.
     pub witness: Option<WitnessStatus>,
+    /// What it has been asked for and has not answered yet.
+    pub claim: Option<ClaimStatus>,
+    /// Heartbeats that were not the peer's in this session, or damaged.
+    pub ignored_beats: u64,
     /// Time that the guest stood still for a checkpoint, in microseconds.
     pub pause_us: Percentiles,
     /// Time from the beginning of a checkpoint to its release, in microseconds.
@@ -84,6 +91,8 @@ pub struct WitnessStatus {
     pub answered: Option<bool>,
     /// Why it did not.
     pub error: Option<String>,
+    /// What its record said when it was last seen.
+    pub record: Option<String>,
 }
 
 /// What a primary does so that less crosses the link, and what came of it in all epochs of the session.

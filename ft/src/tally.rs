@@ -12,8 +12,8 @@ pub(crate) struct Tally {
     /// What is counted.
     what: &'static str,
     counts: BTreeMap<&'static str, u64>,
-    /// The last one of them, in words.
-    last: String,
+    /// The first one of them since the last line, in words.
+    first: String,
     /// No line before this.
     next: Option<Instant>,
 }
@@ -21,14 +21,14 @@ pub(crate) struct Tally {
 impl Tally {
     /// Nothing yet of `what`.
     pub(crate) fn new(what: &'static str) -> Self {
-        Self { what, counts: BTreeMap::new(), last: String::new(), next: None }
+        Self { what, counts: BTreeMap::new(), first: String::new(), next: None }
     }
 
     /// One more, because of `cause`.
     pub(crate) fn add(&mut self, cause: &'static str, example: impl FnOnce() -> String) {
         *self.counts.entry(cause).or_default() += 1;
-        if self.last.is_empty() {
-            self.last = example();
+        if self.first.is_empty() {
+            self.first = example();
         }
     }
 
@@ -45,9 +45,9 @@ impl Tally {
         self.next = Some(now + INTERVAL);
         let all: u64 = self.counts.values().sum();
         let causes: Vec<_> = self.counts.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
-        let line = format!("{} {}: {}; the first: {}", all, self.what, causes.join(", "), self.last);
+        let line = format!("{}: {all} ({}), the first {}", self.what, causes.join(", "), self.first);
         self.counts.clear();
-        self.last.clear();
+        self.first.clear();
         Some(line)
     }
 }
@@ -61,14 +61,14 @@ mod tests {
         let (mut tally, now) = (Tally::new("callers turned away"), Instant::now());
         assert_eq!((tally.line(now), tally.due()), (None, None));
         tally.add("silent", || "10.0.0.9:1".to_owned());
-        assert_eq!(tally.line(now).unwrap(), "1 callers turned away: 1 silent; the first: 10.0.0.9:1");
+        assert_eq!(tally.line(now).unwrap(), "callers turned away: 1 (1 silent), the first 10.0.0.9:1");
         for n in 2..24_000 {
             tally.add(if n % 2 == 0 { "silent" } else { "not of our protocol" }, || format!("10.0.0.9:{n}"));
             assert_eq!(tally.line(now), None);
         }
         assert_eq!(tally.due(), Some(now + INTERVAL));
         let line = tally.line(now + INTERVAL).unwrap();
-        assert_eq!(line, "23998 callers turned away: 11999 not of our protocol, 11999 silent; the first: 10.0.0.9:2");
+        assert_eq!(line, "callers turned away: 23998 (11999 not of our protocol, 11999 silent), the first 10.0.0.9:2");
         assert_eq!((tally.line(now + 2 * INTERVAL), tally.due()), (None, None));
     }
 }

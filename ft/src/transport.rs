@@ -129,6 +129,7 @@ fn write_all(stream: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Res
 ///
 /// # Errors
 /// When the stream breaks or the frame is not right.
+#[cfg(test)]
 pub fn read_frame(stream: &mut impl Read, body: &mut Vec<u8>) -> Result<Header, TransportError> {
     let header = read_header(stream)?;
     read_bytes(stream, &header, body)?;

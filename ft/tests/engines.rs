@@ -1,211 +1,19 @@
 //! Two engines over loopback with toy guests: real sockets, threads and files, no KVM.
 #![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft::guest::{Guest, GuestError, LinkEnd, Memory, Shape};
-use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, Staging, StandbyOptions, Status};
-use ft_proto::{Alone, Committed, CutKind, OnPartition};
+use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, StandbyOptions, Status};
+use ft_proto::OnPartition;
+use nix::sys::socket::{Shutdown, shutdown};
 
-const PAGES: u64 = 300;
-const PAGE: usize = 4096;
-/// Guest memory does not begin at zero, to catch mixed-up offsets.
-const FIRST: u64 = 16;
+mod toy;
 
-#[derive(Default)]
-struct Toy {
-    memory: Vec<u8>,
-    dirty: BTreeSet<u64>,
-    tracking: bool,
-    paused: u32,
-    /// Set by `start`: the state that it runs from.
-    started: Option<Vec<u8>>,
-    fenced: Option<String>,
-    /// What `save` writes.
-    state: Vec<u8>,
-}
-
-#[derive(Clone)]
-struct ToyGuest(Arc<Mutex<Toy>>);
-
-impl ToyGuest {
-    fn new() -> Self {
-        let memory = vec![0; PAGES as usize * PAGE];
-        Self(Arc::new(Mutex::new(Toy { memory, ..Toy::default() })))
-    }
-
-    /// The guest writes: memory and state change together, or not at all if it is paused.
-    fn write(&self, page: u64, value: u8) -> bool {
-        let mut toy = self.0.lock().unwrap();
-        if toy.paused > 0 {
-            return false;
-        }
-        let at = usize::try_from(page - FIRST).unwrap() * PAGE;
-        toy.memory[at..at + PAGE].fill(value);
-        toy.state = vec![value];
-        if toy.tracking {
-            toy.dirty.insert(page);
-        }
-        true
-    }
-
-    fn memory_copy(&self) -> Vec<u8> {
-        self.0.lock().unwrap().memory.clone()
-    }
-
-    fn started(&self) -> Option<Vec<u8>> {
-        self.0.lock().unwrap().started.clone()
-    }
-
-    fn fenced(&self) -> Option<String> {
-        self.0.lock().unwrap().fenced.clone()
-    }
-
-    fn page(page: u64) -> Result<Range<usize>, GuestError> {
-        if !(FIRST..FIRST + PAGES).contains(&page) {
-            return Err(GuestError::plain(format!("page {page} is not RAM")));
-        }
-        let at = usize::try_from(page - FIRST).unwrap() * PAGE;
-        Ok(at..at + PAGE)
-    }
-}
-
-impl Memory for ToyGuest {
-    fn ranges(&self) -> Vec<Range<u64>> {
-        std::iter::once(FIRST..FIRST + PAGES).collect()
-    }
-
-    fn populated(&self) -> Result<Vec<Range<u64>>, GuestError> {
-        Ok(self.ranges())
-    }
-
-    fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError> {
-        into.copy_from_slice(&self.0.lock().unwrap().memory[Self::page(page)?]);
-        Ok(())
-    }
-
-    fn copy_in(&self, page: u64, from: &[u8]) -> Result<(), GuestError> {
-        self.0.lock().unwrap().memory[Self::page(page)?].copy_from_slice(from);
-        Ok(())
-    }
-
-    fn zero(&self, page: u64) -> Result<(), GuestError> {
-        self.0.lock().unwrap().memory[Self::page(page)?].fill(0);
-        Ok(())
-    }
-
-    fn clear(&self) -> Result<(), GuestError> {
-        self.0.lock().unwrap().memory.fill(0);
-        Ok(())
-    }
-}
-
-impl Guest for ToyGuest {
-    fn shape(&self) -> Shape {
-        Shape { memory: PAGES * PAGE as u64, vcpus: 1, ..Shape::default() }
-    }
-
-    fn blockers(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn adopt(&mut self, _: &Shape) -> Result<(), GuestError> {
-        Ok(())
-    }
-
-    fn memory(&self) -> Arc<dyn Memory> {
-        Arc::new(self.clone())
-    }
-
-    fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError> {
-        Ok(Vec::new())
-    }
-
-    fn processors(&self, cpus: &mut Vec<usize>) {
-        cpus.clear();
-    }
-
-    fn stop(&mut self) {
-        self.0.lock().unwrap().paused += 1;
-    }
-
-    fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
-        self.harvest(&mut staging.pages)?;
-        staging.copy_pages(&self.clone())?;
-        let mut toy = self.0.lock().unwrap();
-        staging.state.extend_from_slice(&toy.state);
-        toy.paused -= u32::from(kind != CutKind::Last);
-        Ok(())
-    }
-
-    fn resume(&mut self) {
-        self.0.lock().unwrap().paused -= 1;
-    }
-
-    fn start_tracking(&mut self) -> Result<(), GuestError> {
-        self.0.lock().unwrap().tracking = true;
-        Ok(())
-    }
-
-    fn stop_tracking(&mut self) {
-        let mut toy = self.0.lock().unwrap();
-        toy.tracking = false;
-        toy.dirty.clear();
-    }
-
-    fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        pages.extend(std::mem::take(&mut self.0.lock().unwrap().dirty));
-        Ok(())
-    }
-
-    fn put_back(&mut self, pages: &[u64]) {
-        self.0.lock().unwrap().dirty.extend(pages);
-    }
-
-    fn save_vcpus(&mut self, _: &mut Vec<u8>) -> Result<(), GuestError> {
-        Ok(())
-    }
-
-    fn stood_still(&self) -> Option<Duration> {
-        None
-    }
-
-    fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {
-        self.0.lock().unwrap().state = state.to_vec();
-        Ok(())
-    }
-
-    fn activate(&mut self) -> Result<(), GuestError> {
-        Ok(())
-    }
-
-    fn start(&mut self) -> Result<(), GuestError> {
-        let mut toy = self.0.lock().unwrap();
-        toy.started = Some(toy.state.clone());
-        Ok(())
-    }
-
-    fn fence(&mut self, reason: &str) {
-        let mut toy = self.0.lock().unwrap();
-        toy.fenced = Some(reason.to_owned());
-        toy.paused += 1;
-    }
-
-    fn unusable(&mut self, _: &str) {}
-    fn told(&mut self, _: &EventRecord) {}
-    fn release_console(&mut self, _: &Committed) {}
-    fn free_console(&mut self, _: &Alone) {}
-}
+use toy::{FIRST, PAGE, PAGES, ToyGuest};
 
 /// More than a thread of a busy machine has to wait for a processor: nobody is to be taken for dead who is not.
 const SILENCE_MS: u64 = 3000;
@@ -258,11 +66,15 @@ impl Pair {
 
     /// Files that the primary and the standby take for the witness's.
     fn with_witnesses(of_a: &str, of_b: &str) -> Self {
+        Self::of_guests(ToyGuest::new(), ToyGuest::new(), of_a, of_b)
+    }
+
+    fn of_guests(guest_a: ToyGuest, guest_b: ToyGuest, of_a: &str, of_b: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let [witness, of_b] = [of_a, of_b].map(|name| folder.path().join(name));
         let standby = standby_options(&of_b);
         let options = options(standby.listen, standby.heartbeat, &witness);
-        Self::of(folder, standby, options)
+        Self::of(folder, [guest_a, guest_b], standby, options)
     }
 
     /// Without a witness.
@@ -272,11 +84,15 @@ impl Pair {
         (standby.witness, standby.on_partition) = (None, Some(policy));
         let mut options = options(standby.listen, standby.heartbeat, folder.path());
         (options.witness, options.on_partition) = (None, Some(policy));
-        Self::of(folder, standby, options)
+        Self::of(folder, [ToyGuest::new(), ToyGuest::new()], standby, options)
     }
 
-    fn of(folder: tempfile::TempDir, standby: StandbyOptions, options: ProtectOptions) -> Self {
-        let (guest_a, guest_b) = (ToyGuest::new(), ToyGuest::new());
+    fn of(
+        folder: tempfile::TempDir,
+        [guest_a, guest_b]: [ToyGuest; 2],
+        standby: StandbyOptions,
+        options: ProtectOptions,
+    ) -> Self {
         let setup = Setup { witness: standby.witness.clone(), ..Setup::default() };
         let b = Ft::standby(Box::new(guest_b.clone()), standby, setup).unwrap();
         let a = Ft::solo(Box::new(guest_a.clone()), Reign::unasked(), Setup::default()).unwrap();
@@ -332,6 +148,64 @@ fn memory_and_state_arrive_and_epochs_commit() {
     let green = || pair.a().status().links.iter().all(|link| link.state == "green");
     wait(green, || format!("{:?}", pair.a().status().links));
     assert_eq!(pair.b.status().state, "standby-ready");
+}
+
+#[test]
+fn a_guest_that_cannot_be_stopped_now_is_captured_later() {
+    let pair = Pair::protected();
+    pair.guest_a.0.lock().unwrap().busy = true;
+    // What is cut now was begun before.
+    let settled = || {
+        let before = committed(&pair.a().status());
+        thread::sleep(Duration::from_millis(300));
+        committed(&pair.a().status()) == before
+    };
+    wait(settled, || "epochs go on".to_owned());
+    // The engine does not wait for it.
+    assert!(pair.a().protect(None).unwrap_err()[0].contains("protected already"));
+    assert!(pair.guest_a.write(FIRST + 7, 0xee));
+    let before = committed(&pair.a().status());
+    pair.guest_a.0.lock().unwrap().busy = false;
+    wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
+    wait_same_memory(&pair.guest_a, &pair.guest_b);
+    // A cut that was put off does not outlive its session.
+    pair.guest_a.0.lock().unwrap().busy = true;
+    thread::sleep(Duration::from_millis(50));
+    pair.a().stop().unwrap();
+    pair.guest_a.0.lock().unwrap().busy = false;
+    pair.a().protect(Some(pair.options.clone())).unwrap();
+    wait_state(pair.a(), "protected");
+    assert_eq!(pair.guest_a.0.lock().unwrap().paused, 0);
+}
+
+#[test]
+fn a_session_that_does_not_come_about_leaves_no_tracking_on() {
+    let pair = Pair::of_guests(ToyGuest::with_disk(), ToyGuest::with_disk(), "witness", "witness");
+    // Its process takes no commands any more, and does not say so.
+    let far = pair.guest_a.0.lock().unwrap().disk.as_ref().unwrap()[1].as_raw_fd();
+    shutdown(far, Shutdown::Read).unwrap();
+    let reasons = pair.a().protect(Some(pair.options.clone())).unwrap_err();
+    assert!(reasons.join(" ").contains("disk"), "{reasons:?}");
+    assert!(!pair.guest_a.0.lock().unwrap().tracking, "the guest pays for a session that is none");
+}
+
+#[test]
+fn whoever_waits_for_an_engine_is_told_that_it_has_ended() {
+    let pair = Pair::new();
+    // A host that accepts and says nothing.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let options = ProtectOptions { peer: silent.local_addr().unwrap(), ..pair.options.clone() };
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| pair.a().protect(Some(options)));
+        let (mut asked, _) = silent.accept().unwrap();
+        pair.a().end();
+        let told = waiting.join().unwrap();
+        assert_eq!(told, Err(vec!["the fault-tolerance engine has ended".to_owned()]));
+        // Not because whoever asks has given up: the connection is still open.
+        asked.set_nonblocking(true).unwrap();
+        let end = std::io::copy(&mut asked, &mut std::io::sink()).unwrap_err();
+        assert_eq!(end.kind(), std::io::ErrorKind::WouldBlock);
+    });
 }
 
 #[test]
@@ -705,4 +579,67 @@ fn only_a_protected_vm_is_moved() {
         let reason = result.unwrap_err().join("");
         assert!(reason.starts_with("this VM is not protected"), "{reason}");
     }
+}
+
+#[test]
+fn a_dead_standby_and_a_witness_that_hangs_are_not_called_protection() {
+    let pair = Pair::protected();
+    let status = pair.a().status();
+    assert_eq!((status.replica, status.claim.is_none(), pair.b.status().replica), ("in-sync", true, "in-sync"));
+    let lock = std::fs::File::create(pair.folder.path().join("witness.lock")).unwrap();
+    lock.lock().unwrap();
+    let Pair { a, b, folder: _folder, .. } = pair;
+    let a = a.unwrap();
+    drop(b);
+    wait_state(&a, "awaiting-witness");
+    let unreachable = || a.status().claim.is_some_and(|claim| claim.kind == "go-alone" && claim.error.is_some());
+    wait(unreachable, || format!("{:?}", a.status()));
+    let status = a.status();
+    assert_eq!((status.role, status.state, status.replica), ("primary", "awaiting-witness", "none"));
+    let witness = status.witness.unwrap();
+    assert!(witness.answered == Some(false) && witness.record.is_some(), "{witness:?}");
+    lock.unlock().unwrap();
+    wait_state(&a, "solo");
+    assert!(a.status().claim.is_none() && a.status().witness.unwrap().record.unwrap().contains("runs this VM"));
+}
+
+#[test]
+fn a_standby_that_cannot_load_a_checkpoint_is_asked_less_and_less_often() {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let side = standby_options(&witness);
+    let unlike = ToyGuest::new();
+    unlike.0.lock().unwrap().unlike = Some("its queues are others");
+    let _b = Ft::standby(Box::new(unlike.clone()), side.clone(), setup(&witness, &[])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let sessions = || a.events().iter().filter(|event| event.event == "sync-started").count();
+    let begun = Instant::now();
+    a.vm_started();
+    wait(|| sessions() >= 3, || format!("{:?}", a.events()));
+    // The first one at once, the others after one and two seconds.
+    assert!(begun.elapsed() >= Duration::from_secs(3), "after {:?}", begun.elapsed());
+    let status = a.status();
+    let reasons = status.search.unwrap().waiting_for.join("");
+    assert!(reasons.contains("its queues are others"), "{reasons}");
+    let told = event_of(&a, "looking-for-standby")["reasons"].to_string();
+    assert!(told.contains("its queues are others"), "{told}");
+    // Whoever repairs it need not wait.
+    unlike.0.lock().unwrap().unlike = None;
+    // A session may be open already, and then goes well.
+    let _ = a.protect(None);
+    wait_state(&a, "protected");
+    assert_eq!(a.status().search.unwrap().waiting_for, [""; 0]);
+}
+
+#[test]
+fn a_witness_that_stops_answering_is_seen_before_it_is_needed() {
+    let pair = Pair::protected();
+    let lock = std::fs::File::create(pair.folder.path().join("witness.lock")).unwrap();
+    lock.lock().unwrap();
+    wait_state(pair.a(), "degraded");
+    let status = pair.a().status();
+    assert_eq!((status.role, status.replica), ("primary", "in-sync"));
+    assert!(status.witness.unwrap().error.is_some());
+    lock.unlock().unwrap();
+    wait_state(pair.a(), "protected");
 }

@@ -185,7 +185,8 @@ Options, separated by commas, and what they are if they are left out. One of wit
   witness=PLACE        who decides which host goes on when they cannot see each other, the same on both hosts: a file on
                        storage that both see, or a key in etcd, in quotes:
                        etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
-  on_partition=WHO     without a witness: primary, standby or both go on (both risks two running copies)
+  on_partition=WHO     without a witness: primary, standby or both go on, as the standby was started with (both risks two
+                       running copies)
   detect_ms=N          silence on both links after which the peer is taken for dead, 50 at least; 0: never (300)
   min_epoch_us=N       shortest epoch (100)
   max_epoch_us=N       longest epoch (20000)

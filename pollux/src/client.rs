@@ -14,6 +14,8 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
+use crate::plain;
+
 /// Longest answer that is read, in bytes.
 const ANSWER_MAX: usize = 16 << 20;
 /// A VMM answers queries at once, whatever else it does.
@@ -80,6 +82,14 @@ impl Client {
         Ok(serde_json::from_slice(&answer)?)
     }
 
+    /// As [`Self::get`], for people: without anything that a terminal obeys.
+    ///
+    /// # Errors
+    /// When the VMM is not there or refuses.
+    pub fn look(&self, route: &str) -> Result<Value, ClientError> {
+        self.get(route).map(plain::value)
+    }
+
     /// Has a route do something; waits until it is done.
     ///
     /// # Errors
@@ -113,5 +123,5 @@ fn refused(status: StatusCode, body: &[u8]) -> ClientError {
         let number = format!("status {}", status.as_u16());
         if text.is_empty() { vec![number] } else { vec![number, text] }
     });
-    ClientError::Refused { status, reasons }
+    ClientError::Refused { status, reasons: reasons.iter().map(|reason| plain::text(reason)).collect() }
 }

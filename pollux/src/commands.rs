@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::args::{Arguments, Command, FtCommand};
 use crate::client::{Client, ClientError};
-use crate::{ft, witness};
+use crate::{ft, plain, witness};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +98,7 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Ft(FtCommand::Protect(protect)) => ft::protect::protect(&client, &protect),
         Command::Ft(FtCommand::Status { json: true }) => show(&client.get("ft.status")?),
         Command::Ft(FtCommand::Status { json: false }) => {
-            let status = serde_json::from_value(client.get("ft.status")?).map_err(ClientError::from)?;
+            let status = serde_json::from_value(client.look("ft.status")?).map_err(ClientError::from)?;
             Ok(writeln!(io::stdout(), "{}", ft::status::table(&status))?)
         }
         Command::Ft(FtCommand::Stop) => plain("ft.stop"),
@@ -115,9 +115,9 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
 pub fn show(value: &Value) -> Result<(), CommandError> {
     let mut out = io::stdout();
     if out.is_terminal() {
-        writeln!(out, "{value:#}")?
+        writeln!(out, "{}", plain::json(&format!("{value:#}")))?
     } else {
-        writeln!(out, "{value}")?
+        writeln!(out, "{}", plain::json(&value.to_string()))?
     }
     Ok(())
 }

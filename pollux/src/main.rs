@@ -8,6 +8,7 @@ mod args;
 mod client;
 mod commands;
 mod ft;
+mod plain;
 mod witness;
 
 use std::io::{self, Write};
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             // As above.
-            let _ = writeln!(io::stderr(), "pollux: {}", error.text());
+            let _ = writeln!(io::stderr(), "pollux: {}", plain::lines(&error.text()));
             ExitCode::FAILURE
         }
     }

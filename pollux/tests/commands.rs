@@ -113,6 +113,44 @@ fn refusals_are_shown_as_a_chain_or_a_list() {
 }
 
 #[test]
+fn whatever_a_server_says_no_control_character_reaches_the_terminal() {
+    let rude = r"\u001b]0;owned\u0007\u001b[31mall is well\n\r\u009b2J";
+    let raw = rude.replace(r"\u009b", "\u{9b}\u{7f}");
+    let refusal = |rude: &str| answer(500, &format!(r#"["Error from API","The VM cannot be protected","{rude}","b"]"#));
+    let status = |rude: &str| {
+        let said = format!(r#""{rude}""#);
+        answer(
+            200,
+            &format!(
+                r#"{{"role":{said},"state":{said},"node":{said},"last_error":{said},"witness":{{"name":{said}}}}}"#
+            ),
+        )
+    };
+    let events = |rude: &str| {
+        answer(200, &format!(r#"[{{"seq":1,"time":"{rude}","event":"{rude}","detail":{{"{rude}":["{rude}"]}}}}]"#))
+    };
+    for rude in [rude, &raw] {
+        for (arguments, answers) in [
+            (&["ft", "protect", "peer=127.0.0.1:1,heartbeat=127.0.0.1:2"][..], vec![refusal(rude)]),
+            (&["ft", "protect", "--no-wait"], vec![done(), status(rude)]),
+            (&["boot"], vec![answer(500, rude)]),
+            (&["ft", "status"], vec![status(rude)]),
+            (&["ft", "status", "--json"], vec![status(rude)]),
+            (&["ft", "events"], vec![events(rude)]),
+            (&["ft", "events", "--json"], vec![events(rude)]),
+            (&["ft", "switchover"], vec![answer(200, "[]"), answer(500, rude)]),
+            (&["info"], vec![status(rude)]),
+        ] {
+            let server = server(&answers);
+            let output = server.run(arguments);
+            let shown = [text(&output.stdout), text(&output.stderr)].concat();
+            assert!(shown.contains("all is well"), "{arguments:?} {shown}");
+            assert!(!shown.chars().any(|char| char.is_control() && char != '\n'), "{arguments:?} {shown:?}");
+        }
+    }
+}
+
+#[test]
 fn protect_waits_until_protected() {
     let syncing = r#"{"state":"syncing","memory_sync":{"done":1,"total":2,"eta_s":null}}"#;
     let server = server(&[done(), answer(200, syncing), answer(200, r#"{"state":"protected"}"#)]);

@@ -6,9 +6,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Guest, Served, Setup, make_image};
+use common::{Guest, Served, Setup, Vmm, make_image};
 use criterion::Criterion;
+use ft_proto::device_ctl::{Command, Report};
+use ft_proto::{Term, VmId};
 use vhost_user_blk_repl::image::FileImage;
+use vhost_user_blk_repl::record_file::{Purpose, RecordFile, Refuse, beside};
 
 const SIZE: usize = 16 << 20;
 const SECTORS: u64 = SIZE as u64 / 512;
@@ -36,6 +39,23 @@ fn main() {
             bencher.iter(|| assert_eq!(guest.write(0, next(), &data), 0));
         });
     }
+    drop(guest);
+    // The same under a record, as in a VM that is, or was, protected.
+    let path = make_image(dir.path(), "recorded", &vec![7; SIZE]);
+    let image = Arc::new(FileImage::open(&path, false, false).unwrap());
+    let record = RecordFile::open(&path, beside(&path), &*image, Purpose::Serve(Refuse::Stale)).unwrap();
+    let (vmm, fd) = Vmm::pair();
+    let served = Served::new(image, Setup { record: Some(record), ..Setup::default() }, Some(fd));
+    vmm.send(&Command::Own { vm: VmId(1), term: Term(1) });
+    assert_eq!(vmm.recv(), Report::Owned);
+    let mut guest = Guest::connect(&served.socket, 1, 0);
+    let (mut sector, data) = (0, vec![1; 4096]);
+    group.bench_function("write of 4096 bytes under a record", |bencher| {
+        bencher.iter(|| {
+            sector = (sector + 1040 * 8) % (SECTORS - 128);
+            assert_eq!(guest.write(0, sector, &data), 0);
+        });
+    });
     group.finish();
     drop(guest);
     criterion.final_summary();

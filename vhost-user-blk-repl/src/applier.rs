@@ -7,17 +7,18 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
+use crate::buffer::Buffer;
 use crate::disk::OpError;
 use crate::epoch_log::Change;
-use crate::image::Image;
 use crate::lock;
+use crate::tracker::Tracker;
 
 /// Called with `true` if everything before it was applied, `false` if the image failed.
 pub type Then = Box<dyn FnOnce(bool) + Send>;
 
 enum Job {
     Apply(Change),
-    Then(Then),
+    Then(u64, Then),
 }
 
 #[derive(Default)]
@@ -42,10 +43,10 @@ impl Applier {
     ///
     /// # Errors
     /// When the kernel refuses a thread.
-    pub fn new(image: Arc<dyn Image>, on_error: Box<dyn FnOnce(OpError) + Send>) -> io::Result<Self> {
+    pub fn new(tracker: Tracker, on_error: Box<dyn FnOnce(OpError) + Send>) -> io::Result<Self> {
         let shared = Arc::new(Shared { jobs: Mutex::default(), changed: Condvar::new() });
         let theirs = shared.clone();
-        thread::Builder::new().name("blk_apply".to_owned()).spawn(move || run(&theirs, &*image, on_error))?;
+        thread::Builder::new().name("blk_apply".to_owned()).spawn(move || run(&theirs, &tracker, on_error))?;
         Ok(Self { shared })
     }
 
@@ -57,9 +58,11 @@ impl Applier {
         self.shared.changed.notify_all();
     }
 
-    /// Calls `then` on the applier's thread when everything queued so far is applied.
-    pub fn then(&self, then: Then) {
-        lock(&self.shared.jobs).queue.push_back(Job::Then(then));
+    /// Calls `then`, which holds `cost` bytes, on the applier's thread when everything queued so far is applied.
+    pub fn then(&self, cost: u64, then: Then) {
+        let mut jobs = lock(&self.shared.jobs);
+        jobs.cost += cost;
+        jobs.queue.push_back(Job::Then(cost, then));
         self.shared.changed.notify_all();
     }
 
@@ -67,9 +70,12 @@ impl Applier {
     #[must_use]
     pub fn drain(&self) -> bool {
         let (tx, rx) = crossbeam_channel::bounded(1);
-        self.then(Box::new(move |ok| {
-            let _ = tx.send(ok);
-        }));
+        self.then(
+            0,
+            Box::new(move |ok| {
+                let _ = tx.send(ok);
+            }),
+        );
         rx.recv().unwrap_or(false)
     }
 
@@ -87,7 +93,7 @@ impl Drop for Applier {
     }
 }
 
-fn run(shared: &Shared, image: &dyn Image, on_error: Box<dyn FnOnce(OpError) + Send>) {
+fn run(shared: &Shared, tracker: &Tracker, on_error: Box<dyn FnOnce(OpError) + Send>) {
     let mut on_error = Some(on_error);
     loop {
         let jobs = lock(&shared.jobs);
@@ -96,32 +102,50 @@ fn run(shared: &Shared, image: &dyn Image, on_error: Box<dyn FnOnce(OpError) + S
         let Some(job) = jobs.queue.pop_front() else { return };
         drop(jobs);
         match job {
-            Job::Then(then) => then(on_error.is_some()),
+            Job::Then(cost, then) => {
+                then(on_error.is_some());
+                shared.done(cost);
+            }
             Job::Apply(change) => {
                 let cost = change.cost();
                 if on_error.is_some()
-                    && let Err(e) = apply(image, &change)
+                    && let Err(e) = apply(tracker, &change)
                     && let Some(on_error) = on_error.take()
                 {
                     on_error(e);
                 }
                 drop(change);
-                lock(&shared.jobs).cost -= cost;
-                shared.changed.notify_all();
+                shared.done(cost);
             }
         }
     }
 }
 
-fn apply(image: &dyn Image, change: &Change) -> Result<(), OpError> {
-    let what = if change.data.is_some() { "write" } else { "zeroing" };
-    write(image, change).map_err(|source| OpError { what, offset: change.range.offset, len: change.range.len, source })
+impl Shared {
+    fn done(&self, cost: u64) {
+        lock(&self.jobs).cost -= cost;
+        self.changed.notify_all();
+    }
 }
 
-fn write(image: &dyn Image, change: &Change) -> io::Result<()> {
-    let range = change.range;
+fn apply(tracker: &Tracker, change: &Change) -> Result<(), OpError> {
+    let what = if change.data.is_some() { "write" } else { "zeroing" };
+    write(tracker, change).map_err(|source| OpError {
+        what,
+        offset: change.range.offset,
+        len: change.range.len,
+        source,
+    })
+}
+
+fn write(tracker: &Tracker, change: &Change) -> io::Result<()> {
+    let (range, image) = (change.range, tracker.image());
+    tracker.admit(range).map_err(io::Error::other)?;
     if let Some(data) = &change.data {
-        return image.write_at(range.offset, data);
+        // Direct I/O asks for alignment.
+        let mut aligned = Buffer::zeroed(data.len());
+        aligned.copy_from_slice(data);
+        return image.write_at(range.offset, &aligned);
     }
     // Holes in the peer's image are mostly holes here too: do not make the file system work for them.
     match image.hole_end(range.offset) {

@@ -33,7 +33,8 @@ pub struct Args {
     /// Number of queues, usually one per virtual CPU.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=32))]
     pub num_queues: u16,
-    /// Most entries of a queue, a power of two; the frontend may use fewer.
+    /// Entries that a queue usually has, a power of two: the guest is told to use no more segments in a request. The frontend may
+    /// use other sizes, up to 32768.
     #[arg(long, value_name = "N", default_value = "256", value_parser = queue_size)]
     pub queue_size: u16,
     /// Bypass the host's page cache (O_DIRECT).

@@ -20,10 +20,11 @@ use crate::control::Link;
 use crate::image::SECTOR;
 use crate::lock;
 use crate::request::{Geometry, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
-use crate::vring::Vring;
-use crate::worker::{Memory, Worker};
+use crate::worker::{Memory, Vring, Worker};
 
 const CONFIG_LEN: usize = 60;
+/// The largest queue that virtio knows.
+const QUEUE_SIZE_MAX: u16 = 32768;
 /// What a discard or a big request should be a multiple of, in bytes: pages of the host.
 const PHYSICAL_BLOCK: u32 = 4096;
 
@@ -39,7 +40,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A device with `queues` queues of at most `queue_size` entries.
+    /// A device with `queues` queues, which usually have `queue_size` entries.
     #[must_use]
     pub fn new(worker: Worker, queues: u16, queue_size: u16) -> Self {
         let geometry = worker.geometry;
@@ -68,16 +69,12 @@ impl Backend {
         self.watch(raw, self.control_token())
     }
 
-    /// Blocks until released writes of the mirror stream are in the image, and its record says so.
-    pub fn drain(&self) {
-        let (applier, tracker, idle) = {
-            let worker = lock(&self.worker);
-            (worker.applier.clone(), worker.tracker.clone(), worker.is_idle())
-        };
+    /// Blocks until what counts is in the image, and its record says that nobody writes to it any more.
+    pub fn close(&self) {
+        let (applier, tracker) = lock(&self.worker).shut();
+        // What is released belongs to the image, also when the VMM ends.
         let _ = applier.is_some_and(|applier| applier.drain());
-        if idle {
-            tracker.close();
-        }
+        tracker.close();
     }
 
     fn watch(&self, fd: RawFd, token: u16) -> io::Result<()> {
@@ -143,8 +140,9 @@ impl VhostUserBackend for Backend {
         usize::from(self.queues)
     }
 
+    /// Whatever the frontend has: `queue_size` is what the guest is advised by.
     fn max_queue_size(&self) -> usize {
-        usize::from(self.queue_size)
+        usize::from(QUEUE_SIZE_MAX)
     }
 
     fn features(&self) -> u64 {
@@ -171,8 +169,9 @@ impl VhostUserBackend for Backend {
     }
 
     fn acked_features(&self, features: u64) {
-        let flush = features & 1 << blk::VIRTIO_BLK_F_FLUSH != 0;
-        lock(&self.worker).set_writethrough(!flush);
+        let has = |bit: u32| features & 1 << bit != 0;
+        let limited = has(blk::VIRTIO_BLK_F_SEG_MAX) && has(blk::VIRTIO_BLK_F_SIZE_MAX);
+        lock(&self.worker).set_driver(has(blk::VIRTIO_BLK_F_FLUSH), limited);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {

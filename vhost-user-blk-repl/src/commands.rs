@@ -39,18 +39,7 @@ impl Worker {
         info!("the ft-ctl link is closed");
         self.link = None;
         (self.mirror, self.receiver) = (None, None);
-        let (exit, tracker, idle) = (self.exit.clone(), self.tracker.clone(), self.is_idle());
-        let end = move || {
-            if idle {
-                tracker.close();
-            }
-            exit();
-        };
-        match &self.applier {
-            // What is released belongs to the image, also when the VMM ends.
-            Some(applier) => applier.then(Box::new(move |_| end())),
-            None => end(),
-        }
+        (self.exit)();
         false
     }
 
@@ -85,8 +74,10 @@ impl Worker {
                 Some(fd) => self.start_receiving(fd, max_uncommitted),
                 None => self.lost("the Receive command came without a stream"),
             },
-            // The record has no room for them yet.
-            Command::Own { .. } => self.report(&Report::Owned),
+            Command::Own { vm, term } => match self.tracker.own(vm, term) {
+                Ok(()) => self.report(&Report::Owned),
+                Err(e) => self.fail(&e.to_string()),
+            },
             Command::End(term) => match self.tracker.end(term) {
                 Ok(()) => self.report(&Report::Ended),
                 Err(e) => warn!("{e}"),
@@ -102,6 +93,7 @@ impl Worker {
             size: self.geometry.size,
             read_only: self.geometry.read_only,
             serial: self.serial.clone(),
+            block_size: self.geometry.block,
         };
         self.report(&Report::Ready { version: CTL_VERSION, info });
     }
@@ -186,11 +178,14 @@ impl Worker {
         let Some(link) = self.link.clone() else { return };
         match &self.applier {
             // When the image failed, that has been reported, and the VMM must not start on it.
-            Some(applier) => applier.then(Box::new(move |ok| {
-                if ok {
-                    link.report(&Report::Discarded);
-                }
-            })),
+            Some(applier) => applier.then(
+                0,
+                Box::new(move |ok| {
+                    if ok {
+                        link.report(&Report::Discarded);
+                    }
+                }),
+            ),
             None => link.report(&Report::Discarded),
         }
     }
@@ -203,7 +198,7 @@ impl Worker {
         info!("this host runs the VM now, {} requests in flight", in_flight.len());
         self.resubmit = in_flight.into();
         (self.standby, self.sealed) = (false, false);
-        self.tracker.alone();
+        self.tracker.take_over();
         self.report(&Report::Started);
         self.deliver();
         self.serve_all();
@@ -249,7 +244,7 @@ impl Worker {
         if self.applier.is_none() {
             let link = self.link.clone()?;
             let on_error = move |e: OpError| link.report(&Report::Failed { reason: e.to_string() });
-            match Applier::new(self.disk.image().clone(), Box::new(on_error)) {
+            match Applier::new(self.tracker.clone(), Box::new(on_error)) {
                 Ok(applier) => self.applier = Some(Arc::new(applier)),
                 Err(e) => self.lost(&format!("cannot start a thread: {e}")),
             }

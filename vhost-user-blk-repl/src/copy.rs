@@ -24,7 +24,7 @@ const HOLE: u64 = 1 << 30;
 /// The copy waits while more bytes than this are queued: guest writes should not stand in line behind it.
 const AHEAD: u64 = 1 << 20;
 /// Chunks whose hashes may be under way: both sides hash at the same time.
-const UNANSWERED: usize = 16;
+pub(crate) const UNANSWERED: usize = 16;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 pub(crate) struct Copier {

@@ -7,18 +7,20 @@ use std::collections::VecDeque;
 
 use ft_proto::Epoch;
 
-use crate::buffer::Buffer;
 use crate::range::Range;
 
 /// What a change costs apart from its data, in bytes: so that many empty changes are bounded too.
 pub const CHANGE_OVERHEAD: u64 = 128;
+
+/// Most epochs that may have changes and are not released: an honest peer has a few.
+pub const OPEN_EPOCHS: usize = 1024;
 
 /// One write or zeroing of the image.
 pub struct Change {
     /// Where.
     pub range: Range,
     /// The bytes, as many as the range is long; `None` means zeroes.
-    pub data: Option<Buffer>,
+    pub data: Option<Vec<u8>>,
 }
 
 impl Change {
@@ -29,12 +31,15 @@ impl Change {
     }
 }
 
-/// More than the bound would be held.
+/// More than a bound would be held.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("more than {limit} bytes of uncommitted writes")]
-pub struct OverLimit {
-    /// The bound in bytes.
-    pub limit: u64,
+pub enum OverLimit {
+    /// That of this many bytes.
+    #[error("more than {0} bytes of uncommitted writes")]
+    Bytes(u64),
+    /// That of epochs.
+    #[error("uncommitted writes of more than {OPEN_EPOCHS} epochs")]
+    Epochs,
 }
 
 struct Held {
@@ -64,7 +69,11 @@ impl EpochLog {
     pub fn push(&mut self, epoch: Epoch, change: Change) -> Result<(), OverLimit> {
         let cost = change.cost();
         if self.cost + cost > self.limit {
-            return Err(OverLimit { limit: self.limit });
+            return Err(OverLimit::Bytes(self.limit));
+        }
+        let begins = self.epochs.back().is_none_or(|held| held.epoch != epoch);
+        if begins && self.epochs.len() == OPEN_EPOCHS {
+            return Err(OverLimit::Epochs);
         }
         self.cost += cost;
         match self.epochs.back_mut() {
@@ -151,7 +160,7 @@ mod tests {
     use super::*;
 
     fn change(offset: u64) -> Change {
-        Change { range: Range::new(offset, 512), data: Some(Buffer::zeroed(512)) }
+        Change { range: Range::new(offset, 512), data: Some(vec![0; 512]) }
     }
 
     fn offsets(changes: &[Change]) -> Vec<u64> {
@@ -191,6 +200,28 @@ mod tests {
         assert!(log.push(Epoch(2), Change { range: Range::new(0, 512), data: None }).is_err());
         drop(log.release(Epoch(1)));
         log.push(Epoch(2), change(0)).unwrap();
+    }
+
+    #[test]
+    fn bounded_in_epochs() {
+        let mut log = EpochLog::new(u64::MAX);
+        for epoch in 1..=OPEN_EPOCHS as u64 {
+            log.push(Epoch(epoch), change(0)).unwrap();
+        }
+        assert_eq!(log.push(Epoch(5000), change(0)), Err(OverLimit::Epochs));
+        log.push(Epoch(OPEN_EPOCHS as u64), change(0)).unwrap();
+        drop(log.release(Epoch(1)));
+        log.push(Epoch(5000), change(0)).unwrap();
+    }
+
+    /// What holding a change takes is no more than it counts for.
+    #[test]
+    fn a_change_counts_for_what_it_takes() {
+        for len in [512, 4096, 70_000] {
+            let change = Change { range: Range::new(0, len), data: Some(vec![0; len as usize]) };
+            let allocated = change.data.as_ref().map_or(0, Vec::capacity) + 2 * size_of::<Change>();
+            assert!(allocated as u64 <= change.cost(), "{len}");
+        }
     }
 
     #[test]

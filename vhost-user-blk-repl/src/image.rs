@@ -12,6 +12,8 @@ use nix::libc;
 use nix::unistd::{Whence, lseek};
 
 use crate::buffer::Buffer;
+use crate::proof::{Moment, Stamp};
+use crate::stamp;
 
 /// What the image's size and every request is a multiple of, in bytes.
 pub const SECTOR: u64 = 512;
@@ -45,6 +47,16 @@ pub trait Image: Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
     /// End of the hole that `offset` lies in, if it lies in one.
     fn hole_end(&self, offset: u64) -> Option<u64>;
+    /// Which file it is and when it was last changed; `None` where that is not known.
+    ///
+    /// # Errors
+    /// Of the kernel.
+    fn stamp(&self) -> io::Result<Option<Stamp>>;
+    /// When it was last changed, as [`Image::stamp`] has it.
+    ///
+    /// # Errors
+    /// Of the kernel.
+    fn changed(&self) -> io::Result<Option<Moment>>;
 }
 
 /// Why an image was refused.
@@ -73,6 +85,8 @@ pub enum OpenError {
 /// A raw image in a file or on a block device, locked for as long as it is open.
 pub struct FileImage {
     file: File,
+    /// A device does not become smaller under us.
+    is_file: bool,
     size: u64,
     block: u32,
 }
@@ -94,17 +108,20 @@ impl FileImage {
         }
         let mut options = OpenOptions::new();
         options.read(true).write(!read_only);
-        if direct {
-            options.custom_flags(OFlag::O_DIRECT.bits());
-        }
+        // Whatever is there by now: opening it does not wait.
+        options.custom_flags(OFlag::O_NONBLOCK.bits() | if direct { OFlag::O_DIRECT.bits() } else { 0 });
         let file = options.open(path).map_err(fail)?;
+        let kind = file.metadata().map_err(fail)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(OpenError::Kind(name()));
+        }
         lock(&file, path, read_only)?;
         let size = lseek(&file, 0, Whence::SeekEnd).map_err(|e| fail(e.into()))?.unsigned_abs();
         let block = if direct { direct_block(&file).map_err(fail)? } else { 512 };
         if size == 0 || !size.is_multiple_of(u64::from(block)) {
             return Err(OpenError::Size(name(), size, block));
         }
-        let image = Self { file, size, block };
+        let image = Self { file, is_file: kind.is_file(), size, block };
         let mut head = Buffer::zeroed(block as usize);
         image.read_at(0, &mut head).map_err(fail)?;
         if head.starts_with(&QCOW2_MAGIC) {
@@ -117,6 +134,16 @@ impl FileImage {
     #[must_use]
     pub fn block_size(&self) -> u32 {
         self.block
+    }
+
+    /// Somebody may have made the file smaller: a write would make it larger again, and nobody would know what is missing.
+    fn is_whole(&self) -> io::Result<()> {
+        let len = if self.is_file { self.file.metadata()?.len() } else { self.size };
+        if len < self.size {
+            let told = format!("the image has only {len} of its {} bytes left: somebody has cut it off", self.size);
+            return Err(io::Error::other(told));
+        }
+        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -137,14 +164,19 @@ impl Image for FileImage {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        match self.file.read_exact_at(buf, offset) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => self.is_whole().and(Err(e)),
+            result => result,
+        }
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.is_whole()?;
         self.file.write_all_at(data, offset)
     }
 
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.is_whole()?;
         let how = if unmap { FallocateFlags::FALLOC_FL_PUNCH_HOLE } else { FallocateFlags::FALLOC_FL_ZERO_RANGE };
         let mode = how | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         match fallocate(&self.file, mode, offset.cast_signed(), len.cast_signed()) {
@@ -155,16 +187,27 @@ impl Image for FileImage {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.is_whole()?;
         self.file.sync_data()
     }
 
     fn hole_end(&self, offset: u64) -> Option<u64> {
+        // What is cut off is no hole: reading it is an error.
+        self.is_whole().ok()?;
         match lseek(&self.file, offset.cast_signed(), Whence::SeekData) {
             Ok(data) if data.unsigned_abs() > offset => Some(data.unsigned_abs().min(self.size)),
             Ok(_) => None,
             Err(Errno::ENXIO) => Some(self.size),
             Err(_) => None,
         }
+    }
+
+    fn stamp(&self) -> io::Result<Option<Stamp>> {
+        stamp::stamp(&self.file)
+    }
+
+    fn changed(&self) -> io::Result<Option<Moment>> {
+        if self.is_file { stamp::changed(&self.file).map(Some) } else { Ok(None) }
     }
 }
 

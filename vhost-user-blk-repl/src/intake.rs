@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Hello -> Begin -> copying: Hashes compared, Copy, Write applied at once -> SyncDone -> mirroring: Write held by epoch,
-//!  End completes it, Persist asks
+//!  End completes it, Persist asks, Renamed tells
 //! ```
 //! `End` may come in both phases. Anything else is a peer that misbehaves, and the stream is refused.
 
@@ -31,6 +31,8 @@ pub enum Step {
     Complete(Epoch),
     /// Say what is on stable storage.
     Persist,
+    /// The primary has the image's new name.
+    Renamed,
 }
 
 /// A frame that cannot be.
@@ -149,8 +151,9 @@ impl Intake {
                 wrong("writes, the copy is done")
             }
             Kind::Hashes => self.comparable(frame).map(|()| Step::Compare),
-            Kind::Persist if self.synced.is_none() => wrong("the end of the copy"),
+            Kind::Persist | Kind::Renamed if self.synced.is_none() => wrong("the end of the copy"),
             Kind::Persist => Ok(Step::Persist),
+            Kind::Renamed => Ok(Step::Renamed),
             Kind::Copy | Kind::CopyZero => self.in_range(frame).map(|()| Step::Apply),
             Kind::SyncDone => {
                 self.in_epoch(frame)?;
@@ -289,6 +292,7 @@ mod tests {
             ),
             ("hashes of too much", vec![hello(), begin(), frame(Kind::Hashes, 1, 0, SIZE)]),
             ("persist before the copy", vec![hello(), begin(), frame(Kind::Persist, 1, 0, 0)]),
+            ("a new name before the copy", vec![hello(), begin(), frame(Kind::Renamed, 1, 0, 0)]),
             ("refusal from a primary", vec![hello(), begin(), frame(Kind::Refused, 1, 0, 0)]),
             ("last of all epochs", vec![hello(), begin(), frame(Kind::End, u64::MAX, 0, 0)]),
         ] {

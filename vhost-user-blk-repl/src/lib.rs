@@ -8,12 +8,13 @@
 //!                   request    |  \
 //!                            disk  mirror, copy == mirror_wire ==> receive, intake, epoch_log -> applier
 //!                              |     feedback <== mirror_wire ==== reply                            |
-//!            tracker, record   |                                                                    |
+//!       tracker, recorder   watch                                                              tracker, watch
+//!                              |                                                                    |
 //!                            image                                                       image (standby)
 //! ```
 //!
-//! `tracker` keeps the image's `record` true: where the image may differ from its peer's. `resync` makes a plan of two
-//! records.
+//! `tracker` keeps the image's `record` true: whose it is, and where it may differ from its peer's. `watch` and `proof` show that
+//! record and image belong together. `resync` makes a plan of two records.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,22 +35,28 @@ mod copy;
 mod disk;
 mod epoch_log;
 mod feedback;
+mod flight;
 pub mod image;
 mod intake;
 mod mirror;
 pub mod mirror_wire;
+mod order;
+pub mod proof;
 mod range;
 mod receive;
 pub mod record;
 pub mod record_file;
+mod record_v1;
+mod recorder;
 pub mod regions;
 mod reply;
 mod request;
 mod resync;
 pub mod run;
 pub mod show;
+pub mod stamp;
 mod tracker;
-mod vring;
+mod watch;
 mod worker;
 
 pub use worker::Exit;
@@ -69,7 +76,7 @@ pub struct Options {
     pub serial: String,
     /// Number of queues.
     pub queues: u16,
-    /// Most entries of a queue, a power of two.
+    /// Entries that a queue usually has, a power of two; the frontend may use fewer or more.
     pub queue_size: u16,
     /// Number of I/O threads.
     pub threads: usize,
@@ -128,6 +135,13 @@ impl Device {
         move |fd| backend.attach_control(fd)
     }
 
+    /// What ends the disk in good order: finishes what counts and notes that the image is closed. To be called once, by whoever
+    /// ends the process after that.
+    fn closer(&self) -> impl FnOnce() + Send + 'static {
+        let backend = self.backend.clone();
+        move || backend.close()
+    }
+
     /// Waits for the frontend to connect.
     ///
     /// # Errors
@@ -136,14 +150,19 @@ impl Device {
         self.daemon.start(&mut listener).map_err(DeviceError::Vhost)
     }
 
-    /// Serves the frontend until it disconnects, then finishes what the mirror stream has released.
+    /// Serves the frontend until it disconnects, then closes the disk.
     ///
     /// # Errors
     /// When the frontend breaks the protocol.
     pub fn serve(&mut self) -> Result<(), DeviceError> {
-        let result = self.daemon.wait();
-        self.backend.drain();
-        match result {
+        let result = self.wait();
+        self.backend.close();
+        result
+    }
+
+    /// As [`Device::serve`], but the disk is not closed: see [`Device::closer`].
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        match self.daemon.wait() {
             Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) | Ok(()) => Ok(()),
             Err(e) => Err(DeviceError::Vhost(e)),
         }

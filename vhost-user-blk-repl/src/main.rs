@@ -33,8 +33,8 @@ fn main() -> ExitCode {
 }
 
 fn tell_record() -> ExitCode {
-    let Show { image, record } = Show::parse_from(std::env::args_os().skip(1));
-    match show(&image, record.as_deref()) {
+    let Show { image, record, json } = Show::parse_from(std::env::args_os().skip(1));
+    match show(&image, record.as_deref(), json) {
         Ok(text) => {
             print!("{text}");
             ExitCode::SUCCESS

@@ -23,8 +23,10 @@ use crate::copy::Copier;
 use crate::epoch_log::{CHANGE_OVERHEAD, Uncommitted};
 use crate::image::Image;
 use crate::lock;
-use crate::mirror_wire::{Digest, Frame, Kind, encode, encode_fields};
+use crate::mirror_wire::{Digest, Frame, Greeting, Kind, Name, encode, encode_fields};
 use crate::range::Range;
+use crate::record::Base;
+use crate::record_file::new_id;
 use crate::resync::Plan;
 use crate::tracker::Tracker;
 
@@ -91,6 +93,8 @@ pub(crate) struct State {
     pub(crate) plan: Option<Plan>,
     /// Answers to hashes: where, and which blocks differ.
     pub(crate) differ: VecDeque<(u64, u64)>,
+    /// The name that the standby is to give to what it has, until it says that it has done so.
+    pub(crate) naming: Option<Base>,
 }
 
 pub(crate) struct Shared {
@@ -136,9 +140,12 @@ impl Mirror {
         session: Session,
         (tracker, wake): (Tracker, Arc<EventFd>),
     ) -> io::Result<Self> {
+        let number = tracker.begin_session();
         let hello = Frame { kind: Kind::Hello, epoch: settings.epoch, offset: 0, len: image.size() };
+        let record = tracker.record();
+        let greeting = Greeting { serial: settings.serial, vm: record.vm, term: record.term };
         let state = State {
-            queue: VecDeque::from([(hello, Body::Bytes(settings.serial.into_bytes()))]),
+            queue: VecDeque::from([(hello, Body::Bytes(encode_fields(&greeting)))]),
             queued: 0,
             starved: false,
             open: true,
@@ -152,13 +159,14 @@ impl Mirror {
             reading: None,
             plan: None,
             differ: VecDeque::new(),
+            naming: None,
         };
         let shared = Arc::new(Shared {
             stream: connected(fd)?,
             state: Mutex::new(state),
             changed: Condvar::new(),
             session,
-            number: tracker.begin_session(),
+            number,
             tracker,
             wake,
             limit: settings.max_uncommitted,
@@ -234,12 +242,14 @@ impl Mirror {
         lock(&self.shared.state).uncommitted.release(epoch);
     }
 
-    /// Asks the standby what it has on stable storage, if it is in sync.
+    /// Asks the standby what it has on stable storage, if it is in sync and has answered before.
     pub fn persist(&self) {
         let mut state = lock(&self.shared.state);
-        if state.synced {
+        if state.synced && state.naming.is_none() {
+            let base = new_id();
+            state.naming = Some(Base(base));
             let frame = Frame { kind: Kind::Persist, epoch: state.epoch, offset: 0, len: 0 };
-            self.shared.push(&mut state, frame, Body::None);
+            self.shared.push(&mut state, frame, Body::Bytes(encode_fields(&Name { base })));
         }
     }
 
@@ -300,13 +310,14 @@ impl Shared {
         let mut state = lock(&self.state);
         let frame = Frame { kind: Kind::Begin, epoch: Epoch(0), offset: 0, len: 0 };
         state.queue.push_front((frame, Body::Bytes(encode_fields(&plan.begin))));
+        state.naming = Some(Base(plan.begin.base));
         state.plan = Some(plan);
         self.changed.notify_all();
     }
 
     pub(crate) fn push(&self, state: &mut State, frame: Frame, body: Body) {
         if state.open {
-            state.touched |= !matches!(frame.kind, Kind::End | Kind::Persist);
+            state.touched |= !matches!(frame.kind, Kind::End | Kind::Persist | Kind::Renamed);
             state.queued += CHANGE_OVERHEAD + body.bytes().len() as u64;
             state.queue.push_back((frame, body));
             self.changed.notify_all();

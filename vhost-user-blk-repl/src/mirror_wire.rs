@@ -9,7 +9,7 @@
 //!
 //! | kind | epoch | offset, len | body |
 //! |---|---|---|---|
-//! | Hello | first epoch of the stream | 0, size of the image | serial |
+//! | Hello | first epoch of the stream | 0, size of the image | [`Greeting`]: whose disk it is |
 //! | Answer (from the standby) | – | – | [`Answer`]: its record |
 //! | Begin | epoch now | – | [`Begin`]: how the images are made equal |
 //! | Hashes | epoch now | range, at most 64 blocks | a hash for each block of 4 KiB |
@@ -20,8 +20,9 @@
 //! | Zeroes | of the write | range | – |
 //! | SyncDone | epoch now | 0, 0 | – |
 //! | End | that ended | number of Write and Zeroes frames in it, their [`Digest`] | – |
-//! | Persist | epoch now | – | – : what is durable at your side? |
-//! | Durable (from the standby) | everything up to it is on stable storage | – | – |
+//! | Persist | epoch now | – | [`Name`]: what is durable at your side? Call it this |
+//! | Durable (from the standby) | everything up to it is on stable storage, under that name | – | – |
+//! | Renamed | epoch now | – | – : so it is here |
 //! | Refused (from the standby) | – | – | reason |
 
 use serde::{Deserialize, Serialize};
@@ -29,17 +30,17 @@ use twox_hash::XxHash3_64;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use ft_proto::Epoch;
 use ft_proto::wire::hash_of_parts;
+use ft_proto::{Epoch, Term, VmId};
 
 use crate::range::Range;
 use crate::request::MAX_DATA;
-use crate::resync::{BLOCKS, HASH_LEN};
+use crate::resync::{BLOCK, BLOCKS, HASH_LEN};
 
 pub use ft_proto::device_ctl::ResyncKind;
 
 /// Version of the frames; a peer of another version is refused.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes of an encoded header.
 pub const HEADER_LEN: usize = size_of::<Raw>();
 /// No body is longer.
@@ -48,7 +49,7 @@ pub const MAX_BODY: usize = MAX_DATA as usize;
 const MAGIC: [u8; 4] = *b"PXMR";
 /// Longest serial and longest reason.
 const MAX_TEXT: usize = 1024;
-/// Longest [`Answer`].
+/// Longest [`Answer`] and longest [`Begin`].
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// What a frame is.
@@ -82,6 +83,26 @@ pub enum Kind {
     Persist,
     /// It is this much.
     Durable,
+    /// The primary has the new name on stable storage, too.
+    Renamed,
+}
+
+/// What a primary says of its disk.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Greeting {
+    /// Serial number.
+    pub serial: String,
+    /// The VM whose disk it is.
+    pub vm: Option<VmId>,
+    /// The term of the session.
+    pub term: Term,
+}
+
+/// The new name of what both images have in common.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Name {
+    /// It.
+    pub base: u128,
 }
 
 /// What a standby's record says.
@@ -89,8 +110,12 @@ pub enum Kind {
 pub struct Answer {
     /// Name of the disk.
     pub disk: u128,
+    /// The VM whose disk it is.
+    pub vm: Option<VmId>,
     /// State that `marks` refer to.
     pub base: Option<u128>,
+    /// Another one, that the primary may still know the image by.
+    pub former: Option<u128>,
     /// Generation.
     pub generation: u64,
     /// Regions that may differ from the base: [`crate::regions::Regions::to_bytes`].
@@ -106,6 +131,10 @@ pub struct Begin {
     pub kind: ResyncKind,
     /// Name of the disk.
     pub disk: u128,
+    /// State that both images are known by, if they are; what follows is about it.
+    pub common: Option<u128>,
+    /// Regions in which the primary's image may differ from that.
+    pub marks: Vec<u8>,
     /// State that the images have in common when they are equal.
     pub base: u128,
     /// The primary's generation.
@@ -126,7 +155,7 @@ pub fn decode_fields<'a, T: Deserialize<'a>>(kind: Kind, body: &'a [u8]) -> Resu
     postcard::from_bytes(body).map_err(|_| WireError::Fields(kind))
 }
 
-const KINDS: [(Kind, u16); 14] = [
+const KINDS: [(Kind, u16); 15] = [
     (Kind::Hello, 1),
     (Kind::Copy, 2),
     (Kind::CopyZero, 3),
@@ -141,6 +170,7 @@ const KINDS: [(Kind, u16); 14] = [
     (Kind::Differ, 12),
     (Kind::Persist, 13),
     (Kind::Durable, 14),
+    (Kind::Renamed, 15),
 ];
 
 /// A decoded header. What `offset` and `len` mean depends on the kind: see the module's table.
@@ -253,11 +283,15 @@ pub fn decode(header: &[u8; HEADER_LEN]) -> Result<Pending, WireError> {
     let body = raw.body.get();
     let fits = match kind {
         Kind::Copy | Kind::Write => body as usize <= MAX_BODY && u64::from(body) == raw.len.get(),
-        Kind::Hello | Kind::Refused | Kind::Begin => body as usize <= MAX_TEXT,
-        Kind::Answer => body as usize <= MAX_ANSWER,
-        Kind::Hashes => body as usize <= BLOCKS as usize * HASH_LEN,
+        Kind::Hello | Kind::Refused | Kind::Persist => body as usize <= MAX_TEXT,
+        Kind::Answer | Kind::Begin => body as usize <= MAX_ANSWER,
+        // One for each block, none less: what is not compared would count as equal.
+        Kind::Hashes => {
+            let blocks = raw.len.get().div_ceil(BLOCK);
+            blocks <= BLOCKS && u64::from(body) == blocks * HASH_LEN as u64
+        }
         Kind::CopyZero | Kind::Zeroes | Kind::SyncDone | Kind::End => body == 0,
-        Kind::Differ | Kind::Persist | Kind::Durable => body == 0,
+        Kind::Differ | Kind::Durable | Kind::Renamed => body == 0,
     };
     if !fits {
         return Err(WireError::Body(kind, body));
@@ -321,6 +355,7 @@ mod tests {
             let body = match kind {
                 Kind::Copy | Kind::Write => vec![3; 512],
                 Kind::Hello | Kind::Refused => b"text".to_vec(),
+                Kind::Hashes => vec![3; HASH_LEN],
                 _ => vec![],
             };
             let frame = Frame { kind, epoch: Epoch(9), offset: 1024, len: 512 };
@@ -349,8 +384,24 @@ mod tests {
     fn another_version_is_named() {
         let (frame, body) = write();
         let (mut header, _) = encode(&frame, &body);
-        header[4] = 3;
-        assert_eq!(decode(&header).map(|_| ()), Err(WireError::Version(3)));
+        header[4] = 2;
+        assert_eq!(decode(&header).map(|_| ()), Err(WireError::Version(2)));
+    }
+
+    #[test]
+    fn a_hash_for_each_block_and_none_less() {
+        for (len, hashes, fits) in
+            [(512, 1, true), (4097, 2, true), (1 << 18, 64, true), (512, 0, false), (8192, 1, false), (8192, 3, false)]
+        {
+            let frame = Frame { kind: Kind::Hashes, epoch: Epoch(1), offset: 0, len };
+            let body = vec![0; hashes * HASH_LEN];
+            let (header, _) = encode(&frame, &body);
+            assert_eq!(decode(&header).is_ok(), fits, "{hashes} hashes for {len} bytes");
+        }
+        for len in [(1 << 18) + 1, u64::MAX] {
+            let (header, _) = encode(&Frame { kind: Kind::Hashes, epoch: Epoch(1), offset: 0, len }, &[0; 1024]);
+            assert!(decode(&header).is_err());
+        }
     }
 
     #[test]

@@ -16,17 +16,17 @@ use tracing::{info, warn};
 use crate::applier::Applier;
 use crate::buffer::Buffer;
 use crate::control::Session;
-use crate::epoch_log::{Change, EpochLog, OverLimit};
+use crate::epoch_log::{CHANGE_OVERHEAD, Change, EpochLog, OverLimit};
 use crate::image::Image;
 use crate::intake::{Intake, Step, Violation};
 use crate::lock;
 use crate::mirror::connected;
-use crate::mirror_wire::{Begin, Frame, HEADER_LEN, Kind, MAX_BODY, WireError, decode, decode_fields};
+use crate::mirror_wire::{Begin, Frame, Greeting, HEADER_LEN, Kind, MAX_BODY, Name, WireError, decode, decode_fields};
 use crate::range::Range;
 use crate::record::Base;
-use crate::reply::{Replies, answer};
+use crate::reply::Replies;
 use crate::resync::differing;
-use crate::tracker::{RecordLost, Tracker};
+use crate::tracker::{NotOurs, NotReceived, Tracker};
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +45,12 @@ enum StreamError {
     OverLimit(#[from] OverLimit),
     #[error("the peer's disk has serial \"{theirs}\", this one has \"{ours}\": give both the same --serial")]
     Serial { theirs: String, ours: String },
+    #[error("the peer misbehaves: it asks what is on stable storage before it had the last answer")]
+    Impatient,
     #[error(transparent)]
-    Record(#[from] RecordLost),
+    NotOurs(#[from] NotOurs),
+    #[error(transparent)]
+    NotReceived(#[from] NotReceived),
 }
 
 /// Why a request of the VMM cannot be met; the disk must not be used to run the VM then.
@@ -81,8 +85,12 @@ struct State {
     log: EpochLog,
     /// The last epoch that was released.
     released: Epoch,
+    /// Whose disk the primary has.
+    greeting: Option<Greeting>,
     /// What the primary began the stream with, and the stream's number to the tracker.
     begun: Option<(u64, Begin)>,
+    /// What is here gets a new name on stable storage, and that has not been answered.
+    naming: bool,
     /// No frame counts any more, not even one that has been received.
     closed: bool,
 }
@@ -122,7 +130,9 @@ impl Receiver {
             intake: Intake::new(image.size()),
             log: EpochLog::new(limit),
             released: Epoch(0),
+            greeting: None,
             begun: None,
+            naming: false,
             closed: false,
         };
         let replies = Replies::new(connected(fd)?);
@@ -142,7 +152,9 @@ impl Receiver {
         state.intake.has(epoch)?;
         state.released = state.released.max(epoch);
         // Under the mutex: the reading thread must not queue anything in between.
-        state.log.release(epoch).into_iter().for_each(|change| self.shared.applier.apply(change));
+        let changes = state.log.release(epoch);
+        self.shared.tracker.expect(changes.iter().map(|change| change.range));
+        changes.into_iter().for_each(|change| self.shared.applier.apply(change));
         Ok(())
     }
 
@@ -221,7 +233,8 @@ impl Shared {
         let mut header = [0; HEADER_LEN];
         self.fill(&mut header, true)?;
         let pending = decode(&header)?;
-        let mut body = Buffer::zeroed(pending.body_len());
+        // No more than it says, since it may be held: it is aligned when it is written.
+        let mut body = vec![0; pending.body_len()];
         self.fill(&mut body, false)?;
         let (frame, checksum) = pending.finish(&body)?;
         let mut state = lock(&self.state);
@@ -230,23 +243,36 @@ impl Shared {
         }
         match state.intake.step(&frame, checksum)? {
             Step::Greeted => {
-                self.check_serial(&body)?;
-                self.replies.answer(&answer(&self.tracker.record(), &*self.image));
+                let greeting: Greeting = decode_fields(frame.kind, &body)?;
+                self.check(&greeting)?;
+                state.greeting = Some(greeting);
+                self.replies.answer(&self.tracker.answer());
             }
             Step::Begun => {
                 let begin: Begin = decode_fields(frame.kind, &body)?;
-                let number = self.tracker.receive(&begin)?;
+                let Some(greeting) = &state.greeting else { return Err(WireError::Fields(Kind::Hello).into()) };
+                let number = self.tracker.receive(greeting, &begin)?;
                 info!("{} resynchronisation of this image begins", begin.kind.name());
                 state.begun = Some((number, begin));
             }
             Step::Compare => self.compare(frame.range(), body),
-            Step::Persist => self.settle(state.released, None),
+            Step::Persist => {
+                let Name { base } = decode_fields(frame.kind, &body)?;
+                let released = state.released;
+                self.name(&mut state, released, Base(base))?;
+            }
+            Step::Renamed => {
+                if let Some((number, _)) = state.begun {
+                    self.tracker.renamed(number);
+                }
+            }
             Step::Apply => self.applier.apply(change(&frame, body)),
             Step::Hold => state.log.push(frame.epoch, change(&frame, body))?,
             Step::Synced => {
                 info!("copy of the disk is complete in epoch {}", frame.epoch);
-                let begun = state.begun.as_ref().map(|(number, begin)| (*number, Base(begin.base)));
-                self.settle(Epoch(0), begun);
+                if let Some(base) = state.begun.as_ref().map(|(_, begin)| Base(begin.base)) {
+                    self.name(&mut state, Epoch(0), base)?;
+                }
             }
             Step::Complete(epoch) => {
                 self.session.report(&Report::Complete { epoch });
@@ -256,9 +282,15 @@ impl Shared {
         Ok(())
     }
 
-    fn check_serial(&self, body: &[u8]) -> Result<(), StreamError> {
-        let theirs = String::from_utf8_lossy(body).into_owned();
-        if theirs == self.serial { Ok(()) } else { Err(StreamError::Serial { theirs, ours: self.serial.clone() }) }
+    fn check(&self, greeting: &Greeting) -> Result<(), StreamError> {
+        let Greeting { serial, term, .. } = greeting;
+        if *serial != self.serial {
+            return Err(StreamError::Serial { theirs: serial.clone(), ours: self.serial.clone() });
+        }
+        if !term.is_plausible() {
+            return Err(WireError::Fields(Kind::Hello).into());
+        }
+        Ok(self.tracker.greeted(greeting)?)
     }
 
     /// Fills `buf`; the end of the stream is an orderly one only before a frame.
@@ -277,42 +309,56 @@ impl Shared {
     }
 
     /// Says which blocks differ, once everything before is in the image.
-    fn compare(self: &Arc<Self>, range: Range, theirs: Buffer) {
+    fn compare(self: &Arc<Self>, range: Range, theirs: Vec<u8>) {
         let shared = self.clone();
-        self.applier.then(Box::new(move |_| {
-            let mut ours = Buffer::zeroed(range.len as usize);
-            // What cannot be read is written anew.
-            let read = shared.image.read_at(range.offset, &mut ours);
-            let mask = if read.is_ok() { differing(&ours, &theirs) } else { u64::MAX };
-            shared.replies.differ(range.offset, mask);
-        }));
+        let cost = CHANGE_OVERHEAD + theirs.len() as u64;
+        self.applier.then(
+            cost,
+            Box::new(move |_| {
+                let mut ours = Buffer::zeroed(range.len as usize);
+                // What cannot be read is written anew.
+                let read = shared.image.read_at(range.offset, &mut ours);
+                let mask = if read.is_ok() { differing(&ours, &theirs) } else { u64::MAX };
+                shared.replies.differ(range.offset, mask);
+            }),
+        );
     }
 
-    /// Says that everything up to `epoch` is on stable storage when it is, on a thread of its own: a takeover must not wait
-    /// for it. After the copy the record says so first.
-    fn settle(self: &Arc<Self>, epoch: Epoch, copied: Option<(u64, Base)>) {
+    /// Says that everything up to `epoch` is on stable storage when it is, and has the name `base` there, on a thread of its
+    /// own: a takeover must not wait for it.
+    fn name(self: &Arc<Self>, state: &mut State, epoch: Epoch, base: Base) -> Result<(), StreamError> {
+        let Some((number, _)) = state.begun else { return Ok(()) };
+        if std::mem::replace(&mut state.naming, true) {
+            return Err(StreamError::Impatient);
+        }
         let shared = self.clone();
-        let settle = move || {
+        let name = move || {
             let synced = shared.image.sync().map_err(|e| e.to_string());
-            let noted = synced.and_then(|()| match copied {
-                Some((number, base)) => shared.tracker.received(number, base).map_err(|e| e.to_string()),
-                None => Ok(()),
-            });
-            match noted {
-                Ok(()) => shared.replies.durable(epoch),
+            let named = synced.and_then(|()| shared.tracker.rename(number, base).map_err(|e| e.to_string()));
+            match named {
+                Ok(()) => {
+                    lock(&shared.state).naming = false;
+                    shared.replies.durable(epoch);
+                }
                 Err(e) => warn!("this image is not known to be on stable storage: {e}"),
             }
         };
-        self.applier.then(Box::new(move |applied| {
-            // The primary goes on without the answer.
-            if applied && let Err(e) = thread::Builder::new().name("blk_settle".to_owned()).spawn(settle) {
-                warn!("cannot start a thread: {e}");
-            }
-        }));
+        let tracker = self.tracker.clone();
+        self.applier.then(
+            0,
+            Box::new(move |applied| {
+                tracker.begin_renaming();
+                // The primary goes on without the answer.
+                if applied && let Err(e) = thread::Builder::new().name("blk_settle".to_owned()).spawn(name) {
+                    warn!("cannot start a thread: {e}");
+                }
+            }),
+        );
+        Ok(())
     }
 }
 
-fn change(frame: &Frame, body: Buffer) -> Change {
+fn change(frame: &Frame, body: Vec<u8>) -> Change {
     let data = matches!(frame.kind, Kind::Copy | Kind::Write).then_some(body);
     Change { range: frame.range(), data }
 }

@@ -2,10 +2,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::record::{Record, RecordFault, Role, decode, encode, slot_len};
+use nix::fcntl::OFlag;
+use tracing::warn;
+
+use crate::image::Image;
+use crate::proof::{Reason, Stamp, Verdict, judge};
+use crate::record::{FILE_MAX, Record, RecordFault, Role, decode, encode, is_of_this_version, slot_len};
+use crate::stamp::{boot, no_file, read_bounded};
+use crate::watch::trace_of;
 
 /// Where records of block devices are kept, because nothing in /dev lasts.
 const STATE_DIR: &str = "/var/lib/pollux";
@@ -74,7 +81,6 @@ pub struct Opened {
 
 /// The file.
 pub struct RecordFile {
-    image: PathBuf,
     path: PathBuf,
     file: Option<File>,
     sequence: u64,
@@ -95,49 +101,74 @@ pub fn beside(image: &Path) -> PathBuf {
     path.into()
 }
 
+/// Reads the file with a record, whatever it is: without waiting, and no more than a record has. `None`: there is none.
+///
+/// # Errors
+/// Of the file system; when it is no regular file, or too long for a record.
+pub fn read(path: &Path, write: bool) -> io::Result<Option<(File, Vec<u8>)>> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(write).custom_flags(OFlag::O_NONBLOCK.bits());
+    // Opening something else may do something to it.
+    let opened = fs::metadata(path).and_then(|meta| if meta.is_file() { options.open(path) } else { Err(no_file()) });
+    match opened {
+        Ok(file) => read_bounded(&file, FILE_MAX).map(|bytes| Some((file, bytes))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether an image of `size` bytes, whose file says `stamp`, is the one that its record is about.
+#[must_use]
+pub fn examine(record: &Record, size: u64, stamp: Option<&Stamp>) -> Verdict {
+    if record.marks.image_size() != size {
+        return Verdict::Changed(Reason::Size);
+    }
+    let trace = stamp.and_then(|stamp| trace_of(&stamp.file));
+    judge(record.proof.as_ref(), stamp, boot(), trace.as_ref())
+}
+
 impl RecordFile {
-    /// Reads the record of the image of `size` bytes at `image`, and decides whether it may be used.
+    /// Reads the record of `image`, which is at `path`, in the file `record`, and decides whether the image may be used.
     ///
     /// # Errors
     /// See [`RecordError`]; nothing was changed.
-    pub fn open(image: &Path, path: PathBuf, size: u64, purpose: Purpose) -> Result<Opened, RecordError> {
-        let mut found = Self { image: image.to_owned(), path, file: None, sequence: 0 };
-        let mut file = match OpenOptions::new().read(true).write(true).open(&found.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Opened { file: found, record: None, purpose }),
-            Err(e) => return Err(RecordError::Read(found.path, e)),
-        };
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|e| RecordError::Read(found.path.clone(), e))?;
+    pub fn open(path: &Path, record: PathBuf, image: &dyn Image, purpose: Purpose) -> Result<Opened, RecordError> {
+        let size = image.size();
+        let read = read(&record, true).map_err(|e| RecordError::Read(record.clone(), e))?;
+        // The file itself, not one of its names: it is replaced where it is.
+        let record = fs::canonicalize(&record).unwrap_or(record);
+        let mut found = Self { path: record, file: None, sequence: 0 };
+        let Some((file, bytes)) = read else { return Ok(Opened { file: found, record: None, purpose }) };
         let (sequence, mut record) = match decode(&bytes) {
             Ok(decoded) => decoded,
             Err(fault) if matches!(purpose, Purpose::Serve(Refuse::Stale | Refuse::Half)) => {
-                return Err(RecordError::Unusable { image: found.image, record: found.path, fault });
+                return Err(RecordError::Unusable { image: path.to_owned(), record: found.path, fault });
             }
             // As good as none: but whoever has a record keeps one.
             Err(_) => (0, Record::new(new_id(), size)),
         };
+        // What cannot be asked is not known.
+        let stamp = image.stamp().ok().flatten();
+        let verdict = examine(&record, size, stamp.as_ref());
+        record.altered |= matches!(verdict, Verdict::Changed(_));
         if let Purpose::Serve(refuse) = purpose
             && let Some(why) = stale(&record, refuse)
         {
-            return Err(RecordError::Stale { image: found.image, why });
+            return Err(RecordError::Stale { image: path.to_owned(), why });
+        }
+        if let Verdict::Unknown(reason) | Verdict::Changed(reason) = verdict {
+            if record.base.is_some() {
+                warn!("{}: {reason}; the next resynchronisation compares all of it", path.display());
+            }
+            record.forget_base();
         }
         if record.marks.image_size() != size {
-            record = Record { base: None, marks: Record::new(0, size).marks, ..record };
+            record.marks = Record::new(0, size).marks;
         }
-        if record.closed.is_some_and(|then| Some(then) != found.last_written()) {
-            record.base = None;
-        }
-        if bytes.len() == 2 * slot_len(size) {
+        if bytes.len() == 2 * slot_len(size) && is_of_this_version(&bytes) {
             (found.file, found.sequence) = (Some(file), sequence);
         }
         Ok(Opened { file: found, record: Some(record), purpose })
-    }
-
-    /// When the image was last written, as far as its file tells.
-    pub fn last_written(&self) -> Option<(i64, u32)> {
-        let meta = fs::metadata(&self.image).ok().filter(|meta| meta.file_type().is_file())?;
-        Some((meta.mtime(), u32::try_from(meta.mtime_nsec()).ok()?))
     }
 
     /// Makes `record` the newest, on stable storage.
@@ -165,7 +196,11 @@ impl RecordFile {
         }
         let mut temporary = self.path.as_os_str().to_owned();
         temporary.push(".new");
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary)?;
         file.write_all(slot)?;
         file.write_all(slot)?;
         file.sync_all()?;
@@ -180,7 +215,10 @@ impl RecordFile {
     /// Of the file system.
     pub fn remove(&mut self) -> io::Result<()> {
         self.file = None;
-        fs::remove_file(&self.path)
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Where it is.
@@ -193,10 +231,14 @@ impl RecordFile {
 /// Why a VM must not be started from an image with this record.
 fn stale(record: &Record, refuse: Refuse) -> Option<String> {
     let generation = record.generation;
-    let half = record.role == Role::Syncing;
+    let half = record.role == Role::Syncing || record.altered;
     Some(match record.role {
         Role::Alone => return None,
         _ if refuse == Refuse::Nothing || refuse == Refuse::Half && !half => return None,
+        _ if record.altered => format!(
+            "somebody else has changed this copy since it was last used (generation {generation}): it is not known to be a whole \
+             disk"
+        ),
         Role::Protected => format!(
             "the VM was protected when this copy was last used (generation {generation}), so its standby may have taken over \
              and be newer"

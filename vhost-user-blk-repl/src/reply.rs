@@ -9,10 +9,8 @@ use std::time::{Duration, Instant};
 
 use ft_proto::Epoch;
 
-use crate::image::Image;
 use crate::lock;
 use crate::mirror_wire::{Answer, Frame, Kind, encode, encode_fields};
-use crate::record::Record;
 
 /// How long a refused peer may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
@@ -21,17 +19,6 @@ const LINGER: Duration = Duration::from_secs(1);
 pub struct Replies {
     stream: UnixStream,
     turn: Mutex<()>,
-}
-
-/// What there is to say about an image with this record.
-pub fn answer(record: &Record, image: &dyn Image) -> Answer {
-    Answer {
-        disk: record.disk,
-        base: record.base.map(|base| base.0),
-        generation: record.generation,
-        marks: record.marks.to_bytes(),
-        empty: image.hole_end(0).is_some_and(|end| end >= image.size()),
-    }
 }
 
 impl Replies {

@@ -10,7 +10,8 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 use crate::image::SECTOR;
 use crate::range::Range;
 
-/// Most data bytes of one request: what [`SEG_MAX`] segments of [`SIZE_MAX`] bytes can carry.
+/// Most data bytes of one request of a driver that heeds the limits: what [`SEG_MAX`] segments of [`SIZE_MAX`] bytes can carry.
+/// Longer ones are served in pieces of this size.
 pub const MAX_DATA: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
 /// Most data segments the guest is told to use.
 pub const SEG_MAX: u32 = 126;
@@ -21,7 +22,7 @@ pub const MAX_ZERO_RANGES: u32 = 32;
 /// Most sectors of one such range.
 pub const MAX_ZERO_SECTORS: u32 = 1 << 21;
 
-/// Most descriptors that are followed, over the ring's table and an indirect one.
+/// Most descriptors that are followed, over the ring's table and an indirect one, unless the ring has more.
 const MAX_DESCRIPTORS: u32 = 1024;
 const HEADER: u64 = 16;
 const DESCRIPTOR: u64 = 16;
@@ -79,6 +80,8 @@ pub struct Geometry {
     pub block: u32,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// The driver has taken notice of [`SEG_MAX`] and [`SIZE_MAX`].
+    pub limited: bool,
 }
 
 /// What a request asks for. Ranges are inside the disk and multiples of the block size.
@@ -122,7 +125,7 @@ pub fn walk<M: GuestMemory>(mem: &M, table: GuestAddress, size: u16, head: u16) 
     let mut chain = Chain::default();
     let (mut table, mut entries, mut index) = (table, u32::from(size), u32::from(head));
     let mut indirect = false;
-    for _ in 0..MAX_DESCRIPTORS {
+    for _ in 0..MAX_DESCRIPTORS.max(entries) {
         if index >= entries {
             return Err(ChainError::Index(index));
         }
@@ -194,8 +197,11 @@ fn body<M: GuestMemory>(mem: &M, chain: &Chain, into: Vec<Span>, disk: &Geometry
 }
 
 fn data_range(sector: u64, len: u64, disk: &Geometry) -> Result<Range, Refusal> {
-    if len > MAX_DATA {
+    if disk.limited && len > MAX_DATA {
         return Err((IOERR, "more data than the disk said it takes"));
+    }
+    if len >= u64::from(u32::MAX) {
+        return Err((IOERR, "more data than a used ring entry can count"));
     }
     checked_range(sector, len, disk)
 }
@@ -257,8 +263,24 @@ pub fn total(spans: &[Span]) -> u64 {
     spans.iter().map(|span| span.len).sum()
 }
 
+/// The first `count` bytes.
+#[must_use]
+pub fn first(spans: &[Span], mut count: u64) -> Vec<Span> {
+    let mut part = Vec::new();
+    for span in spans {
+        if count == 0 {
+            break;
+        }
+        let len = count.min(span.len);
+        count -= len;
+        part.push(Span { addr: span.addr, len });
+    }
+    part
+}
+
 /// What follows the first `count` bytes.
-fn skip(spans: &[Span], mut count: u64) -> Vec<Span> {
+#[must_use]
+pub fn skip(spans: &[Span], mut count: u64) -> Vec<Span> {
     let mut rest = Vec::with_capacity(spans.len());
     for span in spans {
         let cut = count.min(span.len);

@@ -23,19 +23,25 @@ pub struct Plan {
 
 impl Plan {
     /// For a primary whose image has `ours`, and a standby that says `theirs`. `fresh` names the state they will have in
-    /// common when they have none yet.
+    /// common.
     #[must_use]
     pub fn new(ours: &Record, theirs: &Answer, fresh: Base) -> Self {
         let size = ours.marks.image_size();
-        let begin = |kind, base| Begin { kind, disk: ours.disk, base, generation: ours.generation };
-        let shared = ours.base.filter(|base| theirs.base == Some(base.0) && theirs.disk == ours.disk);
+        let begin = |kind, common, marks| {
+            let (disk, generation) = (ours.disk, ours.generation);
+            Begin { kind, disk, common, marks, base: fresh.0, generation }
+        };
+        let names = [ours.base, ours.former].into_iter().flatten().map(|base| base.0);
+        let mut shared = names.filter(|base| [theirs.base, theirs.former].contains(&Some(*base)));
+        let shared = shared.next().filter(|_| theirs.disk == ours.disk);
         if let (Some(base), Some(mut marks)) = (shared, Regions::from_bytes(size, &theirs.marks)) {
             marks.unite(&ours.marks);
-            return Self { begin: begin(ResyncKind::Incremental, base.0), ranges: marks.ranges() };
+            let begin = begin(ResyncKind::Incremental, Some(base), ours.marks.to_bytes());
+            return Self { begin, ranges: marks.ranges() };
         }
         // Everything differs from an image without data, except holes, which cost nothing.
         let kind = if theirs.empty { ResyncKind::Full } else { ResyncKind::Compare };
-        Self { begin: begin(kind, fresh.0), ranges: vec![Range::new(0, size)] }
+        Self { begin: begin(kind, None, vec![]), ranges: vec![Range::new(0, size)] }
     }
 }
 
@@ -56,7 +62,9 @@ fn hash(block: &[u8]) -> [u8; HASH_LEN] {
 /// Which blocks of `data` do not have these hashes: a bit each.
 #[must_use]
 pub fn differing(data: &[u8], hashes: &[u8]) -> u64 {
-    let pairs = data.chunks(BLOCK as usize).zip(hashes.chunks(HASH_LEN)).zip(0..BLOCKS);
+    // What has no hash is not known to be equal.
+    let theirs = hashes.chunks(HASH_LEN).chain(std::iter::repeat(&[][..]));
+    let pairs = data.chunks(BLOCK as usize).zip(theirs).zip(0..BLOCKS);
     pairs.filter(|((block, theirs), _)| hash(block) != **theirs).fold(0, |mask, (_, bit)| mask | 1 << bit)
 }
 
@@ -93,14 +101,22 @@ mod tests {
     fn theirs(base: Option<u128>, marked: usize, empty: bool) -> Answer {
         let mut marks = Regions::new(SIZE);
         marks.add(marked);
-        Answer { disk: 1, base, generation: 3, marks: marks.to_bytes(), empty }
+        Answer { disk: 1, vm: None, base, former: None, generation: 3, marks: marks.to_bytes(), empty }
     }
 
     #[test]
     fn a_common_base_leaves_what_either_side_has_marked() {
-        let plan = Plan::new(&ours(Some(9), 1), &theirs(Some(9), 4, false), Base(5));
-        assert_eq!(plan.begin, Begin { kind: ResyncKind::Incremental, disk: 1, base: 9, generation: 4 });
-        assert_eq!(plan.ranges, [Range::new(1 << 20, 1 << 20), Range::new(4 << 20, 1 << 20)]);
+        let marks = ours(None, 1).marks.to_bytes();
+        for (ours_former, theirs_base, theirs_former, common) in
+            [(None, 9, None, 9), (None, 8, Some(9), 9), (Some(7), 7, None, 7), (Some(7), 6, Some(7), 7)]
+        {
+            let ours = Record { former: ours_former.map(Base), ..ours(Some(9), 1) };
+            let theirs = Answer { former: theirs_former, ..theirs(Some(theirs_base), 4, false) };
+            let plan = Plan::new(&ours, &theirs, Base(5));
+            let (kind, common, marks) = (ResyncKind::Incremental, Some(common), marks.clone());
+            assert_eq!(plan.begin, Begin { kind, disk: 1, common, marks, base: 5, generation: 4 });
+            assert_eq!(plan.ranges, [Range::new(1 << 20, 1 << 20), Range::new(4 << 20, 1 << 20)]);
+        }
     }
 
     #[test]
@@ -115,7 +131,7 @@ mod tests {
             (ours(Some(9), 1), short, ResyncKind::Compare),
         ] {
             let plan = Plan::new(&ours, &theirs, Base(5));
-            assert_eq!((plan.begin.kind, plan.begin.base), (kind, 5));
+            assert_eq!((plan.begin.kind, plan.begin.base, plan.begin.common), (kind, 5, None));
             assert_eq!(plan.ranges, [Range::new(0, SIZE)]);
         }
     }
@@ -126,6 +142,7 @@ mod tests {
         let hashes = hashes(&data);
         assert_eq!(hashes.len(), 11 * HASH_LEN);
         assert_eq!(differing(&data, &hashes), 0);
+        assert_eq!(differing(&data, &hashes[..9 * HASH_LEN]), 0b110_0000_0000, "no hash is no proof");
         for at in [3 * BLOCK as usize, 5 * BLOCK as usize - 1, 10 * BLOCK as usize + 100] {
             data[at] ^= 1;
         }

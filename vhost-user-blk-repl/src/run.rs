@@ -5,8 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use device_counters::Page;
@@ -19,9 +18,9 @@ use vhost::vhost_user::Listener;
 
 use crate::args::{Args, Endpoint};
 use crate::control::{accept, listen_at};
-use crate::image::{FileImage, Image, OpenError};
+use crate::image::{FileImage, OpenError};
 use crate::record_file::{Purpose, RecordError, RecordFile, Refuse, beside};
-use crate::{Device, DeviceError, Options};
+use crate::{Device, DeviceError, Options, lock};
 
 /// I/O threads: enough to keep a disk busy, few enough to cost nothing.
 const THREADS: usize = 4;
@@ -82,16 +81,93 @@ impl Drop for SocketFile {
     }
 }
 
+/// That of `--socket` and that of `--ft-ctl`.
+type SocketFiles = Arc<Mutex<(Option<SocketFile>, Option<SocketFile>)>>;
+
 enum Control {
     Connected(OwnedFd),
     Listening(OwnedFd, SocketFile),
 }
 
-/// Serves the disk until the frontend disconnects.
+/// Why the process ends.
+enum End {
+    /// The frontend has disconnected, or broken the protocol.
+    Frontend(Result<(), DeviceError>),
+    /// The ft-ctl link is closed.
+    Vmm,
+    /// One of the signals.
+    Signal(Signal),
+}
+
+/// Serves the disk until the frontend disconnects, the ft-ctl link closes or a signal comes. Whichever of them it is, the end is
+/// here: nothing is left to be done when this returns.
 ///
 /// # Errors
-/// See [`RunError`]; nothing was started when the image or a flag is at fault.
+/// See [`RunError`].
 pub fn run(args: &Args) -> Result<(), RunError> {
+    let options = options(args)?;
+    // Before there is a socket to leave behind, and before other threads inherit the mask.
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block().map_err(|e| RunError::Signals(e.into()))?;
+    // An image at the limit of file sizes is an error of one request, not the end.
+    SigSet::from(Signal::SIGXFSZ).thread_block().map_err(|e| RunError::Signals(e.into()))?;
+    let (listener, socket_file) = vhost_listener(&args.socket)?;
+    let control = args.ft_ctl.as_ref().map(control).transpose()?;
+    // Both are removed once they are connected to, at the latest at the end.
+    let files = Arc::new(Mutex::new((socket_file, None)));
+    let (ends, ended) = mpsc::channel();
+    let (image, options) = options;
+    let mut device = Device::new(Arc::new(image), options, Arc::new(told(&ends, || End::Vmm)))?;
+    match control {
+        Some(Control::Connected(fd)) => device.attach_control(fd)?,
+        Some(Control::Listening(listener, file)) => {
+            lock(&files).1 = Some(file);
+            attach_later(&device, listener, files.clone());
+        }
+        None => {}
+    }
+    let signalled = ends.clone();
+    spawn("signals", move || {
+        if let Ok(signal) = signals.wait() {
+            // Nobody listens when the end has come already.
+            let _ = signalled.send(End::Signal(signal));
+        }
+    })?;
+    info!("serving {}", args.path.display());
+    let (close, theirs) = (device.closer(), files.clone());
+    spawn("frontend", move || {
+        let accepted = device.accept(listener);
+        drop(lock(&theirs).0.take());
+        let _ = ends.send(End::Frontend(accepted.and_then(|()| device.wait())));
+    })?;
+    let result = match ended.recv() {
+        Ok(End::Frontend(result)) => result,
+        Ok(End::Signal(signal)) => {
+            info!("{signal}: ending");
+            Ok(())
+        }
+        Ok(End::Vmm) | Err(_) => Ok(()),
+    };
+    close();
+    drop(std::mem::take(&mut *lock(&files)));
+    Ok(result?)
+}
+
+/// What is called when the end comes.
+fn told(ends: &mpsc::Sender<End>, end: impl Fn() -> End + Send + Sync + 'static) -> impl Fn() + Send + Sync + 'static {
+    let ends = Mutex::new(ends.clone());
+    move || {
+        // Nobody listens when the end has come already.
+        let _ = lock(&ends).send(end());
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), RunError> {
+    thread::Builder::new().name(name.to_owned()).spawn(run).map(drop).map_err(|e| DeviceError::Local(e).into())
+}
+
+/// Opens everything.
+fn options(args: &Args) -> Result<(FileImage, Options), RunError> {
     let image = FileImage::open(&args.path, args.readonly, args.direct)?;
     let path = args.record.clone().unwrap_or_else(|| beside(&args.path));
     let purpose = match args {
@@ -100,7 +176,7 @@ pub fn run(args: &Args) -> Result<(), RunError> {
         Args { elected: true, .. } => Purpose::Serve(Refuse::Half),
         _ => Purpose::Serve(Refuse::Stale),
     };
-    let record = RecordFile::open(&args.path, path, image.size(), purpose)?;
+    let record = RecordFile::open(&args.path, path, &image, purpose)?;
     let open = |path: &PathBuf| Page::open(path).map_err(|source| RunError::Counters { path: path.clone(), source });
     let options = Options {
         block_size: image.block_size(),
@@ -112,29 +188,7 @@ pub fn run(args: &Args) -> Result<(), RunError> {
         record: Some(record).filter(|_| !args.readonly),
         counters: args.counters.as_ref().map(open).transpose()?,
     };
-    // Before there is a socket to leave behind, and before other threads inherit the mask.
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
-    signals.thread_block().map_err(|e| RunError::Signals(e.into()))?;
-    // An image at the limit of file sizes is an error of one request, not the end.
-    SigSet::from(Signal::SIGXFSZ).thread_block().map_err(|e| RunError::Signals(e.into()))?;
-    let (listener, socket_file) = vhost_listener(&args.socket)?;
-    let control = args.ft_ctl.as_ref().map(control).transpose()?;
-    let paths = [&args.socket].into_iter().chain(&args.ft_ctl).filter_map(|endpoint| match endpoint {
-        Endpoint::Path(path) => Some(path.clone()),
-        Endpoint::Fd(_) => None,
-    });
-    end_on_signal(signals, paths.collect()).map_err(RunError::Signals)?;
-    let mut device = Device::new(Arc::new(image), options, Arc::new(|| process::exit(0)))?;
-    match control {
-        Some(Control::Connected(fd)) => device.attach_control(fd)?,
-        Some(Control::Listening(listener, file)) => attach_later(&device, listener, file),
-        None => {}
-    }
-    info!("serving {}", args.path.display());
-    device.accept(listener)?;
-    drop(socket_file);
-    device.serve()?;
-    Ok(())
+    Ok((image, options))
 }
 
 fn vhost_listener(endpoint: &Endpoint) -> Result<(Listener, Option<SocketFile>), RunError> {
@@ -195,25 +249,13 @@ fn remove_stale(path: &Path, other: SockType) {
     }
 }
 
-fn attach_later(device: &Device, listener: OwnedFd, file: SocketFile) {
+fn attach_later(device: &Device, listener: OwnedFd, files: SocketFiles) {
     let attach = device.control_port();
     thread::spawn(move || {
         let result = accept(&listener).and_then(attach);
-        drop(file);
+        drop(lock(&files).1.take());
         if let Err(e) = result {
             error!("--ft-ctl: {e}");
         }
     });
-}
-
-/// Ends the process on one of the blocked `signals` without leaving socket files behind.
-fn end_on_signal(signals: SigSet, paths: Vec<PathBuf>) -> io::Result<()> {
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        if let Ok(signal) = signals.wait() {
-            info!("{signal}: ending");
-            drop(paths.into_iter().map(SocketFile).collect::<Vec<_>>());
-            process::exit(0);
-        }
-    })?;
-    Ok(())
 }

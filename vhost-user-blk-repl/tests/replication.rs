@@ -3,20 +3,18 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
+use std::io::Write;
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::hosts::*;
+use common::peer::{Peer, standby_with_peer};
 use common::*;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, Hold, InFlight, Report};
 use vhost_user_blk_repl::image::{FileImage, Image};
-use vhost_user_blk_repl::mirror_wire::{
-    Begin, Digest, Frame, HEADER_LEN, Kind, ResyncKind, decode, encode, encode_fields,
-};
+use vhost_user_blk_repl::mirror_wire::{HEADER_LEN, Kind};
 
 const SIZE: usize = 2 << 20;
 
@@ -24,7 +22,8 @@ const SIZE: usize = 2 << 20;
 fn says_what_it_is() {
     let host = Host::new(&[0; SIZE]);
     host.vmm.send(&Command::Hello { version: CTL_VERSION });
-    let info = DeviceInfo::Disk { size: SIZE as u64, read_only: false, serial: "disk-1".to_owned() };
+    let serial = "disk-1".to_owned();
+    let info = DeviceInfo::Disk { size: SIZE as u64, read_only: false, serial, block_size: 512 };
     assert_eq!(host.vmm.recv(), Report::Ready { version: CTL_VERSION, info });
 }
 
@@ -497,89 +496,6 @@ fn the_standby_can_refuse_and_the_primary_says_why() {
     assert!(primary.vmm.mirror_lost().contains("without a stream"));
 }
 
-/// Plays the primary by hand.
-struct Peer {
-    stream: TcpStream,
-    digest: Digest,
-}
-
-impl Peer {
-    fn new(fd: OwnedFd) -> Self {
-        Self { stream: fd.into(), digest: Digest::default() }
-    }
-
-    fn bytes(&mut self, kind: Kind, epoch: u64, offset: u64, len: u64, body: &[u8]) -> Vec<u8> {
-        let (header, checksum) = encode(&Frame { kind, epoch: Epoch(epoch), offset, len }, body);
-        if matches!(kind, Kind::Write | Kind::Zeroes) {
-            self.digest.add(checksum);
-        }
-        [&header[..], body].concat()
-    }
-
-    fn send(&mut self, kind: Kind, epoch: u64, offset: u64, len: u64, body: &[u8]) {
-        let bytes = self.bytes(kind, epoch, offset, len, body);
-        self.stream.write_all(&bytes).unwrap();
-    }
-
-    fn write(&mut self, epoch: u64, sector: u64, byte: u8) {
-        self.send(Kind::Write, epoch, sector * 512, 512, &[byte; 512]);
-    }
-
-    fn end(&mut self, epoch: u64) {
-        let digest = std::mem::take(&mut self.digest);
-        self.send(Kind::End, epoch, digest.count, digest.sum, &[]);
-    }
-
-    /// Greets, and begins a copy of everything.
-    fn begin(&mut self, epoch: u64) {
-        self.send(Kind::Hello, epoch, 0, SIZE as u64, b"disk-1");
-        assert_eq!(self.hear().0, Kind::Answer);
-        let begin = Begin { kind: ResyncKind::Full, disk: 1, base: 2, generation: 3 };
-        self.send(Kind::Begin, 0, 0, 0, &encode_fields(&begin));
-    }
-
-    fn hear(&mut self) -> (Kind, Vec<u8>) {
-        let mut header = [0; HEADER_LEN];
-        self.stream.read_exact(&mut header).unwrap();
-        let pending = decode(&header).unwrap();
-        let mut body = vec![0; pending.body_len()];
-        self.stream.read_exact(&mut body).unwrap();
-        (pending.finish(&body).unwrap().0.kind, body)
-    }
-
-    fn refusal(mut self) -> String {
-        loop {
-            match self.hear() {
-                (Kind::Durable, _) => {}
-                (kind, body) => {
-                    assert_eq!(kind, Kind::Refused);
-                    return String::from_utf8(body).unwrap();
-                }
-            }
-        }
-    }
-}
-
-/// A standby with a hand-made primary: in sync, epoch 1 released with sector 0 = 1, epoch 2 complete, epoch 3 open.
-fn standby_with_peer() -> (Host, Peer) {
-    let standby = Host::new(&[0; SIZE]);
-    let (ours, theirs) = tcp_pair();
-    standby.vmm.receive(BOUND, theirs);
-    let mut peer = Peer::new(ours);
-    peer.begin(1);
-    peer.send(Kind::CopyZero, 1, 0, SIZE as u64, &[]);
-    peer.send(Kind::SyncDone, 1, 0, 0, &[]);
-    peer.write(1, 0, 1);
-    peer.end(1);
-    peer.write(2, 1, 2);
-    peer.end(2);
-    standby.vmm.complete(1);
-    standby.vmm.complete(2);
-    standby.vmm.send(&release(1));
-    peer.write(3, 2, 3);
-    (standby, peer)
-}
-
 #[test]
 fn bad_streams_are_refused_and_nothing_open_is_applied() {
     type Spoil = fn(&mut Peer);
@@ -590,9 +506,9 @@ fn bad_streams_are_refused_and_nothing_open_is_applied() {
             peer.stream.write_all(&bytes).unwrap();
         }),
         ("bad magic", |peer| peer.stream.write_all(&[0; 64]).unwrap()),
-        ("version 3", |peer| {
+        ("version 2", |peer| {
             let mut bytes = peer.bytes(Kind::Write, 3, 0, 512, &[9; 512]);
-            bytes[4] = 3;
+            bytes[4] = 2;
             peer.stream.write_all(&bytes).unwrap();
         }),
         ("does not fit the disk", |peer| peer.send(Kind::Write, 3, SIZE as u64, 512, &[9; 512])),
@@ -600,11 +516,11 @@ fn bad_streams_are_refused_and_nothing_open_is_applied() {
         ("frame of epoch 2 in epoch 3", |peer| peer.write(2, 0, 9)),
         ("should have", |peer| peer.send(Kind::End, 3, 2, 0, &[])),
         ("the copy is done", |peer| peer.send(Kind::Copy, 3, 0, 512, &[9; 512])),
-        ("second greeting", |peer| peer.send(Kind::Hello, 3, 0, SIZE as u64, b"disk-1")),
+        ("second greeting", |peer| peer.greet(3)),
         ("frame of a primary", |peer| peer.send(Kind::Refused, 3, 0, 0, b"no")),
     ];
     for (reason, spoil) in cases {
-        let (standby, mut peer) = standby_with_peer();
+        let (standby, mut peer) = standby_with_peer(SIZE);
         spoil(&mut peer);
         let told = standby.vmm.mirror_lost();
         assert!(told.contains(reason), "{reason}: {told}");
@@ -622,7 +538,7 @@ fn bad_streams_are_refused_and_nothing_open_is_applied() {
 #[test]
 fn truncated_streams_are_refused() {
     for cut in [1, HEADER_LEN, HEADER_LEN + 511] {
-        let (standby, mut peer) = standby_with_peer();
+        let (standby, mut peer) = standby_with_peer(SIZE);
         let bytes = peer.bytes(Kind::Write, 3, 0, 512, &[9; 512]);
         peer.stream.write_all(&bytes[..cut]).unwrap();
         peer.stream.shutdown(Shutdown::Write).unwrap();
@@ -635,7 +551,7 @@ fn truncated_streams_are_refused() {
 
 #[test]
 fn more_than_the_bound_is_a_violation() {
-    let (standby, mut peer) = standby_with_peer();
+    let (standby, mut peer) = standby_with_peer(SIZE);
     // The bound of this standby is 64 MiB; nothing is released after epoch 1.
     let body = vec![5; SIZE];
     for _ in 0..(BOUND as usize / SIZE) {
@@ -655,7 +571,7 @@ fn a_copy_that_is_not_complete_is_never_started_from() {
     let standby = Host::new(&[0; SIZE]);
     let (ours, theirs) = tcp_pair();
     standby.vmm.receive(BOUND, theirs);
-    let mut peer = Peer::new(ours);
+    let mut peer = Peer::new(ours, SIZE);
     peer.begin(5);
     peer.write(5, 0, 1);
     peer.end(5);
@@ -667,7 +583,7 @@ fn a_copy_that_is_not_complete_is_never_started_from() {
     let standby = Host::new(&[0; SIZE]);
     let (ours, theirs) = tcp_pair();
     standby.vmm.receive(BOUND, theirs);
-    let mut peer = Peer::new(ours);
+    let mut peer = Peer::new(ours, SIZE);
     peer.begin(5);
     peer.end(5);
     peer.write(6, 0, 1);
@@ -683,13 +599,13 @@ fn a_session_can_be_dropped_before_its_copy_is_complete_and_another_follows() {
     let standby = Host::new(&[0; SIZE]);
     let (ours, theirs) = tcp_pair();
     standby.vmm.receive(BOUND, theirs);
-    let mut peer = Peer::new(ours);
+    let mut peer = Peer::new(ours, SIZE);
     peer.begin(1);
     peer.write(1, 0, 1);
     standby.vmm.discard(0);
     let (ours, theirs) = tcp_pair();
     standby.vmm.receive(BOUND, theirs);
-    let mut peer = Peer::new(ours);
+    let mut peer = Peer::new(ours, SIZE);
     peer.begin(1);
     peer.end(1);
     standby.vmm.complete(1);

@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "PAIRS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub num_queues: u16,
 
-    /// Largest number of descriptors in a queue; a power of two
+    /// Descriptors in a queue, a power of two; the frontend may have any number up to 32768, whatever is said here
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_queue_size)]
     pub queue_size: u16,
 

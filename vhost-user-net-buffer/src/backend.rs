@@ -13,7 +13,7 @@ use ft_proto::device_ctl::{QueueState, Report};
 use nix::sys::signalfd::SignalFd;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
-use vhost_user_backend::{ShutdownHandle, VhostUserBackendMut, VringMutex};
+use vhost_user_backend::{ShutdownHandle, VhostUserBackendMut};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -36,7 +36,10 @@ use crate::tap::Tap;
 use crate::work::{Job, Work};
 
 /// A vring of the daemon.
-pub(crate) type Vring = VringMutex<GuestMemoryAtomic<Memory>>;
+pub(crate) type Vring = device_vring::Vring<GuestMemoryAtomic<Memory>>;
+
+/// The largest queue that virtio knows. The frontend may have any size.
+const QUEUE_SIZE_MAX: usize = 32768;
 
 /// Frames (or other units of work) per wake of the worker; then the other event sources have their turn.
 const TURN_FRAMES: usize = 128;
@@ -92,6 +95,8 @@ pub struct Net {
     pub(crate) memory: GuestMemoryAtomic<Memory>,
     pub(crate) header_len: usize,
     pub(crate) mergeable: bool,
+    /// Queue pairs that the driver can use, by the features that it has taken.
+    pub(crate) usable_pairs: usize,
     /// Queue pairs that the driver has asked for over the control queue.
     pub(crate) pairs_set: Option<u16>,
     pub(crate) work: Work,
@@ -101,7 +106,6 @@ pub struct Net {
     pub(crate) poller: Option<Poller>,
     again: (EventConsumer, EventNotifier),
     signals: Option<SignalFd>,
-    queue_size: u16,
 }
 
 /// Event numbers of the worker; those up to the number of queues belong to the daemon.
@@ -151,6 +155,7 @@ impl Net {
             memory,
             header_len: HEADER_LEN,
             mergeable: false,
+            usable_pairs: usize::from(args.num_queues),
             pairs_set: None,
             work: Work::new(usize::from(args.num_queues)),
             counters,
@@ -159,7 +164,6 @@ impl Net {
             poller: None,
             again: new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?,
             signals,
-            queue_size: args.queue_size,
         })
     }
 
@@ -196,6 +200,11 @@ impl Net {
 
     pub(crate) fn pairs(&self) -> usize {
         self.ports.len()
+    }
+
+    /// Index of the control queue: it comes after the pairs that the driver can use (virtio 1.2, 5.1.2).
+    pub(crate) fn control_queue(&self) -> usize {
+        2 * self.usable_pairs
     }
 
     fn queues(&self) -> usize {
@@ -249,7 +258,7 @@ impl Net {
         let Some(poller) = &self.poller else { return };
         match poller.add(self.tap.queues()[port].as_raw_fd(), token) {
             Ok(()) => self.ports[port].parked = false,
-            Err(e) => tracing::error!("tap {}: cannot be polled: {e}", self.tap.name()),
+            Err(e) => log_limit::log_limited!(error, "tap {}: cannot be polled: {e}", self.tap.name()),
         }
     }
 
@@ -281,7 +290,7 @@ impl Net {
     }
 
     fn note(&mut self, source: Source) {
-        let control_queue = 2 * self.pairs();
+        let control_queue = self.control_queue();
         match source {
             Source::Queue(index) if index == control_queue => self.work.add(Job::Control),
             Source::Queue(index) if index % 2 == 1 => self.work.add(Job::Output(index / 2)),
@@ -376,7 +385,7 @@ impl VhostUserBackendMut for Net {
     }
 
     fn max_queue_size(&self) -> usize {
-        usize::from(self.queue_size)
+        QUEUE_SIZE_MAX
     }
 
     fn features(&self) -> u64 {
@@ -407,11 +416,12 @@ impl VhostUserBackendMut for Net {
         let has = |bit: u32| features & (1 << bit) != 0;
         self.mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
         self.header_len = if self.mergeable || has(VIRTIO_F_VERSION_1) { HEADER_LEN } else { LEGACY_HEADER_LEN };
+        self.usable_pairs = if has(VIRTIO_NET_F_MQ) { self.pairs() } else { 1 };
         // The driver starts over.
         self.pairs_set = None;
         self.ports.iter_mut().for_each(|port| port.in_use = false);
         if let Err(e) = self.tap.set_offloads(features) {
-            tracing::error!("tap {}: offloads cannot be set: {e}", self.tap.name());
+            log_limit::log_limited!(error, "tap {}: offloads cannot be set: {e}", self.tap.name());
         }
     }
 

@@ -74,7 +74,7 @@ impl Net {
         if version != CTL_VERSION {
             tracing::error!("the VMM speaks version {version} of ft-ctl, this device {CTL_VERSION}");
         }
-        let info = DeviceInfo::Net { tap: self.tap.name().into() };
+        let info = DeviceInfo::Net { tap: self.tap.name().into(), mtu: self.tap.mtu() };
         self.report(&Report::Ready { version: CTL_VERSION, info });
     }
 

@@ -4,7 +4,7 @@
 
 use vhost_user_backend::VringT;
 use virtio_bindings::virtio_net::{VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_OK};
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use crate::backend::{Net, Vring};
@@ -17,39 +17,43 @@ const COMMAND_LEN: usize = 4;
 impl Net {
     /// Answers some commands. Returns how many, and whether there may be more.
     pub(crate) fn serve_control_queue(&mut self, vrings: &[Vring]) -> (usize, bool) {
-        let Some(vring) = vrings.get(2 * self.pairs()) else { return (0, false) };
-        let mut vring = vring.get_mut();
-        if !vring.is_enabled() || !vring.get_queue().ready() {
+        let Some(handle) = vrings.get(self.control_queue()) else { return (0, false) };
+        let mut vring = handle.get_mut();
+        if !vring.is_enabled() || !vring.get_queue().ready() || handle.is_broken() {
             return (0, false);
         }
         let loaded = self.memory.memory();
         let memory: &Memory = &loaded;
         let queue = vring.get_queue_mut();
-        let (before, size) = (queue.next_used(), queue.size());
+        let before = queue.next_used();
         let mut used = Vec::with_capacity(CHUNK);
-        let Ok(chains) = queue.iter(memory) else {
-            self.counters.malformed();
-            return (0, false);
-        };
-        for chain in chains.take(CHUNK) {
+        let mut broken = false;
+        for _ in 0..CHUNK {
+            let Ok(chain) = ring::next(queue, memory) else {
+                broken = true;
+                break;
+            };
+            let Some(chain) = chain else { break };
             let head = chain.head_index();
             let written = self.answer(chain, memory).unwrap_or_else(|Malformed| {
                 self.counters.malformed();
                 0
             });
-            if head < size {
-                used.push((head, written));
-            }
+            used.push((head, written));
         }
         let finished = ring::publish(queue, memory, &used).and_then(|()| {
             Ok((ring::wants_signal(queue, memory, before)?, ring::enable_kick(queue, memory, queue.next_avail())?))
         });
-        let Ok((signal, more)) = finished else {
-            self.counters.malformed();
-            return (used.len(), false);
+        let (signal, more) = match finished {
+            Ok((signal, more)) => (signal, more && !broken),
+            Err(_) => (false, false),
         };
+        if broken || finished.is_err() {
+            self.counters.malformed();
+            handle.set_broken();
+        }
         if signal && let Err(e) = vring.signal_used_queue() {
-            tracing::warn!("the guest cannot be interrupted: {e}");
+            log_limit::warn_limited!("the guest cannot be interrupted: {e}");
         }
         (used.len(), more)
     }
@@ -72,7 +76,7 @@ impl Net {
         let set_pairs = len == COMMAND_LEN
             && u32::from(command[0]) == VIRTIO_NET_CTRL_MQ
             && u32::from(command[1]) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;
-        let ok = set_pairs && (1..=self.pairs()).contains(&usize::from(pairs));
+        let ok = set_pairs && (1..=self.usable_pairs).contains(&usize::from(pairs));
         let answer = if ok { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
         memory.write_slice(&[answer as u8], status).map_err(|_| Malformed)?;
         if ok {

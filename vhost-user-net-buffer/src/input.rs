@@ -6,7 +6,7 @@
 use std::io;
 
 use vhost_user_backend::VringT;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddressSpace;
 
 use ft_proto::device_ctl::Report;
@@ -28,6 +28,11 @@ enum Delivery {
     Broken,
 }
 
+/// The ring makes no sense, after so many frames.
+struct BrokenRing {
+    frames: usize,
+}
+
 impl Net {
     /// Moves some frames from a tap queue to the guest. Returns how many, and whether there may be more.
     pub(crate) fn serve_input(&mut self, vrings: &[Vring], port: usize) -> (usize, bool) {
@@ -42,8 +47,9 @@ impl Net {
             self.park(port);
             return (0, false);
         };
-        let mut vring = vrings[2 * pair].get_mut();
-        if !vring.is_enabled() || !vring.get_queue().ready() {
+        let handle = &vrings[2 * pair];
+        let mut vring = handle.get_mut();
+        if !vring.is_enabled() || !vring.get_queue().ready() || handle.is_broken() {
             self.park(port);
             return (0, false);
         }
@@ -51,11 +57,19 @@ impl Net {
         let memory: &Memory = &loaded;
         let queue = vring.get_queue_mut();
         let before = queue.next_used();
-        let (frames, more) = self.move_frames(queue, memory, port);
+        let (frames, more) = match self.move_frames(queue, memory, port) {
+            Ok(moved) => moved,
+            Err(BrokenRing { frames }) => {
+                self.counters.malformed();
+                handle.set_broken();
+                self.park(port);
+                (frames, false)
+            }
+        };
         match ring::wants_signal(queue, memory, before) {
             Ok(true) => {
                 if let Err(e) = vring.signal_used_queue() {
-                    tracing::warn!("the guest cannot be interrupted: {e}");
+                    log_limit::warn_limited!("the guest cannot be interrupted: {e}");
                 }
             }
             Ok(false) => {}
@@ -64,10 +78,10 @@ impl Net {
         (frames, more)
     }
 
-    fn move_frames(&mut self, queue: &mut Queue, memory: &Memory, port: usize) -> (usize, bool) {
+    fn move_frames(&mut self, queue: &mut Queue, memory: &Memory, port: usize) -> Result<(usize, bool), BrokenRing> {
         for frames in 0..CHUNK {
             if self.ports[port].frame_len == 0 && !self.read_frame(port) {
-                return (frames, false);
+                return Ok((frames, false));
             }
             match self.deliver(queue, memory, port) {
                 Delivery::Done => self.counters.received(self.ports[port].frame_len - HEADER_LEN),
@@ -77,17 +91,13 @@ impl Net {
                     if !refilled {
                         self.park(port);
                     }
-                    return (frames, refilled);
+                    return Ok((frames, refilled));
                 }
-                Delivery::Broken => {
-                    self.counters.malformed();
-                    self.park(port);
-                    return (frames, false);
-                }
+                Delivery::Broken => return Err(BrokenRing { frames }),
             }
             self.ports[port].frame_len = 0;
         }
-        (CHUNK, true)
+        Ok((CHUNK, true))
     }
 
     /// Reads the next frame of a tap queue into the port's buffer. False: there is none, and the tap is polled again.
@@ -130,7 +140,8 @@ impl Net {
     fn receiver(&mut self, vrings: &[Vring], port: usize) -> Option<usize> {
         let loaded = self.memory.memory();
         let memory: &Memory = &loaded;
-        for pair in [port, 0] {
+        // Without MQ the others are no receive queues.
+        for pair in [port, 0].into_iter().filter(|pair| *pair < self.usable_pairs) {
             let vring = vrings[2 * pair].get_ref();
             if !vring.is_enabled() || !vring.get_queue().ready() {
                 continue;
@@ -161,7 +172,10 @@ impl Net {
         let needed = self.ports[port].frame_len - HEADER_LEN + self.header_len;
         match self.collect(queue, memory, needed) {
             Some(room) if room >= needed => {}
-            None => return Delivery::Broken,
+            None => {
+                queue.set_next_avail(before);
+                return Delivery::Broken;
+            }
             Some(room) => {
                 let taken = queue.next_avail().wrapping_sub(before);
                 if !self.scratch.bad.is_empty() {
@@ -190,15 +204,13 @@ impl Net {
 
     /// Takes chains until they hold `needed` bytes, or just one without mergeable buffers. Returns what they hold.
     fn collect(&mut self, queue: &mut Queue, memory: &Memory, needed: usize) -> Option<usize> {
-        let size = queue.size();
         let scratch = &mut self.scratch;
         scratch.segments.clear();
         scratch.used.clear();
         scratch.bad.clear();
         let mut room = 0;
-        let mut chains = queue.iter(memory).ok()?;
         while room < needed && (self.mergeable || scratch.used.is_empty()) {
-            let Some(chain) = chains.next() else { break };
+            let Some(chain) = ring::next(queue, memory).ok()? else { break };
             let head = chain.head_index();
             match ring::gather(chain, memory, Direction::ToGuest, &mut scratch.segments) {
                 Ok(len) => {
@@ -207,9 +219,7 @@ impl Net {
                 }
                 Err(ring::Malformed) => {
                     self.counters.malformed();
-                    if head < size {
-                        scratch.bad.push((head, 0));
-                    }
+                    scratch.bad.push((head, 0));
                 }
             }
         }

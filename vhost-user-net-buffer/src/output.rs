@@ -30,6 +30,8 @@ enum Stop {
     Full,
     /// The ring makes no sense; only the driver can mend it.
     Broken,
+    /// The process is to end.
+    Ended,
 }
 
 impl Net {
@@ -52,8 +54,9 @@ impl Net {
 
     /// Takes some frames from the guest. Returns how many, and whether there may be more.
     pub(crate) fn serve_output(&mut self, vrings: &[Vring], pair: usize) -> (usize, bool) {
-        let mut vring = vrings[2 * pair + 1].get_mut();
-        if !vring.is_enabled() || !vring.get_queue().ready() {
+        let handle = &vrings[2 * pair + 1];
+        let mut vring = handle.get_mut();
+        if !vring.is_enabled() || !vring.get_queue().ready() || handle.is_broken() {
             return (0, false);
         }
         let loaded = self.memory.memory();
@@ -67,45 +70,38 @@ impl Net {
             .and_then(|signal| {
                 Ok((signal, stop == Stop::Empty && ring::enable_kick(queue, memory, queue.next_avail())?))
             });
-        let Ok((signal, refilled)) = finished else {
+        if stop == Stop::Broken || finished.is_err() {
             self.counters.malformed();
-            return (CHUNK, false);
-        };
+            handle.set_broken();
+        }
+        let Ok((signal, refilled)) = finished else { return (CHUNK, false) };
         if signal && let Err(e) = vring.signal_used_queue() {
-            tracing::warn!("the guest cannot be interrupted: {e}");
+            log_limit::warn_limited!("the guest cannot be interrupted: {e}");
         }
         (self.scratch.used.len(), refilled || stop == Stop::Chunk)
     }
 
     fn take_frames(&mut self, queue: &mut Queue, memory: &Memory, pair: usize) -> Stop {
-        let size = queue.size();
         if ring::disable_kick(queue, memory).is_err() {
-            self.counters.malformed();
             return Stop::Broken;
         }
-        let Ok(mut chains) = queue.iter(memory) else {
-            self.counters.malformed();
-            return Stop::Broken;
-        };
         for _ in 0..CHUNK {
-            let Some(chain) = chains.next() else { return Stop::Empty };
+            let Ok(chain) = ring::next(queue, memory) else { return Stop::Broken };
+            let Some(chain) = chain else { return Stop::Empty };
             let head = chain.head_index();
             self.scratch.segments.clear();
             match ring::gather(chain, memory, Direction::FromGuest, &mut self.scratch.segments) {
                 Ok(len) if len >= self.header_len + FRAME_MIN && len - self.header_len + HEADER_LEN <= FRAME_MAX => {
                     if !self.emit(memory, pair, len - self.header_len) {
-                        chains.go_to_previous_position();
+                        queue.go_to_previous_position();
                         return Stop::Full;
                     }
                 }
                 _ => self.counters.malformed(),
             }
-            // A head outside the table has no place in the used ring either.
-            if head < size {
-                self.scratch.used.push((head, 0));
-            }
+            self.scratch.used.push((head, 0));
             if self.quit.asked {
-                return Stop::Broken;
+                return Stop::Ended;
             }
         }
         Stop::Chunk

@@ -9,7 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueT};
+use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Guest memory with the dirty log of vhost-user.
@@ -51,6 +51,23 @@ pub enum Direction {
 /// The guest's chain makes no sense; it is returned unused.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Malformed;
+
+/// The next chain that the driver has made available, if there is one.
+///
+/// # Errors
+/// When the driver's side of the queue makes no sense: an index that has jumped, or a head outside of the table. The queue is
+/// left where it is.
+pub fn next<'m>(queue: &mut Queue, memory: &'m Memory) -> Result<Option<DescriptorChain<&'m Memory>>, QueueError> {
+    let size = queue.size();
+    let mut chains = queue.iter(memory)?;
+    match chains.next() {
+        Some(chain) if chain.head_index() >= size => {
+            chains.go_to_previous_position();
+            Err(QueueError::InvalidDescriptorIndex)
+        }
+        chain => Ok(chain),
+    }
+}
 
 /// Collects the buffers of `chain` behind those already in `segments`, and says how many bytes they hold.
 ///

@@ -70,6 +70,7 @@ pub enum TapError {
 pub struct Tap {
     name: String,
     queues: Vec<TapQueue>,
+    mtu: u16,
 }
 
 /// One queue of a tap; reads and writes whole frames and never blocks.
@@ -88,7 +89,7 @@ impl Tap {
         while queues.len() < usize::from(args.num_queues) {
             queues.push(open_queue(&name, args.num_queues)?.0);
         }
-        let tap = Self { name, queues };
+        let mut tap = Self { name, queues, mtu: 0 };
         for queue in &tap.queues {
             let len = HEADER_LEN as libc::c_int;
             // SAFETY: TUNSETVNETHDRSZ reads one int.
@@ -104,6 +105,12 @@ impl Tap {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Largest packet in bytes, without the Ethernet header.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.mtu
     }
 
     /// The queues, in order of the queue pairs.
@@ -130,7 +137,7 @@ impl Tap {
         TapError::Setting { name: self.name.clone(), setting, source }
     }
 
-    fn configure(&self, args: &Args) -> Result<(), TapError> {
+    fn configure(&mut self, args: &Args) -> Result<(), TapError> {
         // SAFETY: a plain system call; the result is checked.
         let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
         if fd < 0 {
@@ -144,6 +151,7 @@ impl Tap {
         if let Some(mtu) = args.mtu {
             self.set(&socket, "--mtu", libc::SIOCSIFMTU, |r| r.ifr_ifru.ifru_mtu = mtu as libc::c_int)?;
         }
+        self.mtu = self.read_mtu(&socket).map_err(|e| self.setting("--mtu", e))?;
         if let Some(ip) = args.ip {
             self.set(&socket, "--ip", libc::SIOCSIFADDR, |r| r.ifr_ifru.ifru_addr = inet_address(ip))?;
         }
@@ -151,6 +159,15 @@ impl Tap {
             self.set(&socket, "--mask", libc::SIOCSIFNETMASK, |r| r.ifr_ifru.ifru_netmask = inet_address(mask))?;
         }
         self.bring_up(&socket)
+    }
+
+    fn read_mtu(&self, socket: &OwnedFd) -> io::Result<u16> {
+        let mut request = interface(&self.name);
+        // SAFETY: SIOCGIFMTU reads the name and fills in the MTU of an ifreq.
+        unsafe { ioctl(socket, libc::SIOCGIFMTU, &raw mut request) }?;
+        // SAFETY: the kernel has just filled in this member of the union.
+        let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+        u16::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
     /// Only asks for what is not so yet: an owner who is not root may use a tap that root has brought up.

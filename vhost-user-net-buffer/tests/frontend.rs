@@ -483,9 +483,9 @@ fn malformed_chains_cost_nothing_but_themselves() {
             rig.guest.descriptor(at, address, len, flags, next);
         }
         for _ in 0..heads {
-            let head = [random(64), random(64), random(64), random(65536)][random(4) as usize] as u16;
+            // One outside of the table would be the end of the queue: see below.
             let queue = &mut rig.queues[queue];
-            rig.guest.offer(queue, head);
+            rig.guest.offer(queue, random(64) as u16);
         }
         rig.queues[queue].kick();
         if queue == 0 {
@@ -507,12 +507,77 @@ fn malformed_chains_cost_nothing_but_themselves() {
     while rig.wire.within(0).is_some() {}
     rig.output(0..5);
     rig.expect(0..5);
+}
 
-    // An index that runs away stops its own queue only.
-    rig.guest.put_u16(rig.queues[1].avail_at() + 2, rig.queues[1].avail.wrapping_add(1000));
-    rig.queues[1].kick();
-    rig.link().sync();
-    assert!(rig.device.is_running());
+#[test]
+fn a_queue_that_makes_no_sense_is_told_and_left_alone_until_it_is_set_up_again() {
+    if !ready() {
+        return;
+    }
+    let mut rig = Rig::new(MRG_RXBUF | MQ, true, &["--num-queues", "2"]);
+    let spoil: [fn(&mut Rig, usize); 2] = [
+        // An index that runs away, and a head outside of the table.
+        |rig, queue| rig.guest.put_u16(rig.queues[queue].avail_at() + 2, rig.queues[queue].avail.wrapping_add(1000)),
+        |rig, queue| rig.guest.offer(&mut rig.queues[queue], QUEUE_SIZE),
+    ];
+    for spoil in spoil {
+        // Receive, transmit, control.
+        for queue in [0, 1, 4] {
+            spoil(&mut rig, queue);
+            rig.queues[queue].kick();
+            rig.wire.send(&frame(1, 200));
+            assert!(rig.queues[queue].is_broken(10_000), "queue {queue}");
+            let used = rig.guest.used_idx(&rig.queues[queue]);
+            let at = rig.room(4096);
+            rig.guest.add(&mut rig.queues[queue], &[(at, 100, 0)]);
+            rig.queues[queue].kick();
+            rig.link().sync();
+            assert_eq!(rig.guest.used_idx(&rig.queues[queue]), used);
+            // Its own queue only.
+            if queue != 1 {
+                rig.output(0..5);
+                rig.expect(0..5);
+            }
+            rig.restart();
+            rig.output(5..10);
+            rig.expect(5..10);
+            assert!(!rig.queues[queue].is_broken(0));
+        }
+    }
+}
+
+#[test]
+fn the_control_queue_is_where_the_negotiated_features_put_it() {
+    if !ready() {
+        return;
+    }
+    // Four queues and the control queue, but no MQ: the second pair is none, and queue 2 is the control queue.
+    let mut rig = Rig::without_mq(MRG_RXBUF, &["--num-queues", "2"]);
+    let command = rig.room(4096);
+    rig.guest.write(command, &[4, 0, 1, 0]);
+    rig.guest.add(&mut rig.queues[2], &[(command, 4, 0), (command + 64, 1, WRITE)]);
+    rig.queues[2].kick();
+    assert_eq!(rig.guest.used(&mut rig.queues[2], 1), [(0, 1)]);
+    assert_eq!(rig.guest.read(command + 64, 1), [0]);
+    // It is no receive queue, whatever tap queue the kernel chooses.
+    (0..32).for_each(|_| _ = rig.offer_input(0, 2048));
+    (0..4).for_each(|_| _ = rig.offer_input(1, 2048));
+    rig.queues[0].kick();
+    (0..32).for_each(|port| rig.wire.send(&flow(port)));
+    rig.guest.used(&mut rig.queues[0], 32);
+}
+
+#[test]
+fn a_queue_of_any_size_that_virtio_knows_is_served() {
+    use vhost::VhostBackend;
+    if !ready() {
+        return;
+    }
+    let rig = Rig::new(0, false, &[]);
+    for size in [2, 1024, 32768] {
+        rig.frontend.get_vring_base(1).unwrap();
+        rig.frontend.set_vring_num(1, size).unwrap();
+    }
 }
 
 /// An IPv4/UDP frame of flow `port`.

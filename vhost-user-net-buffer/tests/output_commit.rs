@@ -214,7 +214,7 @@ fn a_device_without_a_frontend_ends_with_its_link() {
     link.send(&Command::Hello { version: 1 });
     // Without a name the kernel picks one.
     assert!(
-        matches!(link.report(), Report::Ready { info: ft_proto::device_ctl::DeviceInfo::Net { tap }, .. } if tap == "vmtap0")
+        matches!(link.report(), Report::Ready { info: ft_proto::device_ctl::DeviceInfo::Net { tap, mtu: 1500 }, .. } if tap == "vmtap0")
     );
     assert!(path.exists());
     drop(link);
@@ -330,7 +330,25 @@ fn a_takeover_goes_on_where_the_queues_stood() {
     if !ready() {
         return;
     }
-    let mut rig = Rig::connected(MRG_RXBUF, true, &[]);
+    take_over(MRG_RXBUF);
+}
+
+#[test]
+fn a_driver_that_has_taken_no_feature_at_all_is_taken_over() {
+    if !ready() {
+        return;
+    }
+    let mut rig = take_over(NO_VERSION_1);
+    // Its header is shorter.
+    let (head, at) = rig.offer_input(0, 2048);
+    rig.queues[0].kick();
+    rig.wire.send(&frame(2, 400));
+    assert_eq!(rig.guest.used(&mut rig.queues[0], 1), [(head, 410)]);
+    assert_eq!(rig.guest.read(at + 10, 400), frame(2, 400));
+}
+
+fn take_over(features: u64) -> Rig {
+    let mut rig = Rig::connected(features, true, &[]);
     rig.link().send(&Command::Standby(true));
     // As if 40 frames had been sent by the other host.
     (0..40).for_each(|id| rig.queue_output(0, &frame(id, 100 + id as usize)));
@@ -343,6 +361,8 @@ fn a_takeover_goes_on_where_the_queues_stood() {
     assert_eq!([rig.wire.next(), rig.wire.next(), rig.wire.next()].iter().filter(|f| **f == rarp()).count(), 1);
     let (queues, ..) = rig.link().seal(0);
     assert_eq!((queues[1].next_avail, queues[1].next_used), (40, 40));
+    rig.link().resume();
+    rig
 }
 
 #[test]

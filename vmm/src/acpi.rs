@@ -79,6 +79,9 @@ fn fadt(dsdt: u64) -> Vec<u8> {
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
         .flag(Flags::TmrValExt);
+    fadt.pm_tmr_blk = u32::from(layout::PORT_PM_TIMER).into();
+    fadt.pm_tmr_len = layout::PORT_PM_TIMER_LEN as u8;
+    fadt.x_pm_tmr_blk = GAS::new(GasSpace::SystemIo, 32, 0, AccessSize::DwordAccess, layout::PORT_PM_TIMER.into());
     fadt.reset_reg = register;
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = register;
@@ -289,6 +292,11 @@ mod tests {
         let names: Vec<_> = tables.iter().map(|table| &table[..4]).collect();
         assert_eq!(names, [b"FACP", b"APIC", b"MCFG"]);
         assert_eq!(&read(ram, address(&tables[0], 140))[..4], b"DSDT");
+        // The timer's port in both forms, 32 bits wide, as the flag TMR_VAL_EXT says.
+        let fadt = &tables[0];
+        assert_eq!((&fadt[76..80], fadt[91]), (&[8, 6, 0, 0][..], 4));
+        assert_eq!(fadt[208..220], [1, 32, 0, 3, 8, 6, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(fadt[113] & 1, 1);
         // Eight processors, the IOAPIC, one override.
         assert_eq!(tables[1].len(), 44 + 8 * 8 + 12 + 10);
         assert_eq!(address(&tables[2], 44), layout::ECAM_START);

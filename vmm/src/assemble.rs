@@ -20,9 +20,15 @@ use crate::device_process::ChildExits;
 use crate::disk_records;
 use crate::election::{Election, Granted, Voter};
 use crate::guest_port::GuestPort;
+use crate::legacy::serial;
+use crate::log_limit::{self, Limit};
 use crate::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
 use crate::virtio::DeviceEvent;
+use crate::virtio::pci_transport::Observer;
 use crate::vm::Vm;
+
+/// So many times in a [`log_limit::PERIOD`] it is told that drivers set devices up and take them down.
+const DEVICE_EVENTS_BURST: u32 = 100;
 
 /// Builds VMs on KVM, one after the other.
 #[derive(Debug, Default)]
@@ -57,6 +63,10 @@ impl KvmAssembler {
         let Setup { host, board, .. } = self.setup.clone();
         let voter = Voter { options, host, config, board, granted: self.granted.clone() };
         Ok(Some(Election::start(voter, events)?))
+    }
+
+    fn grant(&self, reign: Reign) {
+        *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
     }
 
     fn granted(&self) -> Option<Reign> {
@@ -106,24 +116,34 @@ fn host(options: &NodeOptions, config: &VmConfig) -> HostId {
     })
 }
 
+/// A VM that nobody was asked about, and that may be protected later: it is the one that its disks are of, and goes on from there.
+fn unasked(config: &VmConfig, disks: Disks) -> Reign {
+    let options = NodeOptions::default();
+    let node = ft::incarnation_of(host(&options, config));
+    Reign { vm: disks.vm.unwrap_or_else(ft::new_vm), node, term: disks.state.term().next(), first: true }
+}
+
 fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 impl Assembler for KvmAssembler {
     fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError> {
-        let Some(options) = &mut self.options else { return Ok(Part::Run) };
-        ft::check_alone(options)?;
         self.disks = disk_records::read(config);
-        self.setup.host = host(options, config);
         self.setup.vm = self.disks.vm;
+        let Some(options) = &mut self.options else {
+            self.grant(unasked(config, self.disks));
+            return Ok(Part::Run);
+        };
+        ft::check_alone(options)?;
+        self.setup.host = host(options, config);
         let me = Candidate { host: self.setup.host, disks: self.disks, boots, waited: false };
         let part = ft::part(options, me)?;
         // It was meant for one start, not for each one that this process sees.
         options.force = None;
         Ok(match part {
             ft::Part::Run(reign) => {
-                *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
+                self.grant(reign);
                 Part::Run
             }
             ft::Part::StandBy(why) => {
@@ -174,19 +194,7 @@ impl KvmMachine {
         let vm = Vm::new(config, Arc::new(move |event| send(&guest, event.into())))?;
         let watch = {
             let devices = vm.devices().lock().unwrap_or_else(PoisonError::into_inner);
-            let observed = events.clone();
-            devices.set_observer(
-                &(Arc::new(move |id: &str, event| {
-                    let id = id.to_owned();
-                    send(
-                        &observed,
-                        match event {
-                            DeviceEvent::Activated => VmEvent::DeviceActivated { id },
-                            DeviceEvent::Reset => VmEvent::DeviceReset { id },
-                        },
-                    );
-                }) as _),
-            );
+            devices.set_observer(&observer(events.clone()));
             ExitWatch::start(devices.child_exits().clone(), events)?
         };
         let config = vm.config().clone();
@@ -203,6 +211,23 @@ impl KvmMachine {
             None => Err("the VM is shut down".into()),
         }
     }
+}
+
+/// Tells of what drivers do to their devices, but not as often as a guest can do it, which is faster than anybody reads of it. The
+/// counters count all of it.
+fn observer(events: Sender<VmEvent>) -> Observer {
+    let limit = Limit::new(DEVICE_EVENTS_BURST, log_limit::PERIOD);
+    Arc::new(move |id, event| {
+        if limit.admit().is_none() {
+            return;
+        }
+        let id = id.to_owned();
+        let event = match event {
+            DeviceEvent::Activated => VmEvent::DeviceActivated { id },
+            DeviceEvent::Reset => VmEvent::DeviceReset { id },
+        };
+        send(&events, event);
+    })
 }
 
 impl From<GuestEvent> for VmEvent {
@@ -243,6 +268,10 @@ impl Machine for KvmMachine {
         Ok(self.vm()?.taken_over()?)
     }
 
+    fn stop(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.stop()?)
+    }
+
     fn shutdown(&mut self) -> Result<(), BoxError> {
         self.election = None;
         self.live = None;
@@ -272,7 +301,11 @@ impl Machine for KvmMachine {
 
     fn counters(&self) -> Counters {
         let Some(live) = &self.live else { return Counters::default() };
-        live.vm.devices().lock().unwrap_or_else(PoisonError::into_inner).counters()
+        let mut counters = live.vm.devices().lock().unwrap_or_else(PoisonError::into_inner).counters();
+        if let Some(console) = live.vm.console() {
+            counters.insert(serial::ID.to_owned(), [("lost_bytes".to_owned(), console.lost_bytes())].into());
+        }
+        counters
     }
 }
 
@@ -324,5 +357,20 @@ fn watch_exits(exits: &ChildExits, stop: &EventFd, events: &Sender<VmEvent>) {
         for ended in exits.take() {
             send(events, VmEvent::DeviceExited { id: ended.id, status: ended.status.to_string() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_resets_its_device_for_ever_fills_no_queue() {
+        let (sender, events) = crossbeam_channel::unbounded();
+        let observer = observer(sender);
+        for _ in 0..100_000 {
+            observer("_disk0", DeviceEvent::Reset);
+        }
+        assert_eq!(events.len(), DEVICE_EVENTS_BURST as usize);
     }
 }

@@ -131,7 +131,9 @@ struct Flags {
     /// Fault tolerance: role=auto|primary|standby,listen=ADDR:PORT,heartbeat=ADDR:PORT,
     /// standby-peers=[ADDR:PORT/ADDR:PORT,...],witness=PLACE, or on_partition=primary|standby|both without a witness;
     /// detect_ms=N,min_epoch_us=N,max_epoch_us=N,latency_us=N,pause_share=PERCENT,disk_buffer=SIZE,disk_rate=SIZE,
-    /// compression=auto|off|delta|delta+zstd,delta_cache=SIZE; force=on with role=primary: run the VM whatever the witness says. PLACE is a path or
+    /// compression=auto|off|delta|delta+zstd,delta_cache=SIZE; node=NAME: what this host is called, always the same (made of the
+    /// machine and its disks); blackout_wait=SECONDS: how long a standby that came up alone waits for the host with the newest disks
+    /// (for ever); force=TERM with role=primary: run the VM although the witness, or the disks, are in that term. PLACE is a path or
     /// etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
     #[arg(long, value_name = "OPTIONS")]
     ft: Option<String>,

@@ -27,6 +27,8 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use nix::unistd::Pid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::log_limit::Limit;
+
 /// Directory with the device programs; without it they are looked for beside the VMM and then in `PATH`.
 pub const DIRECTORY_VARIABLE: &str = "POLLUX_DEVICE_DIR";
 /// How long a process may take to open its image or tap.
@@ -35,6 +37,11 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(3);
 /// How long a process may take to end when asked to, before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(3);
+/// How often to look for the end of a process that cannot be watched.
+const REAP_AGAIN: Duration = Duration::from_millis(20);
+/// So many of its lines are logged in a [`LINES_PERIOD`]: what it logs may be about what the guest does, as often as it likes.
+const LINES_BURST: u32 = 100;
+const LINES_PERIOD: Duration = Duration::from_secs(10);
 /// How many of its last lines are kept for an error message.
 const LAST_LINES: usize = 8;
 
@@ -257,7 +264,7 @@ impl DeviceProcess {
         let pid = shared.lock().child.id().cast_signed();
         let exit = pidfd_open(pid).map_err(start("cannot watch it"))?;
         let (id_of_thread, exits) = (id.to_owned(), exits.clone());
-        let watcher = std::thread::Builder::new().name(id.to_owned()).spawn(move || {
+        let watcher = std::thread::Builder::new().name(thread_name(id)).spawn(move || {
             watch(&id_of_thread, &shared, errors, &exit, &exits);
         });
         process.watcher = Some(watcher.map_err(start("cannot watch it"))?);
@@ -403,19 +410,29 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     near.chain(std::env::split_paths(OsStr::new(&path))).find_map(|directory| is_file(directory.join(program)))
 }
 
+/// A name that a thread may have: whatever the id, starting one must not panic.
+fn thread_name(id: &str) -> String {
+    id.replace('\0', "?")
+}
+
 /// Passes on what the process writes to its standard error, and reaps it.
 fn watch(id: &str, shared: &Shared, errors: Option<ChildStderr>, exit: &OwnedFd, exits: &ChildExits) {
     let mut lines = errors.map(Lines::new);
+    let limit = Limit::new(LINES_BURST, LINES_PERIOD);
     loop {
         let mut fds = vec![PollFd::new(exit.as_fd(), PollFlags::POLLIN)];
         fds.extend(lines.as_ref().map(|lines| PollFd::new(lines.source.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
-            Err(_) => break,
+            // Its last lines are lost, but not its end.
+            Err(error) => {
+                tracing::error!("what device process {id} logs is not passed on any more: {error}");
+                break;
+            }
             Ok(_) => {}
         }
         let gone = fds[0].any().unwrap_or(true);
-        let open = lines.as_mut().is_some_and(|lines| lines.pass_on(|line| note(id, shared, line)));
+        let open = lines.as_mut().is_some_and(|lines| lines.pass_on(|line| note(id, shared, &limit, line)));
         if gone {
             break;
         }
@@ -423,30 +440,55 @@ fn watch(id: &str, shared: &Shared, errors: Option<ChildStderr>, exit: &OwnedFd,
             lines = None;
         }
     }
-    let mut state = shared.lock();
-    let status = state.child.wait();
-    let stopping = state.stopping;
-    if let Ok(status) = status {
-        state.status = Some(status);
-        if !stopping {
-            exits.report(ChildExit { id: id.to_owned(), status });
-        }
+    if let Some((status, stopping)) = reap(shared)
+        && !stopping
+    {
+        exits.report(ChildExit { id: id.to_owned(), status });
     }
-    drop(state);
     shared.ended.notify_all();
 }
 
+/// Waits for the end of the process without the lock, which those need who send it signals; and tells whether that was wanted.
+fn reap(shared: &Shared) -> Option<(ExitStatus, bool)> {
+    loop {
+        let mut state = shared.lock();
+        match state.child.try_wait() {
+            Ok(Some(status)) => {
+                state.status = Some(status);
+                return Some((status, state.stopping));
+            }
+            // It has ended, as a rule; if not, it could not be watched.
+            Ok(None) => drop(state),
+            Err(error) => {
+                tracing::error!("a device process cannot be waited for: {error}");
+                return None;
+            }
+        }
+        std::thread::sleep(REAP_AGAIN);
+    }
+}
+
 /// Logs a line as loud as the process meant it, and keeps it for an error message if it may be part of one.
-fn note(id: &str, shared: &Shared, line: &str) {
+fn note(id: &str, shared: &Shared, limit: &Limit, line: &str) {
     if line.is_empty() {
         return;
     }
     let has = |level: &str| line.split_ascii_whitespace().take(3).any(|word| word == level);
-    match () {
-        () if has("DEBUG") || has("TRACE") => return tracing::debug!("{id}: {line}"),
-        () if has("INFO") => return tracing::info!("{id}: {line}"),
-        () if has("ERROR") => tracing::error!("{id}: {line}"),
-        () => tracing::warn!("{id}: {line}"),
+    if has("DEBUG") || has("TRACE") {
+        return tracing::debug!("{id}: {line}");
+    }
+    if let Some(left_out) = limit.admit() {
+        if left_out > 0 {
+            tracing::warn!("{id}: {left_out} lines were left out");
+        }
+        match () {
+            () if has("INFO") => tracing::info!("{id}: {line}"),
+            () if has("ERROR") => tracing::error!("{id}: {line}"),
+            () => tracing::warn!("{id}: {line}"),
+        }
+    }
+    if has("INFO") {
+        return;
     }
     let mut state = shared.lock();
     if state.last_lines.len() == LAST_LINES {
@@ -548,6 +590,25 @@ mod tests {
         let (_directory, program) = script("exec sleep 1000");
         drop(DeviceProcess::spawn("_net1", &program, &[], &exits).unwrap());
         assert!(exits.take().is_empty());
+    }
+
+    #[test]
+    fn any_id_is_a_thread_name() {
+        let (_directory, program) = script("exec sleep 1000");
+        drop(DeviceProcess::spawn("a\0b", &program, &[], &exits()).unwrap());
+    }
+
+    #[test]
+    fn whoever_waits_for_its_end_does_not_keep_others_from_ending_it() {
+        let (_directory, program) = script("exec sleep 1000");
+        let process = DeviceProcess::spawn("_disk0", &program, &[], &exits()).unwrap();
+        // As the watching thread does when it cannot watch any more.
+        let shared = process.shared.clone();
+        let waiting = std::thread::spawn(move || reap(&shared));
+        std::thread::sleep(REAP_AGAIN * 2);
+        process.shared.signal(Signal::SIGKILL);
+        drop(process);
+        waiting.join().unwrap();
     }
 
     #[test]

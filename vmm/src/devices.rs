@@ -7,6 +7,7 @@
 //! queues by device processes, which are sealed through their ft-ctl sockets. With the vCPUs parked nothing here touches
 //! guest memory, as long as [`DeviceManager::kick_all`] and the like are called by the thread that owns the VM.
 
+mod broken_queues;
 mod build;
 
 pub(crate) use build::DISK_PROGRAM;
@@ -25,6 +26,7 @@ use serde_json::{Value, json};
 use crate::bus::{Bus, BusError};
 use crate::config::VmConfig;
 use crate::device_process::{ChildExits, DeviceProcess, ProcessError};
+use crate::devices::broken_queues::{BrokenQueues, Watched};
 use crate::devices::build::{Planned, Shared};
 use crate::devices::names::Slots;
 use crate::irq::{IrqError, IrqManager};
@@ -33,8 +35,8 @@ use crate::memory::layout::{ECAM_SEGMENT_SIZE, ECAM_START, mmio64};
 use crate::pci::bar::{BarSpace, BarSpaceError};
 use crate::pci::bus::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, PciBus, SlotError};
 use crate::pci::msix::Line;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
-use crate::vhost_user::{DirtyLog, Kind, VhostUserError, Watchdog};
+use crate::state::{DEVICES, Saved, StateError, StateReader, StateWriter};
+use crate::vhost_user::{DirtyLog, Kind, VhostUserError, Watchdog, told_block_size, told_mtu};
 use crate::virtio::pci_transport::{BAR_SIZE, Doorbells, Machine, Observer, VirtioPci};
 use crate::virtio::rng::Rng;
 use crate::virtio::{VirtioDevice, VirtioError};
@@ -137,6 +139,16 @@ pub struct FtLink {
     pub info: DeviceInfo,
     /// A network card's address.
     pub mac: Option<[u8; 6]>,
+    /// PCI slot.
+    pub slot: u16,
+    /// Largest size of each queue.
+    pub queue_sizes: Vec<u16>,
+    /// Features offered to the driver.
+    pub features: u64,
+    /// A network card's MTU, as the guest was told.
+    pub mtu: u16,
+    /// A disk's block size, as the guest was told.
+    pub block_size: u32,
 }
 
 /// One device with its place on the bus.
@@ -169,6 +181,7 @@ pub struct DeviceManager {
     exits: Arc<ChildExits>,
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
+    _broken_queues: BrokenQueues,
 }
 
 impl DeviceManager {
@@ -284,7 +297,8 @@ impl DeviceManager {
     /// When a backend does not let go of its queues; the others are reset all the same.
     pub fn reset(&mut self) -> Result<(), DeviceError> {
         self.lock_pci().reset();
-        self.for_all(VirtioPci::reset)
+        let reset = self.for_all(VirtioPci::reset);
+        reset.and(self.for_all(VirtioPci::place_bar))
     }
 
     /// Links to the device processes of ours, in slot order.
@@ -292,13 +306,29 @@ impl DeviceManager {
     pub fn ft_links(&self) -> Vec<FtLink> {
         let link = |device: &Device| {
             let (process, info) = device.process.as_ref()?;
-            // From the device and not from its options: after a takeover it has the address it had on the other host.
+            // From the device and not from its options: after a takeover the guest goes by what it was told on the other host.
+            let told = device.lock().device_mut().config().to_vec();
             let (kind, mac) = match device.kind? {
-                Kind::Net(_) => (LinkKind::Net, device.lock().device_mut().config().first_chunk().copied()),
+                Kind::Net(_) => (LinkKind::Net, told.first_chunk().copied()),
                 _ => (LinkKind::Disk, None),
             };
+            let (mtu, block_size) = (told_mtu(&told), told_block_size(&told));
             let fd = process.control().inspect_err(|e| tracing::error!("cannot share an ft-ctl socket: {e}")).ok()?;
-            Some(FtLink { id: device.id.clone(), fd, kind, queues: device.queues, info: info.clone(), mac })
+            let mut transport = device.lock();
+            let virtio = transport.device_mut();
+            Some(FtLink {
+                id: device.id.clone(),
+                fd,
+                kind,
+                queues: device.queues,
+                info: info.clone(),
+                mac,
+                slot: device.slot as u16,
+                queue_sizes: virtio.queue_sizes().to_vec(),
+                features: virtio.features(),
+                mtu,
+                block_size,
+            })
         };
         self.devices.iter().filter_map(link).collect()
     }
@@ -322,7 +352,7 @@ impl DeviceManager {
     /// When a section becomes too large.
     pub fn save(&self, out: &mut StateWriter<'_>) -> Result<(), StateError> {
         self.lock_pci().save(out)?;
-        self.devices.iter().try_for_each(|device| device.lock().save(out))
+        self.devices.iter().try_for_each(|device| device.lock().save(&mut out.within(DEVICES)))
     }
 
     /// All devices become what the checkpoint says; backends are not told yet.
@@ -331,7 +361,13 @@ impl DeviceManager {
     /// When the checkpoint is of a VM that is built differently.
     pub fn load(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         self.lock_pci().load(from)?;
-        self.devices.iter().try_for_each(|device| device.lock().load(from))
+        from.within(DEVICES, |from| self.devices.iter().try_for_each(|device| device.lock().load(from)))?;
+        // Only now: the guest may have given one device's place to another.
+        self.devices.iter().try_for_each(|device| {
+            let part =
+                |e: VirtioError| StateError::Part { id: device.id.clone(), what: crate::cpu::chain(&e), source: None };
+            device.lock().place_bar().map_err(part)
+        })
     }
 
     /// After [`DeviceManager::load`]: sets up the backends of all devices that have a driver, at the queue positions of the
@@ -397,15 +433,15 @@ impl DeviceManager {
 impl Drop for DeviceManager {
     fn drop(&mut self) {
         // The buses hold the devices, and those hold the buses.
-        take_off(&self.devices, &self.mmio);
+        take_off(&self.devices);
         self.mmio.remove(ECAM_START);
         self.pio.remove(CONFIG_PORTS);
     }
 }
 
-fn take_off(devices: &[Device], mmio: &Bus) {
+fn take_off(devices: &[Device]) {
     for device in devices {
-        mmio.remove(device.lock().bar());
+        device.lock().unplug();
     }
 }
 
@@ -453,26 +489,42 @@ impl Rack {
         let (mmio, doorbells, ram) = (self.mmio.clone(), self.doorbells.clone(), self.ram.clone());
         let transport = VirtioPci::new(id, device, Machine { mmio, doorbells, ram }, base, lines)
             .map_err(|source| DeviceError::Virtio { id: id.to_owned(), source })?;
-        let transport = Arc::new(Mutex::new(transport));
-        self.pci.insert(slot, transport.clone()).map_err(no_slot)?;
-        self.mmio.insert(transport.clone(), base, BAR_SIZE)?;
-        Ok(Device { id: id.to_owned(), slot, transport, kind: None, queues: 0, process: None })
+        let device = Device { id: id.to_owned(), slot, transport, kind: None, queues: 0, process: None };
+        if let Err(e) = self.pci.insert(slot, device.transport.clone()) {
+            device.lock().unplug();
+            return Err(no_slot(e));
+        }
+        Ok(device)
     }
 
     fn finish(mut self, log: Arc<DirtyLog>, exits: Arc<ChildExits>) -> Result<DeviceManager, DeviceError> {
         let pci = Arc::new(Mutex::new(std::mem::take(&mut self.pci)));
         self.mmio.insert(Arc::new(Mutex::new(Ecam(pci.clone()))), ECAM_START, ECAM_SEGMENT_SIZE)?;
         self.pio.insert(Arc::new(Mutex::new(ConfigPorts(pci.clone()))), CONFIG_PORTS, CONFIG_PORTS_LEN)?;
+        let watched = self.devices.iter().map(|device| {
+            Ok(Watched { event: device.lock().broken_event()?, transport: Arc::downgrade(&device.transport) })
+        });
+        let watched = watched.collect::<io::Result<_>>().and_then(BrokenQueues::watch);
+        let broken_queues =
+            watched.map_err(|source| DeviceError::System { what: "cannot watch for broken queues", source })?;
         self.finished = true;
-        let devices = std::mem::take(&mut self.devices);
-        Ok(DeviceManager { pci, devices, log, log_on: false, exits, pio: self.pio.clone(), mmio: self.mmio.clone() })
+        Ok(DeviceManager {
+            pci,
+            devices: std::mem::take(&mut self.devices),
+            log,
+            log_on: false,
+            exits,
+            pio: self.pio.clone(),
+            mmio: self.mmio.clone(),
+            _broken_queues: broken_queues,
+        })
     }
 }
 
 impl Drop for Rack {
     fn drop(&mut self) {
         if !self.finished {
-            take_off(&self.devices, &self.mmio);
+            take_off(&self.devices);
         }
     }
 }

@@ -15,6 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 
 use crate::options::{OptionError, Options};
+use crate::warn_limited;
 
 /// Why there is no event stream.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +108,7 @@ impl EventMonitor {
         text.extend_from_slice(b"\n\n");
         let mut file = stream.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = file.write_all(&text) {
-            tracing::warn!("event {source}:{event} is lost: {error}");
+            warn_limited!("event {source}:{event} is lost: {error}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use ft::{Compression, EventRecord, NodeOptions, ProtectOptions, Role, StandbyOptions, Status};
-use ft::{Ft, WitnessAddress};
+use ft::{Ft, WitnessAddress, resolve};
 use ft_proto::{HostId, OnPartition, Term};
 
 use crate::options::{ByteSize, OptionError, OptionValue, Options, TextList};
@@ -150,8 +150,8 @@ pub fn node_option(text: &str) -> Result<NodeOptions, OptionError> {
         None
     } else {
         Some(StandbyOptions {
-            listen: options.required("listen")?,
-            heartbeat: options.required("heartbeat")?,
+            listen: address(&options, "listen")?,
+            heartbeat: address(&options, "heartbeat")?,
             witness: witness(&options)?,
             on_partition: options.value("on_partition")?,
             detect_ms: options.value("detect_ms")?,
@@ -190,11 +190,12 @@ fn peers(options: &Options) -> Result<Vec<ProtectOptions>, OptionError> {
     let list = options.value::<TextList>("standby-peers")?.map_or_else(Vec::new, |list| list.0);
     let mut peers = Vec::new();
     for text in list {
-        let addresses = text.split_once('/').and_then(|(peer, beat)| Some((peer.parse().ok()?, beat.parse().ok()?)));
-        let Some((peer, heartbeat)) = addresses else {
-            return Err(options
-                .bad_value("standby-peers", "a list such as [ADDR:PORT/ADDR:PORT]: listen and heartbeat of each"));
+        let wrong = |why: String| {
+            let list = "a list such as [ADDR:PORT/ADDR:PORT]: listen and heartbeat of each";
+            options.bad_value("standby-peers", &format!("{list} ({text}: {why})"))
         };
+        let (peer, heartbeat) = text.split_once('/').ok_or_else(|| wrong("there is no slash".to_owned()))?;
+        let (peer, heartbeat) = (resolve(peer).map_err(wrong)?, resolve(heartbeat).map_err(wrong)?);
         let by = ProtectOptions::by(peer, heartbeat);
         let size = |key, default| Ok::<_, OptionError>(options.value::<ByteSize>(key)?.map_or(default, |size| size.0));
         let peer = ProtectOptions {
@@ -224,12 +225,10 @@ fn witness(options: &Options) -> Result<Option<WitnessAddress>, OptionError> {
     options.text("witness").map(parse).transpose()
 }
 
-impl OptionValue for SocketAddr {
-    const EXPECTED: &'static str = "ADDR:PORT";
-
-    fn from_text(text: &str) -> Option<Self> {
-        text.parse().ok()
-    }
+/// The address that must be given as `key`.
+fn address(options: &Options, key: &str) -> Result<SocketAddr, OptionError> {
+    let text = options.required::<String>(key)?;
+    resolve(&text).map_err(|error| options.bad_value(key, &format!("ADDR:PORT: {error}")))
 }
 
 /// The value that goes by the name of `text`.
@@ -290,6 +289,19 @@ mod tests {
     }
 
     #[test]
+    fn names_and_interfaces_are_resolved_as_by_ft_protect() {
+        let text = "role=primary,witness=/w,listen=localhost:7000,heartbeat=[fe80::1%lo]:7001,\
+                    standby-peers=[localhost:7002/[fe80::2%lo]:7003]";
+        let options = node_option(text).unwrap();
+        let standby = options.standby.unwrap();
+        assert!(standby.listen.ip().is_loopback());
+        assert_eq!(standby.heartbeat, ft::resolve("[fe80::1%lo]:7001").unwrap());
+        let json = r#"{"peer":"localhost:7002","heartbeat":"[fe80::2%lo]:7003"}"#;
+        let asked: ProtectOptions = serde_json::from_str(json).unwrap();
+        assert_eq!((options.peers[0].peer, options.peers[0].heartbeat), (asked.peer, asked.heartbeat));
+    }
+
+    #[test]
     fn the_same_line_makes_a_primary_and_a_standby() {
         let text = "role=auto,listen=10.0.0.1:7000,heartbeat=10.1.0.1:7001,witness=/w,detect_ms=500,disk_rate=8M,\
                     compression=delta+zstd,standby-peers=[10.0.0.2:7000/10.1.0.2:7001,[fd00::3]:7000/[fd01::3]:7001]";
@@ -325,6 +337,14 @@ mod tests {
             (
                 "role=standby,listen=1.2.3.4:1,heartbeat=1.2.3.4:1,witness=etcd://1.2.3.4:1",
                 "--ft: witness=etcd://1.2.3.4:1 is not usable: no key after the etcd endpoints",
+            ),
+            (
+                "role=standby,listen=fd00::2:7000,heartbeat=1.2.3.4:1",
+                "--ft: listen=fd00::2:7000 is not ADDR:PORT: an IPv6 address goes into brackets: [fd00::2]:7000",
+            ),
+            (
+                "role=standby,listen=[fe80::1]:7000,heartbeat=1.2.3.4:1",
+                "--ft: listen=[fe80::1]:7000 is not ADDR:PORT: fe80::1 is an address of one link",
             ),
             ("role=standby,color=red", "--ft: unknown key \"color\""),
             ("role=auto,listen=1.2.3.4:1,heartbeat=1.2.3.4:2", "--ft: witness= is missing"),

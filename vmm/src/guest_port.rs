@@ -8,27 +8,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Shape};
+use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Shape, VirtioShape};
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use serde_json::Value;
 
 use crate::cpu::{AtRest, Capture, Chore, Crew, cpuid};
+use crate::devices::FtLink;
+use crate::gate::Inside;
 use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
 use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::memory::guest::GuestMemory;
 use crate::memory::view::MemoryView;
-use crate::vm::{GateGuard, SavedParts, Vm};
+use crate::vm::{SavedParts, Vm};
 
 /// The engine's hands on one VM.
 pub struct GuestPort {
     parts: Arc<SavedParts>,
-    /// Held while the guest stands still for the engine.
-    stopped: Option<GateGuard>,
+    /// Held while a checkpoint is being taken.
+    stopped: Option<Inside>,
     /// Whether it was stopped and no checkpoint has been taken since.
     untaken: bool,
+    /// Whether the last cut was made, and the guest stands still until it is known who runs it.
+    leaving: bool,
     dirty: Arc<Mutex<DirtyTracker>>,
     memory: Arc<PortMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
@@ -61,6 +65,7 @@ impl GuestPort {
             parts: vm.parts().clone(),
             stopped: None,
             untaken: false,
+            leaving: false,
             dirty: vm.dirty().clone(),
             memory,
             snapshot: Arc::new(Mutex::new(snapshot)),
@@ -81,15 +86,20 @@ impl Guest for GuestPort {
             memory: self.memory.memory.size(),
             vcpus: self.parts.cpus.count(),
             cpuid: cpuid::to_bytes(self.parts.cpus.cpuid()),
+            serial: self.parts.has_serial(),
             ..Shape::default()
         };
         for link in lock(&self.parts.devices).ft_links() {
+            let FtLink { id, queues, slot, queue_sizes, features, .. } = link;
+            let virtio = VirtioShape { slot, queue_sizes, features };
             match link.info {
-                DeviceInfo::Disk { size, read_only, serial } => {
-                    shape.disks.push(DiskShape { id: link.id, size, read_only, serial, queues: link.queues });
+                DeviceInfo::Disk { size, read_only, serial, .. } => {
+                    let block_size = link.block_size;
+                    shape.disks.push(DiskShape { id, size, read_only, serial, block_size, queues, virtio });
                 }
                 DeviceInfo::Net { .. } => {
-                    shape.nets.push(NetShape { id: link.id, mac: link.mac.unwrap_or_default(), queues: link.queues });
+                    let (mac, mtu) = (link.mac.unwrap_or_default(), link.mtu);
+                    shape.nets.push(NetShape { id, mac, mtu, queues, virtio });
                 }
             }
         }
@@ -135,10 +145,15 @@ impl Guest for GuestPort {
         self.parts.cpus.processors(cpus);
     }
 
-    fn stop(&mut self) {
-        self.stopped = Some(self.parts.gate.lock_arc());
+    fn stop(&mut self) -> bool {
+        // Neither for the VM's owner, whose changes take as long as the slowest device, nor for a vCPU that waits for one.
+        let Some(inside) = self.parts.gate.try_enter().filter(|_| self.parts.cpus.can_stop_soon()) else {
+            return false;
+        };
+        self.stopped = Some(inside);
         self.parts.cpus.stop_for(self.snapshot.clone());
         self.untaken = true;
+        true
     }
 
     fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
@@ -152,9 +167,15 @@ impl Guest for GuestPort {
         *staging = std::mem::take(&mut snapshot.staging);
         let taken = std::mem::replace(&mut snapshot.result, Ok(()));
         let result = captured.map_err(|error| GuestError::new("cannot capture the vCPUs", error)).and(taken);
-        if kind != CutKind::Last || result.is_err() {
-            self.stopped = None;
+        if result.is_ok() {
+            self.parts.confirmed.taken(staging.epoch.0, self.parts.is_paused());
         }
+        if kind == CutKind::Last && result.is_ok() {
+            // Whoever wants to change the VM meanwhile must not wait for the standby.
+            self.parts.gate.leaving();
+            self.leaving = true;
+        }
+        self.stopped = None;
         result
     }
 
@@ -165,15 +186,20 @@ impl Guest for GuestPort {
             self.parts.cpus.resume();
         }
         self.stopped = None;
+        if std::mem::take(&mut self.leaving) {
+            self.parts.gate.stays();
+            self.tell(VmEvent::Stays);
+        }
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
-        if let Some(console) = &self.console {
-            console.prepare().map_err(|error| GuestError::new("cannot hold console output", error))?;
-        }
         lock(&self.dirty).start().map_err(|error| GuestError::new("cannot track memory writes", error))?;
         let logged = lock(&self.parts.devices).set_dirty_log(true);
-        logged.map_err(|error| GuestError::new("cannot track the devices' memory writes", error))
+        logged.map_err(|error| {
+            // All of it or nothing: the guest pays for each write that is tracked.
+            self.stop_tracking();
+            GuestError::new("cannot track the devices' memory writes", error)
+        })
     }
 
     fn stop_tracking(&mut self) {
@@ -186,6 +212,9 @@ impl Guest for GuestPort {
     }
 
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
+        // Who changes the VM as a whole may be waiting for a device. Nothing is lost: what is not told now is told later, to the base's
+        // cut at the latest, which waits until they are through.
+        let Some(_inside) = self.parts.gate.try_enter() else { return Ok(()) };
         // Rounds of a first copy want to know what is still being written, not what was.
         lock(&self.snapshot).harvest(Watch::All, pages)
     }
@@ -212,9 +241,19 @@ impl Guest for GuestPort {
     }
 
     fn start(&mut self) -> Result<(), GuestError> {
-        lock(&self.parts.devices).kick_all();
-        self.parts.cpus.resume();
-        self.tell(VmEvent::TakenOver);
+        let paused = self.parts.is_paused();
+        let mut devices = lock(&self.parts.devices);
+        devices.kick_all();
+        if paused && let Err(error) = devices.quiesce() {
+            // It is not worth the takeover: what the device does, the guest sees when it is resumed.
+            tracing::warn!("a device of the paused VM goes on: {}", ft::chain(&error));
+        }
+        drop(devices);
+        // Before the guest can do anything that is told too.
+        self.tell(VmEvent::TakenOver { paused });
+        if !paused {
+            self.parts.cpus.resume();
+        }
         Ok(())
     }
 
@@ -223,6 +262,9 @@ impl Guest for GuestPort {
         if let Err(error) = self.parts.cpus.pause(Capture::No) {
             tracing::warn!("while fencing: {}", ft::chain(&error));
         }
+        self.parts.gate.gone();
+        self.parts.confirmed.end();
+        self.stopped = None;
         if let Some(console) = &self.console {
             console.discard();
         }
@@ -241,12 +283,14 @@ impl Guest for GuestPort {
     }
 
     fn release_console(&mut self, committed: &Committed) {
+        self.parts.confirmed.confirm(committed.epoch().0);
         if let Some(console) = &self.console {
             console.release(committed.epoch().0);
         }
     }
 
     fn free_console(&mut self, _: &Alone) {
+        self.parts.confirmed.end();
         lock(&self.snapshot).console_held = false;
         if let Some(console) = &self.console {
             console.stop_holding();
@@ -313,12 +357,8 @@ impl Snapshot {
     /// Console output belongs to the next epoch from here on.
     fn tag_console(&mut self, next: Epoch) {
         self.console_held |= self.kind == CutKind::Base;
-        if let Some(console) = self.console.as_ref().filter(|_| self.console_held)
-            && let Err(error) = console.hold(next.0)
-        {
-            // Output that cannot be held must not leave either.
-            tracing::error!("console output is lost: {error}");
-            console.discard();
+        if let Some(console) = self.console.as_ref().filter(|_| self.console_held) {
+            console.hold(next.0);
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::bus::BusDevice;
 use crate::irq::{IOAPIC_PINS, IrqError, IrqManager};
 use crate::memory::layout;
 use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::warn_limited;
 
 const ID: &str = "__ioapic";
 const VERSION: u16 = 1;
@@ -100,7 +101,7 @@ impl Ioapic {
         if self.registers.redirect[pin] & MASKED == 0 && self.registers.pending & 1 << pin != 0 {
             self.registers.pending &= !(1 << pin);
             if let Err(e) = self.raise(pin as u8) {
-                tracing::warn!("interrupt of pin {pin} is lost: {e}");
+                warn_limited!("interrupt of pin {pin} is lost: {e}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What the control loop needs of a VM, as a contract: it is fulfilled by `vm.rs`, and by a plain struct in tests.
 //!
-//! Life: built (nothing runs yet) -> `boot` -> any of `pause`, `resume`, `reset`, `power_button`, `nmi` -> `shutdown`, after
-//! which nothing but dropping follows. A standby is built and then waits; whoever takes it over starts it and says so by
+//! Life: built (nothing runs yet) -> `boot` -> any of `pause`, `resume`, `reset`, `power_button`, `nmi` -> `stop` ->
+//! `shutdown`, after which nothing but dropping follows. A standby is built and then waits; whoever takes it over starts it and says so by
 //! [`VmEvent::TakenOver`].
 
 use std::collections::BTreeMap;
@@ -41,11 +41,16 @@ pub trait Machine: Send {
     /// # Errors
     /// When a device cannot be reset or the payload cannot be loaded again.
     fn reset(&mut self) -> Result<(), BoxError>;
-    /// This VM was a standby and its vCPUs were started from a checkpoint: the rest of it follows.
+    /// This VM was a standby, and its vCPUs are set to a checkpoint and, unless it is paused, started: the rest of it follows.
     ///
     /// # Errors
     /// When the console's input cannot be started.
     fn taken_over(&mut self) -> Result<(), BoxError>;
+    /// Stops the vCPUs for good: nothing of what is told about the VM's end from here on is undone by its guest. `shutdown` follows.
+    ///
+    /// # Errors
+    /// When a vCPU cannot be stopped.
+    fn stop(&mut self) -> Result<(), BoxError>;
     /// Ends the vCPUs and the device processes, and gives every file back.
     ///
     /// # Errors
@@ -100,8 +105,13 @@ pub enum VmEvent {
         /// Device id.
         id: String,
     },
-    /// This VM was a standby and runs from now on.
-    TakenOver,
+    /// This VM was a standby and runs here from now on.
+    TakenOver {
+        /// An operator has paused it, before it came here: it waits to be resumed.
+        paused: bool,
+    },
+    /// This VM was about to leave and stays: it may be changed again.
+    Stays,
     /// This VM is a standby and a part of it is dead: it has to be built anew.
     Unusable {
         /// Why.

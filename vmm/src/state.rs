@@ -3,7 +3,10 @@
 //! In: parts that implement [`Saved`]. Out: bytes for a checkpoint, or parts set back to what the bytes say. Never: a part
 //! that is skipped in silence; a section that nobody takes is an error, and so is one that is missing.
 //!
-//! Layout of a section: id length (u8), id, version (u16), body length (u32), body (postcard), all little-endian.
+//! Names: the VM's own parts have plain ones, and devices have theirs, which clients choose, within a scope: `dev/` and then the id.
+//! So no id of a device can be the name of something else.
+//!
+//! Layout of a section: name length (u8), name, version (u16), body length (u32), body (postcard), all little-endian.
 //! Writing appends to a buffer that is kept between checkpoints, so it does not allocate in steady state.
 
 use std::collections::HashMap;
@@ -13,6 +16,8 @@ use serde::{Deserialize, Serialize};
 /// The most that one section may hold, in bytes: far above any device we have, far below what a hostile peer could use to
 /// exhaust memory.
 const SECTION_MAX: usize = 16 << 20;
+/// What the names of the devices' sections begin with.
+pub const DEVICES: &str = "dev/";
 
 /// A part of the VM whose state is in every checkpoint.
 ///
@@ -38,6 +43,9 @@ pub enum StateError {
     /// The bytes end inside a section or are not what their header says.
     #[error("saved state is malformed at byte {0}")]
     Malformed(usize),
+    /// Two sections have one name.
+    #[error("saved state has two sections for {0}")]
+    Twice(String),
     /// A part found no section of its name.
     #[error("saved state has no section for {0}")]
     Missing(String),
@@ -95,12 +103,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Bytes<'a> {
 /// Appends sections to a reused buffer.
 pub struct StateWriter<'a> {
     out: &'a mut Vec<u8>,
+    scope: &'static str,
 }
 
 impl<'a> StateWriter<'a> {
     /// Appends to `out`.
     pub fn new(out: &'a mut Vec<u8>) -> Self {
-        Self { out }
+        Self { out, scope: "" }
+    }
+
+    /// Appends to the same buffer, sections whose names begin with `scope`.
+    pub fn within(&mut self, scope: &'static str) -> StateWriter<'_> {
+        StateWriter { out: &mut *self.out, scope }
     }
 
     /// Appends one section.
@@ -108,8 +122,9 @@ impl<'a> StateWriter<'a> {
     /// # Errors
     /// When `body` cannot be encoded or is larger than a section may be.
     pub fn section<T: Serialize + ?Sized>(&mut self, id: &str, version: u16, body: &T) -> Result<(), StateError> {
-        let id_len = u8::try_from(id.len()).map_err(|_| StateError::Malformed(self.out.len()))?;
+        let id_len = u8::try_from(self.scope.len() + id.len()).map_err(|_| StateError::Malformed(self.out.len()))?;
         self.out.push(id_len);
+        self.out.extend_from_slice(self.scope.as_bytes());
         self.out.extend_from_slice(id.as_bytes());
         self.out.extend_from_slice(&version.to_le_bytes());
         let length_at = self.out.len();
@@ -131,13 +146,14 @@ impl<'a> StateWriter<'a> {
 /// Hands out the sections of a checkpoint's state, each once.
 pub struct StateReader<'a> {
     sections: HashMap<&'a str, (u16, &'a [u8])>,
+    scope: &'static str,
 }
 
 impl<'a> StateReader<'a> {
     /// Splits `bytes` into sections.
     ///
     /// # Errors
-    /// When a header is cut off, a name is not text or stands twice, or a length points past the end.
+    /// When a header is cut off, a name is not text or is there twice, or a length points past the end.
     pub fn new(bytes: &'a [u8]) -> Result<Self, StateError> {
         let mut sections = HashMap::new();
         let mut rest = bytes;
@@ -145,11 +161,19 @@ impl<'a> StateReader<'a> {
             let at = bytes.len() - rest.len();
             let (id, version, body, tail) = split_section(rest).ok_or(StateError::Malformed(at))?;
             if sections.insert(id, (version, body)).is_some() {
-                return Err(StateError::Malformed(at));
+                return Err(StateError::Twice(id.to_owned()));
             }
             rest = tail;
         }
-        Ok(Self { sections })
+        Ok(Self { sections, scope: "" })
+    }
+
+    /// Has `load` take sections whose names begin with `scope`.
+    pub fn within<T>(&mut self, scope: &'static str, load: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = std::mem::replace(&mut self.scope, scope);
+        let result = load(self);
+        self.scope = outer;
+        result
     }
 
     /// Takes the section `id` of exactly `version`.
@@ -157,7 +181,8 @@ impl<'a> StateReader<'a> {
     /// # Errors
     /// When it is missing, of another version, or does not decode.
     pub fn take<T: Deserialize<'a>>(&mut self, id: &str, version: u16) -> Result<T, StateError> {
-        let (found, body) = self.sections.remove(id).ok_or_else(|| StateError::Missing(id.to_owned()))?;
+        let name = format!("{}{id}", self.scope);
+        let (found, body) = self.sections.remove(name.as_str()).ok_or(StateError::Missing(name))?;
         if found != version {
             return Err(StateError::Version { id: id.to_owned(), found, expected: version });
         }
@@ -217,6 +242,28 @@ mod tests {
         assert!(matches!(state.take::<u32>("c", 1), Err(StateError::Missing(_))));
         assert!(matches!(state.take::<u32>("a", 9), Err(StateError::Version { found: 1, .. })));
         assert!(matches!(state.finish(), Err(StateError::Leftover(ids)) if ids == "b"));
+    }
+
+    #[test]
+    fn a_device_may_have_the_name_of_another_part() {
+        let mut bytes = Vec::new();
+        let mut out = StateWriter::new(&mut bytes);
+        out.section("clock", 1, &1_u32).unwrap();
+        out.within(DEVICES).section("clock", 1, &2_u32).unwrap();
+        out.section("ged", 1, &3_u32).unwrap();
+        let mut state = StateReader::new(&bytes).unwrap();
+        assert_eq!(state.within(DEVICES, |state| state.take::<u32>("clock", 1)).unwrap(), 2);
+        let missing = state.within(DEVICES, |state| state.take::<u32>("ged", 1)).unwrap_err();
+        assert_eq!(missing.to_string(), "saved state has no section for dev/ged");
+        assert_eq!((state.take::<u32>("clock", 1).unwrap(), state.take::<u32>("ged", 1).unwrap()), (1, 3));
+        state.finish().unwrap();
+    }
+
+    #[test]
+    fn two_sections_of_one_name_are_refused_by_name() {
+        let mut bytes = two_sections();
+        bytes.extend(two_sections());
+        assert!(matches!(StateReader::new(&bytes), Err(StateError::Twice(id)) if id == "a"));
     }
 
     #[test]

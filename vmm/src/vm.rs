@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kvm_ioctls::{Kvm, VmFd};
 
@@ -15,14 +16,17 @@ use crate::boot::params;
 use crate::bus::{Bus, BusDevice, BusError};
 use crate::clock::{Clock, GuestTime};
 use crate::config::VmConfig;
+use crate::confirmed::Confirmed;
 use crate::cpu::state::VcpuStateError;
 use crate::cpu::{Capture, CpuError, CpuManager, CpuOptions, CpuPorts, OnGuestEvent};
 use crate::devices::{DeviceError, DeviceManager, DeviceParts};
+use crate::gate::{Gate, NotHere};
 use crate::ioapic::{Ioapic, Pin};
 use crate::irq::{IrqError, IrqManager};
 use crate::kvm::{self, KvmError};
 use crate::legacy::console::ConsoleOut;
 use crate::legacy::i8042::I8042;
+use crate::legacy::pm_timer::PmTimer;
 use crate::legacy::power::{Ged, PowerPort};
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::{InputThread, Line, SerialError, SerialPort};
@@ -62,6 +66,9 @@ pub enum VmError {
     /// Saved state.
     #[error(transparent)]
     State(#[from] StateError),
+    /// It may not be changed here.
+    #[error(transparent)]
+    NotHere(#[from] NotHere),
     /// The CPUs' address space has no room for this much memory.
     #[error("memory.size {size} bytes does not fit the {phys_bits} physical address bits of this host's CPUs")]
     TooLarge {
@@ -72,26 +79,30 @@ pub enum VmError {
     },
 }
 
-/// Keeps a checkpoint and what changes the VM as a whole (pause, reset) out of each other's way.
-pub type Gate = Arc<parking_lot::Mutex<()>>;
-
-/// Who holds it, holds the [`Gate`].
-pub type GateGuard = parking_lot::ArcMutexGuard<parking_lot::RawMutex, ()>;
-
 /// The parts whose state is in a checkpoint. Shared, so that a checkpoint needs no lock that others hold for long.
 pub struct SavedParts {
     /// vCPUs.
     pub cpus: Arc<CpuManager>,
     /// Virtio devices.
     pub devices: Arc<Mutex<DeviceManager>>,
-    /// Held from the beginning of a checkpoint to its end.
+    /// Keeps a checkpoint and what changes the VM as a whole (pause, reset) out of each other's way.
     pub gate: Gate,
+    /// Somebody has called [`Vm::pause`]. Part of a checkpoint: what an operator has paused stays so wherever it goes.
+    paused: AtomicBool,
+    /// Where that is known.
+    pub confirmed: Confirmed,
     clock: Mutex<Clock>,
     ioapic: Arc<Mutex<Ioapic>>,
     serial: Option<Arc<Mutex<SerialPort>>>,
     rtc: Arc<Mutex<Rtc>>,
     ged: Arc<Mutex<Ged>>,
 }
+
+/// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two of the longest epochs.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(1);
+/// Section that says whether the VM is paused.
+const PAUSED: &str = "paused";
+const PAUSED_VERSION: u16 = 1;
 
 /// A panic elsewhere does not make a part unusable: what follows is an orderly end.
 fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,6 +140,7 @@ impl SavedParts {
         }
         lock(&self.rtc).save(out)?;
         lock(&self.ged).save(out)?;
+        out.section(PAUSED, PAUSED_VERSION, &self.is_paused())?;
         lock(&self.ioapic).save(out)?;
         lock(&self.clock).save(out)
     }
@@ -149,7 +161,20 @@ impl SavedParts {
         lock(&self.rtc).load(from)?;
         lock(&self.ged).load(from)?;
         lock(&self.devices).load(from)?;
+        self.paused.store(from.take(PAUSED, PAUSED_VERSION)?, Ordering::SeqCst);
         std::mem::replace(from, StateReader::new(&[])?).finish()
+    }
+
+    /// Whether there is a serial port, whose state is part of the VM's.
+    #[must_use]
+    pub fn has_serial(&self) -> bool {
+        self.serial.is_some()
+    }
+
+    /// Whether somebody has paused the VM, here or on the host where the state is from.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
     }
 
     /// The guest's clocks now; the vCPUs are parked, and the last pause was with capture.
@@ -190,8 +215,6 @@ pub struct Vm {
     ended: Arc<AtomicBool>,
     dirty: Arc<Mutex<DirtyTracker>>,
     config: VmConfig,
-    /// Somebody has called [`Vm::pause`].
-    paused: bool,
     started: bool,
     vm: Arc<VmFd>,
     memory: GuestMemory,
@@ -226,6 +249,11 @@ impl Vm {
             return Err(VmError::TooLarge { size: memory.size(), phys_bits });
         }
         let ioapic = Arc::new(Mutex::new(Ioapic::new(irq.clone())));
+        pio.insert(
+            Arc::new(Mutex::new(PmTimer::new(vm.clone()))),
+            layout::PORT_PM_TIMER.into(),
+            layout::PORT_PM_TIMER_LEN,
+        )?;
         let legacy = Legacy::new(&pio, &mmio, &ioapic, line.as_ref(), &memory, phys_bits, &on_event)?;
 
         let parts = DeviceParts { vm: vm.clone(), memory: &memory, irq, pio, mmio, phys_bits };
@@ -236,6 +264,8 @@ impl Vm {
             cpus: cpus.clone(),
             devices: Arc::new(Mutex::new(devices)),
             gate: Gate::default(),
+            paused: AtomicBool::new(false),
+            confirmed: Confirmed::default(),
             clock: Mutex::new(Clock::new(vm.clone(), cpus)),
             ioapic,
             serial,
@@ -252,7 +282,6 @@ impl Vm {
             ended,
             dirty,
             config,
-            paused: false,
             started: false,
             vm,
             memory,
@@ -309,16 +338,39 @@ impl Vm {
     /// Stops the vCPUs, then the devices. Nothing happens when they are stopped already.
     ///
     /// # Errors
-    /// When a vCPU or a device does not stop.
+    /// When a vCPU or a device does not stop; the VM runs on then.
     pub fn pause(&mut self) -> Result<(), VmError> {
-        if self.paused {
+        let inside = self.parts.gate.enter()?;
+        if self.parts.is_paused() {
             return Ok(());
         }
-        let _whole = self.parts.gate.lock_arc();
         self.parts.cpus.pause(Capture::No)?;
-        self.paused = true;
+        self.parts.paused.store(true, Ordering::SeqCst);
         self.parts.cpus.announce_stop();
-        Ok(lock(&self.parts.devices).quiesce()?)
+        let mut devices = lock(&self.parts.devices);
+        let quiesced = devices.quiesce();
+        if quiesced.is_err() {
+            // It was not paused, so nobody would resume it. The device that has failed is lost either way.
+            if let Err(error) = devices.unquiesce() {
+                tracing::warn!("after a pause that failed: {error}");
+            }
+            self.parts.paused.store(false, Ordering::SeqCst);
+            self.parts.cpus.resume();
+        }
+        drop((devices, inside));
+        quiesced?;
+        self.confirm(true);
+        Ok(())
+    }
+
+    /// Waits until the standby, if there is one, knows whether the VM is paused; but not for one that is lost.
+    fn confirm(&self, paused: bool) {
+        if !self.parts.confirmed.wait(paused, CONFIRM_LIMIT) {
+            let what = if paused { "paused" } else { "resumed" };
+            tracing::warn!(
+                "the standby does not know yet that this VM was {what}: should it take over now, it is not there"
+            );
+        }
     }
 
     /// Starts the devices, then the vCPUs.
@@ -326,12 +378,14 @@ impl Vm {
     /// # Errors
     /// When a device does not start; the VM stays paused then.
     pub fn resume(&mut self) -> Result<(), VmError> {
-        let _whole = self.parts.gate.lock_arc();
-        if self.paused {
+        let inside = self.parts.gate.enter()?;
+        if self.parts.is_paused() {
             lock(&self.parts.devices).unquiesce()?;
-            self.paused = false;
+            self.parts.paused.store(false, Ordering::SeqCst);
             self.parts.cpus.resume();
         }
+        drop(inside);
+        self.confirm(false);
         Ok(())
     }
 
@@ -340,14 +394,15 @@ impl Vm {
     /// # Errors
     /// When a device cannot be reset or the payload cannot be loaded again; the VM stays stopped then.
     pub fn reset(&mut self) -> Result<(), VmError> {
-        let _whole = self.parts.gate.lock_arc();
-        if self.paused {
+        let _inside = self.parts.gate.enter()?;
+        if self.parts.is_paused() {
             lock(&self.parts.devices).unquiesce()?;
         } else if self.started {
             self.parts.cpus.pause(Capture::No)?;
         }
         // As stopped as when it was made, until `start`.
-        (self.paused, self.started) = (false, false);
+        self.parts.paused.store(false, Ordering::SeqCst);
+        self.started = false;
         self.parts.reset_devices()?;
         self.parts.cpus.load(&mut StateReader::new(&self.power_on)?)?;
         self.load_payload()?;
@@ -370,7 +425,7 @@ impl Vm {
         Ok(self.parts.load(state)?)
     }
 
-    /// The engine has started the restored vCPUs: the rest of the VM follows.
+    /// The engine starts the restored vCPUs, unless the VM is paused: the rest of the VM follows.
     ///
     /// # Errors
     /// When the serial line's input cannot be started.
@@ -398,6 +453,14 @@ impl Vm {
         self.start()
     }
 
+    /// Stops the vCPUs for good. Waits for nobody else: not even for the standby, if the VM is about to leave.
+    ///
+    /// # Errors
+    /// When a vCPU does not stop.
+    pub fn stop(&mut self) -> Result<(), VmError> {
+        Ok(self.parts.cpus.pause(Capture::No)?)
+    }
+
     /// Presses the power button.
     ///
     /// # Errors
@@ -412,7 +475,7 @@ impl Vm {
     /// When the kernel refuses.
     pub fn nmi(&mut self) -> Result<(), VmError> {
         // Not in the middle of a checkpoint: both stop the vCPUs.
-        let _whole = self.parts.gate.lock_arc();
+        let _inside = self.parts.gate.enter()?;
         Ok(self.parts.cpus.nmi()?)
     }
 

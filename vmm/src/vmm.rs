@@ -14,7 +14,10 @@ use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmIn
 use crate::config::VmConfig;
 use crate::event_monitor::EventMonitor;
 use crate::ft_api::FtControl;
-use crate::machine::{Assembler, Machine, Part, VmEvent};
+use crate::gate::NotHere;
+use crate::machine::{Assembler, BoxError, Machine, Part, VmEvent};
+use crate::vm::VmError;
+use crate::warn_limited;
 
 /// How the VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub struct Vmm {
     live: Option<Live>,
     /// When to try again to become a standby.
     stand_by_at: Option<Instant>,
+    /// The guest has asked for a reset while the VM was about to leave.
+    reset_due: bool,
 }
 
 /// A VM that was built.
@@ -84,7 +89,7 @@ impl Vmm {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         parts.monitor.event("vmm", "starting");
-        Self { parts, config: None, live: None, stand_by_at: None }
+        Self { parts, config: None, live: None, stand_by_at: None, reset_due: false }
     }
 
     /// What the command line asks for before the loop starts: create, then boot or wait as a standby.
@@ -154,7 +159,7 @@ impl Vmm {
         tracing::debug!("API request {:?}", call.request);
         let answer = self.handle(call.request);
         if let Err(error) = &answer {
-            tracing::warn!("API request failed: {}", chain_line(error));
+            warn_limited!("API request failed: {}", chain_line(error));
         }
         if call.reply.send(answer).is_err() {
             tracing::debug!("the client has not waited for its answer");
@@ -188,6 +193,7 @@ impl Vmm {
         if self.config.is_some() {
             return Err(VmmError::AlreadyCreated);
         }
+        config.validate_ids().map_err(VmmError::Config)?;
         let mut config = config.clone();
         // Known from now on, and the same at every boot.
         config.fill_in_macs().map_err(|error| VmmError::Machine(error.into()))?;
@@ -230,6 +236,7 @@ impl Vmm {
 
     fn assemble(&mut self, config: VmConfig, part: Part) -> Result<Live, VmmError> {
         let (sender, events): (Sender<VmEvent>, _) = unbounded();
+        self.reset_due = false;
         let built = self.parts.assembler.assemble(config, part, sender).map_err(VmmError::Machine)?;
         Ok(Live { machine: built.machine, ft: built.ft, events, state: VmState::Created, role: Role::Own })
     }
@@ -265,6 +272,9 @@ impl Vmm {
         }
         self.parts.monitor.event("vm", "rebooting");
         let reset = self.on_running(|machine| machine.reset());
+        if matches!(reset, Err(VmmError::NotHere(_))) {
+            return reset;
+        }
         if let Some(live) = &mut self.live {
             live.state = if reset.is_ok() { VmState::Running } else { VmState::Shutdown };
         }
@@ -286,7 +296,7 @@ impl Vmm {
         from: VmState,
         to: VmState,
         [before, after]: [&str; 2],
-        act: impl FnOnce(&mut dyn Machine) -> Result<(), crate::machine::BoxError>,
+        act: impl FnOnce(&mut dyn Machine) -> Result<(), BoxError>,
     ) -> Result<(), VmmError> {
         let state = self.running()?.state;
         if state != from {
@@ -311,13 +321,10 @@ impl Vmm {
         }
     }
 
-    fn on_running(
-        &self,
-        act: impl FnOnce(&mut dyn Machine) -> Result<(), crate::machine::BoxError>,
-    ) -> Result<(), VmmError> {
+    fn on_running(&self, act: impl FnOnce(&mut dyn Machine) -> Result<(), BoxError>) -> Result<(), VmmError> {
         let live = self.running()?;
         let mut machine = live.machine();
-        act(&mut *machine).map_err(VmmError::Machine)
+        act(&mut *machine).map_err(machine_error)
     }
 
     /// Why there is no VM to ask.
@@ -365,14 +372,22 @@ impl Vmm {
             }
             VmEvent::Ft { event, properties } => {
                 monitor.event_with("ft", &event, &properties);
+                // Nothing of what the API reads has changed, and to look at all devices could mean to wait for one.
+                return None;
+            }
+            VmEvent::Stays => {
+                if std::mem::take(&mut self.reset_due) {
+                    return self.on_guest_reset();
+                }
                 None
             }
-            VmEvent::TakenOver => {
-                self.turn_into(Role::Own, VmState::Running);
+            VmEvent::TakenOver { paused } => {
+                let (state, event) = if paused { (VmState::Paused, "paused") } else { (VmState::Running, "resumed") };
+                self.turn_into(Role::Own, state);
                 if let Err(error) = self.on_running(|machine| machine.taken_over()) {
                     tracing::error!("after the takeover: {}", chain_line(&error));
                 }
-                self.parts.monitor.event("vm", "resumed");
+                self.parts.monitor.event("vm", event);
                 None
             }
         };
@@ -389,6 +404,12 @@ impl Vmm {
     fn on_guest_reset(&mut self) -> Option<Ending> {
         match self.reboot() {
             Ok(()) => {
+                self.publish();
+                None
+            }
+            // What it asks for, it asks for again where it goes on. If that is here, it gets it.
+            Err(VmmError::NotHere(place)) => {
+                self.reset_due = place == NotHere::Leaving;
                 self.publish();
                 None
             }
@@ -435,12 +456,25 @@ impl Vmm {
     }
 }
 
-/// Ends a VM. If it is ours, its standby is told first: it must not take a wanted end for a failure.
+/// Ends a VM: first its vCPUs, then, if it is ours, the standby's wish to go on with it, which must not take a wanted end for a
+/// failure, then the engine, whoever still waits for an answer of it, and then everything else.
 fn end(live: &Live) -> Result<(), VmmError> {
+    let stopped = live.machine().stop();
     if let Some(ft) = live.unfenced_ft() {
         ft.vm_ended();
     }
-    live.machine().shutdown().map_err(VmmError::Machine)
+    if let Some(ft) = &live.ft {
+        ft.end();
+    }
+    live.machine().shutdown().and(stopped).map_err(VmmError::Machine)
+}
+
+fn machine_error(error: BoxError) -> VmmError {
+    match error.downcast::<VmError>().map(|error| *error) {
+        Ok(VmError::NotHere(place)) => VmmError::NotHere(place),
+        Ok(error) => VmmError::Machine(error.into()),
+        Err(error) => VmmError::Machine(error),
+    }
 }
 
 /// Ends a VM that did not come to life; why it did not is the error that matters.

@@ -4,7 +4,7 @@
 
 mod fake;
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use fake::{FakeVmm, Setup, body, read_answer, status};
 use pollux_vmm::machine::VmEvent;
@@ -134,7 +134,7 @@ fn life_of_a_vm() {
     assert_eq!(status(&last), "HTTP/1.1 200 ");
     assert!(last.contains("Content-Length: 0\r\n"));
     let diary = vmm.diary.lock().unwrap().join(" ");
-    assert_eq!(diary, "assemble boot pause resume power-button nmi nmi reset vm-ended shutdown");
+    assert_eq!(diary, "assemble boot pause resume power-button nmi nmi reset stop vm-ended ft-end shutdown");
     let (ending, events, left) = vmm.ended();
     assert_eq!((ending, left), (Ending::Clean, vec!["events".to_owned()]));
     let expected = "vmm.starting vm.booting vm.booted vm.pausing vm.paused vm.resuming vm.resumed vm.rebooting vm.rebooted \
@@ -182,6 +182,115 @@ fn connections_are_kept_and_requests_may_be_pipelined() {
     }
     stream.write_all(b"PUT http://localhost/api/v1/vm.delete HTTP/1.1\r\ncontent-length: 0\r\n\r\n").unwrap();
     assert_eq!(status(&read_answer(&mut stream)), "HTTP/1.1 204 ");
+}
+
+#[test]
+fn half_sent_requests_keep_nobody_out() {
+    let vmm = FakeVmm::start(Setup::default());
+    let half: Vec<_> = (0..100)
+        .map(|number| {
+            let mut stream = vmm.connect();
+            let text: &[u8] = match number % 3 {
+                0 => b"",
+                1 => b"PUT /api/v1/vm.create HTT",
+                _ => b"PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: 2\r\n\r\n{",
+            };
+            stream.write_all(text).unwrap();
+            stream
+        })
+        .collect();
+    for _ in 0..3 {
+        assert_eq!(status(&vmm.get("vmm.ping")), "HTTP/1.1 200 ");
+    }
+    drop(half);
+}
+
+#[test]
+fn a_request_must_come_to_its_end() {
+    let vmm = FakeVmm::start(Setup::default());
+    let mut idle = vmm.connect();
+    idle.write_all(b"GET /api/v1/vmm.ping HTTP/1.1\r\n\r\n").unwrap();
+    assert_eq!(status(&read_answer(&mut idle)), "HTTP/1.1 200 ");
+    let [mut head, mut body_only] = [vmm.connect(), vmm.connect()];
+    head.write_all(b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: ").unwrap();
+    body_only.write_all(b"PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: 2\r\n\r\n{").unwrap();
+    let late = read_answer(&mut body_only);
+    assert_eq!(status(&late), "HTTP/1.1 408 ");
+    assert_eq!(body(&late), json!(["Request Timeout", "the body has not come within 10 s"]));
+    assert_eq!(head.read(&mut [0]).unwrap(), 0, "it is closed");
+    // A connection that is kept for a next request may wait for it.
+    idle.write_all(b"GET /api/v1/vmm.ping HTTP/1.1\r\n\r\n").unwrap();
+    assert_eq!(status(&read_answer(&mut idle)), "HTTP/1.1 200 ");
+}
+
+#[test]
+fn a_refusal_waits_until_its_request_was_sent() {
+    let vmm = FakeVmm::start(Setup::default());
+    for (call, length, code) in [("vm.add-disk", 1000, 500), ("vm.nothing", 1000, 404), ("vm.create", 2_000_000, 400)] {
+        let mut stream = vmm.connect();
+        write!(stream, "PUT /api/v1/{call} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n").unwrap();
+        // Time for an answer that does not wait.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        for piece in vec![b' '; length].chunks(100_000) {
+            stream.write_all(piece).unwrap_or_else(|error| panic!("{call}: {error}"));
+        }
+        assert_eq!(status(&read_answer(&mut stream)), format!("HTTP/1.1 {code} "), "{call}");
+    }
+}
+
+#[test]
+fn a_call_that_waits_does_not_hold_up_the_end() {
+    let vmm = booted(Setup::default());
+    let mut waiting = vmm.connect();
+    let text = r#"{"peer":"127.0.0.1:3","heartbeat":"127.0.0.1:9"}"#;
+    write!(waiting, "PUT /api/v1/ft.protect HTTP/1.1\r\nContent-Length: {}\r\n\r\n{text}", text.len()).unwrap();
+    while vmm.diary.lock().unwrap().last().unwrap() != "protect 127.0.0.1:3" {
+        std::thread::yield_now();
+    }
+    vmm.signals.send(15).unwrap();
+    assert_eq!(vmm.ended().0, Ending::Clean);
+}
+
+#[test]
+fn an_id_that_cannot_be_is_refused_when_the_vm_is_created() {
+    let vmm = FakeVmm::start(Setup::default());
+    let answer = vmm.put("vm.create", r#"{"payload":{"kernel":"/k"},"disks":[{"path":"/d","id":"\u0000"}]}"#);
+    assert_eq!(status(&answer), "HTTP/1.1 500 ");
+    assert!(body(&answer)[3].as_str().unwrap().starts_with("disks[0].id: "), "{answer}");
+    assert_eq!(status(&vmm.put("vm.create", CONFIG)), "HTTP/1.1 204 ");
+}
+
+#[test]
+fn a_vm_that_comes_here_paused_stays_so_until_it_is_resumed() {
+    let vmm = FakeVmm::start(Setup { standby: true, ..Setup::default() });
+    while vmm.diary.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    vmm.tell(VmEvent::TakenOver { paused: true });
+    // Refused as long as this host is a standby.
+    while status(&vmm.put("vm.resume", "")) != "HTTP/1.1 204 " {
+        std::thread::yield_now();
+    }
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Running");
+    assert_eq!(vmm.diary.lock().unwrap().join(" "), "assemble standby taken-over resume");
+    let names = vmm.event_names().join(" ");
+    assert!(names.ends_with("vm.paused vm.resuming vm.resumed"), "{names}");
+}
+
+#[test]
+fn a_reset_of_a_vm_that_is_about_to_leave_is_done_if_it_stays() {
+    let vmm = booted(Setup { leaving: true, ..Setup::default() });
+    let texts = body(&vmm.put("vm.reboot", ""));
+    assert_eq!(texts[2], "the VM is being moved to its standby: try again in a moment");
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Running");
+    vmm.tell(VmEvent::Reset);
+    vmm.tell(VmEvent::Stays);
+    while vmm.diary.lock().unwrap().last().unwrap() != "reset" {
+        std::thread::yield_now();
+    }
+    assert_eq!(vmm.diary.lock().unwrap().join(" "), "assemble boot reset-refused reset-refused reset");
+    vmm.tell(VmEvent::Shutdown);
+    assert_eq!(vmm.ended().0, Ending::Clean);
 }
 
 #[test]
@@ -248,7 +357,7 @@ fn standby_is_not_to_be_touched_until_it_takes_over() {
         assert_eq!(texts[2], "this VM is a standby: it runs on the host that it protects", "{route}");
     }
     assert_eq!(body(&vmm.get("vm.info"))["state"], "Paused");
-    vmm.tell(VmEvent::TakenOver);
+    vmm.tell(VmEvent::TakenOver { paused: false });
     while body(&vmm.get("vm.info"))["state"] != "Running" {
         std::thread::yield_now();
     }
@@ -274,11 +383,11 @@ fn a_host_that_lost_the_vm_becomes_a_standby_by_itself() {
     };
     wait("assemble standby");
     vmm.tell(VmEvent::Unusable { reason: "its disk is gone".to_owned() });
-    wait("assemble standby ft-end shutdown assemble standby");
-    vmm.tell(VmEvent::TakenOver);
+    wait("assemble standby stop ft-end shutdown assemble standby");
+    vmm.tell(VmEvent::TakenOver { paused: false });
     wait("taken-over");
     vmm.tell(VmEvent::Fenced { reason: "handed over".to_owned() });
-    wait("taken-over ft-end shutdown assemble standby");
+    wait("taken-over stop ft-end shutdown assemble standby");
     while body(&vmm.get("vm.info"))["state"] != "Paused" {
         std::thread::yield_now();
     }
@@ -287,7 +396,7 @@ fn a_host_that_lost_the_vm_becomes_a_standby_by_itself() {
     while body(&vmm.get("vm.info"))["state"] != "Shutdown" {
         std::thread::yield_now();
     }
-    assert!(diary().ends_with("taken-over ft-end shutdown assemble standby"), "{}", diary());
+    assert!(diary().ends_with("taken-over stop ft-end shutdown assemble standby"), "{}", diary());
 }
 
 #[test]
@@ -302,5 +411,5 @@ fn fenced_vm_stays_for_its_status_only() {
     }
     assert_eq!(status(&vmm.get("ft.status")), "HTTP/1.1 200 ");
     assert_eq!(status(&vmm.put("vm.delete", "")), "HTTP/1.1 204 ");
-    assert_eq!(vmm.diary.lock().unwrap().join(" "), "assemble boot shutdown");
+    assert_eq!(vmm.diary.lock().unwrap().join(" "), "assemble boot stop ft-end shutdown");
 }

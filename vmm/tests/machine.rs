@@ -184,6 +184,41 @@ fn thousands_of_pauses_lose_no_port_write() {
     assert!(dots == rounds || dots + 1 == rounds, "{rounds} rounds, {dots} dots");
 }
 
+/// Copies what is not zero.
+fn copy_memory(from: &Tiny, to: &Tiny) {
+    let (from, to) = (from.vm.memory_view(), to.vm.memory_view());
+    let mut page = vec![0; 4096];
+    for gfn in from.ranges().flat_map(|(first, pages)| first..first + pages) {
+        from.copy_out(&[gfn], &mut page);
+        if page.iter().any(|byte| *byte != 0) {
+            assert!(to.write_page(gfn, &page));
+        }
+    }
+}
+
+#[test]
+fn the_pm_timer_goes_on_with_the_guests_clock_on_another_host() {
+    // mov dx, 0x608; in eax, dx; mov [COUNTER], eax; jmp
+    let code =
+        Code::default().raw(&[0x66, 0xba, 0x08, 0x06, 0xed, 0xa3]).raw(&COUNTER.to_le_bytes()).raw(&[0xeb, 0xf8]);
+    let mut old = Tiny::new(code, 1);
+    old.vm.boot().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    old.vm.cpus().pause(Capture::Yes).unwrap();
+    let (mut state, last) = (Vec::new(), counter(&old, 0));
+    old.vm.save(&mut state).unwrap();
+    assert!(last > 100_000, "{last}");
+    // This VM is younger, so its own timer is behind.
+    let mut new = Tiny::new(Code::default().halt(), 1);
+    copy_memory(&old, &new);
+    new.vm.load(&state).unwrap();
+    new.vm.activate_restored().unwrap();
+    new.vm.start_restored().unwrap();
+    wait_for("guest does not go on", || counter(&new, 0) != last);
+    let passed = counter(&new, 0).wrapping_sub(last);
+    assert!(passed < 20 * 3_579_545, "{last} and then {passed} ticks more");
+}
+
 #[test]
 fn a_saved_guest_goes_on_in_another_vm() {
     let mut old = Tiny::new(count_and_print(), 2);
@@ -194,16 +229,7 @@ fn a_saved_guest_goes_on_in_another_vm() {
     old.vm.save(&mut state).unwrap();
 
     let mut new = Tiny::new(Code::default().halt(), 2);
-    let (from, to) = (old.vm.memory_view(), new.vm.memory_view());
-    let mut page = vec![0; 4096];
-    for (first, pages) in from.ranges() {
-        for gfn in first..first + pages {
-            from.copy_out(&[gfn], &mut page);
-            if page.iter().any(|byte| *byte != 0) {
-                assert!(to.write_page(gfn, &page));
-            }
-        }
-    }
+    copy_memory(&old, &new);
     new.vm.load(&state).unwrap();
     // What was loaded is what is captured again, except for time, which goes on.
     let rounds = counter(&new, 4);

@@ -178,6 +178,7 @@ impl<'a> Driver<'a> {
             ring: Ring { index, size: 16, descriptors: base, avail: base + 0x1000, used: base + 0x2000 },
             kick: self.kick.try_clone().unwrap(),
             call: self.call.try_clone().unwrap(),
+            broken: EventFd::new(EFD_NONBLOCK).unwrap(),
         }
     }
 
@@ -233,7 +234,6 @@ fn configuration_of_a_network_card_is_ours() {
     let ours = [3, 5, 16, 17, 21].iter().fold(0, |bits, bit| bits | 1_u64 << bit);
     assert_eq!(device.features(), F_VERSION_1 | F_EVENT_IDX | 1 << 9 | 1 << 11 | ours);
     assert_eq!(device.queue_sizes(), [64, 64, 64]);
-    assert!(device.has_doorbell(1) && !device.has_doorbell(2));
 }
 
 #[test]
@@ -326,12 +326,25 @@ fn a_checkpoint_without_a_position_is_refused() {
 }
 
 #[test]
+fn a_disk_with_blocks_of_another_size_is_refused() {
+    let bench = Bench::new();
+    let (device, mut other) = (bench.device(Kind::Disk, 1), bench.device(Kind::Disk, 1));
+    let mut state = device.state();
+    state.config.to_mut()[20..24].copy_from_slice(&4096_u32.to_le_bytes());
+    let error = other.set_state(&state, F_VERSION_1).unwrap_err().to_string();
+    assert!(error.contains("4096"), "{error}");
+    other.set_state(&device.state(), F_VERSION_1).unwrap();
+}
+
+#[test]
 fn the_control_queue_announces_and_counts_pairs() {
     let bench = Bench::new();
     let mut device = bench.device(net(1), 2);
     let (rx, tx, control) = (Driver::new(&bench.ram, 0), Driver::new(&bench.ram, 1), Driver::new(&bench.ram, 2));
     let features = F_VERSION_1 | 1 << 17 | 1 << 21;
+    assert!(device.has_doorbell(2), "nobody knows yet which one it will be");
     device.activate(features, vec![rx.queue(), tx.queue(), control.queue()], false).unwrap();
+    assert!(device.has_doorbell(1) && !device.has_doorbell(2));
     device.moved();
     assert_eq!(device.config()[6], 3, "link up, announce");
     // Class, command, data, and a byte for the answer.
@@ -348,7 +361,7 @@ fn the_control_queue_announces_and_counts_pairs() {
         bench.ram.write_obj(n * 2 % 16, GuestAddress(control.base + 0x1004 + 2 * u64::from(n % 16))).unwrap();
         bench.ram.write_obj(n + 1, GuestAddress(control.base + 0x1002)).unwrap();
         n += 1;
-        device.notify(2);
+        device.notify(2).unwrap();
         assert_eq!(control.used(), n);
         control.byte(data + 64)
     };
@@ -360,6 +373,35 @@ fn the_control_queue_announces_and_counts_pairs() {
     assert_eq!(device.state().positions[..], [QueueState { index: 2, next_avail: 4, next_used: 4 }]);
     device.set_positions(&[QueueState { index: 0, next_avail: 1, next_used: 0 }]);
     assert_eq!(device.state().positions.len(), 2);
+}
+
+#[test]
+fn the_control_queue_is_where_the_negotiated_features_put_it() {
+    let bench = Bench::new();
+    for (features, index) in [(F_VERSION_1 | 1 << 17, 2), (F_VERSION_1 | 1 << 17 | 1 << 22, 4)] {
+        let mut device = bench.device(net(2), 2);
+        assert_eq!(device.queue_sizes(), [64, 64, 64], "a backend of two queues serves the first pair");
+        let control = Driver::new(&bench.ram, index);
+        device.activate(features, vec![control.queue()], false).unwrap();
+        assert_eq!([2, 4].map(|queue| device.has_doorbell(queue)), [index != 2, index != 4], "{index}");
+        control.offer(0, 0x50_0000, 1);
+        let served = |device: &mut VhostUserDevice, driver: &Driver<'_>, n| {
+            for queue in [2, 4] {
+                device.notify(queue).unwrap();
+            }
+            assert_eq!((driver.used(), driver.byte(0x50_0000 + u64::from(n) - 1)), (n, 1), "an error, but an answer");
+        };
+        served(&mut device, &control, 1);
+        // And on the host that takes over.
+        let mut other = bench.device(net(2), 2);
+        other.set_state(&device.state(), features).unwrap();
+        other.activate(features, vec![control.queue()], true).unwrap();
+        control.offer(1, 0x50_0001, 1);
+        served(&mut other, &control, 2);
+        for ring in [0x1000, 0x2000] {
+            bench.ram.write_obj(0_u32, GuestAddress(control.base + ring)).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -173,11 +173,15 @@ pub enum DeviceInfo {
         read_only: bool,
         /// What `VIRTIO_BLK_T_GET_ID` answers.
         serial: String,
+        /// Smallest unit of I/O in bytes.
+        block_size: u32,
     },
     /// A network card.
     Net {
         /// Name of the tap device.
         tap: String,
+        /// Largest packet on it in bytes.
+        mtu: u16,
     },
 }
 

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::text::clean;
-use ft_proto::witness::{Claim, Verdict};
+use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{VmId, WitnessAnswer};
 
 use super::{Stored, Witness, WitnessAddress, chain};
+use crate::start::describe;
 use crate::status::WitnessStatus;
 
 /// How long a keeper may take to answer; then it counts as unreachable.
@@ -30,8 +31,28 @@ pub struct Asker {
     last: Last,
 }
 
-/// Whether the last question was answered, and why not.
-type Last = Arc<Mutex<Option<Result<(), String>>>>;
+/// What is known of the keeper.
+type Last = Arc<Mutex<Seen>>;
+
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    /// Whether the last question was answered, and why not.
+    answer: Option<Result<(), String>>,
+    /// The record, when it was last seen; or that there was none.
+    record: Option<Option<Record>>,
+}
+
+impl Seen {
+    fn note(&mut self, told: &Answer) {
+        self.answer = Some(told.as_ref().map(|_| ()).map_err(String::clone));
+        match told {
+            Ok(Told::Verdict(Verdict::Granted(record))) => self.record = Some(Some(*record)),
+            Ok(Told::Verdict(Verdict::Refused(record))) => self.record = Some(*record),
+            Ok(Told::Record(stored)) => self.record = Some(stored.map(|stored| stored.record)),
+            Err(_) => {}
+        }
+    }
+}
 
 /// What the keeper is asked.
 #[derive(Clone, Copy, Debug)]
@@ -120,9 +141,13 @@ impl Asker {
     /// For `ft status`.
     #[must_use]
     pub fn status(&self) -> WitnessStatus {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let answered = last.as_ref().map(Result::is_ok);
-        WitnessStatus { name: self.address.to_string(), answered, error: last.and_then(Result::err) }
+        let Seen { answer, record } = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        WitnessStatus {
+            name: self.address.to_string(),
+            answered: answer.as_ref().map(Result::is_ok),
+            error: answer.and_then(Result::err),
+            record: record.map(describe),
+        }
     }
 
     /// Waits until everything is asked, within reason.
@@ -142,8 +167,7 @@ impl Asker {
 fn serve(questions: &Receiver<Question>, mut keeper: Keeper, last: &Last) {
     for Question { put, answer } in questions {
         let told = keeper.ask(put);
-        let outcome = told.as_ref().map(|_| ()).map_err(String::clone);
-        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        last.lock().unwrap_or_else(PoisonError::into_inner).note(&told);
         answer(told);
     }
 }
@@ -191,7 +215,6 @@ fn late(limit: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ft_proto::witness::Record;
     use ft_proto::{NodeId, Term};
 
     use super::*;
@@ -214,6 +237,7 @@ mod tests {
         let status = asker.status();
         assert_eq!(status.answered, Some(false));
         assert!(status.error.unwrap().contains("is not a witness record"));
+        assert!(status.record.unwrap().contains("runs this VM in term 1"), "as it was seen last");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::client::{Client, ClientError};
 use crate::commands::CommandError;
+use crate::plain;
 
 /// Time between two looks at the events.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -31,12 +32,12 @@ pub fn run(client: &Client, json: bool, follow: bool) -> Result<(), CommandError
         let events: Vec<Value> = serde_json::from_value(client.get("ft.events")?).map_err(ClientError::from)?;
         let mut out = io::stdout().lock();
         for raw in events {
-            let event = Event::deserialize(&raw).map_err(ClientError::from)?;
+            let event = Event::deserialize(plain::value(raw.clone())).map_err(ClientError::from)?;
             if event.seq <= seen {
                 continue;
             }
             seen = event.seq;
-            if json { writeln!(out, "{raw}")? } else { writeln!(out, "{}", line(&event))? }
+            if json { writeln!(out, "{}", plain::json(&raw.to_string()))? } else { writeln!(out, "{}", line(&event))? }
         }
         out.flush()?;
         if !follow {

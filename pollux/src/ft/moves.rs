@@ -51,7 +51,7 @@ fn number(event: &Value) -> u64 {
 }
 
 fn events(client: &Client) -> Result<Vec<Value>, CommandError> {
-    Ok(serde_json::from_value(client.get("ft.events")?).map_err(ClientError::from)?)
+    Ok(serde_json::from_value(client.look("ft.events")?).map_err(ClientError::from)?)
 }
 
 /// The event that the host which runs the VM now has made this one its standby.
@@ -93,7 +93,7 @@ fn account(joined: &Value) -> Vec<String> {
 
 fn wait_ready(client: &Client, joined: u64) -> Result<(), CommandError> {
     loop {
-        let status: Status = serde_json::from_value(client.get("ft.status")?).map_err(ClientError::from)?;
+        let status: Status = serde_json::from_value(client.look("ft.status")?).map_err(ClientError::from)?;
         if status.state == "standby-ready" {
             return Ok(());
         }

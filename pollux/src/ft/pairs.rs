@@ -76,7 +76,7 @@ pub fn parse(text: &str) -> Result<Map<String, Value>, PairsError> {
 fn convert(kind: Kind, key: &str, text: &str) -> Result<Value, PairsError> {
     let (value, expected) = match kind {
         Kind::Text => ((!text.is_empty()).then(|| text.into()), "text"),
-        Kind::Endpoint => (endpoint(text).then(|| text.into()), "ADDR:PORT"),
+        Kind::Endpoint => (endpoint(text).then(|| text.into()), "ADDR:PORT, IPv6 in brackets"),
         Kind::Number => (text.parse::<u64>().ok().map(Value::from), "a number"),
         Kind::Size => (size(text).map(Value::from), "a size in bytes, or with K, M or G"),
     };
@@ -84,7 +84,12 @@ fn convert(kind: Kind, key: &str, text: &str) -> Result<Value, PairsError> {
 }
 
 fn endpoint(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    // The VMM resolves names and interfaces; an IPv6 address goes into brackets.
+    let is_host = |host: &str| match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').is_some_and(|address| address.contains(':')),
+        None => !host.is_empty() && !host.contains(':'),
+    };
+    text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok())
 }
 
 fn size(text: &str) -> Option<u64> {
@@ -107,8 +112,8 @@ mod tests {
 
     #[test]
     fn options_become_json() {
-        let map = parse("peer=10.0.0.2:7000,heartbeat=[fd00::2]:7001,witness=etcd://a:1+b:2/k?user=u&password_file=/p,detect_ms=0,disk_buffer=64M").unwrap();
-        let expected = json!({"peer": "10.0.0.2:7000", "heartbeat": "[fd00::2]:7001",
+        let map = parse("peer=10.0.0.2:7000,heartbeat=[fe80::2%eth0]:7001,witness=etcd://a:1+b:2/k?user=u&password_file=/p,detect_ms=0,disk_buffer=64M").unwrap();
+        let expected = json!({"peer": "10.0.0.2:7000", "heartbeat": "[fe80::2%eth0]:7001",
                               "witness": "etcd://a:1+b:2/k?user=u&password_file=/p", "detect_ms": 0, "disk_buffer": 64 << 20});
         assert_eq!(Value::Object(map), expected);
     }
@@ -119,7 +124,8 @@ mod tests {
             ("", "ft protect: peer= is missing"),
             ("peer=a:1", "ft protect: heartbeat= is missing"),
             ("peer", "ft protect: expected key=value, got \"peer\""),
-            ("peer=a", "ft protect: peer=a is not ADDR:PORT"),
+            ("peer=a", "ft protect: peer=a is not ADDR:PORT, IPv6 in brackets"),
+            ("peer=fd00::2:7000,heartbeat=b:1", "ft protect: peer=fd00::2:7000 is not ADDR:PORT, IPv6 in brackets"),
             ("peer=a:1,peer=b:1", "ft protect: peer is given twice"),
             ("peer=a:1,heartbeat=b:1,detect_ms=soon", "ft protect: detect_ms=soon is not a number"),
             (

@@ -41,7 +41,7 @@ pub fn resume(client: &Client, shown: &Shown) -> Result<(), CommandError> {
 }
 
 fn follow(client: &Client, shown: &Shown) -> Result<(), CommandError> {
-    let last = if shown.no_wait { client.get("ft.status")? } else { wait(client)? };
+    let last = if shown.no_wait { client.look("ft.status")? } else { wait(client)? };
     if shown.json {
         return show(&last);
     }
@@ -75,7 +75,7 @@ fn wait(client: &Client) -> Result<Value, CommandError> {
     let mut bars = Bars::default();
     let mut begun = false;
     loop {
-        let raw = client.get("ft.status")?;
+        let raw = client.look("ft.status")?;
         let status: Status = serde_json::from_value(raw.clone()).map_err(ClientError::from)?;
         begun |= status.state == "syncing";
         bars.show(&status);

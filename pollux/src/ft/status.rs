@@ -13,14 +13,19 @@ const WIDTH: u16 = 110;
 pub struct Status {
     /// `primary`, `standby`, `solo` or `none`.
     pub role: String,
-    /// `unprotected`, `syncing`, `protected`, `suspended`, `standby-empty`, `standby-syncing`, `standby-ready`, `solo`, `fenced`.
+    /// `unprotected`, `syncing`, `protected`, `degraded`, `awaiting-witness`, `leaving`, `suspended`, `standby-empty`,
+    /// `standby-syncing`, `standby-ready`, `solo`, `fenced`.
     pub state: String,
+    /// `none`, `copying`, `in-sync`.
+    pub replica: String,
     pub term: u64,
     pub epoch: u64,
     pub node: String,
     pub peer: Option<Peer>,
     pub links: Vec<Link>,
     pub witness: Option<Witness>,
+    pub claim: Option<Claim>,
+    pub ignored_beats: u64,
     pub pause_us: Percentiles,
     pub commit_us: Percentiles,
     pub dirty_pages: Percentiles,
@@ -50,6 +55,18 @@ pub struct Peer {
 pub struct Witness {
     pub name: String,
     pub answered: Option<bool>,
+    pub error: Option<String>,
+    /// What its record said when it was last seen.
+    pub record: Option<String>,
+}
+
+/// What the witness was asked for and has not answered.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Claim {
+    /// `register`, `go-alone`, `take-over`, `withdraw`.
+    pub kind: String,
+    pub since_ms: u64,
     pub error: Option<String>,
 }
 
@@ -128,7 +145,8 @@ pub fn table(status: &Status) -> Table {
         table.add_row([name.to_owned(), value]);
     };
     row("role", status.role.clone());
-    row("state", status.state.clone());
+    row("state", state(&status.state));
+    row("copy of the VM", or_dash(&status.replica));
     row("term", status.term.to_string());
     row("epoch", status.epoch.to_string());
     row("node", or_dash(&status.node));
@@ -142,7 +160,16 @@ pub fn table(status: &Status) -> Table {
     for link in &status.links {
         row(&format!("link {}", link.name), format!("{}, silent for {} ms", link.state, link.silence_ms));
     }
+    if status.ignored_beats > 0 {
+        row("heartbeats ignored", format!("{}: not of this session, or damaged", status.ignored_beats));
+    }
     row("witness", status.witness.as_ref().map_or_else(|| "-".to_owned(), witness));
+    if let Some(record) = status.witness.as_ref().and_then(|witness| witness.record.clone()) {
+        row("its record, last seen", record);
+    }
+    if let Some(open) = &status.claim {
+        row("claim without an answer", claim(open));
+    }
     row("pause p50 / p99", pair(status.pause_us, micros));
     row("commit latency p50 / p99", pair(status.commit_us, micros));
     row("dirty pages per epoch p50 / p99", pair(status.dirty_pages, |pages| pages.to_string()));
@@ -173,8 +200,27 @@ pub fn table(status: &Status) -> Table {
     table
 }
 
+/// The state, and what it means where its name does not say it all.
+fn state(state: &str) -> String {
+    match state {
+        "degraded" => {
+            "degraded: the copy is good, but the witness does not answer: a failure would stop the VM".to_owned()
+        }
+        "awaiting-witness" => {
+            "awaiting-witness: not protected, and nothing leaves the VM until the witness answers".to_owned()
+        }
+        other => other.to_owned(),
+    }
+}
+
+fn claim(claim: &Claim) -> String {
+    let Claim { kind, since_ms, error } = claim;
+    let error = error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+    format!("{kind}, for {} s{error}", since_ms / 1000)
+}
+
 fn witness(witness: &Witness) -> String {
-    let Witness { name, answered, error } = witness;
+    let Witness { name, answered, error, .. } = witness;
     match answered {
         None => name.clone(),
         Some(true) => format!("{name} (answers)"),
@@ -259,7 +305,8 @@ mod tests {
     fn a_whole_status_and_an_empty_one() {
         let status = json!({"role": "primary", "state": "syncing", "term": 3, "epoch": 17, "node": "ab", "peer":
             {"address": "10.0.0.2:7000", "node": "cd"}, "links": [{"name": "replication", "state": "green", "silence_ms": 4}],
-            "witness": {"name": "/w", "answered": false, "error": "gone"}, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
+            "witness": {"name": "/w", "answered": false, "error": "gone", "record": "node cd runs this VM"}, "replica": "copying",
+            "claim": {"kind": "go-alone", "since_ms": 7300, "error": "gone"}, "ignored_beats": 9, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
             {"p50": 10, "p99": 20}, "epoch_bytes": {"p50": 4096, "p99": 8192}, "held_frames": 2, "held_bytes": 128,
             "compression": {"setting": "auto", "packing": true, "raw": 7 << 20, "sent": 1 << 20}, "epochs": 16, "search": {"on": false, "waiting_for": []}, "memory_sync": {"done": 1, "total": 4, "eta_s": null}, "disks": [{"id": "_disk0", "state":
             "copying", "resync": "incremental", "done": 1, "total": 2, "sent": 1536, "eta_s": 1}], "takeover": null, "last_error": null});
@@ -276,6 +323,10 @@ mod tests {
             "auto (packed), 1.0 MiB sent for 7.0 MiB: 1 to 7.0",
             "/w (no answer: gone)",
             "`ft protect` looks for one",
+            "copying",
+            "node cd runs this VM",
+            "go-alone, for 7 s: gone",
+            "9: not of this session",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

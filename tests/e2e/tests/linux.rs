@@ -25,12 +25,7 @@ impl Linux {
     /// Only an initramfs: its init looks for a root disk for some seconds and powers off when there is none.
     fn new(kernel: &str, vcpus: u32, extra: &str) -> Self {
         let guest = PathBuf::from(std::env::var("POLLUX_GUEST").expect("POLLUX_GUEST is the guest image's folder"));
-        let dir = TempDir::new().unwrap();
-        let serial = dir.path().join("serial");
-        let mut config = VmConfig::default();
-        (config.cpus.boot_vcpus, config.cpus.max_vcpus) = (vcpus, vcpus);
-        config.memory.size = 512 << 20;
-        config.payload = Some(PayloadConfig {
+        let payload = PayloadConfig {
             kernel: Some(guest.join(kernel)),
             initramfs: Some(guest.join("initramfs.gz")),
             // A vCPU that gets no processor for a while is no fault of the guest's.
@@ -38,7 +33,17 @@ impl Linux {
                 "console=ttyS0 panic=-1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 {extra}"
             )),
             firmware: None,
-        });
+        };
+        Self::with(payload, vcpus)
+    }
+
+    fn with(payload: PayloadConfig, vcpus: u32) -> Self {
+        let dir = TempDir::new().unwrap();
+        let serial = dir.path().join("serial");
+        let mut config = VmConfig::default();
+        (config.cpus.boot_vcpus, config.cpus.max_vcpus) = (vcpus, vcpus);
+        config.memory.size = 512 << 20;
+        config.payload = Some(payload);
         config.serial = SerialConfig { mode: ConsoleOutputMode::File, file: Some(serial.clone()), socket: None };
         let (send, events) = mpsc::channel();
         let vm = Vm::new(config, Arc::new(move |event| send.send(event).unwrap())).unwrap();
@@ -118,4 +123,16 @@ fn linux_resets_itself_and_boots_again() {
     linux.vm.reset().unwrap();
     assert_eq!(linux.event(), GuestEvent::Reset);
     assert_eq!(linux.printed().matches("Linux version").count(), 2);
+}
+
+/// `POLLUX_FIRMWARE` is CLOUDHV.fd of Debian's package cloudhv-efi-x86-64; without it there is nothing to boot.
+#[test]
+fn uefi_firmware_looks_for_something_to_boot() {
+    let Some(firmware) = std::env::var_os("POLLUX_FIRMWARE") else {
+        println!("SKIPPED: POLLUX_FIRMWARE names no firmware");
+        return;
+    };
+    let mut uefi = Linux::with(PayloadConfig { firmware: Some(firmware.into()), ..Default::default() }, 1);
+    uefi.vm.boot().unwrap();
+    uefi.wait_for("BdsDxe", 1);
 }

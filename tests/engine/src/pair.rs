@@ -1,6 +1,6 @@
 //! Two hosts and a client, as namespaces: one network for the guest, two separate links between the hosts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -72,15 +72,27 @@ impl Pair {
     /// runs the VM, who stands by and when it is protected is for them to find out.
     #[must_use]
     pub fn node(&self, i: usize, options: &VmOptions) -> Vm {
+        let node = self.starting(i, options, "role=auto", &self.witness);
+        node.wait_api();
+        node
+    }
+
+    /// The same with another role and more options, and perhaps a place for the witness that only this host has; may fail.
+    #[must_use]
+    pub fn starting(&self, i: usize, options: &VmOptions, role: &str, witness: &Path) -> Vm {
         let ends = |i: usize| [format!("10.77.0.{}:4700", i + 1), format!("10.77.1.{}:4701", i + 1)];
         let ([listen, beat], [peer, peer_beat]) = (ends(i), ends(1 - i));
         let ft = format!(
-            "role=auto,listen={listen},heartbeat={beat},standby-peers=[{peer}/{peer_beat}],witness={},detect_ms={DETECT_MS}",
-            self.witness.display()
+            "{role},listen={listen},heartbeat={beat},standby-peers=[{peer}/{peer_beat}],witness={},detect_ms={DETECT_MS}",
+            witness.display()
         );
-        let node = self.options(i, options).node(&self.machine, &self.hosts[i], &ft);
-        node.wait_api();
-        node
+        self.options(i, options).node(&self.machine, &self.hosts[i], &ft)
+    }
+
+    /// The witness's record.
+    #[must_use]
+    pub fn witness(&self) -> &Path {
+        &self.witness
     }
 
     fn options(&self, i: usize, options: &VmOptions) -> VmOptions {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,7 +32,10 @@ pub struct VmOptions {
     memory_mib: u64,
     vcpus: u32,
     disk: Option<PathBuf>,
+    disk_id: Option<String>,
+    serial_unread: bool,
     tap: Option<String>,
+    net: String,
     command_line: String,
     flags: Vec<String>,
 }
@@ -47,7 +50,17 @@ impl VmOptions {
     /// 1 vCPU, 128 MiB, no disk, no network.
     #[must_use]
     pub fn new() -> Self {
-        Self { memory_mib: 128, vcpus: 1, disk: None, tap: None, command_line: String::new(), flags: Vec::new() }
+        Self {
+            memory_mib: 128,
+            vcpus: 1,
+            disk: None,
+            disk_id: None,
+            serial_unread: false,
+            tap: None,
+            net: String::new(),
+            command_line: String::new(),
+            flags: Vec::new(),
+        }
     }
 
     /// Memory in MiB.
@@ -71,6 +84,20 @@ impl VmOptions {
         self.guest("disk=1")
     }
 
+    /// What the disk is called.
+    #[must_use]
+    pub fn disk_id(mut self, id: &str) -> Self {
+        self.disk_id = Some(id.to_owned());
+        self
+    }
+
+    /// The VMM's standard output, where the guest prints, is a pipe that nobody reads.
+    #[must_use]
+    pub fn serial_unread(mut self) -> Self {
+        self.serial_unread = true;
+        self
+    }
+
     /// A network card on a tap that the VMM makes, with [`CLIENT_IP`] on the host's side of it.
     #[must_use]
     pub fn local_tap(mut self) -> Self {
@@ -82,6 +109,13 @@ impl VmOptions {
     #[must_use]
     pub fn tap(mut self, name: &str) -> Self {
         self.tap = Some(format!("tap={name}"));
+        self
+    }
+
+    /// More for the value of `--net`.
+    #[must_use]
+    pub fn net(mut self, more: &str) -> Self {
+        self.net = format!("{},{more}", self.net);
         self
     }
 
@@ -138,16 +172,17 @@ impl VmOptions {
         }
         command.args(["--console", "off", "-v"]).args(&self.flags).args(role);
         if let Some(disk) = &self.disk {
-            command.arg("--disk").arg(format!("path={},image_type=raw", disk.display()));
+            let id = self.disk_id.as_ref().map(|id| format!(",id={id}")).unwrap_or_default();
+            command.arg("--disk").arg(format!("path={},image_type=raw{id}", disk.display()));
         }
         if let Some(tap) = &self.tap {
-            command.arg("--net").arg(format!("{tap},mac={MAC}"));
+            command.arg("--net").arg(format!("{tap},mac={MAC}{}", self.net));
         }
         // A group of its own: `kill_host` gets the device processes in the same instant.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
         netns.enter_on_exec(&mut command);
         die_with_us(&mut command);
-        Vm::start(command, &socket)
+        Vm::start(command, &socket, self.serial_unread)
     }
 }
 
@@ -162,27 +197,30 @@ pub struct Vm {
     pid: Pid,
     socket: PathBuf,
     serial: Receiver<String>,
+    /// What nobody reads.
+    _unread: Option<ChildStdout>,
     printed: Vec<String>,
     exit: Receiver<ExitStatus>,
     status: Option<ExitStatus>,
 }
 
 impl Vm {
-    fn start(mut command: Command, socket: &Path) -> Self {
+    fn start(mut command: Command, socket: &Path, unread: bool) -> Self {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let (to_serial, serial) = channel();
         let (to_exit, exit) = channel();
-        let output = child.stdout.take().expect("pipe");
+        let mut output = child.stdout.take();
+        let kept = output.take_if(|_| unread);
         let pid = Pid::from_raw(child.id().cast_signed());
         thread::spawn(move || {
-            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            for line in output.into_iter().flat_map(|pipe| BufReader::new(pipe).split(b'\n').map_while(Result::ok)) {
                 let _ = to_serial.send(String::from_utf8_lossy(&line).trim_end().to_owned());
             }
         });
         thread::spawn(move || {
             let _ = to_exit.send(child.wait().expect("wait for a VMM"));
         });
-        Self { pid, socket: socket.to_path_buf(), serial, printed: Vec::new(), exit, status: None }
+        Self { pid, socket: socket.to_path_buf(), serial, _unread: kept, printed: Vec::new(), exit, status: None }
     }
 
     /// Its API.

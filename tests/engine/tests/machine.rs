@@ -46,6 +46,28 @@ fn disk_holds_what_was_acknowledged() {
 }
 
 #[test]
+fn devices_whose_queues_the_guest_breaks_ask_for_a_reset_and_work_after_it() {
+    let machine = Machine::claim();
+    let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));
+    let mut vm = VmOptions::new().local_tap().disk(image.path()).guest("spoil=1").boot(&machine, &host);
+    // Served by two device processes and by the VMM itself.
+    for queue in [
+        "1 needs a reset after queue 0",
+        "1 needs a reset after queue 1",
+        "1 needs a reset after queue 2",
+        "2 needs",
+        "4 needs",
+    ] {
+        vm.wait_line(&format!("device of type {queue}"));
+    }
+    let mut client = Client::of_local_tap(&host);
+    for _ in 0..50 {
+        image.check(&client.work(1, 3));
+    }
+    assert!(client.last().disk_checked > 0);
+}
+
+#[test]
 fn counts_what_its_devices_do() {
     let machine = Machine::claim();
     let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));

@@ -53,6 +53,34 @@ fn a_killed_host_is_the_next_standby() {
 }
 
 #[test]
+fn a_standby_that_is_built_differently_is_refused_before_anything_is_copied() {
+    let pair = Pair::new();
+    let first = pair.node(0, &busy());
+    pair.client().echo();
+    let second = pair.node(1, &busy().flag("--serial", "off").net("queue_size=512"));
+    let parts = [
+        "serial port: none here, one at the primary",
+        "queue sizes (queue_size=) of network card _net1: 512, 64 here, 256, 64 at the primary",
+    ];
+    let begun = Instant::now();
+    loop {
+        let status = first.api().get("ft.status").body;
+        let reasons = status["search"]["waiting_for"].to_string();
+        if parts.iter().all(|part| reasons.contains(part)) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{status}\n{}", second.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Long enough for many sessions, if one were opened.
+    std::thread::sleep(Duration::from_secs(3));
+    for vm in [&first, &second] {
+        assert!(told(vm, "memory-copy-started").is_empty(), "{}", vm.log());
+    }
+    assert_eq!(told(&first, "looking-for-standby").len(), 2, "away, then unlike: {}", first.log());
+}
+
+#[test]
 fn both_hosts_tell_of_the_first_copy() {
     let pair = Pair::new();
     for vm in protected(&pair, &busy()) {

@@ -44,6 +44,24 @@ fn the_standby_takes_over_when_the_host_dies() {
 }
 
 #[test]
+fn drivers_that_have_taken_no_feature_are_taken_over() {
+    let pair = Pair::new();
+    let [mut vm, mut standby] = protected(&pair, &VmOptions::new().guest("bare=1 bg_pages=50 rate=2000 disk_rate=300"));
+    let mut client = pair.client();
+    for i in 0..100 {
+        client.work(i % 50, i % 3);
+    }
+    let before = client.last();
+    vm.kill_host();
+    for i in 0..100 {
+        client.work(i % 50, i % 3);
+    }
+    assert!(client.last().disk_checked > before.disk_checked);
+    assert_eq!(standby.power_off(&mut client).code(), Some(0));
+    pair.images[1].check(&client.last());
+}
+
+#[test]
 fn tcp_streams_outlive_the_host() {
     let pair = Pair::new();
     let [mut vm, standby] = protected(&pair, &VmOptions::new());

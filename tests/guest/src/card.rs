@@ -17,6 +17,8 @@ const FEATURE_HOST_TSO4: u64 = 1 << 11;
 const OFFLOADS: u64 = FEATURE_CSUM | FEATURE_HOST_TSO4;
 /// virtio-net header of a version 1 device.
 const HEADER: usize = 12;
+/// Without that version it lacks the number of buffers.
+const BARE_HEADER: usize = 10;
 const BUFFER: usize = 2048;
 /// Ethernet header and the usual MTU.
 const FRAME: usize = 1514;
@@ -40,6 +42,8 @@ pub struct Card {
 
 struct Receiver {
     queue: Queue,
+    /// Bytes of the virtio-net header.
+    header: usize,
     buffers: &'static mut [u8],
     /// Whether the ring has something that the device was not told of.
     news: bool,
@@ -47,6 +51,8 @@ struct Receiver {
 
 struct Sender {
     queue: Queue,
+    /// Bytes of the virtio-net header.
+    header: usize,
     buffers: &'static mut [u8],
     /// Bytes of one buffer.
     each: usize,
@@ -56,15 +62,16 @@ struct Sender {
 }
 
 impl Card {
-    /// The first one, with what it can do of `OFFLOADS` if that is wanted.
-    pub fn find(memory: &mut Memory, offloads: bool) -> Option<Self> {
+    /// The first one, with what it can do of `OFFLOADS` if that is wanted; `bare`: without any feature.
+    pub fn find(memory: &mut Memory, offloads: bool, bare: bool) -> Option<Self> {
         let device = Device::find(memory, KIND)?;
         let wanted = if offloads { OFFLOADS } else { 0 };
-        let offloads = device.negotiate(FEATURE_MAC | wanted) & OFFLOADS == OFFLOADS;
+        let offloads = device.negotiate(FEATURE_MAC | wanted, bare) & OFFLOADS == OFFLOADS;
+        let header = if bare { BARE_HEADER } else { HEADER };
         let mac = core::array::from_fn(|i| device.config(i as u64));
         let (rx, tx) = (device.queue(memory, 0), device.queue(memory, 1));
-        let rx = Receiver { buffers: memory.bytes(BUFFER * usize::from(rx.size)), queue: rx, news: false };
-        let mut card = Self { mac, rx, tx: Sender::new(memory, tx, offloads) };
+        let rx = Receiver { buffers: memory.bytes(BUFFER * usize::from(rx.size)), queue: rx, header, news: false };
+        let mut card = Self { mac, rx, tx: Sender::new(memory, tx, header, offloads) };
         device.start();
         for head in 0..card.rx.queue.size {
             card.rx.offer(head);
@@ -109,11 +116,11 @@ impl Receiver {
 }
 
 impl Sender {
-    fn new(memory: &mut Memory, queue: Queue, offloads: bool) -> Self {
+    fn new(memory: &mut Memory, queue: Queue, header: usize, offloads: bool) -> Self {
         let all = usize::from(queue.size);
         let (each, count) = if offloads { (LARGE_BUFFER, LARGE_BUFFERS.min(all)) } else { (BUFFER, all) };
         let free = core::array::from_fn(|i| i < count);
-        Self { queue, buffers: memory.bytes(each * count), each, free, offloads, news: false }
+        Self { queue, header, buffers: memory.bytes(each * count), each, free, offloads, news: false }
     }
 
     fn reclaim(&mut self) {
@@ -140,7 +147,7 @@ pub struct Received<'a> {
 impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, take: F) -> R {
         let buffer = &self.rx.buffers[usize::from(self.head) * BUFFER..][..BUFFER];
-        let result = take(buffer.get(HEADER..self.len).unwrap_or_default());
+        let result = take(buffer.get(self.rx.header..self.len).unwrap_or_default());
         self.rx.offer(self.head);
         result
     }
@@ -158,14 +165,14 @@ impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
         let buffer = &mut self.tx.buffers[self.slot * self.tx.each..][..self.tx.each];
         let address = buffer.as_ptr() as u64;
-        let (header, frame) = buffer.split_at_mut(HEADER);
+        let (header, frame) = buffer.split_at_mut(self.tx.header);
         header.fill(0);
         let result = fill(&mut frame[..len]);
         if self.tx.offloads && is_tcp(&frame[..len]) {
             offload(header, &mut frame[..len], self.segment);
         }
         frame[len..].iter_mut().take(FRAME_MIN.saturating_sub(len)).for_each(|byte| *byte = 0);
-        let len = (HEADER + len.max(FRAME_MIN)) as u32;
+        let len = (self.tx.header + len.max(FRAME_MIN)) as u32;
         self.tx.free[self.slot] = false;
         self.tx.queue.add(self.slot as u16, &[Buffer { address, len, writable: false }]);
         self.tx.news = true;

@@ -11,6 +11,10 @@ pub struct Config {
     pub port: u16,
     /// `offloads=0`: the network card computes no checksums and cuts no segments, even if it could.
     pub offloads: bool,
+    /// `bare=1`: the drivers take no virtio feature at all, not even VERSION_1.
+    pub bare: bool,
+    /// `spoil=1`: first break queues of all devices, and see that these want a reset.
+    pub spoil: bool,
     /// `pages=`: pages that requests rewrite; default 256.
     pub pages: usize,
     /// `high=1`: the pages are above 4 GiB.
@@ -42,6 +46,8 @@ impl Config {
             ip: Ipv4Addr::new(192, 168, 77, 2),
             port: pollux_guest::wire::PORT,
             offloads: true,
+            bare: false,
+            spoil: false,
             pages: 256,
             high: false,
             fill: pollux_guest::pattern::WORDS,
@@ -69,6 +75,8 @@ impl Config {
             "ip" => self.ip = value.parse().ok()?,
             "port" => self.port = value.parse().ok()?,
             "offloads" => self.offloads = value == "1",
+            "bare" => self.bare = value == "1",
+            "spoil" => self.spoil = value == "1",
             "pages" => self.pages = value.parse().ok()?,
             "high" => self.high = value == "1",
             "fill" => self.fill = value.parse().ok()?,

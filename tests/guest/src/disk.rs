@@ -52,10 +52,10 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// The first disk, with a writer's region of `slots` blocks.
-    pub fn find(memory: &mut Memory, slots: usize, boot: u64) -> Option<Self> {
+    /// The first disk, with a writer's region of `slots` blocks; `bare`: without any feature.
+    pub fn find(memory: &mut Memory, slots: usize, boot: u64, bare: bool) -> Option<Self> {
         let device = Device::find(memory, KIND)?;
-        let features = device.negotiate(FEATURE_FLUSH);
+        let features = device.negotiate(FEATURE_FLUSH, bare);
         let capacity = u64::from(device.config::<u32>(0)) | u64::from(device.config::<u32>(4)) << 32;
         let slots = slots.min((capacity / SECTORS_PER_SLOT) as usize);
         assert!(slots >= 2 * DEPTH, "disk: {capacity} sectors are too few");

@@ -47,9 +47,12 @@ extern "C" fn ring3_main(start_info: u64, vcpu: u64) -> ! {
     let boot = mix(machine::tsc());
     println!("pollux-guest: boot {boot:016x}, RAM to {:#x}, TSC {tsc_khz} kHz, {:?}", info.ram_end, config);
     let mut memory = Memory::new(info.ram_end);
+    if config.spoil {
+        virtio::break_all(&mut memory);
+    }
     let now = micros(machine::tsc(), tsc_khz);
     let net = Net::find(&mut memory, &config, boot, now);
-    let disk = if config.disk { Disk::find(&mut memory, config.disk_slots, boot) } else { None };
+    let disk = if config.disk { Disk::find(&mut memory, config.disk_slots, boot, config.bare) } else { None };
     assert!(disk.is_some() || !config.disk, "no disk");
     if let Some(net) = &net {
         println!("net: {:02x?} {}", net.mac(), config.ip);

@@ -50,7 +50,7 @@ struct Stream {
 impl Net {
     /// The first network card, with the address, the service's port and the offloads of `settings`.
     pub fn find(memory: &mut Memory, settings: &Settings, seed: u64, now: u64) -> Option<Self> {
-        let mut card = Card::find(memory, settings.offloads)?;
+        let mut card = Card::find(memory, settings.offloads, settings.bare)?;
         let mut config = Config::new(EthernetAddress(card.mac()).into());
         config.random_seed = seed;
         let now = Instant::from_micros(now.cast_signed());

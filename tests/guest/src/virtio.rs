@@ -4,6 +4,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use crate::machine::{self, Memory, relax};
 use crate::pci::Function;
+use crate::println;
 
 const VENDOR: u16 = 0x1af4;
 const FEATURE_VERSION_1: u64 = 1 << 32;
@@ -12,6 +13,7 @@ const ACKNOWLEDGE: u8 = 1;
 const DRIVER: u8 = 2;
 const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
+const NEEDS_RESET: u8 = 64;
 
 const MAX_QUEUE: u16 = 256;
 
@@ -83,8 +85,8 @@ impl Device {
         unsafe { machine::read(self.config + offset) }
     }
 
-    /// Reset the device and agree on `wanted` features, as far as it has them; returns those.
-    pub fn negotiate(&self, wanted: u64) -> u64 {
+    /// Reset the device and agree on `wanted` features and version 1, as far as it has them; returns those. `bare` takes none at all.
+    pub fn negotiate(&self, wanted: u64, bare: bool) -> u64 {
         self.set(common::STATUS, 0u8);
         while self.get::<u8>(common::STATUS) != 0 {
             relax();
@@ -96,7 +98,7 @@ impl Device {
             offered |= u64::from(self.get::<u32>(common::DEVICE_FEATURE)) << (32 * half);
         }
         assert!(offered & FEATURE_VERSION_1 != 0, "virtio: legacy device");
-        let features = offered & (wanted | FEATURE_VERSION_1);
+        let features = if bare { 0 } else { offered & (wanted | FEATURE_VERSION_1) };
         for half in 0..2 {
             self.set(common::DRIVER_FEATURE_SELECT, half);
             self.set(common::DRIVER_FEATURE, (features >> (32 * half)) as u32);
@@ -136,9 +138,32 @@ impl Device {
         queue
     }
 
+    /// Whether the device says that it cannot go on without a reset.
+    pub fn needs_reset(&self) -> bool {
+        self.get::<u8>(common::STATUS) & NEEDS_RESET != 0
+    }
+
     /// The driver is ready.
     pub fn start(&self) {
         self.set(common::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    }
+}
+
+/// Break a queue of every device that there is, and wait until it asks for a reset. The drivers that come after give it one.
+pub fn break_all(memory: &mut Memory) {
+    const NET: u16 = 1;
+    const DISK: u16 = 2;
+    const ENTROPY: u16 = 4;
+    for (kind, index) in [(NET, 0), (NET, 1), (NET, 2), (DISK, 0), (ENTROPY, 0)] {
+        let Some(device) = Device::find(memory, kind) else { continue };
+        device.negotiate(u64::MAX >> 40, false);
+        let mut queue = device.queue(memory, index);
+        device.start();
+        queue.spoil();
+        while !device.needs_reset() {
+            relax();
+        }
+        println!("device of type {kind} needs a reset after queue {index}");
     }
 }
 
@@ -187,6 +212,16 @@ impl Queue {
         fence(Ordering::SeqCst);
         // SAFETY: as above.
         unsafe { machine::write(self.avail + 2, self.next_avail) };
+    }
+
+    /// Break the queue: an avail index that cannot be, and a notification.
+    pub fn spoil(&mut self) {
+        // SAFETY: our avail ring, and the device's notification register.
+        unsafe {
+            machine::write(self.avail + 2, self.next_avail.wrapping_add(self.size).wrapping_add(1));
+            fence(Ordering::SeqCst);
+            machine::write(self.notify, self.index);
+        }
     }
 
     /// Tell the device, unless it said that it looks by itself.

@@ -31,7 +31,7 @@ impl Host {
         let path = make_image(dir.path(), "disk", content);
         let (vmm, fd) = Vmm::pair();
         let image = open(&path);
-        let record = RecordFile::open(&path, beside(&path), image.size(), Purpose::Serve(Refuse::Stale)).unwrap();
+        let record = RecordFile::open(&path, beside(&path), &*image, Purpose::Serve(Refuse::Stale)).unwrap();
         let served = Served::new(image, Setup { record: Some(record), ..setup }, Some(fd));
         Self { vmm, served, path, _dir: dir }
     }

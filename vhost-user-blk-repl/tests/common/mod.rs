@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
 pub mod hosts;
+pub mod peer;
 pub mod program;
 
 use std::cell::Cell;
@@ -28,6 +29,7 @@ use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures}
 use vhost::vhost_user::{Frontend, Listener, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vhost_user_blk_repl::image::{FileImage, Image};
+use vhost_user_blk_repl::proof::{Moment, Stamp};
 use vhost_user_blk_repl::record_file::Opened;
 use vhost_user_blk_repl::{Device, Options};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -199,6 +201,12 @@ impl Image for GatedImage {
     }
     fn hole_end(&self, offset: u64) -> Option<u64> {
         self.inner.hole_end(offset)
+    }
+    fn stamp(&self) -> io::Result<Option<Stamp>> {
+        self.inner.stamp()
+    }
+    fn changed(&self) -> io::Result<Option<Moment>> {
+        self.inner.changed()
     }
 }
 
@@ -385,6 +393,15 @@ impl Vmm {
         }
     }
 
+    /// The reason why the stream is lost, whatever is reported before.
+    pub fn until_lost(&self) -> String {
+        loop {
+            if let Report::MirrorLost { reason } = self.recv() {
+                return reason;
+            }
+        }
+    }
+
     pub fn failed(&self) -> String {
         match self.recv() {
             Report::Failed { reason } => reason,
@@ -415,6 +432,8 @@ pub fn region_info(size: u64, host: u64, fd: RawFd) -> VhostUserMemoryRegionInfo
 struct Ring {
     kick: EventFd,
     call: EventFd,
+    /// Written by the device when the ring makes no sense to it.
+    broken: EventFd,
     avail: u16,
     used: u16,
     free: Vec<u16>,
@@ -508,6 +527,7 @@ impl Guest {
         let ring = Ring {
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
+            broken: EventFd::new(EFD_NONBLOCK).unwrap(),
             avail: self.mem.read_obj(GuestAddress(avail_ring(queue) + 2)).unwrap(),
             used: position.next_used,
             free: (0..SLOTS).rev().collect(),
@@ -525,9 +545,44 @@ impl Guest {
         self.frontend.set_vring_addr(queue, &config).unwrap();
         self.frontend.set_vring_base(queue, position.next_avail).unwrap();
         self.frontend.set_vring_call(queue, &ring.call).unwrap();
+        self.frontend.set_vring_err(queue, &ring.broken).unwrap();
         self.frontend.set_vring_kick(queue, &ring.kick).unwrap();
         self.frontend.set_vring_enable(queue, true).unwrap();
-        self.rings.push(ring);
+        match self.rings.get_mut(queue) {
+            Some(old) => *old = ring,
+            None => self.rings.push(ring),
+        }
+    }
+
+    /// Waits until the device has found the ring broken. False: it has not.
+    pub fn is_broken(&self, queue: usize, limit: Duration) -> bool {
+        wait_readable(&self.rings[queue].broken, limit)
+    }
+
+    /// What a driver's reset comes to: the ring is taken away, emptied, and set up again.
+    pub fn restart(&mut self, queue: usize) {
+        self.frontend.get_vring_base(queue).unwrap();
+        for ring in [avail_ring(queue), used_ring(queue)] {
+            self.write_mem(0_u32, ring);
+        }
+        self.set_up(queue, QueueState::default());
+    }
+
+    /// A request of any length: its data is at `spans` of guest memory. Its header and status are those of slot 0.
+    pub fn post_spans(&mut self, queue: usize, kind: u32, sector: u64, spans: &[(u64, u32)]) {
+        let at = slot_at(queue, 0);
+        self.write_mem(kind, at);
+        self.write_mem(sector, at + 8);
+        self.write_mem(0xee_u8, at + 16);
+        let place = |i: usize| table(queue) + i as u64 * 16;
+        self.desc(place(0), at, 16, NEXT, 1);
+        let data_flag = if kind == T_IN { WRITE } else { 0 };
+        for (i, (addr, len)) in (1..).zip(spans) {
+            self.desc(place(i), *addr, *len, data_flag | NEXT, i as u16 + 1);
+        }
+        self.desc(place(spans.len() + 1), at + 16, 1, WRITE, 0);
+        self.push_avail(queue, 0);
+        self.kick(queue);
     }
 
     /// Has the device log dirty pages to a shared file from now on.

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use ft_proto::Epoch;
 use ft_proto::device_ctl::{self, CTL_VERSION, Report, ResyncKind};
 use tempfile::TempDir;
 
@@ -125,4 +126,24 @@ pub fn protect(primary: &Host, standby: &Host, bound: u64) -> Resync {
             report => panic!("{report:?}"),
         }
     }
+}
+
+/// The standby takes over after `committed`, with nothing in flight.
+pub fn take_over(standby: &Host, committed: u64) -> Guest {
+    let until = |wanted: Report| {
+        loop {
+            match standby.vmm.recv() {
+                Report::Failed { reason } => panic!("{reason}"),
+                report if report == wanted => break,
+                // Of the session that is over.
+                _ => {}
+            }
+        }
+    };
+    let told = committed.min(standby.vmm.told.get());
+    standby.vmm.send(&device_ctl::Command::Discard { after: Epoch(told) });
+    until(Report::Discarded);
+    standby.vmm.send(&device_ctl::Command::Start { in_flight: vec![], macs: vec![] });
+    until(Report::Started);
+    standby.guest()
 }

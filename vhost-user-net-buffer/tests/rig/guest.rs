@@ -18,13 +18,15 @@ pub struct Queue {
     next: u16,
     pub kick: EventFd,
     pub call: EventFd,
+    /// Written by the device when the queue makes no sense to it.
+    pub broken: EventFd,
 }
 
 impl Queue {
     pub fn new(index: usize, event_idx: bool) -> Self {
         let base = index as u64 * 0x4000;
         let new = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap();
-        Self { index, base, event_idx, avail: 0, seen: 0, next: 0, kick: new(), call: new() }
+        Self { index, base, event_idx, avail: 0, seen: 0, next: 0, kick: new(), call: new(), broken: new() }
     }
 
     pub fn desc_at(&self, i: u16) -> u64 {
@@ -41,6 +43,11 @@ impl Queue {
 
     pub fn kick(&self) {
         self.kick.write(1).unwrap();
+    }
+
+    /// Waits until the device has found the queue broken. False: it has not after `ms`.
+    pub fn is_broken(&self, ms: i32) -> bool {
+        readable(self.broken.as_raw_fd(), ms)
     }
 
     /// Interrupts since the last call.

@@ -91,8 +91,20 @@ impl Rig {
         rig
     }
 
+    /// A device with two pairs, running, whose driver has not taken MQ.
+    pub fn without_mq(features: u64, extra: &[&str]) -> Self {
+        let mut rig = Self::connect(features & !MQ, 2, true, extra);
+        rig.set_up_queues(None);
+        rig
+    }
+
     /// As [`Self::new`], but the guest's driver has not set up its queues.
     pub fn connected(features: u64, ft: bool, extra: &[&str]) -> Self {
+        let pairs = if features & MQ == MQ { 2 } else { 1 };
+        Self::connect(features, pairs, ft, extra)
+    }
+
+    fn connect(features: u64, pairs: usize, ft: bool, extra: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vhost.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -109,7 +121,6 @@ impl Rig {
         let stream = UnixStream::connect(&path).unwrap();
         drop((listener, theirs));
 
-        let pairs = if features & MQ == MQ { 2 } else { 1 };
         let count = if pairs > 1 { 2 * pairs + 1 } else { 2 };
         let mut frontend = Frontend::from_stream(stream, count as u64);
         frontend.set_owner().unwrap();
@@ -162,11 +173,24 @@ impl Rig {
             self.frontend.set_vring_addr(i, &config).unwrap();
             self.frontend.set_vring_base(i, positions.map_or(0, |p| p[i])).unwrap();
             self.frontend.set_vring_call(i, &queue.call).unwrap();
+            self.frontend.set_vring_err(i, &queue.broken).unwrap();
             self.frontend.set_vring_kick(i, &queue.kick).unwrap();
         }
         for i in 0..self.queues.len() {
             self.frontend.set_vring_enable(i, true).unwrap();
         }
+    }
+
+    /// What a driver's reset comes to: the queues are taken away, emptied, and set up again.
+    pub fn restart(&mut self) {
+        for (i, queue) in self.queues.iter_mut().enumerate() {
+            self.frontend.get_vring_base(i).unwrap();
+            for ring in [queue.avail_at(), queue.used_at()] {
+                self.guest.write(ring, &[0; 4]);
+            }
+            *queue = Queue::new(i, queue.event_idx);
+        }
+        self.set_up_queues(None);
     }
 
     /// Starts a dirty log and returns its memory.

@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -24,15 +25,17 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::ft::{FtCall, absent};
+use super::seats::{Noted, REQUEST_LIMIT, SEATS_MAX, Seat, Seats};
 use super::{ApiError, ApiReply, ApiRequest, CH_VERSION, Shared, VmmError, chain};
+use crate::warn_limited;
 
 /// Longest body of a request, in bytes; as in Cloud Hypervisor.
 const BODY_MAX: usize = 51200;
-/// Connections that are served at once; more are told 503.
-const CONNECTIONS_MAX: usize = 64;
+/// So much of a longer body is read before it is refused, so that its sender gets to the answer.
+const DRAINED_MAX: usize = 16 << 20;
 /// How long clients get to take their last answer when the VMM ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// What every path starts with.
@@ -71,6 +74,8 @@ impl HttpServer {
                     tracing::debug!("a client did not take its last answer in time");
                 }
             });
+            // A call that still waits for somebody else, on a thread of its own, does not hold up the end of this process.
+            runtime.shutdown_background();
         })?;
         Ok(Self { end: Some(end), thread: Some(thread) })
     }
@@ -88,35 +93,40 @@ impl Drop for HttpServer {
 }
 
 async fn accept(listener: tokio::net::UnixListener, shared: Arc<Shared>, graceful: Arc<GracefulShutdown>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let seats = Seats::default();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Mostly too many open files: give those that are served time to end.
-                tracing::warn!("an API connection was not accepted: {error}");
+                warn_limited!("an API connection was not accepted: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let slot = Arc::clone(&slots).try_acquire_owned().ok();
-        let (shared, refused) = (Arc::clone(&shared), slot.is_none());
+        let Some(seat) = seats.take() else {
+            warn_limited!("an API connection was closed: more than {} at once", 2 * SEATS_MAX);
+            continue;
+        };
+        let (shared, seated) = (Arc::clone(&shared), seat.clone());
         let service = service_fn(move |request| {
-            let shared = Arc::clone(&shared);
-            async move { Ok::<_, Infallible>(if refused { busy() } else { answer(request, &shared).await }) }
+            let (shared, seat) = (Arc::clone(&shared), seated.clone());
+            async move { Ok::<_, Infallible>(answer(request, &shared, &seat).await) }
         });
         let connection = http1::Builder::new()
             .title_case_headers(true)
             .auto_date_header(false)
-            .keep_alive(!refused)
+            .keep_alive(!seat.is_refused())
             .half_close(true)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Noted::new(stream, seat.clone())), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("an API connection ended: {error}");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!("an API connection ended: {error}");
+                },
+                () = seat.must_leave() => tracing::debug!("an API connection was closed: its client kept it waiting"),
             }
-            drop(slot);
         });
     }
 }
@@ -177,14 +187,29 @@ impl Answer {
     }
 }
 
-fn busy() -> Response<Full<Bytes>> {
-    let text = format!("more than {CONNECTIONS_MAX} connections at once");
-    Answer::Failed(StatusCode::SERVICE_UNAVAILABLE, vec![text]).into_response()
+fn busy() -> Answer {
+    let text = format!("more than {SEATS_MAX} connections at once");
+    Answer::Failed(StatusCode::SERVICE_UNAVAILABLE, vec![text])
 }
 
-async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, shared: &Shared, seat: &Seat) -> Response<Full<Bytes>> {
+    seat.has_head();
     let closes = request.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
-    let mut response = dispatch(request, shared).await.into_response();
+    let (head, body) = request.into_parts();
+    // All of it before anything is answered: whoever still sends when the connection is closed never reads why.
+    let body = tokio::time::timeout(REQUEST_LIMIT, receive(body)).await;
+    seat.has_request();
+    let answer = match body {
+        Err(_) => {
+            let text = format!("the body has not come within {} s", REQUEST_LIMIT.as_secs());
+            Answer::Failed(StatusCode::REQUEST_TIMEOUT, vec!["Request Timeout".to_owned(), text])
+        }
+        _ if seat.is_refused() => busy(),
+        Ok(Err(text)) => Answer::Failed(StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned(), text]),
+        Ok(Ok(body)) => dispatch(&head, &body, shared).await,
+    };
+    let mut response = answer.into_response();
+    seat.has_answer();
     if !closes {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("keep-alive"));
     }
@@ -278,8 +303,22 @@ fn unknown(path: &str) -> Answer {
     }
 }
 
-async fn dispatch(request: Request<Incoming>, shared: &Shared) -> Answer {
-    let (head, body) = request.into_parts();
+/// The whole body, or why there is none.
+async fn receive(mut body: Incoming) -> Result<Vec<u8>, String> {
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
+        length += data.len();
+        if length <= BODY_MAX {
+            bytes.extend_from_slice(&data);
+        } else if length > DRAINED_MAX {
+            break;
+        }
+    }
+    if length <= BODY_MAX { Ok(bytes) } else { Err(format!("the body is longer than {BODY_MAX} bytes")) }
+}
+
+async fn dispatch(head: &Parts, body: &[u8], shared: &Shared) -> Answer {
     if head.method != Method::GET && head.method != Method::PUT {
         return Answer::bad_request();
     }
@@ -289,22 +328,12 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared) -> Answer {
     if head.method != route.method() {
         return Answer::bad_request();
     }
-    let body = match Limited::new(body, BODY_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let text = format!("the body is longer than {BODY_MAX} bytes");
-            return Answer::Failed(StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned(), text]);
-        }
-        Err(error) => {
-            return Answer::Failed(StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned(), error.to_string()]);
-        }
-    };
     let request = match route {
         Route::Create if body.is_empty() => return Answer::Failed(StatusCode::BAD_REQUEST, Vec::new()),
         // By the peers that the VMM was started with.
         Route::FtProtect if body.is_empty() => return ft_call(shared, FtCall::Protect(None)).await,
-        Route::Create => serde_json::from_slice(&body).map(ApiRequest::Create),
-        Route::FtProtect => match serde_json::from_slice(&body) {
+        Route::Create => serde_json::from_slice(body).map(ApiRequest::Create),
+        Route::FtProtect => match serde_json::from_slice(body) {
             Ok(options) => return ft_call(shared, FtCall::Protect(Some(options))).await,
             Err(error) => Err(error),
         },

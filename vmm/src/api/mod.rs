@@ -6,6 +6,7 @@
 
 pub mod ft;
 pub mod http;
+mod seats;
 pub mod socket;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{ConfigError, VmConfig};
 use crate::ft_api::FtControl;
+use crate::gate::NotHere;
 use crate::machine::{BoxError, Counters};
 
 /// The version of Cloud Hypervisor whose API this is.
@@ -153,6 +155,9 @@ pub enum VmmError {
     /// Nobody may do this: the VM runs elsewhere.
     #[error("this VM was stopped here: another host runs it")]
     Fenced,
+    /// The VM is on its way to another host, or there already.
+    #[error(transparent)]
+    NotHere(NotHere),
     /// No fault tolerance in this VMM.
     #[error("fault tolerance is not available")]
     FtUnavailable,

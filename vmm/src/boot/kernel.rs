@@ -330,8 +330,11 @@ fn check_elf(kernel: &mut Source) -> Result<Image, BootError> {
     const CLASS_64: u8 = 2;
     const LITTLE_ENDIAN: u8 = 1;
     const X86_64: u16 = 62;
+    /// UEFI images for PVH say so though they have 64 bits: they begin in 32-bit mode.
+    const I386: u16 = 3;
     let header: Elf64_Ehdr = kernel.structure(0, "ELF header")?;
-    if header.e_ident[4] != CLASS_64 || header.e_ident[5] != LITTLE_ENDIAN || header.e_machine != X86_64 {
+    let machine = matches!(header.e_machine, X86_64 | I386);
+    if header.e_ident[4] != CLASS_64 || header.e_ident[5] != LITTLE_ENDIAN || !machine {
         return Err(kernel.wrong("is an ELF image, but not one for x86-64"));
     }
     if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() || header.e_phnum == 0 {

@@ -1,6 +1,7 @@
 //! What must hold for a configuration before anything is started, each violation with the name of its field.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use super::{ConsoleOutputMode, DiskConfig, HotplugMethod, ImageType, NetConfig, Unsupported, VmConfig};
 
@@ -20,6 +21,13 @@ const QUEUES_MAX: usize = 1023;
 const PCI_SLOT_MAX: u8 = 31;
 /// Bytes of a virtio disk's serial number.
 const DISK_SERIAL_MAX: usize = 20;
+
+/// Longest id of a device, in bytes. Ids are names of threads, sections of the saved state and keys of events.
+const ID_MAX: usize = 64;
+/// What ids may have besides letters and digits.
+const ID_MARKS: &str = "-_.:@";
+/// What ids of disks and cards must not begin with: names of devices that are always there, and of nodes in the device tree.
+const RESERVED_IDS: [&str; 2] = ["__", "_virtio-pci-"];
 
 /// Why a configuration cannot be used. Fields are named as in the JSON of `vm.create`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +94,8 @@ impl VmConfig {
         }
         require(self.rng.pci_segment == 0, || unsupported("rng.pci_segment", "use segment 0"))?;
         require(!self.rng.src.as_os_str().is_empty(), || invalid("rng.src", "must name a file"))?;
+        validate_path(|| "rng.src".to_owned(), &self.rng.src)?;
+        validate_path(|| "serial.file".to_owned(), self.serial.file.as_deref().unwrap_or(Path::new("")))?;
         for (index, disk) in self.disks.iter().flatten().enumerate() {
             disk.validate(&format!("disks[{index}]"))?;
         }
@@ -225,21 +235,58 @@ impl VmConfig {
         require(!platform.iommufd, || unsupported("platform.iommufd", "leave it off"))
     }
 
-    fn validate_ids(&self) -> Result<(), ConfigError> {
+    /// Whether devices can be called what they are called. Known as soon as the VM is created, not only when it boots.
+    ///
+    /// # Errors
+    /// The first id that cannot be used, by the name of its field.
+    pub fn validate_ids(&self) -> Result<(), ConfigError> {
         let disks = self.disks.iter().flatten().enumerate().map(|(index, disk)| ("disks", index, disk.id.as_ref()));
         let nets = self.net.iter().flatten().enumerate().map(|(index, net)| ("net", index, net.id.as_ref()));
         let mut seen = HashSet::new();
         for (list, index, id) in disks.chain(nets) {
             let Some(id) = id else { continue };
             let field = || format!("{list}[{index}].id");
-            require(!id.is_empty(), || invalid(field(), "must not be empty"))?;
-            require(!id.starts_with("__"), || {
-                invalid(field(), format!("{id:?}: ids that start with __ are reserved"))
-            })?;
+            validate_id(id).map_err(|problem| invalid(field(), problem))?;
             require(seen.insert(id), || invalid(field(), format!("{id:?} is the id of another device too")))?;
         }
         Ok(())
     }
+}
+
+fn validate_id(id: &str) -> Result<(), String> {
+    if id.is_empty() || id.len() > ID_MAX {
+        return Err(format!(
+            "must have 1 to {ID_MAX} characters, not {}: choose another id, or leave it out",
+            id.len()
+        ));
+    }
+    if let Some(wrong) = id.chars().find(|c| !c.is_ascii_alphanumeric() && !ID_MARKS.contains(*c)) {
+        return Err(format!("{id:?} must not have {wrong:?}: use ASCII letters, digits and any of {ID_MARKS}"));
+    }
+    match RESERVED_IDS.iter().find(|prefix| id.starts_with(**prefix)) {
+        Some(prefix) => Err(format!("{id:?}: ids that start with {prefix} are reserved, choose another one")),
+        None => Ok(()),
+    }
+}
+
+/// Whether the kernel takes it for the name of one interface. One with a `%` is a pattern to it, of which it makes a name.
+fn validate_interface(name: &str) -> Result<(), String> {
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(format!("must be at most {} bytes", libc::IFNAMSIZ - 1));
+    }
+    let wrong = |c: &char| c.is_whitespace() || c.is_control() || "/:%".contains(*c);
+    match name.chars().find(wrong) {
+        Some(wrong) => Err(format!("{name:?} must not have {wrong:?}: give the name of a tap")),
+        None if matches!(name, "." | "..") => Err(format!("{name:?} is not the name of a tap")),
+        None => Ok(()),
+    }
+}
+
+/// Text that is handed on as it is: to programs, files and sockets, whose names end at a NUL.
+fn validate_path(field: impl FnOnce() -> String, path: &Path) -> Result<(), ConfigError> {
+    require(!path.as_os_str().as_encoded_bytes().contains(&0), || {
+        invalid(field(), format!("{path:?} has a NUL character: no file is called so"))
+    })
 }
 
 impl Unsupported {
@@ -289,6 +336,10 @@ fn validate_pci(at: &str, iommu: bool, segment: u16, slot: Option<u8>) -> Result
     })
 }
 
+fn validate_socket(at: &str, socket: Option<&str>) -> Result<(), ConfigError> {
+    validate_path(|| format!("{at}.vhost_socket"), Path::new(socket.unwrap_or_default()))
+}
+
 impl DiskConfig {
     fn validate(&self, at: &str) -> Result<(), ConfigError> {
         validate_queues(at, self.num_queues, self.queue_size)?;
@@ -319,9 +370,14 @@ impl DiskConfig {
         require(self.queue_affinity.as_ref().is_none_or(Vec::is_empty), || {
             unsupported(format!("{at}.queue_affinity"), "leave it out")
         })?;
-        let serial = self.serial.as_ref().map_or(0, String::len);
-        require(serial <= DISK_SERIAL_MAX, || {
-            invalid(format!("{at}.serial"), format!("must be at most {DISK_SERIAL_MAX} bytes, not {serial}"))
+        validate_path(|| format!("{at}.path"), self.path.as_deref().unwrap_or(Path::new("")))?;
+        validate_socket(at, self.vhost_socket.as_deref())?;
+        let serial = self.serial.as_deref().unwrap_or_default();
+        require(!serial.contains(char::is_control), || {
+            invalid(format!("{at}.serial"), format!("{serial:?} has a control character: leave it out"))
+        })?;
+        require(serial.len() <= DISK_SERIAL_MAX, || {
+            invalid(format!("{at}.serial"), format!("must be at most {DISK_SERIAL_MAX} bytes, not {}", serial.len()))
         })
     }
 }
@@ -345,10 +401,9 @@ impl NetConfig {
         require(self.rate_limiter_config.is_none(), || {
             unsupported(format!("{at}.rate_limiter_config"), "leave it out")
         })?;
-        let name = self.tap.as_ref().map_or(0, String::len);
-        require(name < libc::IFNAMSIZ, || {
-            invalid(format!("{at}.tap"), format!("must be at most {} bytes", libc::IFNAMSIZ - 1))
-        })?;
+        let tap = self.tap.as_deref().unwrap_or_default();
+        validate_interface(tap).map_err(|problem| invalid(format!("{at}.tap"), problem))?;
+        validate_socket(at, self.vhost_socket.as_deref())?;
         for (field, address) in [("ip", self.ip), ("mask", self.mask)] {
             require(address.is_none_or(|address| address.is_ipv4()), || {
                 unsupported(format!("{at}.{field}"), "give an IPv4 address, or make the tap and name it")

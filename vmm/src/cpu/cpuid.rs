@@ -16,6 +16,12 @@ const SVM: u32 = 1 << 2;
 const CMP_LEGACY: u32 = 1 << 1;
 const AMX_BITS: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 const INVARIANT_TSC: u32 = 1 << 8;
+/// Leaf with the ratio of the TSC's frequency to that of the core crystal.
+const TSC_LEAF: u32 = 0x15;
+/// Leaf with frequencies in MHz.
+const FREQUENCY_LEAF: u32 = 0x16;
+/// "GenuineIntel" in the registers of leaf 0, ebx, edx, ecx.
+const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
 /// Hypervisor leaf with the TSC's and the LAPIC timer's frequency in kHz.
 const TIMING_LEAF: u32 = 0x4000_0010;
 const LAPIC_TIMER_KHZ: u32 = 1_000_000;
@@ -209,6 +215,7 @@ fn copy_brand(table: &mut Vec<kvm_cpuid_entry2>) {
 fn add_timing(table: &mut Vec<kvm_cpuid_entry2>, tsc_khz: Option<u32>) {
     let invariant = find(table, 0x8000_0007).is_some_and(|e| e.edx & INVARIANT_TSC != 0);
     let Some(khz) = tsc_khz.filter(|_| invariant) else { return };
+    add_intel_timing(table, khz);
     let Some(signature) = find(table, HYPERVISOR_LEAF) else { return };
     if [signature.ebx, signature.ecx, signature.edx] != KVM_SIGNATURE {
         return;
@@ -216,6 +223,32 @@ fn add_timing(table: &mut Vec<kvm_cpuid_entry2>, tsc_khz: Option<u32>) {
     signature.eax = signature.eax.max(TIMING_LEAF);
     table.retain(|e| e.function != TIMING_LEAF);
     table.push(kvm_cpuid_entry2 { function: TIMING_LEAF, eax: khz, ebx: LAPIC_TIMER_KHZ, ..Default::default() });
+}
+
+/// The frequency in Intel's own leaves, for guests that look there and nowhere else. The crystal is what drives KVM's LAPIC timer.
+///
+/// Guests compute with 32 bits, so the ratio is in whole MHz, or tens of them. Where that is not exact the crystal's frequency is
+/// left out: a guest takes what it computes for an estimate then, and measures.
+fn add_intel_timing(table: &mut Vec<kvm_cpuid_entry2>, khz: u32) {
+    const CRYSTAL_MHZ: u32 = LAPIC_TIMER_KHZ / 1000;
+    let Some(first) = find(table, 0).filter(|e| [e.ebx, e.edx, e.ecx] == INTEL) else { return };
+    first.eax = first.eax.max(FREQUENCY_LEAF);
+    let unit_mhz = if khz < 4_000_000 { 1 } else { 10 };
+    let units = (khz + 500 * unit_mhz) / (1000 * unit_mhz);
+    let mhz = units * unit_mhz;
+    let crystal_hz = if mhz * 1000 == khz { LAPIC_TIMER_KHZ * 1000 } else { 0 };
+    table.retain(|e| e.function != TSC_LEAF && e.function != FREQUENCY_LEAF);
+    table.extend([
+        kvm_cpuid_entry2 {
+            function: TSC_LEAF,
+            eax: CRYSTAL_MHZ / unit_mhz,
+            ebx: units,
+            ecx: crystal_hz,
+            ..Default::default()
+        },
+        // Base and highest frequency, and that of the bus.
+        kvm_cpuid_entry2 { function: FREQUENCY_LEAF, eax: mhz, ebx: mhz, ecx: 100, ..Default::default() },
+    ]);
 }
 
 /// One package of `vcpus` cores with one thread each; APIC id = vCPU number.
@@ -301,6 +334,46 @@ mod tests {
                 assert_eq!((cores.edx, cores.eax, cores.ebx, cores.ecx), (vcpu, 3, 6, 0x201));
             }
         }
+    }
+
+    /// What Linux makes of the leaves (native_calibrate_tsc): TSC and LAPIC timer in kHz, and whether it believes that.
+    fn linux_calibrates(table: &[kvm_cpuid_entry2]) -> (u32, u32, bool) {
+        let (ratio, base) = (get(table, TSC_LEAF, 0), get(table, FREQUENCY_LEAF, 0));
+        let mut crystal = ratio.ecx / 1000;
+        let known = crystal != 0;
+        if !known {
+            crystal = base.eax.checked_mul(1000 * ratio.eax).unwrap() / ratio.ebx;
+        }
+        (crystal.checked_mul(ratio.ebx).unwrap() / ratio.eax, crystal, known)
+    }
+
+    #[test]
+    fn intel_guests_find_the_frequency_in_their_own_leaves() {
+        let entry = |function, eax, [ebx, edx, ecx]: [u32; 3], edx_too| kvm_cpuid_entry2 {
+            function,
+            eax,
+            ebx,
+            ecx,
+            edx: edx | edx_too,
+            ..Default::default()
+        };
+        let exact = [2_600_000, 800_000, 3_999_000, 4_200_000, 5_800_000].map(|khz| (khz, khz, true));
+        let estimates = [(2_299_998, 2_300_000, false), (4_295_000, 4_300_000, false), (5_803_000, 5_800_000, false)];
+        for (khz, told, known) in exact.into_iter().chain(estimates) {
+            let mut table = vec![
+                entry(0, 0xd, INTEL, 0),
+                entry(HYPERVISOR_LEAF, 0x4000_0001, [KVM_SIGNATURE[0], KVM_SIGNATURE[2], KVM_SIGNATURE[1]], 0),
+                entry(0x8000_0007, 0, [0; 3], INVARIANT_TSC),
+            ];
+            add_timing(&mut table, Some(khz));
+            assert_eq!(linux_calibrates(&table), (told, LAPIC_TIMER_KHZ, known));
+            assert_eq!(get(&table, 0, 0).eax, 0x16);
+            assert_eq!(get(&table, TIMING_LEAF, 0).eax, khz);
+        }
+        // Others have no such leaves.
+        let mut table = vec![entry(0, 0xd, [1; 3], 0), entry(0x8000_0007, 0, [0; 3], INVARIANT_TSC)];
+        add_timing(&mut table, Some(2_600_000));
+        assert_eq!((table.len(), get(&table, 0, 0).eax), (2, 0xd));
     }
 
     #[test]

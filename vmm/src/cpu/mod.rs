@@ -15,7 +15,7 @@ mod vcpu;
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -231,6 +231,8 @@ struct Handle {
     section: String,
     /// The processor that it was on last.
     on_cpu: Arc<AtomicUsize>,
+    /// Whether a device is at work on its behalf.
+    in_device: Arc<AtomicBool>,
 }
 
 /// How the vCPUs are to be.
@@ -339,6 +341,7 @@ impl CpuManager {
         let state = Arc::new(Mutex::new(state));
         let run_page = RunPage::new(&mut fd);
         let on_cpu = Arc::new(AtomicUsize::new(usize::MAX));
+        let in_device = Arc::new(AtomicBool::new(false));
         let vcpu = Vcpu {
             fd,
             index,
@@ -346,6 +349,7 @@ impl CpuManager {
             features: self.features.clone(),
             state: state.clone(),
             on_cpu: on_cpu.clone(),
+            in_device: in_device.clone(),
             pio: ports.pio.clone(),
             mmio: ports.mmio.clone(),
             on_event: ports.on_event.clone(),
@@ -354,7 +358,7 @@ impl CpuManager {
             .name(format!("vcpu{index}"))
             .spawn(move || vcpu.run(&affinity))
             .map_err(|source| CpuError::Thread { vcpu: index, source })?;
-        Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}"), on_cpu })
+        Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}"), on_cpu, in_device })
     }
 
     /// Parks all vCPUs and returns when the last one is. Each finishes its pending port or memory I/O first. Pauses nest: the
@@ -366,6 +370,23 @@ impl CpuManager {
         drop(self.stop(capture, None));
         self.wait_settled();
         self.take_failure(CAPTURE)
+    }
+
+    /// Whether all vCPUs would park in next to no time. One that is in the middle of an access to a device finishes it first, which
+    /// takes as long as the device does: to reset a disk, until the storage below it has answered all requests. Looks for a moment,
+    /// since almost all accesses take a microsecond.
+    #[must_use]
+    pub fn can_stop_soon(&self) -> bool {
+        let mut end = None;
+        self.vcpus.iter().all(|vcpu| {
+            while vcpu.in_device.load(Ordering::Acquire) {
+                if Instant::now() > *end.get_or_insert_with(|| Instant::now() + PATIENCE) {
+                    return false;
+                }
+                std::hint::spin_loop();
+            }
+            true
+        })
     }
 
     /// Begins to park all vCPUs with capture. When they have captured themselves, and [`CpuManager::checkpoint`] is called, the last

@@ -75,6 +75,7 @@ fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
     .unwrap();
     cpus.resume();
     in_device.recv().unwrap();
+    assert!(!cpus.can_stop_soon(), "a vCPU waits for a device");
     std::thread::scope(|scope| {
         let pause = scope.spawn(|| cpus.pause(Capture::Yes));
         // Long enough for vCPU 1 to be through, if it does not wait for vCPU 0.
@@ -82,6 +83,7 @@ fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
         go_on.send(()).unwrap();
         pause.join().unwrap().unwrap();
     });
+    assert!(cpus.can_stop_soon());
     let state = cpus.vcpus[1].state.lock().unwrap();
     let register = REQUESTS + usize::from(VECTOR) / 32 * 16 + usize::from(VECTOR) % 32 / 8;
     assert_ne!(state.lapic().regs[register] & 1 << (VECTOR % 8), 0, "the interrupt is lost");

@@ -1,7 +1,7 @@
 //! The thread of one vCPU: run loop, exits to devices, parking.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -14,6 +14,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use super::state::{Features, VcpuState, describe};
 use super::{Control, CpuError, Crew, GuestEvent, OnGuestEvent, Order, Shared, VCPU_PATIENCE};
 use crate::bus::Bus;
+use crate::info_limited;
 
 /// LAPIC register offsets of the two local pins, and what they do after reset of a PC.
 const LAPIC_LVT0: usize = 0x350;
@@ -98,6 +99,7 @@ pub(super) struct Vcpu {
     pub(super) features: Arc<Features>,
     pub(super) state: Arc<Mutex<VcpuState>>,
     pub(super) on_cpu: Arc<AtomicUsize>,
+    pub(super) in_device: Arc<AtomicBool>,
     pub(super) pio: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
     pub(super) on_event: OnGuestEvent,
@@ -112,7 +114,9 @@ impl Vcpu {
             return;
         }
         loop {
-            match self.run_once(&page) {
+            let next = self.run_once(&page);
+            self.in_device.store(false, Ordering::Release);
+            match next {
                 Next::Run => {}
                 Next::Stop(event) => {
                     (self.on_event)(event);
@@ -220,7 +224,9 @@ impl Vcpu {
 
     fn run_once(&mut self, page: &RunPage) -> Next {
         self.on_cpu.store(nix::sched::sched_getcpu().unwrap_or(usize::MAX), Ordering::Relaxed);
-        match self.fd.run() {
+        let exit = self.fd.run();
+        self.in_device.store(true, Ordering::Release);
+        match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 // A string instruction gives many items at once.
                 for item in data.chunks(page.io_size()) {
@@ -247,7 +253,7 @@ impl Vcpu {
             // Our IOAPIC has edges only, so nobody waits for an end of interrupt.
             Ok(VcpuExit::IoapicEoi(_) | VcpuExit::Intr) => Next::Run,
             Ok(VcpuExit::Shutdown) => {
-                tracing::info!("vCPU {}: triple fault", self.index);
+                info_limited!("vCPU {}: triple fault", self.index);
                 Next::Stop(GuestEvent::Reset)
             }
             Ok(VcpuExit::SystemEvent(kind, _)) => match kind {

@@ -103,10 +103,14 @@ impl Planned {
     }
 
     /// Waits for its process to be ready and makes the vhost-user connection.
-    pub(super) fn connect(self, shared: &Shared<'_>) -> Result<Connected, DeviceError> {
+    pub(super) fn connect(mut self, shared: &Shared<'_>) -> Result<Connected, DeviceError> {
         let (stream, name, process) = match self.backend {
             Backend::Process(mut process) => {
                 let info = process.greet()?;
+                if let (Kind::Net(options), DeviceInfo::Net { mtu, .. }) = (&mut self.kind, &info) {
+                    // The guest is told the tap's, whoever has set it.
+                    options.mtu = Some(*mtu);
+                }
                 let name = format!("process {}", process.pid());
                 let stream = process.take_stream();
                 (stream, name, Some((process, info)))

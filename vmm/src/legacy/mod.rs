@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod i8042;
+pub mod pm_timer;
 pub mod power;
 pub mod rtc;
 pub mod serial;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::SerialEvents;
@@ -23,7 +24,8 @@ use crate::config::{ConsoleOutputMode, SerialConfig};
 use crate::ioapic::Pin;
 use crate::state::{Saved, StateError, StateReader, StateWriter};
 
-const ID: &str = "__serial";
+/// Name of the device: of its section in the saved state, and of its counters.
+pub const ID: &str = "__serial";
 const VERSION: u16 = 1;
 
 /// Why there is no serial line.
@@ -219,21 +221,6 @@ impl Drop for RawMode {
     }
 }
 
-/// A pseudo terminal that nobody reads must not stop the guest: what does not fit is lost.
-struct PtySink(File);
-
-impl Write for PtySink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.0.write(bytes) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(bytes.len()),
-            result => result,
-        }
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Line {
     /// Opens what `config` says; `None` for mode `Off`. A new pseudo terminal's path is put into `config.file`.
     ///
@@ -241,15 +228,15 @@ impl Line {
     /// When it cannot be opened.
     pub fn open(config: &mut SerialConfig) -> Result<Option<Self>, SerialError> {
         let line = |sink: Box<dyn Write + Send>, input, pty, raw| {
-            let out = Arc::new(ConsoleOut::new(sink));
-            Ok(Some(Self { out, input, _pty: pty, raw }))
+            let out = ConsoleOut::new(sink).map_err(SerialError::Start)?;
+            Ok(Some(Self { out: Arc::new(out), input, _pty: pty, raw }))
         };
         match config.mode {
             ConsoleOutputMode::Off => Ok(None),
             ConsoleOutputMode::Null => line(Box::new(io::sink()), None, None, None),
             ConsoleOutputMode::File => {
                 let path = config.file.clone().unwrap_or_default();
-                let file = File::create(&path).map_err(|source| SerialError::File { path, source })?;
+                let file = create(&path).map_err(|source| SerialError::File { path, source })?;
                 line(Box::new(file), None, None, None)
             }
             ConsoleOutputMode::Tty => {
@@ -263,7 +250,7 @@ impl Line {
                 let (main, sub, path) = open_pty().map_err(SerialError::Pty)?;
                 config.file = Some(path);
                 let input = main.try_clone().map_err(SerialError::Pty)?;
-                line(Box::new(PtySink(main)), Some(input), Some(sub), None)
+                line(Box::new(main), Some(input), Some(sub), None)
             }
             mode @ ConsoleOutputMode::Socket => Err(SerialError::Mode(mode)),
         }
@@ -290,6 +277,20 @@ impl Line {
     pub fn is_raw(&self) -> bool {
         self.raw.is_some()
     }
+}
+
+/// The file for the output, emptied. A FIFO that nobody reads is an error: to wait for a reader would hold up everybody who wants
+/// something of this VMM. Writing to it may wait again, on a thread of its own.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENXIO) => io::Error::new(error.kind(), "nobody reads it: start its reader first"),
+        _ => error,
+    })?;
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+    fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(file)
 }
 
 /// A new pseudo terminal in raw mode: its main end (not blocking), its sub end, and the sub end's path.
@@ -417,7 +418,7 @@ mod tests {
     }
 
     fn null() -> Arc<ConsoleOut> {
-        Arc::new(ConsoleOut::new(Box::new(io::sink())))
+        Arc::new(ConsoleOut::new(Box::new(io::sink())).unwrap())
     }
 
     #[test]
@@ -493,5 +494,23 @@ mod tests {
         let mut config = SerialConfig { mode: ConsoleOutputMode::File, file, socket: None };
         let error = Line::open(&mut config).err().unwrap();
         assert_eq!(error.to_string(), "serial: cannot open file /nowhere/serial");
+    }
+
+    #[test]
+    fn a_fifo_that_nobody_reads_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut config =
+            SerialConfig { mode: ConsoleOutputMode::File, file: Some(path.clone()), ..SerialConfig::default() };
+        let error = Line::open(&mut config).err().unwrap();
+        assert!(crate::api::chain_line(&error).ends_with("nobody reads it: start its reader first"), "{error:?}");
+        let mut reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let line = Line::open(&mut config).unwrap().unwrap();
+        line.out.write(b"hello");
+        drop(line);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
     }
 }

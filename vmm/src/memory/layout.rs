@@ -87,6 +87,10 @@ pub fn mmio64(ram_size: u64, phys_bits: u8) -> (u64, u64) {
 
 /// Port of the reset register and of the sleep control and status registers.
 pub const PORT_RESET: u16 = 0x600;
+/// First port of the power management timer.
+pub const PORT_PM_TIMER: u16 = 0x608;
+/// How many ports it has.
+pub const PORT_PM_TIMER_LEN: u64 = 4;
 /// The keyboard controller's ports; only the reset command does anything.
 pub const PORT_I8042: u16 = 0x61;
 /// How many ports the keyboard controller has.

@@ -24,8 +24,10 @@ const STATE_VERSION: u16 = 1;
 pub trait PciFunction: Send {
     /// Reads configuration space; `data` comes filled with ones.
     fn config_read(&mut self, offset: usize, data: &mut [u8]);
-    /// Writes configuration space.
-    fn config_write(&mut self, offset: usize, data: &[u8]);
+    /// Writes configuration space. True: a place in the address space has become free.
+    fn config_write(&mut self, offset: usize, data: &[u8]) -> bool;
+    /// Another function has left its place; this one may have been waiting for it.
+    fn place_freed(&mut self);
 }
 
 /// The slot is not free or does not exist.
@@ -117,8 +119,10 @@ impl PciBus {
         match place {
             Place { bus: 0, slot: 0, function: 0, offset } => self.bridge.write(offset, data),
             Place { bus: 0, slot, function: 0, offset } => {
-                if let Some(mut function) = self.function(slot) {
-                    function.config_write(offset, data);
+                let freed = self.function(slot).is_some_and(|mut function| function.config_write(offset, data));
+                if freed {
+                    let others = (0..SLOTS).filter(|other| *other != slot);
+                    others.filter_map(|other| self.function(other)).for_each(|mut other| other.place_freed());
                 }
             }
             _ => {}
@@ -224,9 +228,11 @@ mod tests {
         fn config_read(&mut self, offset: usize, data: &mut [u8]) {
             data.fill(offset as u8);
         }
-        fn config_write(&mut self, offset: usize, data: &[u8]) {
+        fn config_write(&mut self, offset: usize, data: &[u8]) -> bool {
             self.0.push((offset, data.to_vec()));
+            false
         }
+        fn place_freed(&mut self) {}
     }
 
     fn bus() -> (Arc<Mutex<PciBus>>, Arc<Mutex<Probe>>) {

@@ -24,6 +24,8 @@ use crate::virtio::{ActiveQueue, F_EVENT_IDX, F_VERSION_1, RING_FEATURES, Virtio
 const DEVICE_FEATURES: u64 = (1 << 24) - 1;
 /// Bytes of `virtio_blk_config` up to the write-zeroes fields, which is as far as the features offered go.
 const BLOCK_CONFIG_SIZE: usize = 60;
+/// Offset of the block size in it.
+const BLOCK_SIZE: usize = 20;
 /// Offset of the number of queues in it.
 const BLOCK_QUEUES: usize = 34;
 /// Bytes of `virtio_net_config` up to the MTU.
@@ -32,6 +34,8 @@ const NET_CONFIG_SIZE: usize = 12;
 const CONTROL_QUEUE_SIZE: u16 = 64;
 /// Offset of the status in a network card's configuration.
 const NET_STATUS: usize = 6;
+/// Offset of the MTU in it.
+const NET_MTU: usize = 10;
 
 const fn bit(feature: u32) -> u64 {
     1 << feature
@@ -177,12 +181,19 @@ impl VhostUserDevice {
         })
     }
 
-    /// Index of the control queue, if there is one.
-    fn control_index(&self) -> Option<u16> {
+    /// Index of the control queue, if there is one, for a driver that has taken `features`: it comes after the pairs that the
+    /// driver can use (virtio 1.2, 5.1.2).
+    fn control_index(&self, features: u64) -> Option<u16> {
         match &self.kind {
-            Kind::Net(_) => Some(self.queue_sizes.len() as u16 - 1),
+            Kind::Net(_) if features & bit(net::VIRTIO_NET_F_MQ) == 0 => Some(2),
+            Kind::Net(options) => Some(2 * options.pairs),
             _ => None,
         }
+    }
+
+    /// Whether `queue` is the control queue for the driver that is there.
+    fn is_control(&self, queue: u16) -> bool {
+        self.active.as_ref().is_some_and(|active| self.control_index(active.features) == Some(queue))
     }
 
     /// Whether the queue is to be served with `pairs` queue pairs in use.
@@ -210,7 +221,7 @@ impl VhostUserDevice {
                 true
             }
             Command::SetPairs(pairs) => self.set_pairs(pairs).unwrap_or_else(|e| {
-                tracing::error!(device = self.id, "cannot change the number of queue pairs: {e}");
+                crate::log_limited!(error, device = self.id, "cannot change the number of queue pairs: {e}");
                 false
             }),
         }
@@ -269,7 +280,7 @@ impl VirtioDevice for VhostUserDevice {
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
     fn has_doorbell(&self, queue: u16) -> bool {
-        self.control_index() != Some(queue)
+        !self.is_control(queue)
     }
 
     fn activate(&mut self, features: u64, mut queues: Vec<ActiveQueue>, resume: bool) -> Result<(), VirtioError> {
@@ -277,7 +288,7 @@ impl VirtioDevice for VhostUserDevice {
             self.positions.clear();
             self.pairs = 1;
         }
-        let control = self.control_index().and_then(|index| queues.iter().position(|q| q.ring.index == index));
+        let control = self.control_index(features).and_then(|index| queues.iter().position(|q| q.ring.index == index));
         let control = control.map(|at| queues.swap_remove(at));
         self.start(features, &queues, resume)?;
         if let Some(queue) = control {
@@ -291,19 +302,20 @@ impl VirtioDevice for VhostUserDevice {
         Ok(())
     }
 
-    fn notify(&mut self, queue: u16) {
-        if self.control_index() != Some(queue) {
-            return;
+    fn notify(&mut self, queue: u16) -> Result<(), VirtioError> {
+        if !self.is_control(queue) {
+            return Ok(());
         }
         // Out of its place while it is served, since commands change the device.
-        let Some(mut control) = self.control.take() else { return };
-        control.serve(|chain, ram| net_control::serve(chain, ram, |command| self.carry_out(command)));
+        let Some(mut control) = self.control.take() else { return Ok(()) };
+        let served = control.serve(|chain, ram| net_control::serve(chain, ram, |command| self.carry_out(command)));
         self.control = Some(control);
         self.note_control_position();
+        served
     }
 
     fn set_call(&mut self, queue: u16, call: EventFd) -> Result<(), VirtioError> {
-        if self.control_index() == Some(queue) {
+        if self.is_control(queue) {
             if let Some(control) = &mut self.control {
                 control.set_call(call);
             }
@@ -374,6 +386,12 @@ impl VirtioDevice for VhostUserDevice {
         {
             return Err(VirtioError::Differs("the disk here is smaller".to_owned()));
         }
+        let (wanted, here) = (told_block_size(&state.config), told_block_size(&self.config));
+        if matches!(self.kind, Kind::Disk) && wanted != here {
+            return Err(VirtioError::Differs(format!(
+                "the guest was told blocks of {wanted} bytes, here they have {here}"
+            )));
+        }
         self.config.copy_from_slice(&state.config);
         self.offered = state.features & self.possible;
         self.positions.clear();
@@ -390,6 +408,18 @@ impl VirtioDevice for VhostUserDevice {
             self.config[NET_STATUS] |= net::VIRTIO_NET_S_ANNOUNCE as u8;
         }
     }
+}
+
+/// Block size in the configuration of a disk, in bytes.
+#[must_use]
+pub fn told_block_size(config: &[u8]) -> u32 {
+    config.get(BLOCK_SIZE..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u32::from_le_bytes)
+}
+
+/// MTU in the configuration of a network card, in bytes; 0 is none.
+#[must_use]
+pub fn told_mtu(config: &[u8]) -> u16 {
+    config.get(NET_MTU..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u16::from_le_bytes)
 }
 
 /// Features to offer to the driver.

@@ -347,7 +347,7 @@ fn is_starting(error: &io::Error) -> bool {
 }
 
 fn start_vring(frontend: &Frontend, vring: &Start<'_>, ram: &GuestRam, log: bool) -> vhost::Result<()> {
-    let ActiveQueue { ring, kick, call } = vring.queue;
+    let ActiveQueue { ring, kick, call, broken } = vring.queue;
     let index = usize::from(ring.index);
     let host = |address: u64| {
         let address = ram.get_host_address(GuestAddress(address)).map_err(|_| vhost::Error::InvalidGuestMemory)?;
@@ -368,5 +368,6 @@ fn start_vring(frontend: &Frontend, vring: &Start<'_>, ram: &GuestRam, log: bool
     )?;
     frontend.set_vring_base(index, vring.base)?;
     frontend.set_vring_call(index, call)?;
+    frontend.set_vring_err(index, broken)?;
     frontend.set_vring_kick(index, kick)
 }

@@ -9,7 +9,7 @@ pub mod log;
 mod net_control;
 mod watchdog;
 
-pub use device::{Kind, NetOptions, VhostUserDevice};
+pub use device::{Kind, NetOptions, VhostUserDevice, told_block_size, told_mtu};
 pub use link::Link;
 pub use log::DirtyLog;
 pub use watchdog::Watchdog;

@@ -59,9 +59,10 @@ impl Watchdog {
             let mut state = self.shared.lock();
             state.tickets += 1;
             let armed = Armed { ticket: state.tickets, deadline: Instant::now() + limit, socket: socket.clone() };
+            // The thread sleeps until the earliest deadline, or without a limit when there is none.
+            let earliest = state.armed.iter().all(|other| armed.deadline < other.deadline);
             state.armed.push(armed);
-            // The thread sleeps without a limit only while nothing is armed; deadlines never come closer than the first.
-            if state.armed.len() == 1 {
+            if earliest {
                 self.shared.changed.notify_one();
             }
             state.tickets
@@ -122,6 +123,26 @@ mod tests {
         let (result, expired) = dog.limit(&near, Duration::from_millis(20), || (&*near).read(&mut [0; 1]));
         assert!(expired);
         assert_eq!(result.unwrap(), 0, "the connection was shut down");
+    }
+
+    #[test]
+    fn a_short_limit_does_not_wait_behind_a_long_one() {
+        let dog = Watchdog::new().unwrap();
+        let pair = || UnixStream::pair().map(|(near, far)| (Arc::new(near), far)).unwrap();
+        let ((slow, slow_far), (quick, _quick_far)) = (pair(), pair());
+        std::thread::scope(|scope| {
+            let long = scope.spawn(|| dog.limit(&slow, Duration::from_secs(60), || (&*slow).read(&mut [0; 1])));
+            while dog.shared.lock().armed.is_empty() {
+                std::thread::yield_now();
+            }
+            // Time for the watching thread to go to sleep until that limit; too little only makes the test easier.
+            std::thread::sleep(Duration::from_millis(100));
+            let began = Instant::now();
+            let (_, expired) = dog.limit(&quick, Duration::from_millis(20), || (&*quick).read(&mut [0; 1]));
+            assert!(expired && began.elapsed() < Duration::from_secs(30));
+            drop(slow_far);
+            assert!(!long.join().unwrap().1, "the other connection was not its business");
+        });
     }
 
     #[test]

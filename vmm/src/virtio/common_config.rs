@@ -8,7 +8,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 
-use crate::virtio::{F_VERSION_1, Ring};
+use crate::virtio::Ring;
 
 /// Bytes of the block.
 pub const SIZE: usize = 56;
@@ -197,7 +197,8 @@ impl CommonConfig {
         }
         let before = self.status;
         self.status |= value & !NEEDS_RESET;
-        let negotiated = self.driver_features & !features == 0 && self.driver_features & F_VERSION_1 != 0;
+        // A driver may do without any of them, VERSION_1 included: the rings look the same to it on this machine.
+        let negotiated = self.driver_features & !features == 0;
         if before & FEATURES_OK == 0 && !negotiated {
             self.status &= !FEATURES_OK;
         }
@@ -268,6 +269,7 @@ impl CommonConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::F_VERSION_1;
 
     const FEATURES: u64 = F_VERSION_1 | 1 << 9;
 
@@ -297,14 +299,22 @@ mod tests {
         accept_features(&mut block, FEATURES | 1 << 5);
         block.write(20, &[1 | 2 | 8], FEATURES);
         assert_eq!(read(&block, 20, 1), 3, "a feature was taken that is not offered");
-        accept_features(&mut block, 1 << 9);
-        block.write(20, &[1 | 2 | 8], FEATURES);
-        assert_eq!(read(&block, 20, 1), 3, "VERSION_1 was not taken");
         accept_features(&mut block, FEATURES);
         block.write(20, &[1 | 2 | 8], FEATURES);
         assert_eq!(read(&block, 20, 1), 11);
         accept_features(&mut block, 0);
         assert_eq!(block.driver_features(), FEATURES, "fixed after FEATURES_OK");
+    }
+
+    #[test]
+    fn a_driver_may_take_no_feature_at_all() {
+        for features in [0, 1 << 9] {
+            let mut block = block();
+            accept_features(&mut block, features);
+            block.write(20, &[1 | 2 | 8], FEATURES);
+            assert_eq!(read(&block, 20, 1), 11);
+            assert_eq!(block.write(20, &[15], FEATURES), Change::DriverOk);
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! A queue that the VMM serves itself, at once, on the vCPU that kicks it.
+//! A queue that the VMM serves itself, at once, on the vCPU that kicks it. One that makes no sense is an error, and is left
+//! alone from then on.
 //!
 //! That is why nothing has to be sealed before a checkpoint: with the vCPUs parked no such queue is being served, and what
 //! was written to guest memory is in the VMM's own write log.
 
 use ft_proto::device_ctl::QueueState;
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::guest::GuestRam;
@@ -19,6 +20,7 @@ pub struct LocalQueue {
     queue: Queue,
     call: EventFd,
     ram: GuestRam,
+    broken: bool,
 }
 
 impl LocalQueue {
@@ -47,7 +49,7 @@ impl LocalQueue {
         queue.set_next_avail(position.next_avail);
         queue.set_next_used(position.next_used);
         queue.set_ready(true);
-        Ok(Self { index: ring.index, queue, call: active.call, ram: ram.clone() })
+        Ok(Self { index: ring.index, queue, call: active.call, ram: ram.clone(), broken: false })
     }
 
     /// Where it stands.
@@ -63,21 +65,31 @@ impl LocalQueue {
 
     /// Hands every waiting request to `handle`, which says how many bytes it wrote to it, and interrupts the guest if it
     /// wants that.
-    pub fn serve(&mut self, mut handle: impl FnMut(Chain<'_>, &GuestRam) -> u32) {
-        if let Err(e) = self.serve_all(&mut handle) {
-            tracing::warn!(queue = self.index, "queue cannot be served: {e}");
+    ///
+    /// # Errors
+    /// When the driver's side of the queue makes no sense. That is said once.
+    pub fn serve(&mut self, mut handle: impl FnMut(Chain<'_>, &GuestRam) -> u32) -> Result<(), VirtioError> {
+        if self.broken {
+            return Ok(());
         }
+        self.serve_all(&mut handle).map_err(|source| {
+            self.broken = true;
+            VirtioError::Queue { queue: self.index, source }
+        })
     }
 
-    fn serve_all(&mut self, handle: &mut impl FnMut(Chain<'_>, &GuestRam) -> u32) -> Result<(), virtio_queue::Error> {
+    fn serve_all(&mut self, handle: &mut impl FnMut(Chain<'_>, &GuestRam) -> u32) -> Result<(), Error> {
         // A guest that refills the ring as fast as it is served would keep this vCPU here for ever.
         let mut budget = 2 * u32::from(self.queue.size());
         let mut served = false;
         loop {
             while budget > 0
-                && let Some(chain) = self.queue.pop_descriptor_chain(&self.ram)
+                && let Some(chain) = self.queue.iter(&self.ram)?.next()
             {
                 let head = chain.head_index();
+                if head >= self.queue.size() {
+                    return Err(Error::InvalidDescriptorIndex);
+                }
                 let written = handle(chain, &self.ram);
                 self.queue.add_used(&self.ram, head, written)?;
                 (served, budget) = (true, budget - 1);
@@ -85,7 +97,6 @@ impl LocalQueue {
             if !self.queue.enable_notification(&self.ram)? || budget == 0 {
                 break;
             }
-            // Counts rounds as well as requests: an avail index that is out of range never gets used up.
             budget -= 1;
         }
         if served && self.queue.needs_notification(&self.ram)? {

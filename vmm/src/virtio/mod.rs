@@ -5,6 +5,7 @@
 
 pub mod common_config;
 pub mod local_queue;
+mod pci_layout;
 pub mod pci_transport;
 pub mod rng;
 pub mod state;
@@ -14,6 +15,7 @@ use std::io;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bus::BusError;
 use crate::memory::guest::GuestRam;
 use crate::vhost_user::VhostUserError;
 use crate::virtio::state::DeviceState;
@@ -54,6 +56,18 @@ pub enum VirtioError {
         /// Largest allowed.
         max: u16,
     },
+    /// The guest broke a queue that the VMM serves. Its fault: the device asks for a reset.
+    #[error("queue {queue} cannot be served")]
+    Queue {
+        /// Which queue.
+        queue: u16,
+        /// What is wrong with it.
+        #[source]
+        source: virtio_queue::Error,
+    },
+    /// Its place in the address space is another device's.
+    #[error("its PCI BAR cannot be mapped")]
+    Bar(#[source] BusError),
     /// The device's process does not do its part.
     #[error(transparent)]
     VhostUser(#[from] VhostUserError),
@@ -127,6 +141,8 @@ pub struct ActiveQueue {
     pub kick: EventFd,
     /// To be signalled: something is in the used ring.
     pub call: EventFd,
+    /// To be signalled: the queue makes no sense, and only a reset by the driver can mend it.
+    pub broken: EventFd,
 }
 
 /// What an observer (the event monitor) hears of a device.
@@ -153,7 +169,8 @@ pub trait VirtioDevice: Send {
     fn config(&self) -> &[u8];
     /// The driver writes to the device specific configuration.
     fn write_config(&mut self, offset: usize, data: &[u8]);
-    /// Whether somebody else waits for the kicks of `queue`; if not, [`VirtioDevice::notify`] is called for each.
+    /// Whether somebody else waits for the kicks of `queue`; if not, [`VirtioDevice::notify`] is called for each. May be
+    /// another answer while the device is active.
     fn has_doorbell(&self, queue: u16) -> bool;
     /// Starts with the driver's `features` on `queues`: from the beginning, or (`resume`) where [`VirtioDevice::set_state`]
     /// said that they stand.
@@ -162,7 +179,10 @@ pub trait VirtioDevice: Send {
     /// When a queue or the backend does not work; the device is stopped then.
     fn activate(&mut self, features: u64, queues: Vec<ActiveQueue>, resume: bool) -> Result<(), VirtioError>;
     /// The driver has kicked `queue`, for which there is no doorbell. Done when it returns.
-    fn notify(&mut self, queue: u16);
+    ///
+    /// # Errors
+    /// When the queue makes no sense: it is not served any more until the next activation.
+    fn notify(&mut self, queue: u16) -> Result<(), VirtioError>;
     /// From now on `call` is to be signalled for `queue`.
     ///
     /// # Errors

@@ -2,49 +2,27 @@
 //!
 //! In: configuration space and BAR accesses. Out: calls of the [`VirtioDevice`]; kicks reach their eventfds inside the kernel,
 //! without us. Never: a guest that can crash the VMM; what it sets up wrong makes the device ask for a reset.
-//!
-//! Layout of BAR 0 (512 KiB), as in Cloud Hypervisor: common registers 0, interrupt status 0x2000, device configuration
-//! 0x4000, doorbells 0x6000 (4 bytes each), MSI-X table 0x8000, pending bits 0x48000.
 
 use std::borrow::Cow;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::{Bus, BusDevice};
+use crate::bus::{Bus, BusDevice, BusError};
 use crate::memory::guest::GuestRam;
 use crate::pci::bus::PciFunction;
-use crate::pci::config_space::{ConfigSpace, ConfigSpaceError, Identity};
+use crate::pci::config_space::ConfigSpace;
 use crate::pci::msix::{Line, Msix};
 use crate::state::{Saved, StateError, StateReader, StateWriter};
-use crate::virtio::common_config::{self, Change, CommonConfig};
+use crate::virtio::common_config::{Change, CommonConfig};
+pub use crate::virtio::pci_layout::BAR_SIZE;
+use crate::virtio::pci_layout::{
+    DEVICE_CONFIG, ISR, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE, PENDING_BITS, WINDOW, configuration,
+};
 use crate::virtio::state::{TransportState, VERSION};
 use crate::virtio::{ActiveQueue, DeviceEvent, VirtioDevice, VirtioError};
 
-/// Bytes of BAR 0.
-pub const BAR_SIZE: u64 = 512 << 10;
-const ISR: u64 = 0x2000;
-const DEVICE_CONFIG: u64 = 0x4000;
-const NOTIFY: u64 = 0x6000;
-const MSIX_TABLE: u64 = 0x8000;
-const PENDING_BITS: u64 = 0x4_8000;
-/// Bytes of each window but the table.
-const WINDOW: u64 = 0x1000;
-/// Bytes from one queue's doorbell to the next.
-const NOTIFY_STRIDE: u64 = 4;
-
-const VENDOR: u16 = 0x1af4;
-const DEVICE_BASE: u16 = 0x1040;
-
-const CAP_VENDOR: u8 = 0x09;
-const CAP_MSIX: u8 = 0x11;
-const CFG_COMMON: u8 = 1;
-const CFG_NOTIFY: u8 = 2;
-const CFG_ISR: u8 = 3;
-const CFG_DEVICE: u8 = 4;
-const CFG_PCI: u8 = 5;
 /// Interrupt status: the configuration has changed.
 const ISR_CONFIG: u8 = 2;
 
@@ -74,6 +52,11 @@ impl Doorbells for kvm_ioctls::VmFd {
     }
 }
 
+/// A queue that the driver has broken, as its backend says.
+#[derive(Debug, thiserror::Error)]
+#[error("the driver has broken a queue")]
+struct BrokenQueue;
+
 /// Told when a device is set up or taken down.
 pub type Observer = Arc<dyn Fn(&str, DeviceEvent) + Send + Sync>;
 
@@ -90,6 +73,8 @@ pub struct Machine {
 /// A virtio device on the PCI bus.
 pub struct VirtioPci {
     id: String,
+    /// Itself, as the bus of memory-mapped I/O is to hold it.
+    this: Weak<Mutex<Self>>,
     device: Box<dyn VirtioDevice>,
     machine: Machine,
     config: ConfigSpace,
@@ -102,8 +87,14 @@ pub struct VirtioPci {
     isr: u8,
     /// One for each queue, for the life of the device.
     kicks: Vec<EventFd>,
-    /// Where the BAR answers: what the guest has set last with decoding on.
-    mapped: u64,
+    /// Written by whoever serves a queue and finds it broken.
+    broken: EventFd,
+    /// Where the BAR answers: nowhere while decoding is off, or while its place is another device's.
+    mapped: Option<u64>,
+    /// Where [`VirtioPci::place_bar`] is to put it.
+    destination: Option<u64>,
+    /// The queues whose doorbells are bound.
+    bound: Vec<bool>,
     active: bool,
     counts: Counts,
     observer: Option<Observer>,
@@ -122,22 +113,24 @@ impl VirtioPci {
     /// Puts `device` behind a BAR at `base`; `lines` are one interrupt for the configuration and one for each queue.
     ///
     /// # Errors
-    /// When eventfds have run out or the kernel refuses the doorbells.
+    /// When eventfds have run out, the place is taken or the kernel refuses the doorbells.
     pub fn new(
         id: &str,
         device: Box<dyn VirtioDevice>,
         machine: Machine,
         base: u64,
         lines: Vec<Box<dyn Line>>,
-    ) -> Result<Self, VirtioError> {
+    ) -> Result<Arc<Mutex<Self>>, VirtioError> {
         let system = |what| move |source| VirtioError::System { what, source };
         let queues = device.queue_sizes().len();
         let kicks = (0..queues).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Vec<_>>>();
         let kicks = kicks.map_err(system("cannot create a queue's eventfd"))?;
+        let broken = EventFd::new(EFD_NONBLOCK).map_err(system("cannot create an eventfd for broken queues"))?;
         let (config, msix_at, window_at) = configuration(device.device_type(), base, lines.len() as u16)
             .map_err(|e| VirtioError::Differs(e.to_string()))?;
-        let transport = Self {
+        let mut transport = Self {
             id: id.to_owned(),
+            this: Weak::new(),
             common: CommonConfig::new(device.queue_sizes(), lines.len() as u16),
             msix: Msix::new(lines),
             device,
@@ -146,14 +139,29 @@ impl VirtioPci {
             msix_at,
             window_at,
             isr: 0,
+            bound: vec![false; kicks.len()],
             kicks,
-            mapped: base,
+            broken,
+            mapped: None,
+            destination: Some(base),
             active: false,
             counts: Counts::default(),
             observer: None,
         };
-        transport.bind_doorbells(base).map_err(system("cannot bind a queue's doorbell"))?;
-        Ok(transport)
+        let this = Arc::new_cyclic(|this| {
+            transport.this = this.clone();
+            Mutex::new(transport)
+        });
+        {
+            let mut transport = this.lock().unwrap_or_else(PoisonError::into_inner);
+            transport.place_bar()?;
+            if let Err(e) = transport.bind_doorbells() {
+                // The bus must not keep it.
+                transport.unplug();
+                return Err(system("cannot bind a queue's doorbell")(e));
+            }
+        }
+        Ok(this)
     }
 
     /// Name of the device.
@@ -162,10 +170,31 @@ impl VirtioPci {
         &self.id
     }
 
-    /// Where the BAR is.
+    /// Where the BAR is, by its register; it answers there if decoding is on.
     #[must_use]
     pub fn bar(&self) -> u64 {
-        self.mapped
+        self.config.bar64(0)
+    }
+
+    /// Readable when a queue is broken: [`VirtioPci::check_queues`] is to be called.
+    ///
+    /// # Errors
+    /// When descriptors have run out.
+    pub fn broken_event(&self) -> io::Result<EventFd> {
+        self.broken.try_clone()
+    }
+
+    /// Asks the driver for a reset if whoever serves its queues has found one broken.
+    pub fn check_queues(&mut self) {
+        // Read with the lock held: what was said of the queues before a reset is gone after it.
+        if self.broken.read().is_ok() && self.active {
+            self.fail("has stopped", &BrokenQueue);
+        }
+    }
+
+    /// The bus forgets the device.
+    pub fn unplug(&mut self) {
+        self.unmap();
     }
 
     /// The device itself.
@@ -184,7 +213,8 @@ impl VirtioPci {
         self.observer = Some(observer);
     }
 
-    /// Reset of the machine: PCI function and device back to power-on.
+    /// Reset of the machine: PCI function and device back to power-on. The BAR answers nowhere until
+    /// [`VirtioPci::place_bar`]: its place may be another device's that is yet to be reset.
     ///
     /// # Errors
     /// When the backend does not let go. The registers are reset all the same.
@@ -192,8 +222,23 @@ impl VirtioPci {
         let result = self.reset_device();
         self.config.reset();
         self.msix.reset();
-        self.follow_bar();
+        self.unmap();
+        self.destination = Some(self.config.bar64(0));
         result
+    }
+
+    /// Puts the BAR where it belongs after a reset or a load, when all devices have had theirs.
+    ///
+    /// # Errors
+    /// When the place is another device's.
+    pub fn place_bar(&mut self) -> Result<(), VirtioError> {
+        match self.destination.take() {
+            Some(base) if self.mapped != Some(base) => {
+                self.unmap();
+                self.map(base).map_err(VirtioError::Bar)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sets up the backend for a driver that a checkpoint says is there.
@@ -230,7 +275,9 @@ impl VirtioPci {
 
     fn kick(&mut self, queue: u16) {
         if !self.device.has_doorbell(queue) {
-            self.device.notify(queue);
+            if let Err(e) = self.device.notify(queue) {
+                self.fail("has stopped", &e);
+            }
         } else if let Some(kick) = self.kicks.get(usize::from(queue)) {
             // A full counter is a signal as well.
             let _ = kick.write(1);
@@ -255,10 +302,13 @@ impl VirtioPci {
             let index = usize::from(ring.index);
             let kick = self.kicks[index].try_clone();
             let kick = kick.map_err(|source| VirtioError::System { what: "cannot share a queue's eventfd", source })?;
-            queues.push(ActiveQueue { ring, kick, call: self.call_of(index)? });
+            let broken = self.broken.try_clone();
+            let broken = broken.map_err(|source| VirtioError::System { what: "cannot share an eventfd", source })?;
+            queues.push(ActiveQueue { ring, kick, call: self.call_of(index)?, broken });
         }
         self.device.activate(self.common.driver_features(), queues, resume)?;
         self.active = true;
+        self.follow_doorbells();
         Ok(())
     }
 
@@ -274,7 +324,7 @@ impl VirtioPci {
     /// The device cannot go on until the driver resets it.
     fn fail(&mut self, what: &str, error: &dyn std::error::Error) {
         let reasons = std::iter::successors(error.source(), |e| e.source()).map(|e| format!(": {e}"));
-        tracing::error!("device {} {what}: {error}{}", self.id, reasons.collect::<String>());
+        crate::log_limited!(error, "device {} {what}: {error}{}", self.id, reasons.collect::<String>());
         self.common.set_needs_reset();
         self.config_changed();
     }
@@ -288,10 +338,11 @@ impl VirtioPci {
         }
         self.common.reset();
         self.isr = 0;
-        for kick in &self.kicks {
+        for event in self.kicks.iter().chain([&self.broken]) {
             // Empty is what we want.
-            let _ = kick.read();
+            let _ = event.read();
         }
+        self.follow_doorbells();
         result
     }
 
@@ -361,37 +412,72 @@ impl VirtioPci {
         (bar == 0 && fits).then_some((offset, len))
     }
 
-    /// Moves the BAR where the guest has put it. While decoding is off (a guest finding out its size) it stays.
-    fn follow_bar(&mut self) {
-        let base = self.config.bar64(0);
-        if base == self.mapped || !self.config.memory_enabled() {
-            return;
+    /// Moves the BAR where the guest has put it; without decoding it answers nowhere. True: a place has become free.
+    fn follow_bar(&mut self) -> bool {
+        let wanted = self.config.memory_enabled().then(|| self.config.bar64(0));
+        if wanted == self.mapped {
+            return false;
         }
-        if let Err(e) = self.machine.mmio.relocate(self.mapped, base) {
-            tracing::warn!(device = self.id, "PCI BAR stays where it is: {e}");
-            return;
+        let freed = self.unmap();
+        if let Some(base) = wanted
+            && let Err(e) = self.map(base)
+        {
+            crate::warn_limited!(device = self.id, "PCI BAR answers nowhere: {e}");
         }
-        self.each_doorbell(self.mapped, "unbind", |address, kick| self.machine.doorbells.unbind(address, kick));
-        self.each_doorbell(base, "bind", |address, kick| self.machine.doorbells.bind(address, kick));
-        self.mapped = base;
+        freed
     }
 
-    /// A doorbell that cannot be moved costs speed only: the write comes to [`Self::write_bar`] instead.
-    fn each_doorbell(&self, base: u64, verb: &str, change: impl Fn(u64, &EventFd) -> io::Result<()>) {
-        for (address, kick) in self.doorbells(base) {
-            if let Err(e) = change(address, kick) {
-                tracing::warn!(device = self.id, "cannot {verb} the doorbell at {address:#x}: {e}");
-            }
+    fn map(&mut self, base: u64) -> Result<(), BusError> {
+        // Without itself it is about to be dropped.
+        let Some(this) = self.this.upgrade() else { return Ok(()) };
+        self.machine.mmio.insert(this, base, BAR_SIZE)?;
+        self.mapped = Some(base);
+        self.follow_doorbells();
+        Ok(())
+    }
+
+    /// True: the BAR was mapped.
+    fn unmap(&mut self) -> bool {
+        for queue in 0..self.bound.len() {
+            self.set_doorbell(queue, false);
+        }
+        let base = self.mapped.take();
+        if let Some(base) = base {
+            self.machine.mmio.remove(base);
+        }
+        base.is_some()
+    }
+
+    fn bind_doorbells(&mut self) -> io::Result<()> {
+        let refused = (0..self.kicks.len()).find(|queue| self.wants_doorbell(*queue) && !self.bound[*queue]);
+        match (refused, self.mapped) {
+            (Some(queue), Some(base)) => self.machine.doorbells.bind(doorbell(base, queue), &self.kicks[queue]),
+            _ => Ok(()),
         }
     }
 
-    fn bind_doorbells(&self, base: u64) -> io::Result<()> {
-        self.doorbells(base).try_for_each(|(address, kick)| self.machine.doorbells.bind(address, kick))
+    fn wants_doorbell(&self, queue: usize) -> bool {
+        self.mapped.is_some() && self.device.has_doorbell(queue as u16)
     }
 
-    fn doorbells(&self, base: u64) -> impl Iterator<Item = (u64, &EventFd)> {
-        let queues = (0_u16..).zip(&self.kicks).filter(|(queue, _)| self.device.has_doorbell(*queue));
-        queues.map(move |(queue, kick)| (base + NOTIFY + u64::from(queue) * NOTIFY_STRIDE, kick))
+    /// Binds and unbinds doorbells: which queues have one follows from what the driver has negotiated.
+    fn follow_doorbells(&mut self) {
+        for queue in 0..self.bound.len() {
+            self.set_doorbell(queue, self.wants_doorbell(queue));
+        }
+    }
+
+    /// A doorbell that cannot be bound costs speed only: the write comes to [`Self::write_bar`] instead.
+    fn set_doorbell(&mut self, queue: usize, on: bool) {
+        let Some(base) = self.mapped.filter(|_| on != self.bound[queue]) else { return };
+        let (doorbells, address) = (&self.machine.doorbells, doorbell(base, queue));
+        let kick = &self.kicks[queue];
+        let done = if on { doorbells.bind(address, kick) } else { doorbells.unbind(address, kick) };
+        if let Err(e) = &done {
+            let verb = if on { "bind" } else { "unbind" };
+            crate::warn_limited!(device = self.id, "cannot {verb} the doorbell at {address:#x}: {e}");
+        }
+        self.bound[queue] = on && done.is_ok();
     }
 
     fn apply_state(&mut self, state: &TransportState<'_>) -> Result<(), VirtioError> {
@@ -408,7 +494,10 @@ impl VirtioPci {
         self.common = state.common.clone().into_owned();
         self.isr = state.isr;
         self.active = state.active;
-        self.follow_bar();
+        if self.mapped != state.bar {
+            self.unmap();
+        }
+        self.destination = state.bar;
         Ok(())
     }
 }
@@ -426,7 +515,7 @@ impl PciFunction for VirtioPci {
         self.config.read(offset, data);
     }
 
-    fn config_write(&mut self, offset: usize, data: &[u8]) {
+    fn config_write(&mut self, offset: usize, data: &[u8]) -> bool {
         self.config.write(offset, data);
         let data_at = self.window_at + 16;
         if offset == data_at
@@ -436,6 +525,10 @@ impl PciFunction for VirtioPci {
             self.write_bar(bar_offset, &value[..len]);
         }
         self.msix.set_control(self.config.u16_at(self.msix_at + 2));
+        self.follow_bar()
+    }
+
+    fn place_freed(&mut self) {
         self.follow_bar();
     }
 }
@@ -462,6 +555,7 @@ impl Saved for VirtioPci {
             common: Cow::Borrowed(&self.common),
             isr: self.isr,
             active: self.active,
+            bar: self.mapped,
             device: self.device.state(),
         };
         out.section(&self.id, VERSION, &state)
@@ -479,8 +573,13 @@ impl Saved for VirtioPci {
 
 impl Drop for VirtioPci {
     fn drop(&mut self) {
-        self.each_doorbell(self.mapped, "unbind", |address, kick| self.machine.doorbells.unbind(address, kick));
+        self.unmap();
     }
+}
+
+/// Address of a queue's doorbell in a BAR at `base`.
+fn doorbell(base: u64, queue: usize) -> u64 {
+    base + NOTIFY + queue as u64 * NOTIFY_STRIDE
 }
 
 fn read_bytes(source: &[u8], offset: u64, data: &mut [u8]) {
@@ -488,55 +587,6 @@ fn read_bytes(source: &[u8], offset: u64, data: &mut [u8]) {
         let at = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(i);
         *byte = source.get(at).copied().unwrap_or(0);
     }
-}
-
-/// Class code: what firmware and `lspci` sort by.
-fn class_of(device_type: u32) -> u32 {
-    match device_type {
-        VIRTIO_ID_NET => 0x02_0000,
-        VIRTIO_ID_BLOCK => 0x01_8000,
-        _ => 0xff_0000,
-    }
-}
-
-/// Configuration space with all capabilities, and where the MSI-X and the PCI access capability are.
-fn configuration(device_type: u32, base: u64, vectors: u16) -> Result<(ConfigSpace, usize, usize), ConfigSpaceError> {
-    let mut config = ConfigSpace::new(&Identity {
-        vendor: VENDOR,
-        device: DEVICE_BASE + device_type as u16,
-        revision: 1,
-        class: class_of(device_type),
-        subsystem_vendor: VENDOR,
-        subsystem: DEVICE_BASE + device_type as u16,
-    });
-    config.add_bar64(0, base, BAR_SIZE);
-    let window = WINDOW as u32;
-    config.add_capability(CAP_VENDOR, &virtio_cap(16, CFG_COMMON, 0, common_config::SIZE as u32)[..14], &[])?;
-    config.add_capability(CAP_VENDOR, &virtio_cap(16, CFG_ISR, ISR as u32, 1)[..14], &[])?;
-    config.add_capability(CAP_VENDOR, &virtio_cap(16, CFG_DEVICE, DEVICE_CONFIG as u32, window)[..14], &[])?;
-    let mut notify = virtio_cap(20, CFG_NOTIFY, NOTIFY as u32, window);
-    notify[14..].copy_from_slice(&(NOTIFY_STRIDE as u32).to_le_bytes());
-    config.add_capability(CAP_VENDOR, &notify, &[])?;
-    // The guest chooses BAR, offset and length, and reads and writes the data.
-    let mut writable = [0; 18];
-    writable[2] = 0xff;
-    writable[6..].fill(0xff);
-    let window_at = config.add_capability(CAP_VENDOR, &virtio_cap(20, CFG_PCI, 0, 0), &writable)?;
-    let mut msix = [0; 10];
-    msix[..2].copy_from_slice(&(vectors - 1).to_le_bytes());
-    msix[2..6].copy_from_slice(&(MSIX_TABLE as u32).to_le_bytes());
-    msix[6..].copy_from_slice(&(PENDING_BITS as u32).to_le_bytes());
-    let msix_at = config.add_capability(CAP_MSIX, &msix, &[0, 0xc0])?;
-    Ok((config, msix_at, window_at))
-}
-
-/// Body of a virtio capability on BAR 0, after id and next pointer.
-fn virtio_cap(len: u8, kind: u8, offset: u32, length: u32) -> [u8; 18] {
-    let mut body = [0; 18];
-    body[..2].copy_from_slice(&[len, kind]);
-    body[6..10].copy_from_slice(&offset.to_le_bytes());
-    body[10..14].copy_from_slice(&length.to_le_bytes());
-    body
 }
 
 #[cfg(test)]

@@ -73,10 +73,10 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn notify(&mut self, _queue: u16) {
-        let Some(queue) = &mut self.queue else { return };
+    fn notify(&mut self, _queue: u16) -> Result<(), VirtioError> {
+        let Some(queue) = &mut self.queue else { return Ok(()) };
         let (source, log_failure) = (&mut self.source, &mut self.log_failure);
-        queue.serve(|chain, ram| {
+        let served = queue.serve(|chain, ram| {
             fill(chain, ram, source).unwrap_or_else(|e| {
                 if std::mem::take(log_failure) {
                     tracing::warn!("virtio-rng request fails: {e}");
@@ -85,6 +85,7 @@ impl VirtioDevice for Rng {
             })
         });
         self.position = [queue.position()];
+        served
     }
 
     fn set_call(&mut self, _queue: u16, call: EventFd) -> Result<(), VirtioError> {

@@ -12,7 +12,7 @@ use crate::pci::msix::SavedMsix;
 use crate::virtio::common_config::CommonConfig;
 
 /// Version of the section of a device.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The part that is the device's own.
 #[derive(Deserialize, Serialize)]
@@ -41,6 +41,8 @@ pub struct TransportState<'a> {
     pub isr: u8,
     /// Whether the driver has set the device up.
     pub active: bool,
+    /// Where BAR 0 answers, if anywhere.
+    pub bar: Option<u64>,
     /// The device's own part.
     pub device: DeviceState<'a>,
 }

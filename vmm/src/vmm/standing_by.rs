@@ -53,10 +53,11 @@ impl Vmm {
     /// Ends what waits here. Its status stays to be seen until there is another one.
     fn end_standby(&self) {
         let Some(live) = &self.live else { return };
+        let stopped = live.machine().stop();
         if let Some(ft) = &live.ft {
             ft.end();
         }
-        let ended = live.machine().shutdown();
+        let ended = live.machine().shutdown().and(stopped);
         if let Err(error) = ended {
             tracing::warn!("the VM did not end in order: {}", chain_line(&*error));
         }

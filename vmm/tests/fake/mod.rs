@@ -14,7 +14,9 @@ use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
 use pollux_vmm::config::VmConfig;
 use pollux_vmm::event_monitor::{EventMonitor, EventTarget};
 use pollux_vmm::ft_api::FtControl;
+use pollux_vmm::gate::NotHere;
 use pollux_vmm::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
+use pollux_vmm::vm::VmError;
 use pollux_vmm::vmm::{Ending, Parts, Vmm};
 use serde_json::{Value, json};
 
@@ -26,6 +28,8 @@ struct FakeMachine {
     diary: Diary,
     /// `pause` waits here when it is given: a call that takes long.
     gate: Option<Receiver<()>>,
+    /// How often `reset` is refused, since the VM is about to leave.
+    leaving: u32,
 }
 
 impl FakeMachine {
@@ -56,7 +60,16 @@ impl Machine for FakeMachine {
     }
 
     fn reset(&mut self) -> Result<(), BoxError> {
+        if self.leaving > 0 {
+            self.leaving -= 1;
+            self.note("reset-refused")?;
+            return Err(VmError::NotHere(NotHere::Leaving).into());
+        }
         self.note("reset")
+    }
+
+    fn stop(&mut self) -> Result<(), BoxError> {
+        self.note("stop")
     }
 
     fn shutdown(&mut self) -> Result<(), BoxError> {
@@ -104,6 +117,10 @@ impl FtControl for FakeFt {
     fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>> {
         let Some(options) = options else { return Err(vec!["nobody to ask".to_owned()]) };
         self.0.lock().unwrap().push(format!("protect {}", options.peer));
+        while options.peer.port() == 3 {
+            // As one does that waits for a host that is down.
+            std::thread::park();
+        }
         if options.peer.port() == 1 { Err(vec!["no route".to_owned(), "no disk".to_owned()]) } else { Ok(()) }
     }
 
@@ -153,6 +170,7 @@ struct FakeAssembler {
     gate: Option<Receiver<()>>,
     events: Arc<Mutex<Option<Sender<VmEvent>>>>,
     standby: bool,
+    leaving: bool,
 }
 
 impl Assembler for FakeAssembler {
@@ -168,7 +186,8 @@ impl Assembler for FakeAssembler {
         *self.events.lock().unwrap() = Some(events);
         let what = if part == Part::StandBy { "assemble standby" } else { "assemble" };
         self.diary.lock().unwrap().push(what.to_owned());
-        let machine = FakeMachine { config, diary: Arc::clone(&self.diary), gate: self.gate.clone() };
+        let leaving = if self.leaving { 2 } else { 0 };
+        let machine = FakeMachine { config, diary: Arc::clone(&self.diary), gate: self.gate.clone(), leaving };
         Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(FakeFt(Arc::clone(&self.diary)))) })
     }
 }
@@ -179,6 +198,8 @@ pub struct Setup {
     pub gate: Option<Receiver<()>>,
     pub no_shutdown: bool,
     pub standby: bool,
+    /// `reset` is refused twice, since the VM is about to leave.
+    pub leaving: bool,
 }
 
 /// A running VMM. Its socket and event file are in a directory of its own.
@@ -199,6 +220,7 @@ impl FakeVmm {
             gate: setup.gate,
             events: Arc::clone(&events),
             standby: setup.standby,
+            leaving: setup.leaving,
         };
         let monitor = EventMonitor::open(&EventTarget::Path(dir.path().join("events"))).unwrap();
         let (sender, calls) = unbounded();

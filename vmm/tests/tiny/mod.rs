@@ -113,6 +113,9 @@ impl Tiny {
 
     /// Everything the guest has printed.
     pub fn printed(&self) -> String {
+        while self.vm.console().is_some_and(|console| !console.is_idle()) {
+            std::thread::yield_now();
+        }
         std::fs::read_to_string(self.serial()).unwrap()
     }
 

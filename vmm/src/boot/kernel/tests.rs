@@ -110,6 +110,19 @@ fn an_elf_image_is_loaded_and_its_bss_cleared() {
 }
 
 #[test]
+fn a_uefi_image_is_loaded_though_it_says_i386() {
+    let mut image = good_elf();
+    image[18] = 3;
+    let firmware = file(&image);
+    let config = PayloadConfig { firmware: Some(firmware.path().to_owned()), ..Default::default() };
+    let loaded = Payload::open(&config).unwrap().load(&memory(64 << 20)).unwrap();
+    assert_eq!(loaded.entry, Entry::Pvh { address: 0x10_0004 });
+    // A real one of 32 bits is another format.
+    image[4] = 1;
+    assert!(refusal(&image).contains("not one for x86-64"));
+}
+
+#[test]
 fn a_bzimage_is_loaded_where_it_says() {
     let kernel = file(&bzimage(&[0xcc; 4000]));
     let memory = memory(64 << 20);

@@ -1,0 +1,84 @@
+//! The claim that is open at the witness, for those who wonder why nothing happens.
+
+use ft_proto::witness::Claim;
+use ft_proto::{Time, WitnessAnswer};
+use serde::Serialize;
+
+use crate::clock::millis;
+
+/// A claim that has no answer yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    claim: Claim,
+    since: Time,
+    error: Option<String>,
+}
+
+/// A claim that has no answer yet.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClaimStatus {
+    /// `register`, `restore`, `go-alone`, `take-over` or `withdraw`.
+    pub kind: &'static str,
+    /// For how long it has been made again and again.
+    pub since_ms: u64,
+    /// Why the witness did not answer the last time.
+    pub error: Option<String>,
+}
+
+impl Pending {
+    /// `claim` is made, perhaps not for the first time.
+    pub(crate) fn asked(before: Option<Self>, claim: Claim, now: Time) -> Self {
+        match before {
+            Some(pending) if pending.claim == claim => pending,
+            _ => Self { claim, since: now, error: None },
+        }
+    }
+
+    /// There is an answer: what is open after it.
+    pub(crate) fn answered(self, answer: &WitnessAnswer) -> Option<Self> {
+        match answer {
+            _ if answer.claim() != self.claim => Some(self),
+            WitnessAnswer::Unreachable(_, reason) => Some(Self { error: Some(reason.clone()), ..self }),
+            WitnessAnswer::Judged(..) => None,
+        }
+    }
+
+    pub(crate) fn status(&self, now: Time) -> ClaimStatus {
+        let kind = match self.claim {
+            Claim::Register { .. } => "register",
+            Claim::Restore { .. } => "restore",
+            Claim::GoAlone { .. } => "go-alone",
+            Claim::TakeOver { .. } => "take-over",
+            Claim::Withdraw { .. } => "withdraw",
+            _ => "other",
+        };
+        ClaimStatus { kind, since_ms: millis(now.since(self.since)), error: self.error.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ft_proto::witness::Verdict;
+    use ft_proto::{NodeId, Term};
+
+    use super::*;
+
+    #[test]
+    fn a_claim_that_is_repeated_keeps_its_age_and_tells_why() {
+        let (primary, standby, term) = (NodeId::numbered(1, 1), NodeId::numbered(2, 1), Term(4));
+        let (go_alone, register) =
+            (Claim::GoAlone { primary, standby, term }, Claim::Register { primary, standby, term });
+        let begun = Time(1 << 40);
+        let later = begun + Duration::from_secs(9);
+        let pending = Pending::asked(None, go_alone, begun);
+        let full = WitnessAnswer::Unreachable(go_alone, "no space left".to_owned());
+        let pending = Pending::asked(pending.answered(&full), go_alone, later);
+        let ClaimStatus { kind, since_ms, error } = pending.status(later);
+        assert_eq!((kind, since_ms, error.as_deref()), ("go-alone", 9000, Some("no space left")));
+        let late = WitnessAnswer::Judged(register, Verdict::Refused(None));
+        let pending = pending.answered(&late).expect("an answer to another claim");
+        assert!(pending.answered(&WitnessAnswer::Judged(go_alone, Verdict::Refused(None))).is_none());
+    }
+}
