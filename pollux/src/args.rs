@@ -169,7 +169,9 @@ What to do:
      same term, the one with role=primary, or the one that `ended` in it. On its host:
                               pollux witness create PLACE --image IMAGE
      Then start pollux-vmm there first. If that image is a copy (role=standby), the command says how to start from it.
-  4. A standby that has been waiting since before the record was lost is to be started anew.
+  4. A process that has seen the former record refuses another one (\"is not the witness it was\"). Start the standby's anew. The one that
+     runs the VM takes it if it has seen the loss (`ft events`: witness-record-lost); if the file system itself is another one, make
+     the record at a new PLACE and name that: pollux --api-socket S ft protect peer=…,heartbeat=…,witness=PLACE
 
 Examples:
   pollux witness create /shared/vm1 --image /var/lib/vm1.img
