@@ -517,6 +517,7 @@ impl Engine {
             replica: self.replica_name(),
             term: self.node.term().0,
             epoch: self.node.epoch().0,
+            vm: self.identity.vm.map(|vm| vm.to_string()),
             node: self.node.id().to_string(),
             peer,
             links,

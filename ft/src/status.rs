@@ -29,6 +29,8 @@ pub struct Status {
     pub term: u64,
     /// Running epoch of a primary, committed epoch of a standby.
     pub epoch: u64,
+    /// The VM's identity; `None`: a standby that no VM has used yet.
+    pub vm: Option<String>,
     /// This node.
     pub node: String,
     /// The other node.

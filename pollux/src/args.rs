@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use ft::WitnessAddress;
+use ft_proto::{NodeId, Term, VmId};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -10,15 +12,16 @@ Examples:
   pollux --api-socket /run/a.sock ft protect
   pollux --api-socket /run/a.sock ft status
   pollux --api-socket /run/a.sock ft events --follow
-  pollux --api-socket /run/a.sock shutdown-vmm";
+  pollux --api-socket /run/a.sock shutdown-vmm
+  pollux witness show /shared/vm1";
 
 /// Controls a running pollux-vmm
 #[derive(Debug, Parser)]
 #[command(name = "pollux", version, after_help = EXAMPLES, max_term_width = 120)]
 pub struct Arguments {
-    /// API socket of the VMM
+    /// API socket of the VMM; all commands but `witness` need it
     #[arg(long, value_name = "PATH")]
-    pub api_socket: PathBuf,
+    pub api_socket: Option<PathBuf>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -60,6 +63,9 @@ pub enum Command {
     /// Fault tolerance
     #[command(subcommand)]
     Ft(FtCommand),
+    /// The record of who may run a VM, for when its witness is new or was lost; needs no VMM
+    #[command(subcommand)]
+    Witness(WitnessCommand),
 }
 
 /// Fault tolerance.
@@ -97,6 +103,80 @@ pub enum FtCommand {
         follow: bool,
     },
 }
+
+/// A witness's record.
+#[derive(Debug, Subcommand)]
+pub enum WitnessCommand {
+    /// Shows who may run the VM, by its record; exit code 1: there is none
+    Show {
+        /// What follows witness= in the options of --ft and `ft protect`
+        place: WitnessAddress,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes the record, only where there is none
+    #[command(after_help = CREATE_HELP, group = ArgGroup::new("what").required(true))]
+    Create(Box<Create>),
+}
+
+/// Makes a record.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// What follows witness= in the options of --ft and `ft protect`
+    pub place: WitnessAddress,
+    /// The VM, by its newest image: asks `vhost-user-blk-repl record IMAGE`
+    #[arg(long, value_name = "IMAGE", group = "what")]
+    pub image: Option<PathBuf>,
+    /// The VM that runs under the VMM with this API socket, unprotected
+    #[arg(long, value_name = "API-SOCKET", group = "what")]
+    pub from: Option<PathBuf>,
+    /// The VM, by its identity: 32 hexadecimal digits
+    #[arg(long, value_name = "ID", group = "what", requires = "term")]
+    pub vm: Option<VmId>,
+    /// The last term of it that is known
+    #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from"], value_parser = term)]
+    pub term: Option<Term>,
+    /// Which disks it may be started from: those of a run in this term or later; 0: any. If left out, those of the last term
+    #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from", "runs"], value_parser = term)]
+    pub disks: Option<Term>,
+    /// It is running, at this node
+    #[arg(long, value_name = "HOST/INCARNATION", requires = "vm", conflicts_with_all = ["image", "from"])]
+    pub runs: Option<NodeId>,
+}
+
+fn term(text: &str) -> Result<Term, String> {
+    let term = text.parse().map(Term).map_err(|error| format!("{error}"))?;
+    if term.is_plausible() { Ok(term) } else { Err(format!("no VM has come to a term above {}", Term::MAX)) }
+}
+
+const CREATE_HELP: &str = "\
+When:
+  - The witness is a new one: its file system, folder or etcd was replaced, or the VM is to have another witness= from now on.
+  - The record was lost: a host says \"the witness has no record of this VM\" or \"has lost its record\".
+When not:
+  - The file system with the record is not mounted, or PLACE has a typing error. Mount it, or correct it. Whoever makes a second record
+    gives two hosts the right to run the VM.
+  - The VM has never run. Its first start makes the record.
+  - The VM is protected: the primary makes a lost record anew by itself.
+  - There is a record. It is not overwritten; `pollux witness show PLACE` shows it. If its host is gone for good, start pollux-vmm on
+    the host with the newest disks with --ft role=primary,force=TERM.
+
+What to do:
+  1. On each host that may run the VM: is the file system mounted (findmnt -T PATH)? Does the VM run (pollux --api-socket S ft status)?
+  2. If it runs:              pollux witness create PLACE --from S
+  3. If it runs nowhere:      vhost-user-blk-repl record IMAGE    on each host. The newest copy has the highest term; of two with the
+     same term, the one with role=primary, or the one that `ended` in it. On its host:
+                              pollux witness create PLACE --image IMAGE
+     Then start pollux-vmm there first. If that image is a copy (role=standby), the command says how to start from it.
+  4. A process that has seen the former record refuses another one (\"is not the witness it was\"). Start the standby's anew. The one that
+     runs the VM takes it if it has seen the loss (`ft events`: witness-record-lost); if the file system itself is another one, make
+     the record at a new PLACE and name that: pollux --api-socket S ft protect peer=…,heartbeat=…,witness=PLACE
+
+Examples:
+  pollux witness create /shared/vm1 --image /var/lib/vm1.img
+  pollux witness create /shared/vm1 --from /run/vm1.sock
+  pollux witness create 'etcd://10.0.0.1:2379/pollux/vm1' --vm 6d0b1c3c9f7c4c5e8f0e5a6c3b2a1908 --term 12";
 
 const PROTECT_HELP: &str = "\
 Without options the VM is protected by the first of the standby-peers that pollux-vmm was started with (--ft) that accepts.
@@ -181,7 +261,9 @@ mod tests {
     #[test]
     fn commands_are_those_of_ch_remote_and_ft() {
         let help = Arguments::command().render_help().to_string();
-        for word in ["ping", "info", "counters", "create", "boot", "shutdown-vmm", "power-button", "ft", "Examples:"] {
+        for word in
+            ["ping", "info", "counters", "create", "boot", "shutdown-vmm", "power-button", "ft", "witness", "Examples:"]
+        {
             assert!(help.contains(word), "{word}");
         }
         let parsed =
@@ -190,5 +272,38 @@ mod tests {
             parsed.unwrap().command,
             Command::Ft(FtCommand::Protect(Protect { shown: Shown { no_wait: true, .. }, .. }))
         ));
+    }
+
+    #[test]
+    fn a_record_is_made_for_one_vm_that_is_named_in_one_way() {
+        let vm = "0000000000000000000000000000000a";
+        let parse = |words: &str| {
+            let words = format!("pollux witness create /w {words}").replace("VM", vm);
+            Arguments::try_parse_from(words.split_whitespace())
+        };
+        for words in [
+            "--image a",
+            "--from s",
+            "--vm VM --term 3",
+            "--vm VM --term 3 --disks 0",
+            "--vm VM --term 3 --runs a/0000000000000001",
+        ] {
+            assert!(parse(words).is_ok(), "{words}");
+        }
+        for words in [
+            "",
+            "--vm VM",
+            "--term 3",
+            "--vm 7 --term 3",
+            "--vm VM --term 18446744073709551615",
+            "--image a --from s",
+            "--image a --vm VM --term 3",
+            "--image a --disks 0",
+            "--from s --term 3",
+            "--vm VM --term 3 --disks 0 --runs a/0000000000000001",
+            "--vm VM --term 3 --runs a",
+        ] {
+            assert!(parse(words).is_err(), "{words}");
+        }
     }
 }

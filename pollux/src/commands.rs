@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::args::{Arguments, Command, FtCommand};
 use crate::client::{Client, ClientError};
-use crate::{ft, plain};
+use crate::{ft, plain, witness};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,12 @@ pub enum CommandError {
     /// An option of `ft protect`.
     #[error(transparent)]
     Pairs(#[from] ft::pairs::PairsError),
+    /// A witness's record.
+    #[error(transparent)]
+    Witness(#[from] witness::RecordError),
+    /// Nobody to send the command to.
+    #[error("--api-socket PATH is missing: which VMM?")]
+    NoSocket,
     /// Protection was not reached.
     #[error("the VM is not protected: {0}")]
     NotProtected(String),
@@ -69,9 +75,13 @@ fn is_list(reasons: &[String]) -> bool {
 /// # Errors
 /// Why it was not done.
 pub fn run(arguments: Arguments) -> Result<(), CommandError> {
-    let client = Client::new(&arguments.api_socket)?;
+    let command = match arguments.command {
+        Command::Witness(command) => return witness::run(&command),
+        command => command,
+    };
+    let client = Client::new(&arguments.api_socket.ok_or(CommandError::NoSocket)?)?;
     let plain = |route: &str| Ok(client.put(route, Vec::new())?);
-    match arguments.command {
+    match command {
         Command::Ping => show(&client.get("vmm.ping")?),
         Command::Info => show(&client.get("vm.info")?),
         Command::Counters => show(&client.get("vm.counters")?),
@@ -97,6 +107,7 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Ft(FtCommand::Switchover(planned)) => ft::moves::run(&client, "ft.switchover", &planned),
         Command::Ft(FtCommand::TestFailover(planned)) => ft::moves::run(&client, "ft.test-failover", &planned),
         Command::Ft(FtCommand::Events { json, follow }) => ft::events::run(&client, json, follow),
+        Command::Witness(command) => witness::run(&command),
     }
 }
 

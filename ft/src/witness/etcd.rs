@@ -16,7 +16,8 @@ use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{EtcdAddress, Stored, Witness, WitnessError, chain, judge_for};
+use super::kept::{Kept, Memory};
+use super::{Change, EtcdAddress, Stored, Witness, WitnessError, chain};
 
 /// How long a question may take in all; then whether a claim took effect is unknown.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -27,12 +28,12 @@ const ROUNDS: u32 = 8;
 #[derive(Debug)]
 pub struct EtcdWitness {
     address: EtcdAddress,
+    memory: Memory,
 }
 
 /// Why one member gave no answer.
 enum Failure {
     Member(String),
-    Corrupt(serde_json::Error),
     Record(WitnessError),
 }
 
@@ -41,7 +42,7 @@ impl From<Error> for Failure {
         Self::Member(match error {
             Error::GRpcStatus(status) => {
                 let causes = std::error::Error::source(&status).map(chain);
-                causes.unwrap_or_else(|| status.message().to_owned())
+                in_words(causes.unwrap_or_else(|| status.message().to_owned()))
             }
             other => chain(&other),
         })
@@ -52,7 +53,14 @@ impl EtcdWitness {
     /// Uses a key; nothing is touched yet.
     #[must_use]
     pub fn new(address: EtcdAddress) -> Self {
-        Self { address }
+        Self { address, memory: Memory::default() }
+    }
+
+    fn change(&mut self, change: Change) -> Result<Verdict, WitnessError> {
+        let memory = self.memory;
+        let (verdict, memory) = self.question(move |client, key| swap(client, key, memory, change))?;
+        self.memory = memory;
+        Ok(verdict)
     }
 
     /// Puts a question to all members and takes the first answer.
@@ -87,9 +95,6 @@ impl EtcdWitness {
         while let Some(ended) = members.join_next().await {
             match ended {
                 Ok((Ok(answer), _)) => return Ok(answer),
-                Ok((Err(Failure::Corrupt(source)), _)) => {
-                    return Err(WitnessError::Corrupt { place: self.address.key.clone(), source });
-                }
                 Ok((Err(Failure::Record(error)), _)) => return Err(error),
                 Ok((Err(Failure::Member(reason)), endpoint)) => reasons.push(format!("{endpoint}: {reason}")),
                 Err(error) => reasons.push(error.to_string()),
@@ -119,12 +124,31 @@ impl EtcdWitness {
 
 impl Witness for EtcdWitness {
     fn read(&mut self) -> Result<Option<Stored>, WitnessError> {
-        self.question(|mut client, key| async move { Ok(load(&mut client, &key).await?.0) })
+        let memory = self.memory;
+        let (kept, memory) = self.question(move |mut client, key| async move {
+            let mut memory = memory;
+            let (kept, _) = load(&mut client, &key, &mut memory).await?;
+            Ok((kept, memory))
+        })?;
+        self.memory = memory;
+        Ok(kept.map(|kept| kept.stored))
     }
 
     fn ask(&mut self, vm: VmId, claim: Claim) -> Result<Verdict, WitnessError> {
-        self.question(move |client, key| swap(client, key, vm, claim))
+        self.change(Change::Claim(vm, claim))
     }
+
+    fn create(&mut self, stored: Stored) -> Result<Verdict, WitnessError> {
+        self.change(Change::Create(stored))
+    }
+}
+
+/// What etcd says when it does not take writes for lack of space, with what it means.
+fn in_words(reason: String) -> String {
+    if !reason.contains("database space exceeded") {
+        return reason;
+    }
+    format!("{reason} (NOSPACE alarm: the database is full; compact and defragment it, then disarm the alarm)")
 }
 
 fn late<T>() -> Result<T, Failure> {
@@ -132,29 +156,37 @@ fn late<T>() -> Result<T, Failure> {
 }
 
 /// Judges and writes until the record did not change in between.
-async fn swap(mut client: Client, key: String, vm: VmId, claim: Claim) -> Result<Verdict, Failure> {
+async fn swap(
+    mut client: Client,
+    key: String,
+    mut memory: Memory,
+    change: Change,
+) -> Result<(Verdict, Memory), Failure> {
     for _ in 0..ROUNDS {
-        let (before, revision) = load(&mut client, &key).await?;
-        let (verdict, next) = judge_for(vm, before, claim, || key.clone()).map_err(Failure::Record)?;
-        let Some(next) = next else { return Ok(verdict) };
+        let (before, revision) = load(&mut client, &key, &mut memory).await?;
+        let (verdict, next) =
+            change.judge(before.map(|before| before.stored), || key.clone()).map_err(Failure::Record)?;
+        let Some(next) = next else { return Ok((verdict, memory)) };
         // Also when the record stays: what was judged before and is still under way must find it changed.
-        let bytes = serde_json::to_vec(&next).map_err(Failure::Corrupt)?;
+        let next = memory.follow(before.as_ref(), next).map_err(Failure::Record)?;
+        let bytes = next.encode().map_err(Failure::Record)?;
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
         let swap = Txn::new().when([unchanged]).and_then([TxnOp::put(key.as_str(), bytes, None)]);
         if client.txn(swap).await?.succeeded() {
-            return Ok(verdict);
+            memory.accept(Some(&next), &key).map_err(Failure::Record)?;
+            return Ok((verdict, memory));
         }
     }
-    Err(Failure::Member(format!("the record changed {ROUNDS} times in a row")))
+    Err(Failure::Member(WitnessError::Contended { place: key, rounds: ROUNDS }.to_string()))
 }
 
 /// The record and the revision that made it; zero, also for etcd, when there is none.
-async fn load(client: &mut Client, key: &str) -> Result<(Option<Stored>, i64), Failure> {
+async fn load(client: &mut Client, key: &str, memory: &mut Memory) -> Result<(Option<Kept>, i64), Failure> {
     let answer = client.get(key, None).await?;
-    let Some(pair) = answer.kvs().first() else { return Ok((None, 0)) };
-    let stored: Stored = serde_json::from_slice(pair.value()).map_err(Failure::Corrupt)?;
-    let stored = stored.checked(|| key.to_owned()).map_err(Failure::Record)?;
-    Ok((Some(stored), pair.mod_revision()))
+    let pair = answer.kvs().first();
+    let kept = pair.map(|pair| Kept::decode(pair.value(), key)).transpose().map_err(Failure::Record)?;
+    memory.accept(kept.as_ref(), key).map_err(Failure::Record)?;
+    Ok((kept, pair.map_or(0, |pair| pair.mod_revision())))
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, WitnessError> {

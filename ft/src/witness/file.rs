@@ -1,190 +1,204 @@
-//! The record in a file on storage that both hosts see, under a lock.
+//! The record in files on storage that both hosts see: a compare-and-swap by exclusive hard links.
+//!
+//! # Files
+//!
+//! `PATH.~7~` is the seventh record. Numbered files are never changed, and `PATH` is another name of the latest one, for
+//! people and for earlier releases. `PATH.lock` is locked by whoever writes; `PATH.~new-…~` is a record in the making.
+//!
+//! # How a record is stored
+//!
+//! 1. Lock; make a draft, which also has the client of a file server look at the folder anew.
+//! 2. Find the latest record, number *n*: the highest number in the folder. Judge the claim by it.
+//! 3. Write record *n+1* to the draft and have it written to stable storage.
+//! 4. Link the draft to `PATH.~n+1~`. **This is the moment at which the claim is granted**, to one writer at most: link(2) fails if
+//!    the name exists, on a file server too. Who fails begins again at 2.
+//! 5. Make sure of it (see below), and have the folder written to stable storage. Only then is the claim said to be granted.
+//! 6. Rename the draft to `PATH`. Remove records but for the last 64, and drafts of others.
+//!
+//! # Why one record follows another
+//!
+//! The lock saves the losers' work and makes it fair, but nothing depends on it: a host that was frozen may have lost it to a file
+//! server that gave it up, and go on at any step.
+//!
+//! * *Frozen before 4, few records since.* `PATH.~n+1~` is there, link fails, the claim is judged anew.
+//! * *Frozen before 4, many since.* `PATH.~n+1~` may have been removed as an old one, and link succeeds. But an old one is removed
+//!   only when one with a number 64 higher is there. Step 5 therefore looks at the folder again: if the highest number is below
+//!   *n+64*, nobody has ever removed number *n+1*, so this link was the first of its name and everybody builds on it. Otherwise
+//!   nobody ever looks at the link, since a higher number is there; the claim is judged anew. (If it had been granted after all,
+//!   64 records ago, then it is judged as any claim whose answer got lost.)
+//! * *Frozen before 6.* `PATH` goes back to an old record. Readers go by the highest number, and the next writer renames it again.
+//!   A frozen removal removes what is old for good. A draft that is removed under way fails to be linked, and is made anew.
+//!
+//! So numbers have no gap that matters, each was made by one writer who had judged by the one before, and the highest is the record.
+//!
+//! # A crash
+//!
+//! Before 4 nothing has happened, but for a draft that the next writer removes. After 4 the record is the new one, and nobody was
+//! told; claims can be asked again. Records are on stable storage before they have a number, and the name is before anybody acts on
+//! it; a later record makes the names of earlier ones durable with its own.
+//!
+//! # An earlier release's file
+//!
+//! It is `PATH` alone, without number and identity. It is taken over as number 1, unchanged, and `PATH` is renamed before there is a
+//! number 2. So a file without a number beside a number 2, or beside a number 1 that says something else, was written later by an
+//! earlier release, or by hand; nobody can tell what it was judged by, and a human is asked.
+//!
+//! # What is lost, moved or restored
+//!
+//! `PATH` leads to the same folder as at the first question (by descriptor, device and inode), and the record is of the same witness
+//! and no older one ([`Memory`]), or there is an error. If `PATH` was removed and numbered files are there, it was not lost. If all
+//! of them are gone the record is lost, and `ft_proto::witness::judge` says who may make it anew: as number 1 again, so that only one
+//! of them does. Files are removed by hand only while no host runs the VM.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+mod steps;
+
 use std::path::{Path, PathBuf};
 
 use ft_proto::VmId;
 use ft_proto::witness::{Claim, Verdict};
+use nix::errno::Errno;
 
-use super::{Stored, Witness, WitnessError, judge_for};
+use super::folder::{Folder, FolderId};
+use super::kept::{Kept, Memory};
+use super::{Change, Stored, Witness, WitnessError};
+use steps::{Draft, Files, Look};
 
-/// A record in a file that both hosts see, under a lock in the file beside it (`PATH.lock`).
-///
-/// The record is replaced by rename, so a reader never sees half of one.
+/// How many records stay.
+const STAY: u64 = 64;
+/// How often a claim is judged anew because others were faster.
+const ROUNDS: u32 = 16;
+
+/// A record in files that both hosts see.
 #[derive(Debug)]
 pub struct FileWitness {
     path: PathBuf,
+    folder: Option<Folder>,
+    /// Which folder it was, also when it has to be found again.
+    known: Option<FolderId>,
+    memory: Memory,
 }
 
 impl FileWitness {
     /// Uses `path`; nothing is touched yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), folder: None, known: None, memory: Memory::default() }
     }
 
-    fn error(&self, what: &'static str) -> impl FnOnce(io::Error) -> WitnessError + use<> {
-        let path = self.path.clone();
-        move |source| WitnessError::File { what, path, source }
-    }
-
-    fn lock(&self) -> Result<File, WitnessError> {
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(self.path.with_added_extension("lock"))
-            .map_err(self.error("open the lock of"))?;
-        lock.lock().map_err(self.error("lock"))?;
-        Ok(lock)
-    }
-
-    fn place(&self) -> String {
-        self.path.display().to_string()
-    }
-
-    fn load(&self) -> Result<Option<Stored>, WitnessError> {
-        match fs::read(&self.path) {
-            Ok(bytes) => serde_json::from_slice::<Stored>(&bytes)
-                .map_err(|source| WitnessError::Corrupt { place: self.place(), source })?
-                .checked(|| self.place())
-                .map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.error("read")(error)),
+    /// Does something in the folder, and once more if a file server has forgotten it.
+    fn there<T>(&mut self, act: impl Fn(&mut Memory, Files<'_>) -> Result<T, WitnessError>) -> Result<T, WitnessError> {
+        match self.once(&act) {
+            Err(error) if is_stale(&error) => {
+                self.folder = None;
+                self.once(&act)
+            }
+            done => done,
         }
     }
 
-    fn store(&self, record: Stored) -> Result<(), WitnessError> {
-        let path = &self.path;
-        let corrupt = |source| WitnessError::Corrupt { place: self.place(), source };
-        let bytes = serde_json::to_vec(&record).map_err(corrupt)?;
-        let new = path.with_added_extension("new");
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, path)?;
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder)?.sync_all()
+    fn once<T>(&mut self, act: impl Fn(&mut Memory, Files<'_>) -> Result<T, WitnessError>) -> Result<T, WitnessError> {
+        let held = match self.folder.take() {
+            Some(held) => held,
+            None => Folder::find(&self.path)?,
         };
-        write().map_err(self.error("write"))
+        let known = *self.known.get_or_insert(held.id);
+        if held.id != known {
+            return Err(WitnessError::NotTheSame { place: self.path.display().to_string() });
+        }
+        let held = self.folder.insert(held);
+        act(&mut self.memory, Files { folder: held, path: &self.path, stay: STAY })
+    }
+
+    fn change(&mut self, change: Change) -> Result<Verdict, WitnessError> {
+        self.there(|memory, files| {
+            let _lock = files.folder.lock().map_err(files.error("lock"))?;
+            swap(memory, files, change)
+        })
     }
 }
 
 impl Witness for FileWitness {
+    /// Writes nothing.
     fn read(&mut self) -> Result<Option<Stored>, WitnessError> {
-        let _lock = self.lock()?;
-        self.load()
+        self.there(|memory, files| {
+            // There is always a record that is whole, but one that is about to be replaced is better not told.
+            let _lock = files.folder.lock_to_read().map_err(files.error("lock"))?;
+            Ok(look(memory, files)?.top.map(|top| top.stored))
+        })
     }
 
     fn ask(&mut self, vm: VmId, claim: Claim) -> Result<Verdict, WitnessError> {
-        let _lock = self.lock()?;
-        let (verdict, next) = judge_for(vm, self.load()?, claim, || self.place())?;
-        next.map_or(Ok(()), |next| self.store(next))?;
-        Ok(verdict)
+        self.change(Change::Claim(vm, claim))
     }
+
+    fn create(&mut self, stored: Stored) -> Result<Verdict, WitnessError> {
+        self.change(Change::Create(stored))
+    }
+}
+
+/// Whether a file server has forgotten what a descriptor stands for.
+fn is_stale(error: &WitnessError) -> bool {
+    matches!(error, WitnessError::File { source, .. } if source.raw_os_error() == Some(Errno::ESTALE as i32))
+}
+
+/// What is there, if the path still leads there and it is what is known.
+fn look(memory: &mut Memory, files: Files<'_>) -> Result<Look, WitnessError> {
+    let now = Folder::find(files.path)?;
+    if (now.id, &now.name) != (files.folder.id, &files.folder.name) {
+        return Err(WitnessError::NotTheSame { place: files.place() });
+    }
+    let look = files.look()?;
+    memory.accept(look.top.as_ref(), &files.place())?;
+    Ok(look)
+}
+
+/// Judges and stores until nobody was faster.
+fn swap(memory: &mut Memory, files: Files<'_>, change: Change) -> Result<Verdict, WitnessError> {
+    for _ in 0..ROUNDS {
+        let mut draft = files.draft()?;
+        let look = look(memory, files)?;
+        if !settle(memory, files, &look, &mut draft)? {
+            continue;
+        }
+        let (verdict, next) = change.judge(look.top.map(|top| top.stored), || files.place())?;
+        let Some(next) = next else { return Ok(verdict) };
+        // Also when the record stays: what was judged before and is still under way must find it changed.
+        let next = memory.follow(look.top.as_ref(), next)?;
+        if store(files, draft, look.top.as_ref(), &next)? {
+            memory.accept(Some(&next), &files.place())?;
+            return Ok(verdict);
+        }
+    }
+    Err(WitnessError::Contended { place: files.place(), rounds: ROUNDS })
+}
+
+/// Puts right what somebody left half-way, or an earlier release has written; `false`: the folder has to be looked at again.
+fn settle(memory: &Memory, files: Files<'_>, look: &Look, draft: &mut Draft<'_>) -> Result<bool, WitnessError> {
+    let Some(top) = &look.top else { return Ok(true) };
+    let named = look.main.is_some_and(|main| main.n == top.n);
+    if look.numbered && named {
+        return Ok(true);
+    }
+    let kept = if top.n == 0 { memory.follow(None, top.stored)? } else { *top };
+    files.write(draft, &kept)?;
+    if look.numbered || (files.link(draft, kept.n)? && files.confirm(draft, None, kept.n)?) {
+        files.publish(draft)?;
+    }
+    Ok(false)
+}
+
+/// Stores what follows `judged`; `false`: others were faster.
+fn store(files: Files<'_>, mut draft: Draft<'_>, judged: Option<&Kept>, next: &Kept) -> Result<bool, WitnessError> {
+    files.write(&mut draft, next)?;
+    if !(files.link(&draft, next.n)? && files.confirm(&draft, judged, next.n)?) {
+        return Ok(false);
+    }
+    // It is granted. The rest is put right by the next writer if it cannot be done now.
+    if files.publish(&draft).is_ok() {
+        files.clean(next.n, &draft);
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::thread;
-
-    use ft_proto::witness::{DiskState, Record};
-    use ft_proto::{NodeId, Term};
-
-    use super::*;
-    use crate::witness::chain;
-
-    const A: NodeId = NodeId::numbered(1, 1);
-    const B: NodeId = NodeId::numbered(2, 1);
-    const T: Term = Term(1);
-    const VM: VmId = VmId(7);
-
-    #[test]
-    fn of_two_racing_hosts_one_is_granted() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vm");
-        let mut setup = FileWitness::new(&path);
-        for claim in
-            [Claim::Own { node: A, term: Term(0), first: true }, Claim::Register { primary: A, standby: B, term: T }]
-        {
-            assert!(matches!(setup.ask(VM, claim), Ok(Verdict::Granted(_))));
-        }
-        let claims =
-            [Claim::GoAlone { primary: A, standby: B, term: T }, Claim::TakeOver { primary: A, standby: B, term: T }];
-        let granted: usize = thread::scope(|scope| {
-            let asks = claims.map(|claim| {
-                let mut witness = FileWitness::new(&path);
-                scope.spawn(move || usize::from(matches!(witness.ask(VM, claim), Ok(Verdict::Granted(_)))))
-            });
-            asks.into_iter().map(|ask| ask.join().unwrap()).sum()
-        });
-        assert_eq!(granted, 1);
-        let stored = FileWitness::new(&path).read().unwrap().unwrap();
-        assert!(matches!(stored.record, Record::Solo { term, .. } if term == T.next()));
-        assert_eq!(stored.vm, Some(VM));
-    }
-
-    #[test]
-    fn a_record_of_before_there_were_disks_in_it_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vm");
-        fs::write(&path, r#"{"state":"stopped","term":7}"#).unwrap();
-        let mut witness = FileWitness::new(&path);
-        let record = Record::Stopped { term: Term(7), disks: Term(0) };
-        assert_eq!(witness.read().unwrap(), Some(Stored { vm: None, record }));
-        let start = |node, disks| Claim::Start { node, disks, waited: false };
-        assert!(matches!(witness.ask(VM, start(A, DiskState::Fresh)), Ok(Verdict::Granted(_))));
-        let stop = Claim::Stop { node: A, term: Term(8), disks: Term(8) };
-        assert!(matches!(witness.ask(VM, stop), Ok(Verdict::Granted(_))));
-        assert!(matches!(witness.ask(VM, start(B, DiskState::Ended(Term(7)))), Ok(Verdict::Refused(_))));
-    }
-
-    #[test]
-    fn a_node_of_before_hosts_had_names_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vm");
-        fs::write(&path, r#"{"state":"solo","owner":77,"term":7}"#).unwrap();
-        let mut witness = FileWitness::new(&path);
-        assert_eq!(witness.read().unwrap().unwrap().record.term(), Term(7));
-        assert!(matches!(witness.ask(VM, Claim::Force { node: A, term: Term(7) }), Ok(Verdict::Granted(_))));
-    }
-
-    #[test]
-    fn one_vm_does_not_touch_the_record_of_another() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vm");
-        let mut witness = FileWitness::new(&path);
-        let own = Claim::Own { node: A, term: T, first: true };
-        assert!(matches!(witness.ask(VM, own), Ok(Verdict::Granted(_))));
-        let error = witness.ask(VmId(8), own).unwrap_err();
-        assert!(matches!(error, WitnessError::OtherVm { found: VM, .. }), "{error}");
-    }
-
-    #[test]
-    fn a_term_that_cannot_be_is_damage() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vm");
-        let text = format!(r#"{{"state":"stopped","term":{}}}"#, u64::MAX);
-        fs::write(&path, &text).unwrap();
-        let force = Claim::Force { node: A, term: Term(u64::MAX) };
-        assert!(matches!(FileWitness::new(&path).ask(VM, force), Err(WitnessError::Implausible { .. })));
-        assert_eq!(fs::read_to_string(&path).unwrap(), text);
-    }
-
-    #[test]
-    fn errors_name_the_file_and_a_foreign_file_is_not_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let missing = folder.path().join("no/such/folder/vm");
-        let error = FileWitness::new(&missing).read().unwrap_err();
-        assert!(chain(&error).contains("no/such/folder/vm"), "{error}");
-        let foreign = folder.path().join("foreign");
-        fs::write(&foreign, "hello").unwrap();
-        assert!(matches!(
-            FileWitness::new(&foreign).ask(VM, Claim::Own { node: A, term: T, first: true }),
-            Err(WitnessError::Corrupt { .. })
-        ));
-        assert_eq!(fs::read(&foreign).unwrap(), b"hello");
-    }
-}
+mod tests;

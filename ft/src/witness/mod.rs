@@ -1,4 +1,4 @@
-//! Who keeps the witness's record: the trait, a locked file, etcd, and the thread that asks.
+//! Who keeps the witness's record: the trait, a file, etcd, and the thread that asks.
 //!
 //! ```text
 //!  engine, door, ft-open --questions--> asker --> FileWitness | EtcdWitness --> ft_proto::witness::judge
@@ -8,6 +8,8 @@ mod address;
 mod asker;
 mod etcd;
 mod file;
+mod folder;
+mod kept;
 
 use std::io;
 use std::path::PathBuf;
@@ -66,6 +68,52 @@ pub enum WitnessError {
         /// What is wrong with each of them.
         reasons: Vec<String>,
     },
+    /// A symbolic link to nothing.
+    #[error(
+        "{} is a symbolic link to nothing: is the file system mounted that it leads to? If the record is to be made there, \
+         name the file itself", path.display()
+    )]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+    },
+    /// The record's place holds what no record is kept in.
+    #[error("{place} is {why}: that is no witness record")]
+    Unfit {
+        /// Which file or etcd key.
+        place: String,
+        /// What it is.
+        why: &'static str,
+    },
+    /// The place leads elsewhere than it did, or to the record of another witness.
+    #[error("{place} is not the witness it was: was its file system unmounted or the file replaced?")]
+    NotTheSame {
+        /// Which file or etcd key.
+        place: String,
+    },
+    /// The place has a record again that was replaced before.
+    #[error("{place} is older than it was: was a backup restored?")]
+    Older {
+        /// Which file or etcd key.
+        place: String,
+    },
+    /// A file without a number, and numbered ones that know nothing of it.
+    #[error(
+        "{place} was written by an earlier release, or by hand, and {place}.~N~ by this one: while no host runs the VM, \
+         remove those that do not count"
+    )]
+    Mixed {
+        /// Which file.
+        place: String,
+    },
+    /// Others write all the time.
+    #[error("the record at {place} changed {rounds} times in a row")]
+    Contended {
+        /// Which file or etcd key.
+        place: String,
+        /// How often.
+        rounds: u32,
+    },
     /// What asking needs of this host could not be had.
     #[error("cannot ask the witness")]
     Local(#[source] io::Error),
@@ -82,32 +130,43 @@ pub struct Stored {
     pub record: Record,
 }
 
-impl Stored {
-    /// Refuses what no release of this program has written.
-    fn checked(self, place: impl FnOnce() -> String) -> Result<Self, WitnessError> {
-        if self.record.is_plausible() { Ok(self) } else { Err(WitnessError::Implausible { place: place() }) }
+/// What a keeper is to make of the record.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// What the claim of a VM makes of it.
+    Claim(VmId, Claim),
+    /// The first one.
+    Create(Stored),
+}
+
+impl Change {
+    /// Whether it may follow what is stored, and what is to be stored then.
+    fn judge(
+        self,
+        stored: Option<Stored>,
+        place: impl FnOnce() -> String,
+    ) -> Result<(Verdict, Option<Stored>), WitnessError> {
+        let (vm, verdict) = match self {
+            Self::Create(Stored { vm, record }) => {
+                (vm, stored.map_or(Verdict::Granted(record), |stored| Verdict::Refused(Some(stored.record))))
+            }
+            Self::Claim(vm, claim) => {
+                if let Some(found) = stored.and_then(|stored| stored.vm).filter(|found| *found != vm) {
+                    return Err(WitnessError::OtherVm { place: place(), found, vm });
+                }
+                (Some(vm), judge(stored.map(|stored| stored.record), claim))
+            }
+        };
+        let next = match verdict {
+            Verdict::Granted(record) => Some(Stored { vm, record }),
+            Verdict::Refused(_) => None,
+        };
+        Ok((verdict, next))
     }
 }
 
-/// Whether the claim of a VM may follow what is stored, and what is to be stored then.
-fn judge_for(
-    vm: VmId,
-    stored: Option<Stored>,
-    claim: Claim,
-    place: impl FnOnce() -> String,
-) -> Result<(Verdict, Option<Stored>), WitnessError> {
-    if let Some(found) = stored.and_then(|stored| stored.vm).filter(|found| *found != vm) {
-        return Err(WitnessError::OtherVm { place: place(), found, vm });
-    }
-    let verdict = judge(stored.map(|stored| stored.record), claim);
-    let next = match verdict {
-        Verdict::Granted(record) => Some(Stored { vm: Some(vm), record }),
-        Verdict::Refused(_) => None,
-    };
-    Ok((verdict, next))
-}
-
-/// Keeper of the record of one VM. Implementations compare and swap with `ft_proto::witness::judge`.
+/// Keeper of the record of one VM. Implementations compare and swap with `ft_proto::witness::judge`, and
+/// refuse a record of another witness than the one that they have seen (see `kept.rs`).
 pub trait Witness: Send {
     /// The record, if there is one.
     ///
@@ -121,6 +180,11 @@ pub trait Witness: Send {
     /// When the record is another VM's, or the keeper cannot be reached: whether the claim took effect is unknown then. It may do so later, but not after a
     /// later claim of this keeper has been granted.
     fn ask(&mut self, vm: VmId, claim: Claim) -> Result<Verdict, WitnessError>;
+    /// Makes the first record on an operator's word, and only where there is none: otherwise that one is in the refusal.
+    ///
+    /// # Errors
+    /// As for [`Self::ask`].
+    fn create(&mut self, stored: Stored) -> Result<Verdict, WitnessError>;
 }
 
 /// An error with all of its sources, in one line.

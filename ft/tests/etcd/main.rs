@@ -6,7 +6,7 @@ mod rig;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Permission, PermissionType, PutOptions, UserAddOptions};
+use etcd_client::{AlarmAction, AlarmType, Client, Permission, PermissionType, PutOptions, UserAddOptions};
 use ft::Stored;
 use ft::chain;
 use ft::witness::{EtcdAddress, EtcdWitness, Witness, WitnessError};
@@ -238,4 +238,58 @@ fn what_is_no_record_is_not_overwritten() {
     assert!(chain(&error).starts_with("/pollux/vm1 is not a witness record"), "{error}");
     let got = async |mut client: Client| client.get("/pollux/vm1", None).await.unwrap();
     assert_eq!(etcd(&cluster, got).kvs()[0].value(), b"hello");
+}
+
+#[test]
+fn another_witness_under_the_key_is_not_asked() {
+    let cluster = Cluster::one();
+    let key = "/pollux/vm1";
+    let mut witness = cluster.witness(key);
+    assert!(granted(&mut witness, OWN));
+    let taken = etcd(&cluster, async |mut client| client.get(key, None).await.unwrap().take_kvs().remove(0));
+    let put = async |mut client: Client| client.put(key, taken.value(), None::<PutOptions>).await.unwrap();
+    assert!(granted(&mut witness, REGISTER));
+    // A backup of etcd is restored.
+    etcd(&cluster, put);
+    let error = witness.ask(VM, OVER).unwrap_err();
+    assert!(matches!(error, WitnessError::Older { .. }), "{error}");
+    // The key is made anew behind our back, for another pair of hosts.
+    etcd(&cluster, async |mut client| client.delete(key, None).await.unwrap());
+    assert!(granted(&mut cluster.witness(key), OWN));
+    for error in [witness.read().unwrap_err(), witness.ask(VM, OVER).unwrap_err()] {
+        assert!(error.to_string().contains("/pollux/vm1 is not the witness it was"), "{error}");
+    }
+    // It is lost before our eyes: then whoever makes it anew may do so.
+    etcd(&cluster, async |mut client| client.delete(key, None).await.unwrap());
+    assert_eq!(patiently(|| witness.read()), None);
+    let made = Stored { vm: Some(VM), record: Record::Solo { owner: A, term: T, since: T } };
+    assert_eq!(patiently(|| cluster.witness(key).create(made)), Verdict::Granted(made.record));
+    assert!(granted(&mut witness, REGISTER));
+}
+
+#[test]
+fn a_full_database_is_told_as_such_and_refuses_nothing() {
+    let cluster = Cluster::one();
+    let mut witness = cluster.witness("/pollux/vm1");
+    assert!(granted(&mut witness, OWN));
+    etcd(&cluster, async |mut client| {
+        client.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await.unwrap();
+    });
+    let reasons = std::iter::repeat_with(|| chain(&witness.ask(VM, REGISTER).unwrap_err())).take(30);
+    let reason = { reasons }.find(|reason| !reason.contains(LATE)).unwrap();
+    assert!(reason.contains("NOSPACE alarm: the database is full"), "{reason}");
+    etcd(&cluster, async |mut client| {
+        client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await.unwrap();
+    });
+    assert!(granted(&mut witness, REGISTER));
+}
+
+#[test]
+fn what_is_too_large_for_a_record_is_not_parsed() {
+    let cluster = Cluster::one();
+    let large = vec![b' '; 1 << 20];
+    etcd(&cluster, async |mut client| client.put("/pollux/vm1", large, None::<PutOptions>).await.unwrap());
+    let reads = || cluster.witness("/pollux/vm1").read().unwrap_err();
+    let error = std::iter::repeat_with(reads).take(30).find(|error| !chain(error).contains(LATE)).unwrap();
+    assert_eq!(error.to_string(), "/pollux/vm1 is too large: that is no witness record");
 }

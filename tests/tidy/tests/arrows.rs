@@ -9,7 +9,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("ft/proto", &[]),
     ("ft", &["ft-proto", "urgency"]),
     ("log-limit", &[]),
-    ("pollux", &[]),
+    ("pollux", &["ft", "ft-proto"]),
     ("urgency", &[]),
     ("vhost-user-blk-repl", &["device-counters", "device-vring", "ft-proto", "log-limit", "urgency"]),
     ("vhost-user-net-buffer", &["device-counters", "device-vring", "ft-proto", "log-limit", "urgency"]),

@@ -1,0 +1,230 @@
+//! `pollux witness`: shows a witness's record, and makes one where there is none, with the engine's own keepers.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use ft::witness::{Witness, WitnessError};
+use ft::{Stored, WitnessAddress, chain};
+use ft_proto::text::clean;
+use ft_proto::witness::{DiskState, Record, Verdict};
+use ft_proto::{NodeId, Term, VmId};
+use serde::Deserialize;
+
+use crate::args::{Create, WitnessCommand};
+use crate::client::{Client, ClientError};
+use crate::commands::{CommandError, show};
+
+/// How long a witness may take: a file server that is dead does so for ever.
+const LIMIT: Duration = Duration::from_secs(10);
+/// The program that knows the records of images.
+const BLK_REPL: &str = "vhost-user-blk-repl";
+
+/// Why a record was not shown or made.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The witness cannot be asked.
+    #[error("{0}")]
+    Keeper(String),
+    /// It does not answer.
+    #[error("the witness at {0} has not answered within {limit} s: whether anything was done is unknown", limit = LIMIT.as_secs())]
+    Silent(String),
+    /// There is no record.
+    #[error("the witness at {0} has no record: see `pollux witness create --help`")]
+    None(String),
+    /// There is one.
+    #[error("the witness at {place} has a record, which stays: {record}")]
+    Exists {
+        /// Where.
+        place: String,
+        /// In words.
+        record: String,
+    },
+    /// The program that is asked about an image.
+    #[error("cannot ask {BLK_REPL} about {}: {reason}", image.display())]
+    Image {
+        /// The image.
+        image: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The image is not one to make a record by.
+    #[error("{} does not say whose it is: {reason}", image.display())]
+    NoRecord {
+        /// The image.
+        image: PathBuf,
+        /// What it says.
+        reason: String,
+    },
+    /// What the VMM says makes no record.
+    #[error("the VMM at {} {reason}", socket.display())]
+    Vmm {
+        /// Its API socket.
+        socket: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Why it was not done.
+pub fn run(command: &WitnessCommand) -> Result<(), CommandError> {
+    match command {
+        WitnessCommand::Show { place, json } => {
+            let stored = ask(place, |keeper| keeper.read())?.ok_or_else(|| RecordError::None(place.to_string()))?;
+            if *json {
+                return show(&serde_json::to_value(stored).map_err(ClientError::from)?);
+            }
+            Ok(writeln!(io::stdout(), "{}", in_words(&stored))?)
+        }
+        WitnessCommand::Create(create) => make(create),
+    }
+}
+
+fn make(create: &Create) -> Result<(), CommandError> {
+    let (stored, hint) = match create {
+        Create { image: Some(image), .. } => of_image(image)?,
+        Create { from: Some(socket), .. } => (of_vmm(socket)?, None),
+        _ => (of_words(create), None),
+    };
+    match ask(&create.place, move |keeper| keeper.create(stored))? {
+        Verdict::Granted(_) => {}
+        Verdict::Refused(record) => {
+            let place = create.place.to_string();
+            let record = record.map_or_else(String::new, |record| in_words(&Stored { vm: None, record }));
+            return Err(RecordError::Exists { place, record }.into());
+        }
+    }
+    let mut out = io::stdout();
+    writeln!(out, "{}", in_words(&stored))?;
+    if let Some(hint) = hint {
+        writeln!(out, "{hint}")?;
+    }
+    Ok(())
+}
+
+/// What the operator says.
+fn of_words(create: &Create) -> Stored {
+    let term = create.term.unwrap_or_default();
+    let record = match create.runs {
+        Some(owner) => Record::Solo { owner, term, since: term },
+        None => Record::Stopped { term, disks: create.disks.unwrap_or(term) },
+    };
+    Stored { vm: create.vm, record }
+}
+
+/// What is told of an image.
+#[derive(Debug, Deserialize)]
+struct Told {
+    vm: Option<VmId>,
+    #[serde(default)]
+    term: Term,
+    #[serde(default)]
+    ended: Term,
+    state: DiskState,
+    reason: Option<String>,
+}
+
+/// The VM was last run in the term that its disks say, and is started from disks that are as new. With it, what else is to be done.
+fn of_image(image: &Path) -> Result<(Stored, Option<String>), RecordError> {
+    let failed = |reason: String| RecordError::Image { image: image.to_owned(), reason: clean(&reason) };
+    let output = Command::new(program()).arg("record").arg(image).arg("--json").output();
+    let output = output.map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    let told: Told = serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
+    let none = |reason: &str| RecordError::NoRecord { image: image.to_owned(), reason: clean(reason) };
+    let reason = told.reason.as_deref();
+    if told.state == DiskState::Unusable {
+        return Err(none(reason.unwrap_or("nothing can be started from it")));
+    }
+    let vm = told.vm.ok_or_else(|| none(reason.unwrap_or("it has no record, or an earlier release wrote it")))?;
+    let newest = told.state.term();
+    let term = newest.max(told.term).max(told.ended);
+    let record = Record::Stopped { term, disks: newest };
+    if !record.is_plausible() {
+        return Err(none("its term cannot be"));
+    }
+    let hint = matches!(told.state, DiskState::Copy(_)).then(|| {
+        format!("the image is a copy: if it is the newest there is, start pollux-vmm here with --ft role=primary,force={term}")
+    });
+    Ok((Stored { vm: Some(vm), record }, hint))
+}
+
+/// It is installed where we are, or where the shell finds it.
+fn program() -> PathBuf {
+    let beside = std::env::current_exe().ok().map(|path| path.with_file_name(BLK_REPL));
+    beside.filter(|path| path.exists()).unwrap_or_else(|| BLK_REPL.into())
+}
+
+/// What `ft.status` answers, as far as it matters.
+#[derive(Debug, Deserialize)]
+struct Status {
+    role: String,
+    state: String,
+    term: Term,
+    vm: Option<VmId>,
+    node: NodeId,
+}
+
+/// The VM runs there, and nowhere else.
+fn of_vmm(socket: &Path) -> Result<Stored, CommandError> {
+    let status = Client::new(socket)?.get("ft.status")?;
+    let Status { role, state, term, vm, node } = serde_json::from_value(status).map_err(ClientError::from)?;
+    let refused = |reason: String| RecordError::Vmm { socket: socket.to_owned(), reason };
+    if role != "solo" {
+        let reason = match role.as_str() {
+            "primary" => {
+                "has a standby, and makes a lost record anew by itself; to change the witness, `ft stop` first"
+            }
+            _ => "does not run the VM: ask the one that does",
+        };
+        return Err(refused(format!("{reason} (role {}, state {})", clean(&role), clean(&state))).into());
+    }
+    let record = Record::Solo { owner: node, term, since: term };
+    match vm {
+        Some(vm) if record.is_plausible() => Ok(Stored { vm: Some(vm), record }),
+        _ => Err(refused("names no VM, or a term that cannot be".to_owned()).into()),
+    }
+}
+
+/// Has a keeper do something, and waits, but not for ever.
+fn ask<T: Send + 'static>(
+    place: &WitnessAddress,
+    act: impl FnOnce(&mut dyn Witness) -> Result<T, WitnessError> + Send + 'static,
+) -> Result<T, RecordError> {
+    let (told, answer) = mpsc::channel();
+    let mut keeper = place.keeper();
+    // Nobody listens any more when the answer comes too late; the process has ended by then.
+    thread::spawn(move || drop(told.send(act(&mut *keeper))));
+    let answer = answer.recv_timeout(LIMIT).map_err(|_| RecordError::Silent(place.to_string()))?;
+    answer.map_err(|error| RecordError::Keeper(clean(&chain(&error))))
+}
+
+/// A record in words.
+fn in_words(stored: &Stored) -> String {
+    let vm = stored.vm.map_or_else(|| "the VM".to_owned(), |vm| format!("VM {vm}"));
+    match stored.record {
+        Record::Protected { primary, standby, term } => {
+            format!("{vm} is protected in term {term}: node {primary} runs it, node {standby} may take over")
+        }
+        Record::Solo { owner, term, since } if since == term => {
+            format!("{vm} is run in term {term} by node {owner}, and by nobody else since")
+        }
+        Record::Solo { owner, term, since } => {
+            format!("{vm} is run in term {term} by node {owner}, and by nobody else since term {since}")
+        }
+        Record::Stopped { term, disks: Term(0) } => {
+            format!("{vm} is shut down, in term {term}; any disks of it may start it")
+        }
+        Record::Stopped { term, disks } => {
+            format!("{vm} is shut down, in term {term}; disks that it ran from in term {disks} or later may start it")
+        }
+    }
+}
