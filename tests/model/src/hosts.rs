@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ft_proto::witness::{Claim, Record, Verdict};
+use ft_proto::witness::{Claim, DiskState, Record, Verdict};
 use ft_proto::{Action, CutKind, Epoch, Input, LinkId, NodeId, OnPartition, Settings, State, Time, WitnessAnswer};
 
 use crate::system::{Msg, Stream, Sys, Told};
@@ -60,6 +60,8 @@ impl Sys {
                     self.told[session].taken = Some(committed.0);
                 }
                 self.hosts[at].holds = false;
+                self.hosts[at].disk = DiskState::Alone(term);
+                self.runner = at;
                 self.send_up(at, Msg::Lost);
             }
             Action::GoAlone(_) => {
@@ -96,6 +98,7 @@ impl Sys {
         let id = self.hosts[at].node.as_ref().map(|node| node.id());
         if let Some(stream) = &mut self.stream
             && Some(stream.primary.1) == id
+            && stream.down_open
             && stream.down.last() != Some(&Msg::Lost)
         {
             let ends = matches!(msg, Msg::Bye(_) | Msg::Yield(_));
@@ -110,6 +113,7 @@ impl Sys {
         let id = self.hosts[at].node.as_ref().map(|node| node.id());
         if let Some(stream) = &mut self.stream
             && Some(stream.standby) == id
+            && stream.up_open
             && stream.up.last() != Some(&Msg::Lost)
         {
             let ends = matches!(msg, Msg::Bye(_));
@@ -123,7 +127,10 @@ impl Sys {
     /// The stream ends for both.
     pub(crate) fn end_stream(&mut self, truncate: bool) {
         let Some(stream) = &mut self.stream else { return };
-        for queue in [&mut stream.down, &mut stream.up] {
+        for (open, queue) in [(stream.down_open, &mut stream.down), (stream.up_open, &mut stream.up)] {
+            if !open {
+                continue;
+            }
             if truncate {
                 queue.clear();
             }
@@ -137,6 +144,7 @@ impl Sys {
     pub(crate) fn down(&mut self) -> Option<()> {
         let stream = self.stream.as_mut()?;
         let msg = stream.down.remove(0);
+        stream.down_open &= msg != Msg::Lost;
         let at = 1 - stream.primary.0;
         if self.hosts[at].node.as_ref()?.id() != stream.standby {
             return Some(());
@@ -156,6 +164,7 @@ impl Sys {
     pub(crate) fn up(&mut self) -> Option<()> {
         let stream = self.stream.as_mut()?;
         let msg = stream.up.remove(0);
+        stream.up_open &= msg != Msg::Lost;
         let (at, id) = stream.primary;
         let (session, peer, term) = (stream.session, stream.standby, stream.term);
         if self.hosts[at].node.as_ref()?.id() != id {
@@ -165,6 +174,7 @@ impl Sys {
         let input = match msg {
             Msg::Welcome => {
                 self.hosts[at].session = Some(session);
+                self.hosts[at].first = false;
                 self.hosts[at].node.as_mut()?.adopt_term(term);
                 Input::SessionOpened { peer }
             }
@@ -184,7 +194,7 @@ impl Sys {
         let peer = self.hosts[other].node.as_ref()?;
         let (standby, its_term) = (peer.id(), peer.term());
         let waits = matches!(peer.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady);
-        let on_record = matches!(self.record, Some(Record::Solo { owner, .. }) if owner == id);
+        let on_record = matches!(self.record, Some(Record::Solo { owner, term: t, .. }) if owner == id && t == term);
         // An answer to an old question: that reign has had its session.
         let used = self.hosts[at].node.as_ref().is_none_or(|node| term <= node.term());
         if used || !waits || !on_record || term < its_term {
@@ -197,9 +207,19 @@ impl Sys {
         self.told.push(Told::default());
         self.hosts[other].session = Some(session);
         let primary = (at, id);
-        self.stream = Some(Stream { session, primary, standby, term, down: Vec::new(), up: vec![Msg::Welcome] });
+        let (down_open, up_open) = (true, true);
+        let (down, up) = (Vec::new(), vec![Msg::Welcome]);
+        self.stream = Some(Stream { session, primary, standby, term, down_open, down, up_open, up });
+        self.hosts[other].disk = DiskState::Unusable;
         self.input(other, Input::PrimaryJoined { peer: id, term, disks: 0 });
         Some(())
+    }
+
+    /// The first copy is complete; disks say that there is another one before anybody may count on it.
+    pub(crate) fn synced(&mut self, at: usize) {
+        let Some(node) = &self.hosts[at].node else { return };
+        self.hosts[at].disk = DiskState::Protected(node.term());
+        self.input(at, Input::Synced);
     }
 
     /// A node looks at its clock again and again without having heard anything; then its clock stands still again.
@@ -230,6 +250,8 @@ impl Sys {
                 let alone = self.hosts[at].node.as_ref().is_some_and(|node| node.state() == State::Solo);
                 self.hosts[at].owned = alone.then_some(record.term());
             }
+            WitnessAnswer::Judged(claim @ Claim::Start { .. }, verdict) => self.start_judged(at, claim, verdict),
+            WitnessAnswer::Unreachable(Claim::Start { .. }, _) => {}
             WitnessAnswer::Judged(Claim::Own { .. }, _) | WitnessAnswer::Unreachable(Claim::Own { .. }, _) => {}
             answer => self.input(at, Input::Witness(answer)),
         }

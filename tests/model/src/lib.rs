@@ -5,8 +5,10 @@
 //! wrongly. So what holds here holds for every timing. Pages and disks are taken out too: an epoch is its number.
 #![forbid(unsafe_code)]
 
+mod disks;
 mod hosts;
 mod properties;
+mod reduce;
 mod system;
 
 pub use properties::Possible;

@@ -21,6 +21,12 @@ impl Possible {
     pub const WITHDRAWING: &str = "a standby withdraws a claim";
     /// A primary is fenced.
     pub const FENCED: &str = "a primary is fenced";
+    /// The host that ran the VM last starts it again.
+    pub const STARTED: &str = "the host that ran the VM last starts it again";
+    /// A standby's starts it, having waited for the other one.
+    pub const WAITED: &str = "a standby's host starts the VM, having waited for the other one";
+    /// A lost record is written again.
+    pub const RESTORED: &str = "a lost record is written again";
 }
 
 /// All properties.
@@ -58,6 +64,12 @@ pub(crate) fn all() -> Vec<Property<System>> {
                 _ => true,
             }
         }),
+        Property::always("no host starts the VM by itself that another one has run since", |_, sys: &Sys| {
+            !sys.started.stale
+        }),
+        Property::sometimes(Possible::STARTED, |_, sys: &Sys| sys.started.last),
+        Property::sometimes(Possible::WAITED, |_, sys: &Sys| sys.started.waited),
+        Property::sometimes(Possible::RESTORED, |_, sys: &Sys| sys.restored),
         Property::sometimes(Possible::TAKEOVER, |_, sys: &Sys| sys.told.iter().any(|told| told.taken.is_some())),
         Property::sometimes(Possible::ALONE, |_, sys: &Sys| {
             sys.told.iter().any(|told| told.protected && told.released == u64::MAX)

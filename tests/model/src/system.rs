@@ -1,7 +1,7 @@
 //! What can be in a state, and what can happen in it.
 
-use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
-use ft_proto::{Input, Node, NodeId, OnPartition, State, Term, WitnessAnswer};
+use ft_proto::witness::{Claim, DiskState, Record, Verdict, judge};
+use ft_proto::{Beat, Input, LinkId, Node, NodeId, OnPartition, State, Term, WitnessAnswer};
 use stateright::{Model, Property};
 
 use crate::hosts::{T0, settings};
@@ -14,7 +14,7 @@ pub struct Bounds {
     pub sessions: usize,
     /// Epochs of each session.
     pub epochs: u64,
-    /// Crashes of hosts; each may restart as an empty standby.
+    /// Crashes of hosts; each may restart with its disks, as a standby that has nothing in memory.
     pub crashes: u32,
     /// Times that the stream is reset, with or without what was in it.
     pub breaks: u32,
@@ -22,6 +22,14 @@ pub struct Bounds {
     pub losses: u32,
     /// Wishes of operators: stop the protection, yield the VM.
     pub wishes: u32,
+    /// Questions of hosts that are back whether they may start the VM.
+    pub starts: u32,
+    /// Times that the witness loses its record.
+    pub record_losses: u32,
+    /// Times that the record is read by who runs the VM.
+    pub looks: u32,
+    /// Beats that nobody sent, in the name of the peer.
+    pub forged: u32,
 }
 
 /// Something between the two hosts, in order.
@@ -52,8 +60,12 @@ pub struct Stream {
     pub standby: NodeId,
     /// Its term.
     pub term: Term,
+    /// Whether the standby may get more.
+    pub down_open: bool,
     /// What is on its way to the standby.
     pub down: Vec<Msg>,
+    /// Whether the primary may get more.
+    pub up_open: bool,
     /// What is on its way to the primary.
     pub up: Vec<Msg>,
 }
@@ -80,6 +92,28 @@ pub struct Host {
     pub owned: Option<Term>,
     /// Which session its node takes part in.
     pub session: Option<usize>,
+    /// What its disks have on record.
+    pub disk: DiskState,
+    /// Its VM has never been on record at the witness.
+    pub first: bool,
+}
+
+impl Host {
+    pub(crate) fn down() -> Self {
+        let (node, owned, session) = (None, None, None);
+        Self { node, holds: false, owned, session, disk: DiskState::None, first: false }
+    }
+}
+
+/// Starts that there were.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Started {
+    /// On the host that ran the VM last.
+    pub last: bool,
+    /// On a host that had waited for that one.
+    pub waited: bool,
+    /// By itself on a host that another one had run the VM after.
+    pub stale: bool,
 }
 
 /// A state of the whole system.
@@ -97,8 +131,16 @@ pub struct Sys {
     pub answers: Vec<(NodeId, WitnessAnswer)>,
     /// The stream, if one was opened.
     pub stream: Option<Stream>,
+    /// What was read of the record, on its way to who runs the VM.
+    pub reads: Vec<(NodeId, Option<Record>)>,
     /// By session.
     pub told: Vec<Told>,
+    /// The host that ran the VM last.
+    pub runner: usize,
+    /// What starts there were.
+    pub started: Started,
+    /// Whether a lost record was written again.
+    pub restored: bool,
     /// Name of the next node.
     pub next_node: u64,
     /// What may still go wrong.
@@ -124,10 +166,14 @@ pub enum LateClaims {
 /// What may still go wrong.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Left {
-    crashes: u32,
-    breaks: u32,
-    losses: u32,
-    wishes: u32,
+    pub(crate) crashes: u32,
+    pub(crate) breaks: u32,
+    pub(crate) losses: u32,
+    pub(crate) wishes: u32,
+    pub(crate) starts: u32,
+    pub(crate) record_losses: u32,
+    pub(crate) looks: u32,
+    pub(crate) forged: u32,
 }
 
 /// Something that can happen. Numbers are hosts, or places in queues.
@@ -170,8 +216,32 @@ pub enum Act {
     Retry(usize),
     /// A host dies.
     Crash(usize),
-    /// It is back, as an empty standby.
+    /// It is back, with its disks, and stands by.
     Restart(usize),
+    /// It asks whether it may start the VM.
+    Start {
+        /// Which.
+        at: usize,
+        /// It has waited for the other one for as long as an operator said.
+        waited: bool,
+    },
+    /// Disks note what they were told.
+    Note(usize),
+    /// The witness loses its record.
+    LoseRecord,
+    /// The record is read for a node that runs the VM.
+    Look(usize),
+    /// What was read arrives.
+    Read(usize),
+    /// A node gets a beat in the name of its peer that the peer has not sent.
+    Forge {
+        /// Which.
+        at: usize,
+        /// What it says.
+        term: Term,
+        /// What it says.
+        runs: bool,
+    },
     /// An operator ends the protection.
     Stop(usize),
     /// A device dies: the VM shall go on at the standby.
@@ -189,6 +259,10 @@ pub enum Flaw {
     GrantsAll,
     /// A record that a grant leaves as it is does not count as changed.
     UnwrittenGrants,
+    /// The witness lets any host start the VM when it has no record.
+    StartsOnAbsence,
+    /// A primary writes a lost record again without having heard of its standby since.
+    RestoresAtOnce,
 }
 
 /// The system within its bounds.
@@ -209,22 +283,27 @@ impl Model for System {
     type Action = Act;
 
     fn init_states(&self) -> Vec<Sys> {
-        let host = |node| Host { node: Some(node), holds: false, owned: None, session: None };
-        let Bounds { crashes, breaks, losses, wishes, .. } = self.bounds;
+        let host = |node, disk, first| Host { node: Some(node), disk, first, ..Host::down() };
+        let Bounds { crashes, breaks, losses, wishes, starts, record_losses, looks, forged, .. } = self.bounds;
         let settings = settings(self.policy);
+        let ran = DiskState::Alone(Term(1));
         vec![Sys {
             hosts: [
-                host(Node::solo(NodeId::numbered(1, 1), Term(1), settings, T0)),
-                host(Node::standby(NodeId::numbered(2, 1), settings, T0)),
+                host(Node::solo(NodeId::numbered(1, 1), Term(1), settings, T0), ran, true),
+                host(Node::standby(NodeId::numbered(2, 1), settings, T0), DiskState::Hole, false),
             ],
             record: None,
             asks: Vec::new(),
             late: Vec::new(),
             answers: Vec::new(),
             stream: None,
+            reads: Vec::new(),
             told: Vec::new(),
+            runner: 0,
+            started: Started::default(),
+            restored: false,
             next_node: 3,
-            left: Left { crashes, breaks, losses, wishes },
+            left: Left { crashes, breaks, losses, wishes, starts, record_losses, looks, forged },
             flaw: self.flaw,
             policy: self.policy,
             late_claims: self.late_claims,
@@ -249,20 +328,38 @@ impl Model for System {
             }
         }
         acts.extend((0..sys.late.len()).map(Act::JudgeLate));
+        acts.extend((0..sys.reads.len()).map(Act::Read));
+        if sys.left.record_losses > 0 && sys.record.is_some() {
+            acts.push(Act::LoseRecord);
+        }
         let next = |at: &usize| self.comes_next(&sys.answers, *at);
         acts.extend((0..sys.answers.len()).filter(next).map(Act::Answer));
     }
 
     fn next_state(&self, before: &Sys, act: Act) -> Option<Sys> {
         let mut sys = before.clone();
+        sys.happen(act)?;
+        let sys = sys.reduced();
+        (sys != *before).then_some(sys)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        properties::all()
+    }
+}
+
+impl Sys {
+    fn happen(&mut self, act: Act) -> Option<()> {
+        let sys = self;
         match act {
             Act::Own(at) => {
+                let first = sys.hosts[at].first;
                 let node = sys.hosts[at].node.as_ref()?;
-                let claim = Claim::Own { node: node.id(), term: node.term(), first: true };
+                let claim = Claim::Own { node: node.id(), term: node.term(), first };
                 sys.asks.push((node.id(), claim));
             }
             Act::Open(at) => sys.open(at)?,
-            Act::Synced(at) => sys.input(at, Input::Synced),
+            Act::Synced(at) => sys.synced(at),
             Act::Want(at) => sys.input(at, Input::CutWanted),
             Act::Down => sys.down()?,
             Act::Up => sys.up()?,
@@ -296,6 +393,22 @@ impl Model for System {
             Act::Retry(at) => sys.retry(at),
             Act::Crash(at) => sys.crash(at),
             Act::Restart(at) => sys.restart(at),
+            Act::Start { at, waited } => sys.ask_to_start(at, waited)?,
+            Act::Note(at) => sys.note(at),
+            Act::LoseRecord => {
+                sys.left.record_losses -= 1;
+                sys.record = None;
+                if sys.late_claims == LateClaims::Compared {
+                    sys.late.clear();
+                }
+            }
+            Act::Look(at) => sys.look(at),
+            Act::Read(at) => sys.read(at),
+            Act::Forge { at, term, runs } => {
+                sys.left.forged -= 1;
+                let beat = Beat { from: sys.hosts[at].node.as_ref()?.peer()?, term, runs };
+                sys.input(at, Input::Beat { link: LinkId::Heartbeat, at: T0, beat });
+            }
             Act::Stop(at) => {
                 sys.left.wishes -= 1;
                 sys.input(at, Input::StopRequested);
@@ -316,11 +429,7 @@ impl Model for System {
                 sys.input(at, Input::YieldRequested { reason: String::new() });
             }
         }
-        (sys != *before).then_some(sys)
-    }
-
-    fn properties(&self) -> Vec<Property<Self>> {
-        properties::all()
+        Some(())
     }
 }
 
@@ -336,7 +445,10 @@ impl System {
         if sys.left.crashes > 0 {
             acts.push(Act::Crash(at));
         }
-        acts.push(Act::Beat(at));
+        if sys.hosts[1 - at].node.as_ref().is_some_and(|other| other.peer() == Some(id)) {
+            acts.push(Act::Beat(at));
+        }
+        self.outside_actions(sys, at, acts);
         let asks_own = |claim: &Claim| matches!(claim, Claim::Own { node, .. } if *node == id);
         let pending = sys.asks.iter().any(|(_, claim)| asks_own(claim))
             || sys.answers.iter().any(|(_, answer)| asks_own(&answer.claim()));
@@ -359,6 +471,25 @@ impl System {
             _ => {}
         }
     }
+
+    /// What disks, the witness and strangers do.
+    fn outside_actions(&self, sys: &Sys, at: usize, acts: &mut Vec<Act>) {
+        let Some(node) = &sys.hosts[at].node else { return };
+        let starts = [false, true].map(|waited| Act::Start { at, waited });
+        let granted = |act: &Act| matches!(act, Act::Start { at, waited } if sys.start_claim(*at, *waited).is_some());
+        acts.extend(starts.into_iter().filter(granted));
+        if sys.left.starts > 0 && sys.left.crashes > 0 {
+            acts.push(Act::Note(at));
+        }
+        let looks = sys.left.looks > 0 && sys.reads.is_empty();
+        if looks && matches!(node.state(), State::Solo | State::Protected) {
+            acts.push(Act::Look(at));
+        }
+        if sys.left.forged > 0 && node.peer().is_some() {
+            let terms = Sys::forged_terms(node.term());
+            acts.extend(terms.iter().flat_map(|term| [true, false].map(|runs| Act::Forge { at, term: *term, runs })));
+        }
+    }
 }
 
 impl Sys {
@@ -369,15 +500,13 @@ impl Sys {
 
     /// The witness judges.
     pub(crate) fn rule(&mut self, claim: Claim) -> Verdict {
-        let verdict = match (self.flaw, claim) {
-            (Some(Flaw::GrantsAll), claim) => Verdict::Granted(wish(claim)),
-            (_, claim) => judge(self.record, claim),
-        };
+        let verdict = self.judged(claim);
         if let Verdict::Granted(record) = verdict {
             let written = self.record != Some(record) || self.flaw != Some(Flaw::UnwrittenGrants);
             if written && self.late_claims == LateClaims::Compared {
                 self.late.clear();
             }
+            self.restored |= self.record.is_none() && matches!(claim, Claim::Restore { .. });
             self.record = Some(record);
         }
         verdict
@@ -396,16 +525,5 @@ impl Sys {
     fn unanswered(&mut self, node: NodeId, claim: Claim) {
         self.left.losses -= 1;
         self.answers.push((node, WitnessAnswer::Unreachable(claim, String::new())));
-    }
-
-    fn crash(&mut self, at: usize) {
-        self.left.crashes -= 1;
-        self.hosts[at] = Host { node: None, holds: false, owned: None, session: None };
-        self.end_stream(true);
-    }
-
-    fn restart(&mut self, at: usize) {
-        self.hosts[at].node = Some(Node::standby(NodeId::numbered(2, self.next_node), settings(self.policy), T0));
-        self.next_node += 1;
     }
 }

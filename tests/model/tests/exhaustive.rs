@@ -4,7 +4,18 @@ use ft_proto::OnPartition;
 use protocol_model::{Bounds, Flaw, LateClaims, Possible, System};
 use stateright::{Checker as _, CheckerBuilder, Expectation, Model as _, Property};
 
-const ONE_SESSION: Bounds = Bounds { sessions: 1, epochs: 2, crashes: 0, breaks: 0, losses: 0, wishes: 0 };
+const ONE_SESSION: Bounds = Bounds {
+    sessions: 1,
+    epochs: 2,
+    crashes: 0,
+    breaks: 0,
+    losses: 0,
+    wishes: 0,
+    starts: 0,
+    record_losses: 0,
+    looks: 0,
+    forged: 0,
+};
 const TWO_SESSIONS: Bounds = Bounds { sessions: 2, ..ONE_SESSION };
 
 const JUDGED: LateClaims = LateClaims::Judged;
@@ -100,6 +111,44 @@ fn without_a_witness_both_go_on_if_the_policy_says_so() {
     let (broken, _) =
         found(System { bounds: ONE_SESSION, flaw: None, policy: Some(OnPartition::Both), late_claims: JUDGED });
     assert!(broken.len() >= 2, "{broken:?}");
+}
+
+#[test]
+fn a_blackout_is_ended_by_who_ran_last_or_was_told_not_to_wait() {
+    let bounds = Bounds { crashes: 2, starts: 2, epochs: 1, ..ONE_SESSION };
+    check(bounds, &[Possible::STARTED, Possible::WAITED, Possible::TAKEOVER, Possible::ALONE]);
+    check_with(LateClaims::Compared, Bounds { losses: 1, ..bounds }, &[Possible::STARTED, Possible::WAITED]);
+}
+
+#[test]
+fn a_lost_record_is_written_again_by_two_that_agree_and_nobody_else() {
+    let bounds = Bounds { record_losses: 1, looks: 1, crashes: 1, starts: 1, epochs: 3, ..ONE_SESSION };
+    check(bounds, &[Possible::RESTORED, Possible::STARTED, Possible::TAKEOVER]);
+    check(Bounds { losses: 1, crashes: 0, starts: 0, ..bounds }, &[Possible::RESTORED, Possible::ALONE]);
+}
+
+#[test]
+fn a_forged_beat_gives_the_vm_to_nobody() {
+    let bounds = Bounds { forged: 1, ..ONE_SESSION };
+    check(Bounds { crashes: 1, losses: 1, ..bounds }, &[Possible::TAKEOVER, Possible::ALONE]);
+    check(Bounds { epochs: 1, sessions: 2, ..bounds }, &[Possible::ALONE]);
+}
+
+#[test]
+fn a_blackout_with_a_lost_record_and_a_forged_beat() {
+    let bounds = Bounds { crashes: 2, starts: 2, epochs: 1, record_losses: 1, looks: 1, forged: 1, ..ONE_SESSION };
+    check(bounds, &[Possible::STARTED, Possible::WAITED, Possible::TAKEOVER]);
+}
+
+#[test]
+fn who_starts_or_restores_without_proof_is_caught() {
+    let bounds = Bounds { crashes: 2, starts: 2, epochs: 1, record_losses: 1, ..ONE_SESSION };
+    let with = |bounds, flaw| found(System { bounds, flaw: Some(flaw), policy: None, late_claims: JUDGED }).0;
+    let broken = with(bounds, Flaw::StartsOnAbsence);
+    assert!(broken.iter().any(|name| name.contains("starts the VM by itself")), "{broken:?}");
+    let bounds = Bounds { record_losses: 1, looks: 1, ..ONE_SESSION };
+    let broken = with(bounds, Flaw::RestoresAtOnce);
+    assert!(broken.iter().any(|name| name.contains("lets output out by itself")), "{broken:?}");
 }
 
 /// Takes minutes and gigabytes: for a change of the core.

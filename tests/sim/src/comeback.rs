@@ -36,7 +36,7 @@ impl World {
 
     fn claim(&mut self, claim: Claim) -> bool {
         let Verdict::Granted(record) = judge(self.witness.record, claim) else { return false };
-        self.witness.record = Some(record);
+        self.witness.write(record);
         true
     }
 
@@ -49,19 +49,19 @@ impl World {
         let other = (host + 1 + self.rng.index(self.hosts.len() - 1)) % self.hosts.len();
         let peer = NodeId::numbered(other as u64, self.rng.word());
         let term = self.witness.record.map_or(Term(0), |record| record.term());
-        self.hosts[other].image.record.receive(false);
+        self.hosts[other].image.record.receive(term, None, &Default::default());
         if self.rng.chance(300_000) {
             // The copy breaks off.
             return (host, node);
         }
         self.hosts[other].image.blocks = self.hosts[host].image.blocks;
-        self.hosts[other].image.record.received(1);
+        self.hosts[other].image.record.rename(1, &Default::default());
         let moves = self.claim(Claim::Register { primary: node, standby: peer, term })
             && self.rng.chance(600_000)
             && self.claim(Claim::TakeOver { primary: node, standby: peer, term });
         if moves {
             self.hosts[host].image.record.role = Role::Protected;
-            self.hosts[other].image.record.role = Role::Alone;
+            self.hosts[other].image.record.run_alone(term.next());
             self.write(other);
             return (other, peer);
         }
@@ -105,7 +105,7 @@ impl World {
                 continue;
             }
             let stale = self.hosts[host].image.blocks != self.newest;
-            self.moment(Moment::Booted { node, stale });
+            self.moment(Moment::Booted { node, stale, blocks: None });
             self.hosts[host].image.record.role = Role::Alone;
             return Some((host, node));
         }

@@ -31,6 +31,7 @@ impl World {
         match process.node.state() {
             // Nobody restarts a VM that runs; one that lost a device waits to be taken over.
             State::Solo if process.opening.is_none() && !process.broken => self.open(address, target),
+            State::Solo if process.broken => self.restart_soon(host),
             State::Fenced => self.restart_soon(host),
             State::StandbyEmpty | State::StandbySyncing | State::StandbyReady if process.broken => {
                 self.restart_soon(host);
@@ -160,30 +161,38 @@ impl World {
         process.node.adopt_term(term);
         process.disk.epoch = Epoch(1);
         let copy = Some(FirstCopy::default());
+        process.key = session;
         process.session = Session::Primary(PrimarySide { stream, session, copy, disk_in_sync: false });
         self.route_beats(address, target, settings.silence.map(|limit| limit / 6));
-        self.begin_mirror(address, disk, &record);
+        self.hosts[address.0].image.record.run_alone(term);
+        self.begin_mirror(address, disk, &record, term);
         self.after(Duration::from_micros(50), Event::CopyTick(address, disk));
         self.after(Duration::from_micros(50), Event::Tell(address, Message::Pump(session)));
         self.input(address, Input::SessionOpened { peer });
     }
 
     /// The two records say what may differ.
-    fn begin_mirror(&mut self, address: Address, stream: StreamId, standby: &crate::record::Record) {
+    fn begin_mirror(&mut self, address: Address, stream: StreamId, standby: &crate::record::Record, term: Term) {
         let base = self.rng.word();
         let host = &mut self.hosts[address.0];
-        let (todo, incremental) = host.image.record.plan(standby);
+        let ours = host.image.record.marks;
+        let (todo, common) = host.image.record.plan(standby);
+        let incremental = common.is_some();
         if let Some(process) = &mut host.process {
             let (todo, written) = (Some(todo), Default::default());
             process.disk.mirror = Some(Mirror { stream, todo, base, written, touched: true });
         }
         self.resyncs += u64::from(incremental);
         self.note(address.0, || format!("-> disk: incremental {incremental}, {todo:?}"));
-        self.send(address.0, stream, Payload::Begin { incremental });
+        self.send(address.0, stream, Payload::Begin { term, common, marks: ours });
     }
 
     /// A primary said hello.
     fn caller(&mut self, address: Address, stream: StreamId, node: NodeId, term: Term, from: usize) {
+        if self.hosts[address.0].full_until > self.now {
+            // It waits in the kernel, and is gone when somebody looks.
+            return;
+        }
         if let Some(reason) = self.objection(address, node, term) {
             self.note(address.0, || format!("refuses {node}: {reason}"));
             self.send(address.0, stream, Payload::Refuse);
@@ -196,6 +205,7 @@ impl World {
         let me = process.node.id();
         process.node.configure(settings, local);
         process.guest.pages = Default::default();
+        process.key = session;
         process.session = Session::Standby(Box::new(StandbySide {
             primary: node,
             primary_host: from,
@@ -241,7 +251,7 @@ impl World {
             return Some("the caller's term is older than this node's".to_owned());
         }
         match record {
-            Some(Some(Record::Solo { owner, .. })) if owner == node => None,
+            Some(Some(Record::Solo { owner, term: t, .. })) if owner == node && t == term => None,
             Some(_) => Some("the witness does not show the primary's record".to_owned()),
             None => Some("the witness cannot be reached".to_owned()),
         }
@@ -249,6 +259,9 @@ impl World {
 
     fn disk_caller(&mut self, address: Address, stream: StreamId, node: NodeId, session: u64) {
         // What was given to the image before is in it.
+        if self.hosts[address.0].full_until > self.now {
+            return;
+        }
         self.settled_blocks(address);
         let record = self.hosts[address.0].image.record;
         let Some(process) = self.process(address) else { return };

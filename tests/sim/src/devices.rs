@@ -108,6 +108,10 @@ pub(crate) struct Receiver {
     complete: Epoch,
     held: VecDeque<(Epoch, Write)>,
     closed: bool,
+    /// Blocks that were written since what is in the image is to be called by a new name.
+    pub(crate) fresh: Marks,
+    /// The primary has not said yet that it knows that name.
+    pub(crate) renaming: bool,
 }
 
 /// The disk device of one process.
@@ -135,6 +139,8 @@ impl Disk {
     /// Lets time pass for writes on their way to the image.
     pub(crate) fn settle(&mut self, now: Time, image: &mut DiskImage) {
         while let Some((_, block, value)) = self.applying.pop_front_if(|(due, ..)| *due <= now) {
+            // On stable storage before the write is.
+            image.record.mark(block);
             image.blocks[block] = value;
         }
     }
@@ -149,6 +155,9 @@ impl Disk {
         let Some(receiver) = &mut self.receiver else { return };
         let count = receiver.held.iter().take_while(|(epoch, _)| *epoch <= until).count();
         let writes: Vec<_> = receiver.held.drain(..count).collect();
+        for (_, write) in &writes {
+            receiver.fresh[write.block] = true;
+        }
         for (_, write) in writes {
             let due = self.due(now, latency);
             self.applying.push_back((due, write.block, write.value));
@@ -175,7 +184,15 @@ impl Disk {
     /// Standby: a new stream; the one before is closed.
     pub(crate) fn receive_from(&mut self, stream: StreamId) {
         let held = VecDeque::new();
-        self.receiver = Some(Receiver { stream, synced: None, complete: Epoch(0), held, closed: false });
+        self.receiver = Some(Receiver {
+            stream,
+            synced: None,
+            complete: Epoch(0),
+            held,
+            closed: false,
+            fresh: Marks::default(),
+            renaming: false,
+        });
     }
 
     /// Whether everything until the end of the epoch is here, and the image was a copy by then.
@@ -196,19 +213,24 @@ impl Disk {
         let Some(receiver) = self.receiver.as_mut().filter(|receiver| !receiver.closed) else { return Ok(None) };
         match payload {
             Payload::Block { block, value } if receiver.synced.is_none() => {
+                receiver.fresh[block] = true;
                 self.last_due = due;
                 self.applying.push_back((due, block, value));
             }
             Payload::Mirrored { write, .. } if receiver.synced.is_none() => {
+                receiver.fresh[write.block] = true;
                 self.last_due = due;
                 self.applying.push_back((due, write.block, write.value));
             }
             Payload::Mirrored { epoch, write } if epoch > receiver.complete => {
                 receiver.held.push_back((epoch, write));
             }
-            Payload::Begin { incremental } if receiver.synced.is_none() => image.record.receive(incremental),
+            Payload::Begin { term, common, marks } if receiver.synced.is_none() => {
+                image.record.receive(term, common, &marks);
+            }
             Payload::Synced { epoch, truth, .. } if receiver.synced.is_none() => {
                 receiver.synced = Some(epoch);
+                (receiver.fresh, receiver.renaming) = (Marks::default(), true);
                 let mut blocks = image.blocks;
                 self.applying.iter().for_each(|(_, block, value)| blocks[*block] = *value);
                 image.stale = blocks != truth;

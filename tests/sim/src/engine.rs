@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use ft_proto::device_ctl::{Command, Report};
-use ft_proto::witness::Claim;
-use ft_proto::{Action, Epoch, Input, LinkId, Time};
+use ft_proto::witness::{Claim, Record};
+use ft_proto::{Action, Epoch, Input, LinkId, State, Time};
 
 use crate::guest::Frame;
 use crate::invariants::Moment;
@@ -38,6 +38,8 @@ impl World {
     fn consume(&mut self, address: Address, message: Message) {
         match message {
             Message::Beat { link, at, beat } => self.input(address, Input::Beat { link, at, beat }),
+            Message::MayStart(answer) => self.may_start(address, answer),
+            Message::Record(record) => self.record_read(address, record),
             Message::Witness(answer) => self.input(address, Input::Witness(answer)),
             Message::Owned(answer) => self.owned(address, answer),
             Message::OpeningTimeout(number) => self.opening_timeout(address, number),
@@ -105,7 +107,7 @@ impl World {
                 self.note(address.0, || format!("-> release {} ({} frames)", committed.epoch(), frames.len()));
                 self.leave_host(address, frames);
                 if self.mutation == Some(Mutation::SettleOnAck) {
-                    self.settle(address, committed.epoch());
+                    self.settle_on_ack(address, committed.epoch());
                 }
             }
             Action::Commit(committed) => self.commit(address, &committed),
@@ -114,7 +116,7 @@ impl World {
             Action::GoAlone(alone) => self.go_alone(address, &alone),
             Action::Yield => self.yield_to_standby(address),
             Action::Dismiss => unreachable!("there is a witness here"),
-            Action::Fence { .. } => self.fence(address),
+            Action::Fence { reason } => self.fence(address, &reason),
             Action::Reset { reason } => self.reset_standby(address, reason),
             Action::Event(_) => {}
         }
@@ -138,7 +140,28 @@ impl World {
         self.ask_witness(address, asker, claim);
     }
 
-    fn fence(&mut self, address: Address) {
+    fn record_read(&mut self, address: Address, record: Option<Record>) {
+        let at_once = self.mutation == Some(Mutation::RestoreWithoutAck) && record.is_none();
+        if let Some(process) =
+            self.process(address).filter(|process| at_once && process.node.state() == State::Protected)
+            && let Some(standby) = process.node.peer()
+        {
+            let (primary, term, asker) = (process.node.id(), process.node.term(), process.asker);
+            self.ask_witness(address, asker, Claim::Restore { primary, standby, term });
+        }
+        self.input(address, Input::RecordRead { record });
+    }
+
+    fn fence(&mut self, address: Address, reason: &str) {
+        let node = self.process(address).map(|process| process.node.id());
+        let record = self.witness.record;
+        if let Some(node) =
+            node.filter(|node| record.is_some_and(|r| matches!(r, Record::Solo { owner, .. } if owner == *node)))
+            && !reason.starts_with("there is no")
+            && !reason.starts_with("the disk")
+        {
+            self.moment(Moment::Fenced { node, reason: reason.to_owned() });
+        }
         self.command_nic(address, &Command::Discard { after: Epoch(0) });
         if let Some(process) = self.process(address) {
             process.guest.running = false;
@@ -161,6 +184,7 @@ impl World {
     fn send_beats(&mut self, address: Address) {
         let Some(process) = self.process(address) else { return };
         let Some(to) = process.route else { return };
+        let key = process.key;
         let (term, runs) = process.said;
         let beat = ft_proto::Beat { from: process.node.id(), term, runs };
         if !runs {
@@ -175,7 +199,7 @@ impl World {
             for _ in 0..=u32::from(self.rng.chance(self.plan.duplicates)) {
                 let (low, high) = self.plan.delay_us;
                 let delay = self.rng.micros(low, high);
-                self.after(delay, Event::Beat { to, link, beat });
+                self.after(delay, Event::Beat { to, link, key, beat });
             }
         }
     }
@@ -204,8 +228,18 @@ impl World {
         self.at(self.now, Event::BeatTick(address, generation));
     }
 
-    pub(crate) fn beat_arrives(&mut self, to: usize, link: LinkId, beat: ft_proto::Beat) {
+    /// What is not of this session is dropped before anybody looks at it.
+    pub(crate) fn beat_arrives(&mut self, to: usize, link: LinkId, key: u64, beat: ft_proto::Beat) {
         let (address, at) = (self.address(to), self.local(to));
+        let fences = self.mutation == Some(Mutation::BeatFences);
+        let Some(process) = self.process(address) else { return };
+        if fences && beat.runs && beat.term > process.node.term() && process.node.runs() {
+            let node = process.node.id();
+            return self.moment(Moment::Fenced { node, reason: "a beat of a higher term".to_owned() });
+        }
+        if process.key != key {
+            return;
+        }
         self.tell(address, Message::Beat { link, at, beat });
     }
 

@@ -93,6 +93,7 @@ impl World {
                 self.after(Duration::ZERO, Event::Tell(address, Message::Move));
             }
             Fault::TestFailover => self.test_failover(host),
+            other => self.strike_from_outside(other, host, until),
         }
     }
 
@@ -220,7 +221,7 @@ impl World {
     }
 
     /// Whether the VM has another copy if this host dies now.
-    fn survivable(&self, host: usize) -> bool {
+    pub(crate) fn survivable(&self, host: usize) -> bool {
         if self.plan.double_failures {
             return true;
         }
@@ -233,7 +234,7 @@ impl World {
                 process.node.id() == node && ready && !process.broken
             })
         };
-        match self.witness.record {
+        match self.witness.last {
             Some(Record::Protected { primary, standby, .. }) if primary == id => fit(standby, true),
             Some(Record::Protected { primary, standby, .. }) if standby == id => fit(primary, false),
             Some(Record::Solo { owner, .. }) => owner != id,
@@ -253,6 +254,9 @@ impl World {
         for host in 0..self.plan.hosts {
             let address = self.address(host);
             self.hosts[host].slow_disk_until = now;
+            self.hosts[host].full_until = now;
+            self.hosts[host].disk_full_until = now;
+            self.at(now, Event::Remount(host));
             self.hosts[host].hung_disk_until = now;
             self.hosts[host].witness_cut_until = now;
             if self.hosts[host].down {
@@ -273,6 +277,7 @@ impl World {
     /// After the faults: whether the pair is protected and serves, is lost for good, or is late.
     pub(crate) fn look(&mut self) {
         self.after(Duration::from_millis(2), Event::Look);
+        self.create_record();
         if self.protected_pair().is_none() {
             self.protected_since = None;
         }
@@ -296,18 +301,33 @@ impl World {
         }
     }
 
-    /// Whether everybody who has a right to run the VM is gone.
+    /// Whether only a human can bring the VM back: nobody runs it, and whose disks are the newest cannot prove that.
     fn lost(&self) -> Option<String> {
         let here = |node: NodeId| {
             self.hosts.iter().filter_map(|host| host.process.as_ref()).find(|process| process.node.id() == node)
         };
         let gone = |node: NodeId| here(node).is_none_or(|process| process.broken);
+        let back = |node: NodeId| self.comes_back(node);
         match self.witness.record {
-            None => gone(self.first_owner).then(|| "the only owner died unprotected".to_owned()),
-            Some(Record::Solo { owner, .. }) => gone(owner).then(|| format!("{owner} died while it was alone")),
+            None if self.witness.last.is_none() => {
+                gone(self.first_owner).then(|| "the only owner died before it was on record".to_owned())
+            }
+            None => {
+                let alive = |node: NodeId| here(node).is_some_and(|process| process.node.runs() && !process.broken);
+                let runs = match self.witness.last {
+                    Some(Record::Solo { owner, .. }) => alive(owner),
+                    Some(Record::Protected { primary, .. }) => alive(primary),
+                    _ => false,
+                };
+                (!runs).then(|| "nobody runs the VM, and the record is lost".to_owned())
+            }
+            Some(Record::Solo { owner, .. }) => {
+                (gone(owner) && !back(owner)).then(|| format!("{owner} died while it was alone"))
+            }
             Some(Record::Protected { primary, standby, .. }) => {
                 let yielded = here(primary).is_some_and(|process| process.node.state() == State::Fenced);
-                ((gone(primary) || yielded) && gone(standby)).then(|| "both copies died".to_owned())
+                let both = (gone(primary) || yielded) && gone(standby);
+                (both && !back(primary)).then(|| "both copies died".to_owned())
             }
             Some(Record::Stopped { .. }) => Some("shut down".to_owned()),
         }

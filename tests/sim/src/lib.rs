@@ -20,12 +20,14 @@ mod invariants;
 mod mutation;
 mod network;
 mod observer;
+mod outside;
 mod plan;
 mod primary_side;
 mod process;
 mod record;
 mod rng;
 mod standby_side;
+mod start;
 mod streams;
 mod trace;
 mod truth;
@@ -63,6 +65,10 @@ pub struct Outcome {
     pub resyncs: u64,
     /// How many claims to take over were withdrawn.
     pub withdrawals: u64,
+    /// How often a host that was back started the VM by itself.
+    pub starts: u64,
+    /// How often a lost record was written again.
+    pub restores: u64,
     /// How many events the run had.
     pub events: u64,
     /// What happened, line by line, if it was kept.
@@ -78,6 +84,6 @@ pub fn run(seed: u64, options: Options<'_>) -> Outcome {
         End::Lost(reason) => (None, Some(reason)),
         End::Violated(violation) => (Some(violation), None),
     };
-    let World { takeovers, resyncs, withdrawals, events, trace, .. } = world;
-    Outcome { violation, lost, takeovers, resyncs, withdrawals, events, trace: trace.into_lines() }
+    let World { takeovers, resyncs, withdrawals, starts, restores, events, trace, .. } = world;
+    Outcome { violation, lost, takeovers, resyncs, withdrawals, starts, restores, events, trace: trace.into_lines() }
 }

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let options = Options { mutation: args.mutation, only: args.only.as_deref(), trace: args.trace };
     let begun = Instant::now();
-    let (mut lost, mut takeovers, mut events) = (0, 0, 0);
+    let (mut lost, mut takeovers, mut starts, mut restores, mut events) = (0, 0, 0, 0, 0);
     for seed in args.seed..args.seed + args.seeds {
         let outcome = run(seed, options);
         if args.trace {
@@ -53,10 +53,13 @@ fn main() -> ExitCode {
         }
         lost += u64::from(outcome.lost.is_some());
         takeovers += outcome.takeovers;
+        starts += outcome.starts;
+        restores += outcome.restores;
         events += outcome.events;
     }
     println!(
-        "{} seeds hold in {:.1} s: {events} events, {takeovers} takeovers, {lost} ended because all copies were gone",
+        "{} seeds hold in {:.1} s: {events} events, {takeovers} takeovers, {starts} starts, {restores} records restored, {lost} ended \
+         because all copies were gone",
         args.seeds,
         begun.elapsed().as_secs_f64()
     );

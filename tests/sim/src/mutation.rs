@@ -31,11 +31,27 @@ pub enum Mutation {
     CatchUpClock,
     /// What the witness did not answer is never asked again.
     ForgetClaims,
+    /// A witness without a record lets any host start the VM.
+    StartOnAbsence,
+    /// The name of the last owner is enough to start the VM, whatever its disks say.
+    HostNameOnly,
+    /// A standby's host starts the VM without having waited for the other one.
+    CopyStartsByItself,
+    /// An operator's word to override the record is good for ever.
+    ForceForEver,
+    /// A beat of a higher term ends whoever runs the VM, whoever sent it.
+    BeatFences,
+    /// A lost record is written again without having heard of the standby since.
+    RestoreWithoutAck,
+    /// An image that was put back is taken for the one that its record is about.
+    RestoredImageIncremental,
+    /// Marks are taken back, and the state keeps its name.
+    SameNameForLess,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 21] = [
         Self::ReleaseOnCut,
         Self::WitnessGrantsAll,
         Self::ApplyOnArrival,
@@ -49,6 +65,14 @@ impl Mutation {
         Self::StartFromAnyDisks,
         Self::CatchUpClock,
         Self::ForgetClaims,
+        Self::StartOnAbsence,
+        Self::HostNameOnly,
+        Self::CopyStartsByItself,
+        Self::ForceForEver,
+        Self::BeatFences,
+        Self::RestoreWithoutAck,
+        Self::RestoredImageIncremental,
+        Self::SameNameForLess,
     ];
 
     /// The invariant that must catch it.
@@ -61,7 +85,17 @@ impl Mutation {
             Self::AckBeforeDisk => "no_lost_ack",
             Self::NewestFirst => "release_order",
             Self::TakeOverWithoutDiscard | Self::AlwaysIdle => "disk_matches_memory",
-            Self::SkipResync | Self::ForgetMarks | Self::SettleOnAck | Self::StartFromAnyDisks => "no_stale_image",
+            Self::SkipResync
+            | Self::ForgetMarks
+            | Self::SettleOnAck
+            | Self::StartFromAnyDisks
+            | Self::StartOnAbsence
+            | Self::HostNameOnly
+            | Self::CopyStartsByItself
+            | Self::RestoredImageIncremental
+            | Self::SameNameForLess => "no_stale_image",
+            Self::ForceForEver | Self::RestoreWithoutAck => "single_runner",
+            Self::BeatFences => "no_false_fence",
             Self::CatchUpClock => "no_false_takeover",
             Self::ForgetClaims => "reprotected",
         }

@@ -57,12 +57,20 @@ pub(crate) enum Payload {
     },
     /// Mirror: the plan.
     Begin {
-        incremental: bool,
+        term: Term,
+        /// What the two images have in common.
+        common: Option<u64>,
+        /// Where the primary's may differ from it.
+        marks: [bool; BLOCKS],
     },
     /// Mirror, from the standby: everything up to this epoch is on stable storage.
     Durable {
         epoch: Epoch,
+        /// What the standby calls it.
+        base: u64,
     },
+    /// Mirror: the primary calls it so, too.
+    Renamed,
     /// Mirror: a block of the background copy.
     Block {
         block: usize,

@@ -31,6 +31,15 @@ pub(crate) struct Client {
     pub(crate) acknowledged: Time,
 }
 
+impl Client {
+    /// A guest that boots has what is on its disk: what was only read from memory before is gone.
+    pub(crate) fn forget_unstored(&mut self, blocks: &[u64]) {
+        for (key, block) in self.keys.iter_mut().zip(blocks) {
+            (key.known, key.ticket, key.open_until) = (key.known.min(*block), 0, None);
+        }
+    }
+}
+
 impl World {
     /// The client does something.
     pub(crate) fn client_tick(&mut self) {

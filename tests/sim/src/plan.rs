@@ -45,10 +45,28 @@ pub(crate) enum Fault {
     Switchover,
     /// An operator has the standby take over.
     TestFailover,
+    /// All hosts lose their power.
+    Blackout,
+    /// The witness loses its record.
+    LoseRecord,
+    /// What was saved of a disk is put back.
+    RestoreDisk,
+    /// A host reboots without the file system that its image is on.
+    MislayDisk,
+    /// An operator's word that is used up is said again.
+    StaleForce,
+    /// Beats come from somebody who does not belong to the session.
+    ForgeBeats,
+    /// Another VM's primary calls.
+    StrangeCaller,
+    /// A host cannot accept connections.
+    NoDescriptors,
+    /// A disk's record cannot be written.
+    DiskFull,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::CutLink,
         Self::Partition,
         Self::Kill,
@@ -67,6 +85,15 @@ impl Fault {
         Self::StopProtection,
         Self::Switchover,
         Self::TestFailover,
+        Self::Blackout,
+        Self::LoseRecord,
+        Self::RestoreDisk,
+        Self::MislayDisk,
+        Self::StaleForce,
+        Self::ForgeBeats,
+        Self::StrangeCaller,
+        Self::NoDescriptors,
+        Self::DiskFull,
     ];
 }
 
@@ -119,7 +146,7 @@ impl Plan {
             faults: Vec::new(),
             fault_max_ms: pick(&[100, 400, 1600]),
             aimed: pick(&[0, 0, 500, 5000]),
-            double_failures: pick(&[0, 0, 0, 0, 0, 1]) == 1,
+            double_failures: pick(&[0, 0, 1]) == 1,
             loss: pick(&[0, 0, 10_000, 50_000]),
             duplicates: pick(&[0, 0, 50_000]),
             delay_us: (20, pick(&[60, 300, 2000])),

@@ -150,7 +150,8 @@ impl World {
         if let Some(mirror) = process.disk.mirror.take() {
             self.close(address.0, mirror.stream);
         }
-        self.hosts[address.0].image.record.role = Role::Alone;
+        let term = self.process(address).map_or(ft_proto::Term(0), |process| process.node.term());
+        self.hosts[address.0].image.record.run_alone(term);
         self.drop_disk_session(address);
     }
 
@@ -196,6 +197,7 @@ impl World {
         if self.process(address).is_some_and(|process| process.paused_until > now) {
             return self.after(Duration::from_millis(5), Event::CopyTick(address, stream));
         }
+        let full = self.hosts[address.0].disk_full_until > now;
         let blocks = self.settled_blocks(address);
         let Some(process) = self.process(address) else { return };
         let epoch = process.disk.epoch;
@@ -206,6 +208,12 @@ impl World {
             todo[block] = false;
             self.send(address.0, stream, Payload::Block { block, value: blocks[block] });
             return self.after(again, Event::CopyTick(address, stream));
+        }
+        if full {
+            let reason = "the disk's record cannot be written".to_owned();
+            process.disk.mirror = None;
+            self.close(address.0, stream);
+            return self.report_later(address, ft_proto::device_ctl::Report::MirrorLost { reason });
         }
         mirror.todo = None;
         let base = mirror.base;

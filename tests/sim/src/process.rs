@@ -24,6 +24,10 @@ pub(crate) enum Message {
         beat: Beat,
     },
     Witness(WitnessAnswer),
+    /// The witness's answer to the question whether the VM may start here.
+    MayStart(WitnessAnswer),
+    /// What the witness has on record.
+    Record(Option<ft_proto::witness::Record>),
     /// The witness's answer to the connecting thread.
     Owned(WitnessAnswer),
     OpeningTimeout(u64),
@@ -146,10 +150,14 @@ pub(crate) struct Process {
     pub(crate) timer: (u64, Option<Time>),
     pub(crate) said: (Term, bool),
     pub(crate) route: Option<usize>,
+    /// What the two ends of the last session know, and nobody else.
+    pub(crate) key: u64,
     pub(crate) beat_generation: u64,
     pub(crate) beat_interval: Duration,
     pub(crate) askers: BTreeMap<u64, Asker>,
     pub(crate) asker: u64,
+    /// The incarnation that the VM would start as, while the witness is asked.
+    pub(crate) starting: Option<NodeId>,
     /// A device process is dead.
     pub(crate) broken: bool,
     /// Sessions that the disk was told to drop and has not confirmed: it still speaks of them.
@@ -177,10 +185,12 @@ impl Process {
             paused_until: Time(0),
             timer: (0, None),
             route: None,
+            key: 0,
             beat_generation: 0,
             beat_interval: Duration::from_millis(500),
             askers: BTreeMap::new(),
             asker: 1,
+            starting: None,
             broken: false,
             dropped: 0,
             last_report: Time(0),
@@ -211,4 +221,12 @@ pub(crate) struct Host {
     pub(crate) hung_disk_until: Time,
     pub(crate) witness_cut_until: Time,
     pub(crate) down: bool,
+    /// It accepts no connection until then.
+    pub(crate) full_until: Time,
+    /// Its disk's record cannot be written until then.
+    pub(crate) disk_full_until: Time,
+    /// Its disk, while another one is in its place.
+    pub(crate) mislaid: Option<DiskImage>,
+    /// What was saved of its disk, and of the record.
+    pub(crate) backup: Option<([u64; crate::guest::BLOCKS], Record)>,
 }

@@ -82,7 +82,8 @@ impl World {
     pub(crate) fn commit(&mut self, address: Address, committed: &Committed) {
         let (now, epoch) = (self.now, committed.epoch());
         let latency = self.disk_latency(address.0);
-        let Some(process) = self.process(address) else { return };
+        let host = &mut self.hosts[address.0];
+        let Some(process) = host.process.as_mut().filter(|process| process.incarnation == address.1) else { return };
         let (node, term) = (process.node.id(), process.node.term());
         let Session::Standby(side) = &mut process.session else { return };
         let Some(image) = side.whole.remove(&epoch) else { return };
@@ -95,8 +96,15 @@ impl World {
         let digest = digest(&process.guest.pages, &image.vcpu);
         side.latest = Some(image);
         process.disk.release(epoch, now, latency);
-        let (receiver, due) = (process.disk.receiver.as_ref().map(|receiver| receiver.stream), process.disk.last_due);
-        if let Some(stream) = receiver.filter(|_| whole && self.rng.chance(DURABLE)) {
+        let due = process.disk.last_due;
+        let asked = whole && self.rng.chance(DURABLE);
+        let receiver = process.disk.receiver.as_mut().filter(|receiver| asked && !receiver.renaming);
+        let begun = receiver.map(|receiver| {
+            // What is in the image from here on gets a name; what follows is marked by it.
+            (receiver.fresh, receiver.renaming) = (Default::default(), true);
+            receiver.stream
+        });
+        if let Some(stream) = begun {
             self.at(due.max(now), Event::Durable(address, stream, epoch));
         }
         self.note(address.0, || format!("-> commit {epoch} (disk complete: {whole})"));
@@ -148,6 +156,7 @@ impl World {
         if keep {
             process.disk.apply_everything(now);
         }
+        let Some(process) = self.process(address) else { return };
         process.disk.discard(committed);
         let drained = process.disk.drained_at().unwrap_or(now).max(now);
         if let Some(stream) = side.stream {
@@ -216,7 +225,8 @@ impl World {
         process.guest.vcpu.at = at;
         process.guest.running = true;
         process.disk.receiver = None;
-        self.hosts[address.0].image.record.role = Role::Alone;
+        self.hosts[address.0].image.record.run_alone(term);
+        self.ran(address.0);
         let Some(process) = self.process(address) else { return };
         let in_flight = process.guest.vcpu.in_flight.len();
         self.command_nic(address, &Command::Start { in_flight: Vec::new(), macs: Vec::new() });
@@ -231,7 +241,8 @@ impl World {
         let now = self.now;
         let latency = self.disk_latency(address.0);
         let segment = match segment {
-            Segment::Data(Payload::Durable { epoch }) => return self.durable(address, id, epoch),
+            Segment::Data(Payload::Durable { epoch, base }) => return self.durable(address, id, epoch, base),
+            Segment::Data(Payload::Renamed) => return self.renamed(address, id),
             Segment::Data(Payload::Synced { epoch, base, truth }) => {
                 let due = self.process(address).map_or(now, |process| process.disk.last_due.max(now));
                 self.at(due, Event::Received(address, id, base));
@@ -239,6 +250,7 @@ impl World {
             }
             other => other,
         };
+        let synced = matches!(segment, Segment::Data(Payload::Synced { .. }));
         let host = &mut self.hosts[address.0];
         let Some(process) = &mut host.process else { return };
         let lost = |reason: &str| Some(Report::MirrorLost { reason: reason.to_owned() });
@@ -250,7 +262,12 @@ impl World {
             Segment::Corrupt => lost("a corrupt frame"),
             Segment::Fin => lost("the mirror stream is closed"),
         };
+        let node = process.node.id();
+        if synced && host.image.stale && report.is_none() {
+            self.moment(Moment::Copied { node });
+        }
         if matches!(report, Some(Report::MirrorLost { .. })) {
+            let Some(process) = self.process(address) else { return };
             if process.disk.mirror.as_ref().is_some_and(|mirror| mirror.stream == id) {
                 process.disk.mirror = None;
             } else {
@@ -275,30 +292,63 @@ impl World {
             return;
         }
         self.settled_blocks(address);
-        self.hosts[address.0].image.record.received(base);
-        self.send(address.0, id, Payload::Durable { epoch: Epoch(0) });
+        self.rename(address, id, Epoch(0), base);
     }
 
     /// Standby: it has been asked, and everything of `epoch` is on stable storage.
     pub(crate) fn tell_durable(&mut self, address: Address, id: StreamId, epoch: Epoch) {
         if self.receives(address, id) && self.hosts[address.0].image.record.role == Role::Standby {
             self.settled_blocks(address);
-            self.send(address.0, id, Payload::Durable { epoch });
+            let base = self.rng.word();
+            self.rename(address, id, epoch, base);
+        }
+    }
+
+    /// Standby: what is in the image has a new name, and the primary is told.
+    fn rename(&mut self, address: Address, id: StreamId, epoch: Epoch, base: u64) {
+        let host = &mut self.hosts[address.0];
+        let receiver = host.process.as_ref().and_then(|process| process.disk.receiver.as_ref());
+        let Some(fresh) = receiver.map(|receiver| receiver.fresh) else { return };
+        let same = self.mutation == Some(Mutation::SameNameForLess) && epoch > Epoch(0);
+        let base = host.image.record.base.filter(|_| same).unwrap_or(base);
+        host.image.record.rename(base, &fresh);
+        self.send(address.0, id, Payload::Durable { epoch, base });
+    }
+
+    /// Standby: the primary knows the name.
+    fn renamed(&mut self, address: Address, id: StreamId) {
+        if !self.receives(address, id) {
+            return;
+        }
+        let host = &mut self.hosts[address.0];
+        if let Some(receiver) = host.process.as_mut().and_then(|process| process.disk.receiver.as_mut()) {
+            host.image.record.renamed(&receiver.fresh);
+            receiver.renaming = false;
         }
     }
 
     /// Primary: so much is on the standby's stable storage.
-    fn durable(&mut self, address: Address, id: StreamId, epoch: Epoch) {
+    fn durable(&mut self, address: Address, id: StreamId, epoch: Epoch, base: u64) {
         let mirror = self.process(address).and_then(|process| process.disk.mirror.as_ref());
         if mirror.is_some_and(|mirror| mirror.stream == id) {
-            self.settle(address, epoch);
+            self.settle(address, epoch, base);
+            self.send(address.0, id, Payload::Renamed);
         }
     }
 
-    pub(crate) fn settle(&mut self, address: Address, epoch: Epoch) {
+    /// What no primary may do: the standby has acknowledged the epoch, and may not have it on stable storage.
+    pub(crate) fn settle_on_ack(&mut self, address: Address, epoch: Epoch) {
+        let mirror = self.process(address).and_then(|process| process.disk.mirror.as_ref());
+        if let Some(base) = mirror.map(|mirror| mirror.base) {
+            let base = self.hosts[address.0].image.record.base.unwrap_or(base);
+            self.settle(address, epoch, base);
+        }
+    }
+
+    fn settle(&mut self, address: Address, epoch: Epoch, base: u64) {
         let host = &mut self.hosts[address.0];
         if let Some(mirror) = host.process.as_ref().and_then(|process| process.disk.mirror.as_ref()) {
-            host.image.record.settle(mirror.base, epoch, &mirror.written);
+            host.image.record.settle(base, epoch, &mirror.written);
         }
     }
 }

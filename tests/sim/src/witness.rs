@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
-use ft_proto::{Time, WitnessAnswer};
+use ft_proto::{State, Term, Time, WitnessAnswer};
 
 use crate::mutation::Mutation;
 use crate::process::{Address, Asker, Message};
@@ -12,6 +12,8 @@ use crate::world::{Event, World};
 
 /// The connecting thread's place among the threads that ask.
 pub(crate) const OPENER: u64 = 0;
+/// The place of who asks whether the VM may start.
+pub(crate) const STARTER: u64 = u64::MAX;
 /// After this time a question counts as unanswered.
 const PATIENCE: Duration = Duration::from_millis(250);
 
@@ -19,7 +21,15 @@ const PATIENCE: Duration = Duration::from_millis(250);
 #[derive(Debug, Default)]
 pub(crate) struct Witness {
     pub(crate) record: Option<Record>,
+    /// The last one that there was: whoever had a right by it still does, and nobody else.
+    pub(crate) last: Option<Record>,
     pub(crate) down_until: Time,
+}
+
+impl Witness {
+    pub(crate) fn write(&mut self, record: Record) {
+        (self.record, self.last) = (Some(record), Some(record));
+    }
 }
 
 impl World {
@@ -56,18 +66,55 @@ impl World {
         self.after(delay, Event::WitnessJudges { from, asker, token, claim });
     }
 
+    /// What the witness makes of a claim.
+    pub(crate) fn judged(&self, claim: Claim) -> Verdict {
+        let record = self.witness.record;
+        let granted = |owner, term: Term| Verdict::Granted(Record::Solo { owner, term, since: term });
+        match (self.mutation, claim, record) {
+            (Some(Mutation::WitnessGrantsAll), claim, _) => Verdict::Granted(wish(claim)),
+            (Some(Mutation::StartOnAbsence), Claim::Start { node, .. }, None) => granted(node, claim.term().next()),
+            (
+                Some(Mutation::HostNameOnly),
+                Claim::Start { node, .. },
+                Some(Record::Solo { owner: last, term, .. } | Record::Protected { primary: last, term, .. }),
+            ) if node.host == last.host => granted(node, term.next()),
+            (Some(Mutation::ForceForEver), Claim::Force { node, .. }, Some(record)) => {
+                granted(node, record.term().next())
+            }
+            _ => judge(record, claim),
+        }
+    }
+
+    /// A host that runs the VM looks at the record now and then.
+    pub(crate) fn watch(&mut self, host: usize) {
+        let again = self.rng.micros(20_000, 100_000);
+        self.after(again, Event::Watch(host));
+        let address = self.address(host);
+        let Some(process) = self.process(address) else { return };
+        let concerned = matches!(process.node.state(), State::Solo | State::Protected);
+        if concerned && self.witness_reachable(host) {
+            let (low, high) = self.plan.witness_delay_us;
+            let delay = self.rng.micros(low, high);
+            self.after(delay, Event::Tell(address, Message::Record(self.witness.record)));
+        }
+    }
+
     /// The claim takes effect, whether its sender still lives or not.
     pub(crate) fn witness_judges(&mut self, from: Address, asker: u64, token: u64, claim: Claim) {
         if self.witness.down_until > self.now {
             let later = self.witness.down_until;
             return self.at(later, Event::WitnessJudges { from, asker, token, claim });
         }
-        let verdict = match self.mutation {
-            Some(Mutation::WitnessGrantsAll) => Verdict::Granted(wish(claim)),
-            _ => judge(self.witness.record, claim),
-        };
+        if let Claim::Start { node, .. } = claim
+            && self.process(from).is_none_or(|process| process.starting != Some(node))
+        {
+            // It was to follow a record that another start has changed since.
+            return;
+        }
+        let verdict = self.judged(claim);
         if let Verdict::Granted(record) = verdict {
-            self.witness.record = Some(record);
+            self.restores += u64::from(self.witness.record.is_none() && matches!(claim, Claim::Restore { .. }));
+            self.witness.write(record);
         }
         self.trace.line(self.now, || format!("W {claim:?} -> {verdict:?}"));
         if self.witness_reachable(from.0) && !self.rng.chance(self.plan.witness_loses) {
@@ -88,7 +135,11 @@ impl World {
             Some(verdict) => WitnessAnswer::Judged(claim, verdict),
             None => WitnessAnswer::Unreachable(claim, "no answer".to_owned()),
         };
-        let message = if asker == OPENER { Message::Owned(answer) } else { Message::Witness(answer) };
+        let message = match asker {
+            OPENER => Message::Owned(answer),
+            STARTER => Message::MayStart(answer),
+            _ => Message::Witness(answer),
+        };
         if !forget {
             self.tell(to, message);
         }

@@ -31,6 +31,8 @@ pub(crate) enum Event {
     Beat {
         to: usize,
         link: LinkId,
+        /// What only the two ends of the session know.
+        key: u64,
         beat: Beat,
     },
     BeatTick(Address, u64),
@@ -62,6 +64,14 @@ pub(crate) enum Event {
     },
     Operator(usize),
     Restart(usize),
+    /// A host that waits may ask for the VM.
+    Election(usize),
+    /// A host that runs the VM looks at the witness's record.
+    Watch(usize),
+    /// Somebody saves a disk.
+    Backup,
+    /// A disk that was mislaid is found.
+    Remount(usize),
     Fault,
     ClientTick,
     Request(Request),
@@ -132,6 +142,10 @@ pub(crate) struct World {
     pub(crate) events: u64,
     pub(crate) takeovers: u64,
     pub(crate) resyncs: u64,
+    pub(crate) starts: u64,
+    pub(crate) restores: u64,
+    /// The host that ran the VM last: it has the newest disks.
+    pub(crate) runner: usize,
     /// What is on the disk of the VM that was shut down.
     pub(crate) newest: [u64; BLOCKS],
     pub(crate) withdrawals: u64,
@@ -163,6 +177,9 @@ impl World {
             events: 0,
             takeovers: 0,
             resyncs: 0,
+            starts: 0,
+            restores: 0,
+            runner: 0,
             newest: [0; BLOCKS],
             withdrawals: 0,
         };
@@ -180,10 +197,13 @@ impl World {
         for host in 0..self.plan.hosts {
             let soon = self.rng.micros(0, 20_000);
             self.after(soon, Event::Operator(host));
+            self.after(soon * 2, Event::Election(host));
+            self.after(soon * 3, Event::Watch(host));
         }
         let first = self.rng.micros(0, 250_000);
         self.after(first, Event::Fault);
         self.after(Duration::from_millis(1), Event::ClientTick);
+        self.after(Duration::from_millis(30), Event::Backup);
         self.after(self.plan.faults_for, Event::Heal);
     }
 
@@ -195,6 +215,7 @@ impl World {
         process.guest.running = true;
         process.guest.vcpu.at = self.truth.new_branch(None);
         let address = (0, process.incarnation);
+        self.hosts[0].image.record.run_alone(Term(1));
         self.hosts[0].process = Some(process);
         self.moment(Moment::Runs { node: id, term: Term(1) });
         self.after(Duration::from_micros(10), Event::GuestStep(address));
@@ -215,12 +236,17 @@ impl World {
 
     fn new_node(&mut self, host: usize) -> NodeId {
         let id = NodeId::numbered(host as u64, self.rng.word());
-        let name = format!("{}{}", name(host), self.hosts[host].incarnations + 1);
-        self.trace.name(id, name);
+        self.name_node(host, id);
         id
     }
 
-    fn next_incarnation(&mut self, host: usize) -> u64 {
+    /// What a node is called in traces.
+    pub(crate) fn name_node(&mut self, host: usize, id: NodeId) {
+        let name = format!("{}{}", name(host), self.hosts[host].incarnations + 1);
+        self.trace.name(id, name);
+    }
+
+    pub(crate) fn next_incarnation(&mut self, host: usize) -> u64 {
         self.hosts[host].incarnations += 1;
         self.hosts[host].incarnations
     }
@@ -253,7 +279,7 @@ impl World {
     }
 
     pub(crate) fn moment(&mut self, moment: Moment) {
-        let found = self.checks.look(&moment, &self.truth, self.witness.record, self.first_owner);
+        let found = self.checks.look(&moment, &self.truth, self.witness.last, self.first_owner);
         if let Some(mut violation) = found
             && self.end.is_none()
         {
@@ -279,7 +305,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Tell(address, message) => self.tell(address, message),
-            Event::Beat { to, link, beat } => self.beat_arrives(to, link, beat),
+            Event::Beat { to, link, key, beat } => self.beat_arrives(to, link, key, beat),
             Event::BeatTick(address, generation) => self.beat_tick(address, generation),
             Event::Timer(address, generation) => self.timer(address, generation),
             Event::Wake(address) => self.wake(address),
@@ -295,6 +321,10 @@ impl World {
             Event::WitnessAnswers { to, asker, token, verdict } => self.witness_answers(to, asker, token, verdict),
             Event::Operator(host) => self.operator(host),
             Event::Restart(host) => self.restart(host),
+            Event::Election(host) => self.election(host),
+            Event::Watch(host) => self.watch(host),
+            Event::Backup => self.back_up(),
+            Event::Remount(host) => self.remount(host),
             Event::Fault => self.fault(),
             Event::ClientTick => self.client_tick(),
             Event::Request(request) => self.request_arrives(request),

@@ -2,6 +2,7 @@
 
 mod disk_matches_memory;
 mod epoch_atomic;
+mod no_false_fence;
 mod no_false_takeover;
 mod no_lost_ack;
 mod no_stale_image;
@@ -44,7 +45,13 @@ pub(crate) enum Moment {
     /// A standby runs the VM from here on.
     TookOver(Box<TookOver>),
     /// A host boots the VM that was shut down.
-    Booted { node: NodeId, stale: bool },
+    Booted { node: NodeId, stale: bool, blocks: Option<[u64; BLOCKS]> },
+    /// A standby has been told that its image is a whole copy, and it is none.
+    Copied { node: NodeId },
+    /// An operator's word has overridden the record although that is of a later term.
+    Overridden { by: NodeId, term: Term },
+    /// A node that the witness says runs the VM, alone, must not any more.
+    Fenced { node: NodeId, reason: String },
     /// A standby took its primary for dead.
     Suspected { wrongly: bool },
     /// The client read a value; `floor` was known when it asked.
@@ -82,9 +89,10 @@ pub(crate) struct Checks(Vec<Box<dyn Invariant>>);
 impl Checks {
     /// All of them, or the one of that name.
     pub(crate) fn new(only: Option<&str>) -> Self {
-        let all: [Box<dyn Invariant>; 9] = [
+        let all: [Box<dyn Invariant>; 10] = [
             Box::new(disk_matches_memory::DiskMatchesMemory),
             Box::new(epoch_atomic::EpochAtomic),
+            Box::new(no_false_fence::NoFalseFence),
             Box::new(no_false_takeover::NoFalseTakeover),
             Box::new(no_lost_ack::NoLostAck::default()),
             Box::new(no_stale_image::NoStaleImage),

@@ -33,6 +33,11 @@ impl Invariant for NoLostAck {
                     }
                 }
             }
+            Moment::Booted { node, blocks: Some(blocks), .. } => {
+                for (key, told) in self.acknowledged.iter().enumerate().filter(|(key, told)| blocks[*key] < **told) {
+                    return Err(format!("key {key} was acknowledged as {told}; {node} boots with {}", blocks[key]));
+                }
+            }
             Moment::Read { key, value, floor } if value < floor => {
                 return Err(format!("key {key} was known to be {floor}, and is now read as {value}"));
             }

@@ -15,7 +15,8 @@ impl Invariant for NoStaleImage {
     fn look(&mut self, moment: &Moment, _: &Scene<'_>) -> Result<(), String> {
         match moment {
             Moment::TookOver(took) if took.stale => Err(format!("{} runs on a stale image", took.node)),
-            Moment::Booted { node, stale: true } => Err(format!("{node} boots from a stale image")),
+            Moment::Copied { node } => Err(format!("{node} takes a stale image for a whole copy")),
+            Moment::Booted { node, stale: true, .. } => Err(format!("{node} boots from a stale image")),
             _ => Ok(()),
         }
     }

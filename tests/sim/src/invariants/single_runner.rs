@@ -30,6 +30,9 @@ impl Invariant for SingleRunner {
                     return Err(format!("{first} and {node} both run in term {term}"));
                 }
             }
+            Moment::Overridden { by, term } => {
+                return Err(format!("{by} was given the VM by a word that was good for term {term}"));
+            }
             Moment::Visible { node, term, frame } => {
                 if let Some((newest, by, at)) = self.newest
                     && by != node

@@ -1,0 +1,130 @@
+//! Hosts that are back with their disks and wait: who may start the VM by proof, and what it starts from. Follows `ft/src/start.rs`
+//! and `vmm/src/election.rs`. And the operator who gives a witness its record again.
+
+use std::time::Duration;
+
+use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::{LinkId, Node, NodeId, State, Term, WitnessAnswer};
+
+use crate::guest::KEYS;
+use crate::invariants::Moment;
+use crate::mutation::Mutation;
+use crate::process::{Address, Process};
+use crate::witness::STARTER;
+use crate::world::{Event, World};
+
+impl World {
+    /// A host that stands by without a primary asks whether it may start the VM.
+    pub(crate) fn election(&mut self, host: usize) {
+        let again = self.rng.micros(20_000, 80_000);
+        self.after(again, Event::Election(host));
+        let (now, address) = (self.now, self.address(host));
+        let copy_starts = self.mutation == Some(Mutation::CopyStartsByItself);
+        let node = NodeId::numbered(host as u64, self.rng.word());
+        let disks = self.hosts[host].image.record.state();
+        let Some(process) = self.process(address) else { return };
+        let waits = process.node.state() == State::StandbyEmpty && process.starting.is_none();
+        if !waits || !process.is_awake(now) || process.broken || !self.witness_reachable(host) {
+            return;
+        }
+        let claim = Claim::Start { node, disks, waited: copy_starts };
+        if matches!(self.judged(claim), Verdict::Refused(_)) || self.others_object(host) {
+            return;
+        }
+        if let Some(process) = self.process(address) {
+            process.starting = Some(node);
+        }
+        self.note(host, || format!("asks to start the VM as {node:?}: {disks:?}"));
+        self.ask_witness(address, STARTER, claim);
+    }
+
+    /// Whether a host that can be reached runs the VM, or is about to.
+    fn others_object(&self, host: usize) -> bool {
+        // A copy that is not on record cannot take over, whatever its host hopes.
+        let registered = matches!(self.witness.record, Some(Record::Protected { .. }));
+        let reaches = |from, to| !self.network.is_blocked(from, to, LinkId::Replication, self.now);
+        let others = self.hosts.iter().enumerate().filter(|(at, _)| *at != host);
+        others.filter(|(at, _)| reaches(host, *at) && reaches(*at, host)).any(|(_, other)| {
+            let up = other.process.as_ref().filter(|process| process.is_awake(self.now));
+            up.is_some_and(|process| process.node.runs() || registered && process.node.state() == State::StandbyReady)
+        })
+    }
+
+    /// The witness has answered.
+    pub(crate) fn may_start(&mut self, address: Address, answer: WitnessAnswer) {
+        let Some(process) = self.process(address) else { return };
+        let Some(node) = process.starting.take() else { return };
+        let waits = process.node.state() == State::StandbyEmpty && !process.broken;
+        match answer {
+            WitnessAnswer::Judged(_, Verdict::Granted(record)) if waits => self.start(address.0, node, record.term()),
+            // It may take effect yet; then the next question finds this host on record.
+            _ => {}
+        }
+    }
+
+    /// The VM boots from what is on this host's disk.
+    fn start(&mut self, host: usize, node: NodeId, term: Term) {
+        let stale = self.hosts[host].image.blocks != self.newest_blocks();
+        self.kill(host, true);
+        self.hosts[host].down = false;
+        // Its disk takes note before anything runs.
+        self.hosts[host].image.record.run_alone(term);
+        self.ran(host);
+        let now = self.local(host);
+        let mut process =
+            Process::new(self.next_incarnation(host), Node::solo(node, term, self.plan.settings, now), now);
+        let blocks = self.hosts[host].image.blocks;
+        process.guest.running = true;
+        process.guest.vcpu.at = self.truth.new_branch(None);
+        process.guest.vcpu.done = blocks;
+        process.guest.pages[..KEYS].copy_from_slice(&blocks[..KEYS]);
+        let address = (host, process.incarnation);
+        self.name_node(host, node);
+        self.hosts[host].process = Some(process);
+        self.starts += 1;
+        self.note(host, || format!("starts the VM as {node} in term {term}"));
+        self.client.forget_unstored(&blocks);
+        self.moment(Moment::Booted { node, stale, blocks: Some(blocks) });
+        self.moment(Moment::Runs { node, term });
+        self.after(Duration::from_micros(10), Event::GuestStep(address));
+    }
+
+    /// This host has the newest disks from now on.
+    pub(crate) fn ran(&mut self, host: usize) {
+        self.runner = host;
+        self.hosts[host].mislaid = None;
+    }
+
+    /// What is on the disk that the VM ran from last.
+    pub(crate) fn newest_blocks(&self) -> [u64; crate::guest::BLOCKS] {
+        let host = &self.hosts[self.runner];
+        host.mislaid.as_ref().unwrap_or(&host.image).blocks
+    }
+
+    /// A human looks at a witness that has no record while one host runs the VM, and has it say so again.
+    pub(crate) fn create_record(&mut self) {
+        if self.witness.record.is_some() || self.healed_at.is_none() {
+            return;
+        }
+        let runs = |host: &crate::process::Host| {
+            let process = host.process.as_ref().filter(|process| process.node.runs() && !process.broken)?;
+            (process.node.state() != State::Protected || process.node.pending_claim().is_some())
+                .then(|| (process.node.id(), process.node.term()))
+        };
+        // Of two that believe to run it the later one does.
+        if let Some((owner, term)) = self.hosts.iter().filter_map(runs).max_by_key(|(_, term)| *term) {
+            self.trace.line(self.now, || format!("operator creates the record of {owner} in term {term}"));
+            self.witness.write(Record::Solo { owner, term, since: term });
+        }
+    }
+
+    /// Whether the VM comes back by itself: the disks of that node's host prove that they are the newest.
+    pub(crate) fn comes_back(&self, node: NodeId) -> bool {
+        let Some(record) = self.witness.record else { return false };
+        self.hosts.iter().enumerate().any(|(at, host)| {
+            let again = NodeId::numbered(at as u64, 0);
+            let asks = Claim::Start { node: again, disks: host.image.record.state(), waited: false };
+            node.host == again.host && matches!(judge(Some(record), asks), Verdict::Granted(_))
+        })
+    }
+}
