@@ -11,6 +11,7 @@ use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, StandbyOptions, Status};
 use ft_proto::OnPartition;
 use nix::sys::socket::{Shutdown, shutdown};
 
+mod strangers;
 mod toy;
 
 use toy::{FIRST, PAGE, PAGES, ToyGuest};
