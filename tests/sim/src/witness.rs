@@ -85,6 +85,15 @@ impl World {
         }
     }
 
+    /// Whether a claim was to follow a record, or none, that another one has followed since: keepers compare.
+    fn is_outdated(&mut self, from: Address, claim: Claim) -> bool {
+        match claim {
+            Claim::Start { node, .. } => self.process(from).is_none_or(|process| process.starting != Some(node)),
+            Claim::Own { first: true, .. } => self.witness.record.is_none() && self.witness.last.is_some(),
+            _ => false,
+        }
+    }
+
     /// A host that runs the VM looks at the record now and then.
     pub(crate) fn watch(&mut self, host: usize) {
         let again = self.rng.micros(20_000, 100_000);
@@ -105,10 +114,7 @@ impl World {
             let later = self.witness.down_until;
             return self.at(later, Event::WitnessJudges { from, asker, token, claim });
         }
-        if let Claim::Start { node, .. } = claim
-            && self.process(from).is_none_or(|process| process.starting != Some(node))
-        {
-            // It was to follow a record that another start has changed since.
+        if self.is_outdated(from, claim) {
             return;
         }
         let verdict = self.judged(claim);
