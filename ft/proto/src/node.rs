@@ -40,7 +40,7 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 enum Role {
     Solo,
-    Primary(Primary),
+    Primary(Box<Primary>),
     Standby(Standby),
     Fenced,
 }
@@ -111,7 +111,7 @@ impl Node {
         let copied = self.is_copying();
         let outcome = match (&mut self.role, input) {
             (Role::Solo, Input::SessionOpened { peer }) => {
-                self.role = Role::Primary(Primary::new(self.id, peer, self.term, now));
+                self.role = Role::Primary(Box::new(Primary::new(self.id, peer, self.term, now)));
                 self.actions.push_back(Action::Event(Event::SyncStarted));
                 None
             }

@@ -410,27 +410,33 @@ impl Sys {
                 let beat = Beat { from: sys.hosts[at].node.as_ref()?.peer()?, term, runs };
                 sys.input(at, Input::Beat { link: LinkId::Heartbeat, at: T0, beat });
             }
+            wish => sys.wished(&wish),
+        }
+        Some(())
+    }
+
+    /// What an operator wants.
+    fn wished(&mut self, wish: &Act) {
+        let sys = self;
+        sys.left.wishes -= 1;
+        match *wish {
             Act::Stop(at) => {
-                sys.left.wishes -= 1;
                 sys.input(at, Input::StopRequested);
             }
             Act::Move(at) => {
-                sys.left.wishes -= 1;
                 sys.input(at, Input::SwitchoverRequested);
             }
             Act::Cease(at) => {
-                sys.left.wishes -= 1;
                 sys.input(at, Input::CeaseRequested);
                 if sys.hosts[at].node.as_ref().is_some_and(|node| node.state() == State::Fenced) {
                     sys.end_stream(false);
                 }
             }
             Act::Yield(at) => {
-                sys.left.wishes -= 1;
                 sys.input(at, Input::YieldRequested { reason: String::new() });
             }
+            _ => {}
         }
-        Some(())
     }
 }
 

@@ -126,9 +126,7 @@ fn a_lost_record_gives_the_vm_to_nobody() {
     check(bounds, &[Possible::STARTED, Possible::TAKEOVER, Possible::ALONE]);
 }
 
-/// Takes minutes: for a change of the core.
 #[test]
-#[ignore = "takes minutes: cargo test --release -p protocol-model -- --ignored"]
 fn a_lost_record_is_written_again_by_two_that_agree() {
     let bounds = Bounds { record_losses: 1, looks: 1, epochs: 3, ..ONE_SESSION };
     check(bounds, &[Possible::RESTORED, Possible::TAKEOVER, Possible::ALONE]);

@@ -7,6 +7,7 @@ use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
 use ft_proto::{State, Term, Time, WitnessAnswer};
 
 use crate::mutation::Mutation;
+use crate::plan::Fault;
 use crate::process::{Address, Asker, Message};
 use crate::world::{Event, World};
 
@@ -127,6 +128,12 @@ impl World {
             let (low, high) = self.plan.witness_delay_us;
             let delay = self.rng.micros(low, high);
             self.after(delay, Event::WitnessAnswers { to: from, asker, token, verdict: Some(verdict) });
+        }
+        // A record is never missed more than just after it has changed hands.
+        let taken = matches!((claim, verdict), (Claim::TakeOver { .. }, Verdict::Granted(_)));
+        let loses = self.healed_at.is_none() && self.plan.faults.contains(&Fault::LoseRecord);
+        if taken && loses && self.rng.chance(500_000) {
+            self.lose_record();
         }
     }
 
