@@ -332,7 +332,8 @@ impl Model for System {
         if sys.left.record_losses > 0 && sys.record.is_some() {
             acts.push(Act::LoseRecord);
         }
-        let next = |at: &usize| self.comes_next(&sys.answers, *at);
+        let read = |at: &usize| sys.reads.iter().any(|(id, _)| *id == sys.answers[*at].0);
+        let next = |at: &usize| self.comes_next(&sys.answers, *at) && !read(at);
         acts.extend((0..sys.answers.len()).filter(next).map(Act::Answer));
     }
 
@@ -409,27 +410,33 @@ impl Sys {
                 let beat = Beat { from: sys.hosts[at].node.as_ref()?.peer()?, term, runs };
                 sys.input(at, Input::Beat { link: LinkId::Heartbeat, at: T0, beat });
             }
+            wish => sys.wished(&wish),
+        }
+        Some(())
+    }
+
+    /// What an operator wants.
+    fn wished(&mut self, wish: &Act) {
+        let sys = self;
+        sys.left.wishes -= 1;
+        match *wish {
             Act::Stop(at) => {
-                sys.left.wishes -= 1;
                 sys.input(at, Input::StopRequested);
             }
             Act::Move(at) => {
-                sys.left.wishes -= 1;
                 sys.input(at, Input::SwitchoverRequested);
             }
             Act::Cease(at) => {
-                sys.left.wishes -= 1;
                 sys.input(at, Input::CeaseRequested);
                 if sys.hosts[at].node.as_ref().is_some_and(|node| node.state() == State::Fenced) {
                     sys.end_stream(false);
                 }
             }
             Act::Yield(at) => {
-                sys.left.wishes -= 1;
                 sys.input(at, Input::YieldRequested { reason: String::new() });
             }
+            _ => {}
         }
-        Some(())
     }
 }
 
@@ -481,7 +488,9 @@ impl System {
         if sys.left.starts > 0 && sys.left.crashes > 0 {
             acts.push(Act::Note(at));
         }
-        let looks = sys.left.looks > 0 && sys.reads.is_empty();
+        // Who asks the witness asks one thing after the other.
+        let asked = sys.asks.iter().map(|(id, _)| id).chain(sys.answers.iter().map(|(id, _)| id));
+        let looks = sys.left.looks > 0 && asked.chain(sys.reads.iter().map(|(id, _)| id)).all(|id| *id != node.id());
         if looks && matches!(node.state(), State::Solo | State::Protected) {
             acts.push(Act::Look(at));
         }

@@ -121,10 +121,15 @@ fn a_blackout_is_ended_by_who_ran_last_or_was_told_not_to_wait() {
 }
 
 #[test]
-fn a_lost_record_is_written_again_by_two_that_agree_and_nobody_else() {
-    let bounds = Bounds { record_losses: 1, looks: 1, crashes: 1, starts: 1, epochs: 3, ..ONE_SESSION };
-    check(bounds, &[Possible::RESTORED, Possible::STARTED, Possible::TAKEOVER]);
-    check(Bounds { losses: 1, crashes: 0, starts: 0, ..bounds }, &[Possible::RESTORED, Possible::ALONE]);
+fn a_lost_record_gives_the_vm_to_nobody() {
+    let bounds = Bounds { record_losses: 1, looks: 1, crashes: 1, starts: 1, epochs: 1, ..ONE_SESSION };
+    check(bounds, &[Possible::STARTED, Possible::TAKEOVER, Possible::ALONE]);
+}
+
+#[test]
+fn a_lost_record_is_written_again_by_two_that_agree() {
+    let bounds = Bounds { record_losses: 1, looks: 1, epochs: 3, ..ONE_SESSION };
+    check(bounds, &[Possible::RESTORED, Possible::TAKEOVER, Possible::ALONE]);
 }
 
 #[test]
@@ -134,7 +139,9 @@ fn a_forged_beat_gives_the_vm_to_nobody() {
     check(Bounds { epochs: 1, sessions: 2, ..bounds }, &[Possible::ALONE]);
 }
 
+/// Takes minutes: for a change of the core.
 #[test]
+#[ignore = "takes minutes: cargo test --release -p protocol-model -- --ignored"]
 fn a_blackout_with_a_lost_record_and_a_forged_beat() {
     let bounds = Bounds { crashes: 2, starts: 2, epochs: 1, record_losses: 1, looks: 1, forged: 1, ..ONE_SESSION };
     check(bounds, &[Possible::STARTED, Possible::WAITED, Possible::TAKEOVER]);
@@ -142,7 +149,7 @@ fn a_blackout_with_a_lost_record_and_a_forged_beat() {
 
 #[test]
 fn who_starts_or_restores_without_proof_is_caught() {
-    let bounds = Bounds { crashes: 2, starts: 2, epochs: 1, record_losses: 1, ..ONE_SESSION };
+    let bounds = Bounds { crashes: 1, starts: 1, epochs: 1, record_losses: 1, ..ONE_SESSION };
     let with = |bounds, flaw| found(System { bounds, flaw: Some(flaw), policy: None, late_claims: JUDGED }).0;
     let broken = with(bounds, Flaw::StartsOnAbsence);
     assert!(broken.iter().any(|name| name.contains("starts the VM by itself")), "{broken:?}");

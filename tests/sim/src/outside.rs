@@ -18,10 +18,7 @@ impl World {
     pub(crate) fn strike_from_outside(&mut self, fault: Fault, host: usize, until: Time) {
         match fault {
             Fault::Blackout => self.blackout(),
-            Fault::LoseRecord => {
-                self.trace.line(self.now, || "FAULT the witness loses its record".to_owned());
-                self.witness.record = None;
-            }
+            Fault::LoseRecord => self.lose_record(),
             Fault::RestoreDisk => self.restore_disk(host, until),
             Fault::MislayDisk => self.mislay_disk(host, until),
             Fault::StaleForce => self.stale_force(host),
@@ -37,6 +34,11 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    pub(crate) fn lose_record(&mut self) {
+        self.trace.line(self.now, || "FAULT the witness loses its record".to_owned());
+        self.witness.record = None;
     }
 
     /// All hosts lose their power and come back one by one.

@@ -7,6 +7,7 @@ use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
 use ft_proto::{State, Term, Time, WitnessAnswer};
 
 use crate::mutation::Mutation;
+use crate::plan::Fault;
 use crate::process::{Address, Asker, Message};
 use crate::world::{Event, World};
 
@@ -85,6 +86,15 @@ impl World {
         }
     }
 
+    /// Whether a claim was to follow a record, or none, that another one has followed since: keepers compare.
+    fn is_outdated(&mut self, from: Address, claim: Claim) -> bool {
+        match claim {
+            Claim::Start { node, .. } => self.process(from).is_none_or(|process| process.starting != Some(node)),
+            Claim::Own { first: true, .. } => self.witness.record.is_none() && self.witness.last.is_some(),
+            _ => false,
+        }
+    }
+
     /// A host that runs the VM looks at the record now and then.
     pub(crate) fn watch(&mut self, host: usize) {
         let again = self.rng.micros(20_000, 100_000);
@@ -105,10 +115,7 @@ impl World {
             let later = self.witness.down_until;
             return self.at(later, Event::WitnessJudges { from, asker, token, claim });
         }
-        if let Claim::Start { node, .. } = claim
-            && self.process(from).is_none_or(|process| process.starting != Some(node))
-        {
-            // It was to follow a record that another start has changed since.
+        if self.is_outdated(from, claim) {
             return;
         }
         let verdict = self.judged(claim);
@@ -121,6 +128,12 @@ impl World {
             let (low, high) = self.plan.witness_delay_us;
             let delay = self.rng.micros(low, high);
             self.after(delay, Event::WitnessAnswers { to: from, asker, token, verdict: Some(verdict) });
+        }
+        // A record is never missed more than just after it has changed hands.
+        let taken = matches!((claim, verdict), (Claim::TakeOver { .. }, Verdict::Granted(_)));
+        let loses = self.healed_at.is_none() && self.plan.faults.contains(&Fault::LoseRecord);
+        if taken && loses && self.rng.chance(500_000) {
+            self.lose_record();
         }
     }
 

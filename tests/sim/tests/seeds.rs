@@ -10,17 +10,23 @@ fn a_thousand_seeds_hold() {
     let mut lost = 0;
     let mut withdrawals = 0;
     let mut resyncs = 0;
+    let mut starts = 0;
+    let mut restores = 0;
     for seed in 0..SEEDS {
         let outcome = run(seed, Options::default());
         assert_eq!(outcome.violation, None, "cargo run -p sim -- --seeds 1 --seed {seed} --trace");
         takeovers += outcome.takeovers;
         withdrawals += outcome.withdrawals;
         resyncs += outcome.resyncs;
+        starts += outcome.starts;
+        restores += outcome.restores;
         lost += u64::from(outcome.lost.is_some());
     }
     // A run in which nothing happens proves nothing.
     assert!(takeovers > SEEDS / 4, "only {takeovers} takeovers");
     assert!(resyncs > SEEDS / 4, "only {resyncs} incremental resynchronisations");
+    assert!(starts > SEEDS / 10, "only {starts} starts by hosts that came back");
+    assert!(restores > SEEDS / 20, "only {restores} records written again");
     assert!(withdrawals > SEEDS / 100, "only {withdrawals} withdrawn claims");
     assert!(lost < SEEDS / 5, "{lost} runs ended early because all copies were gone");
 }
