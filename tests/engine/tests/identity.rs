@@ -2,7 +2,8 @@
 //! disks; and strangers who speak.
 
 use std::fs::{self, File};
-use std::net::UdpSocket;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -202,40 +203,106 @@ fn a_standbys_image_that_was_changed_while_its_host_was_down_is_compared() {
     assert_eq!(ours, theirs, "it was made equal");
 }
 
+/// How many of something strangers send: as many as the environment says, or so few that it takes seconds.
+fn count(name: &str, few: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(few)
+}
+
+/// Numbers without end, the same in every run.
+struct Noise(u64);
+
+impl Noise {
+    fn bytes(&mut self, words: usize) -> Vec<u8> {
+        let next = |_| {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0.to_le_bytes()
+        };
+        (0..words).flat_map(next).collect()
+    }
+}
+
+/// Datagrams to `ports`: noise, and what begins as a beat does.
+fn send_datagrams(many: u64, ports: &[SocketAddr]) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+    for i in 0..many as usize {
+        let mut datagram = noise.bytes(1 + i % 24);
+        if i % 2 == 0 {
+            datagram.resize(142, 0);
+            datagram[..6].copy_from_slice(b"PLXB\x02\x00");
+        }
+        let _ = socket.send_to(&datagram, ports[i / 2 % ports.len()]);
+    }
+}
+
+/// Connections that say nothing, something, or what begins as a greeting does.
+fn connect(many: u64, door: SocketAddr) {
+    let mut noise = Noise(0x2545_f491_4f6c_dd1d);
+    let mut open = std::collections::VecDeque::new();
+    for i in 0..many as usize {
+        let Ok(mut stream) = TcpStream::connect(door) else { continue };
+        let mut words = noise.bytes(i % 9);
+        if i % 3 == 0 {
+            words.splice(..0, *b"PLXF\x07\x00\x01\x00");
+        }
+        let _ = stream.write_all(&words);
+        open.push_back(stream);
+        if open.len() > 32 {
+            open.pop_front();
+        }
+    }
+}
+
+fn resident_kib(vm: &Vm) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// `DATAGRAMS=1000000 CONNECTIONS=100000` takes minutes.
 #[test]
 fn strangers_move_nothing() {
     let pair = Pair::new();
     let [first, second] = protected(&pair);
     let mut client = pair.client();
     let before = pair.wait_status(&first, "protected")["term"].clone();
-    // Both links' ports of both hosts, from one of them: noise, and beats of a stranger.
-    pair.hosts[0].run(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        let mut word = 0x9e37_79b9_7f4a_7c15_u64;
-        for i in 0..40_000_u64 {
-            let mut datagram: Vec<u8> = (0..20)
-                .flat_map(|_| {
-                    word ^= word << 13;
-                    word ^= word >> 7;
-                    word ^= word << 17;
-                    word.to_le_bytes()
-                })
-                .collect();
-            if i % 2 == 0 {
-                datagram[..6].copy_from_slice(b"PLXB\x02\x00");
-            }
-            let to = ["10.77.0.2:4700", "10.77.1.2:4701"][(i / 2 % 2) as usize];
-            let _ = socket.send_to(&datagram, to);
+    let memory = [&first, &second].map(resident_kib);
+    let begun = Instant::now();
+    let (datagrams, connections) = (count("DATAGRAMS", 120_000), count("CONNECTIONS", 2_000));
+    std::thread::scope(|scope| {
+        // Each from the other host, which is nobody to the process there.
+        for (from, to) in [(0, 2), (1, 1)] {
+            let host = &pair.hosts[from];
+            let door = SocketAddr::from(([10, 77, 0, to], 4700));
+            let published = [door, SocketAddr::from(([10, 77, 1, to], 4701))];
+            // The primary's are drawn by its kernel: any of them.
+            let drawn =
+                (32_768..61_000).flat_map(|port| [0, 1].map(|link| SocketAddr::from(([10, 77, link, to], port))));
+            let ports: Vec<_> = if to == 2 { published.to_vec() } else { drawn.collect() };
+            scope.spawn(move || {
+                host.run(|| send_datagrams(datagrams / 2, &ports));
+                host.run(|| connect(connections / 2, door));
+            });
         }
+        work(&mut client, 200);
     });
     work(&mut client, 50);
     let status = pair.wait_status(&first, "protected");
     assert_eq!(status["term"], before);
     let ready = pair.wait_status(&second, "standby-ready");
     assert!(ready["ignored_beats"].to_string().bytes().any(|byte| byte.is_ascii_digit() && byte != b'0'), "{ready}");
-    for vm in [&first, &second] {
-        let log = vm.log();
+    for (vm, memory) in [&first, &second].into_iter().zip(memory) {
+        let (log, grown) = (vm.log(), resident_kib(vm).saturating_sub(memory));
+        println!(
+            "{datagrams} datagrams, {connections} connections in {:.0?}: {grown} KiB more memory, {} bytes of log, {}",
+            begun.elapsed(),
+            log.len(),
+            vm.api().get("ft.status").body["ignored_beats"]
+        );
         assert!(log.len() < 64 << 10, "{} bytes of log", log.len());
+        assert!(grown < 64 << 10, "{grown} KiB more memory");
         assert!(told(vm, "took-over").is_empty() && told(vm, "protection-lost").is_empty());
     }
 }
