@@ -41,7 +41,8 @@ impl World {
     /// Whether a host that can be reached runs the VM, or is about to.
     fn others_object(&self, host: usize) -> bool {
         // A copy that is not on record cannot take over, whatever its host hopes.
-        let registered = matches!(self.witness.record, Some(Record::Protected { .. }));
+        let registered = matches!(self.witness.record, Some(Record::Protected { .. }))
+            || self.mutation == Some(Mutation::DeferToAnyCopy);
         let reaches = |from, to| !self.network.is_blocked(from, to, LinkId::Replication, self.now);
         let others = self.hosts.iter().enumerate().filter(|(at, _)| *at != host);
         others.filter(|(at, _)| reaches(host, *at) && reaches(*at, host)).any(|(_, other)| {
