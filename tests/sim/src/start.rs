@@ -112,8 +112,10 @@ impl World {
             (process.node.state() != State::Protected || process.node.pending_claim().is_some())
                 .then(|| (process.node.id(), process.node.term()))
         };
-        // Of two that believe to run it the later one does.
-        if let Some((owner, term)) = self.hosts.iter().filter_map(runs).max_by_key(|(_, term)| *term) {
+        // Of two that believe to run it the later one does, and disks that were run from later still are newer.
+        let newest = self.hosts.iter().map(|host| host.image.record.term).max();
+        let runner = self.hosts.iter().filter_map(runs).max_by_key(|(_, term)| *term);
+        if let Some((owner, term)) = runner.filter(|(_, term)| Some(*term) >= newest) {
             self.trace.line(self.now, || format!("operator creates the record of {owner} in term {term}"));
             self.witness.write(Record::Solo { owner, term, since: term });
         }
