@@ -45,13 +45,15 @@ pub enum Mutation {
     RestoreWithoutAck,
     /// An image that was put back is taken for the one that its record is about.
     RestoredImageIncremental,
+    /// A host leaves the VM to a copy that is not on record, and so can never take over.
+    DeferToAnyCopy,
     /// Marks are taken back, and the state keeps its name.
     SameNameForLess,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::ReleaseOnCut,
         Self::WitnessGrantsAll,
         Self::ApplyOnArrival,
@@ -73,6 +75,7 @@ impl Mutation {
         Self::RestoreWithoutAck,
         Self::RestoredImageIncremental,
         Self::SameNameForLess,
+        Self::DeferToAnyCopy,
     ];
 
     /// The invariant that must catch it.
@@ -97,7 +100,7 @@ impl Mutation {
             Self::ForceForEver | Self::RestoreWithoutAck => "single_runner",
             Self::BeatFences => "no_false_fence",
             Self::CatchUpClock => "no_false_takeover",
-            Self::ForgetClaims => "reprotected",
+            Self::ForgetClaims | Self::DeferToAnyCopy => "reprotected",
         }
     }
 }

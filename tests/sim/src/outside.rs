@@ -6,7 +6,6 @@ use std::time::Duration;
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
 
-use crate::devices::DiskImage;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::Payload;
@@ -94,7 +93,7 @@ impl World {
         }
         self.note(host, || "FAULT disk is mislaid".to_owned());
         self.kill(host, false);
-        self.hosts[host].mislaid = Some(std::mem::replace(&mut self.hosts[host].image, DiskImage::default()));
+        self.hosts[host].mislaid = Some(std::mem::take(&mut self.hosts[host].image));
         self.after(Duration::from_millis(5), Event::Restart(host));
         self.at(until, Event::Remount(host));
     }

@@ -41,7 +41,8 @@ impl World {
     /// Whether a host that can be reached runs the VM, or is about to.
     fn others_object(&self, host: usize) -> bool {
         // A copy that is not on record cannot take over, whatever its host hopes.
-        let registered = matches!(self.witness.record, Some(Record::Protected { .. }));
+        let registered = matches!(self.witness.record, Some(Record::Protected { .. }))
+            || self.mutation == Some(Mutation::DeferToAnyCopy);
         let reaches = |from, to| !self.network.is_blocked(from, to, LinkId::Replication, self.now);
         let others = self.hosts.iter().enumerate().filter(|(at, _)| *at != host);
         others.filter(|(at, _)| reaches(host, *at) && reaches(*at, host)).any(|(_, other)| {
@@ -111,8 +112,10 @@ impl World {
             (process.node.state() != State::Protected || process.node.pending_claim().is_some())
                 .then(|| (process.node.id(), process.node.term()))
         };
-        // Of two that believe to run it the later one does.
-        if let Some((owner, term)) = self.hosts.iter().filter_map(runs).max_by_key(|(_, term)| *term) {
+        // Of two that believe to run it the later one does, and disks that were run from later still are newer.
+        let newest = self.hosts.iter().map(|host| host.image.record.term).max();
+        let runner = self.hosts.iter().filter_map(runs).max_by_key(|(_, term)| *term);
+        if let Some((owner, term)) = runner.filter(|(_, term)| Some(*term) >= newest) {
             self.trace.line(self.now, || format!("operator creates the record of {owner} in term {term}"));
             self.witness.write(Record::Solo { owner, term, since: term });
         }

@@ -34,7 +34,8 @@ impl Invariant for NoLostAck {
                 }
             }
             Moment::Booted { node, blocks: Some(blocks), .. } => {
-                for (key, told) in self.acknowledged.iter().enumerate().filter(|(key, told)| blocks[*key] < **told) {
+                let mut all = self.acknowledged.iter().enumerate();
+                if let Some((key, told)) = all.find(|(key, told)| blocks[*key] < **told) {
                     return Err(format!("key {key} was acknowledged as {told}; {node} boots with {}", blocks[key]));
                 }
             }
