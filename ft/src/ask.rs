@@ -30,12 +30,14 @@ pub(crate) fn ask_all(peers: impl IntoIterator<Item = SocketAddr>, vm: Option<Vm
     })
 }
 
-/// Why this host must leave the VM to another one, by what that one says itself.
-pub(crate) fn objection(answers: &[Answer], me: HostId) -> Option<String> {
+/// Why this host must leave the VM to another one, by what that one says itself. `may_take_over`: a standby has a right to the VM;
+/// one that was never registered, or has lost it, waits in vain, and so would whoever waits for it.
+pub(crate) fn objection(answers: &[Answer], me: HostId, may_take_over: bool) -> Option<String> {
     answers.iter().find_map(|Answer { peer, standing }| {
         let Standing { node, term, part, .. } = (*standing)?;
         match part {
             Part::Runs => Some(format!("host {} at {peer} runs the VM, in term {term}", node.host)),
+            Part::WillTakeOver(_) if !may_take_over => None,
             Part::WillTakeOver(primary) if primary.host == me => {
                 Some(format!("host {} at {peer} has a whole copy of the VM that ran here, and takes over", node.host))
             }

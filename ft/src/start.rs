@@ -10,7 +10,7 @@ use std::time::Duration;
 use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
 use ft_proto::{HostId, NodeId, Term, VmId, WitnessAnswer};
 
-use crate::ask::{ask_all, known_vm, objection};
+use crate::ask::{Answer, ask_all, known_vm, objection};
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
 use crate::options::{NodeOptions, Role};
 use crate::witness::{Asker, WitnessAddress};
@@ -151,7 +151,7 @@ impl Start<'_> {
         }
         // Who finds that the VM was shut down does nothing that another host might have done already.
         let plain = matches!((record, claim), (Some(Record::Stopped { .. }), Claim::Start { .. }));
-        if let Some(why) = if plain { None } else { self.asked_others(known) } {
+        if let Some(why) = if plain { None } else { self.asked_others(known, record) } {
             return Ok(Err(why));
         }
         let vm = known.unwrap_or_else(new_vm);
@@ -170,7 +170,9 @@ impl Start<'_> {
     /// process that opens it.
     fn by_itself(&mut self) -> Result<Reign, String> {
         let known = self.me.disks.vm;
-        if let Some(why) = self.asked_others(known) {
+        let answers = self.ask_others(known);
+        // Nobody knows better than the others whether they may go on.
+        if let Some(why) = objection(&answers, self.me.host, true).or_else(|| self.other_vm(&answers)) {
             return Err(why);
         }
         let last = self.me.disks.state.term();
@@ -182,13 +184,21 @@ impl Start<'_> {
     }
 
     /// Why the VM must be left to another host, by what the others say.
-    fn asked_others(&self, vm: Option<VmId>) -> Option<String> {
-        let answers = ask_all(self.options.peers.iter().map(|options| options.peer), vm, self.node);
+    fn asked_others(&self, vm: Option<VmId>, record: Option<Record>) -> Option<String> {
+        let answers = self.ask_others(vm);
+        let may_take_over = matches!(record, Some(Record::Protected { .. }));
+        objection(&answers, self.me.host, may_take_over).or_else(|| self.other_vm(&answers))
+    }
+
+    fn ask_others(&self, vm: Option<VmId>) -> Vec<Answer> {
+        ask_all(self.options.peers.iter().map(|options| options.peer), vm, self.node)
+    }
+
+    /// A VM that another host knows, where this one knows of none.
+    fn other_vm(&self, answers: &[Answer]) -> Option<String> {
         let fresh = self.me.disks.vm.is_none() && self.disks() == DiskState::Fresh;
-        objection(&answers, self.me.host).or_else(|| {
-            let other = known_vm(&answers).filter(|_| fresh)?;
-            Some(format!("the disks here have never been those of a protected VM, and another host has VM {other}"))
-        })
+        let other = known_vm(answers).filter(|_| fresh)?;
+        Some(format!("the disks here have never been those of a protected VM, and another host has VM {other}"))
     }
 
     /// An operator's word counts for the term that it names; after that it is used up.

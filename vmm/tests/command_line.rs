@@ -54,7 +54,7 @@ fn wrong_arguments_give_one_line_and_exit_1() {
         (vec!["--ft", "role=auto,witness=/w,standby-peers=[1.2.3.4:1/1.2.3.5:1]"], "--ft: listen= is missing"),
         (
             kernel(&["--ft", "role=primary,witness=/nowhere/w"]),
-            "The VM could not boot: --ft: witness /nowhere/w does not say who may run this VM: cannot open the lock",
+            "The VM could not boot: --ft: witness /nowhere/w does not say who may run this VM: cannot find the folder",
         ),
         (vec!["--ft", "role=standby,listen=1.2.3.4:1"], "--ft: heartbeat= is missing"),
     ] {

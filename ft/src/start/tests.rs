@@ -116,6 +116,50 @@ fn after_a_blackout_the_last_runner_starts_and_its_standby_waits_for_it() {
     assert_eq!(runs(&auto, host("a", disks(DiskState::Protected(Term(6))))).term, Term(8));
 }
 
+/// A host that answers everybody the same.
+fn peer_that(part: ft_proto::wire::Part, node: NodeId) -> std::net::SocketAddr {
+    use ft_proto::wire::{Kind, Standing, encode_body};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            crate::transport::read_message(&stream, PATIENCE).unwrap();
+            let standing = encode_body(&Standing { node, vm: Some(VM), term: Term(6), part });
+            let stamp = crate::transport::Stamp { kind: Kind::Standing, term: Term(6), epoch: ft_proto::Epoch(0) };
+            crate::transport::write_frame(&mut stream, stamp, &[&standing]).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut auto = options(Role::Auto, &folder);
+    let peer = peer_that(ft_proto::wire::Part::WillTakeOver(node("a")), node("b"));
+    auto.peers = vec![crate::ProtectOptions::by(peer, peer)];
+    let record = Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) };
+    put(&folder, record);
+    let me = host("a", disks(DiskState::Protected(Term(6))));
+    assert!(waits(&auto, me).contains("takes over"));
+    // It was never registered, so the witness gives it nothing: who waited for it would wait for ever.
+    put(&folder, Record::Solo { owner: node("a"), term: Term(6), since: Term(5) });
+    assert_eq!(runs(&auto, me).term, Term(7));
+}
+
+#[test]
+fn a_host_that_runs_the_vm_is_believed_more_than_an_operator() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut primary = options(Role::Primary, &folder);
+    let peer = peer_that(ft_proto::wire::Part::Runs, node("b"));
+    primary.peers = vec![crate::ProtectOptions::by(peer, peer)];
+    primary.force = Some(Term(6));
+    put(&folder, Record::Solo { owner: node("b"), term: Term(6), since: Term(6) });
+    let error = part(&primary, host("a", disks(DiskState::Alone(Term(5))))).unwrap_err().to_string();
+    assert!(error.contains("host b") && error.contains("runs the VM"), "{error}");
+}
+
 #[test]
 fn a_standby_that_has_waited_long_enough_goes_on() {
     let folder = tempfile::tempdir().unwrap();
