@@ -59,17 +59,18 @@ struct Known {
 /// When something is not as it was.
 pub fn speak(pair: &Pair, topology: &Topology, span: Duration, seed: u64) -> Result<Said> {
     let known = Known::of(pair)?;
+    let doors = [Doors::of(&topology.hosts[0])?, Doors::of(&topology.hosts[1])?];
     let before = [Trace::of(pair, 0)?, Trace::of(pair, 1)?];
     let said = thread::scope(|scope| {
         let speakers: Vec<_> = [(0_u8, 0_u8), (0, 1), (1, 0), (1, 1)]
             .into_iter()
             .map(|(from, to)| {
-                let hosts = &topology.hosts;
+                let (hosts, doors) = (&topology.hosts, &doors[usize::from(to)]);
                 scope.spawn(move || {
                     let seed = seed ^ (u64::from(from) << 1) ^ u64::from(to);
                     let mut speaker =
                         Speaker { known, chance: Xoshiro256PlusPlus::seed_from_u64(seed), said: Said::default() };
-                    speaker.speak(&hosts[usize::from(from)], to, span).map(|()| speaker.said)
+                    speaker.speak(&hosts[usize::from(from)], to, doors, span).map(|()| speaker.said)
                 })
             })
             .collect();
@@ -82,6 +83,40 @@ pub fn speak(pair: &Pair, topology: &Topology, span: Duration, seed: u64) -> Res
     }
     let datagrams = said.iter().map(|said| said.datagrams).sum();
     Ok(Said { datagrams, connections: said.iter().map(|said| said.connections).sum() })
+}
+
+/// All ports of a host: one that runs the VM hears beats where the kernel has given it a port.
+#[derive(Debug)]
+struct Doors {
+    datagrams: Vec<SocketAddr>,
+    connections: Vec<SocketAddr>,
+}
+
+impl Doors {
+    fn of(host: &Entrance) -> Result<Self> {
+        let read = |name: &str| {
+            let path = Path::new("/proc/thread-self/net").join(name);
+            host.run(|| fs::read_to_string(&path).map_err(Error::file("read", &path)))
+        };
+        // The state of a socket that listens; others are connections.
+        let (udp, tcp) = (read("udp")?, read("tcp")?);
+        let datagrams: Vec<_> = udp.lines().filter_map(|line| bound(line, "07")).collect();
+        let connections: Vec<_> = tcp.lines().filter_map(|line| bound(line, "0A")).collect();
+        if datagrams.len() < 2 || connections.is_empty() {
+            return Err(Error::Protocol { from: "ports of a host".into(), answer: format!("{udp}{tcp}") });
+        }
+        Ok(Self { datagrams, connections })
+    }
+}
+
+/// The local address in a line of the kernel's table of sockets, if the socket is in `state`.
+fn bound(line: &str, state: &str) -> Option<SocketAddr> {
+    let mut fields = line.split_whitespace().skip(1);
+    let (address, port) = fields.next()?.split_once(':')?;
+    let address = u32::from_str_radix(address, 16).ok()?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    // In the memory order of the machine, which is the network's.
+    (fields.nth(1)? == state).then(|| SocketAddr::from((address.to_ne_bytes(), port)))
 }
 
 /// What must not grow or change.
@@ -150,20 +185,20 @@ struct Speaker {
 }
 
 impl Speaker {
-    fn speak(&mut self, from: &Entrance, to: u8, span: Duration) -> Result<()> {
+    fn speak(&mut self, from: &Entrance, to: u8, doors: &Doors, span: Duration) -> Result<()> {
         from.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").map_err(Error::io("cannot open a socket"))?;
             let mut silent = VecDeque::new();
             let start = Instant::now();
             while start.elapsed() < span {
-                for port in [stream_address(to), beat_address(to)] {
+                for port in &doors.datagrams {
                     for _ in 0..BURST {
                         let datagram = self.datagram(to);
                         self.said.datagrams += u64::from(socket.send_to(&datagram, port).is_ok());
                     }
                 }
-                if let Some(stream) = self.connect(stream_address(to), to) {
-                    silent.push_back(stream);
+                for door in &doors.connections {
+                    silent.extend(self.connect(*door, to));
                 }
                 while silent.len() > SILENT {
                     silent.pop_front();
@@ -247,5 +282,18 @@ impl Speaker {
         let header =
             Header { kind: Kind::Hello, term, epoch: Epoch(0), len, raw: len, body_hash: hash_of_parts(&[&body]) };
         [header.encode().as_slice(), &body].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bound_sockets_are_found_in_the_kernels_table() {
+        let line = "   0: 0100470A:1C03 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1";
+        assert_eq!(bound(line, "0A"), Some(SocketAddr::from(([10, 71, 0, 1], 7171))));
+        assert_eq!(bound(line, "07"), None);
+        assert_eq!(bound("  sl  local_address rem_address   st tx_queue rx_queue", "0A"), None);
     }
 }
