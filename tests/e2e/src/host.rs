@@ -110,18 +110,36 @@ impl Host {
         index: u8,
         pairing: &Pairing<'_>,
     ) -> Result<Self> {
+        let vmm = Self::launch(artifacts, topology, shape, index, "role=auto", pairing)?;
+        Self::up(artifacts, index, vmm)
+    }
+
+    /// As [`Self::member`] as `role`, without waiting for it to come up.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(
+        artifacts: &Artifacts,
+        topology: &Topology,
+        shape: &Shape,
+        index: u8,
+        role: &str,
+        pairing: &Pairing<'_>,
+    ) -> Result<Process> {
         let mut args = common(artifacts, index, shape);
         args.extend(payload(artifacts, shape));
         let [own, peer] = [index, 1 - index].map(|host| (stream_address(host), beat_address(host)));
         let addresses = format!("listen={},heartbeat={},standby-peers=[{}/{}]", own.0, own.1, peer.0, peer.1);
-        args.extend(["--ft".into(), format!("role=auto,{addresses},{}", pairing.settings())]);
-        Self::start(artifacts, &topology.hosts[usize::from(index)], index, &args)
+        args.extend(["--ft".into(), format!("{role},{addresses},{}", pairing.settings())]);
+        process(artifacts, &topology.hosts[usize::from(index)], index, &args)
     }
 
     fn start(artifacts: &Artifacts, namespace: &Namespace, index: u8, args: &[String]) -> Result<Self> {
+        Self::up(artifacts, index, process(artifacts, namespace, index, args)?)
+    }
+
+    fn up(artifacts: &Artifacts, index: u8, vmm: Process) -> Result<Self> {
         let letter = letter(index);
-        let vmm =
-            Process::start(namespace, &artifacts.path("pollux-vmm"), args, &artifacts.path(&format!("{letter}.log")))?;
         let mut host = Self {
             index,
             vmm,
@@ -259,11 +277,20 @@ pub fn letter(index: u8) -> char {
     char::from(b'a' + index)
 }
 
-fn stream_address(host: u8) -> SocketAddr {
+fn process(artifacts: &Artifacts, namespace: &Namespace, index: u8, args: &[String]) -> Result<Process> {
+    let log = artifacts.path(&format!("{}.log", letter(index)));
+    Process::start(namespace, &artifacts.path("pollux-vmm"), args, &log)
+}
+
+/// Where a host's door is.
+#[must_use]
+pub fn stream_address(host: u8) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Topology::replication(host)), STREAM_PORT)
 }
 
-fn beat_address(host: u8) -> SocketAddr {
+/// Where a host hears the beats of the second link.
+#[must_use]
+pub fn beat_address(host: u8) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Topology::heartbeat(host)), BEAT_PORT)
 }
 

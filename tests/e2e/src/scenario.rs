@@ -332,7 +332,7 @@ impl Run {
             host.and_then(|host| host.ft_status().ok()).map(|status| state_of(&status)).unwrap_or_default()
         });
         self.report.check("no output while nobody may decide", silent, format!("within {:?}", BLACKOUT / 2));
-        let waiting = states == ["protected", "standby-ready"];
+        let waiting = states == ["awaiting-witness", "awaiting-witness"];
         self.report.check("both hosts wait for the witness", waiting, states.join(", "));
         self.say("witness is back");
         self.witness.come_back(&self.artifacts, &self.topology)
@@ -557,7 +557,13 @@ fn runs(host: &mut Host) -> bool {
     if !matches!(host.vmm.ended(), Ok(None)) {
         return false;
     }
-    host.ft_status().is_ok_and(|status| matches!(state_of(&status).as_str(), "solo" | "syncing" | "protected"))
+    // A standby waits for the witness, too.
+    let running = |status: &Value| match state_of(status).as_str() {
+        "solo" | "syncing" | "protected" | "degraded" | "leaving" => true,
+        "awaiting-witness" => status["role"] == "primary",
+        _ => false,
+    };
+    host.ft_status().is_ok_and(|status| running(&status))
 }
 
 fn answer_of(status: &Value) -> Error {

@@ -93,6 +93,21 @@ impl Witness {
         &self.address
     }
 
+    /// Another address where no record has ever been: what a host finds whose file system with the record is not mounted.
+    ///
+    /// # Errors
+    /// When its folder cannot be made.
+    pub fn empty_place(&self, artifacts: &Artifacts) -> Result<String> {
+        match &self.way {
+            Way::File(..) => {
+                let folder = artifacts.path("unmounted");
+                fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
+                Ok(folder.join("vm1").display().to_string())
+            }
+            Way::Etcd(_) => Ok(format!("{}-nobody", self.address)),
+        }
+    }
+
     /// From here on nobody gets an answer.
     ///
     /// # Errors

@@ -1,19 +1,27 @@
 //! The clients of a chaos run: real connections to Redis and PostgreSQL in the guest, each with a record of what it was told.
 
+use std::fs;
+use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Shutdown, SockaddrIn, getpeername, shutdown};
 
 use super::history::{Contents, Operation};
 use super::log::Log;
 use super::postgres::PostgresClient;
 use super::redis::RedisClient;
 use crate::namespace::Entrance;
+use crate::topology::GUEST;
 use crate::{Error, Result, wait};
 
 /// Clients of PostgreSQL beside the one of Redis.
 const POSTGRES_CLIENTS: u8 = 2;
+/// Ports of Redis and PostgreSQL.
+const SERVERS: [u16; 2] = [6379, 5432];
 /// Between two attempts to connect again.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -44,7 +52,6 @@ pub trait Client: Send {
 /// A client at work on a thread of its own.
 struct Worker {
     name: String,
-    session: String,
     log: Log,
     thread: JoinHandle<Box<dyn Client>>,
 }
@@ -52,7 +59,15 @@ struct Worker {
 /// All clients of a run.
 pub struct Clients {
     workers: Vec<Worker>,
-    stop: Arc<AtomicBool>,
+    signs: Arc<Signs>,
+}
+
+/// What the clients are told while they work.
+#[derive(Debug, Default)]
+struct Signs {
+    stop: AtomicBool,
+    /// The guest boots again: connections break, and new ones are as good.
+    reboot: AtomicBool,
 }
 
 /// What is known when all clients have ended.
@@ -82,9 +97,31 @@ impl Clients {
             let client = wait::until("answer of PostgreSQL in the guest", limit, connect)?;
             clients.push((format!("postgres {number}"), Box::new(client)));
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        let workers = clients.into_iter().map(|(name, client)| Worker::start(name, client, origin, think, &stop));
-        Ok(Self { workers: workers.collect::<Result<_>>()?, stop: Arc::clone(&stop) })
+        let signs = Arc::new(Signs::default());
+        let workers = clients.into_iter().map(|(name, client)| Worker::start(name, client, origin, think, &signs));
+        Ok(Self { workers: workers.collect::<Result<_>>()?, signs: Arc::clone(&signs) })
+    }
+
+    /// Whether the guest is about to boot again by the run's own doing: as long as that is so, a broken connection counts for nothing.
+    pub fn expect_reboot(&self, expected: bool) {
+        self.signs.reboot.store(expected, Ordering::Relaxed);
+    }
+
+    /// Ends the connections to a guest that is no more, so that nobody waits for a word from it until TCP gives up.
+    ///
+    /// # Errors
+    /// When this process cannot look at its own sockets.
+    pub fn hang_up(&self) -> Result<()> {
+        let folder = Path::new("/proc/self/fd");
+        let names = fs::read_dir(folder).map_err(Error::file("list", folder))?.flatten().map(|entry| entry.file_name());
+        for fd in names.filter_map(|name| name.to_str()?.parse::<RawFd>().ok()) {
+            let peer = getpeername::<SockaddrIn>(fd).ok();
+            if peer.is_some_and(|peer| peer.ip() == GUEST && SERVERS.contains(&peer.port())) {
+                // Whoever it was has hung up meanwhile.
+                let _ = shutdown(fd, Shutdown::Both);
+            }
+        }
+        Ok(())
     }
 
     /// Waits until every client has had `more` further answers.
@@ -125,7 +162,7 @@ impl Clients {
     /// # Errors
     /// When a store cannot be read.
     pub fn finish(self) -> Result<Testimony> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.signs.stop.store(true, Ordering::Relaxed);
         let mut testimony = Testimony {
             operations: vec![],
             contents: Contents::new(),
@@ -135,13 +172,13 @@ impl Clients {
         };
         for worker in self.workers {
             let mut client = worker.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let now = client.session()?;
-            if now != worker.session {
-                testimony.other_sessions.push((worker.name.clone(), worker.session, now.clone()));
-            }
+            let (now, mut log) = (client.session()?, worker.log.copy());
             testimony.sessions.push(format!("{}: {now}", worker.name));
+            if now != log.session {
+                testimony.other_sessions.push((worker.name, log.session, now));
+            }
             testimony.contents.append(&mut client.read_back()?);
-            testimony.operations.append(&mut worker.log.copy().operations);
+            testimony.operations.append(&mut log.operations);
         }
         Ok(testimony)
     }
@@ -153,27 +190,39 @@ impl Worker {
         mut client: Box<dyn Client>,
         origin: Instant,
         think: Duration,
-        stop: &Arc<AtomicBool>,
+        signs: &Arc<Signs>,
     ) -> Result<Self> {
-        let session = client.session()?;
         let log = Log::new(origin);
-        let (inside, stop) = (log.clone(), Arc::clone(stop));
+        log.began(client.session()?);
+        let (inside, signs) = (log.clone(), Arc::clone(signs));
         let thread = thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
+            while !signs.stop.load(Ordering::Relaxed) {
                 if let Err(error) = client.step(&inside) {
-                    inside.broke(error.chain());
-                    while !stop.load(Ordering::Relaxed) && client.reconnect().is_err() {
-                        thread::sleep(RETRY);
-                    }
+                    reconnect(client.as_mut(), &inside, &error, &signs);
                 }
                 thread::sleep(think);
             }
             client
         });
-        Ok(Self { name, session, log, thread })
+        Ok(Self { name, log, thread })
     }
 
     fn breaks(&self) -> Vec<(String, Duration, String)> {
         self.log.copy().breaks.into_iter().map(|(at, reason)| (self.name.clone(), at, reason)).collect()
+    }
+}
+
+/// A new connection for a client whose old one broke.
+fn reconnect(client: &mut dyn Client, log: &Log, why: &Error, signs: &Signs) {
+    let expected = signs.reboot.load(Ordering::Relaxed);
+    if !expected {
+        log.broke(why.chain());
+    }
+    while !signs.stop.load(Ordering::Relaxed) && client.reconnect().is_err() {
+        thread::sleep(RETRY);
+    }
+    // One that breaks at once is asked for again at the next step.
+    if let (true, Ok(session)) = (expected, client.session()) {
+        log.began(session);
     }
 }

@@ -18,8 +18,10 @@ pub struct Log {
 pub struct Inner {
     /// Its operations, in the order in which it sent them.
     pub operations: Vec<Operation>,
-    /// When a connection broke, and why.
+    /// When a connection broke, and why, but for those that had to.
     pub breaks: Vec<(Duration, String)>,
+    /// What tells the connection that it should have from any other.
+    pub session: String,
 }
 
 impl Log {
@@ -50,6 +52,11 @@ impl Log {
     pub fn broke(&self, reason: String) {
         let at = self.origin.elapsed();
         self.lock().breaks.push((at, reason));
+    }
+
+    /// Notes a new connection that is right: the first one, or one after a break that had to be.
+    pub fn began(&self, session: String) {
+        self.lock().session = session;
     }
 
     /// How many operations were answered.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::small_disk::SmallDisk;
@@ -74,10 +75,10 @@ impl Pair {
         copy(&root, &place(&artifacts, 0, &disks[0])?, "the guest image has it")?;
         image::blank(&place(&artifacts, 1, &disks[1])?, size)?;
         let pairing = Pairing { witness: witness.address(), detect_ms };
-        // The first one finds no runner on record: it boots the guest. The other one, whose disk is blank, must not be first.
+        // The one with the guest's disk boots it. The other one, whose disk is one hole, never does, though it is the first.
+        let b = Host::member(&artifacts, topology, &shape, 1, &pairing)?;
         let a = Host::member(&artifacts, topology, &shape, 0, &pairing)?;
         wait::until("the VM on host a", START_LIMIT, || Ok(Seen::read(&a.ft_status()?).runs().then_some(())))?;
-        let b = Host::member(&artifacts, topology, &shape, 1, &pairing)?;
         Ok(Self { hosts: [a, b], disks, witness, artifacts, shape, detect_ms, lives: 0 })
     }
 
@@ -143,18 +144,59 @@ impl Pair {
     }
 
     /// Starts a dead host's VMM again.
-    fn revive(&mut self, index: u8, topology: &Topology) -> Result<()> {
-        let host = &mut self.hosts[usize::from(index)];
-        self.lives += 1;
-        for file in [host.vmm.log().to_owned(), host.serial_file().to_owned()] {
-            let old = file.with_extension(format!("{}.{}", self.lives, extension(&file)));
-            // A host that never ran the guest has no serial line.
-            let _ = fs::rename(&file, old);
-        }
-        let pairing = Pairing { witness: self.witness.address(), detect_ms: self.detect_ms };
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn revive(&mut self, index: u8, topology: &Topology) -> Result<()> {
+        let witness = self.witness.address().to_owned();
+        self.revive_with(index, topology, &witness)
+    }
+
+    /// As [`Self::revive`], with another place for the witness.
+    ///
+    /// # Errors
+    /// As `revive`.
+    pub fn revive_with(&mut self, index: u8, topology: &Topology, witness: &str) -> Result<()> {
+        self.put_logs_aside(index);
+        let pairing = Pairing { witness, detect_ms: self.detect_ms };
         let started = Host::member(&self.artifacts, topology, &self.shape, index, &pairing)?;
         self.hosts[usize::from(index)] = started;
         Ok(())
+    }
+
+    /// Starts a dead host's VMM as `role`, which must not be granted: the exit code and what it said.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn refused(&mut self, index: u8, topology: &Topology, role: &str) -> Result<(Option<i32>, String)> {
+        self.put_logs_aside(index);
+        let pairing = Pairing { witness: self.witness.address(), detect_ms: self.detect_ms };
+        let mut vmm = Host::launch(&self.artifacts, topology, &self.shape, index, role, &pairing)?;
+        let status = vmm.wait(START_LIMIT)?;
+        Ok((status.code(), vmm.last_words()))
+    }
+
+    /// What a host's VMM printed in an earlier life is kept beside what it prints in the next one.
+    fn put_logs_aside(&mut self, index: u8) {
+        let host = &self.hosts[usize::from(index)];
+        self.lives += 1;
+        for file in [host.vmm.log(), host.serial_file()] {
+            let old = file.with_extension(format!("{}.{}", self.lives, extension(file)));
+            // A host that never ran the guest has no serial line.
+            let _ = fs::rename(file, old);
+        }
+    }
+
+    /// Kills every process of a host in one blow, and waits until they are gone.
+    ///
+    /// # Errors
+    /// When one is gone already, or stays.
+    pub fn kill_host(&self, index: u8) -> Result<()> {
+        let vmm = &self.host(index).vmm;
+        let mut all: Vec<u32> = vmm.descendants().into_iter().map(|(pid, _)| pid).collect();
+        all.push(vmm.pid());
+        vmm.signal_all(Signal::SIGKILL)?;
+        wait_gone(&all)
     }
 
     /// Who keeps the record.
@@ -231,6 +273,10 @@ impl Seen {
         match status["state"].as_str().unwrap_or_default() {
             "protected" => Self::Runs { protected: true, term },
             "solo" | "suspended" | "syncing" | "unprotected" => Self::Runs { protected: false, term },
+            // The next failure would stop the VM.
+            "degraded" | "leaving" => Self::Runs { protected: false, term },
+            "awaiting-witness" if status["role"] == "primary" => Self::Runs { protected: false, term },
+            "awaiting-witness" => Self::StandsBy,
             "fenced" => Self::Fenced,
             state if state.starts_with("standby") => Self::StandsBy,
             other => Self::Mute(format!("state {other:?}")),

@@ -28,9 +28,34 @@ pub enum Device {
     Network,
 }
 
+/// How a paused VM comes to the other host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Move {
+    /// Every process of its host is killed.
+    HostDies,
+    /// By command.
+    Switchover,
+}
+
+/// What of a standby's disk is put back to an earlier copy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Backup {
+    /// Image and record.
+    Both,
+    /// The image alone.
+    Image,
+    /// The record alone.
+    Record,
+}
+
 /// A fault by kind, as drawn and as named on the command line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Kind {
+    /// Every process of both hosts is killed at once, perhaps with the witness; they come back one after the other, in either order, and
+    /// nobody says who is what. The guest boots again, from disks with everything that was acknowledged.
+    Blackout,
+    /// The standby is killed and its image changed in place before it comes back.
+    ChangedImage,
     /// A device process of the primary is killed.
     DevicePrimary,
     /// A device process of the standby is killed.
@@ -57,16 +82,26 @@ pub enum Kind {
     Partition,
     /// Both links are cut while the witness is away.
     PartitionWithoutWitness,
+    /// The VM is paused and then moved, or its host is killed: it stays paused on the other host until it is resumed there.
+    PausedMove,
     /// The replication link alone is cut for a while.
     ReplicationCut,
+    /// The standby is killed and comes back with its image, its record or both as they were earlier.
+    RestoredStandby,
     /// The replication link is slow and loses packets for a while.
     SlowLink,
+    /// A host is killed and comes back as role=primary with a force= of its last term, then as usual.
+    StaleForce,
+    /// Forged and foreign datagrams and connections at all ports of both hosts.
+    Stranger,
     /// Protection is suspended by command for a while.
     Suspend,
     /// The VM is moved to the standby by command, with nothing in flight.
     Switchover,
     /// The primary plays dead by command.
     TestFailover,
+    /// A host is killed and comes back with nothing where the witness's record should be, then as usual.
+    UnmountedWitness,
     /// The primary's VMM alone is killed.
     VmmPrimary,
     /// The standby's VMM alone is killed.
@@ -78,6 +113,17 @@ pub enum Kind {
 /// A fault with all its details.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fault {
+    /// SIGKILL to all processes of both hosts.
+    Blackout {
+        /// Which of them is back first.
+        first: Side,
+        /// How much later the other one is.
+        pause: Duration,
+        /// Whether the witness goes too, and is back only after a host has asked for it.
+        with_witness: bool,
+    },
+    /// SIGKILL to all processes of the standby; then something is written to its image, at places that the number decides.
+    ChangedImage(u64),
     /// SIGKILL to a device process.
     DeviceDies(Side, Device),
     /// No room for the primary's image to grow, while the guest writes a new file.
@@ -96,8 +142,12 @@ pub enum Fault {
     Partition,
     /// Both links down; the witness is away from before until a time after.
     PartitionWithoutWitness(Absence, Duration),
+    /// The VM is paused and comes to the other host.
+    PausedMove(Move),
     /// The replication link down for a time.
     ReplicationCut(Duration),
+    /// SIGKILL to all processes of the standby; what it comes back with was copied a time before.
+    RestoredStandby(Backup, Duration),
     /// The replication link has a delay (each way) and loses packets, for a time.
     SlowLink {
         /// Delay of each packet.
@@ -107,12 +157,18 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
+    /// SIGKILL to all processes of a host, which is then started with an operator's word for the term that is over.
+    StaleForce(Side),
+    /// Somebody who does not belong to the pair speaks to it for a time.
+    Stranger(Duration),
     /// `ft suspend` at the primary, `ft resume` after a time.
     Suspended(Duration),
     /// `ft switchover` at the primary.
     Switchover,
     /// `ft test-failover` at the primary.
     TestFailover,
+    /// SIGKILL to all processes of a host, which is then started with another, empty place for the witness.
+    UnmountedWitness(Side),
     /// SIGKILL to a VMM alone.
     VmmDies(Side),
     /// The witness cannot be reached for a time.
@@ -142,29 +198,51 @@ impl Fault {
             | Self::HandOver
             | Self::HostDies(Side::Primary)
             | Self::HostDiesWithoutWitness(..)
+            | Self::PausedMove(_)
+            | Self::StaleForce(Side::Primary)
             | Self::Switchover
             | Self::TestFailover
+            | Self::UnmountedWitness(Side::Primary)
             | Self::VmmDies(Side::Primary) => Outcome::Moves,
-            Self::DeviceDies(Side::Standby, _)
+            Self::Blackout { .. }
+            | Self::ChangedImage(_)
+            | Self::DeviceDies(Side::Standby, _)
             | Self::HostDies(Side::Standby)
             | Self::ReplicationCut(_)
+            | Self::RestoredStandby(..)
+            | Self::StaleForce(Side::Standby)
             | Self::Suspended(_)
+            | Self::UnmountedWitness(Side::Standby)
             | Self::VmmDies(Side::Standby) => Outcome::StaysAlone,
             Self::Frozen(_, span) if span < limit => Outcome::StaysProtected,
             Self::Frozen(Side::Primary, _) => Outcome::Moves,
             Self::Frozen(Side::Standby, _) => Outcome::StaysAlone,
-            Self::HeartbeatCut(_) | Self::SlowLink { .. } | Self::WitnessAway(..) => Outcome::StaysProtected,
+            Self::HeartbeatCut(_) | Self::SlowLink { .. } | Self::Stranger(_) | Self::WitnessAway(..) => {
+                Outcome::StaysProtected
+            }
             Self::Partition | Self::PartitionWithoutWitness(..) => Outcome::Either,
         }
     }
+
+    /// Whether the guest boots again, which ends its clients' connections.
+    #[must_use]
+    pub fn restarts_guest(&self) -> bool {
+        matches!(self, Self::Blackout { .. })
+    }
 }
+
+/// Without a selection, a blackout is in one of so many rounds through all kinds: it ends the connections whose long life the
+/// other kinds are about.
+const BLACKOUT_EVERY: u32 = 3;
 
 /// An endless row of faults: each kind once, in an order that the seed decides, then again in another order.
 #[derive(Debug)]
 pub struct Plan {
     chance: Xoshiro256PlusPlus,
     kinds: Vec<Kind>,
+    selected: bool,
     deck: Vec<Kind>,
+    decks: u32,
     limit: Duration,
 }
 
@@ -173,7 +251,8 @@ impl Plan {
     #[must_use]
     pub fn new(seed: u64, limit: Duration, kinds: &[Kind]) -> Self {
         let all = if kinds.is_empty() { Kind::value_variants() } else { kinds };
-        Self { chance: Xoshiro256PlusPlus::seed_from_u64(seed), kinds: all.to_vec(), deck: vec![], limit }
+        let chance = Xoshiro256PlusPlus::seed_from_u64(seed);
+        Self { chance, kinds: all.to_vec(), selected: !kinds.is_empty(), deck: vec![], decks: 0, limit }
     }
 
     /// The next fault.
@@ -185,6 +264,10 @@ impl Plan {
     fn kind(&mut self) -> Kind {
         if self.deck.is_empty() {
             self.deck.clone_from(&self.kinds);
+            if !self.selected && !self.decks.is_multiple_of(BLACKOUT_EVERY) {
+                self.deck.retain(|kind| *kind != Kind::Blackout);
+            }
+            self.decks += 1;
             self.deck.shuffle(&mut self.chance);
         }
         self.deck.pop().unwrap_or(Kind::HostPrimary)
@@ -198,6 +281,12 @@ impl Plan {
         let side = if self.chance.random_bool(0.5) { Side::Primary } else { Side::Standby };
         let absence = if self.chance.random_bool(0.5) { Absence::Hangs } else { Absence::Gone };
         match kind {
+            Kind::Blackout => Fault::Blackout {
+                first: side,
+                pause: Duration::from_millis(self.chance.random_range(0..=8000)),
+                with_witness: self.chance.random_bool(0.3),
+            },
+            Kind::ChangedImage => Fault::ChangedImage(self.chance.random()),
             Kind::DevicePrimary => Fault::DeviceDies(Side::Primary, device),
             Kind::DeviceStandby => Fault::DeviceDies(Side::Standby, device),
             Kind::DiskFull => Fault::DiskFull,
@@ -211,15 +300,26 @@ impl Plan {
             Kind::HostWithoutWitness => Fault::HostDiesWithoutWitness(absence, long),
             Kind::Partition => Fault::Partition,
             Kind::PartitionWithoutWitness => Fault::PartitionWithoutWitness(absence, long),
+            Kind::PausedMove => {
+                let how = if self.chance.random_bool(0.5) { Move::HostDies } else { Move::Switchover };
+                Fault::PausedMove(how)
+            }
             Kind::ReplicationCut => Fault::ReplicationCut(long),
+            Kind::RestoredStandby => {
+                let what = [Backup::Both, Backup::Image, Backup::Record][self.chance.random_range(0..3)];
+                Fault::RestoredStandby(what, long)
+            }
             Kind::SlowLink => Fault::SlowLink {
                 delay: Duration::from_millis(self.chance.random_range(5..=40)),
                 loss: self.chance.random_range(1..=10),
                 span: long,
             },
+            Kind::StaleForce => Fault::StaleForce(side),
+            Kind::Stranger => Fault::Stranger(Duration::from_secs(self.chance.random_range(5..=10))),
             Kind::Suspend => Fault::Suspended(long),
             Kind::Switchover => Fault::Switchover,
             Kind::TestFailover => Fault::TestFailover,
+            Kind::UnmountedWitness => Fault::UnmountedWitness(side),
             Kind::VmmPrimary => Fault::VmmDies(Side::Primary),
             Kind::VmmStandby => Fault::VmmDies(Side::Standby),
             Kind::WitnessAway => Fault::WitnessAway(absence, long),
@@ -245,9 +345,24 @@ impl fmt::Display for Device {
     }
 }
 
+impl fmt::Display for Backup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Both => "image and record",
+            Self::Image => "image",
+            Self::Record => "record",
+        })
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Blackout { first, pause, with_witness } => {
+                let witness = if *with_witness { " and the witness" } else { "" };
+                write!(f, "SIGKILL to both hosts{witness}, {first} back {} ms before the other", pause.as_millis())
+            }
+            Self::ChangedImage(_) => f.write_str("SIGKILL to the standby, its image changed"),
             Self::DeviceDies(side, device) => write!(f, "SIGKILL to the {device} process of the {side}"),
             Self::DiskFull => f.write_str("no room on the primary's disk"),
             Self::Frozen(side, span) => write!(f, "SIGSTOP to the {side}'s VMM for {} ms", span.as_millis()),
@@ -261,15 +376,23 @@ impl fmt::Display for Fault {
             Self::PartitionWithoutWitness(how, span) => {
                 write!(f, "both links cut, witness {how} for {} ms", span.as_millis())
             }
+            Self::PausedMove(Move::HostDies) => f.write_str("SIGKILL to the primary of a paused VM"),
+            Self::PausedMove(Move::Switchover) => f.write_str("ft switchover of a paused VM"),
             Self::ReplicationCut(span) => write!(f, "replication link cut for {} ms", span.as_millis()),
             Self::SlowLink { delay, loss, span } => {
                 let (delay, span) = (delay.as_millis(), span.as_millis());
                 let (percent, tenth) = (loss / 10, loss % 10);
                 write!(f, "replication link with {delay} ms delay and {percent}.{tenth} % loss for {span} ms")
             }
+            Self::RestoredStandby(what, span) => {
+                write!(f, "SIGKILL to the standby, its {what} as {} ms before", span.as_millis())
+            }
+            Self::StaleForce(side) => write!(f, "SIGKILL to the {side}, back with force= of its last term"),
+            Self::Stranger(span) => write!(f, "strangers at all ports for {} ms", span.as_millis()),
             Self::Suspended(span) => write!(f, "ft suspend for {} ms", span.as_millis()),
             Self::Switchover => f.write_str("ft switchover"),
             Self::TestFailover => f.write_str("ft test-failover"),
+            Self::UnmountedWitness(side) => write!(f, "SIGKILL to the {side}, back with an empty witness"),
             Self::VmmDies(side) => write!(f, "SIGKILL to the {side}'s VMM"),
             Self::WitnessAway(how, span) => write!(f, "witness {how} for {} ms", span.as_millis()),
         }
@@ -295,15 +418,43 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_comes_once_before_any_comes_again() {
+    fn each_kind_comes_once_before_any_comes_again_and_blackouts_are_rarer() {
         let all = Kind::value_variants();
         for seed in 0..20 {
             let mut plan = Plan::new(seed, LIMIT, &[]);
-            for _ in 0..2 {
-                let drawn: Vec<Kind> = all.iter().map(|_| plan.kind()).collect();
-                assert!(all.iter().all(|kind| drawn.contains(kind)), "seed {seed}: {drawn:?}");
+            for deck in 0..2 * BLACKOUT_EVERY {
+                let dark = deck.is_multiple_of(BLACKOUT_EVERY);
+                let expected: Vec<Kind> = all.iter().copied().filter(|kind| dark || *kind != Kind::Blackout).collect();
+                let drawn: Vec<Kind> = expected.iter().map(|_| plan.kind()).collect();
+                assert!(expected.iter().all(|kind| drawn.contains(kind)), "seed {seed}: {drawn:?}");
             }
         }
+    }
+
+    #[test]
+    fn blackouts_alone_come_in_either_order_with_the_witness_and_without() {
+        let mut plan = Plan::new(1, LIMIT, &[Kind::Blackout]);
+        let drawn: Vec<Fault> = (0..50).map(|_| plan.draw()).collect();
+        assert!(drawn.iter().all(|fault| fault.restarts_guest() && fault.outcome(LIMIT) == Outcome::StaysAlone));
+        for (side, witness) in
+            [(Side::Primary, false), (Side::Primary, true), (Side::Standby, false), (Side::Standby, true)]
+        {
+            let is = |fault: &Fault| matches!(fault, Fault::Blackout { first, with_witness, .. } if (*first, *with_witness) == (side, witness));
+            assert!(drawn.iter().any(is), "{side} first, witness {witness}");
+        }
+    }
+
+    #[test]
+    fn who_is_killed_and_comes_back_wrongly_has_lost_the_vm() {
+        for wrong in [Fault::StaleForce, Fault::UnmountedWitness] {
+            assert_eq!(wrong(Side::Primary).outcome(LIMIT), Outcome::Moves);
+            assert_eq!(wrong(Side::Standby).outcome(LIMIT), Outcome::StaysAlone);
+        }
+        for wrong in [Fault::ChangedImage(1), Fault::RestoredStandby(Backup::Both, LIMIT)] {
+            assert_eq!(wrong.outcome(LIMIT), Outcome::StaysAlone);
+        }
+        assert_eq!(Fault::Stranger(LIMIT).outcome(LIMIT), Outcome::StaysProtected);
+        assert!(!draws(2, 200).iter().any(|fault| fault.restarts_guest() != matches!(fault, Fault::Blackout { .. })));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::clients::Clients;
+use super::comeback;
 use super::injury::{Injury, inflict};
 use super::pair::{Pair, Seen};
 use super::plan::{Fault, Kind, Outcome, Plan};
@@ -51,6 +52,21 @@ struct Settled {
     runner: u8,
     /// Frames that the VM had sent through each host's tap when that was clear.
     frames: [u64; 2],
+    injury: Injury,
+}
+
+impl Round {
+    /// How the fault has come out.
+    fn note(&mut self, settled: &Settled) {
+        self.runs = Some(letter(settled.runner));
+        self.dark_s = settled.injury.dark.map(seconds);
+        self.strangers = settled.injury.said.map(|said| (said.datagrams, said.connections));
+    }
+}
+
+/// Seconds with two decimals.
+fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 100.0).round() / 100.0
 }
 
 /// A run under way. Fields go in this order on drop: processes before namespaces.
@@ -133,27 +149,35 @@ impl Run {
         let at = Instant::now();
         let all = term.and_then(|term| {
             let before = *runner;
+            clients.expect_reboot(fault.restarts_guest());
             let settled = self.endure(fault, before, term)?;
             *runner = settled.runner;
-            round.runs = Some(letter(*runner));
-            self.served(clients.progress(1, SERVE_LIMIT), clients, boot, *runner != before, &mut round)?;
+            round.note(&settled);
+            if fault.restarts_guest() {
+                self.rebooted(clients, boot, &mut round)?;
+            } else {
+                self.served(clients.progress(1, SERVE_LIMIT), clients, boot, *runner != before, &mut round)?;
+            }
             self.pair.recover(*runner, &self.topology, PROTECT_LIMIT)?;
             if fault.outcome(self.options.detect) == Outcome::StaysProtected {
                 round.stayed_protected = true;
             } else {
-                round.protected_s = Some((at.elapsed().as_secs_f64() * 100.0).round() / 100.0);
+                round.protected_s = Some(seconds(at.elapsed()));
+                round.resync = comeback::last_resync(&self.pair, 1 - *runner)?;
             }
             self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, &mut round)?;
-            self.watch_outputs(&settled)
+            self.watch_outputs(&settled)?;
+            round.stall_ms = millis(clients.longest_wait(at));
+            if settled.injury.other_disk { comeback::check_copy(&self.pair, *runner) } else { Ok(()) }
         });
-        round.stall_ms = millis(clients.longest_wait(at));
         match all {
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => round.failures.push(error.chain()),
             Ok(()) => {}
         }
         // Connections of a guest that booted again are broken for good reason; the end tells of them once more.
-        if round.reboot.is_none() && !self.summary.rounds.iter().any(|round| round.reboot.is_some()) {
+        let unplanned = |round: &Round| round.reboot.is_some_and(|reboot| reboot != Reboot::AfterBlackout);
+        if !unplanned(&round) && !self.summary.rounds.iter().any(unplanned) {
             let broken = clients.breaks().into_iter().map(|(who, _, why)| format!("connection of {who} broke: {why}"));
             round.failures.extend(broken);
         }
@@ -187,7 +211,7 @@ impl Run {
     fn endure(&mut self, fault: &Fault, primary: u8, term: u64) -> Result<Settled> {
         let outcome = fault.outcome(self.options.detect);
         let mut frames = self.frames()?;
-        let mut injury = inflict(fault, &mut self.pair, &self.topology, primary)?;
+        let mut injury = inflict(fault, &mut self.pair, &self.topology, primary, term)?;
         self.sit_out(fault, &injury)?;
         // With the links still cut, it is now that the two hosts are told apart.
         self.pair.return_witness(&self.topology)?;
@@ -195,8 +219,8 @@ impl Run {
             self.settled(outcome, primary, term)?;
             frames = self.frames()?;
         }
-        injury.heal(&self.pair, &self.topology)?;
-        Ok(Settled { runner: self.settled(outcome, primary, term)?, frames })
+        injury.heal(&mut self.pair, &self.topology)?;
+        Ok(Settled { runner: self.settled(outcome, primary, term)?, frames, injury })
     }
 
     /// The time that the fault lasts. While the witness is away and the hosts do not see each other, nobody may say a word.
@@ -283,6 +307,18 @@ impl Run {
         }
         *boot = now;
         clients.progress(ANSWERS, SERVE_LIMIT)
+    }
+
+    /// After a blackout: the guest has booted again, and clients are served over new connections.
+    fn rebooted(&self, clients: &Clients, boot: &mut Boot, round: &mut Round) -> Result<()> {
+        clients.hang_up()?;
+        *boot = wait::until("another boot of the guest", BOOT_LIMIT, || {
+            agent::boot(&self.topology.client).map(|now| (now.id != boot.id).then_some(now))
+        })?;
+        round.reboot = Some(Reboot::AfterBlackout);
+        clients.progress(ANSWERS, BOOT_LIMIT)?;
+        clients.expect_reboot(false);
+        Ok(())
     }
 
     fn explain_unless_interrupted(&mut self, error: &Error) {

@@ -11,6 +11,8 @@ use crate::report::Check;
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reboot {
+    /// After a blackout, as it had to.
+    AfterBlackout,
     /// In a takeover: the VM did not go on as it was.
     AfterTakeover,
     /// While no takeover was in progress: not by anything that the run did.
@@ -34,6 +36,12 @@ pub struct Round {
     pub stayed_protected: bool,
     /// From the fault until the VM was protected again; none if it was all the time.
     pub protected_s: Option<f64>,
+    /// After a blackout: from when the last part that is needed was back until the VM ran.
+    pub dark_s: Option<f64>,
+    /// How the standby's disk was made equal the last time.
+    pub resync: Option<String>,
+    /// Datagrams and connections of strangers.
+    pub strangers: Option<(u64, u64)>,
     /// Whether the guest has booted again, and by whose doing.
     pub reboot: Option<Reboot>,
     /// What did not hold.
@@ -59,6 +67,10 @@ pub struct Summary {
     pub median_protected_s: Option<f64>,
     /// Longest of them.
     pub worst_protected_s: Option<f64>,
+    /// Median of the times until the VM ran again after a blackout.
+    pub median_dark_s: Option<f64>,
+    /// Longest of them.
+    pub worst_dark_s: Option<f64>,
     /// How it ended.
     pub verdict: Verdict,
 }
@@ -93,6 +105,8 @@ impl Summary {
         let times = sorted(self.rounds.iter().filter_map(|round| round.protected_s));
         (self.worst_stall_ms, self.median_stall_ms) = (stalls.last().copied(), median(&stalls));
         (self.worst_protected_s, self.median_protected_s) = (times.last().copied(), median(&times));
+        let dark = sorted(self.rounds.iter().filter_map(|round| round.dark_s));
+        (self.worst_dark_s, self.median_dark_s) = (dark.last().copied(), median(&dark));
         let complete = self.rounds.len() == self.rounds_wanted as usize && !self.checks.is_empty();
         let sound = complete && self.rounds.iter().all(|round| round.failures.is_empty());
         let mut failed = self.checks.iter().filter(|check| !check.ok).peekable();
@@ -134,6 +148,15 @@ impl fmt::Display for Round {
         };
         write!(f, "round {:>3}  {verdict:<4} {:<62}", self.number, self.fault)?;
         write!(f, " {runs} runs, stall {:>6.0} ms, {protected}", self.stall_ms)?;
+        if let Some(seconds) = self.dark_s {
+            write!(f, ", VM ran {seconds:.1} s after its host was back")?;
+        }
+        if let Some(kind) = &self.resync {
+            write!(f, ", resync {kind}")?;
+        }
+        if let Some((datagrams, connections)) = self.strangers {
+            write!(f, ", {datagrams} foreign datagrams, {connections} connections")?;
+        }
         if self.lost_before {
             write!(f, "\n           protection had been lost before, WITHOUT A FAULT, and was back")?;
         }
@@ -158,6 +181,9 @@ impl fmt::Display for Summary {
         }
         if let (Some(worst), Some(median)) = (self.worst_protected_s, self.median_protected_s) {
             writeln!(f, "protected again: worst {worst:.1} s, median {median:.1} s")?;
+        }
+        if let (Some(worst), Some(median)) = (self.worst_dark_s, self.median_dark_s) {
+            writeln!(f, "VM runs after a blackout: worst {worst:.1} s, median {median:.1} s")?;
         }
         let (done, wanted) = (self.rounds.len(), self.rounds_wanted);
         let verdict = match self.verdict {
@@ -201,6 +227,8 @@ mod tests {
         assert_eq!(summary(Some(Reboot::ByItself), &[], excused), Verdict::Inconclusive);
         assert_eq!(summary(Some(Reboot::AfterTakeover), &[], excused), Verdict::Failed);
         assert_eq!(summary(None, &[], excused), Verdict::Failed);
+        assert_eq!(summary(Some(Reboot::AfterBlackout), &[], excused), Verdict::Failed, "only its own connections end");
+        assert_eq!(summary(Some(Reboot::AfterBlackout), &[], None), Verdict::Passed);
         assert_eq!(summary(Some(Reboot::ByItself), &[], Some("history")), Verdict::Failed);
         assert_eq!(summary(Some(Reboot::ByItself), &["two hosts run"], excused), Verdict::Failed);
     }
