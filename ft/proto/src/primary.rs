@@ -451,6 +451,12 @@ impl Primary {
                 (self.asked, self.lost) = (None, None);
                 self.leave(refusal(record), settings, out)
             }
+            // It names this very node, alone, in another term: somebody has made it anew. Then nobody else can run the VM.
+            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term, .. }))) if owner == self.id => {
+                let anew = || format!("the witness has another record, in term {term}, of this node alone");
+                let reason = self.leaving.take().unwrap_or_else(anew);
+                Some(self.alone(self.term.max(term), reason, out))
+            }
             WitnessAnswer::Judged(_, Verdict::Refused(record)) => Some(fence(refusal(record), out)),
             WitnessAnswer::Judged(Claim::Restore { .. }, Verdict::Granted(_)) => {
                 (self.asked, self.lost) = (None, None);

@@ -78,3 +78,18 @@ fn who_runs_the_vm_stops_when_the_record_names_somebody_else() {
     pair.settle();
     assert_eq!(pair.a.state(), State::Fenced);
 }
+
+#[test]
+fn a_record_that_was_made_anew_of_the_very_node_stops_nothing() {
+    for term in [Term(0), Term(7)] {
+        let mut pair = Pair::protected(Settings::default());
+        pair.record = Some(Record::Solo { owner: A, term, since: term });
+        pair.connected = false;
+        pair.pass(Duration::from_secs(1), &[A]);
+        assert_eq!((pair.a.state(), pair.fenced.as_slice()), (State::Solo, [].as_slice()), "{term}");
+        assert!(pair.a.term() >= term.max(Term(1)));
+        // And the standby finds out that it has no right.
+        pair.pass(Duration::from_secs(1), &[B]);
+        assert_eq!((pair.runners(), pair.takeover), (1, None));
+    }
+}
