@@ -18,6 +18,8 @@ use crate::witness::Keeper;
 use crate::{Error, Result, wait};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// After a crash PostgreSQL brings every file that it has to stable storage before it serves; in a busy emulated machine that takes minutes.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(600);
 const PROTECT_LIMIT: Duration = Duration::from_secs(120);
 /// How long it may take until it is clear who runs the VM, and until clients are served again.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
@@ -318,7 +320,7 @@ impl Run {
         })?;
         let booted = seconds(start.elapsed());
         round.reboot = Some(Reboot::AfterBlackout);
-        clients.progress(ANSWERS, BOOT_LIMIT)?;
+        clients.progress(ANSWERS, RECOVERY_LIMIT)?;
         clients.expect_reboot(false);
         let served = seconds(start.elapsed());
         (self.tell)(&format!("guest booted again after {booted:.1} s, its clients are served after {served:.1} s"));
