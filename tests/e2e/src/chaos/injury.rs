@@ -149,12 +149,12 @@ impl Injury {
         Ok(())
     }
 
-    fn kill_and_start(&mut self, pair: &Pair, host: u8, how: Wrongly) -> Result<()> {
+    fn kill_and_start(&mut self, pair: &mut Pair, host: u8, how: Wrongly) -> Result<()> {
         self.wrongly = Some((host, how));
         pair.kill_host(host)
     }
 
-    fn move_paused(&mut self, pair: &Pair, primary: u8, how: Move) -> Result<()> {
+    fn move_paused(&mut self, pair: &mut Pair, primary: u8, how: Move) -> Result<()> {
         pair.host(primary).api(&["pause"])?;
         self.paused = Some(1 - primary);
         match how {

@@ -191,12 +191,13 @@ impl Pair {
     ///
     /// # Errors
     /// When one is gone already, or stays.
-    pub fn kill_host(&self, index: u8) -> Result<()> {
-        let vmm = &self.host(index).vmm;
-        let mut all: Vec<u32> = vmm.descendants().into_iter().map(|(pid, _)| pid).collect();
-        all.push(vmm.pid());
+    pub fn kill_host(&mut self, index: u8) -> Result<()> {
+        let vmm = &mut self.hosts[usize::from(index)].vmm;
+        let started: Vec<u32> = vmm.descendants().into_iter().map(|(pid, _)| pid).collect();
         vmm.signal_all(Signal::SIGKILL)?;
-        wait_gone(&all)
+        wait_gone(&started)?;
+        // The first thread of a process may be gone while others still give their memory back.
+        vmm.wait(GONE_LIMIT).map(drop)
     }
 
     /// Who keeps the record.

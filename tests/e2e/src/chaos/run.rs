@@ -18,6 +18,8 @@ use crate::witness::Keeper;
 use crate::{Error, Result, wait};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// After a crash PostgreSQL brings every file that it has to stable storage before it serves; in a busy emulated machine that takes minutes.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(600);
 const PROTECT_LIMIT: Duration = Duration::from_secs(120);
 /// How long it may take until it is clear who runs the VM, and until clients are served again.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
@@ -310,14 +312,18 @@ impl Run {
     }
 
     /// After a blackout: the guest has booted again, and clients are served over new connections.
-    fn rebooted(&self, clients: &Clients, boot: &mut Boot, round: &mut Round) -> Result<()> {
+    fn rebooted(&mut self, clients: &Clients, boot: &mut Boot, round: &mut Round) -> Result<()> {
+        let start = Instant::now();
         clients.hang_up()?;
         *boot = wait::until("another boot of the guest", BOOT_LIMIT, || {
             agent::boot(&self.topology.client).map(|now| (now.id != boot.id).then_some(now))
         })?;
+        let booted = seconds(start.elapsed());
         round.reboot = Some(Reboot::AfterBlackout);
-        clients.progress(ANSWERS, BOOT_LIMIT)?;
+        clients.progress(ANSWERS, RECOVERY_LIMIT)?;
         clients.expect_reboot(false);
+        let served = seconds(start.elapsed());
+        (self.tell)(&format!("guest booted again after {booted:.1} s, its clients are served after {served:.1} s"));
         Ok(())
     }
 
