@@ -108,20 +108,25 @@ pub fn check_alone(options: &NodeOptions) -> Result<(), StartError> {
 /// Decides what this host does with the VM. May take some seconds.
 ///
 /// # Errors
-/// When the witness does not answer, or somebody else may have the VM and this host is not to be a standby.
+/// When this host is not to be a standby, and the witness does not answer or somebody else may have the VM; when the disks are
+/// another VM's.
 pub fn part(options: &NodeOptions, me: Candidate) -> Result<Part, StartError> {
     if options.role == Role::Standby && !me.boots {
         return Ok(Part::StandBy(None));
     }
     let mut start = Start { options, node: incarnation_of(me.host), me };
+    let waits = options.role == Role::Auto && !me.boots;
     let decided = match &options.witness {
-        Some(address) => start.by_witness(address)?,
-        None => start.by_itself(),
+        Some(address) => start.by_witness(address),
+        None => Ok(start.by_itself()),
     };
     match decided {
-        Ok(reign) => Ok(Part::Run(reign)),
-        Err(why) if options.role == Role::Auto && !me.boots => Ok(Part::StandBy(Some(why))),
-        Err(why) => Err(StartError::Elsewhere(why)),
+        Ok(Ok(reign)) => Ok(Part::Run(reign)),
+        Ok(Err(why)) if waits => Ok(Part::StandBy(Some(why))),
+        Ok(Err(why)) => Err(StartError::Elsewhere(why)),
+        // After a blackout it may come back later than this host.
+        Err(error @ StartError::Witness { .. }) if waits => Ok(Part::StandBy(Some(error.to_string()))),
+        Err(error) => Err(error),
     }
 }
 

@@ -197,7 +197,8 @@ fn a_damaged_record_and_one_that_cannot_be_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let auto = options(Role::Auto, &folder);
     put(&folder, Record::Stopped { term: Term(u64::MAX), disks: Term(0) });
-    let error = part(&auto, host("a", FRESH)).unwrap_err().to_string();
+    assert!(waits(&auto, host("a", FRESH)).contains("is damaged"));
+    let error = part(&options(Role::Primary, &folder), host("a", FRESH)).unwrap_err().to_string();
     assert!(error.contains("is damaged"), "{error}");
 }
 
@@ -207,8 +208,12 @@ fn a_witness_that_hangs_is_named_and_not_waited_for() {
     let path = folder.path().join("witness");
     let lock = std::fs::File::create(path.with_added_extension("lock")).unwrap();
     lock.lock().unwrap();
-    let error = part(&options(Role::Auto, &folder), host("a", FRESH)).unwrap_err().to_string();
-    assert!(error.contains(&path.display().to_string()) && error.contains("no answer within 3 s"), "{error}");
+    let error = part(&options(Role::Primary, &folder), host("a", FRESH)).unwrap_err().to_string();
+    // Who may wait is asked again later.
+    let why = waits(&options(Role::Auto, &folder), host("a", FRESH));
+    for text in [error, why] {
+        assert!(text.contains(&path.display().to_string()) && text.contains("no answer within 3 s"), "{text}");
+    }
 }
 
 #[test]
