@@ -170,7 +170,8 @@ impl Engine {
                 let ours =
                     ours.map_or("nothing".to_owned(), |policy| format!("on_partition={policy:?}").to_lowercase());
                 Some(format!(
-                    "who goes on in a partition must be the same on both hosts, and this standby says {ours}: give both                      witness=, or the same on_partition="
+                    "who goes on in a partition must be the same on both hosts, and this standby says {ours}: give both \
+                     witness=, or the same on_partition="
                 ))
             }
         }

@@ -13,8 +13,6 @@ use crate::witness::Stored;
 
 /// How often the record is looked at while the VM runs here.
 const LOOK: Duration = Duration::from_secs(5);
-/// A disk has one small write to do.
-const NOTE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Has the disks note that this host runs the VM, before it does: afterwards they prove it.
@@ -22,19 +20,14 @@ impl Engine {
         if !self.node.runs() {
             return Ok(());
         }
-        self.tell_owner(self.node.term());
-        let disks: Vec<usize> = self.guest.shape().mirrored().map(usize::from).collect();
-        for at in disks {
-            self.links[at].wait_for(NOTE_LIMIT, |report| if report == Report::Owned { Ok(()) } else { Err(report) })?;
-        }
-        Ok(())
+        let (Some(vm), term) = (self.identity.vm, self.node.term()) else { return Ok(()) };
+        self.ask_disks(|| Command::Own { vm, term }, &Report::Owned)
     }
 
     /// Has the disks note that this host runs the VM in `term`; nobody waits for it.
     pub(crate) fn tell_owner(&mut self, term: Term) {
         let Some(vm) = self.identity.vm else { return };
-        let disks: Vec<usize> = self.guest.shape().mirrored().map(usize::from).collect();
-        for at in disks {
+        for at in self.mirrored_disks() {
             // A device that is gone is noticed by its closed socket.
             let _ = self.links[at].send(&Command::Own { vm, term }, None);
         }

@@ -118,14 +118,25 @@ impl Engine {
     /// Has the disks note that they are the newest; what they say from now on.
     fn end_disks(&mut self) -> Result<Term, LinkError> {
         let term = self.node.term();
-        let disks: Vec<usize> = self.guest.shape().mirrored().map(usize::from).collect();
+        self.ask_disks(|| Command::End(term), &Report::Ended)?;
+        Ok(if self.mirrored_disks().is_empty() { Term(0) } else { term })
+    }
+
+    /// Has all disks that the guest writes do something small, and waits for their answers.
+    pub(crate) fn ask_disks(&mut self, command: impl Fn() -> Command, answer: &Report) -> Result<(), LinkError> {
+        let disks = self.mirrored_disks();
         for &at in &disks {
-            self.links[at].send(&Command::End(term), None)?;
+            self.links[at].send(&command(), None)?;
         }
         for &at in &disks {
-            self.links[at].wait_for(NOTE_LIMIT, |report| if report == Report::Ended { Ok(()) } else { Err(report) })?;
+            self.links[at].wait_for(NOTE_LIMIT, |report| if report == *answer { Ok(()) } else { Err(report) })?;
         }
-        Ok(if disks.is_empty() { Term(0) } else { term })
+        Ok(())
+    }
+
+    /// Where their links are.
+    pub(crate) fn mirrored_disks(&self) -> Vec<usize> {
+        self.guest.shape().mirrored().map(usize::from).collect()
     }
 
     /// Those who wait for the VM to leave, or to stay.

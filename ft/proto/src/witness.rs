@@ -236,7 +236,7 @@ impl Record {
             Self::Solo { since, .. } => since,
             Self::Stopped { disks, .. } => disks,
         };
-        self.term().is_plausible() && other <= self.term().max(Term::MAX)
+        self.term().is_plausible() && other.is_plausible()
     }
 }
 
