@@ -8,7 +8,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
-use device_counters::Transfer;
+use device_api::counters::Transfer;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::InFlight;
 use vhost_user_backend::VringT;

@@ -17,7 +17,6 @@ use tracing::warn;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::buffer::Buffer;
-use crate::control::Session;
 use crate::copy::Copier;
 use crate::epoch_log::{CHANGE_OVERHEAD, Uncommitted};
 use crate::image::Image;
@@ -27,6 +26,7 @@ use crate::range::Range;
 use crate::record::Base;
 use crate::record_file::new_id;
 use crate::resync::Plan;
+use crate::session::Session;
 use crate::tracker::Tracker;
 
 /// Settings of one stream.

@@ -14,7 +14,6 @@ use tracing::{info, warn};
 
 use crate::applier::Applier;
 use crate::buffer::Buffer;
-use crate::control::Session;
 use crate::epoch_log::{CHANGE_OVERHEAD, Change, EpochLog, OverLimit};
 use crate::image::Image;
 use crate::intake::{Intake, Step, Violation};
@@ -25,6 +24,7 @@ use crate::range::Range;
 use crate::record::Base;
 use crate::reply::Replies;
 use crate::resync::differing;
+use crate::session::Session;
 use crate::tracker::{NotOurs, NotReceived, Tracker};
 
 /// Why a stream ended.

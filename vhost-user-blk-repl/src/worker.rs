@@ -10,7 +10,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use device_counters::{DiskCounters, Page, Transfer};
+use device_api::counters::{DiskCounters, Page, Transfer};
+use device_kit::control::Control;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{InFlight, Report};
 use tracing::{debug, error};
@@ -21,7 +22,6 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::Options;
 use crate::applier::Applier;
-use crate::control::Link;
 use crate::disk::{Disk, Op};
 use crate::flight::{Flight, Pending, Rest};
 use crate::image::Image;
@@ -35,13 +35,10 @@ use crate::tracker::Tracker;
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<vhost_user_backend::bitmap::BitmapMmapRegion>>;
 pub(crate) type Guest = <Memory as GuestAddressSpace>::T;
 /// A queue.
-pub type Vring = device_vring::Vring<Memory>;
+pub use device_kit::Vring;
 
 /// Bytes of the answer to GET_ID.
 pub const SERIAL_LEN: usize = 20;
-
-/// Called once when the process should end.
-pub type Exit = Arc<dyn Fn() + Send + Sync>;
 
 /// What became of one avail entry.
 pub(crate) enum Taken {
@@ -76,9 +73,8 @@ pub struct Worker {
     pub(crate) mirror: Option<Mirror>,
     pub(crate) receiver: Option<Receiver>,
     pub(crate) applier: Option<Arc<Applier>>,
-    pub(crate) link: Option<Arc<Link>>,
+    pub(crate) control: Option<Control>,
     pub(crate) wake: Arc<EventFd>,
-    pub(crate) exit: Exit,
     full: Option<Epoch>,
     pub(crate) failed: bool,
 }
@@ -88,7 +84,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses threads or eventfds.
-    pub fn new(image: Arc<dyn Image>, options: Options, exit: Exit) -> io::Result<Self> {
+    pub fn new(image: Arc<dyn Image>, options: Options) -> io::Result<Self> {
         let geometry =
             Geometry { size: image.size(), block: options.block_size, read_only: options.read_only, limited: true };
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
@@ -113,9 +109,8 @@ impl Worker {
             mirror: None,
             receiver: None,
             applier: None,
-            link: None,
+            control: None,
             wake,
-            exit,
             full: None,
             failed: false,
         })
@@ -154,7 +149,7 @@ impl Worker {
 
     /// The process ends: nothing is taken from the queues or the streams any more. What is left to do for the image.
     pub(crate) fn shut(&mut self) -> (Option<Arc<Applier>>, Tracker) {
-        (self.mirror, self.receiver, self.memory, self.link) = (None, None, None, None);
+        (self.mirror, self.receiver, self.memory, self.control) = (None, None, None, None);
         (self.applier.clone(), self.tracker.clone())
     }
 
@@ -365,8 +360,8 @@ impl Worker {
     }
 
     pub(crate) fn report(&self, report: &Report) {
-        if let Some(link) = &self.link {
-            link.report(report);
+        if let Some(control) = &self.control {
+            control.report(report);
         }
     }
 

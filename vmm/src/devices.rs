@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use device_counters::{DiskCounters, NetCounters};
+use device_api::counters::{DiskCounters, NetCounters};
 use ft_proto::device_ctl::{DeviceInfo, QueueState};
 use kvm_ioctls::VmFd;
 use serde_json::{Value, json};

@@ -4,15 +4,15 @@ use tidy::{Source, report, sources_ending};
 
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
 const ARROWS: [(&str, &[&str]); 9] = [
-    ("device-counters", &[]),
-    ("device-vring", &[]),
+    ("device-kit", &["device-api", "ft-proto", "host-kit"]),
+    ("device-kit/api", &["ft-proto"]),
     ("ft/proto", &[]),
-    ("ft", &["ft-proto", "host-kit"]),
+    ("ft", &["device-api", "ft-proto", "host-kit"]),
     ("host-kit", &[]),
     ("pollux", &["ft", "ft-proto", "host-kit"]),
-    ("vhost-user-blk-repl", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
-    ("vhost-user-net-buffer", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
-    ("vmm", &["device-counters", "ft", "ft-proto", "host-kit"]),
+    ("vhost-user-blk-repl", &["device-api", "device-kit", "ft-proto", "host-kit"]),
+    ("vhost-user-net-buffer", &["device-api", "device-kit", "ft-proto", "host-kit"]),
+    ("vmm", &["device-api", "ft", "ft-proto", "host-kit"]),
 ];
 
 /// Files of the VMM that may name the engine; all others are mechanism and know no epochs.
