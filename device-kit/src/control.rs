@@ -10,8 +10,8 @@ use std::sync::Arc;
 use device_api::link::{Link, LinkError, Received};
 use ft_proto::device_ctl::{CTL_MAX, CTL_VERSION, Command, DeviceInfo, Report};
 
+use crate::ends::{End, Ends};
 use crate::events::Events;
-use crate::process::{End, Ends};
 use crate::sockets::{ControlSocket, ControlState, SocketFile, accept_now};
 
 /// The device's end of the link; owned by the worker thread.

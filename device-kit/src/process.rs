@@ -1,61 +1,16 @@
 //! The life of a device process: from sockets to the end, which comes once and leaves nothing behind.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::args::{Common, CountersError};
-use crate::sockets::{ControlSocket, RemoveAtEnd, SocketError, VhostSocket};
-use crate::{Device, ServeError, Served};
-
-/// Why a device process could not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum ProcessError {
-    /// A socket.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// No place to count.
-    #[error(transparent)]
-    Counters(#[from] CountersError),
-    /// The device could not be started, or its frontend broke the protocol.
-    #[error(transparent)]
-    Serve(#[from] ServeError),
-    /// The kernel refused signals or threads.
-    #[error("{what}")]
-    Host {
-        /// What was refused.
-        what: &'static str,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// Why the process ends.
-#[derive(Debug)]
-pub enum End {
-    /// The frontend has disconnected, or broken the protocol.
-    Frontend(Result<(), ServeError>),
-    /// The ft-ctl link is closed.
-    Vmm,
-    /// SIGTERM or SIGINT.
-    Signal(Signal),
-}
-
-/// Who is told that the end has come.
-#[derive(Clone)]
-pub struct Ends(Arc<dyn Fn(End) + Send + Sync>);
-
-impl Ends {
-    /// Calls `tell` for each reason to end; the first one counts.
-    pub fn new(tell: impl Fn(End) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(tell))
-    }
-
-    pub(crate) fn tell(&self, end: End) {
-        (self.0)(end);
-    }
-}
+use crate::args::Common;
+use crate::device::Device;
+use crate::ends::{End, Ends};
+use crate::error::ProcessError;
+use crate::served::Served;
+use crate::sockets::{ControlSocket, RemoveAtEnd, VhostSocket};
 
 /// A process whose sockets are open.
 pub struct Process {

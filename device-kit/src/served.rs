@@ -9,22 +9,12 @@ use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use crate::Device;
 use crate::control::Control;
+use crate::device::Device;
+use crate::ends::Ends;
+use crate::error::ServeError;
 use crate::events::Events;
-use crate::process::Ends;
 use crate::sockets::{ControlSocket, VhostSocket};
-
-/// Why a device is not served (any more).
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The kernel refused threads, descriptors or epoll.
-    #[error("cannot start the device")]
-    Local(#[source] io::Error),
-    /// The frontend, or the library.
-    #[error("vhost-user: {0}")]
-    Vhost(DaemonError),
-}
 
 /// A device with its worker thread running.
 pub struct Served<D: Device> {

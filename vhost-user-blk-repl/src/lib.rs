@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use device_api::counters::Page;
 pub use device_kit::ServeError;
 use device_kit::Served;
-use device_kit::process::Ends;
+use device_kit::ends::Ends;
 use vhost::vhost_user::Listener;
 
 mod applier;

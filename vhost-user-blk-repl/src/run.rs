@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use device_kit::process::{Process, ProcessError};
+use device_kit::ProcessError;
+use device_kit::process::Process;
 use nix::sys::signal::{SigSet, Signal};
 use tracing::info;
 

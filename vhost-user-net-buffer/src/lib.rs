@@ -23,8 +23,8 @@ mod work;
 use std::io;
 
 use device_api::counters::NetCounters;
-use device_kit::Served;
-use device_kit::process::{Process, ProcessError};
+use device_kit::process::Process;
+use device_kit::{ProcessError, Served};
 
 use crate::args::Args;
 use crate::backend::Net;
