@@ -9,16 +9,16 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
 use ft_proto::{HostId, LinkId, VmId};
 
-use crate::beats::{BeatSocket, Beats};
 use crate::clock::Clock;
+use crate::engine::inbox::{Inbox, Message, Post, Reply};
 use crate::engine::{Begin, Engine, EngineError, Parts};
 use crate::guest::Guest;
 use crate::identity::{incarnation_of, unnamed_host};
-use crate::inbox::{Inbox, Message, Post, Reply};
-use crate::listener::{Door, Knock};
 use crate::options::{ProtectOptions, StandbyOptions};
 use crate::start::Reign;
 use crate::status::{Board, EventRecord, Status};
+use crate::transport::beats::{BeatSocket, Beats};
+use crate::transport::listener::{Door, Knock};
 use crate::witness::{Asker, WitnessAddress};
 
 /// How long the end of a VM waits for the witness to say that its standby must not go on with it.

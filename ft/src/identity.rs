@@ -5,8 +5,8 @@ use std::fs;
 use ft_proto::{HostId, NodeId, Time, VmId};
 use twox_hash::XxHash3_64;
 
-use crate::beats::BeatKey;
 use crate::engine::Begin;
+use crate::transport::beats::BeatKey;
 
 /// Where systemd, and D-Bus before it, keep what tells one machine from another.
 const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];

@@ -10,9 +10,9 @@ use std::time::Duration;
 use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
 use ft_proto::{HostId, NodeId, Term, VmId, WitnessAnswer};
 
-use crate::ask::{Answer, ask_all, known_vm, objection};
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
 use crate::options::{NodeOptions, Role};
+use crate::peers::ask::{Answer, ask_all, known_vm, objection};
 use crate::witness::{Asker, WitnessAddress};
 
 /// How long the witness may take; its own limit is shorter, and tells why.

@@ -1,0 +1,3 @@
+//! The device processes of this VM.
+
+pub(crate) mod link;
