@@ -10,9 +10,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
 use ft_proto::{HostId, LinkId, VmId};
 
 use crate::clock::Clock;
-use crate::engine::inbox::{Inbox, Message, Post, Reply};
+use crate::context::inbox::{Inbox, Message, Post, Reply};
 use crate::engine::{Begin, Engine, EngineError, Parts};
-use crate::guest::Guest;
+use crate::guest::{Guest, LinkEnd};
 use crate::identity::{incarnation_of, unnamed_host};
 use crate::options::{ProtectOptions, StandbyOptions};
 use crate::start::Reign;
@@ -202,6 +202,23 @@ impl Ft {
     /// When it is not protected.
     pub fn test_failover(&self) -> Result<(), Vec<String>> {
         self.call(Message::TestFailover)
+    }
+
+    /// A device has joined the VM: from now on it is part of every checkpoint. One that has a copy on the other host joins only
+    /// while no session is open.
+    ///
+    /// # Errors
+    /// When it has to wait.
+    pub fn device_joined(&self, end: LinkEnd) -> Result<(), Vec<String>> {
+        self.call(|reply| Message::DeviceJoined(end, reply))
+    }
+
+    /// The device of this id has left the VM.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn device_left(&self, id: &str) -> Result<(), Vec<String>> {
+        self.call(|reply| Message::DeviceLeft(id.to_owned(), reply))
     }
 
     /// The VM has ended for good, and its vCPUs run no more: tells the standby and the witness.

@@ -12,22 +12,25 @@
 mod checkpoint;
 mod claims;
 mod clock;
+mod context;
 mod course;
 mod devices;
 mod engine;
 pub mod guest;
 mod handle;
 mod identity;
+mod note;
 mod options;
 mod peers;
 mod replica;
 mod start;
 mod status;
+mod stream;
 mod transport;
 pub mod witness;
 
-pub use checkpoint::staging::{PORTION_PAGES, Portion, Staging};
 pub use engine::EngineError;
+pub use guest::staging::{PORTION_PAGES, Portion, Staging};
 pub use handle::{Ft, Setup};
 pub use identity::{default_host, incarnation_of, new_vm};
 pub use options::{Compression, NodeOptions, ProtectOptions, Role, StandbyOptions};

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 
-use crate::guest::LinkEnd;
+use crate::guest::device::LinkEnd;
 
 /// A device process cannot be controlled any more.
 #[derive(Debug, thiserror::Error)]
@@ -65,22 +65,13 @@ pub struct DeviceLink {
     early: VecDeque<Report>,
     /// Sessions that were dropped and whose end the device has not confirmed.
     dropped: u32,
-    /// Whether it had anything to release at its last seal.
-    pub(crate) holds: bool,
 }
 
 impl DeviceLink {
     /// Takes over a connected socket on which `Hello` was answered.
     #[must_use]
     pub fn new(end: LinkEnd) -> Self {
-        Self {
-            id: end.id,
-            socket: end.socket,
-            buffer: Box::new([0; CTL_MAX]),
-            early: VecDeque::new(),
-            dropped: 0,
-            holds: false,
-        }
+        Self { id: end.id, socket: end.socket, buffer: Box::new([0; CTL_MAX]), early: VecDeque::new(), dropped: 0 }
     }
 
     /// Id of the device.
@@ -131,10 +122,7 @@ impl DeviceLink {
     /// # Errors
     /// When the process is gone or sends nonsense.
     pub fn try_recv(&mut self) -> Result<Option<Report>, LinkError> {
-        match self.early.pop_front() {
-            Some(report) => Ok(Some(report)),
-            None => self.recv_now(),
-        }
+        self.early().map_or_else(|| self.recv_now(), |report| Ok(Some(report)))
     }
 
     /// Waits for the report that `wanted` picks; others are kept for `try_recv`.
@@ -167,10 +155,9 @@ impl DeviceLink {
         }
     }
 
-    /// Whether reports wait that a poll on the socket does not show.
-    #[must_use]
-    pub fn has_early(&self) -> bool {
-        !self.early.is_empty()
+    /// A report that waits although a poll on the socket does not show it.
+    pub(crate) fn early(&mut self) -> Option<Report> {
+        self.early.pop_front()
     }
 
     fn recv_now(&mut self) -> Result<Option<Report>, LinkError> {
@@ -220,12 +207,13 @@ mod tests {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
 
     use super::*;
+    use crate::guest::DeviceCaps;
 
     #[test]
     fn reports_of_a_dropped_session_do_not_reach_the_next_one() {
         let (ours, device) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        let mut link = DeviceLink::new(LinkEnd { id: "disk".to_owned(), socket: ours });
+        let mut link = DeviceLink::new(LinkEnd { id: "disk".to_owned(), caps: DeviceCaps::default(), socket: ours });
         let say = |report: Report| {
             let mut buffer = [0; 256];
             let bytes = device_ctl::encode(&report, &mut buffer).unwrap();

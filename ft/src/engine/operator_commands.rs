@@ -1,110 +1,101 @@
 //! What operators have the engine do with a VM that runs here: end its protection, for good or for a while, hand it over, move
-//! it, see it fail over.
+//! it, see it fail over. Calls are answered when the core has decided, and that has been done.
 
-use std::time::{Duration, Instant};
-
-use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::Claim;
-use ft_proto::{Input, State, Term};
+use ft_proto::{Input, State};
 
-use crate::devices::link::LinkError;
-use crate::engine::inbox::Reply;
-use crate::engine::{Engine, Session};
+use super::protection::Protection;
+use crate::context::inbox::Reply;
+use crate::context::{Answer, Context};
+use crate::options::ProtectOptions;
 use crate::witness::chain;
 
-/// A disk has one small write to do.
-const NOTE_LIMIT: Duration = Duration::from_secs(5);
+/// Calls that wait for what becomes of the VM.
+#[derive(Default)]
+pub(super) struct OperatorCommands {
+    /// They are answered when this node is alone, or fenced.
+    ending: Vec<Reply>,
+    /// They are answered when the VM has left, or stays.
+    moving: Vec<Reply>,
+}
 
-impl Engine {
-    pub(crate) fn stop(&mut self, reply: Reply) {
-        let ends_something = self.suspended.take().is_some() || self.search.due().is_some();
-        self.search.switch(false);
-        if self.memory_base.take().is_some() && self.node.runs() {
-            self.guest.stop_tracking();
-            self.publish();
+impl OperatorCommands {
+    /// Ends protection for good.
+    pub(super) fn stop(&mut self, cx: &mut Context, protection: &mut Protection, reply: Reply) {
+        let ends_something = protection.stop();
+        if cx.machine_mut().take_base().is_some() && cx.node().runs() {
+            cx.machine_mut().guest().stop_tracking();
+            cx.reporter().publish_soon();
         }
-        if !matches!(self.node.state(), State::Syncing | State::Protected) {
+        if !matches!(cx.state(), State::Syncing | State::Protected) {
             // Perhaps there is nothing to end but the search, or a suspension.
-            let ended = ends_something && self.node.state() == State::Solo;
-            let _ = reply.send(if ended { Ok(()) } else { Err(self.not_protected()) });
-            return;
+            let ended = ends_something && cx.state() == State::Solo;
+            let answer = if ended { Ok(()) } else { Err(not_protected(cx, protection)) };
+            return cx.answer(reply, answer);
         }
-        self.waiting.push(reply);
-        self.input(Input::StopRequested);
+        self.ending.push(reply);
+        cx.input(Input::StopRequested);
     }
 
-    /// As `stop`, but memory goes on to be tracked, and the standby keeps its copy.
-    pub(crate) fn suspend(&mut self, reply: Reply) {
-        let Session::Primary(side) = &self.session else {
-            let _ = reply.send(Err(self.not_protected()));
-            return;
+    /// As `stop`, but memory goes on to be tracked, and the standby keeps its copy. `session`: how it came about.
+    pub(super) fn suspend(
+        &mut self,
+        cx: &mut Context,
+        protection: &mut Protection,
+        session: Option<ProtectOptions>,
+        reply: Reply,
+    ) {
+        let Some(options) = session else {
+            let reasons = not_protected(cx, protection);
+            return cx.answer(reply, Err(reasons));
         };
-        self.suspended = Some(side.options().clone());
-        self.search.switch(false);
-        self.waiting.push(reply);
-        self.input(Input::StopRequested);
-        self.publish();
+        protection.suspend(options);
+        self.ending.push(reply);
+        cx.input(Input::StopRequested);
+        cx.reporter().publish_soon();
     }
 
-    /// Asks the standby that was there before, then the configured ones.
-    pub(crate) fn resume(&mut self, reply: Reply) {
-        let Some(first) = self.suspended.clone().filter(|_| self.is_alone()) else {
-            let _ = reply.send(Err(vec![format!("protection is not suspended, this VM is {}", self.state_name())]));
-            return;
-        };
-        let others = self.search.peers().iter().filter(|other| other.peer != first.peer).cloned();
-        let peers = std::iter::once(first.clone()).chain(others).collect();
-        self.ask_peers(peers, reply);
-    }
-
-    /// Whether the VM runs alone because an operator wants it to, for a while.
-    pub(crate) fn is_suspended(&self) -> bool {
-        self.suspended.is_some() && self.node.state() == State::Solo
-    }
-
-    pub(crate) fn hand_over(&mut self, reason: String, reply: &Reply) {
-        let result = if self.node.state() == State::Protected {
+    /// Lets the standby go on with the VM at once.
+    pub(super) fn hand_over(&self, cx: &mut Context, protection: &Protection, reason: String, reply: Reply) {
+        let answer = if cx.state() == State::Protected {
             // Needs nobody's consent: when the core has been told, this node has stopped and said so.
-            self.input(Input::YieldRequested { reason });
+            cx.input(Input::YieldRequested { reason });
             Ok(())
         } else {
-            Err(self.not_protected())
+            Err(not_protected(cx, protection))
         };
-        let _ = reply.send(result);
+        cx.answer(reply, answer);
     }
 
     /// Moves the VM to its standby. Answered when it has left, or stays.
-    pub(crate) fn switchover(&mut self, reply: Reply) {
-        if !self.node.has_a_successor() {
-            let _ = reply.send(Err(self.not_protected()));
-            return;
+    pub(super) fn switchover(&mut self, cx: &mut Context, protection: &Protection, reply: Reply) {
+        if !cx.node().has_a_successor() {
+            let reasons = not_protected(cx, protection);
+            return cx.answer(reply, Err(reasons));
         }
         self.moving.push(reply);
-        self.input(Input::SwitchoverRequested);
+        cx.input(Input::SwitchoverRequested);
     }
 
-    /// Is to the standby as if this host had died: nothing leaves it any more, beats and goodbyes included.
-    pub(crate) fn test_failover(&mut self, reply: &Reply) {
-        if !self.node.has_a_successor() {
-            let _ = reply.send(Err(self.not_protected()));
-            return;
+    /// Is to the standby as if this host had died: nothing leaves it any more, beats and goodbyes included. Returns the
+    /// call, which is to be answered when the session is broken off, too.
+    pub(super) fn test_failover(&self, cx: &mut Context, protection: &Protection, reply: Reply) -> Option<Reply> {
+        if !cx.node().has_a_successor() {
+            let reasons = not_protected(cx, protection);
+            cx.answer(reply, Err(reasons));
+            return None;
         }
-        self.beats.route(Vec::new(), None);
-        self.input(Input::CeaseRequested);
-        self.unwatch_stream();
-        // Dropping it breaks the stream, with whatever is on its way.
-        self.session = Session::None;
-        self.publish();
-        let _ = reply.send(Ok(()));
+        cx.beats().route(Vec::new(), None);
+        cx.input(Input::CeaseRequested);
+        Some(reply)
     }
 
     /// The VM is shut down: whoever has its newest disks may start it.
-    pub(crate) fn vm_ended(&mut self, reply: &Reply) {
-        if self.node.runs() && self.witness.is_some() {
-            match self.end_disks() {
-                Ok(disks) => {
-                    self.ask_witness(Claim::Stop { node: self.node.id(), term: self.node.term(), disks });
-                }
+    pub(super) fn vm_ended(&self, cx: &mut Context, reply: Reply) {
+        if cx.node().runs() && cx.witness().client().is_some() {
+            let (node, term) = (cx.node().id(), cx.term());
+            match cx.devices().note_end(term) {
+                Ok(disks) => cx.ask_witness(Claim::Stop { node, term, disks }),
                 // Then nobody could tell which disks are the newest.
                 Err(error) => {
                     tracing::warn!(target: "ft", "the witness goes on to say that this VM runs: {}", chain(&error));
@@ -112,50 +103,24 @@ impl Engine {
             }
         }
         // The witness is asked before the engine ends, if it answers in time.
-        let _ = reply.send(Ok(()));
+        cx.answer(reply, Ok(()));
     }
 
-    /// Has the disks note that they are the newest; what they say from now on.
-    fn end_disks(&mut self) -> Result<Term, LinkError> {
-        let term = self.node.term();
-        self.ask_disks(|| Command::End(term), &Report::Ended)?;
-        Ok(if self.mirrored_disks().is_empty() { Term(0) } else { term })
+    /// This node is alone, or fenced.
+    pub(super) fn ended(&mut self, cx: &mut Context, answer: &Answer) {
+        self.ending.drain(..).for_each(|reply| cx.answer(reply, answer.clone()));
     }
 
-    /// Has all disks that the guest writes do something small, and waits for their answers.
-    pub(crate) fn ask_disks(&mut self, command: impl Fn() -> Command, answer: &Report) -> Result<(), LinkError> {
-        let disks = self.mirrored_disks();
-        for &at in &disks {
-            self.links[at].send(&command(), None)?;
-        }
-        for &at in &disks {
-            self.links[at].wait_for(NOTE_LIMIT, |report| if report == *answer { Ok(()) } else { Err(report) })?;
-        }
-        Ok(())
+    /// The VM has left, or stays.
+    pub(super) fn moved(&mut self, cx: &mut Context, answer: &Answer) {
+        self.moving.drain(..).for_each(|reply| cx.answer(reply, answer.clone()));
     }
+}
 
-    /// Where their links are.
-    pub(crate) fn mirrored_disks(&self) -> Vec<usize> {
-        self.guest.shape().mirrored().map(usize::from).collect()
-    }
-
-    /// Those who wait for the VM to leave, or to stay.
-    pub(crate) fn answer_moving(&mut self, result: Result<(), Vec<String>>) {
-        for reply in self.moving.drain(..) {
-            let _ = reply.send(result.clone());
-        }
-    }
-
-    /// The guest stands still for good, or until `GoAlone`.
-    pub(crate) fn guest_stopped(&mut self) {
-        self.stopped.get_or_insert_with(Instant::now);
-    }
-
-    fn not_protected(&self) -> Vec<String> {
-        let state = match self.node.state() {
-            State::Protected => "about to go on alone",
-            _ => self.state_name(),
-        };
-        vec![format!("this VM is not protected, it is {state}")]
-    }
+fn not_protected(cx: &mut Context, protection: &Protection) -> Vec<String> {
+    let state = match cx.state() {
+        State::Protected => "about to go on alone",
+        _ => cx.state_name(protection.is_suspended(cx)),
+    };
+    vec![format!("this VM is not protected, it is {state}")]
 }

@@ -1,160 +1,40 @@
 //! The VM as the engine sees it: a trait that the VMM implements. The engine never names a register, a page table or a bus.
 
-use std::ops::Range;
-use std::os::fd::OwnedFd;
+pub(crate) mod device;
+pub(crate) mod memory;
+pub(crate) mod shape;
+pub mod staging;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use ft_proto::device_ctl::{InFlight, QueueState};
-use ft_proto::{Alone, Committed, CutKind};
-use serde::{Deserialize, Serialize};
+use ft_proto::{Alone, Committed, CutKind, Epoch};
 
-use crate::checkpoint::staging::Staging;
+pub use self::device::{DeviceCaps, LinkEnd, Position};
+pub use self::memory::{GuestError, Memory};
+pub use self::shape::{DiskShape, NetShape, Shape, VirtioShape};
+use self::staging::Staging;
 use crate::status::EventRecord;
 
-/// The VMM could not do what the engine asked: a local failure, not the peer's.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}")]
-pub struct GuestError {
-    what: String,
-    #[source]
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
+/// Tells the engine that output of an epoch is held by something that is no device process. Cheap to clone and to call.
+#[derive(Clone)]
+pub struct HeldOutput(Arc<dyn Fn(Epoch) + Send + Sync>);
 
-impl GuestError {
-    /// `what` failed because of `source`.
-    pub fn new(what: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { what: what.into(), source: Some(source.into()) }
+impl HeldOutput {
+    pub(crate) fn new(tell: impl Fn(Epoch) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
     }
 
-    /// `what` failed.
-    pub fn plain(what: impl Into<String>) -> Self {
-        Self { what: what.into(), source: None }
+    /// The first output of `epoch` is held: a reason to cut that epoch now.
+    pub fn held(&self, epoch: Epoch) {
+        (self.0)(epoch);
     }
 }
 
-/// Guest memory by page number (guest-physical address / 4096). Shared between the engine's threads.
-///
-/// Copies may race with a running guest; a page that was torn by that is marked dirty and sent again.
-pub trait Memory: Send + Sync {
-    /// The page numbers that are RAM.
-    fn ranges(&self) -> Vec<Range<u64>>;
-    /// The part of them that was ever touched; the rest reads as zeroes and costs nothing.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
-    fn populated(&self) -> Result<Vec<Range<u64>>, GuestError>;
-    /// Copies a page out; `into` is one page long.
-    ///
-    /// # Errors
-    /// When the page is not RAM.
-    fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError>;
-    /// Overwrites a page; `from` is one page long.
-    ///
-    /// # Errors
-    /// When the page is not RAM.
-    fn copy_in(&self, page: u64, from: &[u8]) -> Result<(), GuestError>;
-    /// Makes a page zero.
-    ///
-    /// # Errors
-    /// When the page is not RAM.
-    fn zero(&self, page: u64) -> Result<(), GuestError>;
-    /// Makes all memory zero and gives it back to the host.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    fn clear(&self) -> Result<(), GuestError>;
-}
-
-/// Where a sealed device stands.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Position {
-    /// Id of the device.
-    pub id: String,
-    /// Its queues.
-    pub queues: Vec<QueueState>,
-    /// Its requests in flight.
-    pub in_flight: Vec<InFlight>,
-    /// A disk of which the epoch has nothing; a network card that holds nothing back, of this epoch or one before.
-    pub idle: bool,
-}
-
-/// A device process's control socket.
-#[derive(Debug)]
-pub struct LinkEnd {
-    /// Id of the device.
-    pub id: String,
-    /// `SOCK_SEQPACKET`, after `Hello` and `Ready`.
-    pub socket: OwnedFd,
-}
-
-/// What a VM is made of, as far as two of them must be alike.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Shape {
-    /// Bytes of guest memory.
-    pub memory: u64,
-    /// Number of vCPUs.
-    pub vcpus: u32,
-    /// CPU features as the guest sees them; opaque here.
-    pub cpuid: Vec<u8>,
-    /// Whether there is a serial port.
-    pub serial: bool,
-    /// Disks in slot order.
-    pub disks: Vec<DiskShape>,
-    /// Network cards in slot order.
-    pub nets: Vec<NetShape>,
-}
-
-impl Shape {
-    /// Indices of the disks that are mirrored. A disk that the guest cannot write needs no mirror: both hosts bring the same.
-    pub fn mirrored(&self) -> impl Iterator<Item = u16> + '_ {
-        (0..).zip(&self.disks).filter(|(_, disk)| !disk.read_only).map(|(index, _)| index)
+impl std::fmt::Debug for HeldOutput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HeldOutput")
     }
-}
-
-/// What a driver sees of a device of a [`Shape`], of whatever kind it is.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct VirtioShape {
-    /// PCI slot.
-    pub slot: u16,
-    /// Largest size of each queue.
-    pub queue_sizes: Vec<u16>,
-    /// Features offered to the driver. A standby may have more of them; the driver goes on with those that it knows.
-    pub features: u64,
-}
-
-/// A disk of a [`Shape`].
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct DiskShape {
-    /// Id of the device.
-    pub id: String,
-    /// Bytes.
-    pub size: u64,
-    /// Whether the guest may not write.
-    pub read_only: bool,
-    /// What the guest reads as its serial number.
-    pub serial: String,
-    /// Smallest unit of I/O in bytes, as the guest was told.
-    pub block_size: u32,
-    /// Number of queues.
-    pub queues: u16,
-    /// What its driver sees.
-    pub virtio: VirtioShape,
-}
-
-/// A network card of a [`Shape`].
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct NetShape {
-    /// Id of the device.
-    pub id: String,
-    /// The guest's address.
-    pub mac: [u8; 6],
-    /// Largest packet in bytes, as the guest was told.
-    pub mtu: u16,
-    /// Number of queues.
-    pub queues: u16,
-    /// What its driver sees.
-    pub virtio: VirtioShape,
 }
 
 /// The VM. Methods are called on the engine's thread only.
@@ -172,7 +52,7 @@ pub trait Guest: Send {
     fn adopt(&mut self, shape: &Shape) -> Result<(), GuestError>;
     /// Its memory.
     fn memory(&self) -> Arc<dyn Memory>;
-    /// Control sockets of its device processes, disks first, in slot order.
+    /// Control sockets of its device processes, in slot order.
     ///
     /// # Errors
     /// When descriptors run out.
@@ -215,8 +95,8 @@ pub trait Guest: Send {
     /// # Errors
     /// When it cannot be encoded.
     fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError>;
-    /// How long the guest stood still in the last pause, if that is over: the longest of its vCPUs.
-    fn stood_still(&self) -> Option<Duration>;
+    /// How long the guest was paused by the last checkpoint, if that is over: the longest of its vCPUs.
+    fn last_pause(&self) -> Option<Duration>;
 
     /// Standby: becomes what a checkpoint wrote, memory being in place already.
     ///
@@ -243,6 +123,8 @@ pub trait Guest: Send {
     /// Something has happened that operators may want to know.
     fn told(&mut self, event: &EventRecord);
 
+    /// From now on the first console output that is held in an epoch is told to `held`, from whatever thread writes it.
+    fn watch_console(&mut self, held: HeldOutput);
     /// Lets console output go.
     fn release_console(&mut self, committed: &Committed);
     /// Lets all console output go and holds no more.

@@ -1,10 +1,8 @@
 //! What a standby lets its primary have it hold.
 
-use ft_proto::{Epoch, Input};
+use ft_proto::Epoch;
 
-use crate::engine::{Engine, Session};
 use crate::options::DISK_BUFFER_MAX;
-use crate::replica::standby::receiver::Received;
 
 /// What speaks against a primary that may have so many bytes of uncommitted writes held for each disk.
 pub(crate) fn objection(disk_buffer: u64) -> Option<String> {
@@ -14,30 +12,8 @@ pub(crate) fn objection(disk_buffer: u64) -> Option<String> {
 }
 
 /// Whether no honest primary ends this epoch yet: it may have `depth` cut that wait for an acknowledgement, and the guest runs in one more.
-fn runs_ahead(epoch: Epoch, committed: Epoch, depth: usize) -> bool {
+pub(crate) fn runs_ahead(epoch: Epoch, committed: Epoch, depth: usize) -> bool {
     epoch.0.saturating_sub(committed.0) > depth as u64 + 1
-}
-
-impl Engine {
-    /// A disk has all of an epoch.
-    pub(crate) fn disk_complete(&mut self, at: usize, epoch: Epoch) {
-        if let Session::Standby(side) = &self.session {
-            let committed = self.node.epoch();
-            if runs_ahead(epoch, committed, self.node.settings().depth) {
-                // Said once; what a stream that has ended still brings is of no interest.
-                if side.is_connected() {
-                    let disk = &self.disks[at].id;
-                    let reason = format!(
-                        "the peer misbehaves: it ends epoch {epoch} of {disk} although {committed} is the last committed one"
-                    );
-                    self.received(Received::Ended(reason));
-                }
-                return;
-            }
-        }
-        let disk = u16::try_from(at).unwrap_or(u16::MAX);
-        self.input(Input::DiskComplete { epoch, disk });
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
-//! Finding and admitting the other host: search, connect, ask, admit.
+//! Finding the other host: search, ask, compare, connect.
 
-pub(crate) mod admission;
 pub(crate) mod alike;
 pub(crate) mod ask;
 pub(crate) mod bounds;

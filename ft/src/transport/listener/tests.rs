@@ -224,7 +224,7 @@ fn in_a_process_with_few_descriptors() {
 
 #[test]
 fn descriptors_run_out_and_come_back() {
-    let test = "listener::tests::in_a_process_with_few_descriptors";
+    let test = "transport::listener::tests::in_a_process_with_few_descriptors";
     let child = Command::new(std::env::current_exe().unwrap()).args(["--exact", test, "--ignored"]).output().unwrap();
     assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
     assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "no such test");

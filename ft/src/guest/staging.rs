@@ -1,9 +1,10 @@
-//! A checkpoint on the primary between capture and network: filled inside the pause, sent outside of it.
+//! A checkpoint between capture and network: filled inside the pause, then immutable, sent outside of it.
 
 use ft_proto::Epoch;
 use ft_proto::pages::{PAGE, Page};
 
-use crate::guest::{GuestError, Memory, Position};
+use crate::guest::device::Position;
+use crate::guest::memory::{GuestError, Memory};
 
 /// Pages that are copied by one thread, and go out in one frame.
 pub const PORTION_PAGES: usize = 128;
@@ -13,10 +14,6 @@ pub const PORTION_PAGES: usize = 128;
 pub struct Staging {
     /// The epoch; 0 for pages of the first copy.
     pub epoch: Epoch,
-    /// Whether it is worth packing.
-    pub pack: bool,
-    /// Where it is sent from, if that is one processor.
-    pub cpu: Option<u16>,
     /// Page numbers.
     pub pages: Vec<u64>,
     /// Their contents, and buffers for more.
@@ -104,11 +101,4 @@ impl Staging {
             portion.pages.extend_from_slice(pages);
         }
     }
-}
-
-/// Splits the body of a `State` frame into positions and VM state.
-pub fn split_state(body: &[u8]) -> Option<(Vec<Position>, &[u8])> {
-    let (len, rest) = body.split_first_chunk::<8>()?;
-    let (positions, state) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
-    Some((postcard::from_bytes(positions).ok()?, state))
 }

@@ -21,15 +21,15 @@ const SIZES: [usize; 3] = [16, 128, 1024];
 
 /// Decides, and learns from what became of it.
 #[derive(Debug)]
-pub struct Judge {
+pub struct Selector {
     fixed: Option<bool>,
-    copy: Contest,
-    epochs: [Contest; SIZES.len() + 1],
+    copy: Trial,
+    epochs: [Trial; SIZES.len() + 1],
 }
 
 /// Two ways, sent plain and packed, compared.
 #[derive(Clone, Debug)]
-struct Contest {
+struct Trial {
     /// What costs less as far as is known: packed?
     best: bool,
     /// The other one is being tried.
@@ -42,15 +42,15 @@ struct Contest {
     costs: [Vec<u64>; 2],
 }
 
-impl Judge {
-    /// A judge who follows a setting, if that leaves a choice.
+impl Selector {
+    /// A selector who follows a setting, if that leaves a choice.
     pub fn new(compression: Compression) -> Self {
         let fixed = match compression {
             Compression::Auto => None,
             Compression::Off | Compression::Delta => Some(false),
             Compression::DeltaZstd => Some(true),
         };
-        Self { fixed, copy: Contest::new(FIRST_OF_COPY), epochs: std::array::from_fn(|_| Contest::new(FIRST)) }
+        Self { fixed, copy: Trial::new(FIRST_OF_COPY), epochs: std::array::from_fn(|_| Trial::new(FIRST)) }
     }
 
     /// Whether to pack the next pages of the first copy.
@@ -78,7 +78,7 @@ fn size(pages: usize) -> usize {
     SIZES.iter().position(|most| pages <= *most).unwrap_or(SIZES.len())
 }
 
-impl Contest {
+impl Trial {
     fn new(pause: u32) -> Self {
         let costs = std::array::from_fn(|_| Vec::with_capacity(TRIAL));
         Self { best: false, trial: false, left: pause, pause, costs }
@@ -133,14 +133,14 @@ mod tests {
     const PAGES: usize = 100;
 
     /// Runs epochs that cost this many microseconds each way; how many of them were packed.
-    fn run(judge: &mut Judge, epochs: usize, plain: u64, packed: u64) -> usize {
+    fn run(selector: &mut Selector, epochs: usize, plain: u64, packed: u64) -> usize {
         (0..epochs)
             .filter(|at| {
-                let pack = judge.pack(PAGES);
+                let pack = selector.pack(PAGES);
                 // Now and then the scheduler takes its time.
                 let noise = if at % 7 == 0 { 5000 } else { 0 };
                 let took = if pack { packed } else { plain } + noise;
-                judge.acknowledged(PAGES, pack, Duration::from_micros(took));
+                selector.acknowledged(PAGES, pack, Duration::from_micros(took));
                 pack
             })
             .count()
@@ -148,32 +148,32 @@ mod tests {
 
     #[test]
     fn a_fast_link_is_left_alone_but_for_ever_rarer_trials() {
-        let mut judge = Judge::new(Compression::Auto);
-        assert_eq!(run(&mut judge, FIRST as usize, 200, 300), 0);
-        let packed = run(&mut judge, 50_000, 200, 300);
+        let mut selector = Selector::new(Compression::Auto);
+        assert_eq!(run(&mut selector, FIRST as usize, 200, 300), 0);
+        let packed = run(&mut selector, 50_000, 200, 300);
         assert!((TRIAL..200).contains(&packed), "{packed} of 50000 were packed");
     }
 
     #[test]
     fn a_slow_link_is_noticed_and_so_is_its_end() {
-        let mut judge = Judge::new(Compression::Auto);
-        run(&mut judge, 2 * FIRST as usize, 4000, 1500);
-        assert!(run(&mut judge, 1000, 4000, 1500) > 900);
-        run(&mut judge, LONGEST as usize, 200, 300);
-        assert!(run(&mut judge, 1000, 200, 300) < 100);
+        let mut selector = Selector::new(Compression::Auto);
+        run(&mut selector, 2 * FIRST as usize, 4000, 1500);
+        assert!(run(&mut selector, 1000, 4000, 1500) > 900);
+        run(&mut selector, LONGEST as usize, 200, 300);
+        assert!(run(&mut selector, 1000, 200, 300) < 100);
     }
 
     #[test]
-    fn each_size_is_judged_by_itself() {
-        let mut judge = Judge::new(Compression::Auto);
-        run(&mut judge, 1000, 4000, 1500);
-        assert!(judge.pack(PAGES) && !judge.pack(1) && !judge.pack_copy());
+    fn each_size_is_selectord_by_itself() {
+        let mut selector = Selector::new(Compression::Auto);
+        run(&mut selector, 1000, 4000, 1500);
+        assert!(selector.pack(PAGES) && !selector.pack(1) && !selector.pack_copy());
     }
 
     #[test]
     fn a_setting_is_obeyed() {
         for (setting, packs) in [(Compression::Off, 0), (Compression::Delta, 0), (Compression::DeltaZstd, 500)] {
-            assert_eq!(run(&mut Judge::new(setting), 500, 4000, 1500), packs);
+            assert_eq!(run(&mut Selector::new(setting), 500, 4000, 1500), packs);
         }
     }
 }

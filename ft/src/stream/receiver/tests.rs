@@ -7,8 +7,8 @@ use ft_proto::packing::Packer;
 use ft_proto::wire::{Digest, EpochEnd, MESSAGE_MAX, encode_body};
 
 use super::*;
-use crate::checkpoint::staging::Staging;
 use crate::guest::GuestError;
+use crate::guest::staging::Staging;
 use crate::transport::frames::{Frame, Stamp, write_frame, write_frames};
 
 const PAGES: u64 = 2048;

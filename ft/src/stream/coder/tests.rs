@@ -12,7 +12,7 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::guest::{GuestError, Memory};
-use crate::replica::standby::image::{Image, WholeImage, apply_pages};
+use crate::stream::image::{Image, WholeImage, apply_pages};
 use crate::transport::frames::{read_body, read_header};
 
 /// Guest memory has a hole and does not begin at zero.
@@ -153,10 +153,10 @@ impl Standby {
 }
 
 /// A staged epoch of all `pages`.
-fn staged(memory: &Ram, epoch: Epoch, pages: Vec<u64>, pack: bool) -> Staging {
+fn staged(memory: &Ram, epoch: Epoch, pages: Vec<u64>) -> Staging {
     let mut staging = Staging::default();
     staging.clear(epoch);
-    (staging.pages, staging.pack) = (pages, pack);
+    staging.pages = pages;
     staging.copy_pages(memory).unwrap();
     staging.state = vec![epoch.0 as u8; 100];
     staging
@@ -180,7 +180,7 @@ fn run(cuts: &[Cut], slots: u64) -> Result<(), TestCaseError> {
     let mut coder = Coder::new(Some(History::new(&RAM, slots * PAGE as u64)));
     let (mut wire, mut dirty) = (Vec::new(), Vec::new());
     write(&guest, &cuts[0].0, &mut dirty);
-    coder.send_copy(&staged(&guest, Epoch(0), numbers().collect(), cuts[0].1), &mut wire, TERM).unwrap();
+    coder.send_copy(&staged(&guest, Epoch(0), numbers().collect()), cuts[0].1, &mut wire, TERM).unwrap();
     standby.read(&wire).unwrap();
     prop_assert!(standby.memory.pages() == guest.pages(), "after the first copy");
     dirty.clear();
@@ -193,14 +193,14 @@ fn run(cuts: &[Cut], slots: u64) -> Result<(), TestCaseError> {
     };
     for (writes, pack, aborted, apply) in cuts {
         write(&guest, writes, &mut dirty);
-        let staging = staged(&guest, epoch, dirty.clone(), *pack);
+        let staging = staged(&guest, epoch, dirty.clone());
         if *aborted {
             // Its pages are put back, and nothing was sent.
             continue;
         }
         dirty.clear();
         wire.clear();
-        let volume = coder.send_epoch(&staging, &mut wire, TERM).unwrap();
+        let volume = coder.send_epoch(&staging, *pack, &mut wire, TERM).unwrap();
         prop_assert!(volume.sent <= volume.raw && volume.sent < wire.len() as u64);
         if *apply || standby.waiting.len() == 2 {
             applied(&mut standby, &mut cut_as)?;
@@ -232,7 +232,7 @@ proptest! {
         for (cut, epoch) in cuts.iter().take(3).zip([1, 1, 2]) {
             write(&guest, &cut.0, &mut dirty);
             wire.clear();
-            coder.send_epoch(&staged(&guest, Epoch(epoch), dirty.clone(), cut.1), &mut wire, TERM).unwrap();
+            coder.send_epoch(&staged(&guest, Epoch(epoch), dirty.clone()), cut.1, &mut wire, TERM).unwrap();
         }
         let at = at.index(wire.len());
         wire[at] ^= 1 << bit;
@@ -252,7 +252,7 @@ proptest! {
         for cut in cuts.iter().take(2) {
             write(&guest, &cut.0, &mut dirty);
             wire.clear();
-            coder.send_epoch(&staged(&guest, Epoch(1), dirty.clone(), cut.1), &mut wire, TERM).unwrap();
+            coder.send_epoch(&staged(&guest, Epoch(1), dirty.clone()), cut.1, &mut wire, TERM).unwrap();
         }
         let header = Header::decode(wire.first_chunk().unwrap()).unwrap();
         let mut body = wire[HEADER_LEN..][..header.len as usize].to_vec();
@@ -283,7 +283,7 @@ fn sizes(history: u64, times: usize, change: impl Fn(usize, &mut Page)) -> Vec<u
     let mut send = |at| {
         guest.with(7, |page| change(at, page)).unwrap();
         let mut wire = Vec::new();
-        coder.send_copy(&staged(&guest, Epoch(0), vec![7], false), &mut wire, TERM).unwrap().sent
+        coder.send_copy(&staged(&guest, Epoch(0), vec![7]), false, &mut wire, TERM).unwrap().sent
     };
     (0..times).map(&mut send).collect()
 }
@@ -330,7 +330,7 @@ fn a_list_says_which_pages_are_deltas() {
                 })
                 .unwrap();
         }
-        let staging = staged(&guest, Epoch(1), vec![3, 4, 40], false);
+        let staging = staged(&guest, Epoch(1), vec![3, 4, 40]);
         let (numbers, contents) = staging.chunks().next().unwrap();
         list.fill(numbers, contents);
     }

@@ -7,8 +7,8 @@ use ft_proto::Epoch;
 use ft_proto::pages::{Content, PAGE, PageList};
 use ft_proto::wire::{Digest, EpochEnd, Header, Kind, WireError, decode_body};
 
-use crate::checkpoint::staging::split_state;
 use crate::guest::{GuestError, Memory, Position};
+use crate::stream::state_body::split_state;
 
 /// The received frames of one epoch. Only [`Image::close`] makes it a [`WholeImage`].
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct WholeImage {
     /// The epoch.
     pub epoch: Epoch,
     /// Where the devices stood.
-    pub positions: Vec<Position>,
+    positions: Vec<Position>,
     /// Bodies of `Pages` frames, checked.
     pages: Vec<Vec<u8>>,
     /// Pages that they name.
@@ -120,16 +120,16 @@ impl WholeImage {
         self.count
     }
 
-    /// Whether the epoch has nothing of this disk.
+    /// Where the device of this id stood.
     #[must_use]
-    pub fn is_idle(&self, disk: usize) -> bool {
-        self.positions.get(disk).is_some_and(|position| position.idle)
+    pub fn position(&self, id: &str) -> Option<&Position> {
+        self.positions.iter().find(|position| position.id == id)
     }
 
-    /// Whether somebody waits for it; the first `disks` devices are disks.
+    /// Whether the epoch has nothing of this device.
     #[must_use]
-    pub fn has_output(&self, disks: usize) -> bool {
-        self.positions.iter().skip(disks).any(|position| !position.idle)
+    pub fn is_idle(&self, id: &str) -> bool {
+        self.position(id).is_some_and(|position| position.idle)
     }
 
     /// The VM's state.

@@ -10,10 +10,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::wire::{CopyProgress, Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term};
 
-use crate::checkpoint::staging::Staging;
+use crate::checkpoint::epoch_image::EpochImage;
 use crate::clock::micros;
-use crate::replica::primary::coder::{Coder, Volume};
-use crate::replica::primary::history::History;
+use crate::stream::coder::{Coder, Volume};
+use crate::stream::history::History;
 use crate::transport::frames::{Stamp, TransportError, write_frame};
 use crate::transport::path::explain;
 
@@ -25,12 +25,12 @@ const FAREWELL_BYTES: usize = 64 << 10;
 /// What to send.
 #[derive(Debug)]
 pub enum Job {
-    /// Pages of the first copy.
-    Copy(Staging),
+    /// Pages of the first copy, packed or not.
+    Copy(EpochImage, bool),
     /// How far the first copy is.
     Progress(CopyProgress),
-    /// A checkpoint.
-    Epoch(Staging),
+    /// A checkpoint, packed or not, and the processor to send it from, if it is to be one.
+    Epoch(EpochImage, bool, Option<u16>),
     /// This node has stopped, for this reason: the standby shall take over.
     Yield(String, Instant),
     /// This node leaves the session in good order.
@@ -40,12 +40,25 @@ pub enum Job {
 /// What became of a job.
 #[derive(Debug)]
 pub enum Sent {
-    /// The buffer is free again; so much went out, in this time.
-    Done(Staging, Volume, Duration),
+    /// The image is not needed here any more.
+    Done(Done),
     /// The standby has been told how far the first copy is.
     Told,
     /// The stream broke; nothing more is sent.
     Failed(String),
+}
+
+/// An image that has left.
+#[derive(Debug)]
+pub struct Done {
+    /// The image.
+    pub image: EpochImage,
+    /// Whether it was packed.
+    pub packed: bool,
+    /// Its bytes.
+    pub volume: Volume,
+    /// How long sending took.
+    pub took: Duration,
 }
 
 /// The thread, as its engine sees it. Dropping it breaks the stream: what is queued is lost.
@@ -75,21 +88,21 @@ impl SenderHandle {
             let _ending = ending;
             let mut coder = Coder::new(history());
             for job in queue {
-                if let Job::Epoch(staging) = &job
-                    && staging.epoch > Epoch(1)
+                if let Job::Epoch(image, _, cpu) = &job
+                    && image.epoch > Epoch(1)
                 {
                     // The first copy and its epoch have time.
                     urgency::set(true);
-                    urgency::stay_on(staging.cpu);
+                    urgency::stay_on(*cpu);
                 }
                 let started = Instant::now();
                 let result = perform(&mut coder, &mut writer, term, &job);
-                let told = matches!(job, Job::Progress(_));
-                let staging = if let Job::Copy(staging) | Job::Epoch(staging) = job { Some(staging) } else { None };
-                match (result, staging) {
-                    (Ok(volume), Some(staging)) => tell(Sent::Done(staging, volume, started.elapsed())),
-                    (Ok(_), None) if told => tell(Sent::Told),
-                    (Ok(_), None) => {}
+                match (result, job) {
+                    (Ok(volume), Job::Copy(image, packed) | Job::Epoch(image, packed, _)) => {
+                        tell(Sent::Done(Done { image, packed, volume, took: started.elapsed() }));
+                    }
+                    (Ok(_), Job::Progress(_)) => tell(Sent::Told),
+                    (Ok(_), Job::Yield(..) | Job::Bye(_)) => {}
                     (Err(error), _) => return tell(Sent::Failed(explain(&error, &writer, None))),
                 }
             }
@@ -151,8 +164,8 @@ impl Drop for SenderHandle {
 
 fn perform(coder: &mut Coder, stream: &mut TcpStream, term: Term, job: &Job) -> Result<Volume, TransportError> {
     let (kind, body) = match job {
-        Job::Copy(staging) => return coder.send_copy(staging, stream, term),
-        Job::Epoch(staging) => return coder.send_epoch(staging, stream, term),
+        Job::Copy(image, pack) => return coder.send_copy(image, *pack, stream, term),
+        Job::Epoch(image, pack, _) => return coder.send_epoch(image, *pack, stream, term),
         Job::Progress(progress) => (Kind::Progress, encode_body(progress)),
         Job::Yield(reason, stopped) => {
             let (reason, stopped_us) = (reason.clone(), micros(stopped.elapsed()));

@@ -3,16 +3,18 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use ft_proto::{Beat, LinkId, Time, WitnessAnswer};
+use ft_proto::{Beat, Epoch, LinkId, Time, WitnessAnswer};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::guest::LinkEnd;
 use crate::options::ProtectOptions;
 use crate::peers::connect::{Opened, Unopened};
-use crate::replica::primary::sender::Sent;
-use crate::replica::standby::receiver::Received;
+use crate::stream::receiver::Received;
+use crate::stream::sender::Sent;
 use crate::transport::listener::Caller;
 use crate::witness::Stored;
 
@@ -60,6 +62,12 @@ pub(crate) enum Message {
     Trouble(&'static str, String),
     /// The heartbeat thread.
     Beat(LinkId, Time, Beat),
+    /// The VMM: something that is no device process holds the first output of this epoch.
+    OutputHeld(Epoch),
+    /// The VMM: a device has joined the VM.
+    DeviceJoined(LinkEnd, Reply),
+    /// The VMM: the device of this id has left it.
+    DeviceLeft(String, Reply),
 }
 
 /// The last beat of each link: one that is not read before the next one arrives is of no interest any more, and so, however
@@ -71,6 +79,8 @@ type LastBeats = Mutex<[Option<(Time, Beat)>; LinkId::ALL.len()]>;
 pub(crate) struct Post {
     queue: Sender<Message>,
     beats: Arc<LastBeats>,
+    /// The last epoch of which output is held, as told by the VMM; 0: that was read.
+    held: Arc<AtomicU64>,
     wake: Arc<EventFd>,
 }
 
@@ -84,6 +94,13 @@ impl Post {
     pub(crate) fn heard(&self, link: LinkId, at: Time, beat: Beat) {
         let waits = lock(&self.beats)[link as usize].replace((at, beat)).is_some();
         if !waits {
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// Output of an epoch is held: told on the thread that writes it, without a lock.
+    pub(crate) fn output_held(&self, epoch: Epoch) {
+        if self.held.swap(epoch.0, Ordering::AcqRel) == 0 {
             let _ = self.wake.write(1);
         }
     }
@@ -102,6 +119,7 @@ impl Post {
 pub(crate) struct Inbox {
     queue: Receiver<Message>,
     beats: Arc<LastBeats>,
+    held: Arc<AtomicU64>,
     /// Beats that are still read before the other messages have their turn again.
     beats_left: Cell<usize>,
     wake: Arc<EventFd>,
@@ -112,8 +130,10 @@ impl Inbox {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (sender, queue) = unbounded();
         let beats = Arc::<LastBeats>::default();
+        let held = Arc::new(AtomicU64::new(0));
         let beats_left = Cell::new(0);
-        Ok((Self { queue, beats: beats.clone(), beats_left, wake: wake.clone() }, Post { queue: sender, beats, wake }))
+        let inbox = Self { queue, beats: beats.clone(), held: held.clone(), beats_left, wake: wake.clone() };
+        Ok((inbox, Post { queue: sender, beats, held, wake }))
     }
 
     /// Before draining, so that a message queued meanwhile wakes again.
@@ -123,7 +143,14 @@ impl Inbox {
     }
 
     pub(crate) fn next(&self) -> Option<Message> {
-        self.next_beat().or_else(|| self.queue.try_recv().ok())
+        self.next_beat().or_else(|| self.next_held()).or_else(|| self.queue.try_recv().ok())
+    }
+
+    fn next_held(&self) -> Option<Message> {
+        // Most rounds find nothing: to look costs less than to write.
+        let held = self.held.load(Ordering::Acquire) != 0;
+        let epoch = if held { self.held.swap(0, Ordering::AcqRel) } else { 0 };
+        (epoch != 0).then_some(Message::OutputHeld(Epoch(epoch)))
     }
 
     fn next_beat(&self) -> Option<Message> {
@@ -150,6 +177,17 @@ mod tests {
     use ft_proto::{NodeId, Term};
 
     use super::*;
+
+    #[test]
+    fn of_output_that_is_held_the_last_epoch_is_told_once() {
+        let (inbox, post) = Inbox::new().unwrap();
+        for epoch in 2..1000 {
+            post.output_held(Epoch(epoch));
+        }
+        inbox.acknowledge();
+        let told: Vec<_> = std::iter::from_fn(|| inbox.next()).collect();
+        assert!(matches!(told[..], [Message::OutputHeld(Epoch(999))]), "{told:?}");
+    }
 
     #[test]
     fn beats_that_nobody_reads_take_no_room_and_the_last_one_is_read() {

@@ -20,7 +20,7 @@ use ft_proto::wire::{CopyProgress, Kind, Refusal, WireError, Yielding, decode_bo
 use ft_proto::{Epoch, Settings, Term};
 
 use crate::guest::Memory;
-use crate::replica::standby::image::{Image, WholeImage, apply_pages};
+use crate::stream::image::{Image, WholeImage, apply_pages};
 use crate::transport::frames::{TransportError, read_body, read_header};
 use crate::witness::chain;
 

@@ -8,8 +8,9 @@ use ft_proto::pages::{DELTA_PAGE, PAGE, PAGES_PER_FRAME, Page, ZERO_PAGE};
 use ft_proto::wire::{Digest, EpochEnd, Kind, encode_body};
 use ft_proto::{Epoch, Term};
 
-use crate::checkpoint::staging::{PORTION_PAGES, Staging};
-use crate::replica::primary::history::{Form, History};
+use crate::guest::staging::{PORTION_PAGES, Staging};
+use crate::stream::history::{Form, History};
+use crate::stream::state_body::EncodedPositions;
 use crate::transport::frames::{Frame, Stamp, TransportError, write_frames};
 
 /// Pages that we put into one frame: coding, hashing, sending, checking and staging go on at the same time on different frames.
@@ -59,13 +60,14 @@ impl Coder {
         Self { list, pages: Packer::default(), state: Packer::default() }
     }
 
-    /// Sends the pages as frames of the first copy.
+    /// Sends the pages as frames of the first copy, packed if `pack` says so.
     ///
     /// # Errors
     /// When the stream breaks.
     pub fn send_copy(
         &mut self,
         staging: &Staging,
+        pack: bool,
         stream: &mut impl Write,
         term: Term,
     ) -> Result<Volume, TransportError> {
@@ -76,7 +78,7 @@ impl Coder {
             volume.raw += self.list.raw;
             if self.list.count > 0 {
                 let parts = self.list.parts(contents);
-                let packed = staging.pack.then(|| self.pages.pack(&parts)).flatten();
+                let packed = pack.then(|| self.pages.pack(&parts)).flatten();
                 let frame = frame(stamp, &parts, packed.as_ref());
                 volume.sent += frame.len;
                 write_frames(stream, &[frame])?;
@@ -85,13 +87,14 @@ impl Coder {
         Ok(volume)
     }
 
-    /// Sends the checkpoint whole.
+    /// Sends the checkpoint whole, packed if `pack` says so.
     ///
     /// # Errors
     /// When the stream breaks.
     pub fn send_epoch(
         &mut self,
         staging: &Staging,
+        pack: bool,
         stream: &mut impl Write,
         term: Term,
     ) -> Result<Volume, TransportError> {
@@ -103,7 +106,7 @@ impl Coder {
             self.list.fill(numbers, contents);
             if self.list.count > 0 {
                 let parts = self.list.parts(contents);
-                let packed = staging.pack.then(|| self.pages.pack(&parts)).flatten();
+                let packed = pack.then(|| self.pages.pack(&parts)).flatten();
                 let frame = frame(stamp(Kind::Pages), &parts, packed.as_ref());
                 sum.add(&frame, self.list.count);
                 write_frames(stream, &[frame])?;
@@ -114,13 +117,12 @@ impl Coder {
         let (numbers, contents) = chunks.next().unwrap_or_default();
         self.list.fill(numbers, contents);
         let parts = self.list.parts(contents);
-        let packed = staging.pack.then(|| self.pages.pack(&parts)).flatten();
+        let packed = pack.then(|| self.pages.pack(&parts)).flatten();
         let pages = (self.list.count > 0).then(|| frame(stamp(Kind::Pages), &parts, packed.as_ref()));
         pages.iter().for_each(|frame| sum.add(frame, self.list.count));
-        let positions = encode_body(&staging.positions);
-        let positions_len = (positions.len() as u64).to_le_bytes();
-        let parts = [&positions_len[..], &positions, &staging.state];
-        let packed = staging.pack.then(|| self.state.pack(&parts)).flatten();
+        let positions = EncodedPositions::new(&staging.positions);
+        let parts = positions.parts_with(&staging.state);
+        let packed = pack.then(|| self.state.pack(&parts)).flatten();
         let state = frame(stamp(Kind::State), &parts, packed.as_ref());
         sum.add(&state, 0);
         sum.volume.raw += self.list.raw + state.raw;
