@@ -34,7 +34,7 @@ pub use guest::staging::{PORTION_PAGES, Portion, Staging};
 pub use handle::{Ft, Setup};
 pub use identity::{default_host, incarnation_of, new_vm};
 pub use options::{Compression, NodeOptions, ProtectOptions, Role, StandbyOptions};
-pub use start::{Candidate, Part, Reign, StartError, check_alone, give_back, part};
+pub use start::{Candidate, NodeTerm, Part, StartError, check_alone, give_back, part};
 pub use status::{Board, EventRecord, Status};
 pub use transport::addresses::resolve;
 pub use witness::{Stored, WitnessAddress, chain};

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ft::guest::{DeviceCaps, LinkEnd};
-use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, StandbyOptions, Status};
+use ft::{EventRecord, Ft, NodeTerm, ProtectOptions, Setup, StandbyOptions, Status};
 use ft_proto::OnPartition;
 use ft_proto::device_ctl::{self, CTL_MAX, Command, Report};
 use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair};
@@ -98,7 +98,7 @@ impl Pair {
     ) -> Self {
         let setup = Setup { witness: standby.witness.clone(), ..Setup::default() };
         let b = Ft::standby(Box::new(guest_b.clone()), standby, setup).unwrap();
-        let a = Ft::solo(Box::new(guest_a.clone()), Reign::unasked(), Setup::default()).unwrap();
+        let a = Ft::solo(Box::new(guest_a.clone()), NodeTerm::unasked(), Setup::default()).unwrap();
         Self { folder, guest_a, guest_b, a: Some(a), b, options }
     }
 
@@ -441,7 +441,7 @@ fn protection_comes_by_itself_and_comes_back() {
     let sides = [standby_options(&witness), standby_options(&witness)];
     let peer_of = |side: usize| setup(&witness, &[&sides[1 - side]]);
     let mut guest = ToyGuest::new();
-    let mut runner = Ft::solo(Box::new(guest.clone()), Reign::unasked(), peer_of(0)).unwrap();
+    let mut runner = Ft::solo(Box::new(guest.clone()), NodeTerm::unasked(), peer_of(0)).unwrap();
     runner.vm_started();
     // Nobody is there yet: said once, however often it was tried.
     wait(|| runner.status().search.is_some_and(|search| !search.waiting_for.is_empty()), || "no reason".to_owned());
@@ -472,7 +472,7 @@ fn an_operator_ends_the_search_and_begins_it_again() {
     let witness = folder.path().join("witness");
     let side = standby_options(&witness);
     let b = Ft::standby(Box::new(ToyGuest::new()), side.clone(), setup(&witness, &[])).unwrap();
-    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), NodeTerm::unasked(), setup(&witness, &[&side])).unwrap();
     a.vm_started();
     wait_state(&a, "protected");
     a.stop().unwrap();
@@ -495,7 +495,7 @@ fn one_board_serves_one_engine_after_the_other() {
     let side = standby_options(&witness);
     let first = setup(&witness, &[]);
     let b = Ft::standby(Box::new(ToyGuest::new()), side.clone(), first.clone()).unwrap();
-    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), NodeTerm::unasked(), setup(&witness, &[&side])).unwrap();
     a.vm_started();
     wait_state(&a, "protected");
     wait_state(&b, "standby-ready");
@@ -517,7 +517,7 @@ fn symmetric() -> (tempfile::TempDir, [StandbyOptions; 2], [Setup; 2], [ToyGuest
     let setups = [setup(&witness, &[&sides[1]]), setup(&witness, &[&sides[0]])];
     let guests = [ToyGuest::new(), ToyGuest::new()];
     let b = Ft::standby(Box::new(guests[1].clone()), sides[1].clone(), setups[1].clone()).unwrap();
-    let a = Ft::solo(Box::new(guests[0].clone()), Reign::unasked(), setups[0].clone()).unwrap();
+    let a = Ft::solo(Box::new(guests[0].clone()), NodeTerm::unasked(), setups[0].clone()).unwrap();
     a.vm_started();
     wait_state(&a, "protected");
     (folder, sides, setups, guests, [a, b])
@@ -614,7 +614,7 @@ fn a_standby_that_cannot_load_a_checkpoint_is_asked_less_and_less_often() {
     let unlike = ToyGuest::new();
     unlike.0.lock().unwrap().unlike = Some("its queues are others");
     let _b = Ft::standby(Box::new(unlike.clone()), side.clone(), setup(&witness, &[])).unwrap();
-    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), NodeTerm::unasked(), setup(&witness, &[&side])).unwrap();
     let sessions = || a.events().iter().filter(|event| event.event == "sync-started").count();
     let begun = Instant::now();
     a.vm_started();

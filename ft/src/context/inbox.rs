@@ -15,7 +15,7 @@ use crate::options::ProtectOptions;
 use crate::peers::connect::{Opened, Unopened};
 use crate::stream::receiver::Received;
 use crate::stream::sender::Sent;
-use crate::transport::listener::Caller;
+use crate::transport::listener::Incoming;
 use crate::witness::Stored;
 
 /// Where the answer to a call goes; every reason if it cannot be done.
@@ -46,10 +46,10 @@ pub(crate) enum Message {
     Quit,
     /// The connecting thread is through. Without a reply nobody has asked: a standby is looked for.
     Opened(Result<Box<Opened>, Unopened>, Option<Reply>),
-    /// Somebody said hello at the door.
-    Caller(Box<Caller>),
+    /// Somebody has connected and said what for.
+    Incoming(Box<Incoming>),
     /// What the witness says about a caller who waits since then.
-    Vouched(Box<Caller>, Time, Result<Option<Stored>, String>),
+    Vouched(Box<Incoming>, Time, Result<Option<Stored>, String>),
     /// The witness's record was read, to see what it says of this VM.
     RecordRead(Result<Option<Stored>, String>),
     /// The receiving thread.

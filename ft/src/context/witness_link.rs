@@ -9,14 +9,14 @@ use ft_proto::{Time, VmId, WitnessAnswer};
 use super::inbox::{Message, Post};
 use crate::claims::Pending;
 use crate::status::WitnessStatus;
-use crate::witness::{Asker, WitnessAddress};
+use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How often the record is looked at while the VM runs here.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The way to the witness, if there is one.
 pub(crate) struct WitnessLink {
-    client: Option<Asker>,
+    client: Option<WitnessClient>,
     /// What it has not answered yet.
     claim: Option<Pending>,
     /// When its record is to be looked at; `None`: there is none, or nothing is known to be there.
@@ -27,19 +27,19 @@ pub(crate) struct WitnessLink {
 
 impl WitnessLink {
     /// `on_record`: the VM is known to a witness.
-    pub(crate) fn new(client: Option<Asker>, on_record: bool, now: Time) -> Self {
+    pub(crate) fn new(client: Option<WitnessClient>, on_record: bool, now: Time) -> Self {
         let check_at = (client.is_some() && on_record).then_some(now);
         Self { client, claim: None, check_at, lost: false }
     }
 
-    pub(crate) fn client(&self) -> Option<&Asker> {
+    pub(crate) fn client(&self) -> Option<&WitnessClient> {
         self.client.as_ref()
     }
 
     /// This one is asked from now on, or nobody.
     pub(crate) fn use_address(&mut self, address: Option<&WitnessAddress>) -> io::Result<()> {
-        if self.client.as_ref().map(Asker::address) != address {
-            self.client = address.map(Asker::start).transpose()?;
+        if self.client.as_ref().map(WitnessClient::address) != address {
+            self.client = address.map(WitnessClient::start).transpose()?;
         }
         Ok(())
     }
@@ -101,7 +101,7 @@ impl WitnessLink {
 
     /// For status.
     pub(super) fn status(&self) -> Option<WitnessStatus> {
-        self.client.as_ref().map(Asker::status)
+        self.client.as_ref().map(WitnessClient::status)
     }
 
     /// The engine ends: waits, within reason, until everything is asked.

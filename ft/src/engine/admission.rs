@@ -1,6 +1,6 @@
 //! Who is let in: a primary that this node becomes the standby of, its disks, and hosts that only ask.
 //!
-//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller, this incarnation of
+//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the incoming, this incarnation of
 //! it, in the term that it says. Without one, whoever comes from a session that is over shows that session's nonce, and nobody else
 //! takes the place of a session that lives. Policy is this host's own. Whoever is of another VM is told nothing.
 
@@ -21,7 +21,7 @@ use crate::peers::bounds;
 use crate::replica::Session;
 use crate::replica::standby::{Join, welcome};
 use crate::transport::addresses::as_seen_here;
-use crate::transport::listener::Caller;
+use crate::transport::listener::Incoming;
 use crate::witness::Stored;
 
 /// A caller whose witness is read no sooner is not waiting any more.
@@ -35,7 +35,7 @@ pub(super) enum Admitted {
     /// A primary, and what is noted of it.
     Session(Box<Join>, Value),
     /// A disk of this number, of the primary of the open session.
-    Disk(Caller, u16),
+    Disk(Incoming, u16),
 }
 
 /// What this host lets in as a standby.
@@ -50,101 +50,101 @@ impl Admission {
     }
 
     /// Somebody said hello. Whoever wants a session waits until the witness has been read, if there is one.
-    pub(super) fn called(&self, cx: &mut Context, session: &Session, caller: Caller) -> Option<Admitted> {
-        if let (Some(ours), Some(theirs)) = (cx.identity().vm(), caller.hello.vm)
+    pub(super) fn called(&self, cx: &mut Context, session: &Session, incoming: Incoming) -> Option<Admitted> {
+        if let (Some(ours), Some(theirs)) = (cx.identity().vm(), incoming.hello.vm)
             && ours != theirs
         {
-            caller.refuse(vec!["this host has nothing to do with that VM".to_owned()]);
+            incoming.refuse(vec!["this host has nothing to do with that VM".to_owned()]);
             return None;
         }
-        let wants_session = matches!(caller.hello.purpose, Purpose::Session { .. });
+        let wants_session = matches!(incoming.hello.purpose, Purpose::Session { .. });
         let Some(witness) = cx.witness().client().filter(|_| wants_session) else {
-            return self.judge(cx, session, caller, None);
+            return self.judge(cx, session, incoming, None);
         };
         let (post, since) = (cx.post(), cx.now());
-        witness.read(move |record| post.send(Message::Vouched(Box::new(caller), since, record)));
+        witness.read(move |record| post.send(Message::Vouched(Box::new(incoming), since, record)));
         None
     }
 
-    /// The witness has been read for a caller.
+    /// The witness has been read for a incoming.
     pub(super) fn vouched(
         &self,
         cx: &mut Context,
         session: &Session,
-        caller: Caller,
+        incoming: Incoming,
         since: Time,
         record: Read,
     ) -> Option<Admitted> {
         if cx.now().since(since) > VOUCH_LIMIT {
             // It has given up; a session must not end for somebody who is gone.
-            caller.refuse(vec!["the witness took too long".to_owned()]);
+            incoming.refuse(vec!["the witness took too long".to_owned()]);
             return None;
         }
-        self.judge(cx, session, caller, Some(record))
+        self.judge(cx, session, incoming, Some(record))
     }
 
-    fn judge(&self, cx: &mut Context, session: &Session, caller: Caller, record: Option<Read>) -> Option<Admitted> {
-        match caller.hello.purpose.clone() {
+    fn judge(&self, cx: &mut Context, session: &Session, incoming: Incoming, record: Option<Read>) -> Option<Admitted> {
+        match incoming.hello.purpose.clone() {
             Purpose::Ask => {
-                caller.tell(&standing(cx, session));
+                incoming.tell(&standing(cx, session));
                 None
             }
-            Purpose::Session { .. } => self.session_caller(cx, session, caller, record),
+            Purpose::Session { .. } => self.session_request(cx, session, incoming, record),
             Purpose::Disk { index, session, nonce } => {
                 let ours = cx.identity().session().is_some_and(|key| key.is(session, nonce));
                 if ours {
-                    return Some(Admitted::Disk(caller, index));
+                    return Some(Admitted::Disk(incoming, index));
                 }
-                caller.refuse(vec!["the session that this disk belongs to is over".to_owned()]);
+                incoming.refuse(vec!["the session that this disk belongs to is over".to_owned()]);
                 None
             }
         }
     }
 
-    fn session_caller(
+    fn session_request(
         &self,
         cx: &mut Context,
         session: &Session,
-        caller: Caller,
+        incoming: Incoming,
         record: Option<Read>,
     ) -> Option<Admitted> {
         let Purpose::Session { check, shape, beats, detect_ms, disk_buffer, took_over, on_partition, base, previous } =
-            caller.hello.purpose.clone()
+            incoming.hello.purpose.clone()
         else {
             return None;
         };
         let shape: Option<Shape> = decode_body(Kind::Hello, &shape).ok();
         let addresses = beats.map(|address| address.parse().ok());
         let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
-            caller.refuse(vec!["the greeting does not decode".to_owned()]);
+            incoming.refuse(vec!["the greeting does not decode".to_owned()]);
             return None;
         };
-        let beats = [as_seen_here(first, caller.address), self.on_second_link(second)];
-        let mut reasons = objections(cx, &caller, &shape);
+        let beats = [as_seen_here(first, incoming.address), self.on_second_link(second)];
+        let mut reasons = objections(cx, &incoming, &shape);
         reasons.extend(bounds::objection(disk_buffer));
         reasons.extend(self.policy_objection(cx.witness().client().is_some(), on_partition));
         match record {
-            Some(record) => reasons.extend(witness_objection(cx, &caller, record)),
-            None => reasons.extend(session_objection(cx, session, &caller, previous)),
+            Some(record) => reasons.extend(witness_objection(cx, &incoming, record)),
+            None => reasons.extend(session_objection(cx, session, &incoming, previous)),
         }
         if !reasons.is_empty() {
-            caller.refuse(reasons);
+            incoming.refuse(reasons);
             return None;
         }
         if check {
-            drop(caller.welcome(&welcome(cx, None, false)));
+            drop(incoming.welcome(&welcome(cx, None, false)));
             return None;
         }
         let own = self.options.as_ref().and_then(|options| options.detect_ms);
         let silence = silence(own.unwrap_or(detect_ms));
         let settings = Settings { silence, on_partition, ..*cx.node().settings() };
         let joined = json!({
-            "node": caller.hello.node.to_string(),
-            "address": caller.address.to_string(),
-            "term": caller.term.0,
+            "node": incoming.hello.node.to_string(),
+            "address": incoming.address.to_string(),
+            "term": incoming.term.0,
             "took_over": took_over,
         });
-        Some(Admitted::Session(Box::new(Join { caller, shape, beats, disk_buffer, base, settings }), joined))
+        Some(Admitted::Session(Box::new(Join { incoming, shape, beats, disk_buffer, base, settings }), joined))
     }
 
     /// A primary's address on the second link.
@@ -192,22 +192,22 @@ fn standing(cx: &Context, session: &Session) -> Standing {
 }
 
 /// What speaks against any primary of this kind.
-fn objections(cx: &mut Context, caller: &Caller, shape: &Shape) -> Vec<String> {
+fn objections(cx: &mut Context, incoming: &Incoming, shape: &Shape) -> Vec<String> {
     let mut reasons = Vec::new();
     if !matches!(cx.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady) {
         reasons.push(format!("this node is no standby, it is {}", cx.state_name(false)));
     }
-    if caller.hello.vm.is_none() {
+    if incoming.hello.vm.is_none() {
         reasons.push("the caller does not say which VM it runs".to_owned());
     }
-    if caller.hello.node.host == cx.node().id().host {
+    if incoming.hello.node.host == cx.node().id().host {
         reasons.push(format!(
             "both hosts are called {}: give each a name of its own with --ft node=",
-            caller.hello.node.host
+            incoming.hello.node.host
         ));
     }
-    if caller.term < cx.term() {
-        reasons.push(format!("the caller's term {} is older than this node's {}", caller.term, cx.term()));
+    if incoming.term < cx.term() {
+        reasons.push(format!("the caller's term {} is older than this node's {}", incoming.term, cx.term()));
     }
     let ours = cx.machine().shape();
     reasons.extend(differences(&ours, shape));
@@ -218,17 +218,17 @@ fn objections(cx: &mut Context, caller: &Caller, shape: &Shape) -> Vec<String> {
     reasons
 }
 
-/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody who is on record with
+/// Whether the witness names the incoming: only whoever runs the VM can have written itself there, and nobody who is on record with
 /// a standby begins a session with another one.
-fn witness_objection(cx: &Context, caller: &Caller, record: Read) -> Option<String> {
+fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<String> {
     let address = cx.witness().client()?.address();
     let stored = match record {
         Ok(stored) => stored,
         Err(reason) => return Some(format!("witness {address}: {reason}")),
     };
-    let vm = caller.hello.vm;
+    let vm = incoming.hello.vm;
     match stored.filter(|stored| stored.vm == vm).map(|stored| stored.record) {
-        Some(Record::Solo { owner, term, .. }) if owner == caller.hello.node && term == caller.term => None,
+        Some(Record::Solo { owner, term, .. }) if owner == incoming.hello.node && term == incoming.term => None,
         _ => Some(format!(
             "the witness at {address} does not show the primary's record: do both hosts use the same one?"
         )),
@@ -236,10 +236,10 @@ fn witness_objection(cx: &Context, caller: &Caller, record: Read) -> Option<Stri
 }
 
 /// Without a witness: a session that lives is not replaced by whoever calls next.
-fn session_objection(cx: &Context, session: &Session, caller: &Caller, previous: u128) -> Option<String> {
+fn session_objection(cx: &Context, session: &Session, incoming: &Incoming, previous: u128) -> Option<String> {
     let Session::Standby(session) = session else { return None };
     // A primary that calls again says itself that its session is over, however open our end of the stream looks.
     let proven = previous != 0 && previous == cx.identity().proof();
-    let is_past = !session.is_connected() && (caller.term > cx.term() || !session.has_copy());
+    let is_past = !session.is_connected() && (incoming.term > cx.term() || !session.has_copy());
     (!proven && !is_past).then(|| format!("this node is the standby of host {} already", session.primary().host))
 }

@@ -377,12 +377,12 @@ impl Executor {
             Message::VmEnded(reply) => self.commands.vm_ended(cx, reply),
             Message::Quit => return ControlFlow::Break(()),
             Message::Opened(opened, reply) => self.opened(opened, reply),
-            Message::Caller(caller) => {
-                let admitted = self.admission.called(cx, &self.session, *caller);
+            Message::Incoming(incoming) => {
+                let admitted = self.admission.called(cx, &self.session, *incoming);
                 self.admit(admitted);
             }
-            Message::Vouched(caller, since, record) => {
-                let admitted = self.admission.vouched(cx, &self.session, *caller, since, record);
+            Message::Vouched(incoming, since, record) => {
+                let admitted = self.admission.vouched(cx, &self.session, *incoming, since, record);
                 self.admit(admitted);
             }
             Message::RecordRead(record) => cx.record_read(record),
@@ -456,9 +456,9 @@ impl Executor {
     fn admit(&mut self, admitted: Option<Admitted>) {
         match admitted {
             None => {}
-            Some(Admitted::Disk(caller, number)) => match &self.session {
-                Session::Standby(session) => session.disk_caller(&mut self.cx, caller, number),
-                _ => caller.refuse(vec!["there is no session that this disk belongs to".to_owned()]),
+            Some(Admitted::Disk(incoming, number)) => match &self.session {
+                Session::Standby(session) => session.disk_stream(&mut self.cx, incoming, number),
+                _ => incoming.refuse(vec!["there is no session that this disk belongs to".to_owned()]),
             },
             Some(Admitted::Session(join, joined)) => {
                 if !self.session.is_none() {

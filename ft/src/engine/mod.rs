@@ -34,11 +34,11 @@ use crate::guest::{Guest, HeldOutput};
 use crate::identity::Identity;
 use crate::options::{ProtectOptions, StandbyOptions};
 use crate::peers::search::Search;
-use crate::start::Reign;
+use crate::start::NodeTerm;
 use crate::status::Board;
 use crate::transport::beats::Beats;
-use crate::transport::listener::Door;
-use crate::witness::Asker;
+use crate::transport::listener::Listener;
+use crate::witness::WitnessClient;
 
 /// Between two looks at everything when the kernel does not say what is ready.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -47,7 +47,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Begin {
     /// It runs the VM.
-    Run(Reign),
+    Run(NodeTerm),
     /// It waits for a primary.
     StandBy(NodeId),
 }
@@ -63,9 +63,9 @@ pub(crate) struct Parts {
     pub(crate) begin: Begin,
     /// The VM, as far as it is known.
     pub(crate) vm: Option<VmId>,
-    pub(crate) door: Option<(StandbyOptions, Door)>,
+    pub(crate) listener: Option<(StandbyOptions, Listener)>,
     pub(crate) peers: Vec<ProtectOptions>,
-    pub(crate) witness: Option<Asker>,
+    pub(crate) witness: Option<WitnessClient>,
 }
 
 /// The executor, and what its thread waits with.
@@ -74,12 +74,12 @@ pub(crate) struct Engine {
     inbox: Inbox,
     poller: Poller,
     timer: Timer,
-    _door: Option<Door>,
+    _listener: Option<Listener>,
 }
 
 impl Engine {
     pub(crate) fn new(parts: Parts) -> Result<Self, EngineError> {
-        let Parts { guest, inbox, post, board, beats, clock, begin, vm, door, peers, witness } = parts;
+        let Parts { guest, inbox, post, board, beats, clock, begin, vm, listener, peers, witness } = parts;
         let mut machine = Machine::new(guest)?;
         let held = post.clone();
         machine.watch_console(HeldOutput::new(move |epoch| held.output_held(epoch)));
@@ -87,15 +87,15 @@ impl Engine {
         let now = clock.now();
         let (node, identity, on_record) = match begin {
             Begin::StandBy(node) => (Node::standby(node, Settings::default(), now), Identity::new(vm, false), true),
-            Begin::Run(reign) => {
-                let node = Node::solo(reign.node, reign.term, Settings::default(), now);
-                (node, Identity::new(Some(reign.vm), reign.first), !reign.first)
+            Begin::Run(node_term) => {
+                let node = Node::solo(node_term.node, node_term.term, Settings::default(), now);
+                (node, Identity::new(Some(node_term.vm), node_term.first), !node_term.first)
             }
         };
         let mut search = Search::new(peers);
         // The VM of a standby runs as soon as it has taken over.
         search.switch(matches!(begin, Begin::StandBy(_)));
-        let (listen, door) = door.unzip();
+        let (listen, listener) = listener.unzip();
         let mut cx = Context::new(context::Parts {
             node,
             clock,
@@ -112,7 +112,7 @@ impl Engine {
         cx.watch(Token::Timer, timer.as_fd());
         cx.watch_devices();
         let executor = Executor::new(cx, Protection::new(search), Admission::new(listen));
-        Ok(Self { executor, inbox, poller, timer, _door: door })
+        Ok(Self { executor, inbox, poller, timer, _listener: listener })
     }
 
     /// Has the disks note that this host runs the VM, before it does: afterwards they prove it.

@@ -20,7 +20,7 @@ use crate::transport::addresses::{any_port, anywhere};
 use crate::transport::beats::BeatSocket;
 use crate::transport::frames::{Stamp, TransportError, read_message, write_frame};
 use crate::transport::path::explain;
-use crate::witness::{Asker, chain};
+use crate::witness::{WitnessClient, chain};
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -104,7 +104,7 @@ pub struct Applicant {
     /// What speaks against it already.
     pub blockers: Vec<String>,
     /// Who says whether it may run the VM.
-    pub witness: Option<Asker>,
+    pub witness: Option<WitnessClient>,
     /// How it came to run the VM.
     pub took_over: Option<TookOver>,
     /// The session since whose last checkpoint every write to memory is known.
@@ -190,7 +190,7 @@ fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
 }
 
 /// Has the witness know that this node runs the VM.
-fn own(witness: &Asker, me: &Applicant) -> Result<Term, Unopened> {
+fn own(witness: &WitnessClient, me: &Applicant) -> Result<Term, Unopened> {
     let claim = Claim::Own { node: me.node, term: me.term, first: me.first };
     match witness.ask_and_wait(me.vm, claim, PATIENCE) {
         WitnessAnswer::Unreachable(_, reason) => Err(Unopened::now(format!("witness {}: {reason}", witness.address()))),

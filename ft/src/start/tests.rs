@@ -29,9 +29,9 @@ fn node(name: &str) -> NodeId {
     NodeId { host: name.parse().unwrap(), incarnation: 1 }
 }
 
-fn runs(options: &NodeOptions, me: Candidate) -> Reign {
+fn runs(options: &NodeOptions, me: Candidate) -> NodeTerm {
     match part(options, me).unwrap() {
-        Part::Run(reign) => reign,
+        Part::Run(node_term) => node_term,
         Part::StandBy(why) => panic!("waits: {why:?}"),
     }
 }

@@ -132,13 +132,13 @@ impl SenderHandle {
             // To close a stream with acknowledgements that nobody has read resets it, and the peer may lose what it has not
             // read yet: the last message.
             let _ = self.stream.shutdown(Shutdown::Write);
-            hear_out(&self.stream);
+            read_until_closed(&self.stream);
         });
     }
 }
 
 /// Reads what a peer still says, but neither for ever nor without end.
-fn hear_out(mut stream: &TcpStream) {
+fn read_until_closed(mut stream: &TcpStream) {
     let deadline = Instant::now() + FAREWELL;
     let (mut bytes, mut left) = ([0; 4096], FAREWELL_BYTES);
     while left > 0 {

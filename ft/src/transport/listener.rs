@@ -1,4 +1,4 @@
-//! The standby's open door: accepts connections, reads their greetings side by side, passes them to the engine, which answers.
+//! The listening socket: accepts connections, reads their greetings side by side, passes them to the engine, which answers.
 //!
 //! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a time, each with
 //! [`PATIENCE`] for its whole greeting, which is a short frame. When there are more, one that is not through with its
@@ -45,7 +45,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// Somebody who said hello.
 #[derive(Debug)]
-pub struct Caller {
+pub struct Incoming {
     /// The connection.
     pub stream: TcpStream,
     /// Where from.
@@ -58,7 +58,7 @@ pub struct Caller {
     _place: Place,
 }
 
-impl Caller {
+impl Incoming {
     /// Accepts; the connection goes on as what the caller wanted.
     ///
     /// # Errors
@@ -121,38 +121,38 @@ impl Drop for Place {
     }
 }
 
-/// What the door tells.
+/// What the listener tells.
 #[derive(Debug)]
-pub enum Knock {
+pub enum Arrival {
     /// Somebody said hello.
-    Caller(Box<Caller>),
+    Incoming(Box<Incoming>),
     /// Nobody can be let in, for this reason; it is tried again.
     Trouble(String),
 }
 
-/// The accepting thread; dropping it closes the door.
+/// The accepting thread; dropping it closes the socket.
 #[derive(Debug)]
-pub struct Door {
+pub struct Listener {
     quit: Arc<AtomicBool>,
     wake: Arc<EventFd>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Door {
+impl Listener {
     /// Listens at `address`; callers go to `tell`.
     ///
     /// # Errors
     /// When the address cannot be bound, or a descriptor cannot be had.
-    pub fn open(address: SocketAddr, tell: impl Fn(Knock) + Send + 'static) -> io::Result<Self> {
+    pub fn open(address: SocketAddr, tell: impl Fn(Arrival) + Send + 'static) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Self::open_with(listener, tell)
     }
 
-    fn open_with(listener: impl Accept + Send + 'static, tell: impl Fn(Knock) + Send + 'static) -> io::Result<Self> {
+    fn open_with(listener: impl Accept + Send + 'static, tell: impl Fn(Arrival) + Send + 'static) -> io::Result<Self> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let quit = Arc::new(AtomicBool::new(false));
-        let mut porter = Porter {
+        let mut acceptor = Acceptor {
             listener,
             reserve: Some(reserve()?),
             greetings: Vec::with_capacity(GREETINGS),
@@ -165,14 +165,14 @@ impl Door {
         let (ending, woken) = (quit.clone(), wake.clone());
         let thread = thread::Builder::new().name("ft-listen".to_owned()).spawn(move || {
             while !ending.load(Ordering::Acquire) {
-                porter.turn(&woken, &tell);
+                acceptor.turn(&woken, &tell);
             }
         })?;
         Ok(Self { quit, wake, thread: Some(thread) })
     }
 }
 
-impl Drop for Door {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.quit.store(true, Ordering::Release);
         // Fails only when the counter is full, and then the thread wakes anyway.
@@ -249,7 +249,7 @@ impl Greeting {
 const STRANGE: &str = "not of our protocol";
 const CROWDED: &str = "too many at once";
 
-struct Porter<L> {
+struct Acceptor<L> {
     listener: L,
     /// Given up to accept, and close, when there are no descriptors: a caller that is not let in must not wait to be.
     reserve: Option<File>,
@@ -264,9 +264,9 @@ struct Porter<L> {
     tally: Tally,
 }
 
-impl<L: Accept> Porter<L> {
+impl<L: Accept> Acceptor<L> {
     /// Waits until there is something to do, and does it.
-    fn turn(&mut self, wake: &EventFd, tell: &dyn Fn(Knock)) {
+    fn turn(&mut self, wake: &EventFd, tell: &dyn Fn(Arrival)) {
         self.wait(wake);
         let now = Instant::now();
         self.listen(now, tell);
@@ -301,7 +301,7 @@ impl<L: Accept> Porter<L> {
     }
 
     /// Hears what has arrived of the greetings.
-    fn listen(&mut self, now: Instant, tell: &dyn Fn(Knock)) {
+    fn listen(&mut self, now: Instant, tell: &dyn Fn(Arrival)) {
         let mut open = Vec::with_capacity(GREETINGS);
         for mut greeting in std::mem::take(&mut self.greetings) {
             match greeting.step() {
@@ -324,7 +324,7 @@ impl<L: Accept> Porter<L> {
         self.greetings = open;
     }
 
-    fn pass_on(&mut self, greeting: Greeting, term: Term, hello: Hello, tell: &dyn Fn(Knock)) {
+    fn pass_on(&mut self, greeting: Greeting, term: Term, hello: Hello, tell: &dyn Fn(Arrival)) {
         let Greeting { stream, address, .. } = greeting;
         let Some(place) = self.waiting.take_place(address.ip()) else { return self.count(CROWDED, address) };
         let ready = stream
@@ -332,7 +332,7 @@ impl<L: Accept> Porter<L> {
             .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
             .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         match ready {
-            Ok(()) => tell(Knock::Caller(Box::new(Caller { stream, address, term, hello, _place: place }))),
+            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _place: place }))),
             Err(_) => self.count("that hung up", address),
         }
     }
@@ -352,7 +352,7 @@ impl<L: Accept> Porter<L> {
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if is_of_the_caller(&error) => {
+                Err(error) if is_of_the_peer(&error) => {
                     self.tally.add("that hung up", || error.to_string());
                 }
                 Err(error) if is_want_of_descriptors(&error) && self.shed() => want = Some(error),
@@ -389,10 +389,10 @@ impl<L: Accept> Porter<L> {
     }
 
     /// Nobody is let in for a while.
-    fn rest(&mut self, now: Instant, error: &io::Error, tell: &dyn Fn(Knock)) {
+    fn rest(&mut self, now: Instant, error: &io::Error, tell: &dyn Fn(Arrival)) {
         if self.told.is_none_or(|told| now.duration_since(told) > TELL_AGAIN) {
             self.told = Some(now);
-            tell(Knock::Trouble(format!("callers cannot be let in: {}", chain(error))));
+            tell(Arrival::Trouble(format!("callers cannot be let in: {}", chain(error))));
         }
         self.paused = Some(now + self.pause);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
@@ -408,10 +408,10 @@ fn reserve() -> io::Result<File> {
 }
 
 /// Errors of a connection that are told by accept(2): the next one may be well.
-fn is_of_the_caller(error: &io::Error) -> bool {
+fn is_of_the_peer(error: &io::Error) -> bool {
     use Errno as E;
     let errno = error.raw_os_error().map(Errno::from_raw);
-    let of_the_caller = [
+    let of_the_peer = [
         E::EINTR,
         E::ECONNABORTED,
         E::EPROTO,
@@ -423,7 +423,7 @@ fn is_of_the_caller(error: &io::Error) -> bool {
         E::ENETUNREACH,
         E::ENONET,
     ];
-    errno.is_some_and(|errno| of_the_caller.contains(&errno))
+    errno.is_some_and(|errno| of_the_peer.contains(&errno))
 }
 
 fn is_want_of_descriptors(error: &io::Error) -> bool {

@@ -27,7 +27,7 @@ use crate::status::Peer;
 use crate::stream::image::WholeImage;
 use crate::stream::receiver::{Received, ReceiverHandle};
 use crate::transport::frames::{Stamp, write_frame};
-use crate::transport::listener::Caller;
+use crate::transport::listener::Incoming;
 use crate::witness::chain;
 
 /// A session in which this node is the standby.
@@ -54,7 +54,7 @@ pub(crate) struct StandbySession {
 
 /// What a primary wants that is let in.
 pub(crate) struct Join {
-    pub(crate) caller: Caller,
+    pub(crate) incoming: Incoming,
     pub(crate) shape: Shape,
     pub(crate) beats: [SocketAddr; 2],
     pub(crate) disk_buffer: u64,
@@ -71,8 +71,8 @@ pub(crate) fn welcome(cx: &Context, key: Option<SessionKey>, kept: bool) -> Welc
 impl StandbySession {
     /// Begins a session with a primary; the one before it is over. `None`: nothing comes of it, and the caller knows why, or is gone.
     pub(crate) fn join(cx: &mut Context, number: u64, join: Join) -> Option<Self> {
-        let Join { caller, shape, beats, disk_buffer, base, settings } = join;
-        let (vm, node, term, address) = (caller.hello.vm, caller.hello.node, caller.term, caller.address);
+        let Join { incoming, shape, beats, disk_buffer, base, settings } = join;
+        let (vm, node, term, address) = (incoming.hello.vm, incoming.hello.node, incoming.term, incoming.address);
         let key = SessionKey::draw();
         // What follows is work in bulk again, and that of threads that inherit it.
         urgency::set(false);
@@ -81,10 +81,10 @@ impl StandbySession {
         let adopted = cx.machine_mut().guest().adopt(&shape);
         let prepared = adopted.and_then(|()| if kept { Ok(()) } else { cx.machine().memory().clear() });
         if let Err(error) = prepared {
-            caller.refuse(vec![chain(&error)]);
+            incoming.refuse(vec![chain(&error)]);
             return None;
         }
-        let stream = match Self::open_stream(cx, number, caller, key, kept) {
+        let stream = match Self::open_stream(cx, number, incoming, key, kept) {
             Ok(stream) => stream,
             Err(reason) => {
                 cx.note("caller-lost", json!({ "reason": reason }));
@@ -117,13 +117,13 @@ impl StandbySession {
     fn open_stream(
         cx: &Context,
         number: u64,
-        caller: Caller,
+        incoming: Incoming,
         key: SessionKey,
         kept: bool,
     ) -> Result<(ReceiverHandle, TcpStream), String> {
         let post = cx.post();
         let tell = move |received| post.send(Message::Received(number, received));
-        let stream = caller.welcome(&welcome(cx, Some(key), kept)).map_err(|error| chain(&error))?;
+        let stream = incoming.welcome(&welcome(cx, Some(key), kept)).map_err(|error| chain(&error))?;
         let memory = cx.machine().memory().clone();
         let reader = stream.try_clone().and_then(|reader| ReceiverHandle::start(reader, memory, tell));
         Ok((reader.map_err(|error| chain(&error))?, stream))
@@ -154,13 +154,13 @@ impl StandbySession {
     }
 
     /// The stream of a disk, which the stream between the hosts calls by this number.
-    pub(crate) fn disk_caller(&self, cx: &mut Context, caller: Caller, number: u16) {
+    pub(crate) fn disk_stream(&self, cx: &mut Context, incoming: Incoming, number: u16) {
         let id = self.shape.disk_id(number).filter(|_| self.shape.mirrored().any(|disk| disk == number));
         let key = id.and_then(|id| cx.devices().by_id(id));
-        let Some(key) = key.filter(|_| self.primary == caller.hello.node) else {
-            return caller.refuse(vec!["there is no session that this disk belongs to".to_owned()]);
+        let Some(key) = key.filter(|_| self.primary == incoming.hello.node) else {
+            return incoming.refuse(vec!["there is no session that this disk belongs to".to_owned()]);
         };
-        let stream = match caller.welcome(&welcome(cx, cx.identity().session(), false)) {
+        let stream = match incoming.welcome(&welcome(cx, cx.identity().session(), false)) {
             Ok(stream) => OwnedFd::from(stream),
             Err(error) => return cx.note("caller-lost", json!({ "reason": chain(&error) })),
         };

@@ -18,19 +18,19 @@ fn local() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-/// A door that welcomes everybody, and where it is.
-fn welcoming() -> (Door, SocketAddr, mpsc::Receiver<String>) {
+/// A listener that welcomes everybody, and where it is.
+fn welcoming() -> (Listener, SocketAddr, mpsc::Receiver<String>) {
     let listener = TcpListener::bind(local()).unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let (troubles, told) = mpsc::channel();
-    let door = Door::open_with(listener, move |knock| match knock {
-        Knock::Caller(caller) => {
+    let listener = Listener::open_with(listener, move |arrival| match arrival {
+        Arrival::Incoming(caller) => {
             drop(caller.welcome(&Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: 8, kept: false }))
         }
-        Knock::Trouble(reason) => troubles.send(reason).unwrap(),
+        Arrival::Trouble(reason) => troubles.send(reason).unwrap(),
     });
-    (door.unwrap(), address, told)
+    (listener.unwrap(), address, told)
 }
 
 fn greeting() -> Vec<u8> {
@@ -62,7 +62,7 @@ fn read_all(mut stream: TcpStream) -> Vec<u8> {
 
 #[test]
 fn a_caller_that_says_nothing_keeps_nobody_waiting() {
-    let (_door, address, _) = welcoming();
+    let (_listener, address, _) = welcoming();
     let begun = Instant::now();
     let mut slow = TcpStream::connect(address).unwrap();
     slow.write_all(&greeting()[..1]).unwrap();
@@ -72,7 +72,7 @@ fn a_caller_that_says_nothing_keeps_nobody_waiting() {
 
 #[test]
 fn a_greeting_that_drips_ends_at_its_deadline() {
-    let (_door, address, _) = welcoming();
+    let (_listener, address, _) = welcoming();
     let mut slow = TcpStream::connect(address).unwrap();
     let header = Header { kind: Kind::Hello, term: Term(1), epoch: Epoch(0), len: 60_000, raw: 60_000, body_hash: 0 };
     slow.write_all(&header.encode()).unwrap();
@@ -87,7 +87,7 @@ fn a_greeting_that_drips_ends_at_its_deadline() {
 
 #[test]
 fn idle_connections_by_the_hundred_shut_nobody_out() {
-    let (_door, address, _) = welcoming();
+    let (_listener, address, _) = welcoming();
     let idle: Vec<_> = (0..200).map(|_| TcpStream::connect(address).unwrap()).collect();
     let begun = Instant::now();
     assert_eq!(call(address), Some(Kind::Welcome));
@@ -99,18 +99,18 @@ fn idle_connections_by_the_hundred_shut_nobody_out() {
 #[test]
 fn whoever_has_most_connections_loses_one() {
     let (listener, fds) = (TcpListener::bind(local()).unwrap(), Vec::new());
-    let mut porter = porter(Scripted { listener, errors: fds });
-    let at = porter.listener.listener.local_addr().unwrap();
+    let mut acceptor = acceptor(Scripted { listener, errors: fds });
+    let at = acceptor.listener.listener.local_addr().unwrap();
     let mut kept = Vec::new();
-    let mut admit = |porter: &mut Porter<Scripted>, ip: [u8; 4], port| {
+    let mut admit = |acceptor: &mut Acceptor<Scripted>, ip: [u8; 4], port| {
         kept.push(TcpStream::connect(at).unwrap());
-        let (stream, _) = porter.listener.listener.accept().unwrap();
+        let (stream, _) = acceptor.listener.listener.accept().unwrap();
         let deadline = Instant::now() + LONG;
-        porter.admit(Greeting { stream, address: (ip, port).into(), deadline, reader: Some(FrameReader::default()) });
+        acceptor.admit(Greeting { stream, address: (ip, port).into(), deadline, reader: Some(FrameReader::default()) });
     };
-    admit(&mut porter, [10, 0, 0, 1], 1);
-    (0..40).for_each(|port| admit(&mut porter, [10, 0, 0, 66], port));
-    let left: Vec<_> = porter.greetings.iter().map(|greeting| greeting.address).collect();
+    admit(&mut acceptor, [10, 0, 0, 1], 1);
+    (0..40).for_each(|port| admit(&mut acceptor, [10, 0, 0, 66], port));
+    let left: Vec<_> = acceptor.greetings.iter().map(|greeting| greeting.address).collect();
     assert_eq!(left.len(), GREETINGS);
     assert_eq!((left[0], left[1]), (([10, 0, 0, 1], 1).into(), ([10, 0, 0, 66], 25).into()), "{left:?}");
 }
@@ -128,7 +128,7 @@ fn who_waits_for_an_answer_is_counted_until_it_has_one() {
 
 #[test]
 fn only_another_version_is_named() {
-    let (_door, address, _) = welcoming();
+    let (_listener, address, _) = welcoming();
     let mut garbage = TcpStream::connect(address).unwrap();
     garbage.write_all(&[0x47; 600]).unwrap();
     assert_eq!(read_all(garbage), b"", "it was told something");
@@ -167,8 +167,8 @@ impl Accept for Scripted {
     }
 }
 
-fn porter<L>(listener: L) -> Porter<L> {
-    Porter {
+fn acceptor<L>(listener: L) -> Acceptor<L> {
+    Acceptor {
         listener,
         reserve: reserve().ok(),
         greetings: Vec::new(),
@@ -189,9 +189,9 @@ fn no_error_of_accept_ends_the_thread() {
     let errors = vec![E::EINVAL, E::EPERM, E::ENOMEM, E::ENOBUFS, E::ENETDOWN, E::EPROTO, E::ECONNABORTED, E::EINTR];
     let (troubles, told) = mpsc::channel();
     let welcome = Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: 8, kept: false };
-    let _door = Door::open_with(Scripted { listener, errors }, move |knock| match knock {
-        Knock::Caller(caller) => drop(caller.welcome(&welcome)),
-        Knock::Trouble(reason) => troubles.send(reason).unwrap(),
+    let _listener = Listener::open_with(Scripted { listener, errors }, move |arrival| match arrival {
+        Arrival::Incoming(caller) => drop(caller.welcome(&welcome)),
+        Arrival::Trouble(reason) => troubles.send(reason).unwrap(),
     });
     assert_eq!(call(address), Some(Kind::Welcome));
     let reason = told.recv_timeout(LONG).unwrap();
@@ -203,7 +203,7 @@ fn no_error_of_accept_ends_the_thread() {
 #[test]
 #[ignore = "run by descriptors_run_out_and_come_back"]
 fn in_a_process_with_few_descriptors() {
-    let (_door, address, troubles) = welcoming();
+    let (_listener, address, troubles) = welcoming();
     // Before there are none left: connecting takes one, too.
     let callers: Vec<_> =
         (0..3).map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()).collect();

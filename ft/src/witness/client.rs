@@ -1,7 +1,7 @@
-//! The thread that asks the witness: questions one after the other, answers by callback, each within [`LIMIT`].
+//! The thread that asks the witness: calls one after the other, answers by callback, each within [`LIMIT`].
 //!
 //! Asking may block for as long as a dead file server likes. So a second thread does it, and the first one gives up waiting;
-//! what is asked next waits its turn, so the keeper sees everything in the order in which it was asked.
+//! what is asked next waits its turn, so the witness sees everything in the order in which it was asked.
 
 use std::fmt;
 use std::io;
@@ -18,20 +18,20 @@ use super::{Stored, Witness, WitnessAddress, chain};
 use crate::start::describe;
 use crate::status::WitnessStatus;
 
-/// How long a keeper may take to answer; then it counts as unreachable.
+/// How long the witness may take to answer; then it counts as unreachable.
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long the last claims may take when the engine ends: a file server that hangs must not keep a process alive.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The thread that asks. It ends when its last clone is gone and everything is asked.
 #[derive(Clone, Debug)]
-pub struct Asker {
+pub struct WitnessClient {
     address: WitnessAddress,
-    questions: Sender<Question>,
+    calls: Sender<Call>,
     last: Last,
 }
 
-/// What is known of the keeper.
+/// What is known of the witness.
 type Last = Arc<Mutex<Seen>>;
 
 #[derive(Clone, Debug, Default)]
@@ -46,53 +46,53 @@ impl Seen {
     fn note(&mut self, told: &Answer) {
         self.answer = Some(told.as_ref().map(|_| ()).map_err(String::clone));
         match told {
-            Ok(Told::Verdict(Verdict::Granted(record))) => self.record = Some(Some(*record)),
-            Ok(Told::Verdict(Verdict::Refused(record))) => self.record = Some(*record),
-            Ok(Told::Record(stored)) => self.record = Some(stored.map(|stored| stored.record)),
+            Ok(Response::Verdict(Verdict::Granted(record))) => self.record = Some(Some(*record)),
+            Ok(Response::Verdict(Verdict::Refused(record))) => self.record = Some(*record),
+            Ok(Response::Record(stored)) => self.record = Some(stored.map(|stored| stored.record)),
             Err(_) => {}
         }
     }
 }
 
-/// What the keeper is asked.
+/// What the witness is asked.
 #[derive(Clone, Copy, Debug)]
-enum Put {
+enum Request {
     Claim(VmId, Claim),
     Read,
 }
 
 /// What it answers.
 #[derive(Debug)]
-enum Told {
+enum Response {
     Verdict(Verdict),
     Record(Option<Stored>),
 }
 
-type Answer = Result<Told, String>;
+type Answer = Result<Response, String>;
 
-struct Question {
-    put: Put,
+struct Call {
+    request: Request,
     answer: Box<dyn FnOnce(Answer) + Send>,
 }
 
-impl fmt::Debug for Question {
+impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.put.fmt(f)
+        self.request.fmt(f)
     }
 }
 
-impl Asker {
+impl WitnessClient {
     /// Starts the threads; nothing is asked yet.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(address: &WitnessAddress) -> io::Result<Self> {
-        let keeper = Keeper::start(address.keeper())?;
-        let (sender, questions) = unbounded();
+        let worker = Worker::start(address.keeper())?;
+        let (sender, calls) = unbounded();
         let last = Last::default();
         let told = last.clone();
-        thread::Builder::new().name("ft-witness".to_owned()).spawn(move || serve(&questions, keeper, &told))?;
-        Ok(Self { address: address.clone(), questions: sender, last })
+        thread::Builder::new().name("ft-witness".to_owned()).spawn(move || serve(&calls, worker, &told))?;
+        Ok(Self { address: address.clone(), calls: sender, last })
     }
 
     /// Whom it asks.
@@ -103,18 +103,18 @@ impl Asker {
 
     /// Has `claim` of `vm` judged and hands the answer to `answer`, on the asking thread.
     pub fn ask(&self, vm: VmId, claim: Claim, answer: impl FnOnce(WitnessAnswer) + Send + 'static) {
-        self.question(Put::Claim(vm, claim), move |told| match told {
-            Ok(Told::Verdict(verdict)) => answer(WitnessAnswer::Judged(claim, verdict)),
-            Ok(Told::Record(_)) => {}
+        self.call(Request::Claim(vm, claim), move |told| match told {
+            Ok(Response::Verdict(verdict)) => answer(WitnessAnswer::Judged(claim, verdict)),
+            Ok(Response::Record(_)) => {}
             Err(reason) => answer(WitnessAnswer::Unreachable(claim, reason)),
         });
     }
 
     /// Has the record read and hands it, or why it could not be, to `answer`, on the asking thread.
     pub fn read(&self, answer: impl FnOnce(Result<Option<Stored>, String>) + Send + 'static) {
-        self.question(Put::Read, move |told| match told {
-            Ok(Told::Record(record)) => answer(Ok(record)),
-            Ok(Told::Verdict(_)) => {}
+        self.call(Request::Read, move |told| match told {
+            Ok(Response::Record(record)) => answer(Ok(record)),
+            Ok(Response::Verdict(_)) => {}
             Err(reason) => answer(Err(reason)),
         });
     }
@@ -154,55 +154,55 @@ impl Asker {
     pub fn finish(&self) {
         let (through, asked) = bounded::<()>(0);
         // Nothing is ever sent here; the last answer drops its end.
-        self.question(Put::Read, move |_| drop(through));
+        self.call(Request::Read, move |_| drop(through));
         let _ = asked.recv_timeout(FAREWELL);
     }
 
-    fn question(&self, put: Put, answer: impl FnOnce(Answer) + Send + 'static) {
+    fn call(&self, request: Request, answer: impl FnOnce(Answer) + Send + 'static) {
         // The thread ends only after the senders are gone.
-        let _ = self.questions.send(Question { put, answer: Box::new(answer) });
+        let _ = self.calls.send(Call { request, answer: Box::new(answer) });
     }
 }
 
-fn serve(questions: &Receiver<Question>, mut keeper: Keeper, last: &Last) {
-    for Question { put, answer } in questions {
-        let told = keeper.ask(put);
+fn serve(calls: &Receiver<Call>, mut worker: Worker, last: &Last) {
+    for Call { request, answer } in calls {
+        let told = worker.ask(request);
         last.lock().unwrap_or_else(PoisonError::into_inner).note(&told);
         answer(told);
     }
 }
 
-/// The keeper, on a thread that may hang.
-struct Keeper {
-    puts: Sender<Put>,
+/// The thread that asks, and may hang.
+struct Worker {
+    requests: Sender<Request>,
     answers: Receiver<Answer>,
     /// It still works on something that was given up.
     behind: bool,
 }
 
-impl Keeper {
+impl Worker {
     fn start(mut witness: Box<dyn Witness>) -> io::Result<Self> {
-        let (sender, puts) = unbounded();
+        let (sender, requests) = unbounded();
         let (answer, answers) = unbounded();
         thread::Builder::new().name("ft-keeper".to_owned()).spawn(move || {
-            for put in puts {
-                let told = match put {
-                    Put::Claim(vm, claim) => witness.ask(vm, claim).map(Told::Verdict),
-                    Put::Read => witness.read().map(Told::Record),
+            for request in requests {
+                let told = match request {
+                    Request::Claim(vm, claim) => witness.ask(vm, claim).map(Response::Verdict),
+                    Request::Read => witness.read().map(Response::Record),
                 };
                 // Nobody listens any more when the process ends.
                 let _ = answer.send(told.map_err(|error| clean(&chain(&error))));
             }
         })?;
-        Ok(Self { puts: sender, answers, behind: false })
+        Ok(Self { requests: sender, answers, behind: false })
     }
 
-    fn ask(&mut self, put: Put) -> Answer {
+    fn ask(&mut self, request: Request) -> Answer {
         let deadline = Instant::now() + LIMIT;
         if self.behind && self.answers.recv_deadline(deadline).is_err() {
             return Err(late(LIMIT));
         }
-        let _ = self.puts.send(put);
+        let _ = self.requests.send(request);
         let told = self.answers.recv_deadline(deadline);
         self.behind = told.is_err();
         told.unwrap_or_else(|_| Err(late(LIMIT)))
@@ -227,14 +227,14 @@ mod tests {
     fn the_status_tells_the_last_answer() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm");
-        let asker = Asker::start(&path.as_path().into()).unwrap();
-        assert_eq!(asker.status().answered, None);
-        let answer = asker.ask_and_wait(VM, OWN, LONG);
+        let client = WitnessClient::start(&path.as_path().into()).unwrap();
+        assert_eq!(client.status().answered, None);
+        let answer = client.ask_and_wait(VM, OWN, LONG);
         assert!(matches!(answer, WitnessAnswer::Judged(OWN, Verdict::Granted(_))), "{answer:?}");
-        assert_eq!((asker.status().answered, asker.status().error), (Some(true), None));
+        assert_eq!((client.status().answered, client.status().error), (Some(true), None));
         std::fs::write(&path, "hello").unwrap();
-        assert!(matches!(asker.ask_and_wait(VM, OWN, LONG), WitnessAnswer::Unreachable(OWN, _)));
-        let status = asker.status();
+        assert!(matches!(client.ask_and_wait(VM, OWN, LONG), WitnessAnswer::Unreachable(OWN, _)));
+        let status = client.status();
         assert_eq!(status.answered, Some(false));
         assert!(status.error.unwrap().contains("is not a witness record"));
         assert!(status.record.unwrap().contains("runs this VM in term 1"), "as it was seen last");
@@ -247,9 +247,9 @@ mod tests {
         // A lock that somebody else holds is what a file server that hangs looks like.
         let lock = std::fs::File::create(path.with_added_extension("lock")).unwrap();
         lock.lock().unwrap();
-        let asker = Asker::start(&path.as_path().into()).unwrap();
+        let client = WitnessClient::start(&path.as_path().into()).unwrap();
         for _ in 0..2 {
-            let WitnessAnswer::Unreachable(OWN, reason) = asker.ask_and_wait(VM, OWN, LONG) else {
+            let WitnessAnswer::Unreachable(OWN, reason) = client.ask_and_wait(VM, OWN, LONG) else {
                 panic!("no answer")
             };
             assert_eq!(reason, "no answer within 3 s");
@@ -257,7 +257,7 @@ mod tests {
         lock.unlock().unwrap();
         // The first one has been judged by now, the second one was never asked.
         let other = Claim::Own { node: NodeId::numbered(2, 1), term: Term(0), first: true };
-        let answer = asker.ask_and_wait(VM, other, LONG);
+        let answer = client.ask_and_wait(VM, other, LONG);
         let first = Record::Solo { owner: NodeId::numbered(1, 1), term: Term(1), since: Term(1) };
         assert!(matches!(answer, WitnessAnswer::Judged(_, Verdict::Refused(Some(record))) if record == first));
     }
