@@ -37,4 +37,4 @@ pub use options::{Compression, NodeOptions, ProtectOptions, Role, StandbyOptions
 pub use start::{Candidate, NodeTerm, Part, StartError, check_alone, give_back, part};
 pub use status::{Board, EventRecord, Status};
 pub use transport::addresses::resolve;
-pub use witness::{Stored, WitnessAddress, chain};
+pub use witness::{Stored, WitnessAddress};

@@ -73,7 +73,7 @@ impl Checkpointer {
         }
         cx.machine_mut().guest().processors(&mut self.vcpus);
         let cpu = self.place.next(&self.vcpus);
-        urgency::stay_on(cpu);
+        host_kit::sched::pin_to_cpu(cpu);
         let (guest, devices) = cx.machine_mut().parts();
         let result = capture(guest, devices, kind, &mut staging, cpu);
         if let Some(pause) = last_pause.filter(|_| !matches!(result, Err(CaptureError::Busy))) {

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use ft_proto::device_ctl::Report;
 use ft_proto::{Action, Alone, CutKind, Epoch, Event, Input, State, Term, Time};
+use host_kit::error::chain;
 use serde_json::json;
 
 use super::admission::{Admission, Admitted};
@@ -31,7 +32,6 @@ use crate::replica::primary::{FRAMES_PER_LOOK, PrimarySession};
 use crate::replica::standby::StandbySession;
 use crate::status::Takeover;
 use crate::stream::sender::Job;
-use crate::witness::chain;
 
 /// Everything that the engine's thread owns but what it waits with.
 pub(super) struct Executor {
@@ -272,8 +272,9 @@ impl Executor {
     }
 
     fn take_over(&mut self, committed: Epoch, term: Term) {
-        // The threads that it starts inherit what this one is.
-        urgency::set(false);
+        // Clients wait. The threads that it starts may run anywhere.
+        host_kit::sched::pin_to_cpu(None);
+        host_kit::sched::set_realtime(true);
         let Some(session) = self.session.take_standby() else {
             return self.cx.input(Input::TakeOverFailed { reason: "there is no session".to_owned() });
         };

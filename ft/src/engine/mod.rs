@@ -136,7 +136,7 @@ impl Engine {
     /// Waits once.
     fn turn(&mut self, ready: &mut Ready) -> ControlFlow<()> {
         // Before a thread is started, which would inherit it. The first copy is work in bulk: never urgent.
-        urgency::set(self.executor.is_urgent());
+        host_kit::sched::set_realtime(self.executor.is_urgent());
         self.executor.look_around();
         self.arm_timer();
         match self.poller.wait(ready) {

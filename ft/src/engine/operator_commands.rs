@@ -3,12 +3,12 @@
 
 use ft_proto::witness::Claim;
 use ft_proto::{Input, State};
+use host_kit::error::chain;
 
 use super::protection::Protection;
 use crate::context::inbox::Reply;
 use crate::context::{Answer, Context};
 use crate::options::ProtectOptions;
-use crate::witness::chain;
 
 /// Calls that wait for what becomes of the VM.
 #[derive(Default)]

@@ -134,7 +134,7 @@ impl Protection {
             brief: reply.is_none(),
         };
         let post = cx.post();
-        std::thread::Builder::new().name("ft-open".to_owned()).spawn(move || {
+        host_kit::thread::spawn("ft-open", move || {
             let opened = connect::open_first(&applicant, peers).map(Box::new);
             post.send(Message::Opened(opened, reply));
         })?;

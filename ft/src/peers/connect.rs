@@ -10,6 +10,7 @@ use std::time::Duration;
 use ft_proto::wire::{Hello, Kind, Purpose, Refusal, TookOver, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, NodeId, Term, VmId, WitnessAnswer};
+use host_kit::error::chain;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::guest::Shape;
@@ -20,7 +21,7 @@ use crate::transport::addresses::{any_port, anywhere};
 use crate::transport::beats::BeatSocket;
 use crate::transport::frames::{Stamp, TransportError, read_message, write_frame};
 use crate::transport::path::explain;
-use crate::witness::{WitnessClient, chain};
+use crate::witness::WitnessClient;
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -15,6 +15,7 @@ use ft_proto::device_ctl::{Command, Report};
 use ft_proto::pages::PAGE;
 use ft_proto::wire::{CopyProgress, DiskProgress, Header, Kind, Refusal, WireError, decode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Time};
+use host_kit::error::chain;
 
 use self::unacknowledged::Unacknowledged;
 use crate::checkpoint::epoch_image::EpochImage;
@@ -32,7 +33,6 @@ use crate::stream::history::History;
 use crate::stream::sender::{Done, Job, SenderHandle, Sent};
 use crate::transport::frames::FrameReader;
 use crate::transport::path::{explain, limit_silence};
-use crate::witness::chain;
 
 /// Chunks of the first copy with the sender: one is being sent while one is being filled, so the link never waits for the copy.
 const CHUNKS: usize = 2;

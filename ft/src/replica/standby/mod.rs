@@ -14,6 +14,7 @@ use std::time::Instant;
 use ft_proto::device_ctl::Command;
 use ft_proto::wire::{Kind, Refusal, Welcome, Yielding, encode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term};
+use host_kit::error::chain;
 use serde_json::json;
 
 use crate::checkpoint::place::Place;
@@ -28,7 +29,6 @@ use crate::stream::image::WholeImage;
 use crate::stream::receiver::{Received, ReceiverHandle};
 use crate::transport::frames::{Stamp, write_frame};
 use crate::transport::listener::Incoming;
-use crate::witness::chain;
 
 /// A session in which this node is the standby.
 pub(crate) struct StandbySession {
@@ -75,7 +75,7 @@ impl StandbySession {
         let (vm, node, term, address) = (incoming.hello.vm, incoming.hello.node, incoming.term, incoming.address);
         let key = SessionKey::draw();
         // What follows is work in bulk again, and that of threads that inherit it.
-        urgency::set(false);
+        host_kit::sched::set_realtime(false);
         // Whatever becomes of this session, memory is not that checkpoint any more.
         let kept = cx.machine_mut().take_base().is_some_and(|ours| base == Some(ours));
         let adopted = cx.machine_mut().guest().adopt(&shape);
@@ -275,7 +275,7 @@ impl StandbySession {
     /// Where the threads of the next epoch work, by what the last one was like.
     fn find_place(&mut self, pages: usize, awaited: bool) {
         self.place.epoch(pages, awaited);
-        urgency::stay_on(self.place.next(&[]));
+        host_kit::sched::pin_to_cpu(self.place.next(&[]));
         if let Some((receiver, _)) = &self.stream {
             receiver.stay_on(self.place.of_carriers());
         }
