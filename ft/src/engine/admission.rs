@@ -1,6 +1,6 @@
 //! Who is let in: a primary that this node becomes the standby of, its disks, and hosts that only ask.
 //!
-//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the incoming, this incarnation of
+//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller, this incarnation of
 //! it, in the term that it says. Without one, whoever comes from a session that is over shows that session's nonce, and nobody else
 //! takes the place of a session that lives. Policy is this host's own. Whoever is of another VM is told nothing.
 
@@ -35,7 +35,7 @@ pub(super) enum Admitted {
     /// A primary, and what is noted of it.
     Session(Box<Join>, Value),
     /// A disk of this number, of the primary of the open session.
-    Disk(Incoming, u16),
+    Disk(Box<Incoming>, u16),
 }
 
 /// What this host lets in as a standby.
@@ -66,7 +66,7 @@ impl Admission {
         None
     }
 
-    /// The witness has been read for a incoming.
+    /// The witness has been read for a caller.
     pub(super) fn vouched(
         &self,
         cx: &mut Context,
@@ -93,7 +93,7 @@ impl Admission {
             Purpose::Disk { index, session, nonce } => {
                 let ours = cx.identity().session().is_some_and(|key| key.is(session, nonce));
                 if ours {
-                    return Some(Admitted::Disk(incoming, index));
+                    return Some(Admitted::Disk(Box::new(incoming), index));
                 }
                 incoming.refuse(vec!["the session that this disk belongs to is over".to_owned()]);
                 None
@@ -218,7 +218,7 @@ fn objections(cx: &mut Context, incoming: &Incoming, shape: &Shape) -> Vec<Strin
     reasons
 }
 
-/// Whether the witness names the incoming: only whoever runs the VM can have written itself there, and nobody who is on record with
+/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody who is on record with
 /// a standby begins a session with another one.
 fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<String> {
     let address = cx.witness().client()?.address();

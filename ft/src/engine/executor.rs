@@ -458,7 +458,7 @@ impl Executor {
         match admitted {
             None => {}
             Some(Admitted::Disk(incoming, number)) => match &self.session {
-                Session::Standby(session) => session.disk_stream(&mut self.cx, incoming, number),
+                Session::Standby(session) => session.disk_stream(&mut self.cx, *incoming, number),
                 _ => incoming.refuse(vec!["there is no session that this disk belongs to".to_owned()]),
             },
             Some(Admitted::Session(join, joined)) => {
