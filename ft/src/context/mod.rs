@@ -6,6 +6,7 @@
 mod copies;
 pub(crate) mod inbox;
 pub(crate) mod machine;
+mod memory_copy;
 pub(crate) mod poller;
 mod publish;
 pub(crate) mod reporter;

@@ -23,8 +23,7 @@ impl Context {
     pub(crate) fn publish(&mut self, shown: Shown) {
         let now = self.now();
         let Shown { peer, compression, search, suspended } = shown;
-        let copy = self.reporter.memory_copy.as_ref().filter(|_| peer.is_some());
-        let memory_sync = copy.map(super::copies::MemoryCopy::progress);
+        let memory_sync = self.reporter.memory_sync().filter(|_| peer.is_some());
         let links = match &peer {
             None => Vec::new(),
             Some(_) => LinkId::ALL.iter().map(|link| self.link_status(*link, now)).collect(),

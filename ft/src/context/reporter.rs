@@ -5,10 +5,11 @@ use std::time::Duration;
 use ft_proto::{Event, Time};
 use serde_json::Value;
 
-use super::copies::MemoryCopy;
+use super::memory_copy::MemoryCopy;
 use crate::clock::micros;
 use crate::devices::Held;
-use crate::status::{Board, EventRecord, Recent, Status, Takeover};
+use crate::note::Note;
+use crate::status::{Board, EventRecord, Progress, Recent, Status, Takeover};
 use crate::stream::coder::Volume;
 
 /// How often the status is brought up to date while a session is open.
@@ -87,7 +88,7 @@ pub(crate) struct Reporter {
     board: Board,
     measured: Measured,
     /// The copy of memory, while it runs.
-    pub(super) memory_copy: Option<MemoryCopy>,
+    memory_copy: Option<MemoryCopy>,
     takeover: Option<Takeover>,
     last_error: Option<String>,
     /// How long the peer was silent when it was suspected, in milliseconds, and when that was.
@@ -119,6 +120,26 @@ impl Reporter {
     /// A session begins.
     pub(crate) fn measure_anew(&mut self) {
         self.measured = Measured::default();
+    }
+
+    /// The copy of memory begins. `kept`: the standby has one already, and gets what was written since.
+    pub(super) fn begin_memory_copy(&mut self, kept: bool, now: Time) {
+        self.memory_copy = Some(MemoryCopy::begin(kept, now));
+    }
+
+    /// So many of its bytes are copied, and are to be.
+    pub(super) fn memory_progress(&mut self, bytes: [u64; 2], now: Time) -> Option<Note> {
+        self.memory_copy.as_mut().and_then(|copy| copy.advance(bytes, now))
+    }
+
+    /// It is complete.
+    pub(super) fn memory_copied(&mut self, now: Time) -> Option<Note> {
+        self.memory_copy.take().map(|copy| copy.done(now))
+    }
+
+    /// How far it is, while it runs.
+    pub(super) fn memory_sync(&self) -> Option<Progress> {
+        self.memory_copy.as_ref().map(MemoryCopy::progress)
     }
 
     pub(super) fn note(&self, event: &str, detail: Value) -> EventRecord {

@@ -60,4 +60,5 @@ fn a_circle_is_found_whatever_way_it_is_written() {
     }
     assert_eq!(found(below, "mod inner { use super::super::f; }"), 1);
     assert_eq!(found(below, "mod inner { use super::f; } fn f() {}"), 0);
+    assert_eq!(found(below, "pub(super) fn g() {}"), 0, "whoever may use it, it uses nothing");
 }
