@@ -4,24 +4,21 @@
 //! to do with a control link and at the end. Its arguments contain [`args::Common`]. Then `main` is
 //!
 //! ```no_run
-//! # use device_kit::{ProcessError, args::Common, process::Process};
+//! # use device_kit::{Device, ProcessError, Served, args::Common, process::Process};
 //! #[derive(clap::Parser)]
 //! struct Args {
 //!     #[command(flatten)]
 //!     common: Common,
 //! }
 //!
-//! fn run(args: &Args) -> Result<(), ProcessError> {
-//!     // Opens what the device needs, then:
+//! # fn example<D: Device>(open_device: impl Fn(&Args) -> D) -> std::process::ExitCode {
+//! let run = |args: &Args| -> Result<(), ProcessError> {
+//!     let device = open_device(args);
 //!     let process = Process::open(&args.common)?;
-//!     # fn device() -> device_kit::Served<Null> { todo!() }
-//!     # struct Null;
-//!     process.serve(device())
-//! }
-//!
-//! fn main() -> std::process::ExitCode {
-//!     device_kit::main("a-device", |args: &Args| &args.common, run)
-//! }
+//!     process.serve(Served::new("a-device", device)?)
+//! };
+//! device_kit::main("a-device", |args: &Args| &args.common, run)
+//! # }
 //! ```
 //!
 //! `tests/null_device.rs` has a whole device.
