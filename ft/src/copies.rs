@@ -4,12 +4,12 @@
 use ft_proto::device_ctl::Report;
 use ft_proto::wire::{CopyProgress, DiskProgress};
 use ft_proto::{Input, Time};
+use pollux_api::status::{CopyState, Progress};
 use serde_json::json;
 
 use crate::course::Course;
 use crate::engine::{Engine, Session};
 use crate::sender::Job;
-use crate::status::Progress;
 
 /// The copy of guest memory.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Engine {
     pub(crate) fn told_progress(&mut self, CopyProgress { memory, disks }: CopyProgress) {
         self.memory_progress(memory);
         for (at, progress) in (0..self.disks.len()).zip(disks) {
-            if let Some(progress) = progress.filter(|_| self.disks[at].state == "copying") {
+            if let Some(progress) = progress.filter(|_| self.disks[at].state == CopyState::Copying) {
                 self.disk_progress(at, progress);
             }
         }
@@ -80,7 +80,7 @@ impl Engine {
     pub(crate) fn copies_are_complete(&mut self) {
         self.memory_copied();
         for at in 0..self.disks.len() {
-            if self.disks[at].state == "copying" {
+            if self.disks[at].state == CopyState::Copying {
                 self.disk_in_sync(at);
             }
         }
@@ -125,7 +125,7 @@ impl Engine {
                 self.read_stream();
                 if !matches!(self.session, Session::None) {
                     let disk = &mut self.disks[at];
-                    disk.state = "lost";
+                    disk.state = CopyState::Lost;
                     let reason = format!("mirror of {}: {reason}", disk.id);
                     self.input(Input::StreamLost { reason });
                 }

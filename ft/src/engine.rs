@@ -16,12 +16,15 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use pollux_api::status::{LinkStatus, Takeover, WitnessStatus};
+use pollux_api::{Refused, Status};
 
 use crate::beats::Beats;
 use crate::claims::Pending;
 use crate::clock::Clock;
 use crate::copies::MemoryCopy;
 use crate::device_link::{DeviceLink, LinkError};
+use crate::disk_copy::DiskCopy;
 use crate::guest::{Guest, Memory};
 use crate::identity::Identity;
 use crate::inbox::{Inbox, Message, Post, Reply};
@@ -31,7 +34,7 @@ use crate::primary_side::{Measured, PrimarySide};
 use crate::search::Search;
 use crate::standby_side::StandbySide;
 use crate::start::Reign;
-use crate::status::{Board, DiskStatus, LinkStatus, Status, Takeover, WitnessStatus, light_name};
+use crate::status::{Board, link_name, link_state};
 use crate::witness::{Asker, chain};
 
 /// How often the status is brought up to date while a session is open.
@@ -81,7 +84,7 @@ pub(crate) struct Engine {
     pub(crate) memory: Arc<dyn Memory>,
     /// Disks first, as in `disks`.
     pub(crate) links: Vec<DeviceLink>,
-    pub(crate) disks: Vec<DiskStatus>,
+    pub(crate) disks: Vec<DiskCopy>,
     pub(crate) post: Post,
     pub(crate) beats: Beats,
     pub(crate) board: Board,
@@ -155,7 +158,7 @@ impl Engine {
         let Parts { mut guest, inbox, post, board, beats, clock, begin, vm, door, peers, witness } = parts;
         let links: Vec<_> = guest.links()?.into_iter().map(DeviceLink::new).collect();
         let disks = guest.shape().disks.into_iter();
-        let disks: Vec<_> = disks.map(|disk| DiskStatus::new(disk.id)).collect();
+        let disks: Vec<_> = disks.map(|disk| DiskCopy::new(disk.id)).collect();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(io::Error::from)?;
@@ -275,7 +278,7 @@ impl Engine {
         self.beats.say(self.node.beat(), self.clock.now());
         if self.node.state() == State::Fenced {
             // Those that waited for a move that succeeded have been answered.
-            self.answer_moving(Err(self.last_error.iter().cloned().collect()));
+            self.answer_moving(Err(Refused::Fenced(self.last_error.clone().unwrap_or_default())));
         }
     }
 
@@ -337,7 +340,7 @@ impl Engine {
         self.guest.fence(reason);
         self.guest_stopped();
         self.last_error = Some(reason.to_owned());
-        self.answer_waiting(Err(vec![reason.to_owned()]));
+        self.answer_waiting(Err(Refused::Fenced(reason.to_owned())));
     }
 
     pub(crate) fn read_inbox(&mut self) {
@@ -371,7 +374,7 @@ impl Engine {
         }
     }
 
-    pub(crate) fn answer_waiting(&mut self, result: Result<(), Vec<String>>) {
+    pub(crate) fn answer_waiting(&mut self, result: Result<(), Refused>) {
         for reply in self.waiting.drain(..) {
             let _ = reply.send(result.clone());
         }
@@ -538,7 +541,7 @@ impl Engine {
             epochs: self.measured.epochs,
             search: self.search.status(),
             memory_sync: copy.map(MemoryCopy::progress),
-            disks: self.disks.clone(),
+            disks: self.disks.iter().map(DiskCopy::status).collect(),
             takeover: self.takeover,
             last_error: self.last_error.clone(),
         });
@@ -546,12 +549,8 @@ impl Engine {
 
     fn link_status(&self, link: LinkId, now: Time) -> LinkStatus {
         let (light, silence) = self.node.link(link, now);
-        let name = match link {
-            LinkId::Replication => "replication",
-            LinkId::Heartbeat => "heartbeat",
-        };
         let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
-        LinkStatus { name, state: light_name(light), silence_ms }
+        LinkStatus { name: link_name(link), state: link_state(light), silence_ms }
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use ft_proto::device_ctl::{InFlight, QueueState};
 use ft_proto::{Alone, Committed, CutKind};
+use pollux_api::EventRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::staging::Staging;
-use crate::status::EventRecord;
 
 /// The VMM could not do what the engine asked: a local failure, not the peer's.
 #[derive(Debug, thiserror::Error)]

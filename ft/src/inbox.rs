@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ft_proto::{Beat, LinkId, Time, WitnessAnswer};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use pollux_api::Refused;
 
 use crate::connect::{Opened, Unopened};
 use crate::listener::Caller;
@@ -16,8 +17,8 @@ use crate::receiver::Received;
 use crate::sender::Sent;
 use crate::witness::Stored;
 
-/// Where the answer to a call goes; every reason if it cannot be done.
-pub(crate) type Reply = Sender<Result<(), Vec<String>>>;
+/// Where the answer to a call goes.
+pub(crate) type Reply = Sender<Result<(), Refused>>;
 
 /// What other threads tell the engine. Those of a session carry its number, so that late ones are recognised.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ft_proto::{HostId, OnPartition, Settings, Term};
+use pollux_api::options::Compression;
 use serde::{Deserialize, Serialize};
 
 use crate::addresses::resolve;
@@ -108,36 +109,6 @@ pub struct ProtectOptions {
     /// Memory for earlier versions of pages, in bytes; never more than a quarter of the guest's.
     #[serde(default = "ProtectOptions::default_delta_cache")]
     pub delta_cache: u64,
-}
-
-/// What is done so that less crosses the link.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub enum Compression {
-    /// What changed in pages is sent where that is less than the page, and packed while that is measured to be faster.
-    #[default]
-    #[serde(rename = "auto")]
-    Auto,
-    /// Pages are sent whole.
-    #[serde(rename = "off")]
-    Off,
-    /// What changed in pages is sent where that is less than the page.
-    #[serde(rename = "delta")]
-    Delta,
-    /// And always packed.
-    #[serde(rename = "delta+zstd")]
-    DeltaZstd,
-}
-
-impl Compression {
-    /// The names, and what they mean.
-    pub const NAMES: [(&str, Self); 4] =
-        [("auto", Self::Auto), ("off", Self::Off), ("delta", Self::Delta), ("delta+zstd", Self::DeltaZstd)];
-
-    /// Its name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(_, named)| *named == self).map_or("", |(name, _)| name)
-    }
 }
 
 impl ProtectOptions {

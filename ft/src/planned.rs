@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::Claim;
 use ft_proto::{Input, State, Term};
+use pollux_api::Refused;
 
 use crate::device_link::LinkError;
 use crate::engine::{Engine, Session};
@@ -49,7 +50,7 @@ impl Engine {
     /// Asks the standby that was there before, then the configured ones.
     pub(crate) fn resume(&mut self, reply: Reply) {
         let Some(first) = self.suspended.clone().filter(|_| self.is_alone()) else {
-            let _ = reply.send(Err(vec![format!("protection is not suspended, this VM is {}", self.state_name())]));
+            let _ = reply.send(Err(Refused::NotSuspended(self.state_name())));
             return;
         };
         let others = self.search.peers().iter().filter(|other| other.peer != first.peer).cloned();
@@ -140,7 +141,7 @@ impl Engine {
     }
 
     /// Those who wait for the VM to leave, or to stay.
-    pub(crate) fn answer_moving(&mut self, result: Result<(), Vec<String>>) {
+    pub(crate) fn answer_moving(&mut self, result: Result<(), Refused>) {
         for reply in self.moving.drain(..) {
             let _ = reply.send(result.clone());
         }
@@ -151,11 +152,10 @@ impl Engine {
         self.stopped.get_or_insert_with(Instant::now);
     }
 
-    fn not_protected(&self) -> Vec<String> {
-        let state = match self.node.state() {
-            State::Protected => "about to go on alone",
-            _ => self.state_name(),
-        };
-        vec![format!("this VM is not protected, it is {state}")]
+    fn not_protected(&self) -> Refused {
+        match self.node.state() {
+            State::Protected => Refused::AboutToGoAlone,
+            _ => Refused::NotProtected(self.state_name()),
+        }
     }
 }

@@ -11,6 +11,9 @@ use ft_proto::device_ctl::{Command, Hold};
 use ft_proto::pages::PAGE;
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
+use pollux_api::Refused;
+use pollux_api::options::Compression;
+use pollux_api::status::{CompressionStatus, CopyState, Peer};
 use serde_json::json;
 
 use crate::capture::{CaptureError, Captured, Held, capture, resume};
@@ -24,13 +27,13 @@ use crate::guest::GuestError;
 use crate::history::History;
 use crate::identity::SessionKey;
 use crate::inbox::{Message, Reply};
-use crate::options::{Compression, ProtectOptions};
+use crate::options::ProtectOptions;
 use crate::packing_judge::Judge;
 use crate::path::{explain, limit_silence};
 use crate::place::Place;
 use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
-use crate::status::{CompressionStatus, Peer, Recent};
+use crate::status::Recent;
 use crate::transport::FrameReader;
 use crate::witness::{Asker, chain};
 
@@ -106,7 +109,7 @@ impl PrimarySide {
     /// For status.
     pub(crate) fn compression(&self, volume: Volume) -> CompressionStatus {
         let Volume { raw, sent } = volume;
-        CompressionStatus { setting: self.options.compression.name(), packing: self.packing, raw, sent }
+        CompressionStatus { setting: self.options.compression, packing: self.packing, raw, sent }
     }
 }
 
@@ -128,17 +131,15 @@ impl Engine {
     /// The API wants protection: find out whether it can be had, on a thread that may wait.
     pub(crate) fn protect(&mut self, options: Option<ProtectOptions>, reply: Reply) {
         if !self.is_alone() {
-            let state = if self.opening { "about to be protected" } else { self.state_name() };
-            let _ = reply.send(Err(vec![format!("this VM is {state} already: see `pollux ft status`")]));
+            let why = if self.opening { Refused::BeingProtected } else { Refused::Already(self.state_name()) };
+            let _ = reply.send(Err(why));
             return;
         }
         self.suspended = None;
         self.search.switch(true);
         let peers = options.map_or_else(|| self.search.peers().to_vec(), |options| vec![options]);
         if peers.is_empty() {
-            let reason = "there is no standby to ask: name one with peer= and heartbeat=, or start pollux-vmm with --ft \
-                          standby-peers=";
-            let _ = reply.send(Err(vec![reason.to_owned()]));
+            let _ = reply.send(Err(Refused::NoPeers));
             return;
         }
         self.ask_peers(peers, reply);
@@ -147,7 +148,7 @@ impl Engine {
     /// Has `peers` asked for somebody who waits.
     pub(crate) fn ask_peers(&mut self, peers: Vec<ProtectOptions>, reply: Reply) {
         if let Err(error) = self.open(peers, Some(reply.clone())) {
-            let _ = reply.send(Err(vec![format!("cannot start a thread: {error}")]));
+            let _ = reply.send(Err(Refused::NoThread(error.to_string())));
         }
     }
 
@@ -240,7 +241,7 @@ impl Engine {
         }
         self.publish();
         // The caller may have given up waiting.
-        let _ = reply.map(|reply| reply.send(result.map_err(|why| why.reasons)));
+        let _ = reply.map(|reply| reply.send(result.map_err(|why| Refused::Preflight(why.reasons))));
     }
 
     fn begin(&mut self, opened: Opened) -> Result<(), String> {
@@ -348,13 +349,13 @@ impl Engine {
             // A device that is gone is noticed by its closed socket.
             let _ = link.send(&Command::Unmirror, None);
             let _ = link.drop_session();
-            disk.state = "-";
+            disk.state = CopyState::Idle;
         }
     }
 
     /// Moves the first copy on as far as it goes now.
     pub(crate) fn pump(&mut self) {
-        let disks_ready = self.disks.iter().all(|disk| disk.state != "copying");
+        let disks_ready = self.disks.iter().all(|disk| disk.state != CopyState::Copying);
         loop {
             let now = self.clock.now();
             let Session::Primary(side) = &mut self.session else { return };
@@ -573,9 +574,7 @@ impl Engine {
         }
         self.end_primary(Job::Bye("the primary goes on alone".to_owned()));
         self.answer_waiting(Ok(()));
-        self.answer_moving(Err(vec![
-            "the VM stays here: its standby was lost on the way, see `pollux ft events`".to_owned(),
-        ]));
+        self.answer_moving(Err(Refused::StandbyLost));
     }
 
     /// If this session may be followed by another one with the same standby, goes on to track what is written, and counts what
@@ -607,7 +606,7 @@ impl Engine {
     fn end_primary(&mut self, last: Job) {
         self.unwatch_stream();
         for disk in &mut self.disks {
-            disk.state = "-";
+            disk.state = CopyState::Idle;
         }
         if let Session::Primary(side) = std::mem::replace(&mut self.session, Session::None) {
             side.sender.leave(last);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::wire::{Kind, Refusal, TookOver, Welcome, Yielding, encode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term};
+use pollux_api::status::{CopyState, Peer, Takeover};
 use serde_json::json;
 
 use crate::clock::micros;
@@ -21,7 +22,6 @@ use crate::inbox::Message;
 use crate::listener::Caller;
 use crate::place::Place;
 use crate::receiver::{Received, ReceiverHandle};
-use crate::status::{Peer, Takeover};
 use crate::transport::{Stamp, write_frame};
 use crate::witness::chain;
 
@@ -225,7 +225,7 @@ impl Engine {
             self.memory_base = side.latest.as_ref().and(self.identity.session).map(|key| key.session);
         }
         for (at, link) in self.links.iter_mut().take(self.disks.len()).enumerate() {
-            self.disks[at].state = "-";
+            self.disks[at].state = CopyState::Idle;
             // A device that is gone is noticed by its closed socket.
             let _ = link.drop_session();
         }
@@ -290,7 +290,7 @@ impl Engine {
         }
         self.guest.start()?;
         for disk in &mut self.disks {
-            disk.state = "-";
+            disk.state = CopyState::Idle;
         }
         let gap_us = yielded.map(|(at, stopped_us)| stopped_us.saturating_add(micros(at.elapsed())));
         let total_us = passed(self);

@@ -5,111 +5,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use ft::{Compression, EventRecord, NodeOptions, ProtectOptions, Role, StandbyOptions, Status};
-use ft::{Ft, WitnessAddress, resolve};
+pub use ft::{Call, Control, EventRecord, NodeOptions, ProtectOptions, Refused, Role, StandbyOptions, Status};
+use ft::{Compression, WitnessAddress, resolve};
 use ft_proto::{HostId, OnPartition, Term};
 
 use crate::options::{ByteSize, OptionError, OptionValue, Options, TextList};
-
-/// The protection of one VM.
-pub trait FtControl: Send + Sync {
-    /// The VM has booted: from now on it is protected by whichever configured peer accepts.
-    fn vm_started(&self);
-    /// Starts to protect the VM by the standby that the options name, or by one of the configured peers. Returns as soon as
-    /// the standby has agreed and the first copy runs.
-    ///
-    /// # Errors
-    /// All reasons why the VM cannot be protected, at once.
-    fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>>;
-    /// Ends protection in order: the standby is told, so that it does not take over.
-    ///
-    /// # Errors
-    /// Why it could not be ended.
-    fn stop(&self) -> Result<(), Vec<String>>;
-    /// Ends protection for a while: the standby keeps its copy, and what is written from now on is known.
-    ///
-    /// # Errors
-    /// Why it could not be ended.
-    fn suspend(&self) -> Result<(), Vec<String>>;
-    /// Protects the VM again after that, by sending what was written since.
-    ///
-    /// # Errors
-    /// When it was not suspended, or all reasons why nobody protects it.
-    fn resume(&self) -> Result<(), Vec<String>>;
-    /// Moves the VM to its standby with nothing in flight. Returns when it has left.
-    ///
-    /// # Errors
-    /// When it is not protected, or stays here.
-    fn switchover(&self) -> Result<(), Vec<String>>;
-    /// Stops the VM here without a word to its standby, which finds out and takes over.
-    ///
-    /// # Errors
-    /// When it is not protected.
-    fn test_failover(&self) -> Result<(), Vec<String>>;
-    /// Stops the VM here and lets the standby go on with it: this host is told to end.
-    ///
-    /// # Errors
-    /// When there is no standby that could.
-    fn hand_over(&self, reason: &str) -> Result<(), Vec<String>>;
-    /// The VM has ended for good, because the guest or an operator wanted it: nobody has to take over.
-    fn vm_ended(&self);
-    /// Ends it and gives its addresses back; status and events stay what they are.
-    fn end(&self);
-    /// How protection stands. Called from the API thread: takes no lock that an epoch holds.
-    fn status(&self) -> Status;
-    /// The last events, oldest first. Called from the API thread: takes no lock that an epoch holds.
-    fn events(&self) -> Vec<EventRecord>;
-}
-
-impl FtControl for Ft {
-    fn vm_started(&self) {
-        Self::vm_started(self);
-    }
-
-    fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>> {
-        Self::protect(self, options)
-    }
-
-    fn stop(&self) -> Result<(), Vec<String>> {
-        Self::stop(self)
-    }
-
-    fn suspend(&self) -> Result<(), Vec<String>> {
-        Self::suspend(self)
-    }
-
-    fn resume(&self) -> Result<(), Vec<String>> {
-        Self::resume(self)
-    }
-
-    fn switchover(&self) -> Result<(), Vec<String>> {
-        Self::switchover(self)
-    }
-
-    fn test_failover(&self) -> Result<(), Vec<String>> {
-        Self::test_failover(self)
-    }
-
-    fn hand_over(&self, reason: &str) -> Result<(), Vec<String>> {
-        Self::hand_over(self, reason)
-    }
-
-    fn vm_ended(&self) {
-        Self::vm_ended(self);
-    }
-
-    fn end(&self) {
-        Self::end(self);
-    }
-
-    fn status(&self) -> Status {
-        Self::status(self)
-    }
-
-    fn events(&self) -> Vec<EventRecord> {
-        Self::events(self)
-    }
-}
 
 /// Keys of `--ft`.
 const KEYS: [&str; 18] = [
@@ -256,7 +156,7 @@ impl OptionValue for Compression {
     const EXPECTED: &'static str = "auto, off, delta or delta+zstd";
 
     fn from_text(text: &str) -> Option<Self> {
-        named(text, Self::NAMES)
+        Self::ALL.iter().copied().find(|setting| setting.name() == text)
     }
 }
 

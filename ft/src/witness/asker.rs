@@ -13,10 +13,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::text::clean;
 use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{VmId, WitnessAnswer};
+use pollux_api::status::WitnessStatus;
 
 use super::{Stored, Witness, WitnessAddress, chain};
 use crate::start::describe;
-use crate::status::WitnessStatus;
 
 /// How long a keeper may take to answer; then it counts as unreachable.
 const LIMIT: Duration = Duration::from_secs(3);
