@@ -358,6 +358,27 @@ mod tests {
 
     use super::*;
 
+    /// What clients of earlier releases read, to the byte.
+    const GOLDEN: &str = concat!(
+        r#"{"role":"primary","state":"awaiting-witness","replica":"in-sync","term":3,"epoch":17,"vm":"0a","node":"a/1","#,
+        r#""peer":{"address":"10.0.0.2:7000","node":"b/2"},"links":[{"name":"replication","state":"green","silence_ms":4}],"#,
+        r#""witness":{"name":"/w","answered":false,"error":"gone","record":"node b/2 runs this VM"},"#,
+        r#""claim":{"kind":"go-alone","since_ms":7300,"error":null},"ignored_beats":9,"pause_us":{"p50":850,"p99":2100},"#,
+        r#""commit_us":{"p50":1,"p99":2},"dirty_pages":{"p50":10,"p99":20},"epoch_bytes":{"p50":4096,"p99":8192},"#,
+        r#""epoch_raw_bytes":{"p50":0,"p99":0},"compression":{"setting":"delta+zstd","packing":true,"raw":7,"sent":1},"#,
+        r#""held_frames":2,"held_bytes":128,"epochs":16,"search":{"on":false,"waiting_for":["b"]},"#,
+        r#""memory_sync":{"done":1,"total":4,"eta_s":null},"disks":[{"id":"_disk0","state":"copying","resync":"incremental","#,
+        r#""done":1,"total":2,"sent":3,"eta_s":1}],"takeover":{"epoch":5,"disks_us":6,"total_us":7,"silence_ms":301,"#,
+        r#""last_beat_us":8,"gap_us":null},"last_error":null}"#,
+    );
+
+    #[test]
+    fn a_status_is_spelled_as_clients_know_it() {
+        let status: Status = serde_json::from_str(GOLDEN).unwrap();
+        assert_eq!((status.state, status.disks[0].state), (State::AwaitingWitness, CopyState::Copying));
+        assert_eq!(serde_json::to_string(&status).unwrap(), GOLDEN);
+    }
+
     #[test]
     fn a_disk_is_spelled_as_clients_know_it() {
         let disk = DiskStatus { id: "_disk0".to_owned(), resync: Some(ResyncKind::Compare), ..DiskStatus::default() };
