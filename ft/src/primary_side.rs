@@ -12,7 +12,7 @@ use ft_proto::pages::PAGE;
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
 use pollux_api::Refused;
-use pollux_api::options::Compression;
+use pollux_api::options::{Compression, Tuning};
 use pollux_api::status::{CompressionStatus, CopyState, Peer};
 use serde_json::json;
 
@@ -109,7 +109,7 @@ impl PrimarySide {
     /// For status.
     pub(crate) fn compression(&self, volume: Volume) -> CompressionStatus {
         let Volume { raw, sent } = volume;
-        CompressionStatus { setting: self.options.compression, packing: self.packing, raw, sent }
+        CompressionStatus { setting: self.options.tuning.compression, packing: self.packing, raw, sent }
     }
 }
 
@@ -254,7 +254,7 @@ impl Engine {
             Sent::Done(ref staging, ..) if staging.epoch != Epoch(0) => post.send_later(Message::Sent(number, sent)),
             sent => post.send(Message::Sent(number, sent)),
         };
-        if options.detect_ms != 0 {
+        if options.tuning.detect_ms != 0 {
             limit_silence(&stream);
         }
         let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
@@ -286,7 +286,7 @@ impl Engine {
             sending: 0,
             uncommitted: VecDeque::new(),
             lists: Vec::new(),
-            judge: Judge::new(options.compression),
+            judge: Judge::new(options.tuning.compression),
             place: Place::begin(),
             taken: Vec::new(),
             packing: false,
@@ -326,13 +326,14 @@ impl Engine {
     fn history(&self, options: &ProtectOptions) -> impl FnOnce() -> Option<History> + Send + use<> {
         let ram = self.memory.ranges();
         let quarter = ram.iter().map(|range| range.end - range.start).sum::<u64>() * PAGE as u64 / 4;
-        let (bytes, wanted) = (options.delta_cache.min(quarter), options.compression != Compression::Off);
+        let (bytes, wanted) =
+            (options.tuning.delta_cache.0.min(quarter), options.tuning.compression != Compression::Off);
         move || wanted.then(|| History::new(&ram, bytes))
     }
 
     fn mirror_disks(&mut self, options: &ProtectOptions, streams: Vec<(u16, TcpStream)>) -> Result<(), String> {
-        let command =
-            Command::Mirror { epoch: Epoch(1), max_uncommitted: options.disk_buffer, rate: options.disk_rate };
+        let Tuning { disk_buffer, disk_rate, .. } = &options.tuning;
+        let command = Command::Mirror { epoch: Epoch(1), max_uncommitted: disk_buffer.0, rate: disk_rate.0 };
         for (index, stream) in streams {
             let at = usize::from(index);
             let fd = OwnedFd::from(stream);

@@ -365,7 +365,7 @@ fn every_reason_is_told_at_once() {
     let pair = Pair::new();
     let mut options = pair.options.clone();
     options.witness = None;
-    options.detect_ms = 1;
+    options.tuning.detect_ms = 1;
     options.peer = address();
     let reasons = pair.a().protect(Some(options)).unwrap_err();
     let all = reasons.to_string();

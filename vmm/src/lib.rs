@@ -27,7 +27,6 @@ pub mod legacy;
 pub mod logging;
 pub mod machine;
 pub mod memory;
-pub mod options;
 pub mod pci;
 pub mod run;
 pub mod state;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use pollux_api::Status;
+use pollux_api::options::ProtectRequest;
 use pollux_api::status::{CopyState, State};
 use serde_json::Value;
 
-use super::pairs;
 use crate::args::{Protect, Shown};
 use crate::client::{Client, ClientError};
 use crate::commands::{CommandError, show};
@@ -24,11 +24,11 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Every reason why it cannot be protected, or why the copy did not complete.
 pub fn protect(client: &Client, protect: &Protect) -> Result<(), CommandError> {
-    let wishes = match &protect.options {
-        Some(options) => Value::Object(pairs::parse(options)?).to_string().into_bytes(),
+    let request = match &protect.options {
+        Some(options) => ProtectRequest::parse(options)?.to_json().map_err(ClientError::from)?.to_string().into_bytes(),
         None => Vec::new(),
     };
-    client.put("ft.protect", wishes)?;
+    client.put("ft.protect", request)?;
     follow(client, &protect.shown)
 }
 

@@ -14,12 +14,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
+use pollux_api::Refused;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::config::{ConfigError, VmConfig};
-use crate::ft_api::{Control, Refused};
+use crate::ft_api::Control;
 use crate::gate::NotHere;
 use crate::machine::{BoxError, Counters};
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::str::FromStr;
 
+use pollux_api::options::OptionValue;
 use serde::{Deserialize, Serialize};
 
 /// An Ethernet address, written as six hexadecimal bytes with colons.
@@ -71,6 +72,14 @@ impl FromStr for MacAddr {
             *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
         if parts.next().is_some() { Err(wrong()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl OptionValue for MacAddr {
+    const EXPECTED: &'static str = "a MAC address of six hexadecimal bytes with colons";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
     }
 }
 
