@@ -6,12 +6,17 @@
 
 mod words;
 
+pub mod config;
 pub mod event;
+pub mod openapi;
 pub mod options;
 pub mod problem;
 pub mod refused;
+pub mod routes;
 pub mod status;
+pub mod vm;
 
 pub use event::EventRecord;
 pub use refused::Refused;
+pub use routes::Route;
 pub use status::Status;

@@ -9,7 +9,6 @@ pub mod boot;
 pub mod bus;
 pub mod cli;
 pub mod clock;
-pub mod config;
 pub mod confirmed;
 pub mod cpu;
 pub mod device_process;
@@ -37,3 +36,4 @@ pub mod vmm;
 
 pub use ::log_limit;
 pub use ::log_limit::{info_limited, log_limited, warn_limited};
+pub use pollux_api::config;

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, at, never, select, unbounded};
 
 use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError, chain_line};
 use crate::config::VmConfig;
+use crate::devices::random_bytes;
 use crate::event_monitor::EventMonitor;
 use crate::ft_api::{Call, Control};
 use crate::gate::NotHere;
@@ -196,7 +197,7 @@ impl Vmm {
         config.validate_ids().map_err(VmmError::Config)?;
         let mut config = config.clone();
         // Known from now on, and the same at every boot.
-        config.fill_in_macs().map_err(|error| VmmError::Machine(error.into()))?;
+        config.fill_in_macs(random_bytes).map_err(|error| VmmError::Machine(error.into()))?;
         self.config = Some(config);
         Ok(())
     }

@@ -1,15 +1,16 @@
-//! Ethernet addresses: text and bytes, and a random one for a card that was given none.
+//! Ethernet addresses: text and bytes.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::str::FromStr;
 
-use pollux_api::options::OptionValue;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::options::OptionValue;
 
 /// An Ethernet address, written as six hexadecimal bytes with colons.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[schema(value_type = String, example = "12:34:56:78:90:ab")]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr([u8; 6]);
 
@@ -31,16 +32,11 @@ impl MacAddr {
         self.0
     }
 
-    /// A random unicast address from the range that is free for local use.
-    ///
-    /// # Errors
-    /// When the host's random source cannot be read.
-    pub fn random() -> io::Result<Self> {
-        let mut bytes = [0; 6];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    /// The unicast address with these bytes from the range that is free for local use.
+    #[must_use]
+    pub const fn local([first, b, c, d, e, f]: [u8; 6]) -> Self {
         // Bit 0: unicast. Bit 1: locally administered.
-        bytes[0] = (bytes[0] & !1) | 2;
-        Ok(Self(bytes))
+        Self([(first & !1) | 2, b, c, d, e, f])
     }
 }
 
@@ -114,8 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn random_is_local_unicast() {
-        let [first, ..] = MacAddr::random().unwrap().bytes();
-        assert_eq!(first & 3, 2);
+    fn local_addresses_are_unicast() {
+        for first in 0..=u8::MAX {
+            assert_eq!(MacAddr::local([first, 1, 2, 3, 4, 5]).bytes()[0] & 3, 2);
+        }
     }
 }

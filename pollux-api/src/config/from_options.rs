@@ -9,7 +9,7 @@ use super::{
     ConsoleConfig, ConsoleOutputMode, CoreScheduling, CpuAffinity, CpuFeatures, CpuTopology, CpusConfig, DiskConfig,
     HotplugMethod, ImageType, MemoryConfig, NetConfig, PlatformConfig, RngConfig, SerialConfig, VhostMode,
 };
-use pollux_api::options::{ByteSize, NumberList, OptionError, Options, TextList, Toggle, Tuples};
+use crate::options::{ByteSize, NumberList, OptionError, Options, TextList, Toggle, Tuples};
 
 /// Bandwidth limits, of disks and network cards.
 const RATE_LIMIT_KEYS: [&str; 6] =
@@ -281,7 +281,7 @@ fn output(flag: &'static str, text: &str) -> Result<(ConsoleOutputMode, Option<P
             }
             Some(("file" | "socket", _)) => return Err(wrong()),
             Some(("iommu", toggle)) => {
-                iommu = <Toggle as pollux_api::options::OptionValue>::from_text(toggle).ok_or_else(wrong)?.0;
+                iommu = <Toggle as crate::options::OptionValue>::from_text(toggle).ok_or_else(wrong)?.0;
                 continue;
             }
             _ => {
