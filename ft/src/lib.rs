@@ -63,4 +63,4 @@ pub use pollux_api::{EventRecord, Refused, Status};
 pub use staging::{PORTION_PAGES, Portion, Staging};
 pub use start::{Candidate, Part, Reign, StartError, check_alone, give_back, part};
 pub use status::Board;
-pub use witness::{Stored, WitnessAddress, chain};
+pub use witness::{Stored, WitnessAddress};

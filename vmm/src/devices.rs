@@ -23,7 +23,6 @@ use ft_proto::device_ctl::{DeviceInfo, QueueState};
 use kvm_ioctls::VmFd;
 use serde_json::{Value, json};
 
-pub(crate) use self::names::random_bytes;
 use crate::bus::{Bus, BusError};
 use crate::config::VmConfig;
 use crate::device_process::{ChildExits, DeviceProcess, ProcessError};
@@ -194,7 +193,7 @@ impl DeviceManager {
     pub fn new(config: &mut VmConfig, parts: DeviceParts<'_>) -> Result<Self, DeviceError> {
         names::fill_in_ids(config);
         let system = |what| move |source| DeviceError::System { what, source };
-        config.fill_in_macs(random_bytes).map_err(system("cannot choose a MAC address"))?;
+        config.fill_in_macs(host_kit::random::bytes).map_err(system("cannot choose a MAC address"))?;
         let exits = Arc::new(ChildExits::new().map_err(system("cannot watch device processes"))?);
         let watchdog = Arc::new(Watchdog::new().map_err(system("cannot start the vhost-user watchdog"))?);
         let log = DirtyLog::new(parts.memory.ranges()).map_err(system("cannot create the dirty log"))?;
@@ -365,8 +364,11 @@ impl DeviceManager {
         from.within(DEVICES, |from| self.devices.iter().try_for_each(|device| device.lock().load(from)))?;
         // Only now: the guest may have given one device's place to another.
         self.devices.iter().try_for_each(|device| {
-            let part =
-                |e: VirtioError| StateError::Part { id: device.id.clone(), what: crate::cpu::chain(&e), source: None };
+            let part = |e: VirtioError| StateError::Part {
+                id: device.id.clone(),
+                what: host_kit::error::chain(&e),
+                source: None,
+            };
             device.lock().place_bar().map_err(part)
         })
     }

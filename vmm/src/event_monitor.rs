@@ -14,7 +14,7 @@ use std::time::Instant;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 
-use crate::warn_limited;
+use host_kit::warn_limited;
 use pollux_api::options::{OptionError, Options};
 
 /// Why there is no event stream.

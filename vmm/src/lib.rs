@@ -34,6 +34,4 @@ pub mod virtio;
 pub mod vm;
 pub mod vmm;
 
-pub use ::log_limit;
-pub use ::log_limit::{info_limited, log_limited, warn_limited};
 pub use pollux_api::config;

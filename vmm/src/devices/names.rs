@@ -1,8 +1,6 @@
 //! Ids, addresses and slots of the devices that the configuration leaves open.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read};
 
 use crate::config::VmConfig;
 use crate::pci::bus::{SLOTS, SlotError};
@@ -28,13 +26,6 @@ pub(super) fn fill_in_ids(config: &mut VmConfig) {
     for net in config.net.iter_mut().flatten() {
         net.id.get_or_insert_with(|| next("_net"));
     }
-}
-
-/// Bytes for an address that nobody else has.
-pub(crate) fn random_bytes() -> io::Result<[u8; 6]> {
-    let mut bytes = [0; 6];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Slots that are still free.
