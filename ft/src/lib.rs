@@ -31,10 +31,12 @@ pub mod witness;
 
 pub use engine::EngineError;
 pub use guest::staging::{PORTION_PAGES, Portion, Staging};
-pub use handle::{Ft, Setup};
+pub use handle::{Call, Control, Ft, Setup};
 pub use identity::{default_host, incarnation_of, new_vm};
-pub use options::{Compression, NodeOptions, ProtectOptions, Role, StandbyOptions};
+pub use options::{NodeOptions, ProtectOptions, StandbyOptions, on_partition};
+pub use pollux_api::options::{StartRole, Tuning};
+pub use pollux_api::{EventRecord, Refused, Status};
 pub use start::{Candidate, NodeTerm, Part, StartError, check_alone, give_back, part};
-pub use status::{Board, EventRecord, Status};
+pub use status::Board;
 pub use transport::addresses::resolve;
 pub use witness::{Stored, WitnessAddress};

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
 use ft_proto::{HostId, NodeId, Term, VmId, WitnessAnswer};
+use pollux_api::options::StartRole;
 
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
-use crate::options::{NodeOptions, Role};
+use crate::options::NodeOptions;
 use crate::peers::ask::{Answer, ask_all, known_vm, objection};
 use crate::witness::{WitnessAddress, WitnessClient};
 
@@ -111,11 +112,11 @@ pub fn check_alone(options: &NodeOptions) -> Result<(), StartError> {
 /// When this host is not to be a standby, and the witness does not answer or somebody else may have the VM; when the disks are
 /// another VM's.
 pub fn part(options: &NodeOptions, me: Candidate) -> Result<Part, StartError> {
-    if options.role == Role::Standby && !me.boots {
+    if options.role == StartRole::Standby && !me.boots {
         return Ok(Part::StandBy(None));
     }
     let mut start = Start { options, node: incarnation_of(me.host), me };
-    let waits = options.role == Role::Auto && !me.boots;
+    let waits = options.role == StartRole::Auto && !me.boots;
     let decided = match &options.witness {
         Some(address) => start.by_witness(address),
         None => Ok(start.by_itself()),
@@ -224,7 +225,7 @@ impl Start<'_> {
     /// An image that is one hole may be the place for a copy: only an operator, or the lack of other hosts, makes it a disk to
     /// boot from.
     fn disks(&self) -> DiskState {
-        let meant = self.me.boots || self.options.role == Role::Primary || self.options.peers.is_empty();
+        let meant = self.me.boots || self.options.role == StartRole::Primary || self.options.peers.is_empty();
         match self.me.disks.state {
             DiskState::Hole if meant => DiskState::Fresh,
             state => state,

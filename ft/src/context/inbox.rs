@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ft_proto::{Beat, Epoch, LinkId, Time, WitnessAnswer};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use pollux_api::Refused;
 
 use crate::guest::LinkEnd;
 use crate::options::ProtectOptions;
@@ -18,8 +19,8 @@ use crate::stream::sender::Sent;
 use crate::transport::listener::Incoming;
 use crate::witness::Stored;
 
-/// Where the answer to a call goes; every reason if it cannot be done.
-pub(crate) type Reply = Sender<Result<(), Vec<String>>>;
+/// Where the answer to a call goes.
+pub(crate) type Reply = Sender<Result<(), Refused>>;
 
 /// What other threads tell the engine. Those of a session carry its number, so that late ones are recognised.
 #[derive(Debug)]

@@ -1,11 +1,11 @@
 //! How the first copy of guest memory comes along, and which of its steps are worth an event. Pure.
 
 use ft_proto::Time;
+use pollux_api::status::Progress;
 use serde_json::json;
 
 use crate::course::Course;
 use crate::note::Note;
-use crate::status::Progress;
 
 /// The copy of guest memory.
 #[derive(Debug)]

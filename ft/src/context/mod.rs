@@ -17,6 +17,7 @@ use std::os::fd::BorrowedFd;
 
 use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, Node, NodeId, Settings, State, Term, Time};
+use pollux_api::Refused;
 use serde_json::{Value, json};
 
 use self::inbox::{Message, Post, Reply};
@@ -34,7 +35,7 @@ use crate::transport::beats::Beats;
 use crate::witness::Stored;
 
 /// What a call is answered.
-pub(crate) type Answer = Result<(), Vec<String>>;
+pub(crate) type Answer = Result<(), Refused>;
 
 /// What a context is made of: the arguments of [`Context::new`] by name.
 pub(crate) struct Parts {

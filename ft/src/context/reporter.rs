@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use ft_proto::{Event, Time};
+use pollux_api::EventRecord;
+use pollux_api::status::{Progress, Status, Takeover};
 use serde_json::Value;
 
 use super::memory_copy::MemoryCopy;
 use crate::clock::micros;
 use crate::devices::Held;
 use crate::note::Note;
-use crate::status::{Board, EventRecord, Progress, Recent, Status, Takeover};
+use crate::status::{Board, Recent};
 use crate::stream::coder::Volume;
 
 /// How often the status is brought up to date while a session is open.

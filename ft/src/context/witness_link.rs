@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use ft_proto::witness::Claim;
 use ft_proto::{Time, VmId, WitnessAnswer};
+use pollux_api::status::WitnessStatus;
 
 use super::inbox::{Message, Post};
 use crate::claims::Pending;
-use crate::status::WitnessStatus;
 use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How often the record is looked at while the VM runs here.

@@ -3,6 +3,7 @@
 //! In: commands of the engine. Out: their reports. Never: a rule that depends on the place of a device in a list, or on its kind.
 
 mod copies;
+mod disk_copy;
 pub(crate) mod link;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,9 +12,9 @@ use std::time::Duration;
 use ft_proto::device_ctl::{Command, Hold, InFlight, Report};
 use ft_proto::{Alone, Committed, Epoch, Term, VmId};
 
+use self::disk_copy::DiskCopy;
 use self::link::{DeviceLink, LinkError};
 use crate::guest::{DeviceCaps, LinkEnd, Position, Shape};
-use crate::status::DiskStatus;
 
 /// A device process that takes longer than this to seal counts as dead. It has microseconds of work to do.
 const SEAL_LIMIT: Duration = Duration::from_secs(2);
@@ -68,7 +69,7 @@ struct Device {
     /// Whether it had anything to release at its last seal.
     held: bool,
     /// How its copy on the other host is, if it is a disk.
-    copy: Option<DiskStatus>,
+    copy: Option<DiskCopy>,
 }
 
 /// All of them.
@@ -92,7 +93,7 @@ impl Devices {
     pub(crate) fn add(&mut self, end: LinkEnd, shape: &Shape) -> DeviceKey {
         let key = DeviceKey(self.next);
         self.next += 1;
-        let copy = shape.disk_number(&end.id).map(|_| DiskStatus::new(end.id.clone()));
+        let copy = shape.disk_number(&end.id).map(|_| DiskCopy::new(end.id.clone()));
         let caps = end.caps;
         self.all.push(Device { key, link: DeviceLink::new(end), caps, held: false, copy });
         key

@@ -14,6 +14,8 @@ use std::time::Instant;
 use ft_proto::device_ctl::Report;
 use ft_proto::{Action, Alone, CutKind, Epoch, Event, Input, State, Term, Time};
 use host_kit::error::chain;
+use pollux_api::Refused;
+use pollux_api::status::Takeover;
 use serde_json::json;
 
 use super::admission::{Admission, Admitted};
@@ -30,7 +32,6 @@ use crate::peers::connect::{Opened, Unopened};
 use crate::replica::Session;
 use crate::replica::primary::{FRAMES_PER_LOOK, PrimarySession};
 use crate::replica::standby::StandbySession;
-use crate::status::Takeover;
 use crate::stream::sender::Job;
 
 /// Everything that the engine's thread owns but what it waits with.
@@ -198,8 +199,8 @@ impl Executor {
                 }
                 if self.cx.state() == State::Fenced {
                     // Those that waited for a move that succeeded have been answered.
-                    let reasons = self.cx.reporter().last_error().map(str::to_owned);
-                    self.commands.moved(&mut self.cx, &Err(reasons.into_iter().collect()));
+                    let reason = self.cx.reporter().last_error().unwrap_or_default().to_owned();
+                    self.commands.moved(&mut self.cx, &Err(Refused::Fenced(reason)));
                 }
             }
             // Those that came while a device was waited for do not show up in epoll.
@@ -311,8 +312,7 @@ impl Executor {
         }
         self.end_primary(Job::Bye("the primary goes on alone".to_owned()));
         self.commands.ended(&mut self.cx, &Ok(()));
-        let lost = "the VM stays here: its standby was lost on the way, see `pollux ft events`";
-        self.commands.moved(&mut self.cx, &Err(vec![lost.to_owned()]));
+        self.commands.moved(&mut self.cx, &Err(Refused::StandbyLost));
     }
 
     /// The fence before it has noted why.
@@ -333,7 +333,7 @@ impl Executor {
     fn fence(&mut self, reason: String) {
         self.cx.machine_mut().fence(&reason);
         self.cx.reporter().failed(reason.clone());
-        self.commands.ended(&mut self.cx, &Err(vec![reason]));
+        self.commands.ended(&mut self.cx, &Err(Refused::Fenced(reason)));
     }
 
     fn reset(&mut self, reason: String) {
@@ -435,7 +435,7 @@ impl Executor {
         }
         self.cx.reporter().publish_soon();
         if let Some(reply) = reply {
-            self.cx.answer(reply, result.map_err(|why| why.reasons));
+            self.cx.answer(reply, result.map_err(|why| Refused::Preflight(why.reasons)));
         }
     }
 
@@ -497,7 +497,7 @@ impl Executor {
         if end.caps.rolls_back() && !self.session.is_none() {
             let reason =
                 format!("device {} has a copy on the other host, and cannot join while the VM is protected", end.id);
-            return self.cx.answer(reply, Err(vec![reason]));
+            return self.cx.answer(reply, Err(Refused::Preflight(vec![reason])));
         }
         let key = self.cx.machine_mut().add_device(end);
         self.cx.watch_device(key);
@@ -512,7 +512,7 @@ impl Executor {
     /// A device leaves the VM. What it held goes with it.
     fn device_left(&mut self, id: &str, reply: Reply) {
         let Some(key) = self.cx.devices().by_id(id) else {
-            return self.cx.answer(reply, Err(vec![format!("there is no device {id}")]));
+            return self.cx.answer(reply, Err(Refused::Preflight(vec![format!("there is no device {id}")])));
         };
         self.cx.unwatch_device(key);
         self.cx.devices().remove(key);

@@ -4,6 +4,7 @@
 use ft_proto::witness::Claim;
 use ft_proto::{Input, State};
 use host_kit::error::chain;
+use pollux_api::Refused;
 
 use super::protection::Protection;
 use crate::context::inbox::Reply;
@@ -46,8 +47,8 @@ impl OperatorCommands {
         reply: Reply,
     ) {
         let Some(options) = session else {
-            let reasons = not_protected(cx, protection);
-            return cx.answer(reply, Err(reasons));
+            let why = not_protected(cx, protection);
+            return cx.answer(reply, Err(why));
         };
         protection.suspend(options);
         self.ending.push(reply);
@@ -70,8 +71,8 @@ impl OperatorCommands {
     /// Moves the VM to its standby. Answered when it has left, or stays.
     pub(super) fn switchover(&mut self, cx: &mut Context, protection: &Protection, reply: Reply) {
         if !cx.node().has_a_successor() {
-            let reasons = not_protected(cx, protection);
-            return cx.answer(reply, Err(reasons));
+            let why = not_protected(cx, protection);
+            return cx.answer(reply, Err(why));
         }
         self.moving.push(reply);
         cx.input(Input::SwitchoverRequested);
@@ -81,8 +82,8 @@ impl OperatorCommands {
     /// call, which is to be answered when the session is broken off, too.
     pub(super) fn test_failover(&self, cx: &mut Context, protection: &Protection, reply: Reply) -> Option<Reply> {
         if !cx.node().has_a_successor() {
-            let reasons = not_protected(cx, protection);
-            cx.answer(reply, Err(reasons));
+            let why = not_protected(cx, protection);
+            cx.answer(reply, Err(why));
             return None;
         }
         cx.beats().route(Vec::new(), None);
@@ -117,10 +118,9 @@ impl OperatorCommands {
     }
 }
 
-fn not_protected(cx: &mut Context, protection: &Protection) -> Vec<String> {
-    let state = match cx.state() {
-        State::Protected => "about to go on alone",
-        _ => cx.state_name(protection.is_suspended(cx)),
-    };
-    vec![format!("this VM is not protected, it is {state}")]
+fn not_protected(cx: &mut Context, protection: &Protection) -> Refused {
+    match cx.state() {
+        State::Protected => Refused::AboutToGoAlone,
+        _ => Refused::NotProtected(cx.state_name(protection.is_suspended(cx))),
+    }
 }

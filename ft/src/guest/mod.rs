@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ft_proto::{Alone, Committed, CutKind, Epoch};
+use pollux_api::EventRecord;
 
 pub use self::device::{DeviceCaps, LinkEnd, Position};
 pub use self::memory::{GuestError, Memory};
 pub use self::shape::{DiskShape, NetShape, Shape, VirtioShape};
 use self::staging::Staging;
-use crate::status::EventRecord;
 
 /// Tells the engine that output of an epoch is held by something that is no device process. Cheap to clone and to call.
 #[derive(Clone)]

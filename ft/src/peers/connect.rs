@@ -135,7 +135,7 @@ pub fn open_first(me: &Applicant, peers: Vec<ProtectOptions>) -> Result<Opened, 
 /// All reasons, one sentence each.
 fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
     let mut why = Unopened::settled(me.blockers.clone());
-    why.and(Unopened::settled(options.faults()));
+    why.and(Unopened::settled(options.faults().iter().map(ToString::to_string).collect()));
     let first = connect(options.peer);
     if me.brief {
         // A host that is down is no reason to bother the witness.
@@ -165,8 +165,8 @@ fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
         check,
         shape: encode_body(&me.shape),
         beats: addresses.clone(),
-        detect_ms: options.detect_ms,
-        disk_buffer: options.disk_buffer,
+        detect_ms: options.tuning.detect_ms,
+        disk_buffer: options.tuning.disk_buffer.0,
         took_over: me.took_over,
         on_partition: options.on_partition,
         base: me.base,

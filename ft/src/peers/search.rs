@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use ft_proto::Time;
+use pollux_api::status::SearchStatus;
 
 use crate::options::ProtectOptions;
-use crate::status::SearchStatus;
 
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(1);

@@ -6,9 +6,10 @@
 pub(crate) mod primary;
 pub(crate) mod standby;
 
+use pollux_api::status::Peer;
+
 use self::primary::PrimarySession;
 use self::standby::StandbySession;
-use crate::status::Peer;
 
 /// What this node holds open towards another one.
 pub(crate) enum Session {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::options::Compression;
+use pollux_api::options::Compression;
 
 /// Epochs of a trial, and as many of the way in use are remembered to compare it with.
 const TRIAL: usize = 8;

@@ -16,6 +16,8 @@ use ft_proto::pages::PAGE;
 use ft_proto::wire::{CopyProgress, DiskProgress, Header, Kind, Refusal, WireError, decode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Time};
 use host_kit::error::chain;
+use pollux_api::options::{Compression, Tuning};
+use pollux_api::status::{CompressionStatus, Peer};
 
 use self::unacknowledged::Unacknowledged;
 use crate::checkpoint::epoch_image::EpochImage;
@@ -25,9 +27,8 @@ use crate::context::inbox::Message;
 use crate::context::poller::Token;
 use crate::devices::DeviceKey;
 use crate::identity::SessionKey;
-use crate::options::{Compression, ProtectOptions};
+use crate::options::ProtectOptions;
 use crate::peers::connect::Opened;
-use crate::status::{CompressionStatus, Peer};
 use crate::stream::adaptive_compression::Selector;
 use crate::stream::history::History;
 use crate::stream::sender::{Done, Job, SenderHandle, Sent};
@@ -95,7 +96,7 @@ impl PrimarySession {
             }
             sent => post.send(Message::Sent(number, sent)),
         };
-        if options.detect_ms != 0 {
+        if options.tuning.detect_ms != 0 {
             limit_silence(&stream);
         }
         let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
@@ -130,7 +131,7 @@ impl PrimarySession {
             stream,
             reader: FrameReader::default(),
             unacknowledged: Unacknowledged::default(),
-            selector: Selector::new(options.compression),
+            selector: Selector::new(options.tuning.compression),
             packing: false,
             options,
         })
@@ -158,7 +159,7 @@ impl PrimarySession {
     /// For status.
     pub(crate) fn compression(&self, cx: &mut Context) -> CompressionStatus {
         let volume = cx.reporter().measured().volume();
-        let (setting, packing) = (self.options.compression.name(), self.packing);
+        let (setting, packing) = (self.options.tuning.compression, self.packing);
         CompressionStatus { setting, packing, raw: volume.raw, sent: volume.sent }
     }
 
@@ -330,12 +331,14 @@ fn peer_status(options: &ProtectOptions, peer: NodeId) -> Peer {
 fn history(cx: &Context, options: &ProtectOptions) -> impl FnOnce() -> Option<History> + Send + use<> {
     let ram = cx.machine().memory().ranges();
     let quarter = ram.iter().map(|range| range.end - range.start).sum::<u64>() * PAGE as u64 / 4;
-    let (bytes, wanted) = (options.delta_cache.min(quarter), options.compression != Compression::Off);
+    let Tuning { delta_cache, compression, .. } = &options.tuning;
+    let (bytes, wanted) = (delta_cache.0.min(quarter), *compression != Compression::Off);
     move || wanted.then(|| History::new(&ram, bytes))
 }
 
 fn mirror_disks(cx: &mut Context, options: &ProtectOptions, streams: Vec<(u16, TcpStream)>) -> Result<(), String> {
-    let command = Command::Mirror { epoch: Epoch(1), max_uncommitted: options.disk_buffer, rate: options.disk_rate };
+    let Tuning { disk_buffer, disk_rate, .. } = &options.tuning;
+    let command = Command::Mirror { epoch: Epoch(1), max_uncommitted: disk_buffer.0, rate: disk_rate.0 };
     let shape = cx.machine().shape();
     for (number, stream) in streams {
         let key = shape.disk_id(number).and_then(|id| cx.devices().by_id(id));

@@ -15,6 +15,7 @@ use ft_proto::device_ctl::Command;
 use ft_proto::wire::{Kind, Refusal, Welcome, Yielding, encode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term};
 use host_kit::error::chain;
+use pollux_api::status::Peer;
 use serde_json::json;
 
 use crate::checkpoint::place::Place;
@@ -24,7 +25,6 @@ use crate::devices::DeviceKey;
 use crate::guest::Shape;
 use crate::identity::SessionKey;
 use crate::peers::bounds::runs_ahead;
-use crate::status::Peer;
 use crate::stream::image::WholeImage;
 use crate::stream::receiver::{Received, ReceiverHandle};
 use crate::transport::frames::{Stamp, write_frame};
