@@ -31,8 +31,8 @@ impl ProgressMeter {
         left.checked_div(u128::from(done)).and_then(|seconds| u64::try_from(seconds).ok())
     }
 
-    /// Whether the copy has come so far since the last time that an event should say so. What is to be copied may grow
-    /// meanwhile: a step is told once.
+    /// Whether the copy has come so far since the last time that an event should say so. What is to be copied
+    /// may grow meanwhile: a step is told once.
     pub(crate) fn is_news(&mut self, done: u64, total: u64, now: Time) -> bool {
         let percent = (u128::from(done) * 100).checked_div(u128::from(total)).unwrap_or(0);
         let news = percent >= self.told + STEP && percent < 100 && now.since(self.told_at) >= PAUSE;

@@ -19,7 +19,8 @@ mod toy;
 
 use toy::{FIRST, PAGE, PAGES, ToyGuest};
 
-/// More than a thread of a busy machine has to wait for a processor: nobody is to be taken for dead who is not.
+/// More than a thread of a busy machine has to wait for a processor: nobody is to be taken for dead who is
+/// not.
 const SILENCE_MS: u64 = 3000;
 
 /// A free port for both TCP and UDP on loopback, at an address that other processes leave alone.

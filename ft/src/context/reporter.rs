@@ -1,4 +1,5 @@
-//! What status and events show that is nobody else's: measurements, the copy of memory, the last takeover, the last error.
+//! What status and events show that no other part owns: measurements, the copy of memory, the last takeover,
+//! the last error.
 
 use std::time::Duration;
 
