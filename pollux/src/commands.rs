@@ -33,7 +33,7 @@ pub enum CommandError {
     },
     /// An option of `ft protect`.
     #[error(transparent)]
-    Pairs(#[from] ft::pairs::PairsError),
+    Option(#[from] pollux_api::options::OptionError),
     /// A witness's record.
     #[error(transparent)]
     Witness(#[from] witness::RecordError),

@@ -12,6 +12,8 @@ use ft_proto::text::clean;
 use ft_proto::witness::{DiskState, Record, Verdict};
 use ft_proto::{NodeId, Term, VmId};
 use host_kit::error::chain;
+use pollux_api::Status;
+use pollux_api::status::Role;
 use serde::Deserialize;
 
 use crate::args::{Create, WitnessCommand};
@@ -163,31 +165,23 @@ fn program() -> PathBuf {
     beside.filter(|path| path.exists()).unwrap_or_else(|| BLK_REPL.into())
 }
 
-/// What `ft.status` answers, as far as it matters.
-#[derive(Debug, Deserialize)]
-struct Status {
-    role: String,
-    state: String,
-    term: Term,
-    vm: Option<VmId>,
-    node: NodeId,
-}
-
 /// The VM runs there, and nowhere else.
 fn of_vmm(socket: &Path) -> Result<Stored, CommandError> {
     let status = Client::new(socket)?.get("ft.status")?;
-    let Status { role, state, term, vm, node } = serde_json::from_value(status).map_err(ClientError::from)?;
+    let Status { role, state, term, vm, node, .. } = serde_json::from_value(status).map_err(ClientError::from)?;
     let refused = |reason: String| RecordError::Vmm { socket: socket.to_owned(), reason };
-    if role != "solo" {
-        let reason = match role.as_str() {
-            "primary" => {
+    if role != Role::Solo {
+        let reason = match role {
+            Role::Primary => {
                 "has a standby, and makes a lost record anew by itself; to change the witness, `ft stop` first"
             }
             _ => "does not run the VM: ask the one that does",
         };
-        return Err(refused(format!("{reason} (role {}, state {})", clean(&role), clean(&state))).into());
+        return Err(refused(format!("{reason} (role {role}, state {state})")).into());
     }
-    let record = Record::Solo { owner: node, term, since: term };
+    let owner = node.parse::<NodeId>().map_err(|_| refused("names no node".to_owned()))?;
+    let vm = vm.map(|vm| vm.parse::<VmId>()).transpose().map_err(|_| refused("names no VM".to_owned()))?;
+    let record = Record::Solo { owner, term: Term(term), since: Term(term) };
     match vm {
         Some(vm) if record.is_plausible() => Ok(Stored { vm: Some(vm), record }),
         _ => Err(refused("names no VM, or a term that cannot be".to_owned()).into()),

@@ -11,7 +11,7 @@ use crossbeam_channel::Sender;
 use serde_json::Value;
 
 use crate::config::VmConfig;
-use crate::ft_api::FtControl;
+use crate::ft_api::Control;
 
 /// Any error, with its chain of sources.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -138,7 +138,7 @@ pub struct Built {
     /// The VM.
     pub machine: Arc<Mutex<dyn Machine>>,
     /// Fault tolerance of it; `None` when this build has none.
-    pub ft: Option<Arc<dyn FtControl>>,
+    pub ft: Option<Arc<dyn Control>>,
 }
 
 /// Which part this host has in running a VM.

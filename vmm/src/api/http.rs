@@ -27,9 +27,10 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::ft::{FtCall, absent};
+use super::ft::absent;
 use super::seats::{Noted, REQUEST_LIMIT, SEATS_MAX, Seat, Seats};
 use super::{ApiError, ApiReply, ApiRequest, CH_VERSION, Shared, VmmError};
+use crate::ft_api::Call;
 use host_kit::warn_limited;
 
 /// Longest body of a request, in bytes; as in Cloud Hypervisor.
@@ -229,7 +230,7 @@ enum Route {
     /// A change without parameters.
     Plain(ApiRequest),
     /// As above, of the engine.
-    Ft(FtCall),
+    Ft(Call),
 }
 
 impl Route {
@@ -252,11 +253,11 @@ impl Route {
             "ft.status" => Self::FtStatus,
             "ft.events" => Self::FtEvents,
             "ft.protect" => Self::FtProtect,
-            "ft.stop" => Self::Ft(FtCall::Stop),
-            "ft.suspend" => Self::Ft(FtCall::Suspend),
-            "ft.resume" => Self::Ft(FtCall::Resume),
-            "ft.switchover" => Self::Ft(FtCall::Switchover),
-            "ft.test-failover" => Self::Ft(FtCall::TestFailover),
+            "ft.stop" => Self::Ft(Call::Stop),
+            "ft.suspend" => Self::Ft(Call::Suspend),
+            "ft.resume" => Self::Ft(Call::Resume),
+            "ft.switchover" => Self::Ft(Call::Switchover),
+            "ft.test-failover" => Self::Ft(Call::TestFailover),
             _ => return None,
         })
     }
@@ -331,10 +332,10 @@ async fn dispatch(head: &Parts, body: &[u8], shared: &Shared) -> Answer {
     let request = match route {
         Route::Create if body.is_empty() => return Answer::Failed(StatusCode::BAD_REQUEST, Vec::new()),
         // By the peers that the VMM was started with.
-        Route::FtProtect if body.is_empty() => return ft_call(shared, FtCall::Protect(None)).await,
+        Route::FtProtect if body.is_empty() => return ft_call(shared, Call::Protect(None)).await,
         Route::Create => serde_json::from_slice(body).map(ApiRequest::Create),
         Route::FtProtect => match serde_json::from_slice(body) {
-            Ok(options) => return ft_call(shared, FtCall::Protect(Some(options))).await,
+            Ok(options) => return ft_call(shared, Call::Protect(Some(options))).await,
             Err(error) => Err(error),
         },
         _ if !body.is_empty() => return Answer::bad_request(),
@@ -364,7 +365,7 @@ async fn forward(shared: &Shared, request: ApiRequest) -> Answer {
     }
 }
 
-async fn ft_call(shared: &Shared, call: FtCall) -> Answer {
+async fn ft_call(shared: &Shared, call: Call) -> Answer {
     match super::ft::call(shared, call).await {
         Ok(()) => Answer::Done,
         Err(error) => failed(&error),
@@ -378,7 +379,7 @@ fn failed(error: &ApiError) -> Answer {
     };
     let texts = match error.reason() {
         // A list, not a chain: every reason is one string.
-        VmmError::Ft(reasons) => std::iter::once(error.to_string()).chain(reasons.iter().cloned()).collect(),
+        VmmError::Ft(refused) => std::iter::once(error.to_string()).chain(refused.reasons()).collect(),
         _ => host_kit::error::causes(error),
     };
     Answer::api_error(texts, status)

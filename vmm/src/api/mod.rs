@@ -14,12 +14,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
+use pollux_api::Refused;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::config::{ConfigError, VmConfig};
-use crate::ft_api::FtControl;
+use crate::ft_api::Control;
 use crate::gate::NotHere;
 use crate::machine::{BoxError, Counters};
 
@@ -161,9 +162,9 @@ pub enum VmmError {
     /// No fault tolerance in this VMM.
     #[error("fault tolerance is not available")]
     FtUnavailable,
-    /// The engine's reasons.
-    #[error("{}", .0.join("; "))]
-    Ft(Vec<String>),
+    /// The engine refuses.
+    #[error(transparent)]
+    Ft(#[from] Refused),
     /// The control loop has ended.
     #[error("the VMM is shutting down")]
     Ending,
@@ -189,7 +190,7 @@ pub struct Snapshot {
     /// The VM, if there is one.
     pub vm: Option<VmInfo>,
     /// Its protection, if it was built.
-    pub ft: Option<Arc<dyn FtControl>>,
+    pub ft: Option<Arc<dyn Control>>,
 }
 
 impl fmt::Debug for Snapshot {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-use crate::options::{OptionError, Options};
+use pollux_api::options::{OptionError, Options};
 
 /// Where the API listens.
 #[derive(Clone, Debug, PartialEq, Eq)]

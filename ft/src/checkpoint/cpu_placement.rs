@@ -1,5 +1,5 @@
-//! Where the threads of an epoch work: on one processor, on which no vCPU runs if there is such a one, and which had little to do when
-//! the session began; or anywhere, side by side, and then in the vCPUs' way.
+//! CPU placement of the threads of an epoch: one CPU without a vCPU that was idle when the session began, if
+//! there is one; otherwise anywhere, in parallel, and in competition with the vCPUs.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// The choice of one session.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct CpuPlacement {
     load: CpuLoad,
     since: Instant,
     /// Inside, `None`: nothing is known of the processors.
@@ -30,13 +30,14 @@ pub(crate) struct Place {
     awaited: u32,
 }
 
-impl Place {
+impl CpuPlacement {
     /// Begins to look how busy the processors are: best when the first copy is over.
     pub(crate) fn begin() -> Self {
         Self { load: CpuLoad::since_now(), since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
     }
 
-    /// An epoch had so many pages, and frames that somebody waits for or none: the next one is likely to be alike.
+    /// An epoch had so many pages, and frames that somebody waits for or none: the next one is likely to be
+    /// alike.
     pub(crate) fn epoch(&mut self, pages: usize, awaited: bool) {
         self.pages = pages;
         self.awaited = if awaited { self.awaited.saturating_add(1) } else { 0 };
@@ -79,8 +80,8 @@ mod tests {
     use super::*;
 
     /// A place that was chosen.
-    fn chosen() -> (Place, Option<u16>) {
-        let mut place = Place::begin();
+    fn chosen() -> (CpuPlacement, Option<u16>) {
+        let mut place = CpuPlacement::begin();
         std::thread::sleep(SETTLE);
         let first = place.next(&[]);
         assert!(first.is_some());
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_place_is_kept_until_a_vcpu_comes_there() {
-        assert_eq!(Place::begin().next(&[]), None, "nothing is known yet");
+        assert_eq!(CpuPlacement::begin().next(&[]), None, "nothing is known yet");
         let (mut place, first) = chosen();
         let Some(first) = first else { return };
         assert_eq!(place.next(&[usize::from(first) + 1]), Some(first));

@@ -4,17 +4,19 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{MacAddr, is_false, yes};
 
 /// A disk: an image served by a device process that Pollux starts, or by a running vhost-user backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DiskConfig {
     /// Device id; filled in (`_disk0`) when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The image. Exclusive with `vhost_user`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub path: Option<PathBuf>,
     /// The guest may only read.
     #[serde(default)]
@@ -124,7 +126,7 @@ pub enum DiskPurpose {
 }
 
 /// Format of a disk image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum ImageType {
     /// Not said: raw, as Pollux never guesses from what a guest may have written.
     #[default]
@@ -140,7 +142,7 @@ pub enum ImageType {
 }
 
 /// A network card: a tap served by a device process that Pollux starts, or a running vhost-user backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NetConfig {
     /// Device id; filled in (`_net1`) when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,9 +152,11 @@ pub struct NetConfig {
     pub tap: Option<String>,
     /// Address given to the host's side of the tap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub ip: Option<IpAddr>,
     /// Its network mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub mask: Option<IpAddr>,
     /// Address of the guest's card; filled in at random when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,7 +236,7 @@ impl Default for NetConfig {
 }
 
 /// Which side of a vhost-user connection listens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum VhostMode {
     /// The backend: the VMM connects to it.
     #[default]
@@ -242,12 +246,13 @@ pub enum VhostMode {
 }
 
 /// The entropy device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RngConfig {
     /// PCI segment; must be 0.
     #[serde(default)]
     pub pci_segment: u16,
     /// Where the bytes come from.
+    #[schema(value_type = String)]
     pub src: PathBuf,
     /// Behind the virtual IOMMU; must be false.
     #[serde(default, skip_serializing_if = "is_false")]

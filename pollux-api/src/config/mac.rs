@@ -1,13 +1,16 @@
-//! Ethernet addresses: text and bytes, and a random one for a card that was given none.
+//! Ethernet addresses: text and bytes.
 
 use std::fmt;
-use std::io;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::options::OptionValue;
 
 /// An Ethernet address, written as six hexadecimal bytes with colons.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[schema(value_type = String, example = "12:34:56:78:90:ab")]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr([u8; 6]);
 
@@ -29,15 +32,11 @@ impl MacAddr {
         self.0
     }
 
-    /// A random unicast address from the range that is free for local use.
-    ///
-    /// # Errors
-    /// When the host's random source cannot be read.
-    pub fn random() -> io::Result<Self> {
-        let mut bytes: [u8; 6] = host_kit::random::bytes()?;
+    /// The unicast address with these bytes from the range that is free for local use.
+    #[must_use]
+    pub const fn local([first, b, c, d, e, f]: [u8; 6]) -> Self {
         // Bit 0: unicast. Bit 1: locally administered.
-        bytes[0] = (bytes[0] & !1) | 2;
-        Ok(Self(bytes))
+        Self([(first & !1) | 2, b, c, d, e, f])
     }
 }
 
@@ -72,6 +71,14 @@ impl FromStr for MacAddr {
     }
 }
 
+impl OptionValue for MacAddr {
+    const EXPECTED: &'static str = "a MAC address of six hexadecimal bytes with colons";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
 impl TryFrom<String> for MacAddr {
     type Error = MacError;
 
@@ -103,8 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn random_is_local_unicast() {
-        let [first, ..] = MacAddr::random().unwrap().bytes();
-        assert_eq!(first & 3, 2);
+    fn local_addresses_are_unicast() {
+        for first in 0..=u8::MAX {
+            assert_eq!(MacAddr::local([first, 1, 2, 3, 4, 5]).bytes()[0] & 3, 2);
+        }
     }
 }

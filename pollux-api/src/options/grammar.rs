@@ -7,10 +7,13 @@
 //! not set; a value in double quotes is taken without them; toggles are `on`, `off`, `true` or `false`; sizes are bytes with
 //! an optional `K`, `M` or `G`; lists are `[0,2-4]`.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use crate::config::MacAddr;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Why an option string cannot be used. Each names the flag, and the key where there is one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -175,6 +178,14 @@ impl Options {
         self.value(key)?.ok_or_else(|| OptionError::Missing { flag: self.flag.to_owned(), key: key.to_owned() })
     }
 
+    /// The value of a key as a `T` that reads itself; `None` when it is absent or empty.
+    ///
+    /// # Errors
+    /// When the text is not a `T`, which is what `expected` says.
+    pub fn parsed<T: FromStr>(&self, key: &str, expected: &str) -> Result<Option<T>, OptionError> {
+        self.text(key).map(|text| text.parse().map_err(|_| self.bad_value(key, expected))).transpose()
+    }
+
     /// All pairs in the order they were given, empty values included.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()))
@@ -241,7 +252,6 @@ option_value! {
     String => "text",
     PathBuf => "a path",
     IpAddr => "an IP address",
-    MacAddr => "a MAC address of six hexadecimal bytes with colons",
 }
 
 /// `on` or `true`, `off` or `false`.
@@ -260,9 +270,21 @@ impl OptionValue for Toggle {
     }
 }
 
-/// A number of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A number of bytes; in JSON, a number.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[serde(transparent)]
 pub struct ByteSize(pub u64);
+
+/// As options take it: `64M`.
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(30, "G"), (20, "M"), (10, "K")];
+        match units.into_iter().find(|(shift, _)| self.0 != 0 && self.0.trailing_zeros() >= *shift) {
+            Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => self.0.fmt(f),
+        }
+    }
+}
 
 impl OptionValue for ByteSize {
     const EXPECTED: &'static str = "a size in bytes, or with K, M or G";
@@ -390,6 +412,9 @@ mod tests {
             ("18446744073709551615K", None),
         ] {
             assert_eq!(ByteSize::from_text(text).map(|size| size.0), expected, "{text}");
+        }
+        for text in ["0", "7", "4K", "64M", "3G", "1025K"] {
+            assert_eq!(ByteSize::from_text(text).unwrap().to_string(), text);
         }
         assert_eq!(NumberList::from_text("[0,2-4]").unwrap().0, [0, 2, 3, 4]);
         assert_eq!(NumberList::from_text("7").unwrap().0, [7]);

@@ -19,6 +19,8 @@ const QUEUE_SIZE_MAX: u16 = 32768;
 const QUEUES_MAX: usize = 1023;
 /// Last slot of a PCI bus; the first is the host bridge's.
 const PCI_SLOT_MAX: u8 = 31;
+/// Longest name of a network interface, in bytes.
+const INTERFACE_MAX: usize = 15;
 /// Bytes of a virtio disk's serial number.
 const DISK_SERIAL_MAX: usize = 20;
 
@@ -271,8 +273,8 @@ fn validate_id(id: &str) -> Result<(), String> {
 
 /// Whether the kernel takes it for the name of one interface. One with a `%` is a pattern to it, of which it makes a name.
 fn validate_interface(name: &str) -> Result<(), String> {
-    if name.len() >= libc::IFNAMSIZ {
-        return Err(format!("must be at most {} bytes", libc::IFNAMSIZ - 1));
+    if name.len() > INTERFACE_MAX {
+        return Err(format!("must be at most {} bytes", INTERFACE_MAX));
     }
     let wrong = |c: &char| c.is_whitespace() || c.is_control() || "/:%".contains(*c);
     match name.chars().find(wrong) {

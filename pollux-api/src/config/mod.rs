@@ -14,6 +14,7 @@ mod validate;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use self::devices::{DiskConfig, DiskPurpose, ImageType, NetConfig, RngConfig, VhostMode};
 pub use self::mac::{MacAddr, MacError};
@@ -23,7 +24,7 @@ pub use self::validate::ConfigError;
 pub const DEFAULT_MEMORY_SIZE: u64 = 512 << 20;
 
 /// Everything that defines a VM. `None` fields are left out of the JSON.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VmConfig {
     /// Processors.
     #[serde(default)]
@@ -73,7 +74,7 @@ pub struct VmConfig {
 }
 
 /// Processors.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CpusConfig {
     /// vCPUs that are there at boot.
     pub boot_vcpus: u32,
@@ -123,7 +124,7 @@ impl Default for CpusConfig {
 }
 
 /// Arrangement of vCPUs; the product of the four is `max_vcpus`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CpuTopology {
     /// Hardware threads of a core.
     pub threads_per_core: u16,
@@ -136,7 +137,7 @@ pub struct CpuTopology {
 }
 
 /// The host CPUs of one vCPU.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CpuAffinity {
     /// Which vCPU.
     pub vcpu: u32,
@@ -145,7 +146,7 @@ pub struct CpuAffinity {
 }
 
 /// CPU features that are off unless asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CpuFeatures {
     /// Advanced matrix extensions.
     #[serde(default)]
@@ -153,7 +154,7 @@ pub struct CpuFeatures {
 }
 
 /// Which threads may share a physical core.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum CoreScheduling {
     /// Those of the same VM.
     #[default]
@@ -165,7 +166,7 @@ pub enum CoreScheduling {
 }
 
 /// Memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryConfig {
     /// Bytes.
     pub size: u64,
@@ -224,7 +225,7 @@ impl Default for MemoryConfig {
 }
 
 /// How memory is added to a running VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum HotplugMethod {
     /// Memory slots announced by ACPI.
     #[default]
@@ -234,24 +235,27 @@ pub enum HotplugMethod {
 }
 
 /// What to boot: a kernel or a firmware image.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PayloadConfig {
     /// An ELF image with a PVH entry that brings its own loader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub firmware: Option<PathBuf>,
     /// A bzImage, or an ELF image with a PVH entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub kernel: Option<PathBuf>,
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
     /// The first file system of the kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub initramfs: Option<PathBuf>,
 }
 
 /// Where the bytes of a serial port or console go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum ConsoleOutputMode {
     /// The device does not exist.
     Off,
@@ -269,31 +273,35 @@ pub enum ConsoleOutputMode {
 }
 
 /// The 16550 at port 0x3f8.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SerialConfig {
     /// Target of mode `File`; filled in with the terminal's path in mode `Pty`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub file: Option<PathBuf>,
     /// Where its bytes go.
     pub mode: ConsoleOutputMode,
     /// Target of mode `Socket`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub socket: Option<PathBuf>,
 }
 
 /// The virtio console.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConsoleConfig {
     /// Device id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Target of mode `File`; filled in with the terminal's path in mode `Pty`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub file: Option<PathBuf>,
     /// Where its bytes go.
     pub mode: ConsoleOutputMode,
     /// Target of mode `Socket`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub socket: Option<PathBuf>,
     /// Behind the virtual IOMMU.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -310,10 +318,11 @@ impl Default for ConsoleConfig {
 }
 
 /// The debug port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DebugConsoleConfig {
     /// Target of mode `File`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub file: Option<PathBuf>,
     /// Must be `Off`: the device does not exist in Pollux.
     pub mode: ConsoleOutputMode,
@@ -329,7 +338,7 @@ impl Default for DebugConsoleConfig {
 }
 
 /// Identity of the machine as the guest reads it, and its PCI segments.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlatformConfig {
     /// PCI segments; must be 1.
     #[serde(default = "one")]
@@ -376,13 +385,13 @@ pub struct PlatformConfig {
 }
 
 impl VmConfig {
-    /// Gives every card without an address a random one, which it keeps.
+    /// Gives every card without an address one of random bytes, which it keeps.
     ///
     /// # Errors
-    /// When the host's random source cannot be read.
-    pub fn fill_in_macs(&mut self) -> std::io::Result<()> {
+    /// When there are none.
+    pub fn fill_in_macs<E>(&mut self, mut random: impl FnMut() -> Result<[u8; 6], E>) -> Result<(), E> {
         for net in self.net.iter_mut().flatten().filter(|net| net.mac.is_none()) {
-            net.mac = Some(MacAddr::random()?);
+            net.mac = Some(MacAddr::local(random()?));
         }
         Ok(())
     }
@@ -428,7 +437,7 @@ impl Default for PlatformConfig {
 }
 
 /// Parts of Cloud Hypervisor's `VmConfig` that Pollux does not have. Each must be absent, null or an empty list.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[expect(missing_docs, reason = "the names are those of Cloud Hypervisor's API")]
 pub struct Unsupported {
     #[serde(default, skip_serializing_if = "Option::is_none")]
