@@ -7,8 +7,10 @@
 mod args;
 mod client;
 mod commands;
+mod error;
 mod ft;
 mod plain;
+mod print;
 mod witness;
 
 use std::io::{self, Write};
@@ -33,7 +35,7 @@ fn main() -> ExitCode {
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             // As above.
-            let _ = writeln!(io::stderr(), "pollux: {}", plain::lines(&error.text()));
+            let _ = writeln!(io::stderr(), "pollux: {}", plain::lines(&error.to_string()));
             ExitCode::FAILURE
         }
     }
