@@ -7,7 +7,7 @@ use ft_proto::{HostId, OnPartition, Settings, Term};
 use pollux_api::options::{self as api, Fault, ProtectRequest, StartRole, Tuning};
 use serde::Deserialize;
 
-use crate::addresses::resolve;
+use crate::transport::addresses::resolve;
 use crate::witness::WitnessAddress;
 
 /// `--ft …`: the same for both hosts of a pair, but for addresses.
