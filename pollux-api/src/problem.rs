@@ -1,7 +1,7 @@
 //! Why a request failed, for programs: who has to change something, and how the reasons hang together.
 //!
-//! Cloud Hypervisor's clients read a JSON array of strings, and get it. A client that accepts [`MEDIA_TYPE`] gets a
-//! [`Problem`] with the same sentences instead.
+//! Cloud Hypervisor's clients read a JSON array of strings, and get it. A client that accepts [`MEDIA_TYPE`]
+//! gets a [`Problem`] with the same sentences instead.
 
 use std::fmt;
 
@@ -87,8 +87,7 @@ impl fmt::Display for Problem {
 
 words! {
     /// What has to change before a request can succeed.
-    #[derive(Default)]
-    pub enum Blame {
+    pub enum Blame: Default {
         /// The request: the same one fails again, whenever it is made.
         Request = "request",
         /// The state of the VM: the same request may succeed later.
@@ -98,22 +97,17 @@ words! {
         /// This host: it has run out of something.
         Host = "host",
         /// The VMM: please report it.
-        #[default]
-        #[serde(other)]
-        Internal = "internal",
+        Internal = "internal" [default, serde(other)],
     }
 }
 
 words! {
     /// How the reasons of a [`Problem`] belong together.
-    #[derive(Default)]
-    pub enum Relation {
+    pub enum Relation: Default {
         /// Each one stands by itself.
         List = "list",
         /// Each one is the cause of the one before.
-        #[default]
-        #[serde(other)]
-        Chain = "chain",
+        Chain = "chain" [default, serde(other)],
     }
 }
 

@@ -1,4 +1,5 @@
-//! `pollux witness`: shows a witness's record, and makes one where there is none, with the engine's own keepers.
+//! `pollux witness`: shows a witness's record, and makes one where there is none, with the engine's own
+//! keepers.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -81,7 +82,8 @@ struct Told {
     reason: Option<String>,
 }
 
-/// The VM was last run in the term that its disks say, and is started from disks that are as new. With it, what else is to be done.
+/// The VM was last run in the term that its disks say, and is started from disks that are as new. With it,
+/// what else is to be done.
 fn of_image(image: &Path) -> Result<(Stored, Option<String>), RecordError> {
     let failed = |reason: String| RecordError::Image { image: image.to_owned(), reason: clean(&reason) };
     let output = Command::new(program()).arg("record").arg(image).arg("--json").output();

@@ -12,7 +12,8 @@ struct Server {
     thread: JoinHandle<Vec<String>>,
 }
 
-/// Answers one connection after the other with these; then returns the requests: request line, a blank, the body.
+/// Answers one connection after the other with these; then returns the requests: request line, a blank, the
+/// body.
 fn server(answers: &[String]) -> Server {
     let answers = answers.to_vec();
     let dir = tempfile::tempdir().unwrap();

@@ -13,7 +13,8 @@ use pollux_api::problem::{MEDIA_TYPE, Problem};
 use pollux_api::routes::{Body, Method, Route};
 use serde_json::{Value, json};
 
-/// The document, and what its schemas say of values. Stricter than JSON Schema: what an object has must be documented.
+/// The document, and what its schemas say of values. Stricter than JSON Schema: what an object has must be
+/// documented.
 struct Document(Value);
 
 impl Document {

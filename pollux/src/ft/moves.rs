@@ -1,4 +1,5 @@
-//! `ft switchover` and `ft test-failover`: have the VM go on at the other host, and tell how it went until it is protected again.
+//! `ft switchover` and `ft test-failover`: have the VM go on at the other host, and tell how it went until it
+//! is protected again.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};

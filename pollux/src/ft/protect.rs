@@ -1,4 +1,5 @@
-//! `ft protect` and `ft resume`: ask, then show the copy until the VM is protected or it is clear that it will not be.
+//! `ft protect` and `ft resume`: ask, then show the copy until the VM is protected or it is clear that it
+//! will not be.
 
 use std::collections::HashMap;
 use std::io::{self, Write};

@@ -1,4 +1,5 @@
-//! Answers in the exact shape that clients of Cloud Hypervisor parse, and errors in the richer one that other clients ask for.
+//! Answers in the exact shape that clients of Cloud Hypervisor parse, and errors in the richer one that other
+//! clients ask for.
 
 use http_body_util::Full;
 use hyper::body::Bytes;

@@ -1,5 +1,5 @@
-//! The `ft.*` calls that change something: straight to the engine, beside the control loop, since hosts that are down and
-//! witnesses that hang take their time, and other calls must not wait for them.
+//! The `ft.*` calls that change something: straight to the engine, beside the control loop, since hosts that
+//! are down and witnesses that hang take their time, and other calls must not wait for them.
 
 use super::{ApiError, Shared, Snapshot, VmmError};
 use crate::ft_api::Call;

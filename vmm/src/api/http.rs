@@ -1,11 +1,11 @@
-//! The HTTP side of the API: a unix socket, the routes, and the answers in the exact shape that clients of Cloud Hypervisor
-//! parse.
+//! The HTTP side of the API: a unix socket, the routes, and the answers in the exact shape that clients of
+//! Cloud Hypervisor parse.
 //!
 //! In: HTTP/1.1 requests. Out: [`ApiRequest`]s, and answers. Never: a decision about the VM.
 //!
-//! The shape, all of it checked by `tests/http.rs`: empty reason phrase, title-case header names, exact Content-Length, no
-//! length and no type on 204, a JSON array of strings (outermost to root cause) as the body of an error, unless a client asks
-//! for another one.
+//! The shape, all of it checked by `tests/http.rs`: empty reason phrase, title-case header names, exact
+//! Content-Length, no length and no type on 204, a JSON array of strings (outermost to root cause) as the
+//! body of an error, unless a client asks for another one.
 
 use std::convert::Infallible;
 use std::io;
@@ -75,7 +75,8 @@ impl HttpServer {
                     tracing::debug!("a client did not take its last answer in time");
                 }
             });
-            // A call that still waits for somebody else, on a thread of its own, does not hold up the end of this process.
+            // A call that still waits for somebody else, on a thread of its own, does not hold up the end of
+            // this process.
             runtime.shutdown_background();
         })?;
         Ok(Self { end: Some(end), thread: Some(thread) })
@@ -141,7 +142,8 @@ async fn answer(request: Request<Incoming>, shared: &Shared, seat: &Seat) -> Res
     seat.has_head();
     let closes = request.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
     let (head, body) = request.into_parts();
-    // All of it before anything is answered: whoever still sends when the connection is closed never reads why.
+    // All of it before anything is answered: whoever still sends when the connection is closed never reads
+    // why.
     let body = tokio::time::timeout(REQUEST_LIMIT, receive(body)).await;
     seat.has_request();
     let answer = match body {
