@@ -12,7 +12,6 @@ use ft::{Control, EventRecord, Ft, NodeTerm, ProtectOptions, Refused, Setup, Sta
 use ft_proto::OnPartition;
 use ft_proto::device_ctl::{self, CTL_MAX, Command, Report};
 use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair};
-use pollux_api::options::Tuning;
 use pollux_api::status::{ClaimKind, LinkState, Replica, Role, State};
 
 mod strangers;
@@ -20,7 +19,8 @@ mod toy;
 
 use toy::{FIRST, PAGE, PAGES, ToyGuest};
 
-/// More than a thread of a busy machine has to wait for a processor: nobody is to be taken for dead who is not.
+/// More than a thread of a busy machine has to wait for a processor: nobody is to be taken for dead who is
+/// not.
 const SILENCE_MS: u64 = 3000;
 
 /// A free port for both TCP and UDP on loopback, at an address that other processes leave alone.
@@ -657,8 +657,8 @@ fn a_witness_that_stops_answering_is_seen_before_it_is_needed() {
 fn console_output_cuts_an_epoch_as_a_frame_does() {
     let pair = Pair::new();
     // Nothing else cuts one for a minute.
-    let tuning = Tuning { max_epoch_us: 60_000_000, ..pair.options.tuning.clone() };
-    let options = ProtectOptions { tuning, ..pair.options.clone() };
+    let mut options = pair.options.clone();
+    options.tuning.max_epoch_us = 60_000_000;
     pair.a().protect(Some(options)).unwrap();
     wait_state(pair.a(), State::Protected);
     let released = || pair.guest_a.0.lock().unwrap().console_released;

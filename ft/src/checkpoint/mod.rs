@@ -1,4 +1,5 @@
-//! One checkpoint per VM and epoch: how it is captured, into what, and on which processor; and the copy that comes before the first.
+//! One checkpoint per VM and epoch: capture, the immutable image, CPU placement, and the copy before the
+//! first checkpoint.
 
 pub(crate) mod capture;
 pub(crate) mod epoch_image;

@@ -1,5 +1,5 @@
-//! Where the threads of an epoch work: on one processor, on which no vCPU runs if there is such a one, and which had little to do when
-//! the session began; or anywhere, side by side, and then in the vCPUs' way.
+//! CPU placement of the threads of an epoch: one CPU without a vCPU that was idle when the session began, if
+//! there is one; otherwise anywhere, in parallel, and in competition with the vCPUs.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,8 @@ impl Place {
         Self { load: CpuLoad::since_now(), since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
     }
 
-    /// An epoch had so many pages, and frames that somebody waits for or none: the next one is likely to be alike.
+    /// An epoch had so many pages, and frames that somebody waits for or none: the next one is likely to be
+    /// alike.
     pub(crate) fn epoch(&mut self, pages: usize, awaited: bool) {
         self.pages = pages;
         self.awaited = if awaited { self.awaited.saturating_add(1) } else { 0 };

@@ -71,8 +71,8 @@ pub(crate) enum Message {
     DeviceLeft(String, Reply),
 }
 
-/// The last beat of each link: one that is not read before the next one arrives is of no interest any more, and so, however
-/// many there are, they take no room.
+/// The last beat of each link: one that is not read before the next one arrives is of no interest any more,
+/// and so, however many there are, they take no room.
 type LastBeats = Mutex<[Option<(Time, Beat)>; LinkId::ALL.len()]>;
 
 /// The sending end; cheap to clone.

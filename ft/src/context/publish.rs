@@ -1,9 +1,9 @@
-//! What holds for the VM, in words for operators: not what was decided last, but whether the next failure is survived.
+//! What holds for the VM, in words for operators: not what was decided last, but whether the next failure is
+//! survived.
 
 use ft_proto::{LinkId, State, Time};
-use pollux_api::Status;
 use pollux_api::status::{
-    self as api, CompressionStatus, LinkStatus, Peer, Replica, Role, SearchStatus, WitnessStatus,
+    self as api, CompressionStatus, LinkStatus, Peer, Replica, Role, SearchStatus, Status, WitnessStatus,
 };
 
 use super::Context;
@@ -85,7 +85,8 @@ impl Context {
                 api::State::AwaitingWitness
             }
             State::Protected if !self.node.has_a_successor() => api::State::Leaving,
-            // Whichever host fails next, the other one would ask in vain: nobody answers, or there is no record that names it.
+            // Whichever host fails next, the other one would ask in vain: nobody answers, or there is no
+            // record that names it.
             State::Protected if self.witness.is_lost() || self.open_claim().is_some() => api::State::Degraded,
             State::Protected => api::State::Protected,
             State::StandbyEmpty => api::State::StandbyEmpty,

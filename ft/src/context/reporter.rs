@@ -1,10 +1,11 @@
-//! What status and events show that is nobody else's: measurements, the copy of memory, the last takeover, the last error.
+//! What status and events show that no other part owns: measurements, the copy of memory, the last takeover,
+//! the last error.
 
 use std::time::Duration;
 
 use ft_proto::{Event, Time};
-use pollux_api::status::{Progress, Takeover};
-use pollux_api::{EventRecord, Status};
+use pollux_api::EventRecord;
+use pollux_api::status::{Progress, Status, Takeover};
 use serde_json::Value;
 
 use super::memory_copy::MemoryCopy;

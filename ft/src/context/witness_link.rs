@@ -1,4 +1,5 @@
-//! What the engine has to do with the witness: whom it asks, what it has asked for, and whether the record is what it should be.
+//! The engine's dealings with the witness: which one it is, which claim is pending, and whether its record is
+//! as expected.
 
 use std::io;
 use std::time::Duration;

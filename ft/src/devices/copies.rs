@@ -1,4 +1,5 @@
-//! How the copies of this host's disks on the other one come along: counted on the primary, told to the standby.
+//! The progress of the copies of this host's disks on the other host: counted on the primary, reported to the
+//! standby.
 
 use ft_proto::Time;
 use ft_proto::wire::DiskProgress;
@@ -54,7 +55,8 @@ impl Devices {
         }
     }
 
-    /// As [`Self::copy_progress`], where the other host counts. What it says of a disk that is not being copied is late.
+    /// As [`Self::copy_progress`], where the other host counts. What it says of a disk that is not being
+    /// copied is late.
     pub(crate) fn copy_told(&mut self, key: DeviceKey, progress: DiskProgress, now: Time) -> Option<Note> {
         self.copy(key).filter(|copy| copy.state == CopyState::Copying)?;
         self.copy_progress(key, progress, now)

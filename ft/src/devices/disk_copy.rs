@@ -6,7 +6,7 @@ use ft_proto::wire::DiskProgress;
 use pollux_api::status as api;
 use pollux_api::status::CopyState;
 
-use crate::course::Course;
+use crate::progress_meter::ProgressMeter;
 
 /// A disk and its copy.
 #[derive(Clone, Debug)]
@@ -20,13 +20,13 @@ pub(crate) struct DiskCopy {
     total: u64,
     pub(crate) sent: u64,
     pub(crate) eta_s: Option<u64>,
-    course: Course,
+    meter: ProgressMeter,
 }
 
 impl DiskCopy {
     pub(crate) fn new(id: String) -> Self {
-        let (state, course) = (CopyState::Idle, Course::begin(Time::default()));
-        Self { id, state, resync: None, done: 0, total: 0, sent: 0, eta_s: None, course }
+        let (state, meter) = (CopyState::Idle, ProgressMeter::begin(Time::default()));
+        Self { id, state, resync: None, done: 0, total: 0, sent: 0, eta_s: None, meter }
     }
 
     /// A session begins.
@@ -38,11 +38,11 @@ impl DiskCopy {
     pub(crate) fn progress(&mut self, progress: DiskProgress, now: Time) -> bool {
         let DiskProgress { kind, done, total, sent } = progress;
         if self.resync.is_none() {
-            (self.resync, self.course) = (Some(kind), Course::begin(now));
+            (self.resync, self.meter) = (Some(kind), ProgressMeter::begin(now));
         }
         (self.done, self.total, self.sent) = (done, total, sent);
-        self.eta_s = self.course.eta_s(done, total, now);
-        self.course.is_news(done, total, now)
+        self.eta_s = self.meter.eta_s(done, total, now);
+        self.meter.is_news(done, total, now)
     }
 
     /// For the other host.
@@ -53,7 +53,7 @@ impl DiskCopy {
     /// The copy is complete: how long it took, in milliseconds.
     pub(crate) fn in_sync(&mut self, now: Time) -> u64 {
         (self.state, self.done, self.eta_s) = (CopyState::InSync, self.total, None);
-        self.course.millis(now)
+        self.meter.millis(now)
     }
 
     /// For `ft status`.

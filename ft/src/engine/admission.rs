@@ -1,8 +1,10 @@
-//! Who is let in: a primary that this node becomes the standby of, its disks, and hosts that only ask.
+//! Decides which connections are admitted: a primary that this node becomes the standby of, its disks, and
+//! hosts that only ask.
 //!
-//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller, this incarnation of
-//! it, in the term that it says. Without one, whoever comes from a session that is over shows that session's nonce, and nobody else
-//! takes the place of a session that lives. Policy is this host's own. Whoever is of another VM is told nothing.
+//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller,
+//! this incarnation of it, in the term that it says. Without one, whoever comes from a session that is over
+//! shows that session's nonce, and nobody else takes the place of a session that lives. Policy is this host's
+//! own. Whoever is of another VM is told nothing.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,7 +32,7 @@ const VOUCH_LIMIT: Duration = Duration::from_secs(4);
 /// What the witness says, or why it does not.
 type Read = Result<Option<Stored>, String>;
 
-/// What comes of a caller that is let in.
+/// An admitted connection.
 pub(super) enum Admitted {
     /// A primary, and what is noted of it.
     Session(Box<Join>, Value),
@@ -38,13 +40,13 @@ pub(super) enum Admitted {
     Disk(Box<Incoming>, u16),
 }
 
-/// What this host lets in as a standby.
+/// The rules by which this host admits a primary.
 pub(super) struct Admission {
     options: Option<StandbyOptions>,
 }
 
 impl Admission {
-    /// By what an operator says of this host.
+    /// `options`: what an operator has configured for this host as a standby.
     pub(super) fn new(options: Option<StandbyOptions>) -> Self {
         Self { options }
     }
@@ -152,7 +154,7 @@ impl Admission {
         self.options.as_ref().map_or(address, |options| as_seen_here(address, options.heartbeat))
     }
 
-    /// Who decides when the two cannot see each other is this host's business as much as the caller's.
+    /// The policy for a partition is this host's decision as much as the caller's.
     fn policy_objection(&self, witnessed: bool, theirs: Option<OnPartition>) -> Option<String> {
         let ours = self.options.as_ref().and_then(|options| options.on_partition);
         match (witnessed, ours, theirs) {
@@ -218,8 +220,8 @@ fn objections(cx: &mut Context, incoming: &Incoming, shape: &Shape) -> Vec<Strin
     reasons
 }
 
-/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody who is on record with
-/// a standby begins a session with another one.
+/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody
+/// who is on record with a standby begins a session with another one.
 fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<String> {
     let address = cx.witness().client()?.address();
     let stored = match record {
@@ -238,7 +240,8 @@ fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<
 /// Without a witness: a session that lives is not replaced by whoever calls next.
 fn session_objection(cx: &Context, session: &Session, incoming: &Incoming, previous: u128) -> Option<String> {
     let Session::Standby(session) = session else { return None };
-    // A primary that calls again says itself that its session is over, however open our end of the stream looks.
+    // A primary that calls again says itself that its session is over, however open our end of the stream
+    // looks.
     let proven = previous != 0 && previous == cx.identity().proof();
     let is_past = !session.is_connected() && (incoming.term > cx.term() || !session.has_copy());
     (!proven && !is_past).then(|| format!("this node is the standby of host {} already", session.primary().host))

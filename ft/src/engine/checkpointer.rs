@@ -1,4 +1,5 @@
-//! Checkpoints of this VM: when one has to wait, where it is captured, and what it becomes. Who receives it is nothing to this file.
+//! Captures the checkpoints of this VM: postpones one while the guest cannot be stopped, chooses the CPU, and
+//! produces an immutable image. Knows nothing of the replicas that receive it.
 
 use std::time::Duration;
 
@@ -56,8 +57,8 @@ impl Checkpointer {
         Self { place: Place::begin(), vcpus: Vec::new(), postponed: None }
     }
 
-    /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to. `None`: it has to
-    /// wait, since the guest cannot be stopped now.
+    /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to.
+    /// `None`: it has to wait, since the guest cannot be stopped now.
     pub(super) fn cut(
         &mut self,
         cx: &mut Context,

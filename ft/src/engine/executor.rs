@@ -1,12 +1,13 @@
-//! The executor: tells the core what has happened, and performs what the core decides, in that order, until there is nothing left.
+//! The executor: tells the core what has happened, and performs what the core decides, in that order, until
+//! there is nothing left.
 //!
 //! ```text
 //!  message, report, frame, timer --> session, checkpointer, protection ... --> inputs --> core
 //!                                                   ^------- perform <-------- actions ----'
 //! ```
 //!
-//! [`Executor::settle`] is the one loop. What is performed may add inputs, which are handled when the actions of the one before are
-//! done; nothing that is performed calls the loop.
+//! [`Executor::settle`] is the one loop. What is performed may add inputs, which are handled when the actions
+//! of the one before are done; nothing that is performed calls the loop.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -189,8 +190,8 @@ impl Executor {
         }
     }
 
-    /// Tells the core everything that there is to tell, performs what it decides, and says what came of it. Called when something has
-    /// happened, and by nothing that is performed.
+    /// Tells the core everything that there is to tell, performs what it decides, and says what came of it.
+    /// Called when something has happened, and by nothing that is performed.
     fn settle(&mut self) {
         loop {
             while self.cx.feed() {

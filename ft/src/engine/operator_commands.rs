@@ -1,5 +1,5 @@
-//! What operators have the engine do with a VM that runs here: end its protection, for good or for a while, hand it over, move
-//! it, see it fail over. Calls are answered when the core has decided, and that has been done.
+//! Commands of operators for a VM that runs here: stop or suspend protection, hand the VM over, switch over,
+//! test a failover. A call is answered when the core has decided and the decision has been performed.
 
 use ft_proto::witness::Claim;
 use ft_proto::{Input, State};
@@ -38,7 +38,8 @@ impl OperatorCommands {
         cx.input(Input::StopRequested);
     }
 
-    /// As `stop`, but memory goes on to be tracked, and the standby keeps its copy. `session`: how it came about.
+    /// As `stop`, but memory goes on to be tracked, and the standby keeps its copy. `session`: how it came
+    /// about.
     pub(super) fn suspend(
         &mut self,
         cx: &mut Context,
@@ -47,8 +48,8 @@ impl OperatorCommands {
         reply: Reply,
     ) {
         let Some(options) = session else {
-            let refused = not_protected(cx, protection);
-            return cx.answer(reply, Err(refused));
+            let why = not_protected(cx, protection);
+            return cx.answer(reply, Err(why));
         };
         protection.suspend(options);
         self.ending.push(reply);
@@ -71,19 +72,19 @@ impl OperatorCommands {
     /// Moves the VM to its standby. Answered when it has left, or stays.
     pub(super) fn switchover(&mut self, cx: &mut Context, protection: &Protection, reply: Reply) {
         if !cx.node().has_a_successor() {
-            let refused = not_protected(cx, protection);
-            return cx.answer(reply, Err(refused));
+            let why = not_protected(cx, protection);
+            return cx.answer(reply, Err(why));
         }
         self.moving.push(reply);
         cx.input(Input::SwitchoverRequested);
     }
 
-    /// Is to the standby as if this host had died: nothing leaves it any more, beats and goodbyes included. Returns the
-    /// call, which is to be answered when the session is broken off, too.
+    /// Is to the standby as if this host had died: nothing leaves it any more, beats and goodbyes included.
+    /// Returns the call, which is to be answered when the session is broken off, too.
     pub(super) fn test_failover(&self, cx: &mut Context, protection: &Protection, reply: Reply) -> Option<Reply> {
         if !cx.node().has_a_successor() {
-            let refused = not_protected(cx, protection);
-            cx.answer(reply, Err(refused));
+            let why = not_protected(cx, protection);
+            cx.answer(reply, Err(why));
             return None;
         }
         cx.beats().route(Vec::new(), None);

@@ -1,4 +1,5 @@
-//! The way to protection: who is asked to be the standby, when, and for whom. Ends with a session, or with all reasons why there is none.
+//! Getting a standby: which hosts are asked, when, and on whose behalf. Ends with a session, or with every
+//! reason why there is none.
 
 use std::io;
 
@@ -35,10 +36,8 @@ impl Protection {
     /// The API wants protection: find out whether it can be had, on a thread that may wait.
     pub(super) fn protect(&mut self, cx: &mut Context, options: Option<ProtectOptions>, reply: Reply) {
         if !self.is_open(cx) {
-            let being = self.opening;
-            let refused =
-                if being { Refused::BeingProtected } else { Refused::Already(cx.state_name(self.is_suspended(cx))) };
-            return cx.answer(reply, Err(refused));
+            let already = Refused::Already(cx.state_name(self.is_suspended(cx)));
+            return cx.answer(reply, Err(if self.opening { Refused::BeingProtected } else { already }));
         }
         self.suspended = None;
         self.search.switch(true);
@@ -118,7 +117,8 @@ impl Protection {
 
     /// Has `peers` asked one after the other.
     fn open(&mut self, cx: &mut Context, peers: Vec<ProtectOptions>, reply: Option<Reply>) -> io::Result<()> {
-        // From here on, also when no session comes of it: the record that the connecting thread makes is ours to end.
+        // From here on, also when no session comes of it: the record that the connecting thread makes is ours
+        // to end.
         cx.witness_mut().use_address(peers.first().and_then(|options| options.witness.as_ref()))?;
         let identity = *cx.identity();
         let applicant = Applicant {
@@ -143,7 +143,8 @@ impl Protection {
         Ok(())
     }
 
-    /// The connecting thread is through. Returns whether anybody still wants what it brings; `asked`: somebody waits for it.
+    /// The connecting thread is through. Returns whether anybody still wants what it brings; `asked`:
+    /// somebody waits for it.
     pub(super) fn opened(&mut self, asked: bool) -> bool {
         self.opening = false;
         asked || self.search.is_on()

@@ -1,4 +1,5 @@
-//! Whether the standby's VM is built like the primary's, in all that loading a checkpoint relies on: asked before anything is copied.
+//! Whether the standby's VM is built like the primary's, in all that loading a checkpoint relies on: asked
+//! before anything is copied.
 
 use crate::guest::{Shape, VirtioShape};
 

@@ -10,7 +10,8 @@ pub(crate) fn objection(disk_buffer: u64) -> Option<String> {
         .then(|| format!("disk_buffer={disk_buffer} is more than a standby holds for a disk: at most {most} MiB"))
 }
 
-/// Whether no honest primary ends this epoch yet: it may have `depth` cut that wait for an acknowledgement, and the guest runs in one more.
+/// Whether no honest primary ends this epoch yet: it may have `depth` cut that wait for an acknowledgement,
+/// and the guest runs in one more.
 pub(crate) fn runs_ahead(epoch: Epoch, committed: Epoch, depth: usize) -> bool {
     epoch.0.saturating_sub(committed.0) > depth as u64 + 1
 }

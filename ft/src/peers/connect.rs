@@ -1,4 +1,5 @@
-//! The primary's way to a session: ask everything that could be wrong at once, register with the witness, connect.
+//! The primary's way to a session: ask everything that could be wrong at once, register with the witness,
+//! connect.
 //!
 //! Runs on a thread of its own, since hosts that are down take their time to be so.
 
@@ -55,7 +56,8 @@ pub struct Opened {
 pub struct Unopened {
     /// All reasons, one sentence each.
     pub reasons: Vec<String>,
-    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody answered.
+    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody
+    /// answered.
     pub settled: bool,
 }
 
@@ -104,7 +106,7 @@ pub struct Applicant {
     pub shape: Shape,
     /// What speaks against it already.
     pub blockers: Vec<String>,
-    /// Who says whether it may run the VM.
+    /// The witness, which decides whether it may run the VM.
     pub witness: Option<WitnessClient>,
     /// How it came to run the VM.
     pub took_over: Option<TookOver>,
@@ -255,8 +257,8 @@ fn greet(
     }
 }
 
-/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of some hosts) would
-/// stretch it although the link is free.
+/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of
+/// some hosts) would stretch it although the link is free.
 fn send_in_bursts(stream: &TcpStream) {
     let set = |name: &&str| setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name)).is_ok();
     // With any other one it works, too, only slower.

@@ -1,4 +1,5 @@
-//! Finding the other host: search, ask, compare, connect.
+//! Other hosts: finding one as a standby, connecting to it, asking what it does, and comparing its VM with
+//! ours.
 
 pub(crate) mod alike;
 pub(crate) mod ask;

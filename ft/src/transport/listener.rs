@@ -1,11 +1,13 @@
-//! The listening socket: accepts connections, reads their greetings side by side, passes them to the engine, which answers.
+//! The listening socket: accepts connections, reads their greetings side by side, passes them to the engine,
+//! which answers.
 //!
-//! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a time, each with
-//! [`PATIENCE`] for its whole greeting, which is a short frame. When there are more, one that is not through with its
-//! greeting has to leave, the oldest of the address that has most of them. To refuse the newcomer instead would let
-//! [`GREETINGS`] idle connections shut everybody out; so, whoever wants to keep an honest caller from being heard has to open
-//! as many connections, from as many addresses, within the one round trip that its greeting takes. No thread waits for
-//! a single caller, and no error ends the one that waits for all.
+//! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a
+//! time, each with [`PATIENCE`] for its whole greeting, which is a short frame. When there are more, one that
+//! is not through with its greeting has to leave, the oldest of the address that has most of them. To refuse
+//! the newcomer instead would let [`GREETINGS`] idle connections shut everybody out; so, whoever wants to
+//! keep an honest caller from being heard has to open as many connections, from as many addresses, within the
+//! one round trip that its greeting takes. No thread waits for a single caller, and no error ends the one
+//! that waits for all.
 
 use std::fs::File;
 use std::io;
@@ -236,7 +238,8 @@ impl Greeting {
         }
     }
 
-    /// To close a connection with bytes that nobody has read resets it, and the caller may not see why it was refused.
+    /// To close a connection with bytes that nobody has read resets it, and the caller may not see why it was
+    /// refused.
     fn drain(&self) -> Step {
         let mut unread = [0; 4096];
         match recv(self.stream.as_raw_fd(), &mut unread, MsgFlags::MSG_DONTWAIT) {
@@ -251,7 +254,8 @@ const CROWDED: &str = "too many at once";
 
 struct Acceptor<L> {
     listener: L,
-    /// Given up to accept, and close, when there are no descriptors: a caller that is not let in must not wait to be.
+    /// Given up to accept, and close, when there are no descriptors: a caller that is not let in must not
+    /// wait to be.
     reserve: Option<File>,
     /// Oldest first.
     greetings: Vec<Greeting>,
@@ -374,7 +378,8 @@ impl<L: Accept> Acceptor<L> {
         self.greetings.push(greeting);
     }
 
-    /// There are no descriptors: one that is kept for this lets the next caller in, and out. Returns whether it did.
+    /// There are no descriptors: one that is kept for this lets the next caller in, and out. Returns whether
+    /// it did.
     fn shed(&mut self) -> bool {
         let kept = self.reserve.take();
         let had_one = kept.is_some();

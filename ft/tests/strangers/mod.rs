@@ -1,4 +1,5 @@
-//! Callers at the door whom nobody has asked: they speak the protocol, and know whatever does not cross the network in secret.
+//! Callers at the door whom nobody has asked: they speak the protocol, and know whatever does not cross the
+//! network in secret.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

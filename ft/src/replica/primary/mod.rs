@@ -1,5 +1,5 @@
-//! A session in which this node is the primary: sends the first copy, then each epoch as it was captured, and hears what the standby
-//! has. It captures nothing itself, and lets nothing out.
+//! A session in which this node is the primary: sends the first copy, then each epoch as it was captured, and
+//! hears what the standby has. It captures nothing itself, and lets nothing out.
 //!
 //! ```text
 //!  begin --> pump: first copy ... --> Synced --> send_epoch(1), send_epoch(2) ...     end, or dropped
@@ -35,7 +35,8 @@ use crate::stream::sender::{Done, Job, SenderHandle, Sent};
 use crate::transport::frames::FrameReader;
 use crate::transport::path::{explain, limit_silence};
 
-/// Chunks of the first copy with the sender: one is being sent while one is being filled, so the link never waits for the copy.
+/// Chunks of the first copy with the sender: one is being sent while one is being filled, so the link never
+/// waits for the copy.
 const CHUNKS: usize = 2;
 
 /// Frames of the standby that are read before there is a look at everything else.
@@ -75,7 +76,8 @@ impl Outbound {
         self.sender.send(job);
     }
 
-    /// Tells the standby something that the next word of its kind replaces: not more of it than the link carries.
+    /// Tells the standby something that the next word of its kind replaces: not more of it than the link
+    /// carries.
     fn tell(&mut self, job: Job) {
         if !std::mem::replace(&mut self.telling, true) {
             self.sender.send(job);
@@ -229,7 +231,8 @@ impl PrimarySession {
         }
     }
 
-    /// A checkpoint for the standby, begun at `begun`; `cpu` is where to send it from, if that is one processor.
+    /// A checkpoint for the standby, begun at `begun`; `cpu` is where to send it from, if that is one
+    /// processor.
     pub(crate) fn send_epoch(&mut self, cx: &Context, image: EpochImage, begun: Time, cpu: Option<u16>) {
         let packed = self.selector.pack(image.pages.len());
         self.packing = packed;
@@ -293,8 +296,9 @@ impl PrimarySession {
         }
     }
 
-    /// The session may be followed by another one with the same standby: what that may not have counts as written again, if it
-    /// has a whole checkpoint at all. Nobody knows whether it has it: to send it twice does no harm.
+    /// The session may be followed by another one with the same standby: what that may not have counts as
+    /// written again, if it has a whole checkpoint at all. Nobody knows whether it has it: to send it twice
+    /// does no harm.
     pub(crate) fn keep_base(&self, cx: &mut Context) -> bool {
         if self.unacknowledged.has_base() {
             self.unacknowledged.pages().for_each(|pages| cx.machine_mut().guest().put_back(pages));
@@ -331,7 +335,8 @@ fn peer_status(options: &ProtectOptions, peer: NodeId) -> Peer {
 fn history(cx: &Context, options: &ProtectOptions) -> impl FnOnce() -> Option<History> + Send + use<> {
     let ram = cx.machine().memory().ranges();
     let quarter = ram.iter().map(|range| range.end - range.start).sum::<u64>() * PAGE as u64 / 4;
-    let (bytes, wanted) = (options.tuning.delta_cache.0.min(quarter), options.tuning.compression != Compression::Off);
+    let Tuning { delta_cache, compression, .. } = &options.tuning;
+    let (bytes, wanted) = (delta_cache.0.min(quarter), *compression != Compression::Off);
     move || wanted.then(|| History::new(&ram, bytes))
 }
 

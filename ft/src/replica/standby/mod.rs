@@ -69,7 +69,8 @@ pub(crate) fn welcome(cx: &Context, key: Option<SessionKey>, kept: bool) -> Welc
 }
 
 impl StandbySession {
-    /// Begins a session with a primary; the one before it is over. `None`: nothing comes of it, and the caller knows why, or is gone.
+    /// Begins a session with a primary; the one before it is over. `None`: nothing comes of it, and the
+    /// caller knows why, or is gone.
     pub(crate) fn join(cx: &mut Context, number: u64, join: Join) -> Option<Self> {
         let Join { incoming, shape, beats, disk_buffer, base, settings } = join;
         let (vm, node, term, address) = (incoming.hello.vm, incoming.hello.node, incoming.term, incoming.address);
@@ -223,8 +224,9 @@ impl StandbySession {
         }
     }
 
-    /// Performs `Action::Commit`: acknowledge first, so that the primary's output leaves, then apply. The base waits until its state has
-    /// been loaded: a VM that is not built like the primary's must not be found out when there is no other one any more.
+    /// Performs `Action::Commit`: acknowledge first, so that the primary's output leaves, then apply. The
+    /// base waits until its state has been loaded: a VM that is not built like the primary's must not be
+    /// found out when there is no other one any more.
     pub(crate) fn commit(&mut self, cx: &mut Context, committed: &Committed) {
         let (epoch, term) = (committed.epoch(), cx.term());
         let Some(mut image) = self.whole.remove(&epoch) else { return };
