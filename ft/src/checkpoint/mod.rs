@@ -2,6 +2,6 @@
 //! first checkpoint.
 
 pub(crate) mod capture;
+pub(crate) mod cpu_placement;
 pub(crate) mod epoch_image;
 pub(crate) mod first_copy;
-pub(crate) mod place;

@@ -50,7 +50,7 @@ pub(crate) enum Message {
     /// Somebody has connected and said what for.
     Incoming(Box<Incoming>),
     /// What the witness says about a caller who waits since then.
-    Vouched(Box<Incoming>, Time, Result<Option<Stored>, String>),
+    WitnessRead(Box<Incoming>, Time, Result<Option<Stored>, String>),
     /// The witness's record was read, to see what it says of this VM.
     RecordRead(Result<Option<Stored>, String>),
     /// The receiving thread.

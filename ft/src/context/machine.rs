@@ -50,6 +50,10 @@ impl Machine {
         self.devices.fd(key)
     }
 
+    pub(crate) fn device_id(&self, key: DeviceKey) -> &str {
+        self.devices.id(key)
+    }
+
     pub(crate) fn memory(&self) -> &Arc<dyn Memory> {
         &self.memory
     }

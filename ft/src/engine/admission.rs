@@ -18,8 +18,8 @@ use crate::context::Context;
 use crate::context::inbox::Message;
 use crate::guest::Shape;
 use crate::options::{StandbyOptions, silence};
-use crate::peers::alike::differences;
-use crate::peers::bounds;
+use crate::peers::compatibility::differences;
+use crate::peers::limits;
 use crate::replica::Session;
 use crate::replica::standby::{Join, welcome};
 use crate::transport::addresses::as_seen_here;
@@ -27,7 +27,7 @@ use crate::transport::listener::Incoming;
 use crate::witness::Stored;
 
 /// A caller whose witness is read no sooner is not waiting any more.
-const VOUCH_LIMIT: Duration = Duration::from_secs(4);
+const WITNESS_LIMIT: Duration = Duration::from_secs(4);
 
 /// What the witness says, or why it does not.
 type Read = Result<Option<Stored>, String>;
@@ -52,7 +52,7 @@ impl Admission {
     }
 
     /// Somebody said hello. Whoever wants a session waits until the witness has been read, if there is one.
-    pub(super) fn called(&self, cx: &mut Context, session: &Session, incoming: Incoming) -> Option<Admitted> {
+    pub(super) fn connected(&self, cx: &mut Context, session: &Session, incoming: Incoming) -> Option<Admitted> {
         if let (Some(ours), Some(theirs)) = (cx.identity().vm(), incoming.hello.vm)
             && ours != theirs
         {
@@ -64,12 +64,12 @@ impl Admission {
             return self.judge(cx, session, incoming, None);
         };
         let (post, since) = (cx.post(), cx.now());
-        witness.read(move |record| post.send(Message::Vouched(Box::new(incoming), since, record)));
+        witness.read(move |record| post.send(Message::WitnessRead(Box::new(incoming), since, record)));
         None
     }
 
     /// The witness has been read for a caller.
-    pub(super) fn vouched(
+    pub(super) fn witness_read(
         &self,
         cx: &mut Context,
         session: &Session,
@@ -77,7 +77,7 @@ impl Admission {
         since: Time,
         record: Read,
     ) -> Option<Admitted> {
-        if cx.now().since(since) > VOUCH_LIMIT {
+        if cx.now().since(since) > WITNESS_LIMIT {
             // It has given up; a session must not end for somebody who is gone.
             incoming.refuse(vec!["the witness took too long".to_owned()]);
             return None;
@@ -123,7 +123,7 @@ impl Admission {
         };
         let beats = [as_seen_here(first, incoming.address), self.on_second_link(second)];
         let mut reasons = objections(cx, &incoming, &shape);
-        reasons.extend(bounds::objection(disk_buffer));
+        reasons.extend(limits::objection(disk_buffer));
         reasons.extend(self.policy_objection(cx.witness().client().is_some(), on_partition));
         match record {
             Some(record) => reasons.extend(witness_objection(cx, &incoming, record)),

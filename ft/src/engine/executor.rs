@@ -380,11 +380,11 @@ impl Executor {
             Message::Quit => return ControlFlow::Break(()),
             Message::Opened(opened, reply) => self.opened(opened, reply),
             Message::Incoming(incoming) => {
-                let admitted = self.admission.called(cx, &self.session, *incoming);
+                let admitted = self.admission.connected(cx, &self.session, *incoming);
                 self.admit(admitted);
             }
-            Message::Vouched(incoming, since, record) => {
-                let admitted = self.admission.vouched(cx, &self.session, *incoming, since, record);
+            Message::WitnessRead(incoming, since, record) => {
+                let admitted = self.admission.witness_read(cx, &self.session, *incoming, since, record);
                 self.admit(admitted);
             }
             Message::RecordRead(record) => cx.record_read(record),

@@ -56,8 +56,8 @@ pub struct Incoming {
     pub term: Term,
     /// Who and what for.
     pub hello: Hello,
-    /// Its place among those who wait for an answer.
-    _place: Place,
+    /// Its slot among those that wait for an answer.
+    _slot: Slot,
 }
 
 impl Incoming {
@@ -91,22 +91,22 @@ impl Incoming {
 #[derive(Clone, Debug, Default)]
 struct Waiting(Arc<Mutex<Vec<IpAddr>>>);
 
-/// A place among them, until it is dropped.
+/// A slot among them, until it is dropped.
 #[derive(Debug)]
-struct Place {
+struct Slot {
     address: IpAddr,
     all: Waiting,
 }
 
 impl Waiting {
-    fn take_place(&self, address: IpAddr) -> Option<Place> {
+    fn take_slot(&self, address: IpAddr) -> Option<Slot> {
         let mut all = self.lock();
         let same = all.iter().filter(|other| **other == address).count();
         if all.len() >= WAITING || same >= WAITING_PER_ADDRESS {
             return None;
         }
         all.push(address);
-        Some(Place { address, all: self.clone() })
+        Some(Slot { address, all: self.clone() })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<IpAddr>> {
@@ -114,7 +114,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut all = self.all.lock();
         if let Some(at) = all.iter().position(|address| *address == self.address) {
@@ -330,13 +330,13 @@ impl<L: Accept> Acceptor<L> {
 
     fn pass_on(&mut self, greeting: Greeting, term: Term, hello: Hello, tell: &dyn Fn(Arrival)) {
         let Greeting { stream, address, .. } = greeting;
-        let Some(place) = self.waiting.take_place(address.ip()) else { return self.count(CROWDED, address) };
+        let Some(slot) = self.waiting.take_slot(address.ip()) else { return self.count(CROWDED, address) };
         let ready = stream
             .set_nodelay(true)
             .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
             .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         match ready {
-            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _place: place }))),
+            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _slot: slot }))),
             Err(_) => self.count("that hung up", address),
         }
     }

@@ -18,13 +18,13 @@ use host_kit::error::chain;
 use pollux_api::status::Peer;
 use serde_json::json;
 
-use crate::checkpoint::place::Place;
+use crate::checkpoint::cpu_placement::CpuPlacement;
 use crate::context::Context;
 use crate::context::inbox::Message;
 use crate::devices::DeviceKey;
 use crate::guest::Shape;
 use crate::identity::SessionKey;
-use crate::peers::bounds::runs_ahead;
+use crate::peers::limits::runs_ahead;
 use crate::stream::image::WholeImage;
 use crate::stream::receiver::{Received, ReceiverHandle};
 use crate::transport::frames::{Stamp, write_frame};
@@ -47,7 +47,7 @@ pub(crate) struct StandbySession {
     latest: Option<Box<WholeImage>>,
     /// The last committed epoch that each device has something of.
     applied: BTreeMap<DeviceKey, Epoch>,
-    place: Place,
+    place: CpuPlacement,
     /// When the primary's word came that it has stopped, and for how long it had by then, in microseconds.
     yielded: Option<(Instant, u64)>,
 }
@@ -110,7 +110,7 @@ impl StandbySession {
             whole: BTreeMap::new(),
             latest: None,
             applied: BTreeMap::new(),
-            place: Place::begin(),
+            place: CpuPlacement::begin(),
             yielded: None,
         })
     }
@@ -207,11 +207,11 @@ impl StandbySession {
 
     /// A disk has all of an epoch.
     pub(crate) fn disk_complete(&mut self, cx: &mut Context, key: DeviceKey, epoch: Epoch) {
-        let id = cx.devices().id(key).to_owned();
         let committed = cx.node().epoch();
         if runs_ahead(epoch, committed, cx.node().settings().depth) {
             // Said once; what a stream that has ended still brings is of no interest.
             if self.is_connected() {
+                let id = cx.devices().id(key);
                 let reason = format!(
                     "the peer misbehaves: it ends epoch {epoch} of {id} although {committed} is the last committed one"
                 );
@@ -219,7 +219,7 @@ impl StandbySession {
             }
             return;
         }
-        if let Some(disk) = self.shape.disk_number(&id) {
+        if let Some(disk) = self.shape.disk_number(cx.machine().device_id(key)) {
             cx.input(Input::DiskComplete { epoch, disk });
         }
     }
@@ -249,7 +249,7 @@ impl StandbySession {
                 return cx.input(Input::PeerLeft { term, reason });
             }
             self.ack(term, epoch);
-            self.place = Place::begin();
+            self.place = CpuPlacement::begin();
         }
         self.recycle(&mut image);
         let applied = &mut self.applied;

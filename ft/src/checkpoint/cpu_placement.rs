@@ -17,7 +17,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// The choice of one session.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct CpuPlacement {
     load: CpuLoad,
     since: Instant,
     /// Inside, `None`: nothing is known of the processors.
@@ -30,7 +30,7 @@ pub(crate) struct Place {
     awaited: u32,
 }
 
-impl Place {
+impl CpuPlacement {
     /// Begins to look how busy the processors are: best when the first copy is over.
     pub(crate) fn begin() -> Self {
         Self { load: CpuLoad::since_now(), since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
@@ -80,8 +80,8 @@ mod tests {
     use super::*;
 
     /// A place that was chosen.
-    fn chosen() -> (Place, Option<u16>) {
-        let mut place = Place::begin();
+    fn chosen() -> (CpuPlacement, Option<u16>) {
+        let mut place = CpuPlacement::begin();
         std::thread::sleep(SETTLE);
         let first = place.next(&[]);
         assert!(first.is_some());
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_place_is_kept_until_a_vcpu_comes_there() {
-        assert_eq!(Place::begin().next(&[]), None, "nothing is known yet");
+        assert_eq!(CpuPlacement::begin().next(&[]), None, "nothing is known yet");
         let (mut place, first) = chosen();
         let Some(first) = first else { return };
         assert_eq!(place.next(&[usize::from(first) + 1]), Some(first));
