@@ -25,46 +25,28 @@ use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-mod applier;
 pub mod args;
 mod backend;
-mod buffer;
+mod blocks;
 mod commands;
 mod control;
-mod copy;
-mod disk;
-mod epoch_log;
-mod feedback;
-mod flight;
+mod frame_socket;
+mod geometry;
 pub mod image;
-mod intake;
 mod mirror;
 pub mod mirror_wire;
-mod order;
-pub mod proof;
-mod range;
 mod receive;
 pub mod record;
-pub mod record_file;
-mod record_v1;
-mod recorder;
-pub mod regions;
-mod reply;
-mod request;
-mod resync;
 pub mod run;
-pub mod show;
-pub mod stamp;
+mod serve;
 mod tracker;
-mod watch;
-mod worker;
 
-pub use worker::Exit;
+pub use serve::Exit;
 
 use backend::Backend;
 use image::Image;
-use record_file::Opened;
-use worker::Worker;
+use record::Opened;
+use serve::Worker;
 
 /// What to serve, and how.
 pub struct Options {

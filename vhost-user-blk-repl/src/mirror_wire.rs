@@ -33,9 +33,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use ft_proto::wire::hash_of_parts;
 use ft_proto::{Epoch, Term, VmId};
 
-use crate::range::Range;
-use crate::request::MAX_DATA;
-use crate::resync::{BLOCK, BLOCKS, HASH_LEN};
+use crate::blocks::{BLOCK, BLOCKS, HASH_LEN};
+use crate::geometry::MAX_DATA;
+use crate::image::range::Range;
 
 pub use ft_proto::device_ctl::ResyncKind;
 
@@ -45,6 +45,9 @@ pub const VERSION: u16 = 3;
 pub const HEADER_LEN: usize = size_of::<Raw>();
 /// No body is longer.
 pub const MAX_BODY: usize = MAX_DATA as usize;
+
+/// What a change counts for apart from its data, in bytes, where changes are bounded: so that many empty ones are bounded too.
+pub const CHANGE_OVERHEAD: u64 = 128;
 
 const MAGIC: [u8; 4] = *b"PXMR";
 /// Longest serial and longest reason.
@@ -118,7 +121,7 @@ pub struct Answer {
     pub former: Option<u128>,
     /// Generation.
     pub generation: u64,
-    /// Regions that may differ from the base: [`crate::regions::Regions::to_bytes`].
+    /// Regions that may differ from the base: [`crate::image::regions::Regions::to_bytes`].
     pub marks: Vec<u8>,
     /// The image is one hole.
     pub empty: bool,

@@ -12,10 +12,10 @@ use common::peer::{Peer, greeting, standby_with_peer};
 use common::*;
 use ft_proto::VmId;
 use ft_proto::device_ctl::Report;
+use vhost_user_blk_repl::image::regions::Regions;
 use vhost_user_blk_repl::mirror_wire::{
     Answer, Begin, Frame, HEADER_LEN, Kind, Name, ResyncKind, decode, encode, encode_fields,
 };
-use vhost_user_blk_repl::regions::Regions;
 
 const SIZE: usize = 2 << 20;
 

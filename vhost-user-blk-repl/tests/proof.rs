@@ -16,9 +16,9 @@ use ft_proto::{Term, VmId};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use vhost_user_blk_repl::proof::Proof;
+use vhost_user_blk_repl::image::stamp::stamp;
+use vhost_user_blk_repl::record::proof::Proof;
 use vhost_user_blk_repl::record::{Record, decode, encode};
-use vhost_user_blk_repl::stamp::stamp;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
@@ -443,7 +443,7 @@ fn a_copy_that_somebody_else_has_changed_is_no_whole_copy() {
     drop(guest);
     primary.kill();
     standby.kill();
-    let told = |image: &Path| vhost_user_blk_repl::show::tell(image, None).unwrap();
+    let told = |image: &Path| vhost_user_blk_repl::record::show::tell(image, None).unwrap();
     assert_eq!(told(&b).state, ft_proto::witness::DiskState::Copy(Term(0)));
     write_at(&b, 9 * MIB);
     for _ in 0..2 {

@@ -14,8 +14,8 @@ use ft_proto::witness::DiskState;
 use ft_proto::{Term, VmId};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use vhost_user_blk_repl::record::show::tell;
 use vhost_user_blk_repl::record::{Record, Role, encode};
-use vhost_user_blk_repl::show::tell;
 
 const SIZE: u64 = 1 << 20;
 

@@ -13,8 +13,8 @@ use common::*;
 use ft_proto::device_ctl::{Command, Report, ResyncKind};
 use ft_proto::{Epoch, Term};
 use tempfile::TempDir;
+use vhost_user_blk_repl::record::show::show;
 use vhost_user_blk_repl::record::{Role, decode};
-use vhost_user_blk_repl::show::show;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;

@@ -1,0 +1,92 @@
+//! Gives the standby's image a new name, once everything in it so far is on stable storage, and tells the primary. On a thread of
+//! its own: neither the stream nor a takeover waits for the disk.
+//!
+//! ```text
+//!   idle ──begin──► between two writes: remember what is written from here on ──► sync ──► record ──► Durable ──► idle
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use ft_proto::Epoch;
+use tracing::warn;
+
+use crate::image::Image;
+use crate::receive::applier::Applier;
+use crate::receive::reply::Replies;
+use crate::record::Base;
+use crate::tracker::{RecordLost, StandbyStream};
+
+/// For one stream.
+pub struct Naming {
+    image: Arc<dyn Image>,
+    replies: Arc<Replies>,
+    /// A name was begun and the primary has not been told of it.
+    busy: AtomicBool,
+}
+
+/// The last one has not been answered.
+#[derive(Debug)]
+pub struct Busy;
+
+#[derive(Debug, thiserror::Error)]
+enum NameError {
+    #[error(transparent)]
+    Sync(#[from] std::io::Error),
+    #[error(transparent)]
+    Record(#[from] RecordLost),
+}
+
+impl Naming {
+    /// Of `image`, for the stream that `replies` go to.
+    #[must_use]
+    pub fn new(image: Arc<dyn Image>, replies: Arc<Replies>) -> Arc<Self> {
+        Arc::new(Self { image, replies, busy: AtomicBool::new(false) })
+    }
+
+    /// The image is to be called `base` as it will be when everything queued so far is applied: the primary is told that it has
+    /// everything up to `epoch` on stable storage. Does not block.
+    ///
+    /// # Errors
+    /// When the last one has not been answered.
+    pub fn begin(
+        self: &Arc<Self>,
+        applier: &Applier,
+        stream: StandbyStream,
+        epoch: Epoch,
+        base: Base,
+    ) -> Result<(), Busy> {
+        if self.busy.swap(true, Ordering::SeqCst) {
+            return Err(Busy);
+        }
+        let naming = self.clone();
+        applier.then(
+            0,
+            Box::new(move |applied| {
+                stream.begin_renaming();
+                let name = move || naming.finish(&stream, epoch, base);
+                // The primary goes on without the answer.
+                if applied && let Err(e) = thread::Builder::new().name("blk_settle".to_owned()).spawn(name) {
+                    warn!("cannot start a thread: {e}");
+                }
+            }),
+        );
+        Ok(())
+    }
+
+    fn finish(&self, stream: &StandbyStream, epoch: Epoch, base: Base) {
+        match self.name(stream, base) {
+            Ok(()) => {
+                self.busy.store(false, Ordering::SeqCst);
+                self.replies.durable(epoch);
+            }
+            Err(e) => warn!("this image is not known to be on stable storage: {e}"),
+        }
+    }
+
+    fn name(&self, stream: &StandbyStream, base: Base) -> Result<(), NameError> {
+        self.image.sync()?;
+        Ok(stream.rename(base)?)
+    }
+}
