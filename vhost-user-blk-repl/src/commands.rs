@@ -101,9 +101,7 @@ impl Worker {
         self.standby = on;
         if on {
             self.mirror = None;
-            self.resubmit.clear();
-            self.drop_waiting();
-            self.forget(None);
+            self.abandon_requests();
         } else {
             self.receiver = None;
             self.serve_all();

@@ -8,9 +8,8 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
 
-use device_counters::{DiskCounters, Page, Transfer};
+use device_counters::{DiskCounters, Page};
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{InFlight, Report};
 use tracing::{debug, error};
@@ -26,8 +25,9 @@ use crate::image::Image;
 use crate::mirror::{Mirror, Room};
 use crate::receive::{Applier, Receiver};
 use crate::record::Purpose;
-use crate::serve::executor::{Executor, Op};
-use crate::serve::flight::{Flight, Pending, Rest};
+use crate::serve::executor::{Done, Executor, Op};
+use crate::serve::flight::{Collected, Flight, Target};
+use crate::serve::pending::Pending;
 use crate::serve::request::{self, Body, Request, Span, scatter};
 use crate::serve::ring::{Guest, Memory, Taken, Vring, answer, signal};
 use crate::tracker::Tracker;
@@ -46,7 +46,7 @@ pub struct Worker {
     pub(crate) vrings: Vec<Vring>,
     pub(crate) memory: Option<Memory>,
     pub(crate) counters: DiskCounters,
-    pub(crate) flight: Flight,
+    flight: Flight,
     /// Some queue has entries that were not taken for want of room, or a request cannot go on for want of it.
     pub(crate) stalled: bool,
     /// The driver takes completed writes for durable.
@@ -267,7 +267,7 @@ impl Worker {
 
     /// As [`Worker::has_room`]. Asks the VMM for a cut, once an epoch, when only that helps.
     pub(crate) fn has_room_for(&mut self, len: u64) -> bool {
-        match self.mirror.as_ref().map_or(Room::Yes, |mirror| mirror.room(len, self.flight.unstarted)) {
+        match self.mirror.as_ref().map_or(Room::Yes, |mirror| mirror.room(len, self.flight.unstarted())) {
             Room::Yes => true,
             Room::Busy => false,
             Room::Full => {
@@ -282,33 +282,19 @@ impl Worker {
 
     fn start(&mut self, queue: u16, head: u16, request: Request, ring: &mut VringState<Memory>, mem: &Guest) -> Taken {
         let status = request.status;
+        let pending = Pending::new(queue, head, status);
         let sync = self.writethrough;
-        let began = Instant::now();
-        let mut pending = Pending::new(queue, head, status);
-        let op = match request.body {
+        let (pending, op) = match request.body {
             Body::GetId(into) => return self.answer_id(head, &into, status, ring, mem),
-            Body::Flush => Op::Flush,
+            Body::Flush => (pending, Some(Op::Flush)),
             Body::Write(range, _) if range.len == 0 => return answer(ring, mem, head, Some((status, request::OK)), 0),
-            Body::Read(range, into) => {
-                pending.transfer = (range.len > 0).then_some((Transfer::Read, began));
-                pending.rest = Some(Rest { range, spans: into, write: false });
-                pending.next_read()
-            }
-            Body::Write(range, from) => {
-                pending.transfer = Some((Transfer::Write, began));
-                pending.ranges = vec![range];
-                pending.rest = Some(Rest { range, spans: from, write: true });
-                match pending.next_write(mem, sync) {
-                    Some(op) => op,
-                    None => return answer(ring, mem, head, Some((status, request::IOERR)), 0),
-                }
-            }
-            Body::Zero(ranges, unmap) => {
-                pending.ranges.clone_from(&ranges);
-                Op::Zero { ranges, unmap, sync }
-            }
+            Body::Read(range, into) => with_first_piece(pending.reading(range, into), mem, sync),
+            Body::Write(range, from) => with_first_piece(pending.writing(range, from), mem, sync),
+            Body::Zero(ranges, unmap) => (pending.zeroing(ranges.clone()), Some(Op::Zero { ranges, unmap, sync })),
         };
-        self.enter(pending, op);
+        let Some(op) = op else { return answer(ring, mem, head, Some((status, request::IOERR)), 0) };
+        let (flight, target) = self.flight();
+        flight.enter(pending, op, &target);
         Taken::Submitted
     }
 
@@ -340,13 +326,196 @@ impl Worker {
         if let Some(trouble) = self.tracker.take_trouble() {
             self.fail(&trouble.to_string());
         }
-        self.start_marked();
+        let (flight, target) = self.flight();
+        flight.start_marked(&target);
         if let Some(mirror) = &self.mirror {
             mirror.settle_if_due();
         }
         if self.stalled {
             self.serve_all();
         }
+    }
+
+    /// The requests under way, and where those go that start now.
+    fn flight(&mut self) -> (&mut Flight, Target<'_>) {
+        // What starts while sealed belongs to the next epoch: in this one it is in flight, and submitted again.
+        let epoch = if self.sealed { self.next_epoch } else { self.epoch };
+        let target = Target { disk: &self.disk, tracker: &self.tracker, mirror: self.mirror.as_ref(), epoch };
+        (&mut self.flight, target)
+    }
+
+    /// Goes on with requests that had no room in the mirror.
+    fn go_on(&mut self) {
+        if !self.sealed {
+            self.flight.take_starved().into_iter().for_each(|id| self.next_piece(id));
+        }
+    }
+
+    /// The next piece of a request, whose last one is done.
+    fn next_piece(&mut self, id: u64) {
+        let (Some(pending), Some(memory)) = (self.flight.get(id), self.memory.clone()) else { return };
+        let Some((len, write)) = pending.next() else { return };
+        if pending.is_forgotten() || self.standby {
+            return self.drop_request(id);
+        }
+        if write && !self.has_room_for(len) {
+            self.flight.starve(id);
+            self.stalled = true;
+            return;
+        }
+        let sync = self.writethrough;
+        let (flight, target) = self.flight();
+        match flight.get_mut(id).and_then(|pending| pending.next_op(&memory.memory(), sync)) {
+            Some(op) => flight.go_on(id, op, &target),
+            None => self.finish(id, request::IOERR, 0),
+        }
+    }
+
+    fn drop_request(&mut self, id: u64) {
+        let (flight, target) = self.flight();
+        flight.remove(id, &target);
+    }
+
+    /// Takes note of what the disk has finished, and tells the guest if that is allowed now.
+    pub fn collect(&mut self) {
+        let (flight, target) = self.flight();
+        let Collected { errors, free } = flight.collect(&target);
+        for (e, wrote) in errors {
+            log_limit::warn_limited!("{e}");
+            if wrote || self.mirror.is_some() {
+                self.fail(&e);
+            }
+        }
+        let (flight, target) = self.flight();
+        flight.start(free, &target);
+        self.deliver();
+    }
+
+    /// Tells the guest about finished requests, and uses the room that they leave.
+    ///
+    /// A request that failed is not told while there is a mirror: it stays in flight, so that a standby that takes over
+    /// submits it again, on its own image. Only when the mirror is over is the error the guest's.
+    pub(crate) fn deliver(&mut self) {
+        if self.sealed {
+            return;
+        }
+        let mut touched = vec![false; self.vrings.len()];
+        for done in self.flight.take_finished(self.mirror.is_some()) {
+            if let Some(queue) = self.piece_done(&done)
+                && let Some(touched) = touched.get_mut(usize::from(queue))
+            {
+                *touched = true;
+            }
+        }
+        for (vring, _) in self.vrings.iter().zip(touched).filter(|(_, touched)| *touched) {
+            signal(&mut vring.get_mut());
+        }
+        if self.stalled {
+            self.serve_all();
+        }
+    }
+
+    /// A piece of a request is done, usually the only one. The queue is returned that has a used entry now.
+    fn piece_done(&mut self, done: &Done) -> Option<u16> {
+        let standby = self.standby;
+        let Some(pending) = self.flight.get(done.id).filter(|pending| !pending.is_forgotten() && !standby) else {
+            self.drop_request(done.id);
+            return None;
+        };
+        let mut status = if done.result.is_ok() { request::OK } else { request::IOERR };
+        if let (Ok(()), Some(data), Some(memory)) = (&done.result, &done.buffer, &self.memory)
+            && scatter(&*memory.memory(), pending.into(), data).is_err()
+        {
+            status = request::IOERR;
+        }
+        let more = self.flight.end_piece(done.id);
+        if status == request::OK && more {
+            self.next_piece(done.id);
+            return None;
+        }
+        let moved = self.flight.get(done.id).map_or(0, Pending::moved);
+        let written = if status == request::OK && done.buffer.is_some() { moved as u32 } else { 0 };
+        self.tell(done.id, status, written)
+    }
+
+    /// Tells the guest how a request went, outside of [`Worker::deliver`].
+    fn finish(&mut self, id: u64, status: u8, written: u32) {
+        let queue = self.tell(id, status, written);
+        if let Some(vring) = queue.and_then(|queue| self.vrings.get(usize::from(queue))) {
+            signal(&mut vring.get_mut());
+        }
+    }
+
+    /// Puts a request into the used ring of the queue that is returned.
+    fn tell(&mut self, id: u64, status: u8, written: u32) -> Option<u16> {
+        let (flight, target) = self.flight();
+        let pending = flight.remove(id, &target);
+        let (pending, memory) = (pending?, self.memory.as_ref()?);
+        let vring = self.vrings.get(usize::from(pending.queue()))?;
+        let status_byte = Some((pending.status(), status));
+        answer(&mut vring.get_mut(), &memory.memory(), pending.head(), status_byte, written);
+        if let Some((transfer, since)) = pending.transfer().filter(|_| status == request::OK) {
+            self.counters.done(transfer, pending.moved(), since.elapsed());
+        }
+        Some(pending.queue())
+    }
+
+    /// The frontend takes a ring away: finishes what it has in flight. While sealed guest memory must not change, so
+    /// there the requests, which the VMM knows from the `Sealed` report, are forgotten instead.
+    pub fn stop_queue(&mut self, queue: u16) {
+        self.resubmit.retain(|request| request.queue != queue);
+        if self.sealed || self.standby {
+            return self.flight.forget(Some(queue));
+        }
+        // Failures that are kept from the guest would never finish.
+        let (flight, target) = self.flight();
+        flight.remove_finished(queue, &target);
+        loop {
+            // Nor would what has no room: it is the VMM that makes room, and it is waiting here.
+            let (flight, target) = self.flight();
+            flight.remove_starved(queue, &target);
+            if !flight.has_any_of(queue) {
+                break;
+            }
+            if flight.is_running() {
+                self.disk.wait();
+                self.collect();
+            } else {
+                self.wait_for_marks();
+            }
+        }
+    }
+
+    /// Writes that are taken wait for their marks, and for nothing else.
+    fn wait_for_marks(&mut self) {
+        if self.tracker.written().is_err() {
+            self.flight.drop_waiting();
+        }
+        let (flight, target) = self.flight();
+        flight.start_marked(&target);
+    }
+
+    /// This host does not run the VM any more: requests that are not done never are, and the guest hears of none.
+    pub(crate) fn abandon_requests(&mut self) {
+        self.resubmit.clear();
+        self.flight.drop_waiting();
+        self.flight.forget(None);
+    }
+
+    /// Every request that was taken and not answered, in the order it was taken.
+    pub(crate) fn in_flight(&self) -> Vec<InFlight> {
+        self.flight.in_flight().chain(self.resubmit.iter().copied()).collect()
+    }
+
+    /// Writes that are started and not in the image yet.
+    pub(crate) fn unfinished_writes(&self) -> impl Iterator<Item = u64> {
+        self.flight.unfinished_writes()
+    }
+
+    /// Whether nothing is being written to the image.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.unfinished_writes().next().is_none()
     }
 
     pub(crate) fn report(&self, report: &Report) {
@@ -362,4 +531,10 @@ impl Worker {
             self.report(&Report::Failed { reason: reason.to_owned() });
         }
     }
+}
+
+/// The request with the operation that it begins with; `None`: its data is not in guest memory.
+fn with_first_piece(mut pending: Pending, mem: &Guest, sync: bool) -> (Pending, Option<Op>) {
+    let op = pending.next_op(mem, sync);
+    (pending, op)
 }
