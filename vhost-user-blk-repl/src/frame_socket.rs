@@ -52,7 +52,7 @@ impl FrameSocket {
         let mut header = [0; HEADER_LEN];
         self.fill(&mut header, true)?;
         let pending = decode(&header).map_err(ReadError::Wire)?;
-        // No more than it says, since it may be held: it is aligned when it is written.
+        // No larger than needed, since it may be held for long; it is aligned when it is written.
         let mut body = vec![0; pending.body_len()];
         self.fill(&mut body, false)?;
         let (frame, checksum) = pending.finish(&body).map_err(ReadError::Wire)?;
@@ -95,14 +95,14 @@ impl FrameSocket {
         stream.write_all(&body[sent - header.len()..])
     }
 
-    /// No call waits for the peer any longer than this.
+    /// Limits how long each call waits for the peer.
     pub fn set_timeout(&self, timeout: Duration) {
-        // The socket is open, and the time is not zero.
+        // Fails only for a timeout of zero.
         let _ = self.stream.set_write_timeout(Some(timeout));
         let _ = self.stream.set_read_timeout(Some(timeout));
     }
 
-    /// Reads what comes, until `buf` is full or nothing comes.
+    /// Reads bytes that are not needed; how many.
     pub fn skip(&self, buf: &mut [u8]) -> io::Result<usize> {
         (&self.stream).read(buf)
     }

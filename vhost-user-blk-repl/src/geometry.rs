@@ -1,4 +1,4 @@
-//! What the guest is told about the disk: its size, its units, and the limits of a request.
+//! Properties of the disk that the guest sees: its size, its units, and the limits of a request.
 
 /// Most data bytes of one request of a driver that heeds the limits: what [`SEG_MAX`] segments of [`SIZE_MAX`] bytes can carry.
 /// Longer ones are served in pieces of this size.

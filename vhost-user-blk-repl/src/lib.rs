@@ -2,19 +2,19 @@
 //! host, and applies or discards the peer's writes by epoch.
 //!
 //! ```text
-//!            vhost-user socket                   ft-ctl socket
-//!                   |                                 |
-//!   guest ring -> backend -> worker <- commands <- control
-//!                   request    |  \
-//!                            disk  mirror, copy == mirror_wire ==> receive, intake, epoch_log -> applier
-//!                              |     feedback <== mirror_wire ==== reply                            |
-//!       tracker, recorder   watch                                                              tracker, watch
-//!                              |                                                                    |
-//!                            image                                                       image (standby)
+//!            vhost-user socket          ft-ctl socket
+//!                   |                        |
+//!   guest ring -> backend -> serve <- commands <- control
+//!                            |   \
+//!                    tracker |    mirror == mirror_wire ==> receive
+//!                        \   |                               |   tracker
+//!                          image                             |   /
+//!                        (primary)                          image
+//!                                                         (standby)
 //! ```
 //!
-//! `tracker` keeps the image's `record` true: whose it is, and where it may differ from its peer's. `watch` and `proof` show that
-//! record and image belong together. `resync` makes a plan of two records.
+//! Each folder's first page has its own chart. Above is who calls: `serve` performs requests, `mirror` and `receive` are the two ends
+//! of the stream, `tracker` keeps the `record` of the image true: which VM's it is, and where it may differ from its peer's.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -64,7 +64,7 @@ pub struct Options {
     pub threads: usize,
     /// The image's record; without one nothing is refused and every resynchronisation compares the whole image.
     pub record: Option<Opened>,
-    /// Where to count; without it nobody sees the counters.
+    /// Page of the counters; without one they are private.
     pub counters: Option<Page>,
 }
 
@@ -117,8 +117,8 @@ impl Device {
         move |fd| backend.attach_control(fd)
     }
 
-    /// What ends the disk in good order: finishes what counts and notes that the image is closed. To be called once, by whoever
-    /// ends the process after that.
+    /// Shuts the disk down cleanly: applies released writes, then records that the image is closed. To be called once, just
+    /// before the process ends.
     fn closer(&self) -> impl FnOnce() + Send + 'static {
         let backend = self.backend.clone();
         move || backend.close()

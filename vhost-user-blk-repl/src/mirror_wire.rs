@@ -46,7 +46,7 @@ pub const HEADER_LEN: usize = size_of::<Raw>();
 /// No body is longer.
 pub const MAX_BODY: usize = MAX_DATA as usize;
 
-/// What a change counts for apart from its data, in bytes, where changes are bounded: so that many empty ones are bounded too.
+/// What a change counts for besides its data, in bytes, so that bounds on bytes also bound the number of empty changes.
 pub const CHANGE_OVERHEAD: u64 = 128;
 
 const MAGIC: [u8; 4] = *b"PXMR";
@@ -90,7 +90,7 @@ pub enum Kind {
     Renamed,
 }
 
-/// What a primary says of its disk.
+/// A primary's description of its disk.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Greeting {
     /// Serial number.
@@ -108,7 +108,7 @@ pub struct Name {
     pub base: u128,
 }
 
-/// What a standby's record says.
+/// A standby's record.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Answer {
     /// Name of the disk.
@@ -323,7 +323,7 @@ impl Pending {
     }
 }
 
-/// Number and checksum of the Write and Zeroes frames of one epoch: what an End frame says.
+/// Number and checksum of the Write and Zeroes frames of one epoch, as an End frame announces them.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Digest {
     /// How many.

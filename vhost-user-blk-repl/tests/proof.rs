@@ -362,7 +362,7 @@ fn an_image_that_is_cut_off_under_its_process_is_an_error() {
     assert_eq!(guest.write(0, 8 * MIB / 512, &[1; 4096]), 1);
     assert_eq!(guest.read(0, 8 * MIB / 512, 4096).0, 1);
     assert_eq!(std::fs::metadata(&a).unwrap().len(), 4 * MIB, "nobody has made it longer");
-    assert!(host.vmm.failed().contains("cut it off"));
+    assert!(host.vmm.failed().contains("it was truncated"));
 }
 
 fn own(host: &Host, vm: u128, term: u64) -> Report {
@@ -443,7 +443,7 @@ fn a_copy_that_somebody_else_has_changed_is_no_whole_copy() {
     drop(guest);
     primary.kill();
     standby.kill();
-    let told = |image: &Path| vhost_user_blk_repl::record::show::tell(image, None).unwrap();
+    let told = |image: &Path| vhost_user_blk_repl::record::show::inspect(image, None).unwrap();
     assert_eq!(told(&b).state, ft_proto::witness::DiskState::Copy(Term(0)));
     write_at(&b, 9 * MIB);
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! The raw disk image: open with a lock, read, write, zero, sync. Refusals name the path and the way out.
+//! The raw disk image: open with a lock, read, write, zero, sync. Errors name the path and the remedy.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -30,7 +30,7 @@ pub enum OpenError {
     /// Neither a regular file nor a block device.
     #[error("--path {0}: not a disk image: need a regular file or a block device")]
     Kind(String),
-    /// A size the guest cannot be told.
+    /// A size that virtio cannot express.
     #[error("--path {0}: size is {1} bytes, need a multiple of {2}, at least one; resize with `truncate -s SIZE {0}`")]
     Size(String, u64, u32),
     /// Not a raw image.
@@ -44,7 +44,7 @@ pub enum OpenError {
 /// A raw image in a file or on a block device, locked for as long as it is open.
 pub struct FileImage {
     file: File,
-    /// A device does not become smaller under us.
+    /// A block device cannot be truncated.
     is_file: bool,
     size: u64,
     block: u32,
@@ -95,12 +95,12 @@ impl FileImage {
         self.block
     }
 
-    /// Somebody may have made the file smaller: a write would make it larger again, and nobody would know what is missing.
+    /// Checks that the file was not truncated: a write would extend it again, and hide that data is missing.
     fn is_whole(&self) -> io::Result<()> {
         let len = if self.is_file { self.file.metadata()?.len() } else { self.size };
         if len < self.size {
-            let told = format!("the image has only {len} of its {} bytes left: somebody has cut it off", self.size);
-            return Err(io::Error::other(told));
+            let message = format!("the image has only {len} of its {} bytes left: it was truncated", self.size);
+            return Err(io::Error::other(message));
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Image for FileImage {
     }
 }
 
-/// Block size that direct I/O needs: tried, because not every file system tells.
+/// Block size that direct I/O needs: found by trying, because not every file system reports it.
 fn direct_block(file: &File) -> io::Result<u32> {
     for block in [512, 4096] {
         match file.read_at(&mut Buffer::zeroed(block as usize), 0) {
@@ -199,7 +199,7 @@ fn lock(file: &File, path: &Path, shared: bool) -> Result<(), OpenError> {
     }
 }
 
-/// Other processes that have the file open: the kernel does not tell who owns a lock of this kind.
+/// Other processes that have the file open: the kernel does not report the owner of a lock of this kind.
 fn holders(file: &File) -> Vec<String> {
     let Ok(wanted) = file.metadata() else { return Vec::new() };
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };

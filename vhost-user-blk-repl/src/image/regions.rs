@@ -15,7 +15,7 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// No region of an image of `size` bytes.
+    /// The empty set for an image of `size` bytes.
     #[must_use]
     pub fn new(size: u64) -> Self {
         let mut shift = SMALLEST_SHIFT;
@@ -34,12 +34,12 @@ impl Regions {
 
     /// How many regions the image has.
     #[must_use]
-    pub fn of_image(&self) -> usize {
+    pub fn total(&self) -> usize {
         self.size.div_ceil(1 << self.shift) as usize
     }
 
-    /// Numbers of the regions that `range` touches.
-    pub fn touched(&self, range: &Range) -> std::ops::Range<usize> {
+    /// Numbers of the regions that `range` overlaps.
+    pub fn overlapping(&self, range: &Range) -> std::ops::Range<usize> {
         let first = (range.offset >> self.shift) as usize;
         let end = (range.end().min(self.size).div_ceil(1 << self.shift)) as usize;
         first..if range.len == 0 { first } else { end }
@@ -47,37 +47,37 @@ impl Regions {
 
     /// Whether region `index` is in the set.
     #[must_use]
-    pub fn has(&self, index: usize) -> bool {
+    pub fn contains(&self, index: usize) -> bool {
         self.words.get(index / 64).is_some_and(|word| word & 1 << (index % 64) != 0)
     }
 
-    /// Adds region `index`; whether it is new.
-    pub fn add(&mut self, index: usize) -> bool {
-        let new = !self.has(index);
+    /// Adds region `index`; whether it was not in the set before.
+    pub fn insert(&mut self, index: usize) -> bool {
+        let new = !self.contains(index);
         if let Some(word) = self.words.get_mut(index / 64) {
             *word |= 1 << (index % 64);
         }
         new
     }
 
-    /// Takes region `index` out.
+    /// Removes region `index`.
     pub fn remove(&mut self, index: usize) {
         if let Some(word) = self.words.get_mut(index / 64) {
             *word &= !(1 << (index % 64));
         }
     }
 
-    /// Adds what `other` has.
-    pub fn unite(&mut self, other: &Self) {
+    /// Adds every region of `other`.
+    pub fn union_with(&mut self, other: &Self) {
         self.words.iter_mut().zip(&other.words).for_each(|(word, more)| *word |= more);
     }
 
-    /// Keeps only what `other` has too.
-    pub fn intersect(&mut self, other: &Self) {
+    /// Keeps only regions that `other` has too.
+    pub fn intersect_with(&mut self, other: &Self) {
         self.words.iter_mut().zip(&other.words).for_each(|(word, more)| *word &= more);
     }
 
-    /// How many there are.
+    /// Number of regions in the set.
     #[must_use]
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
@@ -85,7 +85,7 @@ impl Regions {
 
     /// Their numbers, ascending.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
-        (0..self.of_image()).filter(|index| self.has(*index))
+        (0..self.total()).filter(|index| self.contains(*index))
     }
 
     /// The bytes they cover, ascending, neighbours joined.
@@ -115,7 +115,7 @@ impl Regions {
         let mut set = Self::new(size);
         let words: Vec<u64> =
             bytes.chunks_exact(8).filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?))).collect();
-        let inside = |set: &Self| (set.of_image()..set.words.len() * 64).all(|index| !set.has(index));
+        let inside = |set: &Self| (set.total()..set.words.len() * 64).all(|index| !set.contains(index));
         if bytes.len() != set.words.len() * 8 {
             return None;
         }
@@ -133,15 +133,15 @@ mod tests {
     #[test]
     fn ranges_touch_regions_and_regions_join_to_ranges() {
         let mut set = Regions::new(10 * MIB + 512);
-        assert_eq!(set.of_image(), 11);
-        assert_eq!(set.touched(&Range::new(MIB - 512, 512)), 0..1);
-        assert_eq!(set.touched(&Range::new(MIB - 512, 1024)), 0..2);
-        assert_eq!(set.touched(&Range::new(10 * MIB, 512)), 10..11);
-        assert_eq!(set.touched(&Range::new(3 * MIB, 0)).count(), 0);
-        assert!([1, 2, 10].into_iter().all(|index| set.add(index)) && !set.add(2));
+        assert_eq!(set.total(), 11);
+        assert_eq!(set.overlapping(&Range::new(MIB - 512, 512)), 0..1);
+        assert_eq!(set.overlapping(&Range::new(MIB - 512, 1024)), 0..2);
+        assert_eq!(set.overlapping(&Range::new(10 * MIB, 512)), 10..11);
+        assert_eq!(set.overlapping(&Range::new(3 * MIB, 0)).count(), 0);
+        assert!([1, 2, 10].into_iter().all(|index| set.insert(index)) && !set.insert(2));
         assert_eq!(set.ranges(), [Range::new(MIB, 2 * MIB), Range::new(10 * MIB, 512)]);
         set.remove(1);
-        assert_eq!((set.count(), set.has(1), set.has(2)), (2, false, true));
+        assert_eq!((set.count(), set.contains(1), set.contains(2)), (2, false, true));
     }
 
     #[test]
@@ -149,14 +149,14 @@ mod tests {
         let set = |members: &[usize]| {
             let mut set = Regions::new(200 * MIB);
             for index in members {
-                set.add(*index);
+                set.insert(*index);
             }
             set
         };
         let mut a = set(&[1, 100]);
-        a.unite(&set(&[2, 100]));
+        a.union_with(&set(&[2, 100]));
         assert_eq!(a, set(&[1, 2, 100]));
-        a.intersect(&set(&[0, 2]));
+        a.intersect_with(&set(&[0, 2]));
         assert_eq!(a, set(&[2]));
     }
 
@@ -164,7 +164,7 @@ mod tests {
     fn bytes_come_back_or_are_refused() {
         let size = 100 * MIB;
         let mut set = Regions::new(size);
-        set.add(99);
+        set.insert(99);
         let mut bytes = set.to_bytes();
         assert_eq!(Regions::from_bytes(size, &bytes), Some(set));
         assert_eq!(Regions::from_bytes(size * 2, &bytes), None);
@@ -177,7 +177,7 @@ mod tests {
         for size in [1, MIB, 1 << 38, 1 << 40, 1 << 60] {
             let set = Regions::new(size);
             assert!(set.to_bytes().len() <= 32 * 1024);
-            assert_eq!(set.touched(&Range::new(0, size)).len(), set.of_image());
+            assert_eq!(set.overlapping(&Range::new(0, size)).len(), set.total());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the kernel says about an image's file, and about this boot of the host.
+//! Identity and change times of an image's file, as the kernel reports them, and the identity of this boot of the host.
 
 use std::fs::{self, File};
 use std::io;
@@ -27,27 +27,27 @@ impl Moment {
     }
 }
 
-/// Which file it is: no other one has the same, not even one that gets its inode later.
+/// Identifies a file: no other one has the same, not even one that reuses its inode.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct FileId {
     /// The file system.
     pub system: u128,
     /// Its number there.
     pub inode: u64,
-    /// How often that number was given away, if the file system counts.
+    /// How often that number was reused, if the file system counts.
     pub generation: u64,
-    /// When it was made.
+    /// When it was created.
     pub born: Moment,
 }
 
-/// What a file's inode says.
+/// Identity and times of a file, from its inode.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Stamp {
     /// Which file.
     pub file: FileId,
     /// Its last change of any kind.
     pub changed: Moment,
-    /// Its last write, or what somebody has set that to.
+    /// Its last write, or whatever `utimes` has set that to.
     pub written: Moment,
 }
 
@@ -75,7 +75,7 @@ mod ioctl {
 /// File systems that set a file's change time on this host, at every change, and keep it: ext4, XFS, btrfs, f2fs, tmpfs.
 const KEEP_TIMES: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
 
-/// What `file` says now; `None` for a device, or on a file system whose times prove nothing.
+/// The stamp of `file` now; `None` for a device, or on a file system whose times prove nothing.
 ///
 /// # Errors
 /// Of the kernel.
@@ -125,14 +125,14 @@ fn moment(time: SystemTime) -> Moment {
     }
 }
 
-/// This boot of the host; 0 when the kernel does not tell, which is no boot's number.
+/// Identifies this boot of the host; 0, which no boot has, if the kernel does not report it.
 #[must_use]
 pub fn boot() -> u128 {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 
-/// Something is where a file should be.
+/// The path leads to something other than a regular file.
 #[must_use]
 pub fn no_file() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")
@@ -141,15 +141,15 @@ pub fn no_file() -> io::Error {
 /// The first `limit` bytes of a regular file, or all of it if it is not longer; never waits for a writer.
 ///
 /// # Errors
-/// Of the kernel; when it is something else than a regular file, or longer.
+/// Of the kernel; when it is not a regular file, or longer.
 pub fn read_bounded(file: &File, limit: usize) -> io::Result<Vec<u8>> {
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(no_file());
     }
     if meta.len() > limit as u64 {
-        let told = format!("it has {} bytes, none that is needed has more than {limit}", meta.len());
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, told));
+        let message = format!("it has {} bytes, more than the {limit} that any such file has", meta.len());
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
     }
     let mut bytes = vec![0; meta.len() as usize];
     let mut len = 0;

@@ -11,7 +11,7 @@ use crate::blocks::{BLOCK, BLOCKS, hashes, parts};
 use crate::image::Image;
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
-use crate::mirror::feedback::{Heard, UNANSWERED};
+use crate::mirror::feedback::{Answers, UNANSWERED};
 use crate::mirror::outbox::Body;
 use crate::mirror::plan::Plan;
 use crate::mirror::state::State;
@@ -20,11 +20,11 @@ use crate::mirror_wire::{HEADER_LEN, Kind, ResyncKind};
 use crate::tracker::PrimarySession;
 
 const CHUNK: u64 = BLOCK * BLOCKS;
-/// Longest hole that is looked at in one step, so that progress is seen.
+/// Longest hole that is skipped in one step, so that progress is visible.
 const HOLE: u64 = 1 << 30;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
-/// How far the copy is, as the VMM is told.
+/// Progress of the copy, as reported to the VMM.
 struct Progress {
     kind: ResyncKind,
     done: u64,
@@ -43,7 +43,7 @@ impl Progress {
         Report::Resync { kind: self.kind, done: self.done, total: self.total, sent: self.sent }
     }
 
-    /// What to report now, if it is time for it.
+    /// The next report, if it is due.
     fn due(&mut self) -> Option<Report> {
         let now = Instant::now();
         let due = self.done < self.total && now - self.reported >= PROGRESS_EVERY;
@@ -68,39 +68,39 @@ impl Pace {
     }
 }
 
-/// The thread's own.
+/// The thread's state.
 pub struct Copier {
     stream: Arc<Stream>,
     record: Arc<PrimarySession>,
     image: Arc<dyn Image>,
-    heard: Heard,
+    answers: Answers,
     pace: Pace,
     /// Chunks whose hashes are under way.
     unanswered: VecDeque<Range>,
 }
 
 impl Copier {
-    /// Copies `image` to the stream's peer, as soon as that is `heard`.
+    /// Copies `image` to the stream's peer, once that has sent its record.
     #[must_use]
     pub fn new(
         stream: Arc<Stream>,
         record: Arc<PrimarySession>,
         image: Arc<dyn Image>,
-        heard: Heard,
+        answers: Answers,
         rate: u64,
     ) -> Self {
         let pace = Pace { rate, next: Instant::now() };
-        Self { stream, record, image, heard, pace, unanswered: VecDeque::new() }
+        Self { stream, record, image, answers, pace, unanswered: VecDeque::new() }
     }
 
     /// Copies all.
     pub fn run(mut self) {
-        // `None`: the stream is closed, and whoever closed it has said why.
+        // `None`: the stream is closed, and the reason was reported.
         let _ = self.resynchronise();
     }
 
     fn resynchronise(&mut self) -> Option<()> {
-        let plan = self.heard.plan.recv().ok()?;
+        let plan = self.answers.plan.recv().ok()?;
         let mut progress = Progress::new(&plan);
         let reports = self.stream.reports().clone();
         reports.report(&progress.report());
@@ -127,7 +127,7 @@ impl Copier {
         Some(())
     }
 
-    /// Deals with the chunk or hole at the start of `left`; where the next one begins.
+    /// Processes the chunk or hole at the start of `left`; returns where the next one begins.
     fn step(&mut self, left: Range, progress: &mut Progress) -> Option<u64> {
         // Chunks do not cross the boundaries that both sides count blocks from.
         let chunk = Range::new(left.offset, left.len.min(CHUNK - left.offset % CHUNK));
@@ -148,14 +148,14 @@ impl Copier {
         Some(chunk.end())
     }
 
-    /// Sends what has been declared with [`Copier::begin`].
+    /// Sends a chunk that was begun with [`Copier::begin`].
     fn copy(&mut self, range: Range, progress: &mut Progress) -> Option<()> {
         let data = self.read(range)?;
         let data = if data.is_zero() { None } else { Some(Arc::new(data)) };
         self.finish(range, data.as_ref(), progress)
     }
 
-    /// Sends hashes, and deals with the answers to former ones if there are many.
+    /// Sends hashes. Processes the oldest answer if many are outstanding.
     fn compare(&mut self, range: Range, progress: &mut Progress) -> Option<()> {
         let body = hashes(&self.read(range)?);
         progress.sent += (HEADER_LEN + body.len()) as u64;
@@ -167,7 +167,7 @@ impl Copier {
     /// Waits for the oldest answer and sends the blocks that differ.
     fn answered(&mut self, progress: &mut Progress) -> Option<()> {
         let asked = self.unanswered.pop_front()?;
-        let (offset, mask) = self.heard.differ.recv().ok()?;
+        let (offset, mask) = self.answers.differ.recv().ok()?;
         if offset != asked.offset {
             self.stream.lose("the peer misbehaves: it compares what it was not asked for");
             return None;
@@ -190,12 +190,12 @@ impl Copier {
         Some(data)
     }
 
-    /// Waits until the copy may go on, then declares what is read.
+    /// Waits until the copy may continue, then begins a chunk.
     fn begin(&self, range: Range) -> Option<()> {
         self.stream.begin_chunk(range, self.pace.next)
     }
 
-    /// Queues what was read, without what has been written meanwhile; no `data` are zeroes.
+    /// Queues the data that was read, `None` for zeroes, except where the guest has written since.
     fn finish(&self, range: Range, data: Option<&Arc<Buffer>>, progress: &mut Progress) -> Option<()> {
         let kind = if data.is_some() { Kind::Copy } else { Kind::CopyZero };
         let body = |part: &Range| match data {

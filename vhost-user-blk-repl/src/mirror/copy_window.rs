@@ -10,13 +10,13 @@ use crate::image::range::Range;
 
 struct Chunk {
     range: Range,
-    /// Parts of it that are in the stream as guest's writes.
+    /// Parts of it that are in the stream as guest writes.
     written: Vec<Range>,
 }
 
 /// The writes under way, and the chunk that the copy reads.
 pub struct CopyWindow {
-    /// Writes that were taken before the stream began: the copy must not look at the image before they are done.
+    /// Writes that were started before the stream began: the copy must not read the image before they are done.
     earlier: HashSet<u64>,
     /// Writes that are in the stream and not yet in the image.
     writes: HashMap<u64, Vec<Range>>,
@@ -30,13 +30,13 @@ impl CopyWindow {
         Self { earlier, writes: HashMap::new(), chunk: None }
     }
 
-    /// Whether the copy may look at the image.
+    /// Whether the copy may read the image.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.earlier.is_empty()
     }
 
-    /// A write is in the stream and about to be in the image.
+    /// A write is in the stream and goes to the image next.
     pub fn write_started(&mut self, id: u64, ranges: &[Range]) {
         if let Some(chunk) = &mut self.chunk {
             chunk.written.extend(ranges.iter().filter(|range| range.overlaps(&chunk.range)));
@@ -44,7 +44,7 @@ impl CopyWindow {
         self.writes.insert(id, ranges.to_vec());
     }
 
-    /// A write is in the image, or has failed; whether the copy may look at the image because of that.
+    /// A write has reached the image, or failed. Whether the copy may read the image from now on.
     pub fn write_done(&mut self, id: u64) -> bool {
         self.writes.remove(&id);
         self.earlier.remove(&id) && self.is_open()
@@ -81,7 +81,7 @@ mod tests {
         let mut window = CopyWindow::new(HashSet::from([1, 2]));
         assert!(!window.is_open() && !window.write_done(1) && !window.write_done(3));
         assert!(window.write_done(2) && window.is_open());
-        assert!(!window.write_done(2), "said once");
+        assert!(!window.write_done(2), "true once");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The thread that hears the standby on the mirror stream: its record, which blocks differ, what it has made durable, and why it
-//! refuses. The copy and the sending thread get what they wait for through channels, which close when this thread ends.
+//! The thread that reads the standby's answers on the mirror stream: its record, which blocks differ, what it has on stable
+//! storage, or a refusal. The copy and the sending thread get theirs through channels, which close when this thread ends.
 
 use std::io;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use crate::tracker::PrimarySession;
 /// Chunks whose hashes may be under way: both sides hash at the same time.
 pub const UNANSWERED: usize = 16;
 
-/// What the copy hears.
-pub struct Heard {
-    /// How the images are made equal, and which ranges are looked at. Comes first.
+/// The answers that the copy waits for.
+pub struct Answers {
+    /// How the images are made equal, and which ranges are compared or copied. Comes first.
     pub plan: Receiver<Plan>,
     /// Answers to hashes: where, and which blocks differ.
     pub differ: Receiver<(u64, u64)>,
 }
 
-/// Why nothing more is heard.
+/// Why the stream ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
     #[error("the peer closed the mirror stream")]
@@ -53,22 +53,22 @@ impl From<ReadError> for End {
     }
 }
 
-/// The thread's own.
+/// The thread's state.
 pub struct Feedback {
     stream: Arc<Stream>,
     record: Arc<PrimarySession>,
-    /// Who waits for the plan; `None` once the peer has answered the greeting.
+    /// Where the plan goes; `None` once the peer has answered the greeting.
     unplanned: Option<(Sender<Begin>, Sender<Plan>)>,
     differ: Sender<(u64, u64)>,
 }
 
 impl Feedback {
-    /// On this stream; what the sending thread waits for, and the copy.
+    /// On this stream; also returns what the sending thread and the copy wait for.
     #[must_use]
-    pub fn new(stream: Arc<Stream>, record: Arc<PrimarySession>) -> (Self, Receiver<Begin>, Heard) {
+    pub fn new(stream: Arc<Stream>, record: Arc<PrimarySession>) -> (Self, Receiver<Begin>, Answers) {
         let ((begin, begins), (plan, plans), (differ, differs)) = (bounded(1), bounded(1), bounded(UNANSWERED));
         let feedback = Self { stream, record, unplanned: Some((begin, plan)), differ };
-        (feedback, begins, Heard { plan: plans, differ: differs })
+        (feedback, begins, Answers { plan: plans, differ: differs })
     }
 
     /// Listens until the stream ends, and loses it then.
@@ -108,13 +108,13 @@ impl Feedback {
         let bytes: u64 = plan.ranges.iter().map(|range| range.len).sum();
         info!("{} resynchronisation of the peer's image, {bytes} bytes to look at", plan.begin.kind.name());
         self.stream.with(|state| state.begin_naming(Base(plan.begin.base)));
-        // Those who wait are gone only when the stream has ended.
+        // Fails only when the stream has ended.
         let _ = begin.send(plan.begin.clone());
         let _ = copy.send(plan);
         Ok(())
     }
 
-    /// What the standby has up to `epoch` is on stable storage there, under its new name. Takes over the name, and says so.
+    /// The standby has everything up to `epoch` on stable storage, under a new name. Records the name here, too, and confirms.
     fn durable(&self, epoch: Epoch) {
         let Some((base, busy)) = self.stream.with(|state| state.named()) else { return };
         let settled = self.record.settle(epoch, base, &busy);

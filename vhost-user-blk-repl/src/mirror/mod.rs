@@ -7,8 +7,8 @@
 //!                         │ Copy, Hashes      │ Renamed           │                         ║
 //!                       copier ◄─Plan, Differ─┴──── feedback ◄══════════════════════════════╝
 //! ```
-//! In: guest writes as they are started, epoch ends, releases, and what the peer says. Out: the stream, reports, and a wake-up for
-//! the worker when there is room again. Never blocks its caller, never holds up the local disk after the stream broke.
+//! In: guest writes as they start, epoch ends, releases, and the peer's answers. Out: the stream, reports, and a wake-up for the
+//! worker when there is room again. Never blocks its caller, and never delays the local disk after the stream broke.
 
 mod copier;
 mod copy_window;
@@ -64,7 +64,7 @@ pub struct Mirror {
 
 impl Mirror {
     /// Greets the peer on the connected stream `fd` and makes its image equal to `image` in the background. `earlier` are the ids
-    /// of writes that have been started but are not done. `wake` is written when the worker should look again.
+    /// of writes that have been started but are not done. `wake` is signalled when the worker should try again.
     ///
     /// # Errors
     /// When the descriptor is not a socket or the kernel refuses a thread.
@@ -82,11 +82,11 @@ impl Mirror {
         let mirror = Self { stream: stream.clone(), record: record.clone() };
         let on_record = record.record();
         let greeting = Greeting { serial, vm: on_record.vm, term: on_record.term };
-        let (feedback, begin, heard) = Feedback::new(stream.clone(), record.clone());
+        let (feedback, begin, answers) = Feedback::new(stream.clone(), record.clone());
         let (sender, size) = (Sender::new(stream.clone()), image.size());
         spawn("blk_send", move || sender.run(epoch, size, &greeting, &begin))?;
         spawn("blk_feedback", move || feedback.run())?;
-        let copier = Copier::new(stream, record, image, heard, rate);
+        let copier = Copier::new(stream, record, image, answers, rate);
         spawn("blk_copy", move || copier.run())?;
         Ok(mirror)
     }
@@ -118,8 +118,8 @@ impl Mirror {
         }
     }
 
-    /// `epoch` is over: everything of it is in the queue, and `next` follows. Tells whether the epoch is idle: then there was
-    /// nothing, and the standby's disk does not hear of it. A stream that has broken cannot know, and is never idle.
+    /// `epoch` is over: all of it is queued, and `next` follows. Whether the epoch is idle: then it has no frames, and the standby's
+    /// disk is not told of it. On a broken stream no epoch is idle.
     pub fn end(&self, epoch: Epoch, next: Epoch) -> bool {
         let idle = self.stream.with(|state| state.end_epoch(epoch, next));
         if !idle {
@@ -138,7 +138,7 @@ impl Mirror {
         self.stream.with(|state| state.outbox_mut().release(epoch));
     }
 
-    /// Asks the standby what it has on stable storage, if there are so many marks that some should go.
+    /// Asks the standby what it has on stable storage, if there are so many marks that some should be removed.
     pub fn settle_if_due(&self) {
         if self.record.settle_is_due() {
             self.stream.update(|state| state.persist(Base(new_id())));

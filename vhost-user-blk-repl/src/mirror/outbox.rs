@@ -1,5 +1,5 @@
-//! Frames that wait to be sent, and what the worker must know of them: whether there is room, what is uncommitted, and whether an
-//! epoch has anything. Pure.
+//! Frames that wait to be sent, and what the worker asks about them: whether there is room, how much is uncommitted, and whether an
+//! epoch has any. Pure.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -29,7 +29,7 @@ pub enum Body {
     None,
     /// These bytes.
     Bytes(Vec<u8>),
-    /// Part of a buffer that others have too.
+    /// Part of a shared buffer.
     Part(Arc<Buffer>, Range),
 }
 
@@ -62,17 +62,17 @@ pub struct Outbox {
     queued: u64,
     /// The VMM's bound in bytes: so much may be queued, half of it uncommitted.
     limit: u64,
-    /// A write was refused for want of room in the queue.
+    /// A write was refused because the queue was full.
     refused: bool,
     uncommitted: Uncommitted,
     /// The epoch that writes belong to now.
     epoch: Epoch,
-    /// Whether something of it was queued.
+    /// Whether it has any frames.
     has_data: bool,
 }
 
 impl Outbox {
-    /// Empty, in `epoch`, of which the greeting is.
+    /// Empty, in `epoch`, to which the greeting belongs.
     #[must_use]
     pub fn new(epoch: Epoch, limit: u64) -> Self {
         let uncommitted = Uncommitted::default();
@@ -84,7 +84,7 @@ impl Outbox {
         let uncommitted = self.uncommitted.total();
         let before = uncommitted + waiting;
         if before > 0 && before + len + CHANGE_OVERHEAD > self.limit / 2 {
-            // The worker looks again when those that wait are started.
+            // The worker tries again when those that wait are started.
             return if uncommitted > 0 { Room::Full } else { Room::Busy };
         }
         if self.queued > self.limit {
@@ -101,7 +101,7 @@ impl Outbox {
         self.queue.push_back((frame, body));
     }
 
-    /// Queues a frame of the epoch now.
+    /// Queues a frame of the current epoch.
     pub fn push_now(&mut self, kind: Kind, offset: u64, len: u64, body: Body) {
         self.push(Frame { kind, epoch: self.epoch, offset, len }, body);
     }
@@ -112,7 +112,7 @@ impl Outbox {
         self.push(frame, body);
     }
 
-    /// `epoch` is over and `next` follows; whether nothing of it was queued: the standby's disk need not hear of it then.
+    /// `epoch` is over and `next` follows. Whether it had no frames: then it is not announced to the standby's disk.
     pub fn end_epoch(&mut self, epoch: Epoch, next: Epoch) -> bool {
         self.epoch = next;
         let idle = !mem::take(&mut self.has_data);
@@ -151,14 +151,14 @@ impl Outbox {
         Some((frame, body))
     }
 
-    /// Whether a write that was refused for want of room should be tried again now. Says so once.
+    /// Whether a write that was refused for want of room should be tried again now. Fields so once.
     pub fn has_room_again(&mut self) -> bool {
         let again = self.refused && self.queued <= self.limit / 2;
         self.refused &= !again;
         again
     }
 
-    /// Nothing is going to be sent.
+    /// Drops all frames.
     pub fn clear(&mut self) {
         self.queue.clear();
     }
@@ -190,13 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn whoever_found_no_room_is_told_once_when_half_of_it_is_free() {
+    fn a_refused_write_is_tried_again_once_half_of_the_queue_is_free() {
         let mut outbox = Outbox::new(Epoch(1), LIMIT);
         for _ in 0..5 {
             let (frame, body) = write(1, 256 << 10);
             outbox.push(frame, body);
         }
-        assert!(!outbox.has_room_again(), "nobody asked");
+        assert!(!outbox.has_room_again(), "none was refused");
         assert_eq!(outbox.room(512, 0), Room::Busy);
         let told = |outbox: &mut Outbox| outbox.pop().is_some() && outbox.has_room_again();
         assert_eq!([(); 5].map(|()| told(&mut outbox)), [false, false, false, true, false]);

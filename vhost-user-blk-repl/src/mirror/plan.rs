@@ -5,18 +5,18 @@ use crate::image::regions::Regions;
 use crate::mirror_wire::{Answer, Begin, ResyncKind};
 use crate::record::{Base, Record};
 
-/// What a primary does about its standby's image.
+/// How a primary makes its standby's image equal to its own.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Plan {
-    /// What the standby is told.
+    /// What is sent to the standby.
     pub begin: Begin,
-    /// What is looked at.
+    /// What is compared or copied.
     pub ranges: Vec<Range>,
 }
 
 impl Plan {
-    /// For a primary whose image has `ours`, and a standby that says `theirs`. `fresh` names the state they will have in
-    /// common.
+    /// For a primary whose image has the record `ours`, and a standby that answered with `theirs`. `fresh` is the name of the state that
+    /// they will have in common.
     #[must_use]
     pub fn new(ours: &Record, theirs: &Answer, fresh: Base) -> Self {
         let size = ours.marks.image_size();
@@ -28,7 +28,7 @@ impl Plan {
         let mut shared = names.filter(|base| [theirs.base, theirs.former].contains(&Some(*base)));
         let shared = shared.next().filter(|_| theirs.disk == ours.disk);
         if let (Some(base), Some(mut marks)) = (shared, Regions::from_bytes(size, &theirs.marks)) {
-            marks.unite(&ours.marks);
+            marks.union_with(&ours.marks);
             let begin = begin(ResyncKind::Incremental, Some(base), ours.marks.to_bytes());
             return Self { begin, ranges: marks.ranges() };
         }
@@ -46,13 +46,13 @@ mod tests {
 
     fn ours(base: Option<u128>, marked: usize) -> Record {
         let mut record = Record { base: base.map(Base), generation: 4, ..Record::new(1, SIZE) };
-        record.marks.add(marked);
+        record.marks.insert(marked);
         record
     }
 
     fn theirs(base: Option<u128>, marked: usize, empty: bool) -> Answer {
         let mut marks = Regions::new(SIZE);
-        marks.add(marked);
+        marks.insert(marked);
         Answer { disk: 1, vm: None, base, former: None, generation: 3, marks: marks.to_bytes(), empty }
     }
 

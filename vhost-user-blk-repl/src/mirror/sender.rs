@@ -1,4 +1,4 @@
-//! The thread that sends what is queued: the greeting, the plan once the peer has answered, then everything else in order.
+//! The thread that sends frames: the greeting, the plan once the peer has answered, then the queue in order.
 
 use std::io;
 use std::net::Shutdown;
@@ -10,7 +10,7 @@ use ft_proto::Epoch;
 use crate::mirror::stream::Stream;
 use crate::mirror_wire::{Begin, Digest, Frame, Greeting, Kind, encode, encode_fields};
 
-/// The thread's own.
+/// The thread's state.
 pub struct Sender {
     stream: Arc<Stream>,
     /// Of the Write and Zeroes frames in the open epoch.
@@ -26,7 +26,7 @@ impl Sender {
 
     /// Greets the peer with a stream that starts in `epoch`, of an image of `size` bytes; then sends until the stream ends.
     pub fn run(mut self, epoch: Epoch, size: u64, greeting: &Greeting, plan: &Receiver<Begin>) {
-        // An error: the thread that listens sees the same and may know the reason, the peer's refusal.
+        // The feedback thread sees the same error and may know its reason, a refusal by the peer.
         if self.send_all(epoch, size, greeting, plan).is_err() {
             self.stream.socket().shutdown(Shutdown::Write);
         }

@@ -1,9 +1,9 @@
-//! What the threads of a stream's sending end share. Pure.
+//! The state that the threads of a stream's sending end share. Pure.
 //!
 //! ```text
 //!   Copying ──in_sync──► InSync
 //!      └────────┬──────────┘
-//!             close ──► Closed ──set_lost──► Lost        nothing is queued or sent any more; the worker may drop the mirror
+//!             close ──► Closed ──set_lost──► Lost        nothing is queued or sent any more; Lost: that was reported
 //! ```
 
 use std::collections::HashSet;
@@ -16,7 +16,7 @@ use crate::mirror::outbox::{Body, Outbox};
 use crate::mirror_wire::{Frame, Kind, Name, encode_fields};
 use crate::record::Base;
 
-/// The copy waits while more bytes than this are queued: guest writes should not stand in line behind it.
+/// The copy waits while more bytes than this are queued, so that guest writes do not queue behind it.
 const COPY_AHEAD: u64 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,7 +32,7 @@ pub struct State {
     phase: Phase,
     outbox: Outbox,
     window: CopyWindow,
-    /// The name that the standby is to give to what it has, until it says that it has done so.
+    /// The name that the standby was asked to give to its image, until it confirms.
     naming: Option<Base>,
 }
 
@@ -66,18 +66,18 @@ impl State {
         self.phase == Phase::Lost
     }
 
-    /// What is queued, for the worker's questions.
+    /// The queue.
     #[must_use]
     pub fn outbox(&self) -> &Outbox {
         &self.outbox
     }
 
-    /// As [`State::outbox`], to be told of epochs and to be asked for room. Frames go through the other methods.
+    /// As [`State::outbox`], for epochs and room. Frames are queued by the methods here, which check that the stream is open.
     pub fn outbox_mut(&mut self) -> &mut Outbox {
         &mut self.outbox
     }
 
-    /// Queues frames of a guest's write that is about to be in the image.
+    /// Queues the frames of a guest's write; it goes to the image next.
     pub fn guest_write(&mut self, id: u64, ranges: &[Range], frames: impl Iterator<Item = (Frame, Body)>) {
         if !self.is_open() {
             return;
@@ -91,12 +91,12 @@ impl State {
         }
     }
 
-    /// A write is in the image, or has failed; whether the copy may look at the image because of that.
+    /// A write has reached the image, or failed. Whether the copy may read the image from now on.
     pub fn write_done(&mut self, id: u64) -> bool {
         self.window.write_done(id)
     }
 
-    /// See [`Outbox::end_epoch`]. A stream that has broken cannot know, and is never idle.
+    /// See [`Outbox::end_epoch`]. On a broken stream no epoch is idle.
     pub fn end_epoch(&mut self, epoch: Epoch, next: Epoch) -> bool {
         if self.is_open() {
             return self.outbox.end_epoch(epoch, next);
@@ -105,14 +105,14 @@ impl State {
         false
     }
 
-    /// Queues a frame of the epoch now.
+    /// Queues a frame of the current epoch.
     pub fn push(&mut self, kind: Kind, offset: u64, len: u64, body: Body) {
         if self.is_open() {
             self.outbox.push_now(kind, offset, len, body);
         }
     }
 
-    /// Whether the copy may go on: the image may be looked at, and not too much is queued.
+    /// Whether the copy may continue: it may read the image, and not too much is queued.
     #[must_use]
     pub fn may_copy(&self) -> bool {
         self.window.is_open() && self.outbox.queued() <= COPY_AHEAD
@@ -123,7 +123,7 @@ impl State {
         self.window.begin_chunk(range);
     }
 
-    /// Queues what the copy has read of the chunk, without what has been written meanwhile; `body` makes each part's.
+    /// Queues the part of the chunk that the copy has read, except where the guest has written since. `body` makes a frame's body.
     pub fn end_chunk(&mut self, part: Range, kind: Kind, body: impl Fn(&Range) -> Body) -> Vec<Range> {
         let parts = self.window.end_chunk(part);
         for part in &parts {
@@ -140,12 +140,12 @@ impl State {
         }
     }
 
-    /// The peer is going to call by this name what it has when the copy is complete.
+    /// The peer is going to give this name to its image when the copy is complete.
     pub fn begin_naming(&mut self, base: Base) {
         self.naming = Some(base);
     }
 
-    /// Asks the standby what it has on stable storage, to be called `base`, if it is in sync and has answered before.
+    /// Asks the standby to name its image `base` when that is on stable storage, if it is in sync and has confirmed the last name.
     pub fn persist(&mut self, base: Base) {
         if self.phase == Phase::InSync && self.naming.is_none() {
             self.naming = Some(base);
@@ -153,20 +153,20 @@ impl State {
         }
     }
 
-    /// Whether the standby owes an answer to [`State::persist`].
+    /// Whether the standby has a name to confirm.
     #[must_use]
     pub fn is_naming(&self) -> bool {
         self.naming.is_some()
     }
 
-    /// The standby has answered: by which name, and which writes are not in this image yet. `None`: it is too early.
+    /// The standby has confirmed: the name, and writes that have not reached this image yet. `None`: not before the copy is complete.
     #[must_use]
     pub fn named(&self) -> Option<(Base, Vec<Range>)> {
         let base = self.naming.filter(|_| self.phase == Phase::InSync)?;
         Some((base, self.window.being_written()))
     }
 
-    /// The answer was dealt with; tells the standby if this image is on stable storage too.
+    /// The confirmation was processed. Tells the standby if this image has the name on stable storage, too.
     pub fn end_naming(&mut self, renamed: bool) {
         self.naming = None;
         if renamed {
@@ -174,7 +174,7 @@ impl State {
         }
     }
 
-    /// Nothing is taken or sent any more; whether that is new.
+    /// Ends the stream; whether it was open.
     pub fn close(&mut self) -> bool {
         let was_open = self.is_open();
         if was_open {
@@ -184,7 +184,7 @@ impl State {
         was_open
     }
 
-    /// The end of the stream was reported.
+    /// The end was reported.
     pub fn set_lost(&mut self) {
         self.phase = Phase::Lost;
     }

@@ -1,4 +1,4 @@
-//! The sending end of one mirror stream: the lock around its [`State`], its socket, and how its threads wait for each other.
+//! The sending end of one mirror stream: the lock around its [`State`], its socket, and how its threads wait.
 
 use std::collections::HashSet;
 use std::io;
@@ -30,7 +30,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// On the connected socket `fd`; the rest as for [`State::new`]. `wake` is written when the worker should look again.
+    /// On the connected socket `fd`; the rest as for [`State::new`]. `wake` is signalled when the worker should try again.
     ///
     /// # Errors
     /// When the descriptor is not a socket.
@@ -50,13 +50,13 @@ impl Stream {
         &self.socket
     }
 
-    /// What the VMM is told of this stream.
+    /// The VMM's reports on this stream.
     #[must_use]
     pub fn reports(&self) -> &Session {
         &self.reports
     }
 
-    /// Looks at the state or changes it, in a way that nobody waits for.
+    /// Reads the state, or changes it in a way that no thread waits for.
     pub fn with<R>(&self, how: impl FnOnce(&mut State) -> R) -> R {
         how(&mut lock(&self.state))
     }
@@ -68,7 +68,7 @@ impl Stream {
         result
     }
 
-    /// Has the stream's threads look again.
+    /// Wakes the stream's threads to check the state again.
     pub fn notify(&self) {
         self.changed.notify_all();
     }
@@ -98,7 +98,7 @@ impl Stream {
         Some(next)
     }
 
-    /// Blocks until the copy may go on, not before `earliest`, and declares what it reads. `None` when the stream is closed.
+    /// Blocks until the copy may continue, not before `earliest`, and begins a chunk. `None` when the stream is closed.
     pub fn begin_chunk(&self, range: Range, earliest: Instant) -> Option<()> {
         let mut state = lock(&self.state);
         while state.is_open() {
@@ -115,7 +115,7 @@ impl Stream {
         None
     }
 
-    /// The stream is of no use any more; only the first reason counts.
+    /// Closes the stream and reports the reason; only the first one counts.
     pub fn lose(&self, reason: &str) {
         if !self.update(State::close) {
             return;
@@ -123,12 +123,12 @@ impl Stream {
         warn!("mirror stream: {reason}");
         self.socket.shutdown(Shutdown::Both);
         self.reports.finish(&Report::MirrorLost { reason: reason.to_owned() });
-        // Only now: the worker drops a lost mirror whenever it wakes, and after that nothing is reported.
+        // Not before the report: the worker drops a lost mirror when it wakes, and that ends reports.
         self.with(State::set_lost);
         self.wake_worker();
     }
 
-    /// The worker does not want the stream any more: its threads end, and nothing is reported.
+    /// Closes the stream without a report.
     pub fn close(&self) {
         self.reports.close();
         let _ = self.update(State::close);

@@ -1,4 +1,4 @@
-//! The thread that writes what came through the mirror stream to the local image, strictly in order.
+//! The thread that writes to the local image what arrived on the mirror stream, strictly in order.
 //!
 //! One applier serves all streams of a process's life, so a new stream cannot overtake what an old one released.
 
@@ -14,11 +14,11 @@ use crate::receive::epoch_log::Change;
 use crate::tracker::Tracker;
 
 /// Called with `true` if everything before it was applied, `false` if the image failed.
-pub type Then = Box<dyn FnOnce(bool) + Send>;
+pub type Callback = Box<dyn FnOnce(bool) + Send>;
 
 enum Job {
     Apply(Change),
-    Then(u64, Then),
+    Callback(u64, Callback),
 }
 
 #[derive(Default)]
@@ -59,10 +59,10 @@ impl Applier {
     }
 
     /// Calls `then`, which holds `cost` bytes, on the applier's thread when everything queued so far is applied.
-    pub fn then(&self, cost: u64, then: Then) {
+    pub fn then(&self, cost: u64, then: Callback) {
         let mut jobs = lock(&self.shared.jobs);
         jobs.cost += cost;
-        jobs.queue.push_back(Job::Then(cost, then));
+        jobs.queue.push_back(Job::Callback(cost, then));
         self.shared.changed.notify_all();
     }
 
@@ -102,7 +102,7 @@ fn run(shared: &Shared, tracker: &Tracker, on_error: Box<dyn FnOnce(OpError) + S
         let Some(job) = jobs.queue.pop_front() else { return };
         drop(jobs);
         match job {
-            Job::Then(cost, then) => {
+            Job::Callback(cost, then) => {
                 then(on_error.is_some());
                 shared.done(cost);
             }
@@ -140,7 +140,7 @@ fn apply(tracker: &Tracker, change: &Change) -> Result<(), OpError> {
 
 fn write(tracker: &Tracker, change: &Change) -> io::Result<()> {
     let (range, image) = (change.range, tracker.image());
-    tracker.admit(range).map_err(io::Error::other)?;
+    tracker.mark_and_wait(range).map_err(io::Error::other)?;
     if let Some(data) = &change.data {
         // Direct I/O asks for alignment.
         let mut aligned = Buffer::zeroed(data.len());

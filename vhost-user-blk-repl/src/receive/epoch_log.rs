@@ -29,13 +29,13 @@ impl Change {
     }
 }
 
-/// More than a bound would be held.
+/// A bound on held writes would be exceeded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum OverLimit {
-    /// That of this many bytes.
+    /// In bytes.
     #[error("more than {0} bytes of uncommitted writes")]
     Bytes(u64),
-    /// That of epochs.
+    /// In epochs.
     #[error("uncommitted writes of more than {OPEN_EPOCHS} epochs")]
     Epochs,
 }

@@ -1,11 +1,11 @@
-//! What has come through the mirror stream, and what of it the VMM has released. Pure: every frame passes here, and every command
-//! of the VMM that is about frames.
+//! What has arrived on the mirror stream, and how much of it the VMM has released. Pure. Every frame passes through here, and every
+//! command of the VMM that concerns frames.
 
 use ft_proto::Epoch;
 
 use crate::mirror_wire::Frame;
 use crate::receive::epoch_log::{Change, EpochLog, OverLimit};
-use crate::receive::intake::{Intake, Step, Violation};
+use crate::receive::protocol::{Protocol, Step, Violation};
 
 /// Why a request of the VMM cannot be met; the disk must not be used to run the VM then.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
@@ -13,9 +13,9 @@ pub enum StateError {
     /// Not everything of the epoch is here.
     #[error("epoch {wanted} has not completely arrived at this disk, the last one is {complete:?}")]
     Incomplete {
-        /// What the VMM asks for.
+        /// As requested.
         wanted: Epoch,
-        /// What there is.
+        /// The last complete one.
         complete: Option<Epoch>,
     },
     /// The background copy was not complete.
@@ -24,7 +24,7 @@ pub enum StateError {
     /// The image already has writes that are newer than the checkpoint.
     #[error("the copy of the disk was complete only in epoch {synced}, epoch {wanted} is before that")]
     CopiedLater {
-        /// What the VMM asks for.
+        /// As requested.
         wanted: Epoch,
         /// When the image became a copy.
         synced: Epoch,
@@ -36,11 +36,11 @@ pub enum StateError {
 
 /// One stream.
 pub struct Incoming {
-    intake: Intake,
+    protocol: Protocol,
     log: EpochLog,
     /// The last epoch that was released.
     released: Epoch,
-    /// No frame counts any more, not even one that has been received.
+    /// No frame has an effect any more, not even one that was received before.
     closed: bool,
 }
 
@@ -48,15 +48,15 @@ impl Incoming {
     /// For an image of `size` bytes; holds at most `limit` bytes.
     #[must_use]
     pub fn new(size: u64, limit: u64) -> Self {
-        Self { intake: Intake::new(size), log: EpochLog::new(limit), released: Epoch(0), closed: false }
+        Self { protocol: Protocol::new(size), log: EpochLog::new(limit), released: Epoch(0), closed: false }
     }
 
     /// What to do with a frame.
     ///
     /// # Errors
-    /// When it cannot be.
+    /// When it violates the protocol.
     pub fn accept(&mut self, frame: &Frame, checksum: u64) -> Result<Step, Violation> {
-        self.intake.step(frame, checksum)
+        self.protocol.step(frame, checksum)
     }
 
     /// Keeps a write until its epoch is released.
@@ -70,7 +70,7 @@ impl Incoming {
     /// The writes of all epochs up to and including `epoch` that were not released before, in order.
     ///
     /// # Errors
-    /// When they are not all here.
+    /// When they have not all arrived.
     pub fn release(&mut self, epoch: Epoch) -> Result<Vec<Change>, StateError> {
         self.has(epoch)?;
         self.released = self.released.max(epoch);
@@ -83,7 +83,7 @@ impl Incoming {
     /// When the image does not, or will not, hold exactly what it held at the end of `epoch`.
     pub fn discard_after(&mut self, epoch: Epoch) -> Result<(), StateError> {
         self.log.discard_after(epoch);
-        let synced = self.intake.synced().ok_or(StateError::NotCopied)?;
+        let synced = self.protocol.synced().ok_or(StateError::NotCopied)?;
         if epoch < synced {
             return Err(StateError::CopiedLater { wanted: epoch, synced });
         }
@@ -91,9 +91,9 @@ impl Incoming {
         self.log.oldest().map_or(Ok(()), |oldest| Err(StateError::Unreleased(oldest)))
     }
 
-    /// Drops the writes of epochs of which not all has come: the stream has ended.
+    /// Drops the writes of incomplete epochs: the stream has ended.
     pub fn discard_incomplete(&mut self) {
-        self.log.discard_after(self.intake.complete().unwrap_or_default());
+        self.log.discard_after(self.protocol.complete().unwrap_or_default());
     }
 
     /// The last epoch that was released.
@@ -108,20 +108,20 @@ impl Incoming {
         self.log.cost()
     }
 
-    /// No frame counts any more.
+    /// Frames have no effect any more.
     pub fn close(&mut self) {
         self.closed = true;
     }
 
-    /// Whether no frame counts any more.
+    /// Whether frames have no effect any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed
     }
 
     fn has(&self, wanted: Epoch) -> Result<(), StateError> {
-        match self.intake.complete() {
-            _ if self.intake.precedes_stream(wanted) => Ok(()),
+        match self.protocol.complete() {
+            _ if self.protocol.precedes_stream(wanted) => Ok(()),
             Some(complete) if wanted <= complete => Ok(()),
             complete => Err(StateError::Incomplete { wanted, complete }),
         }

@@ -1,7 +1,7 @@
 //! Standby end of the mirror stream: takes frames in, holds writes by epoch, applies them on release.
 //!
 //! ```text
-//!   primary ══ mirror_wire ══► reader ──► incoming: intake (in which order), epoch_log (held) ──release──► applier ──► image
+//!   primary ══ mirror_wire ══► reader ──► incoming: protocol (in which order), epoch_log (held) ──release──► applier ──► image
 //!      ▲                         │                                                                          │
 //!      ╚═══════ reply ◄══════════╧════════════ naming (what is on stable storage) ◄─────────────────────────┘
 //! ```
@@ -11,8 +11,8 @@
 mod applier;
 mod epoch_log;
 mod incoming;
-mod intake;
 mod naming;
+mod protocol;
 mod reader;
 mod reply;
 
@@ -70,7 +70,7 @@ impl Receiver {
         let mut incoming = lock(&self.incoming);
         // Under the lock: the reading thread must not queue anything in between.
         let changes = incoming.release(epoch)?;
-        self.tracker.expect(changes.iter().map(|change| change.range));
+        self.tracker.mark_ahead(changes.iter().map(|change| change.range));
         changes.into_iter().for_each(|change| self.applier.apply(change));
         Ok(())
     }

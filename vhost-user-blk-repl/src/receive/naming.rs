@@ -1,5 +1,5 @@
-//! Gives the standby's image a new name, once everything in it so far is on stable storage, and tells the primary. On a thread of
-//! its own: neither the stream nor a takeover waits for the disk.
+//! Gives the standby's image a new name, once everything in it so far is on stable storage, and reports that to the primary. On a
+//! thread of its own: neither the stream nor a takeover waits for the disk.
 //!
 //! ```text
 //!   idle ──begin──► between two writes: remember what is written from here on ──► sync ──► record ──► Durable ──► idle
@@ -16,17 +16,17 @@ use crate::image::Image;
 use crate::receive::applier::Applier;
 use crate::receive::reply::Replies;
 use crate::record::Base;
-use crate::tracker::{RecordLost, StandbyStream};
+use crate::tracker::{RecordWriteError, StandbyStream};
 
 /// For one stream.
 pub struct Naming {
     image: Arc<dyn Image>,
     replies: Arc<Replies>,
-    /// A name was begun and the primary has not been told of it.
+    /// A name was requested and is not confirmed yet.
     busy: AtomicBool,
 }
 
-/// The last one has not been answered.
+/// The last name is not confirmed yet.
 #[derive(Debug)]
 pub struct Busy;
 
@@ -35,7 +35,7 @@ enum NameError {
     #[error(transparent)]
     Sync(#[from] std::io::Error),
     #[error(transparent)]
-    Record(#[from] RecordLost),
+    Record(#[from] RecordWriteError),
 }
 
 impl Naming {
@@ -45,11 +45,11 @@ impl Naming {
         Arc::new(Self { image, replies, busy: AtomicBool::new(false) })
     }
 
-    /// The image is to be called `base` as it will be when everything queued so far is applied: the primary is told that it has
-    /// everything up to `epoch` on stable storage. Does not block.
+    /// Names the image `base`, as it will be when everything queued so far is applied, and then confirms to the primary that everything
+    /// up to `epoch` is on stable storage. Does not block.
     ///
     /// # Errors
-    /// When the last one has not been answered.
+    /// When the last name is not confirmed yet.
     pub fn begin(
         self: &Arc<Self>,
         applier: &Applier,
@@ -66,7 +66,7 @@ impl Naming {
             Box::new(move |applied| {
                 stream.begin_renaming();
                 let name = move || naming.finish(&stream, epoch, base);
-                // The primary goes on without the answer.
+                // The primary can do without the confirmation.
                 if applied && let Err(e) = thread::Builder::new().name("blk_settle".to_owned()).spawn(name) {
                     warn!("cannot start a thread: {e}");
                 }

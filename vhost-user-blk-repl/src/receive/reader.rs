@@ -1,7 +1,7 @@
-//! The thread that reads the mirror stream and does what each frame asks for.
+//! The thread that reads the mirror stream and processes each frame.
 //!
-//! The lock around [`Incoming`] is held while a frame is accepted and takes effect, so that nothing has an effect after the stream
-//! is closed; it is never held for storage or a socket, because a takeover waits for it.
+//! The lock around [`Incoming`] is held while a frame is accepted and takes effect, so that none takes effect after the stream is
+//! closed. It is never held during an access to storage or a socket, because a takeover waits for it.
 
 use std::io;
 use std::net::Shutdown;
@@ -22,11 +22,11 @@ use crate::mirror_wire::{Begin, CHANGE_OVERHEAD, Frame, Greeting, Kind, Name, Wi
 use crate::receive::applier::Applier;
 use crate::receive::epoch_log::{Change, OverLimit};
 use crate::receive::incoming::Incoming;
-use crate::receive::intake::{Step, Violation};
 use crate::receive::naming::{Busy, Naming};
+use crate::receive::protocol::{Step, Violation};
 use crate::receive::reply::Replies;
 use crate::record::Base;
-use crate::tracker::{NotOurs, NotReceived, StandbyStream, Tracker};
+use crate::tracker::{PlanRejected, StandbyStream, Tracker, WrongImage};
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +48,9 @@ enum StreamError {
     #[error("the peer misbehaves: it asks what is on stable storage before it had the last answer")]
     Impatient,
     #[error(transparent)]
-    NotOurs(#[from] NotOurs),
+    WrongImage(#[from] WrongImage),
     #[error(transparent)]
-    NotReceived(#[from] NotReceived),
+    PlanRejected(#[from] PlanRejected),
 }
 
 impl From<ReadError> for StreamError {
@@ -70,26 +70,26 @@ impl From<Busy> for StreamError {
     }
 }
 
-/// What the primary has said of itself.
+/// What is known of the primary.
 enum Peer {
     Unknown,
     Greeted(Greeting),
-    /// The image is becoming its copy, whose first name is to be this.
+    /// The image is becoming its copy, to be given this name first.
     Begun(StandbyStream, Base),
 }
 
-/// What is left to do for a frame when the lock is released.
+/// What remains to be done for a frame without the lock.
 enum Rest {
     Nothing,
-    /// Tell the primary what is on record.
+    /// Send the record to the primary.
     Answer,
-    /// Wait until it is on record that the image is a standby's.
+    /// Wait until the record says that the image is a standby's.
     Begin(StandbyStream),
-    /// Tell the VMM that an epoch is complete.
+    /// Report to the VMM that an epoch is complete.
     Complete(Epoch),
 }
 
-/// What the disk is to the stream.
+/// The local disk.
 pub struct Disk {
     /// The image.
     pub image: Arc<dyn Image>,
@@ -101,7 +101,7 @@ pub struct Disk {
     pub applier: Arc<Applier>,
 }
 
-/// The thread's own.
+/// The thread's state.
 pub struct Reader {
     disk: Disk,
     incoming: Arc<Mutex<Incoming>>,
@@ -174,7 +174,7 @@ impl Reader {
         Ok(())
     }
 
-    /// What must be done while the stream is known to be open: nothing of it blocks.
+    /// The effects of a frame, while the stream is known to be open. Does not block.
     fn take(&mut self, incoming: &mut Incoming, step: Step, frame: &Frame, body: Vec<u8>) -> Result<Rest, StreamError> {
         match step {
             Step::Greeted => {
@@ -225,7 +225,7 @@ impl Reader {
         Ok(self.disk.tracker.check(greeting)?)
     }
 
-    /// Says which blocks differ, once everything before is in the image.
+    /// Fields which blocks differ, once everything before is in the image.
     fn compare(&self, range: Range, theirs: Vec<u8>) {
         let (image, replies) = (self.disk.image.clone(), self.replies.clone());
         let cost = CHANGE_OVERHEAD + theirs.len() as u64;
@@ -233,7 +233,7 @@ impl Reader {
             cost,
             Box::new(move |_| {
                 let mut ours = Buffer::zeroed(range.len as usize);
-                // What cannot be read is written anew.
+                // Blocks that cannot be read are overwritten.
                 let read = image.read_at(range.offset, &mut ours);
                 let mask = if read.is_ok() { differing(&ours, &theirs) } else { u64::MAX };
                 replies.differ(range.offset, mask);

@@ -1,5 +1,5 @@
-//! What a standby says on the mirror stream, from whichever thread: its record, which blocks differ, what is on stable storage,
-//! and why it refuses.
+//! The standby's answers on the mirror stream, from several threads: its record, which blocks differ, what is on stable storage,
+//! or a refusal.
 
 use std::net::Shutdown;
 use std::sync::Mutex;
@@ -14,16 +14,16 @@ use crate::mirror_wire::{Answer, Frame, Kind, encode, encode_fields};
 /// How long a refused peer may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The stream, and whose turn it is to write to it.
+/// The stream, and a lock for writing to it.
 pub struct Replies {
     socket: FrameSocket,
-    turn: Mutex<()>,
+    writing: Mutex<()>,
 }
 
 impl Replies {
     /// On this stream.
     pub fn new(socket: FrameSocket) -> Self {
-        Self { socket, turn: Mutex::new(()) }
+        Self { socket, writing: Mutex::new(()) }
     }
 
     /// For reading, and for ending the stream.
@@ -31,26 +31,26 @@ impl Replies {
         &self.socket
     }
 
-    /// The image's record.
+    /// Sends the image's record.
     pub fn answer(&self, answer: &Answer) {
-        self.say(Kind::Answer, Epoch(0), 0, 0, &encode_fields(answer));
+        self.send(Kind::Answer, Epoch(0), 0, 0, &encode_fields(answer));
     }
 
-    /// Which blocks from `offset` on differ.
+    /// Reports which blocks from `offset` on differ.
     pub fn differ(&self, offset: u64, mask: u64) {
-        self.say(Kind::Differ, Epoch(0), offset, mask, &[]);
+        self.send(Kind::Differ, Epoch(0), offset, mask, &[]);
     }
 
-    /// Everything up to `epoch` is on stable storage.
+    /// Confirms that everything up to `epoch` is on stable storage.
     pub fn durable(&self, epoch: Epoch) {
-        self.say(Kind::Durable, epoch, 0, 0, &[]);
+        self.send(Kind::Durable, epoch, 0, 0, &[]);
     }
 
-    /// Why the stream is not taken. Reads on for a moment: closing with unread data would take the reason back.
+    /// Refuses the stream. Reads on for a moment: the kernel would drop the reason if the socket were closed with unread data.
     pub fn refuse(&self, reason: &str) {
         self.socket.set_timeout(LINGER);
         let reason = reason.as_bytes();
-        if !self.say(Kind::Refused, Epoch(0), 0, 0, &reason[..reason.len().min(512)]) {
+        if !self.send(Kind::Refused, Epoch(0), 0, 0, &reason[..reason.len().min(512)]) {
             return;
         }
         self.socket.shutdown(Shutdown::Write);
@@ -59,10 +59,10 @@ impl Replies {
         while Instant::now() < end && self.socket.skip(&mut sink).is_ok_and(|n| n > 0) {}
     }
 
-    /// Whether it could be said; if not, the thread that reads the stream finds out why.
-    fn say(&self, kind: Kind, epoch: Epoch, offset: u64, len: u64, body: &[u8]) -> bool {
+    /// Whether it was sent; if not, the thread that reads the stream gets the error.
+    fn send(&self, kind: Kind, epoch: Epoch, offset: u64, len: u64, body: &[u8]) -> bool {
         let (header, _) = encode(&Frame { kind, epoch, offset, len }, body);
-        let _turn = lock(&self.turn);
+        let _writing = lock(&self.writing);
         self.socket.write(&header, body).is_ok()
     }
 }

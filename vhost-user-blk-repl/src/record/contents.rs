@@ -1,5 +1,5 @@
-//! What an image's record says: which VM's it is and whose copy, what it was last used for, which file it is about, and where that
-//! may differ from its peer. Pure.
+//! The contents of an image's record: which VM the image belongs to, what it was last used for, which file the record describes,
+//! and where that may differ from its peer. Pure.
 
 use ft_proto::{Term, VmId};
 use serde::{Deserialize, Serialize};
@@ -17,9 +17,9 @@ pub enum Role {
     Alone,
     /// The VM ran from it with a standby in sync, which may have taken over.
     Protected,
-    /// A standby's, of which not all had arrived: no VM can run from it.
+    /// A standby's copy that was not complete: no VM can run from it.
     Syncing,
-    /// A standby's: the VM ran elsewhere, and may have gone on.
+    /// A standby's copy: the VM ran on another host, and may have run on.
     Standby,
 }
 
@@ -41,25 +41,25 @@ pub struct Record {
     pub base: Option<Base>,
     /// Another state that `marks` refer to as well, until the peer is known to have `base`.
     pub former: Option<Base>,
-    /// Counts the times that somebody began to run the VM from a copy.
+    /// Counts how often a host began to run the VM from a copy.
     pub generation: u64,
     /// Last use.
     pub role: Role,
     /// The term of the last use: that the VM ran in from it, or that of the session that it is a copy of.
     pub term: Term,
-    /// The term in which the VM was shut down in good order from this image; 0: somebody has owned it since, or never did. Who
-    /// may start the VM is judged by it.
+    /// The term in which the VM was shut down cleanly on this image; 0: it has run since, or never ran. Decides which host may
+    /// start the VM.
     pub ended: Term,
-    /// Somebody else has changed the image since that last use.
+    /// Another program has changed the image since that last use.
     pub altered: bool,
-    /// What shows that an image is the one that this is about.
+    /// Shows that an image is the one that this record describes.
     pub proof: Option<Proof>,
     /// Regions that may differ from the base.
     pub marks: Regions,
 }
 
 impl Record {
-    /// Of an image of `size` bytes that has never had one.
+    /// The first record of an image of `size` bytes.
     #[must_use]
     pub fn new(disk: u128, size: u64) -> Self {
         Self {
@@ -77,7 +77,7 @@ impl Record {
         }
     }
 
-    /// Nothing is known about any peer any more.
+    /// Forgets what the image had in common with any peer.
     pub fn forget_base(&mut self) {
         (self.base, self.former) = (None, None);
         self.marks = Regions::new(self.marks.image_size());

@@ -1,4 +1,4 @@
-//! The file with an image's record: found beside the image, judged before the image is used, written in place.
+//! The file with an image's record: located beside the image, checked before the image is used, updated in place.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -28,14 +28,14 @@ pub enum Purpose {
     StandBy,
 }
 
-/// What is not served.
+/// Which images are refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Refuse {
-    /// What may be older than another copy.
+    /// Those that may be older than another copy.
     Stale,
-    /// What is no whole disk, or not known to be one: somebody else knows that no copy is newer.
+    /// Only those that are not known to be a complete disk: that no copy is newer has been decided elsewhere.
     Half,
-    /// Nothing.
+    /// None.
     Nothing,
 }
 
@@ -45,7 +45,7 @@ pub enum RecordError {
     /// The kernel refused.
     #[error("{}: cannot read the image's record", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    /// Another copy may be newer, or this one is no whole disk.
+    /// Another copy may be newer, or this one is not a whole disk.
     #[error(
         "--path {}: {why}; start it as a standby (pollux-vmm --ft role=standby, or --standby), or, if this is the copy to \
          go on with, with --force (pollux-vmm --disk path=…,force=on)",
@@ -54,7 +54,7 @@ pub enum RecordError {
     Stale {
         /// The image.
         image: PathBuf,
-        /// Of which kind.
+        /// The reason.
         why: String,
     },
     /// Nothing is known about the image.
@@ -74,7 +74,7 @@ pub enum RecordError {
     },
 }
 
-/// What there is about an image that may be used.
+/// The record of an image that may be used.
 pub struct Opened {
     file: RecordFile,
     record: Option<Record>,
@@ -88,7 +88,7 @@ impl Opened {
         self.purpose
     }
 
-    /// The file, what it says, if it has been written, and the purpose.
+    /// The file, the record in it, if there is one, and the purpose.
     #[must_use]
     pub fn into_parts(self) -> (RecordFile, Option<Record>, Purpose) {
         (self.file, self.record, self.purpose)
@@ -105,7 +105,7 @@ pub struct RecordFile {
 /// Where the record of `image` is.
 #[must_use]
 pub fn beside(image: &Path) -> PathBuf {
-    // Whichever way the image is named, its record is one.
+    // One record, whichever path the image is named by.
     let image = &fs::canonicalize(image).unwrap_or_else(|_| image.to_owned());
     let is_device = fs::metadata(image).is_ok_and(|meta| meta.file_type().is_block_device());
     if is_device {
@@ -117,14 +117,14 @@ pub fn beside(image: &Path) -> PathBuf {
     path.into()
 }
 
-/// Reads the file with a record, whatever it is: without waiting, and no more than a record has. `None`: there is none.
+/// Reads the file with a record. Does not block on anything that is not a file, and reads no more than a record. `None`: no such file.
 ///
 /// # Errors
 /// Of the file system; when it is no regular file, or too long for a record.
 pub fn read(path: &Path, write: bool) -> io::Result<Option<(File, Vec<u8>)>> {
     let mut options = OpenOptions::new();
     options.read(true).write(write).custom_flags(OFlag::O_NONBLOCK.bits());
-    // Opening something else may do something to it.
+    // Opening a device or a pipe may have side effects.
     let opened = fs::metadata(path).and_then(|meta| if meta.is_file() { options.open(path) } else { Err(no_file()) });
     match opened {
         Ok(file) => read_bounded(&file, FILE_MAX).map(|bytes| Some((file, bytes))),
@@ -133,7 +133,7 @@ pub fn read(path: &Path, write: bool) -> io::Result<Option<(File, Vec<u8>)>> {
     }
 }
 
-/// Whether an image of `size` bytes, whose file says `stamp`, is the one that its record is about.
+/// Whether an image of `size` bytes with this `stamp` is the one that its record describes.
 #[must_use]
 pub fn examine(record: &Record, size: u64, stamp: Option<&Stamp>) -> Verdict {
     if record.marks.image_size() != size {
@@ -151,7 +151,7 @@ impl RecordFile {
     pub fn open(path: &Path, record: PathBuf, image: &dyn Image, purpose: Purpose) -> Result<Opened, RecordError> {
         let size = image.size();
         let read = read(&record, true).map_err(|e| RecordError::Read(record.clone(), e))?;
-        // The file itself, not one of its names: it is replaced where it is.
+        // The target of any symbolic link: it is replaced where it is.
         let record = fs::canonicalize(&record).unwrap_or(record);
         let mut found = Self { path: record, file: None, sequence: 0 };
         let Some((file, bytes)) = read else { return Ok(Opened { file: found, record: None, purpose }) };
@@ -160,10 +160,10 @@ impl RecordFile {
             Err(fault) if matches!(purpose, Purpose::Serve(Refuse::Stale | Refuse::Half)) => {
                 return Err(RecordError::Unusable { image: path.to_owned(), record: found.path, fault });
             }
-            // As good as none: but whoever has a record keeps one.
+            // As if there were none; but a record is kept from here on.
             Err(_) => (0, Record::new(new_id(), size)),
         };
-        // What cannot be asked is not known.
+        // An error means that nothing is known.
         let stamp = image.stamp().ok().flatten();
         let verdict = examine(&record, size, stamp.as_ref());
         record.altered |= matches!(verdict, Verdict::Changed(_));
@@ -190,7 +190,7 @@ impl RecordFile {
     /// Makes `record` the newest, on stable storage.
     ///
     /// # Errors
-    /// Of the file system; the record before it, or this one, is found next time.
+    /// Of the file system; either this record or the one before is read next time.
     pub fn write(&mut self, record: &Record) -> io::Result<()> {
         let slot = encode(record, self.sequence + 1);
         match &self.file {
@@ -204,7 +204,7 @@ impl RecordFile {
         Ok(())
     }
 
-    /// A new file with the slot twice, so that later writes need no more room.
+    /// Creates the file with the slot twice, so that later writes need no more space.
     fn create(&self, slot: &[u8]) -> io::Result<File> {
         let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if directory == Path::new(STATE_DIR) {
@@ -225,7 +225,7 @@ impl RecordFile {
         Ok(file)
     }
 
-    /// Forgets the record, so that no peer is taken for in sync by it.
+    /// Removes the record, so that no peer is believed to be in sync.
     ///
     /// # Errors
     /// Of the file system.
@@ -237,7 +237,7 @@ impl RecordFile {
         }
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -252,15 +252,15 @@ fn stale(record: &Record, refuse: Refuse) -> Option<String> {
         Role::Alone => return None,
         _ if refuse == Refuse::Nothing || refuse == Refuse::Half && !half => return None,
         _ if record.altered => format!(
-            "somebody else has changed this copy since it was last used (generation {generation}): it is not known to be a whole \
-             disk"
+            "another program has changed this copy since it was last used (generation {generation}): it is not known to be a \
+             whole disk"
         ),
         Role::Protected => format!(
             "the VM was protected when this copy was last used (generation {generation}), so its standby may have taken over \
              and be newer"
         ),
         Role::Syncing => {
-            format!("this copy is half-synchronised (a standby's, generation {generation}): it is no whole disk")
+            format!("this copy is half-synchronised (a standby's, generation {generation}): it is not a whole disk")
         }
         Role::Standby => {
             format!(
@@ -270,11 +270,11 @@ fn stale(record: &Record, refuse: Refuse) -> Option<String> {
     })
 }
 
-/// A number that nobody else has.
+/// A random identifier.
 #[must_use]
 pub fn new_id() -> u128 {
     let mut bytes = [0; 16];
-    // There is no Linux without it; then at least the time is not somebody else's too.
+    // Every Linux has it; if not, the time is at least not likely to repeat.
     let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     let time = || std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos());
     if read.is_ok() { u128::from_le_bytes(bytes) } else { time() }

@@ -20,7 +20,7 @@ pub fn decode(file: &[u8]) -> Result<(u64, Record), RecordFault> {
     }
 }
 
-/// Whether `file` can be written on in place.
+/// Whether `file` can be updated in place.
 #[must_use]
 pub fn is_of_this_version(file: &[u8]) -> bool {
     decode_with(file, slot::decode_slot).is_ok()

@@ -1,10 +1,10 @@
-//! What is known about an image: its record, the file that this is kept in, and why it is believed.
+//! The record of an image: its contents, the file that it is kept in, and the evidence that it describes the image.
 //!
 //! ```text
 //!   file ──► format ──► slot, slot_v1 ──► contents        bytes of the file ──► Record
-//!     └────► proof ◄── trace                              is it about this image?
+//!     └────► proof ◄── trace                              does it describe this image?
 //! ```
-//! `file` finds a record beside its image, decides whether the image may be used, and writes it; `show` only tells.
+//! `file` locates a record beside its image, decides whether the image may be used, and writes the record; `show` displays it.
 
 mod contents;
 mod file;

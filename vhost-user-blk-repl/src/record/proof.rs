@@ -1,8 +1,8 @@
-//! Whether an image is still what its record says: by its file's identity and the time of its last change. Pure.
+//! Whether an image is still the one that its record describes, by its file's identity and change time. Pure.
 //!
-//! The kernel sets a file's change time at every write, and nobody can set it otherwise. So what a record notes of it tells
-//! whether somebody else wrote: exactly after an orderly end; after the end of a process, by the page that it has left in
-//! memory (see `watch`); after the end of a host, by the times between which the process may have written.
+//! The kernel updates a file's change time (ctime) at every write, and no program can set it. So the record's copy of it shows
+//! whether another program has written: exactly, after a clean shutdown; after a process was killed, with the page that it left
+//! in memory (see [`super::trace`]); after a host failed, by the lease within which the process may have written.
 
 use std::fmt;
 
@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::stamp::{FileId, Moment, Stamp};
 
-/// What a record notes of its image's file.
+/// What a record contains about its image's file.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Proof {
-    /// Its process ended in good order and left this.
+    /// Its process shut down cleanly and left this.
     Closed(Stamp),
-    /// Its process writes to it.
+    /// Its process may be writing to it.
     Open {
         /// The file.
         file: FileId,
@@ -23,23 +23,23 @@ pub enum Proof {
         boot: u128,
         /// The process.
         run: u128,
-        /// Not changed before: what is on stable storage may lag behind, but not so far.
+        /// The change time on stable storage is not before this, however far it lags behind.
         since: Moment,
-        /// The process does not write after this, unless it has a later time on record first.
+        /// End of the lease: the process does not write after this, unless the record names a later time first.
         until: Moment,
     },
 }
 
-/// What a process leaves in memory: it outlives the process, but not the host.
+/// What a process leaves in memory: survives the process, but not a reboot.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Trace {
     /// The process.
     pub run: u128,
-    /// Writes that were begun.
+    /// Writes that were started.
     pub begun: u64,
     /// Writes that were done.
     pub done: u64,
-    /// As many were done, and none was under way, when `changed` was read.
+    /// Writes that were done when `changed` was read, with none in progress.
     pub noted: u64,
     /// The file's last change then.
     pub changed: Moment,
@@ -47,23 +47,23 @@ pub struct Trace {
     pub began: Moment,
 }
 
-/// What is known about an image.
+/// Whether an image is the one that its record describes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
-    /// It is what the record is about.
+    /// It is.
     Same,
-    /// Nothing shows that it is, nor that it is not.
+    /// There is no evidence either way.
     Unknown(Reason),
     /// It is not.
     Changed(Reason),
 }
 
-/// Why an image is not known to be what its record is about.
+/// Why an image is not known to be the one that its record describes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reason {
-    /// The record is of a version that did not note it.
+    /// The record has no proof: an older version wrote it.
     NotNoted,
-    /// A device, or a file system that does not keep times as a local one does.
+    /// A device, or a file system without reliable change times.
     NoTimes,
     /// The size differs.
     Size,
@@ -71,7 +71,7 @@ pub enum Reason {
     File,
     /// Changed after its process ended.
     Later,
-    /// Changed while its process ended, or soon after: which cannot be told.
+    /// Changed while its process ended, or soon after; these cannot be told apart.
     Meanwhile,
     /// Older than it can be.
     Earlier,
@@ -94,7 +94,7 @@ impl fmt::Display for Reason {
 /// How long after a write was begun the file's change time may be that of the write.
 pub const WRITE_TAKES: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Compares what the record notes with what is `found`, on a host in its boot `boot`, with what a process has left.
+/// Compares the record's proof with the stamp that is `found`, on a host in its boot `boot`, and with what a process has left.
 #[must_use]
 pub fn judge(proof: Option<&Proof>, found: Option<&Stamp>, boot: u128, trace: Option<&Trace>) -> Verdict {
     let Some(proof) = proof else { return Verdict::Unknown(Reason::NotNoted) };
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(judge(last + 1, &busy), Verdict::Unknown(Reason::Meanwhile));
         assert_eq!(judge(301 * SECOND, &busy), Verdict::Changed(Reason::Later));
         assert_eq!(judge(199 * SECOND, &busy), Verdict::Changed(Reason::Earlier));
-        // Of another process: it says nothing about this one.
+        // Of another process: no evidence about this one.
         let other = Trace { run: 1, ..quiet };
         assert_eq!(judge(200 * SECOND, &other), Verdict::Unknown(Reason::Meanwhile));
     }

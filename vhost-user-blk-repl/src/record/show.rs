@@ -1,4 +1,4 @@
-//! `vhost-user-blk-repl record IMAGE`: tells what the record of an image says, and whether it is about that image, without using it.
+//! `vhost-user-blk-repl record IMAGE`: displays the record of an image, and whether it describes that image, without using it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -19,7 +19,7 @@ use crate::record::file::{beside, examine, read};
 use crate::record::format::decode;
 use crate::record::proof::{Reason, Verdict};
 
-/// Tells what is on record about an image: what it was last used for, and whether another copy may be newer.
+/// Shows the record of an image: what it was last used for, and whether another copy may be newer.
 #[derive(Debug, Parser)]
 #[command(name = "vhost-user-blk-repl record")]
 pub struct Show {
@@ -28,44 +28,44 @@ pub struct Show {
     /// Where its record is kept, if not in the usual place.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// Tell it as one JSON object.
+    /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }
 
-/// What there is to tell.
+/// What is known about an image.
 #[derive(Debug, Serialize)]
-pub struct Told {
+pub struct Inspection {
     /// The file with the record, if there is one.
     pub record: Option<PathBuf>,
     /// Why it cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// What it says.
+    /// Its contents.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub says: Option<Says>,
-    /// Whether it is about this image: `same`, `unknown` or `changed`.
+    pub says: Option<Fields>,
+    /// Whether it describes this image: `same`, `unknown` or `changed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<&'static str>,
-    /// Why that is not known, or not so; or why nothing can be started from the image.
+    /// Why that is unknown or not so; or why no VM can be started from the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Whether the image has no data at all.
     pub hole: bool,
-    /// What it all comes to for who may run the VM.
+    /// What follows for the decision which host may run the VM.
     pub state: DiskState,
 }
 
 /// The record.
 #[derive(Debug, Serialize)]
-pub struct Says {
+pub struct Fields {
     /// The VM.
     pub vm: Option<VmId>,
     /// Last use.
     pub role: &'static str,
     /// Its term.
     pub term: Term,
-    /// How often somebody began to run the VM from a copy.
+    /// How often a host began to run the VM from a copy.
     pub generation: u64,
     /// The term of the VM's last orderly end here.
     pub ended: Term,
@@ -81,15 +81,15 @@ pub struct Says {
 ///
 /// # Errors
 /// When the image is none, or it or its record cannot be read.
-pub fn tell(image: &Path, record: Option<&Path>) -> io::Result<Told> {
+pub fn inspect(image: &Path, record: Option<&Path>) -> io::Result<Inspection> {
     let (file, size) = open(image)?;
     let hole = is_hole(&file);
     let path = record.map_or_else(|| beside(image), Path::to_owned);
     let Some((_, bytes)) = read(&path, false).map_err(|e| named(&path, &e))? else {
         let state = if hole { DiskState::Hole } else { DiskState::Fresh };
-        return Ok(Told { record: None, fault: None, says: None, image: None, reason: None, hole, state });
+        return Ok(Inspection { record: None, fault: None, says: None, image: None, reason: None, hole, state });
     };
-    let told = |fault: Option<RecordFault>| Told {
+    let unreadable = |fault: Option<RecordFault>| Inspection {
         record: Some(path.clone()),
         reason: fault.map(|fault| format!("record {}: {fault}", path.display())),
         fault: fault.map(|fault| fault.to_string()),
@@ -100,21 +100,21 @@ pub fn tell(image: &Path, record: Option<&Path>) -> io::Result<Told> {
     };
     let record = match decode(&bytes) {
         Ok((_, record)) => record,
-        Err(fault) => return Ok(told(Some(fault))),
+        Err(fault) => return Ok(unreadable(Some(fault))),
     };
     let verdict = examine(&record, size, stamp(&file)?.as_ref());
     let (state, reason) = state(&record, verdict);
-    Ok(Told { says: Some(says(&record)), image: Some(name_of(verdict)), reason, state, ..told(None) })
+    Ok(Inspection { says: Some(fields(&record)), image: Some(name_of(verdict)), reason, state, ..unreadable(None) })
 }
 
-/// As [`tell`], one `KEY=VALUE` a line, or as JSON.
+/// As [`inspect`], one `KEY=VALUE` a line, or as JSON.
 ///
 /// # Errors
-/// As [`tell`].
+/// As [`inspect`].
 pub fn show(image: &Path, record: Option<&Path>, json: bool) -> io::Result<String> {
-    let told = serde_json::to_value(tell(image, record)?).map_err(io::Error::other)?;
+    let inspection = serde_json::to_value(inspect(image, record)?).map_err(io::Error::other)?;
     if json {
-        return Ok(format!("{told}\n"));
+        return Ok(format!("{inspection}\n"));
     }
     let line = |(key, value): (&String, &serde_json::Value)| {
         let value = match value {
@@ -128,14 +128,14 @@ pub fn show(image: &Path, record: Option<&Path>, json: bool) -> io::Result<Strin
         };
         format!("{key}={value}\n")
     };
-    Ok(told.as_object().into_iter().flatten().map(line).collect())
+    Ok(inspection.as_object().into_iter().flatten().map(line).collect())
 }
 
-/// The image, for reading what the kernel says about it.
+/// Opens the image, to read what the kernel reports about it.
 fn open(image: &Path) -> io::Result<(File, u64)> {
     let usable = |meta: &fs::Metadata| meta.is_file() || meta.file_type().is_block_device();
     let other = || io::Error::new(io::ErrorKind::InvalidInput, "it is neither a regular file nor a block device");
-    // Opening something else may do something to it.
+    // Opening a device or a pipe may have side effects.
     fs::metadata(image).and_then(|meta| if usable(&meta) { Ok(()) } else { Err(other()) })?;
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(image)?;
     if !usable(&file.metadata()?) {
@@ -153,9 +153,9 @@ fn named(path: &Path, e: &io::Error) -> io::Error {
     io::Error::new(e.kind(), format!("{}: {e}", path.display()))
 }
 
-fn says(record: &Record) -> Says {
+fn fields(record: &Record) -> Fields {
     let hex = |base: Base| format!("{:032x}", base.0);
-    Says {
+    Fields {
         vm: record.vm,
         role: match record.role {
             Role::Alone => "alone",
@@ -180,7 +180,7 @@ fn name_of(verdict: Verdict) -> &'static str {
     }
 }
 
-/// What the image is good for, and why that is nothing or not sure.
+/// What the image can be used for, and the reason for any doubt.
 fn state(record: &Record, verdict: Verdict) -> (DiskState, Option<String>) {
     let doubt = match verdict {
         Verdict::Same => None,
@@ -189,8 +189,8 @@ fn state(record: &Record, verdict: Verdict) -> (DiskState, Option<String>) {
     let altered = record.altered || matches!(verdict, Verdict::Changed(_));
     let unusable = |why: &str| (DiskState::Unusable, Some(why.to_owned()));
     match record.role {
-        Role::Syncing => unusable("it is a copy of which not all had arrived"),
-        // Whoever owns the VM may change the disk of one that is shut down, or runs nowhere else.
+        Role::Syncing => unusable("it is a copy that was never completed"),
+        // The owner of a VM may change its disk while it is shut down, or runs nowhere else.
         Role::Alone if record.ended > Term(0) => (DiskState::Ended(record.ended), doubt),
         Role::Alone => (DiskState::Alone(record.term), doubt),
         Role::Protected if record.ended > Term(0) => (DiskState::Ended(record.ended), doubt),

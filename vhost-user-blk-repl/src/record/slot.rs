@@ -24,7 +24,7 @@ struct Header {
     magic: [u8; 8],
     version: U16,
     reserved: U16,
-    /// Bytes that follow and count.
+    /// Bytes that follow, without padding.
     body: U32,
     sequence: U64,
     checksum: U64,
@@ -54,7 +54,7 @@ impl Header {
     }
 }
 
-/// One slot: `record` as the `sequence`th that was written.
+/// Encodes one slot: `record`, as the `sequence`th that was written.
 #[must_use]
 pub fn encode(record: &Record, sequence: u64) -> Vec<u8> {
     let marks = record.marks.to_bytes();
@@ -72,7 +72,7 @@ pub fn encode(record: &Record, sequence: u64) -> Vec<u8> {
         size: record.marks.image_size(),
         marks: &marks,
     };
-    // Only a size that cannot be known beforehand fails, and there is none.
+    // Fails only for types whose size is not known beforehand; there are none here.
     let body = postcard::to_allocvec(&fields).unwrap_or_default();
     let mut header = Header {
         magic: MAGIC,
@@ -88,7 +88,7 @@ pub fn encode(record: &Record, sequence: u64) -> Vec<u8> {
     slot
 }
 
-/// What a slot says, and as the how manieth it was written.
+/// Sequence number and record of a slot.
 ///
 /// # Errors
 /// When it is not whole, or of another version.
@@ -138,7 +138,7 @@ mod tests {
     fn record(marked: &[usize]) -> Record {
         let mut record = Record::new(7, 100 << 20);
         for index in marked {
-            record.marks.add(*index);
+            record.marks.insert(*index);
         }
         record.base = Some(Base(9));
         record

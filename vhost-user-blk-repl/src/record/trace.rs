@@ -1,5 +1,5 @@
-//! What a process that writes to an image leaves in memory: a page of counters under /run, which outlives the process but not
-//! the boot of the host. The next process tells by it whether anybody else has written since: see [`super::proof`].
+//! A page of counters under /run that a process leaves behind for each image it writes to. It survives the process, but not a
+//! reboot. The next process uses it to find out whether another program has written since: see [`super::proof`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -32,7 +32,7 @@ fn page_of(file: &FileId) -> PathBuf {
     Path::new(PAGES).join(format!("disk-{:032x}-{}-{}", file.system, file.inode, file.generation))
 }
 
-/// What the last process of this boot that wrote to `file` has left.
+/// The page that the last process of this boot left for `file`.
 #[must_use]
 pub fn trace_of(file: &FileId) -> Option<Trace> {
     let mut options = OpenOptions::new();
@@ -57,19 +57,19 @@ pub fn trace_of(file: &FileId) -> Option<Trace> {
 /// The page of this process.
 pub struct TracePage {
     page: MmapRegion,
-    /// `None`: it is in private memory, for nobody to read.
+    /// `None`: the page is private memory.
     path: Option<PathBuf>,
 }
 
 impl TracePage {
-    /// A page for an image whose file says `stamp`, by the process that calls itself `run`. Without a stamp, or when there is no
-    /// place for a page, it is private.
+    /// A page for an image with this `stamp`, by the process with the identity `run`. Without a stamp, or when the page cannot be
+    /// created, it is private.
     ///
     /// # Errors
     /// When there is no memory.
     pub fn new(stamp: Option<&Stamp>, run: u128) -> io::Result<Self> {
         let made = stamp.map(|stamp| make_page(&stamp.file)).transpose().unwrap_or_else(|e| {
-            warn!("{PAGES}: {e}; what others do to the image is found less exactly if this process is killed");
+            warn!("{PAGES}: {e}; if this process is killed, changes of the image by other programs are detected less reliably");
             None
         });
         let (page, path) = match made {
@@ -118,10 +118,10 @@ impl TracePage {
         self.number(NOTED).store(done, Ordering::SeqCst);
     }
 
-    /// Removes the page: the record tells everything now.
+    /// Removes the page: a closed record needs none.
     pub fn remove(&self) {
         if let Some(path) = &self.path {
-            // One that stays says nothing about a record that is closed.
+            // If it stays, it is ignored: the record is closed.
             let _ = fs::remove_file(path);
         }
     }
@@ -130,7 +130,7 @@ impl TracePage {
 fn make_page(file: &FileId) -> io::Result<(MmapRegion, PathBuf)> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(PAGES)?;
     let path = page_of(file);
-    // A new one: what an earlier process has left has been read.
+    // A new one: the page of the process before has been read.
     match fs::remove_file(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -1,6 +1,6 @@
 //! File I/O executor: a few threads that read, write, zero and sync the image through private buffers.
 //!
-//! In: [`Op`]s with an id. Out: [`Done`]s in order of completion, announced on an eventfd. Never touches guest memory.
+//! In: [`Op`]s with an id. Out: [`Completion`]s in order of completion, announced on an eventfd. Never touches guest memory.
 
 use std::io;
 use std::mem;
@@ -22,7 +22,7 @@ pub enum Op {
     Read {
         /// Byte offset.
         offset: u64,
-        /// Where the data goes; returned in [`Done`].
+        /// Where the data goes; returned in [`Completion`].
         into: Buffer,
     },
     /// Write the buffer.
@@ -62,7 +62,7 @@ impl Op {
 }
 
 /// A finished operation.
-pub struct Done {
+pub struct Completion {
     /// As given to [`Executor::submit`].
     pub id: u64,
     /// How it went.
@@ -72,7 +72,7 @@ pub struct Done {
 }
 
 struct Finished {
-    list: Mutex<Vec<Done>>,
+    list: Mutex<Vec<Completion>>,
     some: Condvar,
     event: EventFd,
 }
@@ -120,7 +120,7 @@ impl Executor {
 
     /// What has finished since the last call; resets the eventfd. Does not block.
     #[must_use]
-    pub fn take_finished(&self) -> Vec<Done> {
+    pub fn take_finished(&self) -> Vec<Completion> {
         let _ = self.finished.event.read();
         mem::take(&mut *lock(&self.finished.list))
     }
@@ -137,7 +137,7 @@ fn run(image: &dyn Image, queue: &Receiver<(u64, Op)>, finished: &Finished) {
         let (what, offset, len) = op.place();
         let (result, buffer) = perform(image, op);
         let result = result.map_err(|source| OpError { what, offset, len, source });
-        lock(&finished.list).push(Done { id, result, buffer });
+        lock(&finished.list).push(Completion { id, result, buffer });
         finished.some.notify_one();
         // Fails only when the counter is at its end, and then it is readable already.
         let _ = finished.event.write(1);

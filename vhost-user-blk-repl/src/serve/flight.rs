@@ -1,8 +1,7 @@
-//! Requests under way: from their start, in the right order, until the guest can be told.
+//! Requests in progress: started in the right order, and kept until the guest can be notified.
 //!
-//! In: requests that the queues have brought, operations that the disk has finished. Out: operations, and mirrored writes. A write
-//! waits for earlier ones that it overlaps with, because local and remote image must agree on who was last, and for the marks of
-//! its regions.
+//! In: requests from the queues, operations that the disk has finished. Out: operations, and mirrored writes. A write waits for
+//! earlier ones that it overlaps, because local and remote image must agree on which was last, and for the marks of its regions.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
@@ -12,7 +11,7 @@ use ft_proto::device_ctl::InFlight;
 
 use crate::image::range::Range;
 use crate::mirror::Mirror;
-use crate::serve::executor::{Done, Executor, Op};
+use crate::serve::executor::{Completion, Executor, Op};
 use crate::serve::order::WriteOrder;
 use crate::serve::pending::{Pending, cost};
 use crate::tracker::Tracker;
@@ -36,9 +35,9 @@ pub struct Target<'a> {
 
 impl Target<'_> {
     /// Whether a write to `ranges` may start.
-    fn admits(&self, ranges: &[Range]) -> bool {
+    fn may_write(&self, ranges: &[Range]) -> bool {
         let stamp = if self.mirror.is_some() { self.epoch } else { Epoch(u64::MAX) };
-        self.tracker.admits(ranges, stamp)
+        self.tracker.may_write(ranges, stamp)
     }
 
     /// From here on a write is on its way to both images.
@@ -60,7 +59,7 @@ pub struct Collected {
     pub free: Vec<u64>,
 }
 
-/// All of them.
+/// The requests in progress.
 #[derive(Default)]
 pub struct Flight {
     pending: BTreeMap<u64, Pending>,
@@ -68,9 +67,9 @@ pub struct Flight {
     order: WriteOrder,
     /// Writes that wait for no other, but for their marks.
     unmarked: BTreeSet<u64>,
-    /// Requests that cannot go on for want of room in the mirror.
-    starved: VecDeque<u64>,
-    finished: Vec<Done>,
+    /// Requests whose next piece waits for room in the mirror.
+    waiting_for_room: VecDeque<u64>,
+    finished: Vec<Completion>,
     bytes: usize,
     /// Operations that the disk has not finished.
     running: usize,
@@ -112,7 +111,7 @@ impl Flight {
         let id = self.next_id;
         self.next_id += 1;
         if !pending.ranges().is_empty() {
-            self.order.enter(id, pending.ranges());
+            self.order.begin(id, pending.ranges());
         }
         self.pending.insert(id, pending);
         self.go_on(id, op, target);
@@ -148,7 +147,7 @@ impl Flight {
                 Op::Write { offset, from, .. } => &[Range::new(*offset, from.len() as u64)],
                 _ => this.ranges(),
             };
-            if !target.admits(piece) {
+            if !target.may_write(piece) {
                 self.unmarked.insert(id);
                 return;
             }
@@ -159,14 +158,14 @@ impl Flight {
         target.start(id, op);
     }
 
-    /// A request cannot go on for want of room in the mirror.
-    pub fn starve(&mut self, id: u64) {
-        self.starved.push_back(id);
+    /// The request's next piece waits for room in the mirror.
+    pub fn wait_for_room(&mut self, id: u64) {
+        self.waiting_for_room.push_back(id);
     }
 
-    /// Those that could not go on, to be tried again.
-    pub fn take_starved(&mut self) -> VecDeque<u64> {
-        mem::take(&mut self.starved)
+    /// Those that wait for room, to be tried again.
+    pub fn take_waiting_for_room(&mut self) -> VecDeque<u64> {
+        mem::take(&mut self.waiting_for_room)
     }
 
     /// Forgets a request; those that waited for it start.
@@ -176,33 +175,35 @@ impl Flight {
         pending
     }
 
-    /// Writes that waited for the request are returned, too.
+    /// Also returns writes that waited for the request.
     fn take_out(&mut self, id: u64) -> (Option<Pending>, Vec<u64>) {
         let pending = self.pending.remove(&id);
         self.bytes -= pending.as_ref().map_or(0, Pending::bytes);
         self.unmarked.remove(&id);
-        (pending, self.order.leave(id))
+        (pending, self.order.finish(id))
     }
 
-    /// Drops requests that cannot go on for want of room; `queue` says whose, or all. Writes that waited for them are returned.
-    fn drop_starved(&mut self, queue: Option<u16>) -> Vec<u64> {
+    /// Drops requests that wait for room, of one queue or of all. Returns writes that waited for them.
+    fn drop_waiting_for_room(&mut self, queue: Option<u16>) -> Vec<u64> {
         let mut free = Vec::new();
-        for id in mem::take(&mut self.starved) {
+        for id in mem::take(&mut self.waiting_for_room) {
             match self.pending.get(&id) {
-                Some(pending) if queue.is_some_and(|queue| queue != pending.queue()) => self.starved.push_back(id),
+                Some(pending) if queue.is_some_and(|queue| queue != pending.queue()) => {
+                    self.waiting_for_room.push_back(id)
+                }
                 _ => free.append(&mut self.take_out(id).1),
             }
         }
         free
     }
 
-    /// As [`Flight::remove`], all of one queue that cannot go on for want of room.
-    pub fn remove_starved(&mut self, queue: u16, target: &Target<'_>) {
-        let free = self.drop_starved(Some(queue));
+    /// As [`Flight::remove`], for all of one queue that wait for room.
+    pub fn remove_waiting_for_room(&mut self, queue: u16, target: &Target<'_>) {
+        let free = self.drop_waiting_for_room(Some(queue));
         self.start(free, target);
     }
 
-    /// As [`Flight::remove`], all of one queue that are finished and not told.
+    /// As [`Flight::remove`], for all of one queue that are finished.
     pub fn remove_finished(&mut self, queue: u16, target: &Target<'_>) {
         for done in mem::take(&mut self.finished) {
             match self.pending.get(&done.id) {
@@ -212,13 +213,12 @@ impl Flight {
         }
     }
 
-    /// Requests that are not started never are, and those that are done in part never go on: this host does not run the VM
-    /// any more.
+    /// Drops requests that are not started, or done only in part: this host does not run the VM any more.
     pub fn drop_waiting(&mut self) {
         let waiting = self.pending.iter().filter(|(_, pending)| pending.waiting().is_some());
         let waiting: Vec<u64> = waiting.map(|(id, _)| *id).collect();
         waiting.into_iter().for_each(|id| drop(self.take_out(id)));
-        self.drop_starved(None);
+        self.drop_waiting_for_room(None);
         self.unstarted = 0;
     }
 
@@ -235,7 +235,7 @@ impl Flight {
             let pending = self.pending.get_mut(&done.id);
             let wrote = pending.is_some_and(|pending| pending.in_image(done.result.is_ok()));
             if wrote {
-                free.append(&mut self.order.leave(done.id));
+                free.append(&mut self.order.finish(done.id));
             }
             if let Err(e) = &done.result {
                 errors.push((e.to_string(), wrote));
@@ -246,26 +246,26 @@ impl Flight {
         Collected { errors, free }
     }
 
-    /// What the guest can be told. Failures are kept while there is a mirror.
+    /// Finished operations that the guest can be notified of. Failures are kept while there is a mirror.
     #[must_use]
-    pub fn take_finished(&mut self, mirrored: bool) -> Vec<Done> {
+    pub fn take_finished(&mut self, mirrored: bool) -> Vec<Completion> {
         let finished = mem::take(&mut self.finished).into_iter();
         let (told, kept) = finished.partition(|done| done.result.is_ok() || !mirrored);
         self.finished = kept;
         told
     }
 
-    /// The piece of a request is done with. Whether there is another one.
+    /// The current piece of a request is complete. Whether there is another one.
     pub fn end_piece(&mut self, id: u64) -> bool {
         let Some(pending) = self.pending.get_mut(&id) else { return false };
         self.bytes -= pending.end_piece();
         pending.next().is_some()
     }
 
-    /// The guest is not told when the requests of one queue, or of all, finish.
-    pub fn forget(&mut self, queue: Option<u16>) {
+    /// The guest is not notified when the requests of one queue, or of all, finish.
+    pub fn abandon(&mut self, queue: Option<u16>) {
         let all = self.pending.values_mut();
-        all.filter(|pending| queue.is_none_or(|queue| queue == pending.queue())).for_each(Pending::forget);
+        all.filter(|pending| queue.is_none_or(|queue| queue == pending.queue())).for_each(Pending::abandon);
     }
 
     /// Whether a queue has requests that are not finished.
@@ -276,7 +276,7 @@ impl Flight {
 
     /// Every request that was taken and not answered, in the order it was taken.
     pub fn in_flight(&self) -> impl Iterator<Item = InFlight> {
-        let taken = self.pending.values().filter(|pending| !pending.is_forgotten());
+        let taken = self.pending.values().filter(|pending| !pending.is_abandoned());
         taken.map(|pending| InFlight { queue: pending.queue(), head: pending.head() })
     }
 

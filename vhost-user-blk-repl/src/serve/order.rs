@@ -1,8 +1,8 @@
 //! Which writes must wait for which: those that share a byte are performed in the order they were taken. Pure.
 //!
 //! In: writes as they are taken and as they finish. Out: which may start. The work for a write grows with its ranges (and the
-//! logarithm of all), not with the number of writes under way: for each byte only the last write of it is known, and whoever
-//! comes next waits for that one, which waits for the one before.
+//! logarithm of all), not with the number of writes in progress: for each byte only its last write is known, and the next one waits
+//! for that, which waits for the one before.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -31,7 +31,7 @@ pub struct WriteOrder {
 
 impl WriteOrder {
     /// A new write to `ranges` comes after all others. Ids are never used twice.
-    pub fn enter(&mut self, id: u64, ranges: &[Range]) {
+    pub fn begin(&mut self, id: u64, ranges: &[Range]) {
         let mut before = Vec::new();
         for range in ranges.iter().filter(|range| range.len > 0) {
             self.cover(*range, id, &mut before);
@@ -58,7 +58,7 @@ impl WriteOrder {
     }
 
     /// A write is finished, or will never be done. Those that waited for it alone are returned: they are free now.
-    pub fn leave(&mut self, id: u64) -> Vec<u64> {
+    pub fn finish(&mut self, id: u64) -> Vec<u64> {
         let Some(write) = self.writes.remove(&id) else { return Vec::new() };
         let mut free = Vec::new();
         for other in write.after {
@@ -129,14 +129,14 @@ mod tests {
                 let count = 1 + random(&mut state, 4);
                 let ranges: Vec<_> =
                     (0..count).map(|_| Range::new(random(&mut state, 64), random(&mut state, 20))).collect();
-                order.enter(id, &ranges);
+                order.begin(id, &ranges);
                 pairs.0.insert(id, ranges);
                 if random(&mut state, 3) > 0 {
                     let free: Vec<_> = pairs.0.keys().copied().filter(|id| pairs.is_free(*id)).collect();
                     let done = free[random(&mut state, free.len() as u64) as usize];
                     let blocked: Vec<_> = pairs.0.keys().copied().filter(|id| !pairs.is_free(*id)).collect();
                     pairs.0.remove(&done);
-                    let mut freed = order.leave(done);
+                    let mut freed = order.finish(done);
                     freed.sort_unstable();
                     let expected: Vec<_> = blocked.into_iter().filter(|id| pairs.is_free(*id)).collect();
                     assert_eq!(freed, expected, "seed {seed}");
@@ -151,13 +151,13 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded_by_what_is_unfinished() {
         let (mut order, mut state) = (WriteOrder::default(), 7);
-        order.enter(0, &[Range::new(0, 1)]);
+        order.begin(0, &[Range::new(0, 1)]);
         for id in 1..100_000 {
-            order.enter(id, &[Range::new(1 + 2 * random(&mut state, 1 << 40), 1)]);
-            order.leave(id);
+            order.begin(id, &[Range::new(1 + 2 * random(&mut state, 1 << 40), 1)]);
+            order.finish(id);
         }
         assert!(order.last.len() <= 2 * STALE_MAX, "{}", order.last.len());
-        order.leave(0);
+        order.finish(0);
         assert!(order.last.is_empty());
     }
 
@@ -167,12 +167,12 @@ mod tests {
         let mut order = WriteOrder::default();
         let ranges: Vec<_> = (0..32).map(|at| Range::new(at << 20, 1 << 20)).collect();
         for id in 0..2048 {
-            order.enter(id, &ranges);
+            order.begin(id, &ranges);
             assert_eq!(order.last.len(), 32);
         }
         for id in 0..2047 {
             assert!(order.is_free(id));
-            assert_eq!(order.leave(id), [id + 1]);
+            assert_eq!(order.finish(id), [id + 1]);
         }
     }
 }

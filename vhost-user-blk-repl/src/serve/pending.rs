@@ -2,9 +2,9 @@
 //! send is served in pieces, one after the other.
 //!
 //! ```text
-//!   waiting for an earlier write, or for its marks ──started──► running ──in_image──► the guest is told
-//!        ▲                                                                   │
-//!        └──────────────────── the next piece, if there is room ◄────────────┘
+//!   waiting for an earlier write, or for its marks ──start──► running ──in_image──► done ──► the guest is notified
+//!        ▲                                                                         │
+//!        └──────────────────── the next piece, if there is room ◄──────────────────┘
 //! ```
 
 use std::mem;
@@ -33,7 +33,7 @@ struct Rest {
 }
 
 enum Stage {
-    /// Not started: comes after an earlier write, or has no marks yet.
+    /// Not started: waits for an earlier write, or for its marks.
     Waiting(Op),
     /// The disk has it, or a piece of it.
     Running,
@@ -51,16 +51,16 @@ pub struct Pending {
     into: Vec<Span>,
     /// What it writes and the image has not; empty once the image has all.
     ranges: Vec<Range>,
-    /// What follows after this piece.
+    /// What remains after this piece.
     rest: Option<Rest>,
     /// Bytes of this piece.
     bytes: usize,
     /// Bytes of the pieces before it.
     moved: usize,
-    /// What is counted, and since when, once the guest is told.
+    /// What is counted, and since when, once the guest is notified.
     transfer: Option<(Transfer, Instant)>,
-    /// The guest is not told: its ring was taken away while sealed.
-    forgotten: bool,
+    /// The guest is not notified: its queue was stopped while sealed.
+    abandoned: bool,
 }
 
 impl Pending {
@@ -78,7 +78,7 @@ impl Pending {
             bytes: 0,
             moved: 0,
             transfer: None,
-            forgotten: false,
+            abandoned: false,
         }
     }
 
@@ -154,15 +154,15 @@ impl Pending {
         self.transfer
     }
 
-    /// The guest is not going to be told.
-    pub fn forget(&mut self) {
-        self.forgotten = true;
+    /// Complete it without notifying the guest.
+    pub fn abandon(&mut self) {
+        self.abandoned = true;
     }
 
-    /// Whether the guest is not going to be told.
+    /// Whether the guest is not going to be notified.
     #[must_use]
-    pub fn is_forgotten(&self) -> bool {
-        self.forgotten
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned
     }
 
     /// Length of the next piece and whether it is a write; `None`: there is none.
@@ -200,7 +200,7 @@ impl Pending {
         self.stage = Stage::Waiting(op);
     }
 
-    /// What waits to be started.
+    /// The operation that waits to be started.
     #[must_use]
     pub fn waiting(&self) -> Option<&Op> {
         match &self.stage {
@@ -209,7 +209,7 @@ impl Pending {
         }
     }
 
-    /// What waits is started.
+    /// Takes that operation: it is started.
     pub fn start(&mut self) -> Option<Op> {
         match mem::replace(&mut self.stage, Stage::Running) {
             Stage::Waiting(op) => Some(op),

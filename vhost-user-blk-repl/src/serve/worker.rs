@@ -25,7 +25,7 @@ use crate::image::Image;
 use crate::mirror::{Mirror, Room};
 use crate::receive::{Applier, Receiver};
 use crate::record::Purpose;
-use crate::serve::executor::{Done, Executor, Op};
+use crate::serve::executor::{Completion, Executor, Op};
 use crate::serve::flight::{Collected, Flight, Target};
 use crate::serve::pending::Pending;
 use crate::serve::request::{self, Body, Request, Span, scatter};
@@ -47,7 +47,7 @@ pub struct Worker {
     pub(crate) memory: Option<Memory>,
     pub(crate) counters: DiskCounters,
     flight: Flight,
-    /// Some queue has entries that were not taken for want of room, or a request cannot go on for want of it.
+    /// Some queue has entries that were not taken because there was no room, or a request waits for room.
     pub(crate) stalled: bool,
     /// The driver takes completed writes for durable.
     pub(crate) writethrough: bool,
@@ -143,7 +143,7 @@ impl Worker {
         (self.applier.clone(), self.tracker.clone())
     }
 
-    /// Serves every queue: something that held them up is over.
+    /// Serves every queue again, after something that blocked them.
     pub(crate) fn serve_all(&mut self) {
         self.stalled = false;
         self.go_on();
@@ -204,7 +204,7 @@ impl Worker {
         used
     }
 
-    /// Takes all requests that can be taken now; `used`: something is in the used ring. An error is a ring that makes no sense.
+    /// Takes all requests that can be taken now; `used`: the used ring has new entries. An error is a malformed ring.
     fn take_all(
         &mut self,
         queue: u16,
@@ -336,7 +336,7 @@ impl Worker {
         }
     }
 
-    /// The requests under way, and where those go that start now.
+    /// The requests in progress, and the target of those that start now.
     fn flight(&mut self) -> (&mut Flight, Target<'_>) {
         // What starts while sealed belongs to the next epoch: in this one it is in flight, and submitted again.
         let epoch = if self.sealed { self.next_epoch } else { self.epoch };
@@ -344,10 +344,10 @@ impl Worker {
         (&mut self.flight, target)
     }
 
-    /// Goes on with requests that had no room in the mirror.
+    /// Continues requests that waited for room in the mirror.
     fn go_on(&mut self) {
         if !self.sealed {
-            self.flight.take_starved().into_iter().for_each(|id| self.next_piece(id));
+            self.flight.take_waiting_for_room().into_iter().for_each(|id| self.next_piece(id));
         }
     }
 
@@ -355,11 +355,11 @@ impl Worker {
     fn next_piece(&mut self, id: u64) {
         let (Some(pending), Some(memory)) = (self.flight.get(id), self.memory.clone()) else { return };
         let Some((len, write)) = pending.next() else { return };
-        if pending.is_forgotten() || self.standby {
+        if pending.is_abandoned() || self.standby {
             return self.drop_request(id);
         }
         if write && !self.has_room_for(len) {
-            self.flight.starve(id);
+            self.flight.wait_for_room(id);
             self.stalled = true;
             return;
         }
@@ -376,7 +376,7 @@ impl Worker {
         flight.remove(id, &target);
     }
 
-    /// Takes note of what the disk has finished, and tells the guest if that is allowed now.
+    /// Collects operations that the disk has finished, and notifies the guest if that is allowed now.
     pub fn collect(&mut self) {
         let (flight, target) = self.flight();
         let Collected { errors, free } = flight.collect(&target);
@@ -391,10 +391,10 @@ impl Worker {
         self.deliver();
     }
 
-    /// Tells the guest about finished requests, and uses the room that they leave.
+    /// Notifies the guest of finished requests, and uses the room that they leave.
     ///
-    /// A request that failed is not told while there is a mirror: it stays in flight, so that a standby that takes over
-    /// submits it again, on its own image. Only when the mirror is over is the error the guest's.
+    /// A failed request is not completed while there is a mirror: it stays in flight, so that a standby that takes over
+    /// submits it again, on its own image. Only without a mirror does the guest get the error.
     pub(crate) fn deliver(&mut self) {
         if self.sealed {
             return;
@@ -415,10 +415,10 @@ impl Worker {
         }
     }
 
-    /// A piece of a request is done, usually the only one. The queue is returned that has a used entry now.
-    fn piece_done(&mut self, done: &Done) -> Option<u16> {
+    /// A piece of a request is done, usually the only one. Returns the queue whose used ring has a new entry.
+    fn piece_done(&mut self, done: &Completion) -> Option<u16> {
         let standby = self.standby;
-        let Some(pending) = self.flight.get(done.id).filter(|pending| !pending.is_forgotten() && !standby) else {
+        let Some(pending) = self.flight.get(done.id).filter(|pending| !pending.is_abandoned() && !standby) else {
             self.drop_request(done.id);
             return None;
         };
@@ -435,19 +435,19 @@ impl Worker {
         }
         let moved = self.flight.get(done.id).map_or(0, Pending::moved);
         let written = if status == request::OK && done.buffer.is_some() { moved as u32 } else { 0 };
-        self.tell(done.id, status, written)
+        self.complete(done.id, status, written)
     }
 
-    /// Tells the guest how a request went, outside of [`Worker::deliver`].
+    /// Completes a request and notifies the guest, outside of [`Worker::deliver`].
     fn finish(&mut self, id: u64, status: u8, written: u32) {
-        let queue = self.tell(id, status, written);
+        let queue = self.complete(id, status, written);
         if let Some(vring) = queue.and_then(|queue| self.vrings.get(usize::from(queue))) {
             signal(&mut vring.get_mut());
         }
     }
 
-    /// Puts a request into the used ring of the queue that is returned.
-    fn tell(&mut self, id: u64, status: u8, written: u32) -> Option<u16> {
+    /// Puts a request into its used ring; returns the queue.
+    fn complete(&mut self, id: u64, status: u8, written: u32) -> Option<u16> {
         let (flight, target) = self.flight();
         let pending = flight.remove(id, &target);
         let (pending, memory) = (pending?, self.memory.as_ref()?);
@@ -460,20 +460,20 @@ impl Worker {
         Some(pending.queue())
     }
 
-    /// The frontend takes a ring away: finishes what it has in flight. While sealed guest memory must not change, so
-    /// there the requests, which the VMM knows from the `Sealed` report, are forgotten instead.
+    /// The frontend stops a queue: finishes its requests in flight. While sealed, guest memory must not change, so the requests,
+    /// which the VMM knows from the `Sealed` report, are abandoned instead.
     pub fn stop_queue(&mut self, queue: u16) {
         self.resubmit.retain(|request| request.queue != queue);
         if self.sealed || self.standby {
-            return self.flight.forget(Some(queue));
+            return self.flight.abandon(Some(queue));
         }
-        // Failures that are kept from the guest would never finish.
+        // Failures that the guest is not notified of would never finish.
         let (flight, target) = self.flight();
         flight.remove_finished(queue, &target);
         loop {
-            // Nor would what has no room: it is the VMM that makes room, and it is waiting here.
+            // Nor would those that wait for room: it is the VMM that makes room, and it waits for this call.
             let (flight, target) = self.flight();
-            flight.remove_starved(queue, &target);
+            flight.remove_waiting_for_room(queue, &target);
             if !flight.has_any_of(queue) {
                 break;
             }
@@ -486,7 +486,7 @@ impl Worker {
         }
     }
 
-    /// Writes that are taken wait for their marks, and for nothing else.
+    /// All requests wait for marks.
     fn wait_for_marks(&mut self) {
         if self.tracker.written().is_err() {
             self.flight.drop_waiting();
@@ -495,11 +495,11 @@ impl Worker {
         flight.start_marked(&target);
     }
 
-    /// This host does not run the VM any more: requests that are not done never are, and the guest hears of none.
+    /// This host does not run the VM any more: drops requests that are not done, and notifies the guest of none.
     pub(crate) fn abandon_requests(&mut self) {
         self.resubmit.clear();
         self.flight.drop_waiting();
-        self.flight.forget(None);
+        self.flight.abandon(None);
     }
 
     /// Every request that was taken and not answered, in the order it was taken.
@@ -524,7 +524,7 @@ impl Worker {
         }
     }
 
-    /// The disk cannot go on as the VM's disk: said once.
+    /// The disk cannot serve the VM any more. Reported once.
     pub(crate) fn fail(&mut self, reason: &str) {
         if !mem::replace(&mut self.failed, true) {
             error!("{reason}");

@@ -1,10 +1,10 @@
 //! The image's record as it should be, and how much of that is on stable storage. Pure.
 //!
-//! Each change gets a [`Ticket`]; the thread in `recorder` takes [`Job`]s and says how they went. Several changes that are made
-//! before it comes to them are one job.
+//! Each change has a [`Ticket`]. The thread in `recorder` takes [`Job`]s and reports their results; changes that are made while it
+//! writes are combined into one job.
 //!
 //! ```text
-//!   Open ──close──► Closing ──end──► Ended { closed: true }      the last record says that nobody writes any more
+//!   Open ──close──► Closing ──end──► Ended { closed: true }      the last record is that of a closed image
 //!     └──────────────────────end──► Ended { closed: false }
 //! ```
 
@@ -17,7 +17,7 @@ const AHEAD: usize = 4;
 /// The record cannot be kept.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot write the record of the image: {0}")]
-pub struct RecordLost(String);
+pub struct RecordWriteError(String);
 
 /// A change of the record; later ones are greater.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -39,14 +39,14 @@ pub enum Job {
         record: Box<Record>,
         /// Its newest change.
         ticket: Ticket,
-        /// Nobody writes to the image any more.
+        /// The image is closed.
         last: bool,
     },
     /// There is no record, so the image may be written without.
     Without,
     /// Stop.
     End {
-        /// The record tells everything, or there is none: what is left in memory can go.
+        /// The record is complete, or there is none: the page in memory is not needed.
         complete: bool,
     },
 }
@@ -62,10 +62,10 @@ pub struct Journal {
     durable: Regions,
     newest: Ticket,
     written: Ticket,
-    /// The last change of a record that was given up, since it could not be written; and why.
-    given_up: Option<(Ticket, RecordLost)>,
-    /// Why the last attempt to write failed, until somebody has been told.
-    trouble: Option<RecordLost>,
+    /// The last change of a record that was given up because it could not be written, and the reason.
+    given_up: Option<(Ticket, RecordWriteError)>,
+    /// Why the last attempt to write failed, until that is reported.
+    trouble: Option<RecordWriteError>,
     phase: Phase,
 }
 
@@ -106,21 +106,21 @@ impl Journal {
         }
     }
 
-    /// Changes the record, if there is one: the change to be waited for, as [`Journal::ticket`].
+    /// Changes the record, if there is one. The change to wait for, as with [`Journal::ticket`].
     pub fn change(&mut self, how: impl FnOnce(&mut Record)) -> Option<Ticket> {
         how(self.record.as_mut()?);
         self.bump();
         Some(self.ticket())
     }
 
-    /// As [`Journal::change`], but it may be written with the next change.
+    /// As [`Journal::change`], but without requesting a write: the next one includes it.
     pub fn amend(&mut self, how: impl FnOnce(&mut Record)) {
         if let Some(record) = &mut self.record {
             how(record);
         }
     }
 
-    /// Has the record written again, with a new proof, unless it is about to be.
+    /// Requests another write of the record, for its proof, unless one is due anyway.
     pub fn rewrite(&mut self) {
         if self.newest == self.written {
             self.bump();
@@ -137,7 +137,7 @@ impl Journal {
         self.newest
     }
 
-    /// The newest change, to be waited for: only trouble from now on counts.
+    /// The newest change, to wait for: errors before now are forgotten.
     pub fn ticket(&mut self) -> Ticket {
         self.trouble = None;
         self.newest
@@ -149,28 +149,28 @@ impl Journal {
         ticket <= self.written
     }
 
-    /// Marks regions, and some that will probably be written next. Whether they are marked on stable storage already.
+    /// Marks regions, and some that will probably be written next. Whether they were marked on stable storage before.
     pub fn mark(&mut self, touched: &[usize]) -> bool {
         let Some(record) = &mut self.record else { return true };
         let mut new = false;
         for &index in touched {
-            if record.marks.add(index) {
+            if record.marks.insert(index) {
                 new = true;
                 // A write to the region before this one was probably the start of a sequence.
-                let sequential = index > 0 && record.marks.has(index - 1);
-                let ahead = if sequential { index + 1..(index + 1 + AHEAD).min(record.marks.of_image()) } else { 0..0 };
+                let sequential = index > 0 && record.marks.contains(index - 1);
+                let ahead = if sequential { index + 1..(index + 1 + AHEAD).min(record.marks.total()) } else { 0..0 };
                 ahead.for_each(|index| {
-                    record.marks.add(index);
+                    record.marks.insert(index);
                 });
             }
         }
         if new {
             self.bump();
         }
-        !new && touched.iter().all(|&index| self.durable.has(index))
+        !new && touched.iter().all(|&index| self.durable.contains(index))
     }
 
-    /// Removes marks. From now on they do not count as being on stable storage, though they still are.
+    /// Removes marks. They do not count as being on stable storage from here on, although they still are.
     pub fn unmark(&mut self, regions: impl Iterator<Item = usize>) {
         let Some(record) = &mut self.record else { return };
         for index in regions {
@@ -180,17 +180,17 @@ impl Journal {
         self.bump();
     }
 
-    /// Removes all marks but these, as [`Journal::unmark`] does.
+    /// Removes all other marks, as [`Journal::unmark`] does.
     pub fn keep_marks(&mut self, kept: &Regions) {
         let Some(record) = &mut self.record else { return };
-        record.marks.intersect(kept);
-        self.durable.intersect(kept);
+        record.marks.intersect_with(kept);
+        self.durable.intersect_with(kept);
         self.bump();
     }
 
-    /// How waiting for a change has ended; `None`: it has not.
+    /// The result of waiting for a change; `None`: keep waiting.
     #[must_use]
-    pub fn outcome(&self, ticket: Ticket) -> Option<Result<(), RecordLost>> {
+    pub fn outcome(&self, ticket: Ticket) -> Option<Result<(), RecordWriteError>> {
         let ended = matches!(self.phase, Phase::Ended { .. });
         match (&self.trouble, &self.given_up) {
             (None, _) if !self.is_written(ticket) && !ended => None,
@@ -200,18 +200,18 @@ impl Journal {
         }
     }
 
-    /// Why the record cannot be written, if that is so and has not been told.
-    pub fn take_trouble(&mut self) -> Option<RecordLost> {
+    /// Why the record cannot be written, if that was not reported before.
+    pub fn take_trouble(&mut self) -> Option<RecordWriteError> {
         self.trouble.take()
     }
 
-    /// The next record is the last one: nobody writes to the image any more.
+    /// The next record is the last one, that of a closed image.
     pub fn close(&mut self) -> Option<Ticket> {
         self.phase = Phase::Closing;
         self.change(|_| {})
     }
 
-    /// Nothing is written any more.
+    /// No record is written any more.
     pub fn end(&mut self) {
         if !matches!(self.phase, Phase::Ended { .. }) {
             self.phase = Phase::Ended { closed: self.phase == Phase::Closing };
@@ -224,7 +224,7 @@ impl Journal {
         matches!(self.phase, Phase::Ended { .. })
     }
 
-    /// The next thing to do for the recording thread; `None`: nothing now.
+    /// The next job for the recording thread; `None`: nothing to do.
     pub fn next_job(&mut self) -> Option<Job> {
         let up_to_date = self.newest == self.written;
         match (self.phase, &self.record) {
@@ -236,7 +236,7 @@ impl Journal {
             }
             (phase, Some(record)) => {
                 // A mark that this write removes does not count any more.
-                self.durable.intersect(&record.marks);
+                self.durable.intersect_with(&record.marks);
                 let last = phase == Phase::Closing;
                 Some(Job::Write { record: Box::new(record.clone()), ticket: self.newest, last })
             }
@@ -248,26 +248,26 @@ impl Journal {
         (self.written, self.durable, self.trouble) = (ticket, marks, None);
     }
 
-    /// The record cannot be written now.
+    /// The last attempt to write failed.
     pub fn set_trouble(&mut self, why: &str) {
-        self.trouble = Some(RecordLost(why.to_owned()));
+        self.trouble = Some(RecordWriteError(why.to_owned()));
     }
 
-    /// The record cannot be written and its file is removed: there is none any more.
+    /// The record could not be written, and its file was removed: there is none any more.
     pub fn give_up(&mut self, why: &str) {
         self.record = None;
         self.durable = Regions::new(self.size);
         self.written = self.newest;
-        self.given_up = Some((self.newest, RecordLost(why.to_owned())));
+        self.given_up = Some((self.newest, RecordWriteError(why.to_owned())));
         self.set_trouble(why);
     }
 
-    /// Nothing that was marked is on stable storage any more: the file is gone.
+    /// The file was removed: no mark is on stable storage.
     pub fn forget_durable(&mut self) {
         self.durable = Regions::new(self.size);
     }
 
-    /// Whether no other copy could be taken for equal to this one, or for older, by a record that is not there.
+    /// Whether the record, if there is one, says that no other copy can be newer.
     #[must_use]
     pub fn says_alone(&self) -> bool {
         self.record.as_ref().is_none_or(|record| record.role == Role::Alone)

@@ -1,12 +1,12 @@
-//! The lease that this process writes to the image under: no write begins after the time that the record on stable storage names.
+//! The lease under which this process writes to the image: no write begins after the time that the record on stable storage names.
 //!
-//! So the times of an image that changed after its lease was over show that somebody else wrote, even when this host died. Every
-//! write is also counted in a page that outlives the process ([`TracePage`]). In: an image. Out: the same image, its writes
-//! under the lease; the proof that its record should hold. Never changes what is written.
+//! So if the image changes after the end of its lease, another program wrote to it; that holds even if this host fails. Every write
+//! is also counted in a page that survives the process ([`TracePage`]). In: an image. Out: the same image, with its writes under the
+//! lease; the proof for its record. Never changes the data that is written.
 //!
 //! ```text
 //!   unlimited            no record is kept, or the file cannot prove anything
-//!   until T ──► until T'  the record that names T' is on stable storage; asked for when less than [`RENEW_BELOW`] is left
+//!   until T ──► until T'  the record that names T' is on stable storage; requested when less than [`RENEW_BELOW`] is left
 //!        └────► closed    no write begins any more
 //! ```
 
@@ -21,9 +21,9 @@ use crate::lock;
 use crate::record::proof::Proof;
 use crate::record::trace::TracePage;
 
-/// How long a lease is: the least that can be told after the host died.
+/// How long a lease is. After a host failure, changes within it cannot be attributed.
 const LEASE: Duration = Duration::from_secs(4);
-/// With less than this left, a longer one is asked for.
+/// With less than this left, a longer one is requested.
 const RENEW_BELOW: Duration = Duration::from_secs(2);
 /// Storage that takes longer than this to write a record has failed.
 const SLOWEST: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ pub struct WriteLease {
     page: TracePage,
     file: Option<FileId>,
     run: u128,
-    /// As in `terms`, for those who only look.
+    /// As in `terms`, for reading without the lock.
     until: AtomicI64,
     terms: Mutex<Terms>,
     changed: Condvar,
@@ -109,7 +109,7 @@ impl WriteLease {
     /// The proof that the record should hold now, and how long the lease is by that.
     pub fn proof(&self) -> (Option<Proof>, Moment) {
         let now = now();
-        // Where stable storage is slow, renewal is asked for earlier, and a longer lease.
+        // A longer lease where stable storage is slow.
         let until = now.plus(LEASE + 2 * lock(&self.terms).took.min(SLOWEST));
         let proof = self.file.map(|file| {
             let mut floor = lock(&self.floor);
@@ -121,11 +121,11 @@ impl WriteLease {
             }
             Proof::Open { file, boot: boot(), run: self.run, since: floor.since, until }
         });
-        // Where nothing can be proven there is nothing to keep to.
+        // Without a proof there is no need for a lease.
         (proof, if proof.is_some() { until } else { UNLIMITED })
     }
 
-    /// The lease is until then: that is on stable storage, which took so long, or there is no record.
+    /// Extends the lease to `until`: the record on stable storage says so, and writing it `took` so long; or there is no record.
     pub fn extend(&self, until: Moment, took: Duration) {
         let mut terms = lock(&self.terms);
         (terms.trouble, terms.took) = (None, took);
@@ -155,7 +155,7 @@ impl WriteLease {
         }
     }
 
-    /// After [`WriteLease::close`]: the last proof; `None` when something is still being written, or others write.
+    /// After [`WriteLease::close`]: the last proof; `None` while a write is in progress, or when another program writes.
     ///
     /// A write of the same tick of the clock as the last one would leave the same time: waits until that is over.
     #[must_use]
@@ -170,7 +170,7 @@ impl WriteLease {
         (after == before && Some(after.file) == self.file).then_some(Proof::Closed(after))
     }
 
-    /// Removes what is left in memory: the record tells everything now.
+    /// Removes the page in memory: a closed record needs none.
     pub fn remove_page(&self) {
         self.page.remove();
     }
@@ -179,7 +179,7 @@ impl WriteLease {
     fn begin(&self) -> io::Result<()> {
         let mut time = now();
         let until = Moment(self.until.load(Ordering::SeqCst));
-        // Further ahead than ever: the clock was set back.
+        // Further ahead than any lease: the clock was set back.
         let ahead = until > time.plus(LEASE + 2 * SLOWEST) && until != UNLIMITED;
         if until < time.plus(RENEW_BELOW) || ahead {
             self.renew(until < time)?;
@@ -193,7 +193,7 @@ impl WriteLease {
         Ok(())
     }
 
-    /// Asks for a longer lease, and waits for it if it is over.
+    /// Requests a longer lease, and waits for it if this one is over.
     fn renew(&self, wait: bool) -> io::Result<()> {
         let mut terms = lock(&self.terms);
         loop {
@@ -208,7 +208,7 @@ impl WriteLease {
             if let Some(why) = &terms.trouble {
                 return Err(io::Error::other(format!("cannot write the image's record: {why}")));
             }
-            // What comes may be of the past already.
+            // Even the new lease may be over by then.
             let waited = self.changed.wait_timeout(terms, RENEW_BELOW).unwrap_or_else(PoisonError::into_inner);
             terms = waited.0;
         }

@@ -1,15 +1,15 @@
-//! Keeps the image's record true, as a write-intent bitmap does: a region is marked on stable storage before a write to it reaches
-//! the image or the peer, and stays marked until both hosts have the write on stable storage and call what they have by a new name.
+//! Keeps the image's record, which has a write-intent bitmap: a region is marked on stable storage before a write to it reaches the
+//! image or the peer, and stays marked until both hosts have the write on stable storage and have renamed their common state.
 //!
 //! ```text
-//!   Tracker, PrimarySession, StandbyStream      handles: what guest, VMM and streams ask for
-//!     └─► recorder    the lock, and the thread that writes the record        lease   until when the image may be written
-//!           └─► state     who uses the image, in which role
+//!   Tracker, PrimarySession, StandbyStream      handles for the guest's requests, the VMM and the streams
+//!     └─► recorder    the lock, and the thread that writes the record        lease   how long the image may be written
+//!           └─► state     the image's part in replication
 //!                 └─► source, replica     one session, one stream
-//!                       └─► journal     the record as it should be, and what of it is on stable storage
+//!                       └─► journal     the record, and how much of it is on stable storage
 //! ```
-//! All below `recorder` is pure. In: regions about to be written, sessions, roles, what the peer has on stable storage. Out: an
-//! eventfd when new marks are on stable storage.
+//! Everything below `recorder` is pure. In: regions about to be written, sessions, roles, what the peer has on stable storage. Out:
+//! an eventfd that is signalled when new marks are on stable storage.
 
 mod journal;
 mod lease;
@@ -20,10 +20,10 @@ mod source;
 mod standby;
 mod state;
 
-pub use journal::RecordLost;
+pub use journal::RecordWriteError;
 pub use primary::PrimarySession;
-pub use standby::{NotReceived, StandbyStream};
-pub use state::NotOurs;
+pub use standby::{PlanRejected, StandbyStream};
+pub use state::WrongImage;
 
 use std::io;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl Tracker {
         let image = if kept { Arc::new(LeasedImage(lease.clone())) } else { image };
         let recorder = Arc::new(Recorder::new(state, file, lease, wake)?);
         if let Some(first) = first {
-            // The copy to go on with, whatever happens next.
+            // The operator's decision must survive a crash.
             recorder.wait(first).map_err(io::Error::other)?;
         }
         Ok(Self { recorder, image })
@@ -84,21 +84,21 @@ impl Tracker {
     /// Whether a guest's write to `ranges` in `epoch` may go to the image and the peer now. If not, it may be tried again when
     /// the eventfd is written.
     #[must_use]
-    pub fn admits(&self, ranges: &[Range], epoch: Epoch) -> bool {
-        self.recorder.update(|state| state.admits(ranges, epoch))
+    pub fn may_write(&self, ranges: &[Range], epoch: Epoch) -> bool {
+        self.recorder.update(|state| state.may_write(ranges, epoch))
     }
 
-    /// Standby: writes to `ranges` are going to be asked for by [`Tracker::admit`]. Does not block.
-    pub fn expect(&self, ranges: impl Iterator<Item = Range>) {
-        self.recorder.update(|state| state.expect(ranges));
+    /// Standby: marks the regions of writes for which [`Tracker::mark_and_wait`] is going to be called. Does not block.
+    pub fn mark_ahead(&self, ranges: impl Iterator<Item = Range>) {
+        self.recorder.update(|state| state.mark_ahead(ranges));
     }
 
-    /// Standby: a write to `range` comes next. Blocks until its regions are marked.
+    /// Standby: blocks until the regions of `range`, which is written next, are marked.
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn admit(&self, range: Range) -> Result<(), RecordLost> {
-        let ticket = self.recorder.update(|state| state.admit(range));
+    pub fn mark_and_wait(&self, range: Range) -> Result<(), RecordWriteError> {
+        let ticket = self.recorder.update(|state| state.mark_for_write(range));
         ticket.map_or(Ok(()), |ticket| self.recorder.wait(ticket))
     }
 
@@ -108,7 +108,7 @@ impl Tracker {
         PrimarySession::new(self.recorder.clone(), self.image.clone())
     }
 
-    /// What a standby says to a primary.
+    /// What a standby tells a primary of its record.
     #[must_use]
     pub fn answer(&self) -> Answer {
         let record = self.record();
@@ -123,13 +123,13 @@ impl Tracker {
         }
     }
 
-    /// Standby: whether a disk that is greeted so may become this one's content.
+    /// Standby: checks whether this image may become a copy of the greeting's disk.
     ///
     /// # Errors
     /// When this image is of another VM.
-    pub fn check(&self, greeting: &Greeting) -> Result<(), NotOurs> {
+    pub fn check(&self, greeting: &Greeting) -> Result<(), WrongImage> {
         match (self.record().vm, greeting.vm) {
-            (Some(image), Some(vm)) if image != vm => Err(NotOurs::Vm { image, vm }),
+            (Some(image), Some(vm)) if image != vm => Err(WrongImage::Vm { image, vm }),
             _ => Ok(()),
         }
     }
@@ -138,7 +138,7 @@ impl Tracker {
     ///
     /// # Errors
     /// When the plan is not for this image.
-    pub fn receive(&self, greeting: &Greeting, begin: &Begin) -> Result<StandbyStream, NotReceived> {
+    pub fn receive(&self, greeting: &Greeting, begin: &Begin) -> Result<StandbyStream, PlanRejected> {
         StandbyStream::new(self.recorder.clone(), greeting, begin)
     }
 
@@ -156,7 +156,7 @@ impl Tracker {
     ///
     /// # Errors
     /// When the image is another VM's, or has been used later; when the record cannot be written.
-    pub fn own(&self, vm: VmId, term: Term) -> Result<(), NotOurs> {
+    pub fn own(&self, vm: VmId, term: Term) -> Result<(), WrongImage> {
         let ticket = self.recorder.update(|state| state.own(vm, term))?;
         Ok(self.recorder.wait(ticket)?)
     }
@@ -165,14 +165,14 @@ impl Tracker {
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn end(&self, term: Term) -> Result<(), RecordLost> {
+    pub fn end(&self, term: Term) -> Result<(), RecordWriteError> {
         let ticket = self.recorder.update(|state| state.end(term));
         ticket.map_or(Ok(()), |ticket| self.recorder.wait(ticket))
     }
 
-    /// Why the record cannot be written, if that is so and has not been told.
+    /// Why the record cannot be written, if that was not reported before.
     #[must_use]
-    pub fn take_trouble(&self) -> Option<RecordLost> {
+    pub fn take_trouble(&self) -> Option<RecordWriteError> {
         self.recorder.update(|state| state.journal_mut().take_trouble())
     }
 
@@ -180,12 +180,12 @@ impl Tracker {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn written(&self) -> Result<(), RecordLost> {
+    pub fn written(&self) -> Result<(), RecordWriteError> {
         let ticket = self.recorder.update(|state| state.journal_mut().ticket());
         self.recorder.wait(ticket)
     }
 
-    /// The image is not written any more; attempts to get an error. Notes that for good, and ends the thread that notes.
+    /// Closes the image, for good: later writes fail. Records that, and ends the recording thread.
     pub fn close(&self) {
         self.recorder.close();
     }

@@ -1,4 +1,4 @@
-//! A primary's session with its standby, as far as the image's record has to do with it.
+//! Handle on a primary's session with its standby, for the image's record.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,10 +9,10 @@ use tracing::warn;
 use crate::image::Image;
 use crate::image::range::Range;
 use crate::record::{Base, Record};
-use crate::tracker::journal::RecordLost;
+use crate::tracker::journal::RecordWriteError;
 use crate::tracker::recorder::Recorder;
 
-/// The session; nothing is settled once it has ended.
+/// The session. Once it has ended, no marks are removed any more.
 pub struct PrimarySession {
     recorder: Arc<Recorder>,
     image: Arc<dyn Image>,
@@ -27,7 +27,7 @@ impl PrimarySession {
         Self { recorder, image, number }
     }
 
-    /// The mirror is over.
+    /// Ends it.
     pub fn end(&self) {
         self.recorder.update(|state| state.end_source(self.number));
     }
@@ -42,12 +42,12 @@ impl PrimarySession {
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn protected(&self) -> Result<(), RecordLost> {
+    pub fn protected(&self) -> Result<(), RecordWriteError> {
         let ticket = self.recorder.update(|state| state.protected());
         ticket.map_or(Ok(()), |ticket| self.recorder.wait(ticket))
     }
 
-    /// Whether the peer should be asked what it has on stable storage, so that marks can go.
+    /// Whether the peer should be asked what it has on stable storage, so that marks can be removed.
     #[must_use]
     pub fn settle_is_due(&self) -> bool {
         self.recorder.update(|state| state.settle_is_due(Instant::now()))

@@ -1,7 +1,7 @@
-//! The thread that writes an image's record, and the lock around what it shares with the trackers of that image.
+//! The thread that writes an image's record, and the lock around the state that it shares with the trackers of that image.
 //!
-//! In: a record that has changed. Out: the record on stable storage, with the proof that belongs to it (see `lease`). Changes that
-//! are made while one is written are written together. The lock is held for no system call: a guest's write may wait for it.
+//! In: changes of the record. Out: the record on stable storage, with the proof that belongs to it (see `lease`). The lock is never
+//! held during a disk access, because a guest's write may wait for it.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::lock;
 use crate::record::{Record, RecordFile};
-use crate::tracker::journal::{Job, RecordLost, Ticket};
+use crate::tracker::journal::{Job, RecordWriteError, Ticket};
 use crate::tracker::lease::{CLOSED, UNLIMITED, WriteLease};
 use crate::tracker::state::State;
 
@@ -24,7 +24,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     lease: Arc<WriteLease>,
-    /// Written when something is on stable storage, or cannot be.
+    /// Signalled when a change is on stable storage, or cannot be written.
     wake: Arc<EventFd>,
 }
 
@@ -56,7 +56,7 @@ impl Recorder {
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Looks at the state or changes it; what has changed of the record is going to be written.
+    /// Reads or changes the state. Changes of the record are written soon.
     pub fn update<R>(&self, how: impl FnOnce(&mut State) -> R) -> R {
         self.shared.update(how)
     }
@@ -65,7 +65,7 @@ impl Recorder {
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn wait(&self, ticket: Ticket) -> Result<(), RecordLost> {
+    pub fn wait(&self, ticket: Ticket) -> Result<(), RecordWriteError> {
         let mut state = lock(&self.shared.state);
         loop {
             if let Some(outcome) = state.journal().outcome(ticket) {
@@ -75,11 +75,11 @@ impl Recorder {
         }
     }
 
-    /// No write of the image begins any more; notes that for good, and ends the thread.
+    /// Closes the image: no write begins any more. Records that, and ends the thread.
     pub fn close(&self) {
         self.shared.lease.close();
         let ticket = self.update(|state| state.journal_mut().close());
-        // An image that is not noted as closed is compared, if nothing else shows what it is.
+        // Without that the next resynchronisation compares everything, unless there is other evidence.
         if let Some(Err(e)) = ticket.map(|ticket| self.wait(ticket)) {
             warn!("{e}");
         }
@@ -124,7 +124,7 @@ impl Shared {
                     self.changed.notify_all();
                 }
                 Job::End { complete } => {
-                    // Of a record that is not closed the page tells what the record cannot.
+                    // The page is evidence that a record which is not closed lacks.
                     if complete {
                         self.lease.remove_page();
                     }
@@ -167,7 +167,7 @@ impl Shared {
         let removed = dispensable && file.remove().is_ok();
         let given_up = {
             let mut state = lock(&self.state);
-            // What has begun since needs a record.
+            // A session that has begun since needs a record.
             let given_up = removed && state.can_do_without_record();
             match (given_up, removed) {
                 (true, _) => state.journal_mut().give_up(&trouble),

@@ -1,5 +1,4 @@
-//! What a standby's tracker knows of the stream whose copy the image is becoming: which regions were written since the image was
-//! last given a name. Pure.
+//! The standby's side of a stream, for the record: which regions were written since the image was last given a name. Pure.
 
 use ft_proto::Term;
 
@@ -16,7 +15,8 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Becomes stream `number`'s in the record, if the plan in `begin` fits it; `None` otherwise, and nothing has changed.
+    /// Records that the image is becoming the copy of stream `number`, if the plan in `begin` fits the record; otherwise `None`, and
+    /// nothing has changed.
     #[must_use]
     pub fn begin(journal: &mut Journal, number: u64, size: u64, greeting: &Greeting, begin: &Begin) -> Option<Self> {
         let common = begin.common.map(Base).filter(|_| begin.kind == ResyncKind::Incremental);
@@ -40,11 +40,11 @@ impl Replica {
     /// Regions are about to be written.
     pub fn touch(&mut self, touched: &[usize]) {
         touched.iter().for_each(|&index| {
-            self.fresh.add(index);
+            self.fresh.insert(index);
         });
     }
 
-    /// Between two writes: the state of the image now gets a new name. What is written from here on is marked by it.
+    /// Between two writes: the image's state at this point gets a new name. Later writes are marked relative to it.
     pub fn begin_renaming(&mut self) {
         self.fresh = Regions::new(self.fresh.image_size());
     }
@@ -52,14 +52,14 @@ impl Replica {
     /// The state at [`Replica::begin_renaming`] is on stable storage, and its name is `base`.
     pub fn rename(&self, journal: &mut Journal, base: Base) {
         journal.change(|record| {
-            // The primary may die before it knows: then it still has the former name.
+            // The primary may fail before it knows the new name; then it still has the former one.
             record.former = record.base.replace(base);
             record.role = Role::Standby;
-            record.marks.unite(&self.fresh);
+            record.marks.union_with(&self.fresh);
         });
     }
 
-    /// The primary has the new name on stable storage: what was written before it is not marked any more.
+    /// The primary has the new name on stable storage, too: earlier writes need no marks any more.
     pub fn renamed(&self, journal: &mut Journal) {
         journal.keep_marks(&self.fresh);
         journal.change(|record| record.former = None);
@@ -70,7 +70,7 @@ fn become_copy(record: &mut Record, greeting: &Greeting, begin: &Begin, common: 
     match common {
         Some((base, marks)) => {
             (record.base, record.former) = (Some(base), None);
-            record.marks.unite(&marks);
+            record.marks.union_with(&marks);
         }
         None => record.forget_base(),
     }
@@ -94,13 +94,13 @@ mod tests {
 
     fn begin(kind: ResyncKind, common: Option<u128>, marked: usize) -> Begin {
         let mut marks = Regions::new(SIZE);
-        marks.add(marked);
+        marks.insert(marked);
         Begin { kind, disk: 1, common, marks: marks.to_bytes(), base: 9, generation: 4 }
     }
 
     fn journal(base: Option<u128>, marked: usize) -> Journal {
         let mut record = Record { base: base.map(Base), altered: true, ..Record::new(1, SIZE) };
-        record.marks.add(marked);
+        record.marks.insert(marked);
         Journal::new(Some(record), SIZE, true)
     }
 

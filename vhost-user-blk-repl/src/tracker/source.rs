@@ -1,5 +1,5 @@
-//! What a primary's tracker knows of its session: when each region was last written, so that marks can be removed once both hosts
-//! have everything of that time on stable storage. Pure.
+//! The primary's side of a session, for the record: when each region was last written, so that its mark can be removed once both
+//! hosts have that write on stable storage. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use crate::image::regions::Regions;
 use crate::record::{Base, Record};
 use crate::tracker::journal::Journal;
 
-/// Marks that may stay although they could go: a resynchronisation compares their contents, which is cheap, and a guest that
-/// writes the same places again causes no write of the record.
+/// Marks that may stay although they could be removed: comparing their regions is cheap, and a guest that writes to the same
+/// regions again causes no write of the record.
 const KEPT: usize = 1024;
 /// How often the peer is asked what it has on stable storage.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ impl Source {
         touched.iter().for_each(|&index| self.stamps[index] = epoch);
     }
 
-    /// Whether there are so many marks that some should go, and the peer was not asked lately.
+    /// Whether there are so many marks that some should be removed, and the peer was not asked recently.
     pub fn settle_is_due(&mut self, marks: usize, now: Instant) -> bool {
         let due = marks > KEPT && self.settle_at <= now;
         if due {
@@ -51,18 +51,18 @@ impl Source {
         due
     }
 
-    /// Marked regions that were not written after `epoch`, but for those with writes to `busy`, which the image does not have yet.
+    /// Marked regions that were not written after `epoch`, except where writes to `busy` have not reached the image yet.
     #[must_use]
     pub fn settled(&self, record: &Record, epoch: Epoch, busy: &[Range]) -> Vec<usize> {
         let mut open = Regions::new(record.marks.image_size());
-        busy.iter().flat_map(|range| record.marks.touched(range)).for_each(|index| {
-            open.add(index);
+        busy.iter().flat_map(|range| record.marks.overlapping(range)).for_each(|index| {
+            open.insert(index);
         });
-        record.marks.iter().filter(|index| !open.has(*index) && self.stamps[*index] <= epoch).collect()
+        record.marks.iter().filter(|index| !open.contains(*index) && self.stamps[*index] <= epoch).collect()
     }
 
-    /// Both images are on stable storage and called `base` as they were when [`Source::settled`] said `settled`: removes those
-    /// marks that are too many, the longest unwritten first.
+    /// Both images, as they were at [`Source::settled`], are on stable storage and named `base`: removes surplus marks, those of the
+    /// least recently written regions first.
     pub fn settle(&self, journal: &mut Journal, epoch: Epoch, base: Base, settled: Vec<usize>) {
         let Some(marks) = journal.record().map(|record| record.marks.count()) else { return };
         let mut idle: Vec<usize> = settled.into_iter().filter(|index| self.stamps[*index] <= epoch).collect();
@@ -94,7 +94,7 @@ mod tests {
         source.settle(&mut journal, Epoch(1000), Base(5), settled);
         let record = journal.record().unwrap();
         assert_eq!((record.marks.count(), record.base), (KEPT / 2, Some(Base(5))));
-        assert!(!record.marks.has(0) && record.marks.has(2 * 1199));
+        assert!(!record.marks.contains(0) && record.marks.contains(2 * 1199));
     }
 
     #[test]
@@ -105,7 +105,7 @@ mod tests {
         source.stamp(&[2], Epoch(2));
         source.settle(&mut journal, Epoch(1), Base(5), settled);
         let marks = &journal.record().unwrap().marks;
-        assert!(marks.has(0) && marks.has(2) && !marks.has(4));
+        assert!(marks.contains(0) && marks.contains(2) && !marks.contains(4));
     }
 
     #[test]

@@ -1,24 +1,24 @@
-//! A standby's stream, as far as the image's record has to do with it.
+//! Handle on a standby's stream, for the image's record.
 
 use std::sync::Arc;
 
 use crate::mirror_wire::{Begin, Greeting};
 use crate::record::Base;
-use crate::tracker::journal::{RecordLost, Ticket};
+use crate::tracker::journal::{RecordWriteError, Ticket};
 use crate::tracker::recorder::Recorder;
 
 /// A peer whose plan does not fit this image.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum NotReceived {
-    /// It calls this image by a name that it does not have.
-    #[error("the peer misbehaves: it takes this image for what it is not on record to be")]
+pub enum PlanRejected {
+    /// It refers to this image by a name that is not on record.
+    #[error("the peer misbehaves: it refers to a state of this image that is not on record")]
     Base,
     /// It cannot be noted.
     #[error(transparent)]
-    Record(#[from] RecordLost),
+    Record(#[from] RecordWriteError),
 }
 
-/// The stream whose copy the image is becoming. Nothing happens once the image has become something else.
+/// The stream whose copy the image is becoming. Calls have no effect once another stream has begun, or the VM runs here.
 #[derive(Clone)]
 pub struct StandbyStream {
     recorder: Arc<Recorder>,
@@ -28,9 +28,9 @@ pub struct StandbyStream {
 
 impl StandbyStream {
     /// The image is a standby's from here on. Does not block.
-    pub(super) fn new(recorder: Arc<Recorder>, greeting: &Greeting, begin: &Begin) -> Result<Self, NotReceived> {
+    pub(super) fn new(recorder: Arc<Recorder>, greeting: &Greeting, begin: &Begin) -> Result<Self, PlanRejected> {
         let begun = recorder.update(|state| state.begin_replica(greeting, begin));
-        let (number, begun) = begun.ok_or(NotReceived::Base)?;
+        let (number, begun) = begun.ok_or(PlanRejected::Base)?;
         Ok(Self { recorder, number, begun })
     }
 
@@ -38,11 +38,11 @@ impl StandbyStream {
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn wait_begun(&self) -> Result<(), NotReceived> {
+    pub fn wait_begun(&self) -> Result<(), PlanRejected> {
         Ok(self.recorder.wait(self.begun)?)
     }
 
-    /// Between two writes: the state of the image now gets a new name. What is written from here on is marked by it.
+    /// Between two writes: the image's state at this point gets a new name. Later writes are marked relative to it.
     pub fn begin_renaming(&self) {
         self.recorder.update(|state| state.begin_renaming(self.number));
     }
@@ -52,12 +52,12 @@ impl StandbyStream {
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn rename(&self, base: Base) -> Result<(), RecordLost> {
+    pub fn rename(&self, base: Base) -> Result<(), RecordWriteError> {
         let ticket = self.recorder.update(|state| state.rename(self.number, base));
         self.recorder.wait(ticket)
     }
 
-    /// The primary has the new name on stable storage. What was written before it is not marked any more.
+    /// The primary has the new name on stable storage, too: earlier writes need no marks any more.
     pub fn renamed(&self) {
         self.recorder.update(|state| state.renamed(self.number));
     }

@@ -1,10 +1,10 @@
-//! What a tracker knows: the record, what the image is part of, and who may run the VM from it. Pure.
+//! The state of one image: its record, its part in replication, and on whose decision the VM runs from it. Pure.
 //!
 //! ```text
 //!   part:   Nothing ──begin_source──► Source ──end_source──► Nothing        a primary's session
 //!           any ─────begin_replica──► Replica ──run_alone──► Nothing        a standby's stream
 //!
-//!   claim:  Elected ──run_alone, by whoever says so or by the first write──► Settled
+//!   claim:  Elected ──run_alone, on a command or at the first write──► Settled
 //!           Forced ───own──► Settled
 //! ```
 
@@ -16,13 +16,13 @@ use crate::image::range::Range;
 use crate::image::regions::Regions;
 use crate::mirror_wire::{Begin, Greeting};
 use crate::record::{Base, Purpose, Record, Refuse, Role, new_id};
-use crate::tracker::journal::{Journal, RecordLost, Ticket};
+use crate::tracker::journal::{Journal, RecordWriteError, Ticket};
 use crate::tracker::replica::Replica;
 use crate::tracker::source::Source;
 
 /// An image that must not be used for a VM.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum NotOurs {
+pub enum WrongImage {
     /// It is another one's.
     #[error(
         "this image is of VM {image}, by its record, not of VM {vm}: give the VM its own image, or remove the record"
@@ -30,7 +30,7 @@ pub enum NotOurs {
     Vm {
         /// By the record.
         image: VmId,
-        /// Who asks.
+        /// The VM that is to use it.
         vm: VmId,
     },
     /// It has been used in a later term.
@@ -38,38 +38,38 @@ pub enum NotOurs {
     Term {
         /// By the record.
         image: Term,
-        /// Who asks.
+        /// The term that it is to be used in.
         term: Term,
     },
     /// It cannot be noted.
     #[error(transparent)]
-    Record(#[from] RecordLost),
+    Record(#[from] RecordWriteError),
 }
 
-/// What the image is part of.
+/// The image's part in replication.
 enum Part {
     Nothing,
     Source(Source),
     Replica(Replica),
 }
 
-/// On whose word the VM runs from the image.
+/// On whose decision the VM runs from the image.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Claim {
-    /// The record's, or nobody runs it.
+    /// The record's; or it does not run here.
     Settled,
-    /// The VM is to run here, but in which term has not been said.
+    /// This host was elected, but the term is not known yet.
     Elected,
-    /// An operator's, who says that this is the copy to go on with.
+    /// An operator's: this is the copy to continue with.
     Forced,
 }
 
-/// Everything about one image.
+/// The state of one image.
 pub struct State {
     journal: Journal,
     size: u64,
     part: Part,
-    /// Sessions and streams that there were.
+    /// Number of sessions and streams so far.
     numbers: u64,
     claim: Claim,
     /// The change that the guest's writes wait for.
@@ -77,8 +77,8 @@ pub struct State {
 }
 
 impl State {
-    /// Of an image of `size` bytes with this record, to be used for `purpose`; and the change that must be on stable storage before
-    /// the image is used, if there is one.
+    /// State of an image of `size` bytes with this record, to be used for `purpose`; and the change, if any, that must be on stable
+    /// storage before the image is used.
     #[must_use]
     pub fn new(mut record: Option<Record>, purpose: Purpose, size: u64, kept: bool) -> (Self, Option<Ticket>) {
         let (mut claim, mut first) = (Claim::Settled, false);
@@ -86,7 +86,7 @@ impl State {
             && record.role != Role::Alone
         {
             if refuse == Refuse::Half {
-                // Those that are elected are told their term.
+                // An elected host is told its term later.
                 claim = Claim::Elected;
             } else {
                 run_from(record);
@@ -104,13 +104,13 @@ impl State {
         (Self { journal, size, part: Part::Nothing, numbers: 0, claim, gate: Ticket::default() }, first)
     }
 
-    /// The record, wanted and written.
+    /// The record.
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.journal
     }
 
-    /// As [`State::journal`], for whoever writes it or waits for that.
+    /// As [`State::journal`], to write it or to wait for that.
     pub fn journal_mut(&mut self) -> &mut Journal {
         &mut self.journal
     }
@@ -121,17 +121,17 @@ impl State {
         self.journal.record().cloned().unwrap_or_else(|| Record::new(new_id(), self.size))
     }
 
-    /// Whether the record can be done without: nobody else has a copy that could be taken for equal to this one by it.
+    /// Whether the record is dispensable: without it, no other copy can be mistaken for equal to this one.
     #[must_use]
     pub fn can_do_without_record(&self) -> bool {
         !matches!(self.part, Part::Source(_)) && self.journal.says_alone()
     }
 
     /// Whether a guest's write to `ranges` in `epoch` may go to the image and the peer now.
-    pub fn admits(&mut self, ranges: &[Range], epoch: Epoch) -> bool {
+    pub fn may_write(&mut self, ranges: &[Range], epoch: Epoch) -> bool {
         let mirrored = matches!(self.part, Part::Source(_));
         if self.claim == Claim::Elected && !mirrored {
-            // Nobody has said in which term: it cannot be a late one.
+            // The term was never announced, so it cannot be a late one.
             self.run_alone(Some(Term(0)));
         }
         if !self.journal.is_written(self.gate) {
@@ -140,7 +140,7 @@ impl State {
         let Some(record) = self.journal.record().filter(|record| mirrored || record.base.is_some()) else {
             return true;
         };
-        let touched: Vec<usize> = ranges.iter().flat_map(|range| record.marks.touched(range)).collect();
+        let touched: Vec<usize> = ranges.iter().flat_map(|range| record.marks.overlapping(range)).collect();
         let ready = self.journal.mark(&touched);
         if let (true, Part::Source(source)) = (ready, &mut self.part) {
             source.stamp(&touched, epoch);
@@ -148,17 +148,17 @@ impl State {
         ready
     }
 
-    /// Standby: writes to `ranges` are going to come: marks their regions.
-    pub fn expect(&mut self, ranges: impl Iterator<Item = Range>) {
+    /// Standby: marks the regions of writes that are going to come.
+    pub fn mark_ahead(&mut self, ranges: impl Iterator<Item = Range>) {
         let Some(record) = self.journal.record().filter(|record| record.base.is_some()) else { return };
-        let touched: Vec<usize> = ranges.flat_map(|range| record.marks.touched(&range)).collect();
+        let touched: Vec<usize> = ranges.flat_map(|range| record.marks.overlapping(&range)).collect();
         self.journal.mark(&touched);
     }
 
-    /// Standby: a write to `range` comes next. If its regions are not marked on stable storage, the change to be waited for.
-    pub fn admit(&mut self, range: Range) -> Option<Ticket> {
+    /// Standby: marks the regions of the next write. The change to wait for, if the marks are not on stable storage yet.
+    pub fn mark_for_write(&mut self, range: Range) -> Option<Ticket> {
         let record = self.journal.record()?;
-        let touched: Vec<usize> = record.marks.touched(&range).collect();
+        let touched: Vec<usize> = record.marks.overlapping(&range).collect();
         let has_base = record.base.is_some();
         if let Part::Replica(replica) = &mut self.part {
             replica.touch(&touched);
@@ -171,11 +171,11 @@ impl State {
     pub fn begin_source(&mut self) -> u64 {
         self.journal.create(new_id);
         self.numbers += 1;
-        self.part = Part::Source(Source::new(self.numbers, Regions::new(self.size).of_image()));
+        self.part = Part::Source(Source::new(self.numbers, Regions::new(self.size).total()));
         self.numbers
     }
 
-    /// The session is over; nothing is settled any more.
+    /// The session is over: no marks are removed any more.
     pub fn end_source(&mut self, number: u64) {
         if matches!(&self.part, Part::Source(source) if source.is(number)) {
             self.part = Part::Nothing;
@@ -200,7 +200,7 @@ impl State {
         }
     }
 
-    /// See [`Source::settle`]; the change to be waited for, or `None` when the session is over.
+    /// See [`Source::settle`]; the change to wait for, or `None` when the session is over.
     pub fn settle(&mut self, number: u64, epoch: Epoch, base: Base, settled: Vec<usize>) -> Option<Ticket> {
         self.journal.record()?;
         let Part::Source(source) = &self.part else { return None };
@@ -211,7 +211,7 @@ impl State {
         Some(self.journal.ticket())
     }
 
-    /// A standby's stream begins: its number, and the change to be waited for. `None` when its plan is not for this image.
+    /// A standby's stream begins: its number, and the change to wait for. `None` when its plan is not for this image.
     pub fn begin_replica(&mut self, greeting: &Greeting, begin: &Begin) -> Option<(u64, Ticket)> {
         self.numbers += 1;
         self.part = Part::Nothing;
@@ -276,19 +276,19 @@ impl State {
         self.run_alone(next);
     }
 
-    /// `vm` runs from this image in `term`, and no copy can be newer: the change to be waited for.
+    /// `vm` runs from this image in `term`, and no copy can be newer: the change to wait for.
     ///
     /// # Errors
     /// When the image is another VM's, or has been used later.
-    pub fn own(&mut self, vm: VmId, term: Term) -> Result<Ticket, NotOurs> {
+    pub fn own(&mut self, vm: VmId, term: Term) -> Result<Ticket, WrongImage> {
         self.journal.create(new_id);
         let forced = self.claim == Claim::Forced;
         if let Some(record) = self.journal.record() {
             if let Some(image) = record.vm.filter(|image| *image != vm && !forced) {
-                return Err(NotOurs::Vm { image, vm });
+                return Err(WrongImage::Vm { image, vm });
             }
             if term < record.term && !forced {
-                return Err(NotOurs::Term { image: record.term, term });
+                return Err(WrongImage::Term { image: record.term, term });
             }
             if (record.vm, record.ended) != (Some(vm), Term(0)) {
                 self.journal.change(|record| (record.vm, record.ended) = (Some(vm), Term(0)));
@@ -299,12 +299,12 @@ impl State {
         Ok(self.journal.ticket())
     }
 
-    /// From here on a standby may take over: the change to be waited for, if a record is kept.
+    /// From here on a standby may take over: the change to wait for, if a record is kept.
     pub fn protected(&mut self) -> Option<Ticket> {
         self.journal.change(|record| record.role = Role::Protected)
     }
 
-    /// The VM is shut down in `term`, and this is its newest image: the change to be waited for, if a record is kept.
+    /// The VM is shut down in `term`, and this is its newest image: the change to wait for, if a record is kept.
     pub fn end(&mut self, term: Term) -> Option<Ticket> {
         self.journal.create(new_id);
         self.journal.change(|record| (record.term, record.ended) = (record.term.max(term), term))

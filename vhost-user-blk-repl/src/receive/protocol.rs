@@ -1,9 +1,9 @@
-//! What a standby accepts from the mirror stream, and in which order. Pure: frames in, a [`Step`] or a violation out.
+//! Which frames a standby accepts on the mirror stream, and in which order. Pure: a frame in, a [`Step`] or a violation out.
 //!
 //! ```text
 //!   Greeting ──Hello──► Beginning ──Begin──► Copying ──SyncDone──► InSync
 //!                                            Hashes are compared,  Write is held by epoch, End completes it,
-//!                                            Copy, Write applied   Persist asks, Renamed tells
+//!                                            Copy, Write applied   Persist, Renamed
 //! ```
 //! `End` may come in both of the last phases. Anything else is a peer that misbehaves, and the stream is refused.
 
@@ -16,11 +16,11 @@ use crate::mirror_wire::{Digest, Frame, Kind};
 /// What to do with an accepted frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// Say what the record of this image is.
+    /// Send this image's record.
     Greeted,
-    /// The image is the stream's from here on.
+    /// The image becomes the stream's copy.
     Begun,
-    /// Say which blocks differ, after everything before it is written.
+    /// Report which blocks differ, after everything before is written.
     Compare,
     /// Write it to the image now, after everything before it.
     Apply,
@@ -30,13 +30,13 @@ pub enum Step {
     Synced,
     /// Everything of this epoch and earlier ones has arrived.
     Complete(Epoch),
-    /// Say what is on stable storage.
+    /// Report when everything up to here is on stable storage.
     Persist,
     /// The primary has the image's new name.
     Renamed,
 }
 
-/// A frame that cannot be.
+/// A frame that violates the protocol.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Violation {
     /// The image sizes differ.
@@ -50,7 +50,7 @@ pub enum Violation {
     /// A frame at the wrong time.
     #[error("expected {expected}, got a {got:?} frame")]
     Order {
-        /// What would have been right.
+        /// What is allowed.
         expected: &'static str,
         /// What came.
         got: Kind,
@@ -76,7 +76,7 @@ pub enum Violation {
     Incomplete {
         /// Which.
         epoch: Epoch,
-        /// What the peer says.
+        /// As announced.
         expected: u64,
         /// What arrived.
         got: u64,
@@ -92,9 +92,9 @@ enum Phase {
     InSync(Epoch),
 }
 
-/// Where the stream stands.
+/// The state of the stream.
 #[derive(Debug)]
-pub struct Intake {
+pub struct Protocol {
     size: u64,
     phase: Phase,
     first: Epoch,
@@ -104,7 +104,7 @@ pub struct Intake {
     complete: Option<Epoch>,
 }
 
-impl Intake {
+impl Protocol {
     /// For an image of `size` bytes.
     #[must_use]
     pub fn new(size: u64) -> Self {
@@ -133,7 +133,7 @@ impl Intake {
         self.complete
     }
 
-    /// Whether `epoch` was over before the stream began, so that it has nothing of it.
+    /// Whether `epoch` was over before the stream began.
     #[must_use]
     pub fn precedes_stream(&self, epoch: Epoch) -> bool {
         self.phase == Phase::Greeting || epoch < self.first
@@ -248,11 +248,11 @@ mod tests {
 
     /// Feeds frames with checksum 5; the last answer counts.
     fn feed(frames: &[Frame]) -> Result<Step, Violation> {
-        let mut intake = Intake::new(SIZE);
+        let mut protocol = Protocol::new(SIZE);
         let mut last = Ok(Step::Greeted);
         for frame in frames {
             assert!(last.is_ok(), "{last:?} before {frame:?}");
-            last = intake.step(frame, 5);
+            last = protocol.step(frame, 5);
         }
         last
     }
