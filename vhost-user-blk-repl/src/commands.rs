@@ -52,7 +52,7 @@ impl Worker {
             }
             Command::Seal { epoch, cpu } => {
                 self.seal(epoch);
-                urgency::stay_on(cpu);
+                host_kit::sched::pin_to_cpu(cpu);
             }
             Command::Resume => self.resume(),
             Command::Release(release) => self.release(release.epoch()),
@@ -65,7 +65,7 @@ impl Worker {
             Command::Unmirror => {
                 self.mirror = None;
                 self.tracker.alone();
-                urgency::set(false);
+                host_kit::sched::set_realtime(false);
                 self.deliver();
                 self.serve_all();
             }
@@ -119,7 +119,7 @@ impl Worker {
     }
 
     fn seal(&mut self, epoch: Epoch) {
-        urgency::set(self.mirror.is_some());
+        host_kit::sched::set_realtime(self.mirror.is_some());
         self.sealed = true;
         if epoch < self.epoch && self.mirror.is_some() {
             self.fail(&format!("asked to seal epoch {epoch} in epoch {}", self.epoch));

@@ -26,7 +26,6 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread;
 
 use ft_proto::Epoch;
 use vmm_sys_util::eventfd::EventFd;
@@ -84,10 +83,10 @@ impl Mirror {
         let greeting = Greeting { serial, vm: on_record.vm, term: on_record.term };
         let (feedback, begin, answers) = Feedback::new(stream.clone(), record.clone());
         let (sender, size) = (Sender::new(stream.clone()), image.size());
-        spawn("blk_send", move || sender.run(epoch, size, &greeting, &begin))?;
-        spawn("blk_feedback", move || feedback.run())?;
+        host_kit::thread::spawn("blk_send", move || sender.run(epoch, size, &greeting, &begin))?;
+        host_kit::thread::spawn("blk_feedback", move || feedback.run())?;
         let copier = Copier::new(stream, record, image, answers, rate);
-        spawn("blk_copy", move || copier.run())?;
+        host_kit::thread::spawn("blk_copy", move || copier.run())?;
         Ok(mirror)
     }
 
@@ -163,8 +162,4 @@ impl Drop for Mirror {
         self.record.end();
         self.stream.close();
     }
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
 }

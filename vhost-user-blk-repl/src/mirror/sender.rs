@@ -46,7 +46,7 @@ impl Sender {
 
     fn send(&mut self, mut frame: Frame, body: &[u8]) -> io::Result<()> {
         if frame.kind == Kind::End {
-            urgency::set(true);
+            host_kit::sched::set_realtime(true);
             (frame.offset, frame.len) = (self.digest.count, self.digest.sum);
             self.digest = Digest::default();
         }

@@ -24,7 +24,6 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use ft_proto::Epoch;
 
@@ -58,7 +57,7 @@ impl Receiver {
         let replies = Arc::new(Replies::new(FrameSocket::new(fd)?));
         let (tracker, applier) = (disk.tracker.clone(), disk.applier.clone());
         let reader = Reader::new(disk, incoming.clone(), replies.clone(), reports.clone(), limit);
-        thread::Builder::new().name("blk_recv".to_owned()).spawn(move || reader.run())?;
+        host_kit::thread::spawn("blk_recv", move || reader.run())?;
         Ok(Self { incoming, replies, reports, tracker, applier })
     }
 

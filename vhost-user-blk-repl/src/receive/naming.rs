@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use ft_proto::Epoch;
 use tracing::warn;
@@ -67,7 +66,7 @@ impl Naming {
                 stream.begin_renaming();
                 let name = move || naming.finish(&stream, epoch, base);
                 // The primary can do without the confirmation.
-                if applied && let Err(e) = thread::Builder::new().name("blk_settle".to_owned()).spawn(name) {
+                if applied && let Err(e) = host_kit::thread::spawn("blk_settle", name) {
                     warn!("cannot start a thread: {e}");
                 }
             }),

@@ -168,7 +168,7 @@ impl Reader {
             Rest::Begin(stream) => stream.wait_begun()?,
             Rest::Complete(epoch) => {
                 self.reports.report(&Report::Complete { epoch });
-                urgency::set(true);
+                host_kit::sched::set_realtime(true);
             }
         }
         Ok(())

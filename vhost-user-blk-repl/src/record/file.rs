@@ -1,7 +1,7 @@
 //! The file with an image's record: located beside the image, checked before the image is used, updated in place.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -273,9 +273,7 @@ fn stale(record: &Record, refuse: Refuse) -> Option<String> {
 /// A random identifier.
 #[must_use]
 pub fn new_id() -> u128 {
-    let mut bytes = [0; 16];
-    // Every Linux has it; if not, the time is at least not likely to repeat.
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     let time = || std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos());
-    if read.is_ok() { u128::from_le_bytes(bytes) } else { time() }
+    // Linux always has random numbers; if not, the time is at least unlikely to repeat.
+    host_kit::random::bytes().map_or_else(|_| time(), u128::from_le_bytes)
 }

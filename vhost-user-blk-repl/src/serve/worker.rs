@@ -381,7 +381,7 @@ impl Worker {
         let (flight, target) = self.flight();
         let Collected { errors, free } = flight.collect(&target);
         for (e, wrote) in errors {
-            log_limit::warn_limited!("{e}");
+            host_kit::warn_limited!("{e}");
             if wrote || self.mirror.is_some() {
                 self.fail(&e);
             }

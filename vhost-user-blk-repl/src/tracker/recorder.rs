@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tracing::{error, warn};
@@ -52,7 +52,7 @@ impl Recorder {
             }
         }));
         let theirs = shared.clone();
-        let thread = thread::Builder::new().name("blk_record".to_owned()).spawn(move || theirs.write_all(file))?;
+        let thread = host_kit::thread::spawn("blk_record", move || theirs.write_all(file))?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
