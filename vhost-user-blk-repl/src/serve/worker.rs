@@ -44,13 +44,13 @@ pub struct Worker {
     pub(crate) geometry: Geometry,
     pub(crate) serial: String,
     pub(crate) vrings: Vec<Vring>,
-    pub(crate) memory: Option<Memory>,
-    pub(crate) counters: DiskCounters,
+    memory: Option<Memory>,
+    counters: DiskCounters,
     flight: Flight,
     /// Some queue has entries that were not taken because there was no room, or a request waits for room.
-    pub(crate) stalled: bool,
+    stalled: bool,
     /// The driver takes completed writes for durable.
-    pub(crate) writethrough: bool,
+    writethrough: bool,
     pub(crate) resubmit: VecDeque<InFlight>,
     pub(crate) sealed: bool,
     pub(crate) standby: bool,
@@ -266,7 +266,7 @@ impl Worker {
     }
 
     /// As [`Worker::has_room`]. Asks the VMM for a cut, once an epoch, when only that helps.
-    pub(crate) fn has_room_for(&mut self, len: u64) -> bool {
+    fn has_room_for(&mut self, len: u64) -> bool {
         match self.mirror.as_ref().map_or(Room::Yes, |mirror| mirror.room(len, self.flight.unstarted())) {
             Room::Yes => true,
             Room::Busy => false,

@@ -106,11 +106,12 @@ impl Journal {
         }
     }
 
-    /// Changes the record, if there is one. The change to wait for, as with [`Journal::ticket`].
-    pub fn change(&mut self, how: impl FnOnce(&mut Record)) -> Option<Ticket> {
-        how(self.record.as_mut()?);
+    /// Changes the record; whether there is one.
+    pub fn change(&mut self, how: impl FnOnce(&mut Record)) -> bool {
+        let Some(record) = &mut self.record else { return false };
+        how(record);
         self.bump();
-        Some(self.ticket())
+        true
     }
 
     /// As [`Journal::change`], but without requesting a write: the next one includes it.
@@ -205,10 +206,10 @@ impl Journal {
         self.trouble.take()
     }
 
-    /// The next record is the last one, that of a closed image.
+    /// The next record is the last one, that of a closed image: the change to wait for, if a record is kept.
     pub fn close(&mut self) -> Option<Ticket> {
         self.phase = Phase::Closing;
-        self.change(|_| {})
+        self.change(|_| {}).then(|| self.ticket())
     }
 
     /// No record is written any more.

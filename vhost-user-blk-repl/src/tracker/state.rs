@@ -301,13 +301,14 @@ impl State {
 
     /// From here on a standby may take over: the change to wait for, if a record is kept.
     pub fn protected(&mut self) -> Option<Ticket> {
-        self.journal.change(|record| record.role = Role::Protected)
+        self.journal.change(|record| record.role = Role::Protected).then(|| self.journal.ticket())
     }
 
     /// The VM is shut down in `term`, and this is its newest image: the change to wait for, if a record is kept.
     pub fn end(&mut self, term: Term) -> Option<Ticket> {
         self.journal.create(new_id);
-        self.journal.change(|record| (record.term, record.ended) = (record.term.max(term), term))
+        let kept = self.journal.change(|record| (record.term, record.ended) = (record.term.max(term), term));
+        kept.then(|| self.journal.ticket())
     }
 }
 
@@ -317,4 +318,150 @@ fn run_from(record: &mut Record) {
         (record.role, record.generation) = (Role::Alone, record.generation.saturating_add(1));
     }
     record.altered = false;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mirror_wire::ResyncKind;
+    use crate::tracker::journal::Job;
+
+    const MIB: u64 = 1 << 20;
+    const SIZE: u64 = 64 * MIB;
+    const VM: VmId = VmId(7);
+
+    fn record(role: Role) -> Record {
+        Record { role, term: Term(4), vm: Some(VM), base: Some(Base(5)), ..Record::new(1, SIZE) }
+    }
+
+    fn state(role: Role, purpose: Purpose) -> State {
+        State::new(Some(record(role)), purpose, SIZE, true).0
+    }
+
+    /// Does all jobs, as storage that works does.
+    fn write(state: &mut State) {
+        while let Some(job) = state.journal_mut().next_job() {
+            let Job::Write { record, ticket, .. } = job else { panic!("{job:?}") };
+            state.journal_mut().set_written(ticket, record.marks);
+        }
+    }
+
+    fn role_and_term(state: &State) -> (Role, Term) {
+        (state.record().role, state.record().term)
+    }
+
+    fn begin(kind: ResyncKind) -> Begin {
+        let marks = crate::image::regions::Regions::new(SIZE).to_bytes();
+        Begin { kind, disk: 1, common: Some(5), marks, base: 9, generation: 4 }
+    }
+
+    fn greeting() -> Greeting {
+        Greeting { serial: String::new(), vm: Some(VM), term: Term(6) }
+    }
+
+    #[test]
+    fn a_write_waits_for_its_marks_while_there_is_a_base_or_a_session() {
+        let write_at = |state: &mut State| state.may_write(&[Range::new(3 * MIB, 512)], Epoch(1));
+        let mut with_base = state(Role::Alone, Purpose::Serve(Refuse::Stale));
+        assert!(!write_at(&mut with_base));
+        write(&mut with_base);
+        assert!(write_at(&mut with_base));
+        let mut fresh = State::new(Some(Record::new(1, SIZE)), Purpose::Serve(Refuse::Stale), SIZE, true).0;
+        assert!(write_at(&mut fresh), "nothing to compare with");
+        fresh.begin_source();
+        assert!(!write_at(&mut fresh));
+        let mut without = State::new(None, Purpose::Serve(Refuse::Stale), SIZE, false).0;
+        without.begin_source();
+        assert!(write_at(&mut without), "no record is kept");
+    }
+
+    #[test]
+    fn after_a_takeover_the_first_write_waits_until_the_record_says_so() {
+        let mut state = state(Role::Standby, Purpose::StandBy);
+        write(&mut state);
+        state.mark_ahead([Range::new(0, 512)].into_iter());
+        write(&mut state);
+        state.take_over();
+        assert_eq!(role_and_term(&state), (Role::Alone, Term(5)));
+        assert_eq!(state.record().generation, 1);
+        assert!(!state.may_write(&[Range::new(0, 512)], Epoch(1)), "marked, but not on record as this host's");
+        write(&mut state);
+        assert!(state.may_write(&[Range::new(0, 512)], Epoch(1)));
+    }
+
+    #[test]
+    fn a_takeover_does_not_wait_for_the_record_of_the_stream_and_overrides_it() {
+        let mut state = state(Role::Standby, Purpose::StandBy);
+        let (number, begun) = state.begin_replica(&greeting(), &begin(ResyncKind::Incremental)).unwrap();
+        assert_eq!(role_and_term(&state), (Role::Syncing, Term(6)));
+        state.take_over();
+        write(&mut state);
+        assert!(state.journal().is_written(begun));
+        state.rename(number, Base(8));
+        state.renamed(number);
+        assert_eq!((role_and_term(&state), state.record().base), ((Role::Alone, Term(7)), Some(Base(5))));
+    }
+
+    #[test]
+    fn a_stream_that_is_over_does_not_rename_the_image_of_the_next_one() {
+        let mut state = state(Role::Standby, Purpose::StandBy);
+        let (old, _) = state.begin_replica(&greeting(), &begin(ResyncKind::Incremental)).unwrap();
+        let (new, _) = state.begin_replica(&greeting(), &begin(ResyncKind::Compare)).unwrap();
+        state.rename(old, Base(8));
+        assert_eq!((state.record().base, state.record().role), (None, Role::Syncing));
+        state.rename(new, Base(9));
+        assert_eq!((state.record().base, state.record().role), (Some(Base(9)), Role::Standby));
+        let refused = Begin { common: Some(77), ..begin(ResyncKind::Incremental) };
+        assert!(state.begin_replica(&greeting(), &refused).is_none());
+        state.rename(new, Base(10));
+        assert_eq!(state.record().base, Some(Base(9)));
+    }
+
+    #[test]
+    fn an_elected_host_runs_the_vm_in_the_term_that_it_is_told_or_else_in_none() {
+        for (owns, expected) in [(true, (Role::Alone, Term(9))), (false, (Role::Alone, Term(0)))] {
+            let mut state = state(Role::Protected, Purpose::Serve(Refuse::Half));
+            assert_eq!(role_and_term(&state), (Role::Protected, Term(4)));
+            if owns {
+                state.own(VM, Term(9)).unwrap();
+            }
+            state.may_write(&[Range::new(0, 512)], Epoch(1));
+            assert_eq!(role_and_term(&state), expected);
+        }
+    }
+
+    #[test]
+    fn an_image_of_another_vm_or_of_a_later_term_is_not_owned_but_by_force() {
+        for (vm, term) in [(VmId(8), Term(9)), (VM, Term(3))] {
+            let refused = state(Role::Alone, Purpose::Serve(Refuse::Stale)).own(vm, term);
+            assert!(refused.is_err(), "{vm} {term}");
+            let mut forced = state(Role::Standby, Purpose::Serve(Refuse::Nothing));
+            forced.own(vm, term).unwrap();
+            assert_eq!((role_and_term(&forced), forced.record().vm), ((Role::Alone, term), Some(vm)));
+            assert!(forced.own(VmId(1), term).is_err(), "only once");
+        }
+    }
+
+    #[test]
+    fn a_copy_that_is_forced_must_be_on_record_before_it_is_used() {
+        let first = |role, purpose| State::new(Some(record(role)), purpose, SIZE, true).1;
+        assert!(first(Role::Standby, Purpose::Serve(Refuse::Nothing)).is_some());
+        assert_eq!(first(Role::Alone, Purpose::Serve(Refuse::Nothing)), None);
+        assert_eq!(first(Role::Standby, Purpose::StandBy), None);
+        assert_eq!(first(Role::Standby, Purpose::Serve(Refuse::Half)), None);
+    }
+
+    #[test]
+    fn a_session_that_is_over_settles_nothing_and_needs_no_record() {
+        let mut state = state(Role::Alone, Purpose::Serve(Refuse::Stale));
+        assert!(state.can_do_without_record());
+        let number = state.begin_source();
+        assert!(!state.can_do_without_record());
+        let settled = state.settled(number, Epoch(1), &[]).unwrap();
+        state.end_source(number + 1);
+        assert!(state.settled(number, Epoch(1), &[]).is_some());
+        state.end_source(number);
+        assert!(state.settle(number, Epoch(1), Base(9), settled).is_none());
+        assert_eq!(state.record().base, Some(Base(5)));
+    }
 }
