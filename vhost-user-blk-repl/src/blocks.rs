@@ -11,8 +11,8 @@ pub const HASH_LEN: usize = 16;
 
 /// The hashes of the blocks in `data`, one after the other.
 ///
-/// BLAKE3, because "equal" must not be wrong even when a guest chooses the data: XXH3 is faster than any disk, but finding
-/// two blocks with the same XXH3 is easy.
+/// BLAKE3, because "equal" must not be wrong even when a guest chooses the data: XXH3 is faster than any
+/// disk, but finding two blocks with the same XXH3 is easy.
 #[must_use]
 pub fn hashes(data: &[u8]) -> Vec<u8> {
     data.chunks(BLOCK as usize).flat_map(hash).collect()

@@ -1,7 +1,7 @@
 //! Properties of the disk that the guest sees: its size, its units, and the limits of a request.
 
-/// Most data bytes of one request of a driver that heeds the limits: what [`SEG_MAX`] segments of [`SIZE_MAX`] bytes can carry.
-/// Longer ones are served in pieces of this size.
+/// Most data bytes of one request of a driver that heeds the limits: what [`SEG_MAX`] segments of
+/// [`SIZE_MAX`] bytes can carry. Longer ones are served in pieces of this size.
 pub const MAX_DATA: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
 /// Most data segments the guest is told to use.
 pub const SEG_MAX: u32 = 126;

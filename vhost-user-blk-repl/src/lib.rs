@@ -1,5 +1,5 @@
-//! Replicating disk as a vhost-user backend: serves the guest from a raw image, streams writes to its peer on the other
-//! host, and applies or discards the peer's writes by epoch.
+//! Replicating disk as a vhost-user backend: serves the guest from a raw image, streams writes to its peer on
+//! the other host, and applies or discards the peer's writes by epoch.
 //!
 //! ```text
 //!            vhost-user socket          ft-ctl socket
@@ -13,8 +13,9 @@
 //!                                                         (standby)
 //! ```
 //!
-//! Each folder's first page has its own chart. Above is who calls: `serve` performs requests, `mirror` and `receive` are the two ends
-//! of the stream, `tracker` keeps the `record` of the image true: which VM's it is, and where it may differ from its peer's.
+//! Each folder's first page has its own chart. Above is who calls: `serve` performs requests, `mirror` and
+//! `receive` are the two ends of the stream, `tracker` keeps the `record` of the image true: which VM's it
+//! is, and where it may differ from its peer's.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -62,7 +63,8 @@ pub struct Options {
     pub queue_size: u16,
     /// Number of I/O threads.
     pub threads: usize,
-    /// The image's record; without one nothing is refused and every resynchronisation compares the whole image.
+    /// The image's record; without one nothing is refused and every resynchronisation compares the whole
+    /// image.
     pub record: Option<Opened>,
     /// Page of the counters; without one they are private.
     pub counters: Option<Page>,
@@ -117,8 +119,8 @@ impl Device {
         move |fd| backend.attach_control(fd)
     }
 
-    /// Shuts the disk down cleanly: applies released writes, then records that the image is closed. To be called once, just
-    /// before the process ends.
+    /// Shuts the disk down cleanly: applies released writes, then records that the image is closed. To be
+    /// called once, just before the process ends.
     fn closer(&self) -> impl FnOnce() + Send + 'static {
         let backend = self.backend.clone();
         move || backend.close()

@@ -1,10 +1,12 @@
-//! Frames of the mirror stream between the disk processes of two hosts. Pure: bytes in, bytes out, decode never panics.
+//! Frames of the mirror stream between the disk processes of two hosts. Pure: bytes in, bytes out, decode
+//! never panics.
 //!
-//! A frame is a 48-byte header and a body. All numbers are little-endian. The checksum is xxh3 (64 bits) over the
-//! header with the checksum field zero, followed by the body.
+//! A frame is a 48-byte header and a body. All numbers are little-endian. The checksum is xxh3 (64 bits) over
+//! the header with the checksum field zero, followed by the body.
 //!
 //! ```text
-//!  0 magic "PXMR" | 4 version u16 | 6 kind u16 | 8 epoch | 16 offset | 24 len | 32 body length u32 | 36 zero | 40 checksum
+//!   0 magic "PXMR"  |  4 version u16     |  6 kind u16  |  8 epoch     | 16 offset
+//!  24 len           | 32 body length u32 | 36 zero      | 40 checksum
 //! ```
 //!
 //! | kind | epoch | offset, len | body |
@@ -46,7 +48,8 @@ pub const HEADER_LEN: usize = size_of::<Raw>();
 /// No body is longer.
 pub const MAX_BODY: usize = MAX_DATA as usize;
 
-/// What a change counts for besides its data, in bytes, so that bounds on bytes also bound the number of empty changes.
+/// What a change counts for besides its data, in bytes, so that bounds on bytes also bound the number of
+/// empty changes.
 pub const CHANGE_OVERHEAD: u64 = 128;
 
 const MAGIC: [u8; 4] = *b"PXMR";

@@ -1,4 +1,5 @@
-//! Images that are not what their records are about: changed, replaced or taken back while nobody served them. Real processes.
+//! Images that are not what their records are about: changed, replaced or taken back while nobody served
+//! them. Real processes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;

@@ -329,7 +329,8 @@ fn takeover_submits_what_was_in_flight() {
     standby.vmm.send(&release(1));
     standby.vmm.discard(1);
 
-    // Queues are set up before or after the start: here one seal comes in between, and nothing may be lost by it.
+    // Queues are set up before or after the start: here one seal comes in between, and nothing may be lost by
+    // it.
     standby.vmm.send(&Command::Start { in_flight: sealed.in_flight.clone(), macs: vec![] });
     assert_eq!(standby.vmm.recv(), Report::Started);
     assert_eq!(standby.vmm.seal(2).in_flight, sealed.in_flight);
@@ -618,7 +619,8 @@ fn malformed_commands_are_told() {
     assert!(host.vmm.failed().contains("not a command"));
 }
 
-/// Random epochs against a model: at any end, the standby goes on from the last committed seal as the primary would have.
+/// Random epochs against a model: at any end, the standby goes on from the last committed seal as the primary
+/// would have.
 #[test]
 fn random_epochs_match_the_model() {
     let mut rng = Rng::from_env("random_epochs_match_the_model");

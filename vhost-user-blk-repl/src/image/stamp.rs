@@ -1,4 +1,5 @@
-//! Identity and change times of an image's file, as the kernel reports them, and the identity of this boot of the host.
+//! Identity and change times of an image's file, as the kernel reports them, and the identity of this boot of
+//! the host.
 
 use std::fs::{self, File};
 use std::io;
@@ -72,7 +73,8 @@ mod ioctl {
     );
 }
 
-/// File systems that set a file's change time on this host, at every change, and keep it: ext4, XFS, btrfs, f2fs, tmpfs.
+/// File systems that set a file's change time on this host, at every change, and keep it: ext4, XFS, btrfs,
+/// f2fs, tmpfs.
 const KEEP_TIMES: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
 
 /// The stamp of `file` now; `None` for a device, or on a file system whose times prove nothing.
@@ -92,7 +94,8 @@ pub fn stamp(file: &File) -> io::Result<Option<Stamp>> {
     // SAFETY: the kernel writes an int, which a long has room for, and the descriptor is open.
     let counted = unsafe { ioctl::generation(file.as_raw_fd(), &raw mut generation) }.is_ok();
     let file = FileId {
-        // Without a name it is what it is mounted as: after a reboot perhaps another, and then nothing is proven.
+        // Without a name it is what it is mounted as: after a reboot perhaps another, and then nothing is
+        // proven.
         system: if named { u128::from_le_bytes(system.id) } else { u128::from(meta.dev()) },
         inode: meta.ino(),
         generation: if counted { u64::from(generation as u32) } else { 0 },

@@ -7,7 +7,8 @@ use crate::image::stamp::{Moment, Stamp};
 /// What the image's size and every request is a multiple of, in bytes.
 pub const SECTOR: u64 = 512;
 
-/// Storage behind the disk. Calls come from several threads at once; offsets and lengths are checked by the caller.
+/// Storage behind the disk. Calls come from several threads at once; offsets and lengths are checked by the
+/// caller.
 pub trait Image: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self) -> u64;

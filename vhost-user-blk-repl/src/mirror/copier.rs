@@ -1,5 +1,6 @@
-//! The thread that makes the standby's image equal in the background, next to the guest's writes: by copying, or by comparing
-//! hashes and copying what differs. Holes and zero blocks cost one small frame. See `copy_window` for why it may do that.
+//! The thread that makes the standby's image equal in the background, next to the guest's writes: by copying,
+//! or by comparing hashes and copying what differs. Holes and zero blocks cost one small frame. See
+//! `copy_window` for why it may do that.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Which bytes the background copy must leave to the guest's own writes. Pure.
 //!
-//! A copy never overwrites a newer write on the standby: parts of a chunk that the guest writes while the chunk is read are left
-//! out, because the write itself is in the stream before the chunk. The same holds for a block that is found equal: whatever made
-//! it differ since is in the stream after its hash.
+//! A copy never overwrites a newer write on the standby: parts of a chunk that the guest writes while the
+//! chunk is read are left out, because the write itself is in the stream before the chunk. The same holds for
+//! a block that is found equal: whatever made it differ since is in the stream after its hash.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,7 +16,8 @@ struct Chunk {
 
 /// The writes under way, and the chunk that the copy reads.
 pub struct CopyWindow {
-    /// Writes that were started before the stream began: the copy must not read the image before they are done.
+    /// Writes that were started before the stream began: the copy must not read the image before they are
+    /// done.
     earlier: HashSet<u64>,
     /// Writes that are in the stream and not yet in the image.
     writes: HashMap<u64, Vec<Range>>,

@@ -1,5 +1,6 @@
-//! The thread that reads the standby's answers on the mirror stream: its record, which blocks differ, what it has on stable
-//! storage, or a refusal. The copy and the sending thread get theirs through channels, which close when this thread ends.
+//! The thread that reads the standby's answers on the mirror stream: its record, which blocks differ, what it
+//! has on stable storage, or a refusal. The copy and the sending thread get theirs through channels, which
+//! close when this thread ends.
 
 use std::io;
 use std::sync::Arc;
@@ -114,7 +115,8 @@ impl Feedback {
         Ok(())
     }
 
-    /// The standby has everything up to `epoch` on stable storage, under a new name. Records the name here, too, and confirms.
+    /// The standby has everything up to `epoch` on stable storage, under a new name. Records the name here,
+    /// too, and confirms.
     fn durable(&self, epoch: Epoch) {
         let Some((base, busy)) = self.stream.with(|state| state.named()) else { return };
         let settled = self.record.settle(epoch, base, &busy);

@@ -1,5 +1,5 @@
-//! Primary end of the mirror stream: sends the guest's writes by epoch, makes the standby's image equal in the background, and
-//! settles with it what both have on stable storage.
+//! Primary end of the mirror stream: sends the guest's writes by epoch, makes the standby's image equal in
+//! the background, and settles with it what both have on stable storage.
 //!
 //! ```text
 //!   worker ──Mirror──► stream: state (outbox, copy_window) ──► sender ══ mirror_wire ══► standby
@@ -7,8 +7,9 @@
 //!                         │ Copy, Hashes      │ Renamed           │                         ║
 //!                       copier ◄─Plan, Differ─┴──── feedback ◄══════════════════════════════╝
 //! ```
-//! In: guest writes as they start, epoch ends, releases, and the peer's answers. Out: the stream, reports, and a wake-up for the
-//! worker when there is room again. Never blocks its caller, and never delays the local disk after the stream broke.
+//! In: guest writes as they start, epoch ends, releases, and the peer's answers. Out: the stream, reports,
+//! and a wake-up for the worker when there is room again. Never blocks its caller, and never delays the local
+//! disk after the stream broke.
 
 mod copier;
 mod copy_window;
@@ -62,8 +63,9 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Greets the peer on the connected stream `fd` and makes its image equal to `image` in the background. `earlier` are the ids
-    /// of writes that have been started but are not done. `wake` is signalled when the worker should try again.
+    /// Greets the peer on the connected stream `fd` and makes its image equal to `image` in the background.
+    /// `earlier` are the ids of writes that have been started but are not done. `wake` is signalled when the
+    /// worker should try again.
     ///
     /// # Errors
     /// When the descriptor is not a socket or the kernel refuses a thread.
@@ -90,7 +92,8 @@ impl Mirror {
         Ok(mirror)
     }
 
-    /// Whether a write of `len` bytes may be taken now, with `waiting` bytes of writes taken that are not started.
+    /// Whether a write of `len` bytes may be taken now, with `waiting` bytes of writes taken that are not
+    /// started.
     #[must_use]
     pub fn room(&self, len: u64, waiting: u64) -> Room {
         self.stream.with(|state| state.outbox_mut().room(len, waiting))
@@ -117,8 +120,8 @@ impl Mirror {
         }
     }
 
-    /// `epoch` is over: all of it is queued, and `next` follows. Whether the epoch is idle: then it has no frames, and the standby's
-    /// disk is not told of it. On a broken stream no epoch is idle.
+    /// `epoch` is over: all of it is queued, and `next` follows. Whether the epoch is idle: then it has no
+    /// frames, and the standby's disk is not told of it. On a broken stream no epoch is idle.
     pub fn end(&self, epoch: Epoch, next: Epoch) -> bool {
         let idle = self.stream.with(|state| state.end_epoch(epoch, next));
         if !idle {
@@ -137,7 +140,8 @@ impl Mirror {
         self.stream.with(|state| state.outbox_mut().release(epoch));
     }
 
-    /// Asks the standby what it has on stable storage, if there are so many marks that some should be removed.
+    /// Asks the standby what it has on stable storage, if there are so many marks that some should be
+    /// removed.
     pub fn settle_if_due(&self) {
         if self.record.settle_is_due() {
             self.stream.update(|state| state.persist(Base(new_id())));

@@ -1,5 +1,5 @@
-//! Frames that wait to be sent, and what the worker asks about them: whether there is room, how much is uncommitted, and whether an
-//! epoch has any. Pure.
+//! Frames that wait to be sent, and what the worker asks about them: whether there is room, how much is
+//! uncommitted, and whether an epoch has any. Pure.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -79,7 +79,8 @@ impl Outbox {
         Self { queue: VecDeque::new(), queued: 0, limit, refused: false, uncommitted, epoch, has_data: true }
     }
 
-    /// Whether a write of `len` bytes may be taken now, with `waiting` bytes of writes taken that are not started.
+    /// Whether a write of `len` bytes may be taken now, with `waiting` bytes of writes taken that are not
+    /// started.
     pub fn room(&mut self, len: u64, waiting: u64) -> Room {
         let uncommitted = self.uncommitted.total();
         let before = uncommitted + waiting;
@@ -112,7 +113,8 @@ impl Outbox {
         self.push(frame, body);
     }
 
-    /// `epoch` is over and `next` follows. Whether it had no frames: then it is not announced to the standby's disk.
+    /// `epoch` is over and `next` follows. Whether it had no frames: then it is not announced to the
+    /// standby's disk.
     pub fn end_epoch(&mut self, epoch: Epoch, next: Epoch) -> bool {
         self.epoch = next;
         let idle = !mem::take(&mut self.has_data);

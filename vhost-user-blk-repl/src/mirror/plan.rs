@@ -1,4 +1,5 @@
-//! How two images are made equal: which regions are compared or copied, decided from the records of both. Pure.
+//! How two images are made equal: which regions are compared or copied, decided from the records of both.
+//! Pure.
 
 use crate::image::range::Range;
 use crate::image::regions::Regions;
@@ -15,8 +16,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For a primary whose image has the record `ours`, and a standby that answered with `theirs`. `fresh` is the name of the state that
-    /// they will have in common.
+    /// For a primary whose image has the record `ours`, and a standby that answered with `theirs`. `fresh` is
+    /// the name of the state that they will have in common.
     #[must_use]
     pub fn new(ours: &Record, theirs: &Answer, fresh: Base) -> Self {
         let size = ours.marks.image_size();

@@ -24,7 +24,8 @@ impl Sender {
         Self { stream, digest: Digest::default() }
     }
 
-    /// Greets the peer with a stream that starts in `epoch`, of an image of `size` bytes; then sends until the stream ends.
+    /// Greets the peer with a stream that starts in `epoch`, of an image of `size` bytes; then sends until
+    /// the stream ends.
     pub fn run(mut self, epoch: Epoch, size: u64, greeting: &Greeting, plan: &Receiver<Begin>) {
         // The feedback thread sees the same error and may know its reason, a refusal by the peer.
         if self.send_all(epoch, size, greeting, plan).is_err() {

@@ -3,7 +3,9 @@
 //! ```text
 //!   Copying ──in_sync──► InSync
 //!      └────────┬──────────┘
-//!             close ──► Closed ──set_lost──► Lost        nothing is queued or sent any more; Lost: that was reported
+//!             close ──► Closed ──set_lost──► Lost
+//!
+//!   Closed: nothing is queued or sent any more.   Lost: that was reported.
 //! ```
 
 use std::collections::HashSet;
@@ -37,7 +39,8 @@ pub struct State {
 }
 
 impl State {
-    /// Of a stream that begins in `epoch`, while the writes `earlier` are under way; `limit` is the VMM's bound in bytes.
+    /// Of a stream that begins in `epoch`, while the writes `earlier` are under way; `limit` is the VMM's
+    /// bound in bytes.
     #[must_use]
     pub fn new(epoch: Epoch, limit: u64, earlier: HashSet<u64>) -> Self {
         Self {
@@ -72,7 +75,8 @@ impl State {
         &self.outbox
     }
 
-    /// As [`State::outbox`], for epochs and room. Frames are queued by the methods here, which check that the stream is open.
+    /// As [`State::outbox`], for epochs and room. Frames are queued by the methods here, which check that the
+    /// stream is open.
     pub fn outbox_mut(&mut self) -> &mut Outbox {
         &mut self.outbox
     }
@@ -123,7 +127,8 @@ impl State {
         self.window.begin_chunk(range);
     }
 
-    /// Queues the part of the chunk that the copy has read, except where the guest has written since. `body` makes a frame's body.
+    /// Queues the part of the chunk that the copy has read, except where the guest has written since. `body`
+    /// makes a frame's body.
     pub fn end_chunk(&mut self, part: Range, kind: Kind, body: impl Fn(&Range) -> Body) -> Vec<Range> {
         let parts = self.window.end_chunk(part);
         for part in &parts {
@@ -145,7 +150,8 @@ impl State {
         self.naming = Some(base);
     }
 
-    /// Asks the standby to name its image `base` when that is on stable storage, if it is in sync and has confirmed the last name.
+    /// Asks the standby to name its image `base` when that is on stable storage, if it is in sync and has
+    /// confirmed the last name.
     pub fn persist(&mut self, base: Base) {
         if self.phase == Phase::InSync && self.naming.is_none() {
             self.naming = Some(base);
@@ -159,7 +165,8 @@ impl State {
         self.naming.is_some()
     }
 
-    /// The standby has confirmed: the name, and writes that have not reached this image yet. `None`: not before the copy is complete.
+    /// The standby has confirmed: the name, and writes that have not reached this image yet. `None`: not
+    /// before the copy is complete.
     #[must_use]
     pub fn named(&self) -> Option<(Base, Vec<Range>)> {
         let base = self.naming.filter(|_| self.phase == Phase::InSync)?;

@@ -30,7 +30,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// On the connected socket `fd`; the rest as for [`State::new`]. `wake` is signalled when the worker should try again.
+    /// On the connected socket `fd`; the rest as for [`State::new`]. `wake` is signalled when the worker
+    /// should try again.
     ///
     /// # Errors
     /// When the descriptor is not a socket.
@@ -98,7 +99,8 @@ impl Stream {
         Some(next)
     }
 
-    /// Blocks until the copy may continue, not before `earliest`, and begins a chunk. `None` when the stream is closed.
+    /// Blocks until the copy may continue, not before `earliest`, and begins a chunk. `None` when the stream
+    /// is closed.
     pub fn begin_chunk(&self, range: Range, earliest: Instant) -> Option<()> {
         let mut state = lock(&self.state);
         while state.is_open() {

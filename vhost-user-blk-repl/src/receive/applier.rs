@@ -1,6 +1,7 @@
 //! The thread that writes to the local image what arrived on the mirror stream, strictly in order.
 //!
-//! One applier serves all streams of a process's life, so a new stream cannot overtake what an old one released.
+//! One applier serves all streams of a process's life, so a new stream cannot overtake what an old one
+//! released.
 
 use std::collections::VecDeque;
 use std::io;
@@ -38,7 +39,8 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Starts the thread; `on_error` is called once, with the first failure of the image. Nothing is applied after it.
+    /// Starts the thread; `on_error` is called once, with the first failure of the image. Nothing is applied
+    /// after it.
     ///
     /// # Errors
     /// When the kernel refuses a thread.
@@ -57,7 +59,8 @@ impl Applier {
         self.shared.changed.notify_all();
     }
 
-    /// Calls `then`, which holds `cost` bytes, on the applier's thread when everything queued so far is applied.
+    /// Calls `then`, which holds `cost` bytes, on the applier's thread when everything queued so far is
+    /// applied.
     pub fn then(&self, cost: u64, then: Callback) {
         let mut jobs = lock(&self.shared.jobs);
         jobs.cost += cost;

@@ -1,7 +1,7 @@
 //! Writes by epoch: what a standby holds until release. Pure.
 //!
-//! In: changes tagged with their epoch, in order. Out: the changes of released epochs, in the same order. Never grows
-//! beyond its bound.
+//! In: changes tagged with their epoch, in order. Out: the changes of released epochs, in the same order.
+//! Never grows beyond its bound.
 
 use std::collections::VecDeque;
 

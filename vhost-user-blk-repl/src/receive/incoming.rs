@@ -1,5 +1,5 @@
-//! What has arrived on the mirror stream, and how much of it the VMM has released. Pure. Every frame passes through here, and every
-//! command of the VMM that concerns frames.
+//! What has arrived on the mirror stream, and how much of it the VMM has released. Pure. Every frame passes
+//! through here, and every command of the VMM that concerns frames.
 
 use ft_proto::Epoch;
 
@@ -134,7 +134,8 @@ mod tests {
     use crate::image::range::Range;
     use crate::mirror_wire::{Digest, Kind};
 
-    /// A stream from epoch 2 on whose copy was complete in epoch 3, with one held write of each of `epochs`, which have ended.
+    /// A stream from epoch 2 on whose copy was complete in epoch 3, with one held write of each of `epochs`,
+    /// which have ended.
     fn incoming(epochs: &[u64]) -> Incoming {
         let mut incoming = Incoming::new(1 << 20, 1 << 20);
         let mut accept = |kind, epoch, offset, len| {

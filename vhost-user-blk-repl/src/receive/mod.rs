@@ -1,12 +1,14 @@
 //! Standby end of the mirror stream: takes frames in, holds writes by epoch, applies them on release.
 //!
 //! ```text
-//!   primary ══ mirror_wire ══► reader ──► incoming: protocol (in which order), epoch_log (held) ──release──► applier ──► image
-//!      ▲                         │                                                                          │
-//!      ╚═══════ reply ◄══════════╧════════════ naming (what is on stable storage) ◄─────────────────────────┘
+//!   primary ══ mirror_wire ══► reader ──► incoming ──release──► applier ──► image
+//!      ║                         │           protocol: in which order          │
+//!      ║                         ▼           epoch_log: held until released    │
+//!      ╚══════════════════════ reply ◄────── naming: on stable storage ◄───────┘
 //! ```
-//! In: the stream, and `Release`, `Discard` from the VMM. Out: changes of the image, reports, replies to the primary. Never applies a
-//! write of an epoch that is not released (once the copy is complete), nor anything from a stream it has refused.
+//! In: the stream, and `Release`, `Discard` from the VMM. Out: changes of the image, reports, replies to the
+//! primary. Never applies a write of an epoch that is not released (once the copy is complete), nor anything
+//! from a stream it has refused.
 
 mod applier;
 mod epoch_log;

@@ -1,8 +1,10 @@
-//! Gives the standby's image a new name, once everything in it so far is on stable storage, and reports that to the primary. On a
-//! thread of its own: neither the stream nor a takeover waits for the disk.
+//! Gives the standby's image a new name, once everything in it so far is on stable storage, and reports that
+//! to the primary. On a thread of its own: neither the stream nor a takeover waits for the disk.
 //!
 //! ```text
-//!   idle ──begin──► between two writes: remember what is written from here on ──► sync ──► record ──► Durable ──► idle
+//!   idle ──begin──► mark what is written from here on ──► sync the image ──► write the record
+//!    ▲                                                                             │
+//!    └──────────────────────────────── Durable ◄───────────────────────────────────┘
 //! ```
 
 use std::sync::Arc;
@@ -44,8 +46,8 @@ impl Naming {
         Arc::new(Self { image, replies, busy: AtomicBool::new(false) })
     }
 
-    /// Names the image `base`, as it will be when everything queued so far is applied, and then confirms to the primary that everything
-    /// up to `epoch` is on stable storage. Does not block.
+    /// Names the image `base`, as it will be when everything queued so far is applied, and then confirms to
+    /// the primary that everything up to `epoch` is on stable storage. Does not block.
     ///
     /// # Errors
     /// When the last name is not confirmed yet.

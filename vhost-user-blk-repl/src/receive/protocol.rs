@@ -1,11 +1,13 @@
-//! Which frames a standby accepts on the mirror stream, and in which order. Pure: a frame in, a [`Step`] or a violation out.
+//! Which frames a standby accepts on the mirror stream, and in which order. Pure: a frame in, a [`Step`] or a
+//! violation out.
 //!
 //! ```text
 //!   Greeting ──Hello──► Beginning ──Begin──► Copying ──SyncDone──► InSync
 //!                                            Hashes are compared,  Write is held by epoch, End completes it,
 //!                                            Copy, Write applied   Persist, Renamed
 //! ```
-//! `End` may come in both of the last phases. Anything else is a peer that misbehaves, and the stream is refused.
+//! `End` may come in both of the last phases. Anything else is a peer that misbehaves, and the stream is
+//! refused.
 
 use ft_proto::Epoch;
 

@@ -1,7 +1,8 @@
 //! The thread that reads the mirror stream and processes each frame.
 //!
-//! The lock around [`Incoming`] is held while a frame is accepted and takes effect, so that none takes effect after the stream is
-//! closed. It is never held during an access to storage or a socket, because a takeover waits for it.
+//! The lock around [`Incoming`] is held while a frame is accepted and takes effect, so that none takes effect
+//! after the stream is closed. It is never held during an access to storage or a socket, because a takeover
+//! waits for it.
 
 use std::io;
 use std::net::Shutdown;

@@ -1,5 +1,5 @@
-//! The standby's answers on the mirror stream, from several threads: its record, which blocks differ, what is on stable storage,
-//! or a refusal.
+//! The standby's answers on the mirror stream, from several threads: its record, which blocks differ, what is
+//! on stable storage, or a refusal.
 
 use std::net::Shutdown;
 use std::sync::Mutex;
@@ -46,7 +46,8 @@ impl Replies {
         self.send(Kind::Durable, epoch, 0, 0, &[]);
     }
 
-    /// Refuses the stream. Reads on for a moment: the kernel would drop the reason if the socket were closed with unread data.
+    /// Refuses the stream. Reads on for a moment: the kernel would drop the reason if the socket were closed
+    /// with unread data.
     pub fn refuse(&self, reason: &str) {
         self.socket.set_timeout(LINGER);
         let reason = reason.as_bytes();

@@ -1,5 +1,5 @@
-//! The contents of an image's record: which VM the image belongs to, what it was last used for, which file the record describes,
-//! and where that may differ from its peer. Pure.
+//! The contents of an image's record: which VM the image belongs to, what it was last used for, which file
+//! the record describes, and where that may differ from its peer. Pure.
 
 use ft_proto::{Term, VmId};
 use serde::{Deserialize, Serialize};
@@ -29,8 +29,8 @@ pub struct Base(pub u128);
 
 /// The record.
 ///
-/// An image differs from the state that its base names at most in the regions that are marked here. That is true of the two
-/// together whatever happens elsewhere, so it is true of a backup of both, too.
+/// An image differs from the state that its base names at most in the regions that are marked here. That is
+/// true of the two together whatever happens elsewhere, so it is true of a backup of both, too.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Record {
     /// Names the disk, whichever copy of it.
@@ -47,8 +47,8 @@ pub struct Record {
     pub role: Role,
     /// The term of the last use: that the VM ran in from it, or that of the session that it is a copy of.
     pub term: Term,
-    /// The term in which the VM was shut down cleanly on this image; 0: it has run since, or never ran. Decides which host may
-    /// start the VM.
+    /// The term in which the VM was shut down cleanly on this image; 0: it has run since, or never ran.
+    /// Decides which host may start the VM.
     pub ended: Term,
     /// Another program has changed the image since that last use.
     pub altered: bool,

@@ -1,4 +1,5 @@
-//! The file with an image's record: located beside the image, checked before the image is used, updated in place.
+//! The file with an image's record: located beside the image, checked before the image is used, updated in
+//! place.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -117,7 +118,8 @@ pub fn beside(image: &Path) -> PathBuf {
     path.into()
 }
 
-/// Reads the file with a record. Does not block on anything that is not a file, and reads no more than a record. `None`: no such file.
+/// Reads the file with a record. Does not block on anything that is not a file, and reads no more than a
+/// record. `None`: no such file.
 ///
 /// # Errors
 /// Of the file system; when it is no regular file, or too long for a record.
@@ -144,7 +146,8 @@ pub fn examine(record: &Record, size: u64, stamp: Option<&Stamp>) -> Verdict {
 }
 
 impl RecordFile {
-    /// Reads the record of `image`, which is at `path`, in the file `record`, and decides whether the image may be used.
+    /// Reads the record of `image`, which is at `path`, in the file `record`, and decides whether the image
+    /// may be used.
     ///
     /// # Errors
     /// See [`RecordError`]; nothing was changed.

@@ -1,7 +1,8 @@
 //! The file with a record: two slots of equal size, each a header, the record, and padding. Pure.
 //!
-//! The slots are written in turn, so one of them is whole at any moment. A slot with a wrong checksum may be a write that a crash
-//! cut short, or damage: nothing that depends on the other slot being the newest is taken from it then.
+//! The slots are written in turn, so one of them is whole at any moment. A slot with a wrong checksum may be
+//! a write that a crash cut short, or damage: nothing that depends on the other slot being the newest is
+//! taken from it then.
 
 use crate::record::contents::{Record, RecordFault};
 use crate::record::{slot, slot_v1};

@@ -1,10 +1,12 @@
-//! The record of an image: its contents, the file that it is kept in, and the evidence that it describes the image.
+//! The record of an image: its contents, the file that it is kept in, and the evidence that it describes the
+//! image.
 //!
 //! ```text
 //!   file ──► format ──► slot, slot_v1 ──► contents        bytes of the file ──► Record
 //!     └────► proof ◄── trace                              does it describe this image?
 //! ```
-//! `file` locates a record beside its image, decides whether the image may be used, and writes the record; `show` displays it.
+//! `file` locates a record beside its image, decides whether the image may be used, and writes the record;
+//! `show` displays it.
 
 mod contents;
 mod file;

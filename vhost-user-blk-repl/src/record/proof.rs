@@ -1,8 +1,9 @@
 //! Whether an image is still the one that its record describes, by its file's identity and change time. Pure.
 //!
-//! The kernel updates a file's change time (ctime) at every write, and no program can set it. So the record's copy of it shows
-//! whether another program has written: exactly, after a clean shutdown; after a process was killed, with the page that it left
-//! in memory (see [`super::trace`]); after a host failed, by the lease within which the process may have written.
+//! The kernel updates a file's change time (ctime) at every write, and no program can set it. So the record's
+//! copy of it shows whether another program has written: exactly, after a clean shutdown; after a process was
+//! killed, with the page that it left in memory (see [`super::trace`]); after a host failed, by the lease
+//! within which the process may have written.
 
 use std::fmt;
 
@@ -25,7 +26,8 @@ pub enum Proof {
         run: u128,
         /// The change time on stable storage is not before this, however far it lags behind.
         since: Moment,
-        /// End of the lease: the process does not write after this, unless the record names a later time first.
+        /// End of the lease: the process does not write after this, unless the record names a later time
+        /// first.
         until: Moment,
     },
 }
@@ -94,7 +96,8 @@ impl fmt::Display for Reason {
 /// How long after a write was begun the file's change time may be that of the write.
 pub const WRITE_TAKES: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Compares the record's proof with the stamp that is `found`, on a host in its boot `boot`, and with what a process has left.
+/// Compares the record's proof with the stamp that is `found`, on a host in its boot `boot`, and with what a
+/// process has left.
 #[must_use]
 pub fn judge(proof: Option<&Proof>, found: Option<&Stamp>, boot: u128, trace: Option<&Trace>) -> Verdict {
     let Some(proof) = proof else { return Verdict::Unknown(Reason::NotNoted) };

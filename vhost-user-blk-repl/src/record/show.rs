@@ -1,4 +1,5 @@
-//! `vhost-user-blk-repl record IMAGE`: displays the record of an image, and whether it describes that image, without using it.
+//! `vhost-user-blk-repl record IMAGE`: displays the record of an image, and whether it describes that image,
+//! without using it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -77,7 +78,8 @@ pub struct Fields {
     pub marked: usize,
 }
 
-/// Everything about the image and its record. An image without a record has never been replicated, nor run under a witness.
+/// Everything about the image and its record. An image without a record has never been replicated, nor run
+/// under a witness.
 ///
 /// # Errors
 /// When the image is none, or it or its record cannot be read.

@@ -1,5 +1,5 @@
-//! Reads slots of version 1. They name no VM, no term and no file, so all that is taken from them is what the image was last used
-//! for.
+//! Reads slots of version 1. They name no VM, no term and no file, so all that is taken from them is what the
+//! image was last used for.
 
 use ft_proto::Term;
 use ft_proto::wire::hash_of_parts;
@@ -41,7 +41,8 @@ impl Raw {
     }
 }
 
-/// Decodes a slot of that version. Its base is ignored: nothing shows that the image is the one it was written for.
+/// Decodes a slot of that version. Its base is ignored: nothing shows that the image is the one it was
+/// written for.
 pub(super) fn decode_slot(slot: &[u8]) -> Result<(u64, Record), RecordFault> {
     let (raw, rest) = Raw::read_from_prefix(slot).map_err(|_| RecordFault::Damaged)?;
     let tail = if raw.flags.get() & HAS_ENDED != 0 { TERM_LEN } else { 0 };

@@ -1,5 +1,6 @@
-//! A page of counters under /run that a process leaves behind for each image it writes to. It survives the process, but not a
-//! reboot. The next process uses it to find out whether another program has written since: see [`super::proof`].
+//! A page of counters under /run that a process leaves behind for each image it writes to. It survives the
+//! process, but not a reboot. The next process uses it to find out whether another program has written since:
+//! see [`super::proof`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -62,8 +63,8 @@ pub struct TracePage {
 }
 
 impl TracePage {
-    /// A page for an image with this `stamp`, by the process with the identity `run`. Without a stamp, or when the page cannot be
-    /// created, it is private.
+    /// A page for an image with this `stamp`, by the process with the identity `run`. Without a stamp, or
+    /// when the page cannot be created, it is private.
     ///
     /// # Errors
     /// When there is no memory.

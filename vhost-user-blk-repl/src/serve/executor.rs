@@ -1,6 +1,7 @@
 //! File I/O executor: a few threads that read, write, zero and sync the image through private buffers.
 //!
-//! In: [`Op`]s with an id. Out: [`Completion`]s in order of completion, announced on an eventfd. Never touches guest memory.
+//! In: [`Op`]s with an id. Out: [`Completion`]s in order of completion, announced on an eventfd. Never
+//! touches guest memory.
 
 use std::io;
 use std::mem;

@@ -1,7 +1,8 @@
 //! Requests in progress: started in the right order, and kept until the guest can be notified.
 //!
-//! In: requests from the queues, operations that the disk has finished. Out: operations, and mirrored writes. A write waits for
-//! earlier ones that it overlaps, because local and remote image must agree on which was last, and for the marks of its regions.
+//! In: requests from the queues, operations that the disk has finished. Out: operations, and mirrored writes.
+//! A write waits for earlier ones that it overlaps, because local and remote image must agree on which was
+//! last, and for the marks of its regions.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;

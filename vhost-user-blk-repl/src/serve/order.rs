@@ -1,8 +1,9 @@
-//! Which writes must wait for which: those that share a byte are performed in the order they were taken. Pure.
+//! Which writes must wait for which: those that share a byte are performed in the order they were taken.
+//! Pure.
 //!
-//! In: writes as they are taken and as they finish. Out: which may start. The work for a write grows with its ranges (and the
-//! logarithm of all), not with the number of writes in progress: for each byte only its last write is known, and the next one waits
-//! for that, which waits for the one before.
+//! In: writes as they are taken and as they finish. Out: which may start. The work for a write grows with its
+//! ranges (and the logarithm of all), not with the number of writes in progress: for each byte only its last
+//! write is known, and the next one waits for that, which waits for the one before.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,7 +24,8 @@ struct Write {
 #[derive(Default)]
 pub struct WriteOrder {
     writes: HashMap<u64, Write>,
-    /// The last write of each byte, as disjoint pieces: first byte -> (end, id). Those of finished writes mean nothing.
+    /// The last write of each byte, as disjoint pieces: first byte -> (end, id). Those of finished writes
+    /// mean nothing.
     last: BTreeMap<u64, (u64, u64)>,
     /// Pieces there were when those of finished writes were last removed.
     swept: usize,
@@ -57,7 +59,8 @@ impl WriteOrder {
         self.writes.get(&id).is_none_or(|write| write.before == 0)
     }
 
-    /// A write is finished, or will never be done. Those that waited for it alone are returned: they are free now.
+    /// A write is finished, or will never be done. Those that waited for it alone are returned: they are free
+    /// now.
     pub fn finish(&mut self, id: u64) -> Vec<u64> {
         let Some(write) = self.writes.remove(&id) else { return Vec::new() };
         let mut free = Vec::new();

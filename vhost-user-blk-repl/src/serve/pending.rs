@@ -1,10 +1,10 @@
-//! One request between its descriptor chain and the guest's answer. A request that is larger than what the disk told the guest to
-//! send is served in pieces, one after the other.
+//! One request between its descriptor chain and the guest's answer. A request that is larger than what the
+//! disk told the guest to send is served in pieces, one after the other.
 //!
 //! ```text
-//!   waiting for an earlier write, or for its marks ──start──► running ──in_image──► done ──► the guest is notified
-//!        ▲                                                                         │
-//!        └──────────────────── the next piece, if there is room ◄──────────────────┘
+//!   waiting (for an earlier write, or for marks) ──start──► running ──in_image──► done ──► answered
+//!        ▲                                                                      │
+//!        └──────────────── the next piece, if there is room ◄───────────────────┘
 //! ```
 
 use std::mem;
@@ -171,7 +171,8 @@ impl Pending {
         self.rest.as_ref().map(|rest| (rest.range.len.min(MAX_DATA), rest.write))
     }
 
-    /// The operation of the next piece, whose data is copied here if it is a write; `None` when it is not in guest memory.
+    /// The operation of the next piece, whose data is copied here if it is a write; `None` when it is not in
+    /// guest memory.
     pub fn next_op(&mut self, mem: &Guest, sync: bool) -> Option<Op> {
         let write = self.rest.as_ref().is_some_and(|rest| rest.write);
         let (range, spans) = self.take_piece();

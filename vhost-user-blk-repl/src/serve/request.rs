@@ -1,7 +1,7 @@
 //! From a head descriptor to a checked block request. Pure: reads guest memory, touches nothing else.
 //!
-//! In: a descriptor table, a head, the disk's geometry. Out: a [`Request`], or what to answer instead. Never panics,
-//! whatever the guest wrote.
+//! In: a descriptor table, a head, the disk's geometry. Out: a [`Request`], or what to answer instead. Never
+//! panics, whatever the guest wrote.
 
 use virtio_bindings::bindings::virtio_blk as blk;
 use virtio_queue::desc::split::Descriptor;
@@ -195,7 +195,8 @@ fn checked_range(sector: u64, len: u64, disk: &Geometry) -> Result<Range, Refusa
     Ok(Range::new(offset, len))
 }
 
-/// The ranges of a discard or write-zeroes request and the union of their flags, of which only `allowed` may be set.
+/// The ranges of a discard or write-zeroes request and the union of their flags, of which only `allowed` may
+/// be set.
 fn zero_ranges<M: GuestMemory>(
     mem: &M,
     from: &[Span],
@@ -281,7 +282,8 @@ fn split_status(writable: &[Span]) -> Option<(GuestAddress, Vec<Span>)> {
     Some((status, spans))
 }
 
-/// Copies from guest memory until `buf` is full; fails when the spans are too short or outside of guest memory.
+/// Copies from guest memory until `buf` is full; fails when the spans are too short or outside of guest
+/// memory.
 #[allow(clippy::result_unit_err, reason = "there is one way to fail, and one answer to the guest")]
 pub fn gather<M: GuestMemory>(mem: &M, spans: &[Span], buf: &mut [u8]) -> Result<(), ()> {
     let mut left = buf;

@@ -1,7 +1,9 @@
-//! The queues: takes requests from the avail rings, hands them to the disk, puts finished ones into the used rings.
+//! The queues: takes requests from the avail rings, hands them to the disk, puts finished ones into the used
+//! rings.
 //!
-//! In: kicks, finished operations, ft-ctl commands (see `commands`), all on the vhost worker thread. Out: used entries,
-//! interrupts, mirrored writes. Never touches guest memory while sealed or while this host is the standby.
+//! In: kicks, finished operations, ft-ctl commands (see `commands`), all on the vhost worker thread. Out:
+//! used entries, interrupts, mirrored writes. Never touches guest memory while sealed or while this host is
+//! the standby.
 
 use std::collections::VecDeque;
 use std::io;
@@ -130,14 +132,15 @@ impl Worker {
         self.memory = Some(memory);
     }
 
-    /// What the driver has taken of the disk's features: whether it can flush (if not, every write must be durable before it
-    /// completes), and whether it keeps to the limits of one request.
+    /// What the driver has taken of the disk's features: whether it can flush (if not, every write must be
+    /// durable before it completes), and whether it keeps to the limits of one request.
     pub fn set_driver(&mut self, flushes: bool, limited: bool) {
         self.writethrough = !flushes;
         self.geometry.limited = limited;
     }
 
-    /// The process ends: nothing is taken from the queues or the streams any more. What is left to do for the image.
+    /// The process ends: nothing is taken from the queues or the streams any more. What is left to do for the
+    /// image.
     pub(crate) fn shut(&mut self) -> (Option<Arc<Applier>>, Tracker) {
         (self.mirror, self.receiver, self.memory, self.link) = (None, None, None, None);
         (self.applier.clone(), self.tracker.clone())
@@ -204,7 +207,8 @@ impl Worker {
         used
     }
 
-    /// Takes all requests that can be taken now; `used`: the used ring has new entries. An error is a malformed ring.
+    /// Takes all requests that can be taken now; `used`: the used ring has new entries. An error is a
+    /// malformed ring.
     fn take_all(
         &mut self,
         queue: u16,
@@ -338,7 +342,8 @@ impl Worker {
 
     /// The requests in progress, and the target of those that start now.
     fn flight(&mut self) -> (&mut Flight, Target<'_>) {
-        // What starts while sealed belongs to the next epoch: in this one it is in flight, and submitted again.
+        // What starts while sealed belongs to the next epoch: in this one it is in flight, and submitted
+        // again.
         let epoch = if self.sealed { self.next_epoch } else { self.epoch };
         let target = Target { disk: &self.disk, tracker: &self.tracker, mirror: self.mirror.as_ref(), epoch };
         (&mut self.flight, target)
@@ -393,8 +398,8 @@ impl Worker {
 
     /// Notifies the guest of finished requests, and uses the room that they leave.
     ///
-    /// A failed request is not completed while there is a mirror: it stays in flight, so that a standby that takes over
-    /// submits it again, on its own image. Only without a mirror does the guest get the error.
+    /// A failed request is not completed while there is a mirror: it stays in flight, so that a standby that
+    /// takes over submits it again, on its own image. Only without a mirror does the guest get the error.
     pub(crate) fn deliver(&mut self) {
         if self.sealed {
             return;
@@ -460,8 +465,8 @@ impl Worker {
         Some(pending.queue())
     }
 
-    /// The frontend stops a queue: finishes its requests in flight. While sealed, guest memory must not change, so the requests,
-    /// which the VMM knows from the `Sealed` report, are abandoned instead.
+    /// The frontend stops a queue: finishes its requests in flight. While sealed, guest memory must not
+    /// change, so the requests, which the VMM knows from the `Sealed` report, are abandoned instead.
     pub fn stop_queue(&mut self, queue: u16) {
         self.resubmit.retain(|request| request.queue != queue);
         if self.sealed || self.standby {
@@ -495,7 +500,8 @@ impl Worker {
         flight.start_marked(&target);
     }
 
-    /// This host does not run the VM any more: drops requests that are not done, and notifies the guest of none.
+    /// This host does not run the VM any more: drops requests that are not done, and notifies the guest of
+    /// none.
     pub(crate) fn abandon_requests(&mut self) {
         self.resubmit.clear();
         self.flight.drop_waiting();

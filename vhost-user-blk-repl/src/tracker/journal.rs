@@ -1,7 +1,7 @@
 //! The image's record as it should be, and how much of that is on stable storage. Pure.
 //!
-//! Each change has a [`Ticket`]. The thread in `recorder` takes [`Job`]s and reports their results; changes that are made while it
-//! writes are combined into one job.
+//! Each change has a [`Ticket`]. The thread in `recorder` takes [`Job`]s and reports their results; changes
+//! that are made while it writes are combined into one job.
 //!
 //! ```text
 //!   Open ──close──► Closing ──end──► Ended { closed: true }      the last record is that of a closed image
@@ -150,7 +150,8 @@ impl Journal {
         ticket <= self.written
     }
 
-    /// Marks regions, and some that will probably be written next. Whether they were marked on stable storage before.
+    /// Marks regions, and some that will probably be written next. Whether they were marked on stable storage
+    /// before.
     pub fn mark(&mut self, touched: &[usize]) -> bool {
         let Some(record) = &mut self.record else { return true };
         let mut new = false;

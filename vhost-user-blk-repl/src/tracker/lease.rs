@@ -1,12 +1,14 @@
-//! The lease under which this process writes to the image: no write begins after the time that the record on stable storage names.
+//! The lease under which this process writes to the image: no write begins after the time that the record on
+//! stable storage names.
 //!
-//! So if the image changes after the end of its lease, another program wrote to it; that holds even if this host fails. Every write
-//! is also counted in a page that survives the process ([`TracePage`]). In: an image. Out: the same image, with its writes under the
-//! lease; the proof for its record. Never changes the data that is written.
+//! So if the image changes after the end of its lease, another program wrote to it; that holds even if this
+//! host fails. Every write is also counted in a page that survives the process ([`TracePage`]). In: an image.
+//! Out: the same image, with its writes under the lease; the proof for its record. Never changes the data
+//! that is written.
 //!
 //! ```text
 //!   unlimited            no record is kept, or the file cannot prove anything
-//!   until T ──► until T'  the record that names T' is on stable storage; requested when less than [`RENEW_BELOW`] is left
+//!   until T ──► until T'  the record that names T' is on stable storage; requested when T is near
 //!        └────► closed    no write begins any more
 //! ```
 
@@ -78,8 +80,8 @@ pub struct WriteLease {
 pub struct LeasedImage(pub Arc<WriteLease>);
 
 impl WriteLease {
-    /// On `image`, for the process that calls itself `run`. Without a record (`kept`) nothing is left in memory, and the lease is
-    /// unlimited.
+    /// On `image`, for the process that calls itself `run`. Without a record (`kept`) nothing is left in
+    /// memory, and the lease is unlimited.
     ///
     /// # Errors
     /// When there is no memory.
@@ -125,7 +127,8 @@ impl WriteLease {
         (proof, if proof.is_some() { until } else { UNLIMITED })
     }
 
-    /// Extends the lease to `until`: the record on stable storage says so, and writing it `took` so long; or there is no record.
+    /// Extends the lease to `until`: the record on stable storage says so, and writing it `took` so long; or
+    /// there is no record.
     pub fn extend(&self, until: Moment, took: Duration) {
         let mut terms = lock(&self.terms);
         (terms.trouble, terms.took) = (None, took);
@@ -155,9 +158,11 @@ impl WriteLease {
         }
     }
 
-    /// After [`WriteLease::close`]: the last proof; `None` while a write is in progress, or when another program writes.
+    /// After [`WriteLease::close`]: the last proof; `None` while a write is in progress, or when another
+    /// program writes.
     ///
-    /// A write of the same tick of the clock as the last one would leave the same time: waits until that is over.
+    /// A write of the same tick of the clock as the last one would leave the same time: waits until that is
+    /// over.
     #[must_use]
     pub fn last_proof(&self) -> Option<Proof> {
         let stamp = || self.image.stamp().ok().flatten().filter(|_| self.page.is_quiet());

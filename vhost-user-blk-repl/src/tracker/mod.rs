@@ -1,15 +1,17 @@
-//! Keeps the image's record, which has a write-intent bitmap: a region is marked on stable storage before a write to it reaches the
-//! image or the peer, and stays marked until both hosts have the write on stable storage and have renamed their common state.
+//! Keeps the image's record, which has a write-intent bitmap: a region is marked on stable storage before a
+//! write to it reaches the image or the peer, and stays marked until both hosts have the write on stable
+//! storage and have renamed their common state.
 //!
 //! ```text
 //!   Tracker, PrimarySession, StandbyStream      handles for the guest's requests, the VMM and the streams
-//!     └─► recorder    the lock, and the thread that writes the record        lease   how long the image may be written
+//!     ├─► lease       until when the image may be written
+//!     └─► recorder    the lock, and the thread that writes the record
 //!           └─► state     the image's part in replication
 //!                 └─► source, replica     one session, one stream
 //!                       └─► journal     the record, and how much of it is on stable storage
 //! ```
-//! Everything below `recorder` is pure. In: regions about to be written, sessions, roles, what the peer has on stable storage. Out:
-//! an eventfd that is signalled when new marks are on stable storage.
+//! Everything below `recorder` is pure. In: regions about to be written, sessions, roles, what the peer has
+//! on stable storage. Out: an eventfd that is signalled when new marks are on stable storage.
 
 mod journal;
 mod lease;
@@ -47,8 +49,9 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// For an image with what [`crate::record::RecordFile::open`] found; `None` for one that keeps no record. `wake` is written when
-    /// a write that had to wait may be tried again. From here on the image is to be used as [`Tracker::image`].
+    /// For an image with what [`crate::record::RecordFile::open`] found; `None` for one that keeps no record.
+    /// `wake` is written when a write that had to wait may be tried again. From here on the image is to be
+    /// used as [`Tracker::image`].
     ///
     /// # Errors
     /// When the kernel refuses memory or a thread.
@@ -81,14 +84,15 @@ impl Tracker {
         self.recorder.update(|state| state.record())
     }
 
-    /// Whether a guest's write to `ranges` in `epoch` may go to the image and the peer now. If not, it may be tried again when
-    /// the eventfd is written.
+    /// Whether a guest's write to `ranges` in `epoch` may go to the image and the peer now. If not, it may be
+    /// tried again when the eventfd is written.
     #[must_use]
     pub fn may_write(&self, ranges: &[Range], epoch: Epoch) -> bool {
         self.recorder.update(|state| state.may_write(ranges, epoch))
     }
 
-    /// Standby: marks the regions of writes for which [`Tracker::mark_and_wait`] is going to be called. Does not block.
+    /// Standby: marks the regions of writes for which [`Tracker::mark_and_wait`] is going to be called. Does
+    /// not block.
     pub fn mark_ahead(&self, ranges: impl Iterator<Item = Range>) {
         self.recorder.update(|state| state.mark_ahead(ranges));
     }
@@ -142,7 +146,8 @@ impl Tracker {
         StandbyStream::new(self.recorder.clone(), greeting, begin)
     }
 
-    /// The VM runs from this copy, and no other can be newer. Does not block, but the guest's next write waits for it.
+    /// The VM runs from this copy, and no other can be newer. Does not block, but the guest's next write
+    /// waits for it.
     pub fn alone(&self) {
         self.recorder.update(|state| state.run_alone(None));
     }

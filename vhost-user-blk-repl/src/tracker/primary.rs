@@ -53,8 +53,9 @@ impl PrimarySession {
         self.recorder.update(|state| state.settle_is_due(Instant::now()))
     }
 
-    /// The peer has everything up to and including `epoch` on stable storage, and calls what it has `base`; writes to `busy` are
-    /// not in this image yet. Blocks until this image is on stable storage too and has that name; whether it has.
+    /// The peer has everything up to and including `epoch` on stable storage, and calls what it has `base`;
+    /// writes to `busy` are not in this image yet. Blocks until this image is on stable storage too and has
+    /// that name; whether it has.
     #[must_use]
     pub fn settle(&self, epoch: Epoch, base: Base, busy: &[Range]) -> bool {
         let settled = self.recorder.update(|state| state.settled(self.number, epoch, busy));

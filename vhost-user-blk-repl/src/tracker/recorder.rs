@@ -1,7 +1,8 @@
-//! The thread that writes an image's record, and the lock around the state that it shares with the trackers of that image.
+//! The thread that writes an image's record, and the lock around the state that it shares with the trackers
+//! of that image.
 //!
-//! In: changes of the record. Out: the record on stable storage, with the proof that belongs to it (see `lease`). The lock is never
-//! held during a disk access, because a guest's write may wait for it.
+//! In: changes of the record. Out: the record on stable storage, with the proof that belongs to it (see
+//! `lease`). The lock is never held during a disk access, because a guest's write may wait for it.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -1,4 +1,5 @@
-//! The standby's side of a stream, for the record: which regions were written since the image was last given a name. Pure.
+//! The standby's side of a stream, for the record: which regions were written since the image was last given
+//! a name. Pure.
 
 use ft_proto::Term;
 
@@ -15,8 +16,8 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Records that the image is becoming the copy of stream `number`, if the plan in `begin` fits the record; otherwise `None`, and
-    /// nothing has changed.
+    /// Records that the image is becoming the copy of stream `number`, if the plan in `begin` fits the
+    /// record; otherwise `None`, and nothing has changed.
     #[must_use]
     pub fn begin(journal: &mut Journal, number: u64, size: u64, greeting: &Greeting, begin: &Begin) -> Option<Self> {
         let common = begin.common.map(Base).filter(|_| begin.kind == ResyncKind::Incremental);
@@ -44,7 +45,8 @@ impl Replica {
         });
     }
 
-    /// Between two writes: the image's state at this point gets a new name. Later writes are marked relative to it.
+    /// Between two writes: the image's state at this point gets a new name. Later writes are marked relative
+    /// to it.
     pub fn begin_renaming(&mut self) {
         self.fresh = Regions::new(self.fresh.image_size());
     }

@@ -1,5 +1,5 @@
-//! The primary's side of a session, for the record: when each region was last written, so that its mark can be removed once both
-//! hosts have that write on stable storage. Pure.
+//! The primary's side of a session, for the record: when each region was last written, so that its mark can
+//! be removed once both hosts have that write on stable storage. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use crate::image::regions::Regions;
 use crate::record::{Base, Record};
 use crate::tracker::journal::Journal;
 
-/// Marks that may stay although they could be removed: comparing their regions is cheap, and a guest that writes to the same
-/// regions again causes no write of the record.
+/// Marks that may stay although they could be removed: comparing their regions is cheap, and a guest that
+/// writes to the same regions again causes no write of the record.
 const KEPT: usize = 1024;
 /// How often the peer is asked what it has on stable storage.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
@@ -51,7 +51,8 @@ impl Source {
         due
     }
 
-    /// Marked regions that were not written after `epoch`, except where writes to `busy` have not reached the image yet.
+    /// Marked regions that were not written after `epoch`, except where writes to `busy` have not reached the
+    /// image yet.
     #[must_use]
     pub fn settled(&self, record: &Record, epoch: Epoch, busy: &[Range]) -> Vec<usize> {
         let mut open = Regions::new(record.marks.image_size());
@@ -61,8 +62,8 @@ impl Source {
         record.marks.iter().filter(|index| !open.contains(*index) && self.stamps[*index] <= epoch).collect()
     }
 
-    /// Both images, as they were at [`Source::settled`], are on stable storage and named `base`: removes surplus marks, those of the
-    /// least recently written regions first.
+    /// Both images, as they were at [`Source::settled`], are on stable storage and named `base`: removes
+    /// surplus marks, those of the least recently written regions first.
     pub fn settle(&self, journal: &mut Journal, epoch: Epoch, base: Base, settled: Vec<usize>) {
         let Some(marks) = journal.record().map(|record| record.marks.count()) else { return };
         let mut idle: Vec<usize> = settled.into_iter().filter(|index| self.stamps[*index] <= epoch).collect();

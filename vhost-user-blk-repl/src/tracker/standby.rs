@@ -18,7 +18,8 @@ pub enum PlanRejected {
     Record(#[from] RecordWriteError),
 }
 
-/// The stream whose copy the image is becoming. Calls have no effect once another stream has begun, or the VM runs here.
+/// The stream whose copy the image is becoming. Calls have no effect once another stream has begun, or the VM
+/// runs here.
 #[derive(Clone)]
 pub struct StandbyStream {
     recorder: Arc<Recorder>,
@@ -34,7 +35,8 @@ impl StandbyStream {
         Ok(Self { recorder, number, begun })
     }
 
-    /// Blocks until it is on stable storage that the image is a standby's: nothing may be written to it before.
+    /// Blocks until it is on stable storage that the image is a standby's: nothing may be written to it
+    /// before.
     ///
     /// # Errors
     /// When the record cannot be written.
@@ -42,13 +44,14 @@ impl StandbyStream {
         Ok(self.recorder.wait(self.begun)?)
     }
 
-    /// Between two writes: the image's state at this point gets a new name. Later writes are marked relative to it.
+    /// Between two writes: the image's state at this point gets a new name. Later writes are marked relative
+    /// to it.
     pub fn begin_renaming(&self) {
         self.recorder.update(|state| state.begin_renaming(self.number));
     }
 
-    /// All that was in the image at [`StandbyStream::begin_renaming`] is on stable storage, and its name is `base`; the whole
-    /// copy, if it is the first of the stream. Blocks until that is on stable storage too.
+    /// All that was in the image at [`StandbyStream::begin_renaming`] is on stable storage, and its name is
+    /// `base`; the whole copy, if it is the first of the stream. Blocks until that is on stable storage too.
     ///
     /// # Errors
     /// When the record cannot be written.

@@ -1,4 +1,5 @@
-//! The state of one image: its record, its part in replication, and on whose decision the VM runs from it. Pure.
+//! The state of one image: its record, its part in replication, and on whose decision the VM runs from it.
+//! Pure.
 //!
 //! ```text
 //!   part:   Nothing ──begin_source──► Source ──end_source──► Nothing        a primary's session
@@ -77,8 +78,8 @@ pub struct State {
 }
 
 impl State {
-    /// State of an image of `size` bytes with this record, to be used for `purpose`; and the change, if any, that must be on stable
-    /// storage before the image is used.
+    /// State of an image of `size` bytes with this record, to be used for `purpose`; and the change, if any,
+    /// that must be on stable storage before the image is used.
     #[must_use]
     pub fn new(mut record: Option<Record>, purpose: Purpose, size: u64, kept: bool) -> (Self, Option<Ticket>) {
         let (mut claim, mut first) = (Claim::Settled, false);
@@ -155,7 +156,8 @@ impl State {
         self.journal.mark(&touched);
     }
 
-    /// Standby: marks the regions of the next write. The change to wait for, if the marks are not on stable storage yet.
+    /// Standby: marks the regions of the next write. The change to wait for, if the marks are not on stable
+    /// storage yet.
     pub fn mark_for_write(&mut self, range: Range) -> Option<Ticket> {
         let record = self.journal.record()?;
         let touched: Vec<usize> = record.marks.overlapping(&range).collect();
@@ -211,7 +213,8 @@ impl State {
         Some(self.journal.ticket())
     }
 
-    /// A standby's stream begins: its number, and the change to wait for. `None` when its plan is not for this image.
+    /// A standby's stream begins: its number, and the change to wait for. `None` when its plan is not for
+    /// this image.
     pub fn begin_replica(&mut self, greeting: &Greeting, begin: &Begin) -> Option<(u64, Ticket)> {
         self.numbers += 1;
         self.part = Part::Nothing;
@@ -248,7 +251,8 @@ impl State {
         }
     }
 
-    /// The VM runs from the image from now on, in `term` if it is known. The guest's writes wait until that is on record.
+    /// The VM runs from the image from now on, in `term` if it is known. The guest's writes wait until that
+    /// is on record.
     pub fn run_alone(&mut self, term: Option<Term>) {
         if let Part::Replica(_) = self.part {
             self.part = Part::Nothing;
@@ -304,7 +308,8 @@ impl State {
         self.journal.change(|record| record.role = Role::Protected).then(|| self.journal.ticket())
     }
 
-    /// The VM is shut down in `term`, and this is its newest image: the change to wait for, if a record is kept.
+    /// The VM is shut down in `term`, and this is its newest image: the change to wait for, if a record is
+    /// kept.
     pub fn end(&mut self, term: Term) -> Option<Ticket> {
         self.journal.create(new_id);
         let kept = self.journal.change(|record| (record.term, record.ended) = (record.term.max(term), term));

@@ -1,5 +1,5 @@
-//! Test bench: a toy guest with hand-made split queues behind a real vhost-user `Frontend`, a toy VMM on the ft-ctl
-//! socket, and images that can be held up.
+//! Test bench: a toy guest with hand-made split queues behind a real vhost-user `Frontend`, a toy VMM on the
+//! ft-ctl socket, and images that can be held up.
 #![allow(dead_code, missing_docs, reason = "every test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
@@ -124,7 +124,8 @@ pub enum Gate {
     Writes,
 }
 
-/// An image whose operations wait at a gate, and whose writes can be made to fail. A read waits after it has read.
+/// An image whose operations wait at a gate, and whose writes can be made to fail. A read waits after it has
+/// read.
 pub struct GatedImage {
     inner: FileImage,
     gate: Mutex<Gate>,
@@ -279,7 +280,8 @@ pub struct Vmm {
 
 pub fn release(epoch: u64) -> Command {
     let mut buf = [0; 16];
-    // A real one is made of a `Committed` token; tests go through the wire format, which has the same content.
+    // A real one is made of a `Committed` token; tests go through the wire format, which has the same
+    // content.
     let bytes = encode(&Epoch(epoch), &mut buf).unwrap();
     Command::Release(decode::<Release>(bytes).unwrap())
 }
@@ -568,7 +570,8 @@ impl Guest {
         self.set_up(queue, QueueState::default());
     }
 
-    /// A request of any length: its data is at `spans` of guest memory. Its header and status are those of slot 0.
+    /// A request of any length: its data is at `spans` of guest memory. Its header and status are those of
+    /// slot 0.
     pub fn post_spans(&mut self, queue: usize, kind: u32, sector: u64, spans: &[(u64, u32)]) {
         let at = slot_at(queue, 0);
         self.write_mem(kind, at);
