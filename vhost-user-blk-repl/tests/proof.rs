@@ -64,8 +64,16 @@ fn pair(a: &Path, b: &Path) -> (Host, Guest, Host) {
     protect(&primary, &standby, BOUND);
     assert_eq!(guest.write(0, 0, &[1; 4096]), 0);
     commit_epoch(&primary.vmm, &standby.vmm, 1);
+    // What is released is applied in the background.
+    soon(|| (first_byte(b) == 1).then_some(()));
     settled(a, b);
     (primary, guest, standby)
+}
+
+fn first_byte(image: &Path) -> u8 {
+    let mut byte = [0];
+    File::open(image).unwrap().read_exact_at(&mut byte, 0).unwrap();
+    byte[0]
 }
 
 fn write_at(image: &Path, offset: u64) {
