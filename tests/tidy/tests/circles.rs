@@ -10,7 +10,6 @@ const OPEN: [&str; 7] = [
     "tests/e2e/src/",
     "tests/model/src/",
     "tests/sim/src/",
-    "vhost-user-blk-repl/src/",
     "vmm/src/",
 ];
 
