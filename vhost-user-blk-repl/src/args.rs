@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use device_kit::args::{Common, queue_size};
 
-use crate::worker::SERIAL_LEN;
+use crate::serve::SERIAL_LEN;
 
 /// A disk for virtual machines: serves a raw image over vhost-user, and replicates it under a Pollux VMM.
 #[derive(Clone, Debug, Parser)]

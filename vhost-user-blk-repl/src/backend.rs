@@ -16,9 +16,9 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
+use crate::geometry::{MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
 use crate::image::SECTOR;
-use crate::request::{MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
-use crate::worker::{Memory, Worker};
+use crate::serve::{Memory, Worker};
 
 const CONFIG_LEN: usize = 60;
 /// The device's own events: a request is finished; the mirror or the record has news.

@@ -10,12 +10,11 @@ use ft_proto::Epoch;
 use ft_proto::device_ctl::{Command, DeviceInfo, InFlight, Report};
 use tracing::{info, warn};
 
-use crate::applier::Applier;
-use crate::disk::OpError;
+use crate::image::OpError;
 use crate::mirror::{Mirror, Settings};
-use crate::receive::Receiver;
+use crate::receive::{Applier, Disk, Receiver};
+use crate::serve::Worker;
 use crate::session::Session;
-use crate::worker::Worker;
 
 impl Worker {
     /// Handles every command that has arrived.
@@ -91,9 +90,7 @@ impl Worker {
         self.standby = on;
         if on {
             self.mirror = None;
-            self.resubmit.clear();
-            self.drop_waiting();
-            self.forget(None);
+            self.abandon_requests();
         } else {
             self.receiver = None;
             self.serve_all();
@@ -223,8 +220,9 @@ impl Worker {
             self.collect();
         }
         let Some(applier) = self.applier() else { return };
-        let image = (self.disk.image().clone(), self.tracker.clone());
-        match Receiver::new(fd, image, self.serial.clone(), max_uncommitted, Session::new(reporter), applier) {
+        let (image, tracker, serial) = (self.disk.image().clone(), self.tracker.clone(), self.serial.clone());
+        let disk = Disk { image, tracker, serial, applier };
+        match Receiver::new(fd, disk, max_uncommitted, Session::new(reporter)) {
             Ok(receiver) => self.receiver = Some(receiver),
             Err(e) => self.lost(&format!("cannot use the stream: {e}")),
         }

@@ -1,20 +1,21 @@
-//! Replicating disk as a vhost-user backend: serves the guest from a raw image, streams writes to its peer on the other
-//! host, and applies or discards the peer's writes by epoch.
+//! Replicating disk as a vhost-user backend: serves the guest from a raw image, streams writes to its peer on
+//! the other host, and applies or discards the peer's writes by epoch.
 //!
 //! ```text
-//!            vhost-user socket                   ft-ctl socket
-//!                   |                                 |
-//!   guest ring -> backend -> worker <- commands
-//!                   request    |  \
-//!                            disk  mirror, copy == mirror_wire ==> receive, intake, epoch_log -> applier
-//!                              |     feedback <== mirror_wire ==== reply                            |
-//!       tracker, recorder   watch                                                              tracker, watch
-//!                              |                                                                    |
-//!                            image                                                       image (standby)
+//!            vhost-user socket          ft-ctl socket
+//!                   |                        |
+//!   guest ring -> backend -> serve <- commands
+//!                            |   \
+//!                    tracker |    mirror == mirror_wire ==> receive
+//!                        \   |                               |   tracker
+//!                          image                             |   /
+//!                        (primary)                          image
+//!                                                         (standby)
 //! ```
 //!
-//! `tracker` keeps the image's `record` true: whose it is, and where it may differ from its peer's. `watch` and `proof` show that
-//! record and image belong together. `resync` makes a plan of two records.
+//! Each folder's first page has its own chart. Above is who calls: `serve` performs requests, `mirror` and
+//! `receive` are the two ends of the stream, `tracker` keeps the `record` of the image true: which VM's it
+//! is, and where it may differ from its peer's.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,44 +26,26 @@ use device_kit::Served;
 use device_kit::ends::Ends;
 use vhost::vhost_user::Listener;
 
-mod applier;
 pub mod args;
 mod backend;
-mod buffer;
+mod blocks;
 mod commands;
-mod copy;
-mod disk;
-mod epoch_log;
-mod feedback;
-mod flight;
+mod frame_socket;
+mod geometry;
 pub mod image;
-mod intake;
 mod mirror;
 pub mod mirror_wire;
-mod order;
-pub mod proof;
-mod range;
 mod receive;
 pub mod record;
-pub mod record_file;
-mod record_v1;
-mod recorder;
-pub mod regions;
-mod reply;
-mod request;
-mod resync;
 pub mod run;
+mod serve;
 mod session;
-pub mod show;
-pub mod stamp;
 mod tracker;
-mod watch;
-mod worker;
 
 use backend::Backend;
 use image::Image;
-use record_file::Opened;
-use worker::Worker;
+use record::Opened;
+use serve::Worker;
 
 /// What to serve, and how.
 pub struct Options {
@@ -78,9 +61,10 @@ pub struct Options {
     pub queue_size: u16,
     /// Number of I/O threads.
     pub threads: usize,
-    /// The image's record; without one nothing is refused and every resynchronisation compares the whole image.
+    /// The image's record; without one nothing is refused and every resynchronisation compares the whole
+    /// image.
     pub record: Option<Opened>,
-    /// Where to count; without it nobody sees the counters.
+    /// Page of the counters; without one they are private.
     pub counters: Option<Page>,
 }
 

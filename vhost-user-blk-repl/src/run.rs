@@ -10,7 +10,7 @@ use tracing::info;
 
 use crate::args::Args;
 use crate::image::{FileImage, OpenError};
-use crate::record_file::{Purpose, RecordError, RecordFile, Refuse, beside};
+use crate::record::{Purpose, RecordError, RecordFile, Refuse, beside};
 use crate::{Options, served};
 
 /// I/O threads: enough to keep a disk busy, few enough to cost nothing.
