@@ -14,7 +14,7 @@ use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use serde_json::Value;
 
-use crate::cpu::{AtRest, Capture, Chore, Crew, cpuid};
+use crate::cpu::{Capture, PausedWork, Task, WorkerPool, cpuid};
 use crate::devices::FtLink;
 use crate::gate::Inside;
 use crate::legacy::console::ConsoleOut;
@@ -228,7 +228,7 @@ impl Guest for GuestPort {
     }
 
     fn stood_still(&self) -> Option<Duration> {
-        self.parts.cpus.stood_still()
+        self.parts.cpus.last_pause()
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), GuestError> {
@@ -298,7 +298,7 @@ impl Guest for GuestPort {
     }
 }
 
-/// One checkpoint, as far as the guest waits for it: taken by the vCPU that is the last to stand still.
+/// One checkpoint, as far as the guest waits for it: taken by the vCPU that is the last to be captured.
 struct Snapshot {
     parts: Arc<SavedParts>,
     dirty: Arc<Mutex<DirtyTracker>>,
@@ -321,10 +321,10 @@ impl Snapshot {
         Ok(())
     }
 
-    fn take(&mut self, staging: &mut Staging, crew: &Crew<'_>) -> Result<(), GuestError> {
+    fn take(&mut self, staging: &mut Staging, pool: &WorkerPool<'_>) -> Result<(), GuestError> {
         self.harvest(Watch::Foresee, &mut staging.pages)?;
-        if staging.pages.len() > PORTION_PAGES && crew.size() > 1 {
-            self.copy_together(staging, crew)?;
+        if staging.pages.len() > PORTION_PAGES && pool.size() > 1 {
+            self.copy_together(staging, pool)?;
         } else {
             staging.copy_pages(&*self.memory)?;
         }
@@ -337,9 +337,9 @@ impl Snapshot {
         saved.map_err(|error| GuestError::new("cannot save the devices' state", error))
     }
 
-    fn copy_together(&self, staging: &mut Staging, crew: &Crew<'_>) -> Result<(), GuestError> {
+    fn copy_together(&self, staging: &mut Staging, pool: &WorkerPool<'_>) -> Result<(), GuestError> {
         let (done, copied) = crossbeam_channel::unbounded();
-        crew.share(staging.take_portions().into_iter().map(|(number, mut portion)| -> Chore {
+        pool.share(staging.take_portions().into_iter().map(|(number, mut portion)| -> Task {
             let (memory, done) = (self.memory.clone(), done.clone());
             Box::new(move || {
                 let result = portion.copy(&*memory);
@@ -363,10 +363,10 @@ impl Snapshot {
     }
 }
 
-impl AtRest for Snapshot {
-    fn at_rest(&mut self, crew: &Crew<'_>) -> bool {
+impl PausedWork for Snapshot {
+    fn run(&mut self, pool: &WorkerPool<'_>) -> bool {
         let mut staging = std::mem::take(&mut self.staging);
-        self.result = self.take(&mut staging, crew);
+        self.result = self.take(&mut staging, pool);
         let goes_on = self.kind != CutKind::Last || self.result.is_err();
         if goes_on && self.result.is_ok() {
             self.tag_console(staging.epoch.next());

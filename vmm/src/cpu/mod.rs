@@ -1,32 +1,39 @@
 //! The vCPUs: one thread each, started parked, stopped and started together.
 //!
 //! In: pause, resume, load. Out: captured registers, and [`GuestEvent`]s when the guest ends its own run. Never: a sleep of a set
-//! time; who waits is woken by who is done, after having looked for it a moment when it is about a checkpoint, see `bell`.
+//! time; whoever waits is woken by whoever is done, after having spun for a moment when it is about a checkpoint.
 //!
 //! A vCPU thread is either in its run loop or parked. [`CpuManager::pause`] sets `immediate_exit` and sends a signal; whichever
 //! comes first, the next `KVM_RUN` ends with EINTR after finishing the I/O that was pending, and the thread parks. While
-//! parked it does jobs (capture, load, anything that needs the vCPU's own thread).
+//! parked it does jobs (capture, load, anything that needs the vCPU's own thread). Who waits for what is in `rendezvous`, which
+//! is pure; `vcpu_sync` puts a lock around it; the rest of this folder is KVM.
 
-mod bell;
 pub mod cpuid;
+mod error;
 pub mod msr;
+mod rendezvous;
+mod spin_condvar;
 pub mod state;
+mod sync;
 mod vcpu;
+mod vcpu_sync;
+mod worker_pool;
 
-use std::collections::VecDeque;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use self::bell::Bell;
 use self::cpuid::CpuidOptions;
+pub use self::error::CpuError;
+use self::rendezvous::Purpose;
 use self::state::{Features, VcpuState, VcpuStateError};
 use self::vcpu::{RunPage, Vcpu};
+use self::vcpu_sync::{Failure, SPIN, VcpuSync};
+pub use self::worker_pool::{PausedWork, Task, WorkerPool};
 use crate::bus::Bus;
 use crate::state::{StateError, StateReader, StateWriter};
 
@@ -35,12 +42,6 @@ pub const VCPUS_MAX: u32 = 254;
 
 /// What a vCPU could not do when it could not capture itself.
 const CAPTURE: &str = "capture its state";
-
-/// For so long who waits for a checkpoint's next step looks for it without sleep. It takes tens of microseconds unless much is to
-/// be copied.
-const PATIENCE: Duration = Duration::from_micros(100);
-/// A vCPU that waits to go on looks for longer: its processor would be the guest's anyway, and a thousand pages are copied meanwhile.
-const VCPU_PATIENCE: Duration = Duration::from_micros(500);
 
 /// What a guest does to its own machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,164 +66,8 @@ pub enum Capture {
     No,
 }
 
-/// What failed on the vCPUs.
-#[derive(Debug, thiserror::Error)]
-pub enum CpuError {
-    /// A number of vCPUs that cannot be.
-    #[error("cpus boot_vcpus {0} must be from 1 to {VCPUS_MAX}")]
-    Count(u32),
-    /// The kernel refused a call.
-    #[error("{call} failed")]
-    Kvm {
-        /// The call.
-        call: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// More CPUID leaves than KVM takes.
-    #[error("the CPUID table has too many entries")]
-    CpuidTooLong,
-    /// Registers could not be read or written.
-    #[error("vCPU {vcpu}: cannot {what}")]
-    State {
-        /// Which vCPU.
-        vcpu: u32,
-        /// What was done.
-        what: &'static str,
-        /// Why it failed.
-        #[source]
-        source: VcpuStateError,
-    },
-    /// No thread.
-    #[error("cannot start the thread of vCPU {vcpu}")]
-    Thread {
-        /// Which vCPU.
-        vcpu: u32,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The signal that stops vCPUs.
-    #[error("cannot install the handler of the vCPU signal")]
-    Signal(#[source] io::Error),
-}
-
-impl CpuError {
-    /// Wraps the kernel's answer to `call`.
-    pub fn kvm(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
-        move |e| Self::Kvm { call, source: e.into() }
-    }
-}
-
 /// What a parked vCPU's thread does with it.
 type Job = Box<dyn FnOnce(&mut VcpuFd) -> Result<(), VcpuStateError> + Send>;
-
-/// What is to be done at a checkpoint when every vCPU stands still and has captured itself. The last of them does it, so that
-/// nobody has to be woken for it while the guest waits.
-pub trait AtRest: Send {
-    /// Does it, with the help of the others where that is worth it; tells whether the guest goes on.
-    fn at_rest(&mut self, crew: &Crew<'_>) -> bool;
-}
-
-/// A part of that which another thread may do.
-pub type Chore = Box<dyn FnOnce() + Send>;
-
-/// The vCPU threads, which stand still.
-pub struct Crew<'a>(&'a Shared);
-
-impl Crew<'_> {
-    /// Number of threads, the calling one among them.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        self.0.lock().orders.len()
-    }
-
-    /// Has all the chores done by whoever comes first. When it returns they are done, or under way on another thread.
-    pub fn share(&self, chores: impl Iterator<Item = Chore>) {
-        self.0.lock().chores.extend(chores);
-        self.0.changed.ring();
-        while let Some(chore) = self.next() {
-            chore();
-        }
-    }
-
-    fn next(&self) -> Option<Chore> {
-        self.0.lock().chores.pop_front()
-    }
-}
-
-enum Order {
-    /// The registers that no other vCPU can change.
-    Capture,
-    /// The others. A vCPU that still runs may send this one an interrupt, which would be sent in its own state, and never arrive in
-    /// this one's: so not before all are parked.
-    CaptureRest,
-    Job(Job),
-}
-
-/// What all threads agree on.
-struct Control {
-    /// Who wants the vCPUs parked; they run when nobody does.
-    pauses: u32,
-    parked: u32,
-    orders: Vec<Option<Order>>,
-    /// Orders not done yet.
-    open: u32,
-    failure: Option<(u32, VcpuStateError)>,
-    exit: bool,
-    /// Whether the vCPUs stand still for a checkpoint and nothing else.
-    checkpoint: bool,
-    /// How often they were told to capture themselves.
-    round: u64,
-    /// What is to be done when they have.
-    at_rest: Option<Arc<Mutex<dyn AtRest>>>,
-    /// Whether all that it needs is there.
-    ready: bool,
-    /// Whether somebody is doing it.
-    resting: bool,
-    /// What the others may help with.
-    chores: VecDeque<Chore>,
-    /// Whether who waits for it has a processor to look from.
-    looks: bool,
-    /// When the first of them did.
-    stopped: Option<Instant>,
-    /// The longest that one of them did for the last checkpoint, so far as that is over.
-    stood: Option<Duration>,
-}
-
-impl Control {
-    fn all_parked(&self) -> bool {
-        self.parked as usize == self.orders.len()
-    }
-
-    /// What this vCPU can do now.
-    fn take_order(&mut self, vcpu: u32) -> Option<Order> {
-        let all_parked = self.all_parked();
-        self.orders[vcpu as usize].take_if(|order| all_parked || !matches!(order, Order::CaptureRest))
-    }
-}
-
-struct Shared {
-    control: Mutex<Control>,
-    /// For vCPU threads: an order, or an end of the pause.
-    changed: Bell,
-    /// For whoever waits for them: all parked, all orders done.
-    settled: Bell,
-    /// Whether this machine has processors for those who look.
-    spare: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Until when to look for the next step of a checkpoint.
-    fn patience(&self, for_so_long: Duration) -> Option<Instant> {
-        self.spare.then(|| Instant::now() + for_so_long)
-    }
-}
 
 struct Handle {
     thread: Option<JoinHandle<()>>,
@@ -261,7 +106,9 @@ pub struct CpuPorts {
 
 /// All vCPUs of a VM. They live as long as it does, parked when the guest does not run.
 pub struct CpuManager {
-    shared: Arc<Shared>,
+    sync: Arc<VcpuSync<Job, VcpuStateError>>,
+    /// Whether whoever waits for the checkpoint has a processor to spin on.
+    spins: AtomicBool,
     features: Arc<Features>,
     vcpus: Vec<Handle>,
     cpuid: Vec<kvm_cpuid_entry2>,
@@ -294,37 +141,17 @@ impl CpuManager {
         for fd in &fds {
             msr::set_boot_msrs(fd).map_err(CpuError::kvm("KVM_SET_MSRS"))?;
         }
-        let control = Control {
-            pauses: 1,
-            parked: 0,
-            orders: fds.iter().map(|_| None).collect(),
-            open: 0,
-            failure: None,
-            exit: false,
-            checkpoint: false,
-            round: 0,
-            at_rest: None,
-            ready: false,
-            resting: false,
-            chores: VecDeque::new(),
-            looks: false,
-            stopped: None,
-            stood: None,
-        };
-        let shared = Arc::new(Shared {
-            control: Mutex::new(control),
-            changed: Bell::default(),
-            settled: Bell::default(),
-            spare: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
-        });
+        let may_spin = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
+        let sync = Arc::new(VcpuSync::new(options.count, may_spin));
         let tsc_khz = AtomicU32::new(features.tsc_khz);
-        let mut manager = Self { shared, features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz };
+        let mut manager =
+            Self { sync, spins: AtomicBool::new(false), features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz };
         for (i, fd) in (0..).zip(fds) {
             let affinity = options.affinity.get(i as usize).cloned().unwrap_or_default();
             let handle = manager.start_thread(i, fd, ports, affinity)?;
             manager.vcpus.push(handle);
         }
-        manager.wait_settled();
+        report(manager.sync.settle(), "start")?;
         manager.sync_tsc()?;
         Ok(manager)
     }
@@ -345,7 +172,7 @@ impl CpuManager {
         let vcpu = Vcpu {
             fd,
             index,
-            shared: self.shared.clone(),
+            sync: self.sync.clone(),
             features: self.features.clone(),
             state: state.clone(),
             on_cpu: on_cpu.clone(),
@@ -367,20 +194,22 @@ impl CpuManager {
     /// # Errors
     /// When a capture fails. The pause is in force all the same.
     pub fn pause(&self, capture: Capture) -> Result<(), CpuError> {
-        drop(self.stop(capture, None));
-        self.wait_settled();
-        self.take_failure(CAPTURE)
+        self.stop(match capture {
+            Capture::Yes => Purpose::Capture,
+            Capture::No => Purpose::Stop,
+        });
+        report(self.sync.settle(), CAPTURE)
     }
 
     /// Whether all vCPUs would park in next to no time. One that is in the middle of an access to a device finishes it first, which
-    /// takes as long as the device does: to reset a disk, until the storage below it has answered all requests. Looks for a moment,
+    /// takes as long as the device does: to reset a disk, until the storage below it has answered all requests. Spins for a moment,
     /// since almost all accesses take a microsecond.
     #[must_use]
     pub fn can_stop_soon(&self) -> bool {
         let mut end = None;
         self.vcpus.iter().all(|vcpu| {
             while vcpu.in_device.load(Ordering::Acquire) {
-                if Instant::now() > *end.get_or_insert_with(|| Instant::now() + PATIENCE) {
+                if Instant::now() > *end.get_or_insert_with(|| Instant::now() + SPIN) {
                     return false;
                 }
                 std::hint::spin_loop();
@@ -391,8 +220,9 @@ impl CpuManager {
 
     /// Begins to park all vCPUs with capture. When they have captured themselves, and [`CpuManager::checkpoint`] is called, the last
     /// one does `work`; [`CpuManager::call_off`] instead calls it off.
-    pub fn stop_for(&self, work: Arc<Mutex<dyn AtRest>>) {
-        self.stop(Capture::Yes, Some(work)).looks = self.is_aside();
+    pub fn stop_for(&self, work: Arc<Mutex<dyn PausedWork>>) {
+        self.spins.store(self.is_aside(), Ordering::Relaxed);
+        self.stop(Purpose::Checkpoint(work));
     }
 
     /// Has the work done, and ends the pause unless that says that the guest stays.
@@ -400,48 +230,25 @@ impl CpuManager {
     /// # Errors
     /// When a capture has failed: then nothing is done, and the pause is over.
     pub fn checkpoint(&self) -> Result<(), CpuError> {
-        let mut control = self.shared.lock();
-        control.ready = true;
-        let patience = if control.looks { self.shared.patience(PATIENCE) } else { None };
-        drop(control);
-        self.shared.changed.ring();
-        let over = |control: &Control| control.open == 0 && control.at_rest.is_none() && !control.resting;
-        drop(self.wait_until(self.shared.lock(), patience, over));
-        self.take_failure(CAPTURE)
+        report(self.sync.go_ahead(self.spins.load(Ordering::Relaxed)), CAPTURE)
     }
 
     /// Instead of [`CpuManager::checkpoint`]: the work is not done, and the vCPUs go on.
     pub fn call_off(&self) {
-        self.shared.lock().at_rest = None;
-        self.shared.changed.ring();
-        // They are on their way to a stop.
-        drop(self.wait_until(self.shared.lock(), None, |control| control.open == 0));
-        self.resume();
+        self.sync.call_off();
     }
 
-    fn stop(&self, capture: Capture, work: Option<Arc<Mutex<dyn AtRest>>>) -> MutexGuard<'_, Control> {
-        // A capture that nobody waited for may not be over.
-        let mut control = self.wait_until(self.shared.lock(), None, |control| control.open == 0);
-        control.pauses += 1;
-        control.checkpoint = work.is_some() && control.pauses == 1;
-        if capture == Capture::Yes {
-            (control.failure, control.stopped, control.stood) = (None, None, None);
-            (control.at_rest, control.ready) = (work, false);
-            control.round += 1;
-            control.orders.fill_with(|| Some(Order::Capture));
-            control.open = self.count();
-        }
-        // For parked threads with an order, and for one whose guest has ended its run.
-        self.shared.changed.ring();
-        if control.pauses == 1 {
-            for vcpu in &self.vcpus {
-                vcpu.run_page.set_immediate_exit(true);
-                if let Some(thread) = &vcpu.thread {
-                    vcpu::kick(thread);
-                }
+    fn stop(&self, purpose: Purpose<Arc<Mutex<dyn PausedWork>>>) {
+        self.sync.stop(purpose, || self.kick_all());
+    }
+
+    fn kick_all(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.run_page.set_immediate_exit(true);
+            if let Some(thread) = &vcpu.thread {
+                vcpu::kick(thread);
             }
         }
-        control
     }
 
     /// Makes `cpus` the processors on which the vCPUs were last.
@@ -450,11 +257,11 @@ impl CpuManager {
         cpus.extend(self.vcpus.iter().map(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed)));
     }
 
-    /// The longest that a vCPU stood still for the last checkpoint, by the vCPUs' own clocks. `None` if somebody else had paused
+    /// The longest that a vCPU was paused for the last checkpoint, by the vCPUs' own clocks. `None` if somebody else had paused
     /// them.
     #[must_use]
-    pub fn stood_still(&self) -> Option<Duration> {
-        self.shared.lock().stood
+    pub fn last_pause(&self) -> Option<Duration> {
+        self.sync.last_pause()
     }
 
     /// Ends one pause; the vCPUs run when it was the last.
@@ -462,20 +269,13 @@ impl CpuManager {
     /// # Panics
     /// When there is no pause to end.
     pub fn resume(&self) {
-        let mut control = self.shared.lock();
-        assert!(control.pauses > 0, "resume without pause");
-        control.pauses -= 1;
-        let run = control.pauses == 0;
-        drop(control);
-        if run {
-            self.shared.changed.ring();
-        }
+        self.sync.resume();
     }
 
     /// Whether some pause is in force.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.shared.lock().pauses > 0
+        self.sync.is_paused()
     }
 
     /// Number of vCPUs.
@@ -590,14 +390,7 @@ impl CpuManager {
     }
 
     fn run_jobs(&self, jobs: Vec<Option<Job>>, what: &'static str) -> Result<(), CpuError> {
-        let mut control = self.shared.lock();
-        assert!(control.pauses > 0 && control.parked == self.count(), "vCPU job while the vCPUs run");
-        control.open = jobs.iter().flatten().count() as u32;
-        control.orders = jobs.into_iter().map(|job| job.map(Order::Job)).collect();
-        drop(control);
-        self.shared.changed.ring();
-        self.wait_settled();
-        self.take_failure(what)
+        report(self.sync.run_jobs(jobs.into_iter()), what)
     }
 
     /// Tells the guest that it was stopped on purpose, so that its watchdogs do not complain. Not in every epoch.
@@ -672,46 +465,16 @@ impl CpuManager {
         self.run_jobs(self.vcpus.iter().map(|_| Some(job())).collect(), "set its TSC offset")
     }
 
-    fn wait_settled(&self) {
-        drop(self.wait_until(self.shared.lock(), None, |control| control.all_parked() && control.open == 0));
-    }
-
-    fn wait_until<'a>(
-        &'a self,
-        control: MutexGuard<'a, Control>,
-        patience: Option<Instant>,
-        wanted: impl Fn(&Control) -> bool,
-    ) -> MutexGuard<'a, Control> {
-        self.shared.settled.wait_while(&self.shared.control, control, patience, |control| !wanted(control))
-    }
-
-    /// Whether the calling thread is in no vCPU's way: who looks must not keep it from its processor.
+    /// Whether the calling thread is in no vCPU's way: whoever spins must not keep it from its processor.
     fn is_aside(&self) -> bool {
         let here = nix::sched::sched_getcpu();
         here.is_ok_and(|here| self.vcpus.iter().all(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed) != here))
-    }
-
-    fn take_failure(&self, what: &'static str) -> Result<(), CpuError> {
-        match self.shared.lock().failure.take() {
-            Some((vcpu, source)) => Err(CpuError::State { vcpu, what, source }),
-            None => Ok(()),
-        }
     }
 }
 
 impl Drop for CpuManager {
     fn drop(&mut self) {
-        let mut control = self.shared.lock();
-        control.exit = true;
-        control.pauses += 1;
-        self.shared.changed.ring();
-        for vcpu in &self.vcpus {
-            vcpu.run_page.set_immediate_exit(true);
-            if let Some(thread) = &vcpu.thread {
-                vcpu::kick(thread);
-            }
-        }
-        drop(control);
+        self.sync.exit(|| self.kick_all());
         for vcpu in &mut self.vcpus {
             if let Some(thread) = vcpu.thread.take()
                 && thread.join().is_err()
@@ -737,6 +500,14 @@ fn set_up(fd: &VcpuFd, cpuid: &[kvm_cpuid_entry2], index: u32) -> Result<(), Cpu
     let mut lapic = fd.get_lapic().map_err(CpuError::kvm("KVM_GET_LAPIC"))?;
     vcpu::set_lapic_pins(&mut lapic);
     fd.set_lapic(&lapic).map_err(CpuError::kvm("KVM_SET_LAPIC"))
+}
+
+/// The failure of one of the vCPUs when they were to do `what`.
+fn report(failure: Failure<VcpuStateError>, what: &'static str) -> Result<(), CpuError> {
+    match failure {
+        Some((vcpu, source)) => Err(CpuError::State { vcpu, what, source }),
+        None => Ok(()),
+    }
 }
 
 /// An error with its causes, in one line.

@@ -2,17 +2,18 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::os::unix::thread::JoinHandleExt;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::state::{Features, VcpuState, describe};
-use super::{Control, CpuError, Crew, GuestEvent, OnGuestEvent, Order, Shared, VCPU_PATIENCE};
+use super::rendezvous::Order;
+use super::state::{Features, VcpuState, VcpuStateError, describe};
+use super::vcpu_sync::{Parked, ParkedVcpu, VcpuSync};
+use super::{CpuError, GuestEvent, Job, OnGuestEvent};
 use crate::bus::Bus;
 use crate::info_limited;
 
@@ -87,15 +88,10 @@ enum Next {
     Stop(GuestEvent),
 }
 
-enum Parked {
-    Run,
-    Exit,
-}
-
 pub(super) struct Vcpu {
     pub(super) fd: VcpuFd,
     pub(super) index: u32,
-    pub(super) shared: Arc<Shared>,
+    pub(super) sync: Arc<VcpuSync<Job, VcpuStateError>>,
     pub(super) features: Arc<Features>,
     pub(super) state: Arc<Mutex<VcpuState>>,
     pub(super) on_cpu: Arc<AtomicUsize>,
@@ -110,7 +106,7 @@ impl Vcpu {
     pub(super) fn run(mut self, affinity: &[usize]) {
         self.set_affinity(affinity);
         let page = RunPage::new(&mut self.fd);
-        if matches!(self.park(&page), Parked::Exit) {
+        if self.park(&page) == Parked::Exit {
             return;
         }
         loop {
@@ -120,11 +116,12 @@ impl Vcpu {
                 Next::Run => {}
                 Next::Stop(event) => {
                     (self.on_event)(event);
-                    self.wait_for_pause();
+                    // The guest will not run on by itself; neither does this thread.
+                    self.sync.wait_for_pause();
                 }
-                Next::Interrupted if self.shared.lock().pauses == 0 => {}
+                Next::Interrupted if !self.sync.is_paused() => {}
                 Next::Interrupted => {
-                    if matches!(self.park(&page), Parked::Exit) {
+                    if self.park(&page) == Parked::Exit {
                         return;
                     }
                 }
@@ -143,83 +140,9 @@ impl Vcpu {
         }
     }
 
-    /// Counted as parked until nobody wants a pause any more; does orders meanwhile.
     fn park(&mut self, page: &RunPage) -> Parked {
-        let (shared, stopped) = (self.shared.clone(), Instant::now());
-        // The guest is to go on the moment that its checkpoint is complete.
-        let mut patience = None;
-        let mut control = shared.lock();
-        control.parked += 1;
-        control.stopped = control.stopped.min(Some(stopped)).or(Some(stopped));
-        // Whoever waits is told without the lock, which he needs at once; he may well preempt this thread.
-        let mut settled = control.open == 0 && control.all_parked();
-        let mut awaited = control.open > 0 && control.orders.len() > 1 && control.all_parked();
-        loop {
-            if std::mem::take(&mut awaited) {
-                drop(control);
-                shared.changed.ring();
-                control = shared.lock();
-            } else if let Some(order) = control.take_order(self.index) {
-                drop(control);
-                if matches!(order, Order::Capture) {
-                    patience = shared.patience(VCPU_PATIENCE);
-                }
-                let result = self.perform(order);
-                control = shared.lock();
-                if let Ok(Some(rest)) = result {
-                    control.orders[self.index as usize] = Some(rest);
-                    continue;
-                }
-                finish_order(&mut control, self.index, result.err());
-                settled = control.open == 0;
-                if settled {
-                    control = finish_checkpoint(&shared, control);
-                }
-            } else if let Some(chore) = control.chores.pop_front() {
-                drop(control);
-                chore();
-                control = shared.lock();
-            } else if std::mem::take(&mut settled) {
-                drop(control);
-                shared.settled.ring();
-                control = shared.lock();
-            } else if control.exit {
-                return Parked::Exit;
-            } else if control.pauses == 0 {
-                control.parked -= 1;
-                if control.checkpoint {
-                    control.stood = control.stood.max(Some(stopped.elapsed()));
-                }
-                // Under the lock, so that a pause that comes right now sets it again.
-                page.set_immediate_exit(false);
-                return Parked::Run;
-            } else {
-                control = shared.changed.wait(&shared.control, control, patience);
-            }
-        }
-    }
-
-    /// Returns what remains to be done later.
-    fn perform(&mut self, order: Order) -> Result<Option<Order>, super::VcpuStateError> {
-        let state = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match order {
-            Order::Capture => {
-                let mut state = state();
-                if self.index == 0 {
-                    state.capture_tsc_offset(&self.fd, &self.features);
-                }
-                state.capture_own(&self.fd, &self.features)?;
-                Ok(Some(Order::CaptureRest))
-            }
-            Order::CaptureRest => state().capture_rest(&mut self.fd, &self.features).map(|()| None),
-            Order::Job(job) => job(&mut self.fd).map(|()| None),
-        }
-    }
-
-    /// The guest will not run on by itself; neither do we.
-    fn wait_for_pause(&self) {
-        let control = self.shared.lock();
-        drop(self.shared.changed.wait_while(&self.shared.control, control, None, |control| control.pauses == 0));
+        let sync = self.sync.clone();
+        sync.park(self.index, &mut OnItsThread { vcpu: self, page })
     }
 
     fn run_once(&mut self, page: &RunPage) -> Next {
@@ -287,47 +210,33 @@ impl Vcpu {
     }
 }
 
-/// Every vCPU has captured itself: does what is to be done now if the pause is for a checkpoint, and ends that.
-fn finish_checkpoint<'a>(shared: &'a Shared, mut control: MutexGuard<'a, Control>) -> MutexGuard<'a, Control> {
-    let patience = shared.patience(VCPU_PATIENCE);
-    let round = control.round;
-    // The next round may begin before this thread has noticed that this one was called off.
-    let early =
-        move |control: &Control| control.round == round && control.at_rest.is_some() && !control.ready && !control.exit;
-    if early(&control) {
-        // Somebody else may wait until all have captured themselves.
-        drop(control);
-        shared.settled.ring();
-        control = shared.changed.wait_while(&shared.control, shared.lock(), patience, early);
-    }
-    if control.round != round || !control.ready {
-        return control;
-    }
-    let Some(work) = control.at_rest.take() else { return control };
-    let mut goes_on = true;
-    if control.failure.is_none() {
-        control.resting = true;
-        drop(control);
-        goes_on = work.lock().unwrap_or_else(PoisonError::into_inner).at_rest(&Crew(shared));
-        control = shared.lock();
-        control.resting = false;
-    }
-    if goes_on {
-        control.pauses -= 1;
-    }
-    if control.checkpoint {
-        control.stood = control.stopped.map(|stopped| stopped.elapsed());
-    }
-    drop(control);
-    shared.changed.ring();
-    shared.lock()
+/// A parked vCPU in the hands of its own thread.
+struct OnItsThread<'a> {
+    vcpu: &'a mut Vcpu,
+    page: &'a RunPage,
 }
 
-fn finish_order(control: &mut Control, index: u32, failure: Option<super::VcpuStateError>) {
-    control.open -= 1;
-    if let Some(error) = failure
-        && control.failure.is_none()
-    {
-        control.failure = Some((index, error));
+impl ParkedVcpu for OnItsThread<'_> {
+    type Job = Job;
+    type Error = VcpuStateError;
+
+    fn obey(&mut self, order: Order<Job>) -> Result<(), VcpuStateError> {
+        let Vcpu { fd, index, features, state, .. } = &mut *self.vcpu;
+        let state = || state.lock().unwrap_or_else(PoisonError::into_inner);
+        match order {
+            Order::Capture => {
+                let mut state = state();
+                if *index == 0 {
+                    state.capture_tsc_offset(fd, features);
+                }
+                state.capture_own(fd, features)
+            }
+            Order::CaptureRest => state().capture_rest(fd, features),
+            Order::Job(job) => job(fd),
+        }
+    }
+
+    fn let_run(&self) {
+        self.page.set_immediate_exit(false);
     }
 }
