@@ -16,6 +16,8 @@ pub struct Bounds {
     pub epochs: u64,
     /// Crashes of hosts; each may restart with its disks, as a standby that has nothing in memory.
     pub crashes: u32,
+    /// Crashes of both hosts at once.
+    pub blackouts: u32,
     /// Times that the stream is reset, with or without what was in it.
     pub breaks: u32,
     /// Claims or answers that are lost, or claims that take effect after their sender has given up.
@@ -141,8 +143,8 @@ pub struct Sys {
     pub started: Started,
     /// Whether a lost record was written again.
     pub restored: bool,
-    /// Name of the next node.
-    pub next_node: u64,
+    /// How many nodes there were on each host.
+    pub incarnations: [u64; 2],
     /// What may still go wrong.
     pub left: Left,
     /// What is wrong from the start.
@@ -167,6 +169,7 @@ pub enum LateClaims {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Left {
     pub(crate) crashes: u32,
+    pub(crate) blackouts: u32,
     pub(crate) breaks: u32,
     pub(crate) losses: u32,
     pub(crate) wishes: u32,
@@ -216,6 +219,8 @@ pub enum Act {
     Retry(usize),
     /// A host dies.
     Crash(usize),
+    /// Both hosts die at once.
+    Blackout,
     /// It is back, with its disks, and stands by.
     Restart(usize),
     /// It asks whether it may start the VM.
@@ -284,7 +289,8 @@ impl Model for System {
 
     fn init_states(&self) -> Vec<Sys> {
         let host = |node, disk, first| Host { node: Some(node), disk, first, ..Host::down() };
-        let Bounds { crashes, breaks, losses, wishes, starts, record_losses, looks, forged, .. } = self.bounds;
+        let Bounds { crashes, blackouts, breaks, losses, wishes, starts, record_losses, looks, forged, .. } =
+            self.bounds;
         let settings = settings(self.policy);
         let ran = DiskState::Alone(Term(1));
         vec![Sys {
@@ -302,8 +308,8 @@ impl Model for System {
             runner: 0,
             started: Started::default(),
             restored: false,
-            next_node: 3,
-            left: Left { crashes, breaks, losses, wishes, starts, record_losses, looks, forged },
+            incarnations: [1, 1],
+            left: Left { crashes, blackouts, breaks, losses, wishes, starts, record_losses, looks, forged },
             flaw: self.flaw,
             policy: self.policy,
             late_claims: self.late_claims,
@@ -326,6 +332,9 @@ impl Model for System {
             if sys.left.losses > 0 {
                 acts.extend([Act::JudgeMute(at), Act::LoseClaim(at), Act::Delay(at)]);
             }
+        }
+        if sys.left.blackouts > 0 && sys.hosts.iter().all(|host| host.node.is_some()) {
+            acts.push(Act::Blackout);
         }
         acts.extend((0..sys.late.len()).map(Act::JudgeLate));
         acts.extend((0..sys.reads.len()).map(Act::Read));
@@ -392,7 +401,14 @@ impl Sys {
                 sys.answered(node, answer);
             }
             Act::Retry(at) => sys.retry(at),
-            Act::Crash(at) => sys.crash(at),
+            Act::Crash(at) => {
+                sys.left.crashes -= 1;
+                sys.crash(at);
+            }
+            Act::Blackout => {
+                sys.left.blackouts -= 1;
+                (0..2).for_each(|at| sys.crash(at));
+            }
             Act::Restart(at) => sys.restart(at),
             Act::Start { at, waited } => sys.ask_to_start(at, waited)?,
             Act::Note(at) => sys.note(at),
@@ -485,7 +501,7 @@ impl System {
         let starts = [false, true].map(|waited| Act::Start { at, waited });
         let granted = |act: &Act| matches!(act, Act::Start { at, waited } if sys.start_claim(*at, *waited).is_some());
         acts.extend(starts.into_iter().filter(granted));
-        if sys.left.starts > 0 && sys.left.crashes > 0 {
+        if sys.left.starts > 0 && sys.left.crashes + sys.left.blackouts > 0 {
             acts.push(Act::Note(at));
         }
         // Who asks the witness asks one thing after the other.
