@@ -9,7 +9,8 @@ use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::guest::GuestRam;
-use crate::virtio::{ActiveQueue, VirtioError};
+use crate::virtio::device::ActiveQueue;
+use crate::virtio::error::VirtioError;
 
 /// A request of the guest.
 pub type Chain<'a> = DescriptorChain<&'a GuestRam>;

@@ -7,170 +7,33 @@
 //! queues by device processes, which are sealed through their ft-ctl sockets. With the vCPUs parked nothing here touches
 //! guest memory, as long as [`DeviceManager::kick_all`] and the like are called by the thread that owns the VM.
 
-mod broken_queues;
-mod build;
-
-pub(crate) use build::DISK_PROGRAM;
-mod names;
-
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device_counters::{DiskCounters, NetCounters};
-use ft_proto::device_ctl::{DeviceInfo, QueueState};
-use kvm_ioctls::VmFd;
+use ft_proto::device_ctl::QueueState;
 use serde_json::{Value, json};
 
-use crate::bus::{Bus, BusError};
+use crate::bus::Bus;
 use crate::config::VmConfig;
-use crate::device_process::{ChildExits, DeviceProcess, ProcessError};
-use crate::devices::broken_queues::{BrokenQueues, Watched};
+use crate::device_process::ChildExits;
+use crate::devices::broken_queues::BrokenQueues;
 use crate::devices::build::{Planned, Shared};
-use crate::devices::names::Slots;
-use crate::irq::{IrqError, IrqManager};
-use crate::memory::guest::{GuestMemory, GuestRam};
-use crate::memory::layout::{ECAM_SEGMENT_SIZE, ECAM_START, mmio64};
-use crate::pci::bar::{BarSpace, BarSpaceError};
-use crate::pci::bus::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, PciBus, SlotError};
-use crate::pci::msix::Line;
+use crate::devices::device::Device;
+use crate::devices::error::DeviceError;
+use crate::devices::link::FtLink;
+use crate::devices::names;
+use crate::devices::rack::{DeviceParts, Filled, Rack, take_off};
+use crate::memory::layout::ECAM_START;
+use crate::pci::bus::{CONFIG_PORTS, PciBus};
 use crate::state::{DEVICES, Saved, StateError, StateReader, StateWriter};
-use crate::vhost_user::{DirtyLog, Kind, VhostUserError, Watchdog, told_block_size, told_mtu};
-use crate::virtio::pci_transport::{BAR_SIZE, Doorbells, Machine, Observer, VirtioPci};
+use crate::vhost_user::{DirtyLog, Kind, Watchdog};
+use crate::virtio::VirtioError;
+use crate::virtio::pci_transport::{BAR_SIZE, Observer, VirtioPci};
 use crate::virtio::rng::Rng;
-use crate::virtio::{VirtioDevice, VirtioError};
 
 /// Id of the entropy device.
 const RNG_ID: &str = "__rng";
-
-/// Why the devices cannot be built or do not work. The text names the device.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// A setting that cannot be.
-    #[error("{field}: {problem}")]
-    Config {
-        /// Path of the field, such as `disks[0].num_queues`.
-        field: String,
-        /// What is wrong, and what would be right.
-        problem: String,
-    },
-    /// A device process does not work.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// A vhost-user backend does not work.
-    #[error(transparent)]
-    VhostUser(#[from] VhostUserError),
-    /// A device does not work.
-    #[error("device {id} does not work")]
-    Virtio {
-        /// Which.
-        id: String,
-        /// Reason.
-        #[source]
-        source: VirtioError,
-    },
-    /// A slot is not there or taken.
-    #[error("no PCI slot for device {id}")]
-    Slot {
-        /// Which.
-        id: String,
-        /// Reason.
-        #[source]
-        source: SlotError,
-    },
-    /// The address space for devices is full.
-    #[error(transparent)]
-    BarSpace(#[from] BarSpaceError),
-    /// An address range is taken.
-    #[error("PCI does not fit the address map")]
-    Bus(#[from] BusError),
-    /// Interrupts have run out.
-    #[error(transparent)]
-    Irq(#[from] IrqError),
-    /// A system call failed.
-    #[error("{what}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// What devices need of the machine they are put into.
-pub struct DeviceParts<'a> {
-    /// The VM.
-    pub vm: Arc<VmFd>,
-    /// Its memory.
-    pub memory: &'a GuestMemory,
-    /// Its interrupts.
-    pub irq: Arc<IrqManager>,
-    /// Port I/O.
-    pub pio: Arc<Bus>,
-    /// Memory-mapped I/O.
-    pub mmio: Arc<Bus>,
-    /// Physical address bits of its CPUs.
-    pub phys_bits: u8,
-}
-
-/// What a device with an ft-ctl link is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum LinkKind {
-    /// A disk.
-    Disk,
-    /// A network card.
-    Net,
-}
-
-/// The ft-ctl link to a device process; `Hello` has been answered.
-#[derive(Debug)]
-pub struct FtLink {
-    /// Device.
-    pub id: String,
-    /// Another descriptor of the socket.
-    pub fd: OwnedFd,
-    /// What the device is.
-    pub kind: LinkKind,
-    /// Queues that the process serves.
-    pub queues: u16,
-    /// What the process says it is.
-    pub info: DeviceInfo,
-    /// A network card's address.
-    pub mac: Option<[u8; 6]>,
-    /// PCI slot.
-    pub slot: u16,
-    /// Largest size of each queue.
-    pub queue_sizes: Vec<u16>,
-    /// Features offered to the driver.
-    pub features: u64,
-    /// A network card's MTU, as the guest was told.
-    pub mtu: u16,
-    /// A disk's block size, as the guest was told.
-    pub block_size: u32,
-}
-
-/// One device with its place on the bus.
-struct Device {
-    id: String,
-    slot: usize,
-    transport: Arc<Mutex<VirtioPci>>,
-    /// None for entropy.
-    kind: Option<Kind>,
-    queues: u16,
-    process: Option<(DeviceProcess, DeviceInfo)>,
-}
-
-impl Device {
-    fn lock(&self) -> MutexGuard<'_, VirtioPci> {
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn error(&self, source: VirtioError) -> DeviceError {
-        DeviceError::Virtio { id: self.id.clone(), source }
-    }
-}
 
 /// All devices of a VM.
 pub struct DeviceManager {
@@ -220,7 +83,9 @@ impl DeviceManager {
         })?;
         let device = rack.insert(RNG_ID, Box::new(rng), None)?;
         rack.devices.push(device);
-        rack.finish(log, exits)
+        let (pio, mmio) = (parts.pio, parts.mmio);
+        let Filled { pci, devices, broken_queues } = rack.finish()?;
+        Ok(Self { pci, devices, log, log_on: false, exits, pio, mmio, _broken_queues: broken_queues })
     }
 
     /// Ids of all devices in slot order.
@@ -304,33 +169,7 @@ impl DeviceManager {
     /// Links to the device processes of ours, in slot order.
     #[must_use]
     pub fn ft_links(&self) -> Vec<FtLink> {
-        let link = |device: &Device| {
-            let (process, info) = device.process.as_ref()?;
-            // From the device and not from its options: after a takeover the guest goes by what it was told on the other host.
-            let told = device.lock().device_mut().config().to_vec();
-            let (kind, mac) = match device.kind? {
-                Kind::Net(_) => (LinkKind::Net, told.first_chunk().copied()),
-                _ => (LinkKind::Disk, None),
-            };
-            let (mtu, block_size) = (told_mtu(&told), told_block_size(&told));
-            let fd = process.control().inspect_err(|e| tracing::error!("cannot share an ft-ctl socket: {e}")).ok()?;
-            let mut transport = device.lock();
-            let virtio = transport.device_mut();
-            Some(FtLink {
-                id: device.id.clone(),
-                fd,
-                kind,
-                queues: device.queues,
-                info: info.clone(),
-                mac,
-                slot: device.slot as u16,
-                queue_sizes: virtio.queue_sizes().to_vec(),
-                features: virtio.features(),
-                mtu,
-                block_size,
-            })
-        };
-        self.devices.iter().filter_map(link).collect()
+        self.devices.iter().filter_map(FtLink::of).collect()
     }
 
     /// Devices that somebody else's process serves: they cannot be sealed.
@@ -432,99 +271,8 @@ impl DeviceManager {
 
 impl Drop for DeviceManager {
     fn drop(&mut self) {
-        // The buses hold the devices, and those hold the buses.
         take_off(&self.devices);
         self.mmio.remove(ECAM_START);
         self.pio.remove(CONFIG_PORTS);
-    }
-}
-
-fn take_off(devices: &[Device]) {
-    for device in devices {
-        device.lock().unplug();
-    }
-}
-
-/// Where devices are put while the manager is being built.
-struct Rack {
-    devices: Vec<Device>,
-    pci: PciBus,
-    slots: Slots,
-    space: BarSpace,
-    doorbells: Arc<dyn Doorbells>,
-    irq: Arc<IrqManager>,
-    pio: Arc<Bus>,
-    mmio: Arc<Bus>,
-    ram: GuestRam,
-    finished: bool,
-}
-
-impl Rack {
-    fn new(parts: &DeviceParts<'_>, wished: impl Iterator<Item = u8>) -> Result<Self, DeviceError> {
-        let (start, size) = mmio64(parts.memory.size(), parts.phys_bits);
-        let slots = Slots::new(wished);
-        Ok(Self {
-            devices: Vec::new(),
-            pci: PciBus::new(),
-            slots: slots.map_err(|source| DeviceError::Slot { id: "with pci_device_id".to_owned(), source })?,
-            space: BarSpace::new(start, size)?,
-            doorbells: parts.vm.clone(),
-            irq: parts.irq.clone(),
-            pio: parts.pio.clone(),
-            mmio: parts.mmio.clone(),
-            ram: parts.memory.ram().clone(),
-            finished: false,
-        })
-    }
-
-    /// Puts `device` into a slot.
-    fn insert(&mut self, id: &str, device: Box<dyn VirtioDevice>, wished: Option<u8>) -> Result<Device, DeviceError> {
-        let no_slot = |source| DeviceError::Slot { id: id.to_owned(), source };
-        let slot = self.slots.take(wished).map_err(no_slot)?;
-        let base = self.space.allocate(BAR_SIZE)?;
-        // One for the configuration, one for each queue.
-        let count = 1 + device.queue_sizes().len();
-        let lines = (0..count).map(|_| self.irq.allocate_msi().map(|line| Box::new(line) as Box<dyn Line>));
-        let lines = lines.collect::<Result<Vec<_>, _>>()?;
-        let (mmio, doorbells, ram) = (self.mmio.clone(), self.doorbells.clone(), self.ram.clone());
-        let transport = VirtioPci::new(id, device, Machine { mmio, doorbells, ram }, base, lines)
-            .map_err(|source| DeviceError::Virtio { id: id.to_owned(), source })?;
-        let device = Device { id: id.to_owned(), slot, transport, kind: None, queues: 0, process: None };
-        if let Err(e) = self.pci.insert(slot, device.transport.clone()) {
-            device.lock().unplug();
-            return Err(no_slot(e));
-        }
-        Ok(device)
-    }
-
-    fn finish(mut self, log: Arc<DirtyLog>, exits: Arc<ChildExits>) -> Result<DeviceManager, DeviceError> {
-        let pci = Arc::new(Mutex::new(std::mem::take(&mut self.pci)));
-        self.mmio.insert(Arc::new(Mutex::new(Ecam(pci.clone()))), ECAM_START, ECAM_SEGMENT_SIZE)?;
-        self.pio.insert(Arc::new(Mutex::new(ConfigPorts(pci.clone()))), CONFIG_PORTS, CONFIG_PORTS_LEN)?;
-        let watched = self.devices.iter().map(|device| {
-            Ok(Watched { event: device.lock().broken_event()?, transport: Arc::downgrade(&device.transport) })
-        });
-        let watched = watched.collect::<io::Result<_>>().and_then(BrokenQueues::watch);
-        let broken_queues =
-            watched.map_err(|source| DeviceError::System { what: "cannot watch for broken queues", source })?;
-        self.finished = true;
-        Ok(DeviceManager {
-            pci,
-            devices: std::mem::take(&mut self.devices),
-            log,
-            log_on: false,
-            exits,
-            pio: self.pio.clone(),
-            mmio: self.mmio.clone(),
-            _broken_queues: broken_queues,
-        })
-    }
-}
-
-impl Drop for Rack {
-    fn drop(&mut self) {
-        if !self.finished {
-            take_off(&self.devices);
-        }
     }
 }
