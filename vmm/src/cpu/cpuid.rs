@@ -5,7 +5,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::CpuError;
+use super::error::CpuError;
 
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::VCPUS_MAX;
+use super::options::VCPUS_MAX;
 use super::state::VcpuStateError;
 
 /// What failed on the vCPUs.

@@ -390,4 +390,6 @@ fn unreachable_phase<W>(phase: &Phase<W>, what: &str) -> ! {
 }
 
 #[cfg(test)]
+// Said in full, as this file is part of `tests/loom` too.
+#[path = "rendezvous/tests.rs"]
 mod tests;

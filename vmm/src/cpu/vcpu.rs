@@ -10,12 +10,17 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::os::unix::thread::JoinHandleExt;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use super::error::CpuError;
+use super::options::{GuestEvent, OnGuestEvent};
 use super::rendezvous::Order;
 use super::state::{Features, VcpuState, VcpuStateError, describe};
 use super::vcpu_sync::{Parked, ParkedVcpu, VcpuSync};
-use super::{CpuError, GuestEvent, Job, OnGuestEvent};
+
 use crate::bus::Bus;
 use crate::info_limited;
+
+/// What a parked vCPU's thread does with it.
+pub(super) type Job = Box<dyn FnOnce(&mut VcpuFd) -> Result<(), VcpuStateError> + Send>;
 
 /// LAPIC register offsets of the two local pins, and what they do after reset of a PC.
 const LAPIC_LVT0: usize = 0x350;

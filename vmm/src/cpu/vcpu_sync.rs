@@ -82,7 +82,7 @@ impl<J, E> VcpuSync<J, E> {
         let in_guest = state.stop(purpose);
         // For parked threads with an order, and for one whose guest has ended its run.
         self.changed.notify_all();
-        // Under the lock: a vCPU that goes on right now takes back what an earlier stop has asked for, not this one.
+        // Under the lock, as `let_run` is: of the two the later one counts.
         if in_guest {
             kick();
         }

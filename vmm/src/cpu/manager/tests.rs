@@ -7,7 +7,7 @@ use kvm_bindings::{kvm_mp_state, kvm_msi, kvm_segment};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::bus::BusDevice;
+use crate::bus::{Bus, BusDevice};
 use crate::irq::IrqManager;
 use crate::memory::guest::{GuestMemory, RamOptions};
 
