@@ -16,13 +16,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::{DiskPurpose, VmConfig};
 use crate::cpu::GuestEvent;
-use crate::device_process::ChildExits;
 use crate::disk_records;
 use crate::election::{Election, Granted, Voter};
 use crate::guest_port::GuestPort;
 use crate::legacy::serial;
 use crate::log_limit::{self, Limit};
 use crate::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
+use crate::process::ChildExits;
 use crate::virtio::DeviceEvent;
 use crate::virtio::pci_transport::Observer;
 use crate::vm::Vm;

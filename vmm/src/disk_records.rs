@@ -8,8 +8,8 @@ use ft_proto::witness::{DiskState, Disks};
 use serde::Deserialize;
 
 use crate::config::{DiskConfig, VmConfig};
-use crate::device_process::find;
 use crate::devices::DISK_PROGRAM;
+use crate::process::find;
 
 /// What the disk program tells of one disk.
 #[derive(Clone, Debug, Default, Deserialize)]

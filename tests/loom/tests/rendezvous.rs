@@ -106,6 +106,19 @@ fn whoever_pauses_meanwhile_does_not_disturb_a_checkpoint() {
 }
 
 #[test]
+fn whoever_pauses_before_a_checkpoint_goes_ahead_is_not_kept_waiting() {
+    explore(1, |wait| {
+        let machine = Machine::new(2, wait);
+        machine.resume();
+        machine.stop_for(true, false);
+        machine.pause();
+        machine.resume();
+        assert!(machine.go_ahead());
+        machine.end();
+    });
+}
+
+#[test]
 fn tasks_are_done_by_whoever_comes_first() {
     explore(2, |wait| {
         let machine = Machine::new(2, wait);

@@ -104,7 +104,6 @@ impl<J, E> VcpuSync<J, E> {
     /// Instead of [`VcpuSync::go_ahead`]: the work is not done, and the vCPUs go on.
     pub(super) fn call_off(&self) {
         self.lock().call_off();
-        self.changed.notify_all();
         // They are on their way to a stop.
         drop(self.wait_until(self.lock(), None, Rendezvous::orders_done));
         self.resume();

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use ft_proto::device_ctl::DeviceInfo;
 
 use crate::config::{DiskConfig, DiskPurpose, NetConfig, VhostMode};
-use crate::device_process::{ChildExits, DeviceProcess};
 use crate::devices::error::DeviceError;
 use crate::memory::guest::GuestRam;
+use crate::process::{ChildExits, DeviceProcess};
 use crate::vhost_user::{DirtyLog, Kind, Link, NetOptions, VhostUserDevice, Watchdog};
 
 /// Program that serves disks.

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ft_proto::device_ctl::DeviceInfo;
 
-use crate::device_process::DeviceProcess;
 use crate::devices::error::DeviceError;
+use crate::process::DeviceProcess;
 use crate::vhost_user::Kind;
 use crate::virtio::VirtioError;
 use crate::virtio::pci_transport::VirtioPci;

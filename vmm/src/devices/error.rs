@@ -3,10 +3,10 @@
 use std::io;
 
 use crate::bus::BusError;
-use crate::device_process::ProcessError;
 use crate::irq::IrqError;
 use crate::pci::bar::BarSpaceError;
 use crate::pci::bus::SlotError;
+use crate::process::ProcessError;
 use crate::vhost_user::VhostUserError;
 use crate::virtio::VirtioError;
 

@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 
 use crate::bus::Bus;
 use crate::config::VmConfig;
-use crate::device_process::ChildExits;
 use crate::devices::broken_queues::BrokenQueues;
 use crate::devices::build::{Planned, Shared};
 use crate::devices::device::Device;
@@ -26,6 +25,7 @@ use crate::devices::names;
 use crate::devices::rack::{DeviceParts, Filled, Rack, take_off};
 use crate::memory::layout::ECAM_START;
 use crate::pci::bus::{CONFIG_PORTS, PciBus};
+use crate::process::ChildExits;
 use crate::state::{DEVICES, Saved, StateError, StateReader, StateWriter};
 use crate::vhost_user::{DirtyLog, Kind, Watchdog};
 use crate::virtio::VirtioError;
