@@ -16,12 +16,12 @@ use serde_json::Value;
 
 use crate::cpu::{Capture, PausedWork, Task, WorkerPool, cpuid};
 use crate::devices::FtLink;
-use crate::gate::Inside;
 use crate::legacy::console::ConsoleOut;
 use crate::machine::VmEvent;
 use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::memory::guest::GuestMemory;
 use crate::memory::view::MemoryView;
+use crate::vm::Inside;
 use crate::vm::{SavedParts, Vm};
 
 /// The engine's hands on one VM.

@@ -14,8 +14,8 @@ use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmIn
 use crate::config::VmConfig;
 use crate::event_monitor::EventMonitor;
 use crate::ft_api::FtControl;
-use crate::gate::NotHere;
 use crate::machine::{Assembler, BoxError, Machine, Part, VmEvent};
+use crate::vm::NotHere;
 use crate::vm::VmError;
 use crate::warn_limited;
 

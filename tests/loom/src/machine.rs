@@ -35,32 +35,44 @@ impl Truth {
     }
 }
 
-/// What makes a vCPU leave the guest, as `immediate_exit` and the signal do in KVM.
+/// The way into the guest and out of it, as KVM has it with `immediate_exit` and a signal.
 #[derive(Default)]
-struct Exit {
-    wanted: Mutex<bool>,
-    signal: Condvar,
+struct Guest {
+    exit_wanted: Mutex<bool>,
+    leaves: Condvar,
+    entered: Condvar,
 }
 
-impl Exit {
-    fn want(&self, wanted: bool) {
-        *self.wanted.lock().unwrap() = wanted;
+impl Guest {
+    fn want_exit(&self, wanted: bool) {
+        *self.exit_wanted.lock().unwrap() = wanted;
         if wanted {
-            self.signal.notify_one();
+            self.leaves.notify_one();
         }
     }
 
-    fn wait(&self) {
-        let mut wanted = self.wanted.lock().unwrap();
-        while !*wanted {
-            wanted = self.signal.wait(wanted).unwrap();
+    /// Until an exit is wanted; `inside` changes under the lock.
+    fn run(&self, inside: &AtomicBool) {
+        let mut exit_wanted = self.exit_wanted.lock().unwrap();
+        inside.store(true, Ordering::SeqCst);
+        self.entered.notify_one();
+        while !*exit_wanted {
+            exit_wanted = self.leaves.wait(exit_wanted).unwrap();
+        }
+        inside.store(false, Ordering::SeqCst);
+    }
+
+    fn wait_until(&self, inside: &AtomicBool) {
+        let mut exit_wanted = self.exit_wanted.lock().unwrap();
+        while !inside.load(Ordering::SeqCst) {
+            exit_wanted = self.entered.wait(exit_wanted).unwrap();
         }
     }
 }
 
 struct Vcpu {
     index: u32,
-    exit: Arc<Exit>,
+    guest: Arc<Guest>,
     truth: std::sync::Arc<Truth>,
 }
 
@@ -70,14 +82,8 @@ impl Vcpu {
             if sync.is_paused() && sync.park(self.index, &mut self) == Parked::Exit {
                 return;
             }
-            self.in_guest(true);
-            self.exit.wait();
-            self.in_guest(false);
+            self.guest.run(&self.truth.in_guest[self.index as usize]);
         }
-    }
-
-    fn in_guest(&self, is: bool) {
-        self.truth.in_guest[self.index as usize].store(is, Ordering::SeqCst);
     }
 }
 
@@ -104,7 +110,7 @@ impl ParkedVcpu for Vcpu {
     }
 
     fn let_run(&self) {
-        self.exit.want(false);
+        self.guest.want_exit(false);
     }
 }
 
@@ -145,7 +151,7 @@ pub enum Wait {
 /// The machine. Its vCPUs are paused at first.
 pub struct Machine {
     sync: Arc<VcpuSync<Job, Failed>>,
-    vcpus: Vec<(Arc<Exit>, JoinHandle<()>)>,
+    vcpus: Vec<(Arc<Guest>, JoinHandle<()>)>,
     truth: std::sync::Arc<Truth>,
     done: std::sync::Arc<AtomicU32>,
     tasks: std::sync::Arc<AtomicU32>,
@@ -158,9 +164,9 @@ impl Machine {
         let truth = Truth { in_guest: (0..vcpus).map(|_| AtomicBool::default()).collect(), ..Truth::default() };
         let (sync, truth) = (Arc::new(VcpuSync::new(vcpus, wait == Wait::Spin)), std::sync::Arc::new(truth));
         let vcpus = (0..vcpus).map(|index| {
-            let (exit, sync) = (Arc::new(Exit::default()), sync.clone());
-            let vcpu = Vcpu { index, exit: exit.clone(), truth: truth.clone() };
-            (exit, spawn(move || vcpu.run(&sync)))
+            let (guest, sync) = (Arc::new(Guest::default()), sync.clone());
+            let vcpu = Vcpu { index, guest: guest.clone(), truth: truth.clone() };
+            (guest, spawn(move || vcpu.run(&sync)))
         });
         let vcpus = vcpus.collect();
         Self { sync, vcpus, truth, done: Job::default(), tasks: Job::default() }
@@ -172,8 +178,8 @@ impl Machine {
     }
 
     fn kick(&self) {
-        for (exit, _) in &self.vcpus {
-            exit.want(true);
+        for (guest, _) in &self.vcpus {
+            guest.want_exit(true);
         }
     }
 
@@ -222,6 +228,13 @@ impl Machine {
     /// From now on captures of this vCPU fail.
     pub fn fail(&self, vcpu: u32) {
         self.truth.failing.store(vcpu + 1, Ordering::SeqCst);
+    }
+
+    /// Waits until every vCPU is in the guest.
+    pub fn wait_until_running(&self) {
+        for ((guest, _), inside) in self.vcpus.iter().zip(&self.truth.in_guest) {
+            guest.wait_until(inside);
+        }
     }
 
     /// Whether some pause is in force.

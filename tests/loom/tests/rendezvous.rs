@@ -29,6 +29,7 @@ fn each_checkpoint_is_taken_once_and_the_guest_goes_on() {
         machine.stop_for(true, false);
         assert!(machine.go_ahead());
         assert!(!machine.is_paused());
+        machine.wait_until_running();
         machine.end();
     });
 }
@@ -55,13 +56,14 @@ fn a_checkpoint_that_is_called_off_leaves_nothing_behind() {
         machine.stop_for(true, false);
         machine.call_off();
         assert_eq!((machine.done(), machine.is_paused()), (0, false));
+        machine.wait_until_running();
         machine.end();
     });
 }
 
 #[test]
 fn a_checkpoint_follows_one_that_was_called_off() {
-    explore(2, |wait| {
+    explore(1, |wait| {
         let machine = Machine::new(2, wait);
         machine.resume();
         machine.stop_for(true, false);
@@ -120,7 +122,7 @@ fn whoever_pauses_before_a_checkpoint_goes_ahead_is_not_kept_waiting() {
 
 #[test]
 fn tasks_are_done_by_whoever_comes_first() {
-    explore(2, |wait| {
+    explore(1, |wait| {
         let machine = Machine::new(2, wait);
         machine.resume();
         machine.stop_for(true, true);
@@ -131,7 +133,7 @@ fn tasks_are_done_by_whoever_comes_first() {
 
 #[test]
 fn a_checkpoint_without_a_capture_is_none_and_the_guest_goes_on() {
-    explore(2, |wait| {
+    explore(1, |wait| {
         let machine = Machine::new(2, wait);
         machine.resume();
         machine.fail(1);

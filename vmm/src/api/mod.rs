@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 
 use crate::config::{ConfigError, VmConfig};
 use crate::ft_api::FtControl;
-use crate::gate::NotHere;
 use crate::machine::{BoxError, Counters};
+use crate::vm::NotHere;
 
 /// The version of Cloud Hypervisor whose API this is.
 pub const CH_VERSION: &str = "53.0.0";

@@ -5,203 +5,39 @@
 //! spawned and the first vCPU runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 
 use crate::acpi::{self, AcpiOptions};
 use crate::boot::kernel::{BootError, Payload};
 use crate::boot::params;
-use crate::bus::{Bus, BusDevice, BusError};
-use crate::clock::{Clock, GuestTime};
+use crate::bus::Bus;
+use crate::clock::Clock;
 use crate::config::VmConfig;
-use crate::confirmed::Confirmed;
 use crate::cpu::state::VcpuStateError;
-use crate::cpu::{Capture, CpuError, CpuManager, CpuOptions, CpuPorts, OnGuestEvent};
-use crate::devices::{DeviceError, DeviceManager, DeviceParts};
-use crate::gate::{Gate, NotHere};
-use crate::ioapic::{Ioapic, Pin};
-use crate::irq::{IrqError, IrqManager};
-use crate::kvm::{self, KvmError};
+use crate::cpu::{Capture, CpuManager, CpuPorts, OnGuestEvent};
+use crate::devices::{DeviceManager, DeviceParts};
+use crate::ioapic::Ioapic;
+use crate::irq::IrqManager;
+use crate::kvm;
 use crate::legacy::console::ConsoleOut;
-use crate::legacy::i8042::I8042;
 use crate::legacy::pm_timer::PmTimer;
-use crate::legacy::power::{Ged, PowerPort};
-use crate::legacy::rtc::Rtc;
-use crate::legacy::serial::{InputThread, Line, SerialError, SerialPort};
+use crate::legacy::serial::{InputThread, Line};
 use crate::memory::dirty::DirtyTracker;
-use crate::memory::guest::{GuestMemory, MemoryError, RamOptions};
+use crate::memory::guest::GuestMemory;
 use crate::memory::layout;
 use crate::memory::view::MemoryView;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
-
-/// Why a VM cannot be built or does not do what it was told.
-#[derive(Debug, thiserror::Error)]
-pub enum VmError {
-    /// KVM.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// RAM.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// vCPUs.
-    #[error(transparent)]
-    Cpu(#[from] CpuError),
-    /// Interrupts.
-    #[error(transparent)]
-    Irq(#[from] IrqError),
-    /// The address map.
-    #[error("two devices claim the same address")]
-    Bus(#[from] BusError),
-    /// What to boot.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// The serial line.
-    #[error(transparent)]
-    Serial(#[from] SerialError),
-    /// Virtio devices and their processes.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// Saved state.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// It may not be changed here.
-    #[error(transparent)]
-    NotHere(#[from] NotHere),
-    /// The CPUs' address space has no room for this much memory.
-    #[error("memory.size {size} bytes does not fit the {phys_bits} physical address bits of this host's CPUs")]
-    TooLarge {
-        /// Bytes asked for.
-        size: u64,
-        /// What the CPUs have, with `cpus.max_phys_bits` as the limit.
-        phys_bits: u8,
-    },
-}
-
-/// The parts whose state is in a checkpoint. Shared, so that a checkpoint needs no lock that others hold for long.
-pub struct SavedParts {
-    /// vCPUs.
-    pub cpus: Arc<CpuManager>,
-    /// Virtio devices.
-    pub devices: Arc<Mutex<DeviceManager>>,
-    /// Keeps a checkpoint and what changes the VM as a whole (pause, reset) out of each other's way.
-    pub gate: Gate,
-    /// Somebody has called [`Vm::pause`]. Part of a checkpoint: what an operator has paused stays so wherever it goes.
-    paused: AtomicBool,
-    /// Where that is known.
-    pub confirmed: Confirmed,
-    clock: Mutex<Clock>,
-    ioapic: Arc<Mutex<Ioapic>>,
-    serial: Option<Arc<Mutex<SerialPort>>>,
-    rtc: Arc<Mutex<Rtc>>,
-    ged: Arc<Mutex<Ged>>,
-}
+use crate::state::{StateReader, StateWriter};
+use crate::vm::confirmed::Confirmed;
+use crate::vm::error::VmError;
+use crate::vm::gate::Gate;
+use crate::vm::hardware::{self, Legacy};
+use crate::vm::parts::{SavedParts, lock};
 
 /// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two of the longest epochs.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(1);
-/// Section that says whether the VM is paused.
-const PAUSED: &str = "paused";
-const PAUSED_VERSION: u16 = 1;
-
-/// A panic elsewhere does not make a part unusable: what follows is an orderly end.
-fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl SavedParts {
-    /// Appends the state of all parts: the vCPUs' as captured by the pause in force, everything else as it is now. Device
-    /// processes are sealed. The interrupt controller and the clock come after what may still change them.
-    ///
-    /// # Errors
-    /// When a part cannot be saved; what was appended is of no use then.
-    pub fn save(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
-        self.save_devices(out)?;
-        self.save_vcpus(out)
-    }
-
-    /// Appends what the vCPUs' last capture has read. The guest may run again.
-    ///
-    /// # Errors
-    /// When it does not fit into a section.
-    pub fn save_vcpus(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
-        self.cpus.save(&mut StateWriter::new(out))
-    }
-
-    /// Appends everything else. The vCPUs are parked, their captures may be under way.
-    ///
-    /// # Errors
-    /// When a part cannot be saved.
-    pub fn save_devices(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
-        let out = &mut StateWriter::new(out);
-        lock(&self.devices).save(out)?;
-        if let Some(serial) = &self.serial {
-            lock(serial).save(out)?;
-        }
-        lock(&self.rtc).save(out)?;
-        lock(&self.ged).save(out)?;
-        out.section(PAUSED, PAUSED_VERSION, &self.is_paused())?;
-        lock(&self.ioapic).save(out)?;
-        lock(&self.clock).save(out)
-    }
-
-    /// Becomes what `state` says; memory is in place. The vCPUs first, so that interrupts of the parts that follow find their
-    /// LAPIC; the clock right after them, as KVM ties it to the TSC; the IOAPIC before the devices that use its pins.
-    ///
-    /// # Errors
-    /// When a part's state is missing, left over, or cannot be had on this host.
-    pub fn load(&self, state: &[u8]) -> Result<(), StateError> {
-        let from = &mut StateReader::new(state)?;
-        self.cpus.load(from)?;
-        lock(&self.clock).load(from)?;
-        lock(&self.ioapic).load(from)?;
-        if let Some(serial) = &self.serial {
-            lock(serial).load(from)?;
-        }
-        lock(&self.rtc).load(from)?;
-        lock(&self.ged).load(from)?;
-        lock(&self.devices).load(from)?;
-        self.paused.store(from.take(PAUSED, PAUSED_VERSION)?, Ordering::SeqCst);
-        std::mem::replace(from, StateReader::new(&[])?).finish()
-    }
-
-    /// Whether there is a serial port, whose state is part of the VM's.
-    #[must_use]
-    pub fn has_serial(&self) -> bool {
-        self.serial.is_some()
-    }
-
-    /// Whether somebody has paused the VM, here or on the host where the state is from.
-    #[must_use]
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
-    }
-
-    /// The guest's clocks now; the vCPUs are parked, and the last pause was with capture.
-    ///
-    /// # Errors
-    /// When KVM does not tell.
-    pub fn time(&self) -> Result<GuestTime, StateError> {
-        let error = |e: kvm_ioctls::Error| StateError::Part {
-            id: "clock".to_owned(),
-            what: "KVM_GET_CLOCK".to_owned(),
-            source: Some(e.into()),
-        };
-        lock(&self.clock).now().map_err(error)
-    }
-
-    /// All parts but the vCPUs back to power-on.
-    fn reset_devices(&self) -> Result<(), VmError> {
-        lock(&self.devices).reset()?;
-        if let Some(serial) = &self.serial {
-            lock(serial).reset();
-        }
-        lock(&self.rtc).reset();
-        lock(&self.ged).reset();
-        lock(&self.ioapic).reset();
-        Ok(())
-    }
-}
 
 /// A virtual machine. Fields are dropped in order: the vCPUs must be gone before what they use.
 pub struct Vm {
@@ -229,8 +65,8 @@ impl Vm {
     pub fn new(mut config: VmConfig, on_event: OnGuestEvent) -> Result<Self, VmError> {
         let payload = config.payload.as_ref().map(Payload::open).transpose()?;
         let kvm = kvm::open()?;
-        let vm = Arc::new(create_vm(&kvm)?);
-        let memory = GuestMemory::new(&ram_options(&config))?;
+        let vm = Arc::new(hardware::create_vm(&kvm)?);
+        let memory = GuestMemory::new(&hardware::ram_options(&config))?;
         if let Some(payload) = &payload {
             payload.place(&memory)?;
         }
@@ -241,13 +77,11 @@ impl Vm {
         let irq = Arc::new(IrqManager::new(vm.clone())?);
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let ended = Arc::new(AtomicBool::new(false));
-        let on_event = only_first(on_event, &ended);
+        let on_event = hardware::only_first(on_event, &ended);
         let ports = CpuPorts { pio: pio.clone(), mmio: mmio.clone(), on_event: on_event.clone() };
-        let cpus = CpuManager::new(&kvm, &vm, &cpu_options(&config), &ports)?;
+        let cpus = CpuManager::new(&kvm, &vm, &hardware::cpu_options(&config), &ports)?;
         let phys_bits = cpus.phys_bits();
-        if layout::mmio64(memory.size(), phys_bits).1 == 0 {
-            return Err(VmError::TooLarge { size: memory.size(), phys_bits });
-        }
+        hardware::check_size(&memory, phys_bits)?;
         let ioapic = Arc::new(Mutex::new(Ioapic::new(irq.clone())));
         pio.insert(
             Arc::new(Mutex::new(PmTimer::new(vm.clone()))),
@@ -534,53 +368,6 @@ impl Vm {
     }
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
-    let vm = kvm.create_vm().map_err(|e| KvmError::Create(e.into()))?;
-    let setup = |what| move |e: kvm_ioctls::Error| KvmError::Setup { what, source: e.into() };
-    // In this order: KVM wants the identity map before the TSS.
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(setup("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    vm.set_tss_address(layout::KVM_TSS as usize).map_err(setup("KVM_SET_TSS_ADDR"))?;
-    Ok(vm)
-}
-
-fn ram_options(config: &VmConfig) -> RamOptions {
-    let memory = &config.memory;
-    RamOptions {
-        size: memory.size,
-        hugepages: memory.hugepages,
-        hugepage_size: memory.hugepage_size,
-        prefault: memory.prefault,
-        thp: memory.thp,
-    }
-}
-
-fn cpu_options(config: &VmConfig) -> CpuOptions {
-    let cpus = &config.cpus;
-    let mut affinity = vec![Vec::new(); cpus.boot_vcpus.min(crate::cpu::VCPUS_MAX) as usize];
-    for entry in cpus.affinity.iter().flatten() {
-        if let Some(vcpu) = affinity.get_mut(entry.vcpu as usize) {
-            vcpu.clone_from(&entry.host_cpus);
-        }
-    }
-    CpuOptions {
-        count: cpus.boot_vcpus,
-        max_phys_bits: cpus.max_phys_bits,
-        amx: cpus.features.amx,
-        nested: cpus.nested,
-        affinity,
-    }
-}
-
-/// Passes on one event until the flag is cleared: a guest that resets tries several ways one after the other.
-fn only_first(on_event: OnGuestEvent, ended: &Arc<AtomicBool>) -> OnGuestEvent {
-    let ended = ended.clone();
-    Arc::new(move |event| {
-        if !ended.swap(true, Ordering::SeqCst) {
-            on_event(event);
-        }
-    })
-}
-
 /// The vCPUs as they are now, parked and never run.
 fn power_on_state(cpus: &CpuManager) -> Result<Vec<u8>, VmError> {
     let mut bytes = Vec::new();
@@ -589,43 +376,4 @@ fn power_on_state(cpus: &CpuManager) -> Result<Vec<u8>, VmError> {
     captured?;
     cpus.save(&mut StateWriter::new(&mut bytes))?;
     Ok(bytes)
-}
-
-/// The devices of the old PC that have state.
-struct Legacy {
-    serial: Option<Arc<Mutex<SerialPort>>>,
-    rtc: Arc<Mutex<Rtc>>,
-    ged: Arc<Mutex<Ged>>,
-}
-
-impl Legacy {
-    fn new(
-        pio: &Bus,
-        mmio: &Bus,
-        ioapic: &Arc<Mutex<Ioapic>>,
-        line: Option<&Line>,
-        memory: &GuestMemory,
-        phys_bits: u8,
-        on_event: &OnGuestEvent,
-    ) -> Result<Self, VmError> {
-        let port = |device: Arc<Mutex<dyn BusDevice>>, port: u16, len| pio.insert(device, port.into(), len);
-        mmio.insert(ioapic.clone(), layout::IOAPIC, layout::IOAPIC_SIZE)?;
-        port(Arc::new(Mutex::new(I8042::new(on_event.clone()))), layout::PORT_I8042, layout::PORT_I8042_LEN)?;
-        port(Arc::new(Mutex::new(PowerPort::new(on_event.clone()))), layout::PORT_RESET, 1)?;
-        let rtc = Arc::new(Mutex::new(Rtc::new(memory.size(), on_event.clone())));
-        port(rtc.clone(), layout::PORT_RTC, 2)?;
-        let ged = Arc::new(Mutex::new(Ged::new(Pin::new(ioapic.clone(), layout::IRQ_GED))));
-        mmio.insert(ged.clone(), layout::platform_start(phys_bits), 1)?;
-        let serial = match line {
-            None => None,
-            Some(line) => {
-                let pin = Pin::new(ioapic.clone(), layout::IRQ_SERIAL);
-                let serial = SerialPort::new(pin, line.out.clone()).map_err(SerialError::Start)?;
-                let serial = Arc::new(Mutex::new(serial));
-                port(serial.clone(), layout::PORT_SERIAL, layout::PORT_SERIAL_LEN)?;
-                Some(serial)
-            }
-        };
-        Ok(Self { serial, rtc, ged })
-    }
 }
