@@ -214,17 +214,6 @@ fn split_section(bytes: &[u8]) -> Option<(&str, u16, &[u8], &[u8])> {
     Some((std::str::from_utf8(id).ok()?, u16::from_le_bytes(*version), body, rest))
 }
 
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

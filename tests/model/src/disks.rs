@@ -7,8 +7,19 @@ use crate::hosts::{T0, settings};
 use crate::system::{Flaw, Host, Sys};
 
 impl Sys {
-    /// Everything that a host had in memory is gone.
+    /// A host dies.
     pub(crate) fn crash(&mut self, at: usize) {
+        self.left.crashes -= 1;
+        self.lose_memory(at);
+    }
+
+    /// Both die at once.
+    pub(crate) fn blackout(&mut self) {
+        self.left.blackouts -= 1;
+        (0..2).for_each(|at| self.lose_memory(at));
+    }
+
+    fn lose_memory(&mut self, at: usize) {
         self.hosts[at] = Host { disk: self.hosts[at].disk, ..Host::down() };
         self.end_stream(true);
     }

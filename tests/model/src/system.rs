@@ -401,14 +401,8 @@ impl Sys {
                 sys.answered(node, answer);
             }
             Act::Retry(at) => sys.retry(at),
-            Act::Crash(at) => {
-                sys.left.crashes -= 1;
-                sys.crash(at);
-            }
-            Act::Blackout => {
-                sys.left.blackouts -= 1;
-                (0..2).for_each(|at| sys.crash(at));
-            }
+            Act::Crash(at) => sys.crash(at),
+            Act::Blackout => sys.blackout(),
             Act::Restart(at) => sys.restart(at),
             Act::Start { at, waited } => sys.ask_to_start(at, waited)?,
             Act::Note(at) => sys.note(at),

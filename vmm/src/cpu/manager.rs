@@ -24,7 +24,7 @@ use super::state::{self, Features, VcpuState, VcpuStateError};
 use super::vcpu::{self, Job, RunPage, Vcpu};
 use super::vcpu_sync::{Failure, SPIN, VcpuSync};
 use super::worker_pool::PausedWork;
-use crate::state::{StateError, StateReader, StateWriter, chain};
+use crate::state::{StateError, StateReader, StateWriter};
 
 /// What a vCPU could not do when it could not capture itself.
 const CAPTURE: &str = "capture its state";
@@ -117,9 +117,7 @@ impl CpuManager {
             mmio: ports.mmio.clone(),
             on_event: ports.on_event.clone(),
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .spawn(move || vcpu.run(&affinity))
+        let thread = host_kit::thread::spawn(format!("vcpu{index}"), move || vcpu.run(&affinity))
             .map_err(|source| CpuError::Thread { vcpu: index, source })?;
         Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}"), on_cpu, in_device })
     }
@@ -282,7 +280,7 @@ impl CpuManager {
     pub fn load(&self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         let failed = |id: &str, source: VcpuStateError| StateError::Part {
             id: id.to_owned(),
-            what: chain(&source),
+            what: host_kit::error::chain(&source),
             source: None,
         };
         let mut states = Vec::new();
@@ -304,7 +302,7 @@ impl CpuManager {
             Box::new(move |fd| state.restore(fd, &features))
         });
         let result = self.run_jobs(jobs.map(Some).collect(), "restore its state").and_then(|()| self.sync_tsc());
-        result.map_err(|e| StateError::Part { id: "vcpus".to_owned(), what: chain(&e), source: None })
+        result.map_err(|e| StateError::Part { id: "vcpus".to_owned(), what: host_kit::error::chain(&e), source: None })
     }
 
     /// Does `job` on the thread of (parked) vCPU `index`.

@@ -17,7 +17,7 @@ use super::state::{Features, VcpuState, VcpuStateError, describe};
 use super::vcpu_sync::{Parked, ParkedVcpu, VcpuSync};
 
 use crate::bus::Bus;
-use crate::info_limited;
+use host_kit::info_limited;
 
 /// What a parked vCPU's thread does with it.
 pub(super) type Job = Box<dyn FnOnce(&mut VcpuFd) -> Result<(), VcpuStateError> + Send>;

@@ -205,7 +205,7 @@ impl DeviceManager {
         self.devices.iter().try_for_each(|device| {
             let part = |e: VirtioError| StateError::Part {
                 id: device.id.clone(),
-                what: crate::state::chain(&e),
+                what: host_kit::error::chain(&e),
                 source: None,
             };
             device.lock().place_bar().map_err(part)

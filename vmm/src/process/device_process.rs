@@ -98,7 +98,7 @@ impl DeviceProcess {
         let pid = shared.lock().child.id().cast_signed();
         let exit = pidfd_open(pid).map_err(start("cannot watch it"))?;
         let (id_of_thread, exits) = (id.to_owned(), exits.clone());
-        let watcher = std::thread::Builder::new().name(thread_name(id)).spawn(move || {
+        let watcher = host_kit::thread::spawn(id, move || {
             watch(&id_of_thread, &shared, errors, &exit, &exits);
         });
         process.watcher = Some(watcher.map_err(start("cannot watch it"))?);
@@ -200,11 +200,6 @@ impl Drop for DeviceProcess {
         // Ends when the process is reaped.
         let _ = watcher.join();
     }
-}
-
-/// A name that a thread may have: whatever the id, starting one must not panic.
-fn thread_name(id: &str) -> String {
-    id.replace('\0', "?")
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::log_limit::Limit;
 use crate::process::exits::{ChildExit, ChildExits};
 use crate::process::lines::Lines;
+use host_kit::log_limit::Limit;
 
 /// How often to look for the end of a process that cannot be watched.
 pub(super) const REAP_AGAIN: Duration = Duration::from_millis(20);
