@@ -239,8 +239,9 @@ impl Engine {
 
     /// Performs `Action::TakeOver`.
     pub(crate) fn take_over(&mut self, committed: Epoch, term: Term) {
-        // The threads that it starts inherit what this one is.
-        host_kit::sched::set_realtime(false);
+        // Clients wait. The threads that it starts may run anywhere.
+        host_kit::sched::pin_to_cpu(None);
+        host_kit::sched::set_realtime(true);
         match self.try_take_over(committed) {
             Ok(takeover) => {
                 self.takeover = Some(takeover);
