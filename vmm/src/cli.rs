@@ -16,7 +16,7 @@ use crate::config::{
     ConsoleConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig,
     SerialConfig, VmConfig,
 };
-use crate::event_monitor::EventTarget;
+use crate::control::event_monitor::EventTarget;
 use crate::ft_api::{NodeOptions, Role, node_option};
 use crate::options::OptionError;
 

@@ -7,8 +7,8 @@ mod tiny;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use pollux_vmm::cpu::{Capture, GuestEvent, PausedWork, Task, WorkerPool};
-use pollux_vmm::memory::dirty::{DirtySet, Watch};
+use pollux_vmm::machine::cpu::{Capture, GuestEvent, PausedWork, Task, WorkerPool};
+use pollux_vmm::machine::memory::dirty::{DirtySet, Watch};
 use tiny::{COUNTER, Code, Tiny};
 use vm_memory::{Bytes, GuestAddress};
 

@@ -19,8 +19,8 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::config::{ConfigError, VmConfig};
+use crate::contract::{BoxError, Counters};
 use crate::ft_api::FtControl;
-use crate::machine::{BoxError, Counters};
 use crate::vm::NotHere;
 
 /// The version of Cloud Hypervisor whose API this is.

@@ -9,7 +9,7 @@ use ft_proto::device_ctl::DeviceInfo;
 
 use crate::config::{DiskConfig, DiskPurpose, NetConfig, VhostMode};
 use crate::devices::error::DeviceError;
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
 use crate::process::{ChildExits, DeviceProcess};
 use crate::vhost_user::{DirtyLog, Kind, Link, NetOptions, VhostUserDevice, Watchdog};
 

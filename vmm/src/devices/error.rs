@@ -2,8 +2,8 @@
 
 use std::io;
 
-use crate::bus::BusError;
-use crate::irq::IrqError;
+use crate::machine::bus::BusError;
+use crate::machine::irq::IrqError;
 use crate::pci::bar::BarSpaceError;
 use crate::pci::bus::SlotError;
 use crate::process::ProcessError;

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VmFd;
 
-use crate::bus::Bus;
 use crate::devices::broken_queues::{BrokenQueues, Watched};
 use crate::devices::device::Device;
 use crate::devices::error::DeviceError;
 use crate::devices::names::Slots;
-use crate::irq::IrqManager;
-use crate::memory::guest::{GuestMemory, GuestRam};
-use crate::memory::layout::{ECAM_SEGMENT_SIZE, ECAM_START, mmio64};
+use crate::machine::bus::Bus;
+use crate::machine::irq::IrqManager;
+use crate::machine::memory::guest::{GuestMemory, GuestRam};
+use crate::machine::memory::layout::{ECAM_SEGMENT_SIZE, ECAM_START, mmio64};
 use crate::pci::bar::BarSpace;
 use crate::pci::bus::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, PciBus};
 use crate::pci::msix::Line;

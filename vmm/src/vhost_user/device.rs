@@ -12,7 +12,7 @@ use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
 use virtio_bindings::virtio_net as net;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
 use crate::vhost_user::error::VhostUserError;
 use crate::vhost_user::link::{Link, Start};
 use crate::vhost_user::log::DirtyLog;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::bus::BusError;
+use crate::machine::bus::BusError;
 
 /// Why a device cannot do what the guest or the VMM asks of it.
 #[derive(Debug, thiserror::Error)]

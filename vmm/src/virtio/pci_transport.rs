@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::{Bus, BusDevice, BusError};
-use crate::memory::guest::GuestRam;
+use crate::machine::bus::{Bus, BusDevice, BusError};
+use crate::machine::memory::guest::GuestRam;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use crate::pci::bus::PciFunction;
 use crate::pci::config_space::ConfigSpace;
 use crate::pci::msix::{Line, Msix};
-use crate::state::{Saved, StateError, StateReader, StateWriter};
 use crate::virtio::common_config::{Change, CommonConfig};
 use crate::virtio::device::{ActiveQueue, DeviceEvent, VirtioDevice};
 use crate::virtio::error::VirtioError;

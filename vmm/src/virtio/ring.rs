@@ -2,7 +2,7 @@
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
 use crate::virtio::error::VirtioError;
 
 /// Feature bit: the device follows the 1.0 specification; without it nothing works here.

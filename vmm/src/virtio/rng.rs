@@ -9,7 +9,7 @@ use ft_proto::device_ctl::QueueState;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
 use crate::virtio::device::{ActiveQueue, VirtioDevice};
 use crate::virtio::error::VirtioError;
 use crate::virtio::local_queue::{Chain, LocalQueue};

@@ -1,14 +1,14 @@
 //! Why a VM cannot be built or does not do what it was told.
 
 use crate::boot::kernel::BootError;
-use crate::bus::BusError;
-use crate::cpu::CpuError;
 use crate::devices::DeviceError;
-use crate::irq::IrqError;
-use crate::kvm::KvmError;
 use crate::legacy::serial::SerialError;
-use crate::memory::guest::MemoryError;
-use crate::state::StateError;
+use crate::machine::bus::BusError;
+use crate::machine::cpu::CpuError;
+use crate::machine::irq::IrqError;
+use crate::machine::kvm::KvmError;
+use crate::machine::memory::guest::MemoryError;
+use crate::machine::state::StateError;
 use crate::vm::gate::NotHere;
 
 /// Why a VM cannot be built or does not do what it was told.

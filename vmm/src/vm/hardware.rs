@@ -5,17 +5,17 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{Kvm, VmFd};
 
-use crate::bus::{Bus, BusDevice};
 use crate::config::VmConfig;
-use crate::cpu::{CpuOptions, OnGuestEvent};
-use crate::ioapic::{Ioapic, Pin};
-use crate::kvm::KvmError;
 use crate::legacy::i8042::I8042;
 use crate::legacy::power::{Ged, PowerPort};
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::{Line, SerialError, SerialPort};
-use crate::memory::guest::{GuestMemory, RamOptions};
-use crate::memory::layout;
+use crate::machine::bus::{Bus, BusDevice};
+use crate::machine::cpu::{CpuOptions, OnGuestEvent};
+use crate::machine::ioapic::{Ioapic, Pin};
+use crate::machine::kvm::KvmError;
+use crate::machine::memory::guest::{GuestMemory, RamOptions};
+use crate::machine::memory::layout;
 use crate::vm::error::VmError;
 
 pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
@@ -48,7 +48,7 @@ pub(super) fn ram_options(config: &VmConfig) -> RamOptions {
 
 pub(super) fn cpu_options(config: &VmConfig) -> CpuOptions {
     let cpus = &config.cpus;
-    let mut affinity = vec![Vec::new(); cpus.boot_vcpus.min(crate::cpu::VCPUS_MAX) as usize];
+    let mut affinity = vec![Vec::new(); cpus.boot_vcpus.min(crate::machine::cpu::VCPUS_MAX) as usize];
     for entry in cpus.affinity.iter().flatten() {
         if let Some(vcpu) = affinity.get_mut(entry.vcpu as usize) {
             vcpu.clone_from(&entry.host_cpus);

@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::clock::{Clock, GuestTime};
-use crate::cpu::CpuManager;
 use crate::devices::DeviceManager;
-use crate::ioapic::Ioapic;
 use crate::legacy::power::Ged;
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::SerialPort;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::machine::clock::{Clock, GuestTime};
+use crate::machine::cpu::CpuManager;
+use crate::machine::ioapic::Ioapic;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use crate::vm::confirmed::Confirmed;
 use crate::vm::error::VmError;
 use crate::vm::gate::Gate;

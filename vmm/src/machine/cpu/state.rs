@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::msr::{self, IA32_TSC};
-use crate::state::Bytes;
+use crate::machine::state::Bytes;
 
 /// Version of the section of a vCPU.
 pub const VERSION: u16 = 1;
@@ -109,7 +109,7 @@ impl Features {
             xcrs: vcpu.get_xcrs().is_ok(),
             debug_regs: vcpu.get_debug_regs().is_ok(),
             nested: vcpu.nested_state(&mut KvmNestedStateBuffer::empty()).is_ok(),
-            tsc_offset: crate::kvm::has_tsc_offset(vcpu),
+            tsc_offset: crate::machine::kvm::has_tsc_offset(vcpu),
             tsc_scaling: kvm_fd.check_extension(Cap::TscControl),
             xsave_size: usize::try_from(xsave2).unwrap_or(0).max(XSAVE_MIN),
             xsave2: xsave2 > 0,
@@ -354,7 +354,7 @@ impl VcpuState {
 
     /// Reads what the vCPU's time stamp counter is ahead of the host's. One vCPU is enough, as they are kept in step.
     pub fn capture_tsc_offset(&mut self, vcpu: &VcpuFd, features: &Features) {
-        self.tsc_offset = if features.tsc_offset { crate::kvm::tsc_offset(vcpu) } else { None };
+        self.tsc_offset = if features.tsc_offset { crate::machine::kvm::tsc_offset(vcpu) } else { None };
     }
 
     /// What [`VcpuState::capture_tsc_offset`] has read.

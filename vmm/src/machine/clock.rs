@@ -14,8 +14,8 @@ use kvm_bindings::{KVM_CLOCK_HOST_TSC, kvm_clock_data};
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
-use crate::cpu::CpuManager;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::machine::cpu::CpuManager;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 
 const ID: &str = "clock";
 const VERSION: u16 = 1;
@@ -121,14 +121,14 @@ fn part_error(what: &str, error: kvm_ioctls::Error) -> StateError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::Bus;
-    use crate::cpu::{Capture, CpuOptions, CpuPorts};
-    use crate::irq::IrqManager;
+    use crate::machine::bus::Bus;
+    use crate::machine::cpu::{Capture, CpuOptions, CpuPorts};
+    use crate::machine::irq::IrqManager;
 
     const HOUR: u64 = 3_600_000_000_000;
 
     fn clock() -> Clock {
-        let kvm = crate::kvm::open().unwrap();
+        let kvm = crate::machine::kvm::open().unwrap();
         let vm = Arc::new(kvm.create_vm().unwrap());
         IrqManager::new(vm.clone()).unwrap();
         let options = CpuOptions { count: 2, max_phys_bits: 46, amx: false, nested: false, affinity: Vec::new() };

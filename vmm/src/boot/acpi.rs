@@ -20,8 +20,8 @@ use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::legacy::power::{GED_POWER_BUTTON, RESET_VALUE, S5_TYPE};
-use crate::memory::guest::GuestRam;
-use crate::memory::layout;
+use crate::machine::memory::guest::GuestRam;
+use crate::machine::memory::layout;
 
 const OEM: [u8; 6] = *b"CLOUDH";
 const OEM_TABLE: [u8; 8] = *b"CHDSDT  ";
@@ -261,7 +261,7 @@ mod tests {
     use vm_memory::GuestMemoryBackend;
 
     use super::*;
-    use crate::memory::guest::{GuestMemory, RamOptions};
+    use crate::machine::memory::guest::{GuestMemory, RamOptions};
 
     fn read(ram: &GuestRam, address: u64) -> Vec<u8> {
         let mut header = [0; 36];

@@ -3,7 +3,7 @@
 //! In: requests of the API, signals, events of the VM. Out: calls to the [`Machine`], answers, events for the monitor, the copy
 //! that the API reads. Never: work of its own; it waits in one place, for all three sources at once.
 
-mod standing_by;
+mod standby;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,9 +13,9 @@ use host_kit::error::chain;
 
 use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError};
 use crate::config::VmConfig;
-use crate::event_monitor::EventMonitor;
+use crate::contract::{BoxError, Machine, Part, VmEvent, VmFactory};
+use crate::control::event_monitor::EventMonitor;
 use crate::ft_api::FtControl;
-use crate::machine::{Assembler, BoxError, Machine, Part, VmEvent};
 use crate::vm::NotHere;
 use crate::vm::VmError;
 use host_kit::warn_limited;
@@ -32,7 +32,7 @@ pub enum Ending {
 /// What the VMM is started with.
 pub struct Parts {
     /// Puts VMs together.
-    pub assembler: Box<dyn Assembler>,
+    pub assembler: Box<dyn VmFactory>,
     /// The event stream.
     pub monitor: EventMonitor,
     /// The copy that the API reads.

@@ -14,8 +14,8 @@ use ft_proto::HostId;
 use serde_json::json;
 
 use crate::config::VmConfig;
-use crate::disk_records;
-use crate::machine::VmEvent;
+use crate::contract::VmEvent;
+use crate::ft_adapter::disk_records;
 
 /// Between two questions.
 const AGAIN: Duration = Duration::from_secs(2);

@@ -16,7 +16,7 @@ use super::rendezvous::Order;
 use super::state::{Features, VcpuState, VcpuStateError, describe};
 use super::vcpu_sync::{Parked, ParkedVcpu, VcpuSync};
 
-use crate::bus::Bus;
+use crate::machine::bus::Bus;
 use host_kit::info_limited;
 
 /// What a parked vCPU's thread does with it.

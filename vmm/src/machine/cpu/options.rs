@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::bus::Bus;
+use crate::machine::bus::Bus;
 
 /// The most vCPUs of a VM.
 pub const VCPUS_MAX: u32 = 254;

@@ -14,18 +14,18 @@ use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use serde_json::Value;
 
-use crate::cpu::{Capture, PausedWork, Task, WorkerPool, cpuid};
+use crate::contract::VmEvent;
 use crate::devices::FtLink;
 use crate::legacy::console::ConsoleOut;
-use crate::machine::VmEvent;
-use crate::memory::dirty::{DirtySet, DirtyTracker, Watch};
-use crate::memory::guest::GuestMemory;
-use crate::memory::view::MemoryView;
+use crate::machine::cpu::{Capture, PausedWork, Task, WorkerPool, cpuid};
+use crate::machine::memory::dirty::{DirtySet, DirtyTracker, Watch};
+use crate::machine::memory::guest::GuestMemory;
+use crate::machine::memory::view::MemoryView;
 use crate::vm::Inside;
 use crate::vm::{SavedParts, Vm};
 
 /// The engine's hands on one VM.
-pub struct GuestPort {
+pub struct GuestAdapter {
     parts: Arc<SavedParts>,
     /// Held while a checkpoint is being taken.
     stopped: Option<Inside>,
@@ -34,7 +34,7 @@ pub struct GuestPort {
     /// Whether the last cut was made, and the guest stands still until it is known who runs it.
     leaving: bool,
     dirty: Arc<Mutex<DirtyTracker>>,
-    memory: Arc<PortMemory>,
+    memory: Arc<AdapterMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
     events: Sender<VmEvent>,
@@ -44,11 +44,11 @@ fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
     part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl GuestPort {
-    /// The port of `vm`; what happens to the VM through it is told to `events`.
+impl GuestAdapter {
+    /// The engine's hands on `vm`; what happens to the VM through it is told to `events`.
     #[must_use]
     pub fn new(vm: &Vm, events: Sender<VmEvent>) -> Self {
-        let memory = PortMemory { view: vm.memory_view(), memory: vm.memory().clone() };
+        let memory = AdapterMemory { view: vm.memory_view(), memory: vm.memory().clone() };
         let memory = Arc::new(memory);
         let snapshot = Snapshot {
             parts: vm.parts().clone(),
@@ -80,7 +80,7 @@ impl GuestPort {
     }
 }
 
-impl Guest for GuestPort {
+impl Guest for GuestAdapter {
     fn shape(&self) -> Shape {
         let mut shape = Shape {
             memory: self.memory.memory.size(),
@@ -303,7 +303,7 @@ struct Snapshot {
     parts: Arc<SavedParts>,
     dirty: Arc<Mutex<DirtyTracker>>,
     set: DirtySet,
-    memory: Arc<PortMemory>,
+    memory: Arc<AdapterMemory>,
     console: Option<Arc<ConsoleOut>>,
     console_held: bool,
     kind: CutKind,
@@ -377,18 +377,18 @@ impl PausedWork for Snapshot {
 }
 
 /// Guest memory for the engine's threads.
-struct PortMemory {
+struct AdapterMemory {
     view: MemoryView,
     memory: GuestMemory,
 }
 
-impl PortMemory {
+impl AdapterMemory {
     fn not_ram(page: u64) -> GuestError {
         GuestError::plain(format!("page {page:#x} is not RAM"))
     }
 }
 
-impl Memory for PortMemory {
+impl Memory for AdapterMemory {
     fn ranges(&self) -> Vec<Range<u64>> {
         self.view.ranges().map(|(first, pages)| first..first + pages).collect()
     }

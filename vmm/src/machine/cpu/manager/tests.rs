@@ -7,9 +7,9 @@ use kvm_bindings::{kvm_mp_state, kvm_msi, kvm_segment};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::bus::{Bus, BusDevice};
-use crate::irq::IrqManager;
-use crate::memory::guest::{GuestMemory, RamOptions};
+use crate::machine::bus::{Bus, BusDevice};
+use crate::machine::irq::IrqManager;
+use crate::machine::memory::guest::{GuestMemory, RamOptions};
 
 const CODE: u64 = 0x1000;
 const PORT: u8 = 0x10;
@@ -51,7 +51,7 @@ fn aim(vcpu: &mut VcpuFd) -> Result<(), VcpuStateError> {
 
 #[test]
 fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
-    let kvm = crate::kvm::open().unwrap();
+    let kvm = crate::machine::kvm::open().unwrap();
     let vm = Arc::new(kvm.create_vm().unwrap());
     let memory = GuestMemory::new(&RamOptions { size: 2 << 20, ..Default::default() }).unwrap();
     // out PORT, al; jmp to itself

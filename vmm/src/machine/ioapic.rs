@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bus::BusDevice;
-use crate::irq::{IOAPIC_PINS, IrqError, IrqManager};
-use crate::memory::layout;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::machine::bus::BusDevice;
+use crate::machine::irq::{IOAPIC_PINS, IrqError, IrqManager};
+use crate::machine::memory::layout;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use host_kit::warn_limited;
 
 const ID: &str = "__ioapic";
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     fn ioapic() -> Ioapic {
-        let vm = Arc::new(crate::kvm::open().unwrap().create_vm().unwrap());
+        let vm = Arc::new(crate::machine::kvm::open().unwrap().create_vm().unwrap());
         Ioapic::new(Arc::new(IrqManager::new(vm).unwrap()))
     }
 

@@ -24,7 +24,7 @@ use super::state::{self, Features, VcpuState, VcpuStateError};
 use super::vcpu::{self, Job, RunPage, Vcpu};
 use super::vcpu_sync::{Failure, SPIN, VcpuSync};
 use super::worker_pool::PausedWork;
-use crate::state::{StateError, StateReader, StateWriter};
+use crate::machine::state::{StateError, StateReader, StateWriter};
 
 /// What a vCPU could not do when it could not capture itself.
 const CAPTURE: &str = "capture its state";
@@ -361,7 +361,7 @@ impl CpuManager {
         }
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         self.run_on(0, "read its TSC offset", move |fd| {
-            let _ = send.send(crate::kvm::tsc_offset(fd));
+            let _ = send.send(crate::machine::kvm::tsc_offset(fd));
             Ok(())
         })?;
         match receive.recv() {
@@ -392,7 +392,7 @@ impl CpuManager {
     pub fn set_tsc_offset(&self, offset: u64) -> Result<(), CpuError> {
         let job = || -> Job {
             Box::new(move |fd| {
-                crate::kvm::set_tsc_offset(fd, offset)
+                crate::machine::kvm::set_tsc_offset(fd, offset)
                     .map_err(|source| VcpuStateError::Kvm { call: "KVM_SET_DEVICE_ATTR", source })
             })
         };

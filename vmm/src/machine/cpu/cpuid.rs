@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn every_vcpu_has_its_own_apic_id() {
-        let kvm = crate::kvm::open().unwrap();
+        let kvm = crate::machine::kvm::open().unwrap();
         let (table, phys_bits) = common(&kvm, &options(6)).unwrap();
         assert!((32..=46).contains(&phys_bits));
         assert_eq!(get(&table, 0x8000_0008, 0).eax as u8, phys_bits);
@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn what_a_guest_would_miss_is_named() {
-        let kvm = crate::kvm::open().unwrap();
+        let kvm = crate::machine::kvm::open().unwrap();
         let (table, _) = common(&kvm, &options(2)).unwrap();
         assert_eq!(from_bytes(&to_bytes(&table)).unwrap(), table);
         assert!(from_bytes(&to_bytes(&table)[1..]).is_none());
@@ -393,7 +393,7 @@ mod tests {
 
     #[test]
     fn one_vcpu_is_not_a_multicore_package() {
-        let kvm = crate::kvm::open().unwrap();
+        let kvm = crate::machine::kvm::open().unwrap();
         let (table, _) = common(&kvm, &options(1)).unwrap();
         assert_eq!(get(&table, 1, 0).edx & HTT, 0);
         assert_eq!(get(&table, 0x8000_0008, 0).ecx & 0xf0ff, 0);

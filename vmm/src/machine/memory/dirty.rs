@@ -15,7 +15,7 @@ use vm_memory::GuestMemoryBackend;
 use super::foresight::Foresight;
 use super::guest::{GuestMemory, MemoryError};
 use super::layout::PAGE_SIZE;
-use crate::kvm;
+use crate::machine::kvm;
 
 /// Runs of dirty words with at most this many clean ones between them are cleared by one call: a call costs more than that.
 const CLEAR_GAP: usize = 64;

@@ -1,8 +1,8 @@
 //! All registers of one vCPU to another and back, on the real /dev/kvm.
 
 use super::*;
-use crate::irq::IrqManager;
-use crate::state::{StateReader, StateWriter};
+use crate::machine::irq::IrqManager;
+use crate::machine::state::{StateReader, StateWriter};
 use std::sync::Arc;
 
 struct Bench {
@@ -11,14 +11,19 @@ struct Bench {
 }
 
 fn fresh() -> Bench {
-    let kvm = crate::kvm::open().unwrap();
+    let kvm = crate::machine::kvm::open().unwrap();
     let vm = Arc::new(kvm.create_vm().unwrap());
     IrqManager::new(vm.clone()).unwrap();
     let fd = vm.create_vcpu(0).unwrap();
-    let options =
-        crate::cpu::cpuid::CpuidOptions { vcpus: 1, max_phys_bits: 46, amx: false, nested: true, tsc_khz: None };
-    let (table, _) = crate::cpu::cpuid::common(&kvm, &options).unwrap();
-    fd.set_cpuid2(&crate::cpu::cpuid::for_vcpu(&table, 0).unwrap()).unwrap();
+    let options = crate::machine::cpu::cpuid::CpuidOptions {
+        vcpus: 1,
+        max_phys_bits: 46,
+        amx: false,
+        nested: true,
+        tsc_khz: None,
+    };
+    let (table, _) = crate::machine::cpu::cpuid::common(&kvm, &options).unwrap();
+    fd.set_cpuid2(&crate::machine::cpu::cpuid::for_vcpu(&table, 0).unwrap()).unwrap();
     let features = Features::probe(&kvm, &fd).unwrap();
     Bench { fd, features }
 }

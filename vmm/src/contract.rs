@@ -151,7 +151,7 @@ pub enum Part {
 }
 
 /// Puts VMs together.
-pub trait Assembler: Send {
+pub trait VmFactory: Send {
     /// Which part this host has, by its configuration and the witness. `boots`: somebody wants the VM to boot here.
     ///
     /// # Errors

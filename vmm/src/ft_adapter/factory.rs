@@ -15,12 +15,12 @@ use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::{DiskPurpose, VmConfig};
-use crate::cpu::GuestEvent;
-use crate::disk_records;
-use crate::election::{Election, Granted, Voter};
-use crate::guest_port::GuestPort;
+use crate::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFactory};
+use crate::ft_adapter::disk_records;
+use crate::ft_adapter::election::{Election, Granted, Voter};
+use crate::ft_adapter::guest::GuestAdapter;
 use crate::legacy::serial;
-use crate::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
+use crate::machine::cpu::GuestEvent;
 use crate::process::ChildExits;
 use crate::virtio::DeviceEvent;
 use crate::virtio::pci_transport::Observer;
@@ -32,7 +32,7 @@ const DEVICE_EVENTS_BURST: u32 = 100;
 
 /// Builds VMs on KVM, one after the other.
 #[derive(Debug, Default)]
-pub struct KvmAssembler {
+pub struct KvmFactory {
     options: Option<NodeOptions>,
     /// What the next engine begins with; its board is that of all of them.
     setup: Setup,
@@ -42,7 +42,7 @@ pub struct KvmAssembler {
     disks: Disks,
 }
 
-impl KvmAssembler {
+impl KvmFactory {
     /// Builds VMs of a host with these FT options.
     #[must_use]
     pub fn new(options: Option<NodeOptions>) -> Self {
@@ -91,13 +91,13 @@ impl KvmAssembler {
         if part == Part::StandBy {
             machine.election = self.election(config, events.clone())?;
         }
-        let port = Box::new(GuestPort::new(machine.vm()?, events));
+        let guest = Box::new(GuestAdapter::new(machine.vm()?, events));
         let setup = self.setup.clone();
         let ft = match part {
-            Part::Run => Ft::solo(port, reign.unwrap_or_else(Reign::unasked), setup)?,
+            Part::Run => Ft::solo(guest, reign.unwrap_or_else(Reign::unasked), setup)?,
             Part::StandBy => {
                 let options = self.options.as_ref().and_then(|options| options.standby.clone());
-                Ft::standby(port, options.ok_or("--ft has no listen= to wait at")?, setup)?
+                Ft::standby(guest, options.ok_or("--ft has no listen= to wait at")?, setup)?
             }
         };
         Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(ft)) })
@@ -127,7 +127,7 @@ fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
-impl Assembler for KvmAssembler {
+impl VmFactory for KvmFactory {
     fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError> {
         self.disks = disk_records::read(config);
         self.setup.vm = self.disks.vm;

@@ -6,7 +6,7 @@ use host_kit::error::chain;
 
 use super::{Live, Role, Vmm, end_or_log, warn_ignored};
 use crate::api::{VmState, VmmError};
-use crate::machine::Part;
+use crate::contract::Part;
 
 /// Between two tries to become a standby.
 const AGAIN: Duration = Duration::from_secs(1);
