@@ -18,7 +18,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
 
 /// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and `ft_api` may name the
 /// engine, too; all others are mechanism and know no epochs.
-const VMM_ARROWS: [(&str, &[&str]); 18] = [
+const VMM_ARROWS: [(&str, &[&str]); 19] = [
     ("run", &["api", "cli", "contract", "control", "ft_adapter", "logging"]),
     ("cli", &["api", "config", "control", "ft_api", "options"]),
     ("control", &["api", "config", "contract", "ft_api", "options", "vm"]),
@@ -35,7 +35,9 @@ const VMM_ARROWS: [(&str, &[&str]); 18] = [
     ("boot", &["config", "legacy", "machine"]),
     ("legacy", &["config", "machine"]),
     ("machine", &[]),
+    // These two are one: a MAC address is an option, too.
     ("config", &["options"]),
+    ("options", &["config"]),
     ("logging", &[]),
 ];
 /// These two may name the engine.

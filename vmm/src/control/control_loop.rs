@@ -336,64 +336,53 @@ impl Vmm {
     fn on_event(&mut self, event: VmEvent) -> Option<Ending> {
         tracing::debug!("VM event {event:?}");
         let monitor = &self.parts.monitor;
-        let ended = match event {
+        match event {
             VmEvent::Shutdown => return self.on_vm_end(Ending::Clean),
             VmEvent::Reset => return self.on_guest_reset(),
             VmEvent::Crashed { reason } => {
                 tracing::error!("the VM cannot go on: {reason}");
                 return self.on_vm_end(Ending::Failed);
             }
-            VmEvent::Fenced { reason } => {
-                tracing::error!("the VM is stopped here: {reason}");
-                self.fenced();
-                None
-            }
-            VmEvent::Unusable { reason } => {
-                tracing::warn!("this standby is built anew: {reason}");
-                self.stand_by_again();
-                None
-            }
-            VmEvent::MayRun => {
-                self.boot_instead();
-                None
-            }
-            VmEvent::DeviceExited { id, status } => {
-                tracing::error!("the process of device {id} is gone: {status}");
-                let properties = [("id".to_owned(), id), ("status".to_owned(), status)].into();
-                monitor.event_with("device", "exited", &properties);
-                None
-            }
-            VmEvent::DeviceActivated { id } => {
-                monitor.event_with("virtio-device", "activated", &[("id".to_owned(), id)].into());
-                None
-            }
-            VmEvent::DeviceReset { id } => {
-                monitor.event_with("virtio-device", "reset", &[("id".to_owned(), id)].into());
-                None
-            }
+            VmEvent::Stays if std::mem::take(&mut self.reset_due) => return self.on_guest_reset(),
+            VmEvent::Stays => {}
             VmEvent::Ft { event, properties } => {
                 monitor.event_with("ft", &event, &properties);
                 // Nothing of what the API reads has changed, and to look at all devices could mean to wait for one.
                 return None;
             }
-            VmEvent::Stays => {
-                if std::mem::take(&mut self.reset_due) {
-                    return self.on_guest_reset();
-                }
-                None
+            VmEvent::Fenced { reason } => {
+                tracing::error!("the VM is stopped here: {reason}");
+                self.fenced();
             }
-            VmEvent::TakenOver { paused } => {
-                let (state, event) = if paused { (VmState::Paused, "paused") } else { (VmState::Running, "resumed") };
-                self.turn_into(Role::Own, state);
-                if let Err(error) = self.on_running(|machine| machine.taken_over()) {
-                    tracing::error!("after the takeover: {}", chain(&error));
-                }
-                self.parts.monitor.event("vm", event);
-                None
+            VmEvent::Unusable { reason } => {
+                tracing::warn!("this standby is built anew: {reason}");
+                self.stand_by_again();
             }
-        };
+            VmEvent::MayRun => self.boot_instead(),
+            VmEvent::TakenOver { paused } => self.on_taken_over(paused),
+            VmEvent::DeviceExited { id, status } => {
+                tracing::error!("the process of device {id} is gone: {status}");
+                let properties = [("id".to_owned(), id), ("status".to_owned(), status)].into();
+                monitor.event_with("device", "exited", &properties);
+            }
+            VmEvent::DeviceActivated { id } => {
+                monitor.event_with("virtio-device", "activated", &[("id".to_owned(), id)].into());
+            }
+            VmEvent::DeviceReset { id } => {
+                monitor.event_with("virtio-device", "reset", &[("id".to_owned(), id)].into());
+            }
+        }
         self.publish();
-        ended
+        None
+    }
+
+    fn on_taken_over(&mut self, paused: bool) {
+        let (state, event) = if paused { (VmState::Paused, "paused") } else { (VmState::Running, "resumed") };
+        self.turn_into(Role::Own, state);
+        if let Err(error) = self.on_running(|machine| machine.taken_over()) {
+            tracing::error!("after the takeover: {}", chain(&error));
+        }
+        self.parts.monitor.event("vm", event);
     }
 
     fn turn_into(&mut self, role: Role, state: VmState) {
