@@ -143,6 +143,10 @@ impl Uses<'_> {
 }
 
 impl<'ast> Visit<'ast> for Uses<'_> {
+    fn visit_visibility(&mut self, _: &'ast Visibility) {
+        // `pub(super)` says who may use an item; the file uses nothing by it.
+    }
+
     fn visit_item(&mut self, item: &'ast Item) {
         let attributes = match item {
             Item::Fn(item) => &item.attrs,
