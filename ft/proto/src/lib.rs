@@ -19,6 +19,7 @@ mod ids;
 mod node;
 mod pace;
 pub mod packing;
+mod page;
 pub mod pages;
 mod primary;
 mod standby;
