@@ -262,6 +262,9 @@ pub fn wish(claim: Claim) -> Record {
 pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
     let plausible = claim.term().is_plausible() && record.is_none_or(|record| record.is_plausible());
     let granted = if plausible { granted(record, claim) } else { None };
+    if let (Some(before), Some(after)) = (record, granted) {
+        assert!(after.term() >= before.term(), "{claim:?} makes {after:?} of {before:?}, an earlier term");
+    }
     granted.map_or(Verdict::Refused(record), Verdict::Granted)
 }
 
