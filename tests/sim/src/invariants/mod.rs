@@ -14,8 +14,8 @@ mod single_runner;
 use ft_proto::witness::Record;
 use ft_proto::{Epoch, NodeId, Term};
 
-use crate::guest::{BLOCKS, Frame};
-use crate::truth::{Pages, Truth};
+use crate::guest::{BLOCKS, Frame, Pages};
+use crate::truth::Truth;
 
 /// A takeover, as it is about to run.
 #[derive(Debug)]
