@@ -7,18 +7,28 @@ use crate::hosts::{T0, settings};
 use crate::state::{Host, Sys};
 
 impl Sys {
-    /// Everything that a host had in memory is gone.
+    /// A host dies.
     pub(crate) fn crash(&mut self, at: usize) {
         self.left.crashes -= 1;
+        self.lose_memory(at);
+    }
+
+    /// Both die at once.
+    pub(crate) fn blackout(&mut self) {
+        self.left.blackouts -= 1;
+        (0..2).for_each(|at| self.lose_memory(at));
+    }
+
+    fn lose_memory(&mut self, at: usize) {
         self.hosts[at] = Host { disk: self.hosts[at].disk, ..Host::down() };
         self.end_stream(true);
     }
 
     /// The host is back, with its disks, as a new incarnation that stands by until it may start.
     pub(crate) fn restart(&mut self, at: usize) {
-        let id = NodeId::numbered(at as u64 + 1, self.next_node);
+        let id = self.next_incarnation(at);
+        self.incarnations[at] += 1;
         self.hosts[at].node = Some(Node::standby(id, settings(self.policy), T0));
-        self.next_node += 1;
     }
 
     /// What the host would ask the witness for, if it may hope for a grant: each question is that of a new incarnation.
@@ -28,8 +38,12 @@ impl Sys {
         if self.left.starts == 0 || node.state() != State::StandbyEmpty || pending {
             return None;
         }
-        let claim = Claim::Start { node: NodeId::numbered(at as u64 + 1, self.next_node), disks: *disk, waited };
+        let claim = Claim::Start { node: self.next_incarnation(at), disks: *disk, waited };
         matches!(self.judged(claim), Verdict::Granted(_)).then_some(claim)
+    }
+
+    fn next_incarnation(&self, at: usize) -> NodeId {
+        NodeId::numbered(at as u64 + 1, self.incarnations[at] + 1)
     }
 
     /// Who has asked whether it may start the VM, and has no answer yet.
@@ -44,7 +58,7 @@ impl Sys {
         let claim = self.start_claim(at, waited)?;
         let id = self.hosts[at].node.as_ref()?.id();
         self.left.starts -= 1;
-        self.next_node += 1;
+        self.incarnations[at] += 1;
         self.asks.push((id, claim));
         Some(())
     }

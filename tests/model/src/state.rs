@@ -12,6 +12,8 @@ pub struct Bounds {
     pub epochs: u64,
     /// Crashes of hosts; each may restart with its disks, as a standby that has nothing in memory.
     pub crashes: u32,
+    /// Crashes of both hosts at once.
+    pub blackouts: u32,
     /// Times that the stream is reset, with or without what was in it.
     pub breaks: u32,
     /// Claims or answers that are lost, or claims that take effect after their sender has given up.
@@ -137,8 +139,8 @@ pub struct Sys {
     pub started: Started,
     /// Whether a lost record was written again.
     pub restored: bool,
-    /// Name of the next node.
-    pub next_node: u64,
+    /// How many nodes there were on each host.
+    pub incarnations: [u64; 2],
     /// What may still go wrong.
     pub left: Left,
     /// What is wrong from the start.
@@ -163,6 +165,7 @@ pub enum LateClaims {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Left {
     pub(crate) crashes: u32,
+    pub(crate) blackouts: u32,
     pub(crate) breaks: u32,
     pub(crate) losses: u32,
     pub(crate) wishes: u32,
@@ -212,6 +215,8 @@ pub enum Act {
     Retry(usize),
     /// A host dies.
     Crash(usize),
+    /// Both hosts die at once.
+    Blackout,
     /// It is back, with its disks, and stands by.
     Restart(usize),
     /// It asks whether it may start the VM.

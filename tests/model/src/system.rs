@@ -14,7 +14,8 @@ impl Model for System {
 
     fn init_states(&self) -> Vec<Sys> {
         let host = |node, disk, first| Host { node: Some(node), disk, first, ..Host::down() };
-        let Bounds { crashes, breaks, losses, wishes, starts, record_losses, looks, forged, .. } = self.bounds;
+        let Bounds { crashes, blackouts, breaks, losses, wishes, starts, record_losses, looks, forged, .. } =
+            self.bounds;
         let settings = settings(self.policy);
         let ran = DiskState::Alone(Term(1));
         vec![Sys {
@@ -32,8 +33,8 @@ impl Model for System {
             runner: 0,
             started: Started::default(),
             restored: false,
-            next_node: 3,
-            left: Left { crashes, breaks, losses, wishes, starts, record_losses, looks, forged },
+            incarnations: [1, 1],
+            left: Left { crashes, blackouts, breaks, losses, wishes, starts, record_losses, looks, forged },
             flaw: self.flaw,
             policy: self.policy,
             late_claims: self.late_claims,
@@ -56,6 +57,9 @@ impl Model for System {
             if sys.left.losses > 0 {
                 acts.extend([Act::JudgeMute(at), Act::LoseClaim(at), Act::Delay(at)]);
             }
+        }
+        if sys.left.blackouts > 0 && sys.hosts.iter().all(|host| host.node.is_some()) {
+            acts.push(Act::Blackout);
         }
         acts.extend((0..sys.late.len()).map(Act::JudgeLate));
         acts.extend((0..sys.reads.len()).map(Act::Read));
@@ -123,6 +127,7 @@ impl Sys {
             }
             Act::Retry(at) => sys.retry(at),
             Act::Crash(at) => sys.crash(at),
+            Act::Blackout => sys.blackout(),
             Act::Restart(at) => sys.restart(at),
             Act::Start { at, waited } => sys.ask_to_start(at, waited)?,
             Act::Note(at) => sys.note(at),
@@ -215,7 +220,7 @@ impl System {
         let starts = [false, true].map(|waited| Act::Start { at, waited });
         let granted = |act: &Act| matches!(act, Act::Start { at, waited } if sys.start_claim(*at, *waited).is_some());
         acts.extend(starts.into_iter().filter(granted));
-        if sys.left.starts > 0 && sys.left.crashes > 0 {
+        if sys.left.starts > 0 && sys.left.crashes + sys.left.blackouts > 0 {
             acts.push(Act::Note(at));
         }
         // Who asks the witness asks one thing after the other.

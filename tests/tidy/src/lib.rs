@@ -2,6 +2,8 @@
 //!
 //! Never: a rule. Those are in `tests/`, one file per subject.
 
+pub mod imports;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
