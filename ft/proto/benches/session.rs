@@ -71,7 +71,8 @@ fn session(criterion: &mut Criterion) {
     let mut pair = Pair::protected();
     let first = pair.epoch();
     assert_eq!(pair.epoch(), first.next(), "each call is an epoch");
-    criterion.bench_function("an epoch, cut to release, both nodes", |bencher| bencher.iter(|| black_box(pair.epoch())));
+    criterion
+        .bench_function("an epoch, cut to release, both nodes", |bencher| bencher.iter(|| black_box(pair.epoch())));
 }
 
 criterion_group!(benches, session);
