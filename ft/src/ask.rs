@@ -58,7 +58,7 @@ fn told(peer: SocketAddr, vm: Option<VmId>, node: NodeId) -> Option<Standing> {
     match ask(peer, vm, node) {
         Ok(standing) => Some(standing),
         Err(error) => {
-            tracing::debug!(target: "ft", "host at {peer} does not say what it does: {}", crate::witness::chain(&error));
+            tracing::debug!(target: "ft", "host at {peer} does not say what it does: {}", host_kit::error::chain(&error));
             None
         }
     }

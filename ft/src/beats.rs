@@ -182,8 +182,8 @@ impl Beats {
         let route = Arc::new(Mutex::new(Arc::new(route)));
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (said_too, route_too, woken) = (said.clone(), route.clone(), wake.clone());
-        let thread = thread::Builder::new().name("ft-beat".to_owned()).spawn(move || {
-            urgency::set(true);
+        let thread = host_kit::thread::spawn("ft-beat", move || {
+            host_kit::sched::set_realtime(true);
             let tally = Tally::new("heartbeats ignored");
             Worker { clock, said: said_too, route: route_too, wake: woken, tally, heard }.run();
         })?;

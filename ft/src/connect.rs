@@ -10,6 +10,7 @@ use std::time::Duration;
 use ft_proto::wire::{Hello, Kind, Purpose, Refusal, TookOver, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, NodeId, Term, VmId, WitnessAnswer};
+use host_kit::error::chain;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::addresses::{any_port, anywhere};
@@ -20,7 +21,7 @@ use crate::options::ProtectOptions;
 use crate::path::explain;
 use crate::start::describe;
 use crate::transport::{Stamp, TransportError, read_message, write_frame};
-use crate::witness::{Asker, chain};
+use crate::witness::Asker;
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);

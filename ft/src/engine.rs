@@ -12,6 +12,7 @@ use ft_proto::device_ctl::{Command, Report};
 use ft_proto::wire::TookOver;
 use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, LinkId, Node, NodeId, Settings, State, Time, VmId};
+use host_kit::error::chain;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -32,7 +33,7 @@ use crate::search::Search;
 use crate::standby_side::StandbySide;
 use crate::start::Reign;
 use crate::status::{Board, DiskStatus, LinkStatus, Status, Takeover, WitnessStatus, light_name};
-use crate::witness::{Asker, chain};
+use crate::witness::Asker;
 
 /// How often the status is brought up to date while a session is open.
 const STATUS_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
@@ -231,7 +232,7 @@ impl Engine {
         let mut events = [EpollEvent::empty(); 16];
         while !self.quit {
             // Before a thread is started, which would inherit it. The first copy is work in bulk: never urgent.
-            urgency::set(matches!(self.node.state(), State::Protected | State::StandbyReady));
+            host_kit::sched::set_realtime(matches!(self.node.state(), State::Protected | State::StandbyReady));
             self.look_for_standby();
             self.watch_record();
             self.arm_timer();

@@ -134,7 +134,7 @@ impl Ft {
         }
         engine.publish();
         let (running, ended) = bounded(0);
-        let thread = thread::Builder::new().name("ft".to_owned()).spawn(move || {
+        let thread = host_kit::thread::spawn("ft", move || {
             let _running = running;
             engine.run();
         })?;

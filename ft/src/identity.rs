@@ -99,9 +99,7 @@ pub(crate) fn random_u64() -> u64 {
 }
 
 fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("Linux always has random numbers once it has booted");
-    bytes
+    host_kit::random::bytes().expect("Linux always has random numbers once it has booted")
 }
 
 #[cfg(test)]

@@ -60,4 +60,4 @@ pub use options::{Compression, NodeOptions, ProtectOptions, Role, StandbyOptions
 pub use staging::{PORTION_PAGES, Portion, Staging};
 pub use start::{Candidate, Part, Reign, StartError, check_alone, give_back, part};
 pub use status::{Board, EventRecord, Status};
-pub use witness::{Stored, WitnessAddress, chain};
+pub use witness::{Stored, WitnessAddress};

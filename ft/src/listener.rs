@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use ft_proto::wire::{Hello, Kind, Refusal, Standing, Welcome, WireError, decode_body, encode_body};
 use ft_proto::{Epoch, Term};
+use host_kit::error::chain;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -25,7 +26,6 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use crate::tally::Tally;
 use crate::transport::{FrameReader, Stamp, TransportError, write_frame};
-use crate::witness::chain;
 
 /// How long a caller may take to say who it is, from first to last byte.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -163,7 +163,7 @@ impl Door {
             tally: Tally::new("callers turned away"),
         };
         let (ending, woken) = (quit.clone(), wake.clone());
-        let thread = thread::Builder::new().name("ft-listen".to_owned()).spawn(move || {
+        let thread = host_kit::thread::spawn("ft-listen", move || {
             while !ending.load(Ordering::Acquire) {
                 porter.turn(&woken, &tell);
             }

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use host_kit::error::chain;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{SockaddrLike, SockaddrStorage, getsockopt, setsockopt, sockopt};
 
 use crate::transport::TransportError;
-use crate::witness::chain;
 
 /// How long what a session sends may stay without a TCP acknowledgement. Longer than anything but a broken path takes.
 pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use urgency::Busy;
+use host_kit::cpu_load::CpuLoad;
 
 /// More pages than this in epochs that somebody waits for, and their threads work side by side.
 const PAGES_MAX: usize = 512;
@@ -18,7 +18,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// The choice of one session.
 #[derive(Debug)]
 pub(crate) struct Place {
-    busy: Busy,
+    load: CpuLoad,
     since: Instant,
     /// Inside, `None`: nothing is known of the processors.
     chosen: Option<Option<u16>>,
@@ -33,7 +33,7 @@ pub(crate) struct Place {
 impl Place {
     /// Begins to look how busy the processors are: best when the first copy is over.
     pub(crate) fn begin() -> Self {
-        Self { busy: Busy::since_now(), since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
+        Self { load: CpuLoad::since_now(), since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
     }
 
     /// An epoch had so many pages, and frames that somebody waits for or none: the next one is likely to be alike.
@@ -49,8 +49,10 @@ impl Place {
         let better = match self.chosen {
             None if age < SETTLE => return None,
             Some(chosen) if !in_the_way(&chosen) && age < AGAIN => return chosen.filter(|_| self.together()),
-            Some(Some(cpu)) if !in_the_way(&Some(cpu)) && !self.crowded => self.busy.better(cpu, taken).or(Some(cpu)),
-            _ => self.busy.least(taken),
+            Some(Some(cpu)) if !in_the_way(&Some(cpu)) && !self.crowded => {
+                self.load.better_than(cpu, taken).or(Some(cpu))
+            }
+            _ => self.load.least_loaded(taken),
         };
         self.crowded = better.is_some_and(|cpu| taken.contains(&cpu.into()));
         (self.chosen, self.since) = (Some(better), Instant::now());

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::Claim;
 use ft_proto::{Input, State, Term};
+use host_kit::error::chain;
 
 use crate::device_link::LinkError;
 use crate::engine::{Engine, Session};
 use crate::inbox::Reply;
-use crate::witness::chain;
 
 /// A disk has one small write to do.
 const NOTE_LIMIT: Duration = Duration::from_secs(5);

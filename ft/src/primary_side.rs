@@ -11,6 +11,7 @@ use ft_proto::device_ctl::{Command, Hold};
 use ft_proto::pages::PAGE;
 use ft_proto::wire::{Kind, Refusal, WireError, decode_body};
 use ft_proto::{Alone, Committed, CutKind, Epoch, Input, State, Time};
+use host_kit::error::chain;
 use serde_json::json;
 
 use crate::capture::{CaptureError, Captured, Held, capture, resume};
@@ -32,7 +33,7 @@ use crate::sender::{Job, SenderHandle, Sent};
 use crate::staging::Staging;
 use crate::status::{CompressionStatus, Peer, Recent};
 use crate::transport::FrameReader;
-use crate::witness::{Asker, chain};
+use crate::witness::Asker;
 
 /// Frames of the standby that are read before there is a look at everything else.
 const WORDS_PER_LOOK: usize = 256;
@@ -207,7 +208,7 @@ impl Engine {
             brief: reply.is_none(),
         };
         let post = self.post.clone();
-        std::thread::Builder::new().name("ft-open".to_owned()).spawn(move || {
+        host_kit::thread::spawn("ft-open", move || {
             let opened = connect::open_first(&applicant, peers).map(Box::new);
             post.send(Message::Opened(opened, reply));
         })?;
@@ -438,7 +439,7 @@ impl Engine {
         }
         self.guest.processors(&mut side.taken);
         let cpu = side.place.next(&side.taken);
-        urgency::stay_on(cpu);
+        host_kit::sched::pin_to_cpu(cpu);
         let result = capture(&mut *self.guest, &mut self.links, kind, &mut staging, cpu);
         if let Some(stood) = stood.filter(|_| !matches!(result, Err(CaptureError::Busy))) {
             self.measured.pause.add(micros(stood));

@@ -18,11 +18,11 @@ use ft_proto::packing::Unpacker;
 use ft_proto::pages::PAGE;
 use ft_proto::wire::{CopyProgress, Kind, Refusal, WireError, Yielding, decode_body};
 use ft_proto::{Epoch, Settings, Term};
+use host_kit::error::chain;
 
 use crate::guest::Memory;
 use crate::image::{Image, WholeImage, apply_pages};
 use crate::transport::{TransportError, read_body, read_header};
-use crate::witness::chain;
 
 /// Small frames are read together with the header of the next one.
 const READ_AHEAD: usize = 16 << 10;
@@ -110,7 +110,7 @@ impl ReceiverHandle {
             image: None,
             next: Epoch(1),
         };
-        let thread = thread::Builder::new().name("ft-recv".to_owned()).spawn(move || {
+        let thread = host_kit::thread::spawn("ft-recv", move || {
             tell(loop {
                 match worker.step() {
                     Ok(Some(last @ (Received::Yielded(..) | Received::Left(..)))) => break last,
@@ -191,8 +191,8 @@ impl Worker {
         read_body(&mut self.stream, &header, &mut body, &mut self.unpacker)?;
         if self.next > Epoch(1) {
             // The first copy and its epoch have time.
-            urgency::set(true);
-            urgency::stay_on(self.place.load(Ordering::Relaxed).try_into().ok());
+            host_kit::sched::set_realtime(true);
+            host_kit::sched::pin_to_cpu(self.place.load(Ordering::Relaxed).try_into().ok());
         }
         match header.kind {
             Kind::Copy if self.next == Epoch(1) && self.image.is_none() => {

@@ -71,7 +71,7 @@ impl SenderHandle {
         let (jobs, queue) = unbounded();
         let mut writer = stream.try_clone()?;
         let (ending, ended) = bounded(0);
-        let thread = thread::Builder::new().name("ft-send".to_owned()).spawn(move || {
+        let thread = host_kit::thread::spawn("ft-send", move || {
             let _ending = ending;
             let mut coder = Coder::new(history());
             for job in queue {
@@ -79,8 +79,8 @@ impl SenderHandle {
                     && staging.epoch > Epoch(1)
                 {
                     // The first copy and its epoch have time.
-                    urgency::set(true);
-                    urgency::stay_on(staging.cpu);
+                    host_kit::sched::set_realtime(true);
+                    host_kit::sched::pin_to_cpu(staging.cpu);
                 }
                 let started = Instant::now();
                 let result = perform(&mut coder, &mut writer, term, &job);
@@ -110,9 +110,8 @@ impl SenderHandle {
     pub fn leave(mut self, last: Job) {
         self.send(last);
         self.jobs = None;
-        let reaper = thread::Builder::new().name("ft-send-end".to_owned());
         // Without a thread to wait in, dropping breaks the stream at once: the peer notices either way.
-        let _ = reaper.spawn(move || {
+        let _ = host_kit::thread::spawn("ft-send-end", move || {
             let _ = self.stream.set_write_timeout(Some(FAREWELL));
             // The worker never sends on this channel; it ends by being dropped.
             let _ = self.ended.recv_timeout(FAREWELL);

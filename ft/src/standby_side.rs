@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::wire::{Kind, Refusal, TookOver, Welcome, Yielding, encode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term};
+use host_kit::error::chain;
 use serde_json::json;
 
 use crate::clock::micros;
@@ -23,7 +24,6 @@ use crate::place::Place;
 use crate::receiver::{Received, ReceiverHandle};
 use crate::status::{Peer, Takeover};
 use crate::transport::{Stamp, write_frame};
-use crate::witness::chain;
 
 /// A disk that needs longer than this to apply what was committed fails the takeover.
 const DISK_LIMIT: Duration = Duration::from_secs(30);
@@ -76,7 +76,7 @@ impl Engine {
             self.input(Input::PeerLeft { term: self.node.term(), reason: "a new session begins".to_owned() });
         }
         // What follows is work in bulk again, and that of threads that inherit it.
-        urgency::set(false);
+        host_kit::sched::set_realtime(false);
         // Whatever becomes of this session, memory is not that checkpoint any more.
         let kept = self.memory_base.take().is_some_and(|ours| base == Some(ours));
         let clear = || if kept { Ok(()) } else { self.memory.clear() };
@@ -240,7 +240,7 @@ impl Engine {
     /// Performs `Action::TakeOver`.
     pub(crate) fn take_over(&mut self, committed: Epoch, term: Term) {
         // The threads that it starts inherit what this one is.
-        urgency::set(false);
+        host_kit::sched::set_realtime(false);
         match self.try_take_over(committed) {
             Ok(takeover) => {
                 self.takeover = Some(takeover);
@@ -316,7 +316,7 @@ impl StandbySide {
     /// Where the threads of the next epoch work, by what the last one was like.
     fn find_place(&mut self, pages: usize, awaited: bool) {
         self.place.epoch(pages, awaited);
-        urgency::stay_on(self.place.next(&[]));
+        host_kit::sched::pin_to_cpu(self.place.next(&[]));
         if let Some((receiver, _)) = &self.stream {
             receiver.stay_on(self.place.of_carriers());
         }

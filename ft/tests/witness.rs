@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft::chain;
 use ft::witness::{FileWitness, Witness, WitnessError};
 use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{NodeId, Term, VmId};
+use host_kit::error::chain;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;

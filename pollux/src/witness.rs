@@ -4,14 +4,14 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use ft::witness::{Witness, WitnessError};
-use ft::{Stored, WitnessAddress, chain};
+use ft::{Stored, WitnessAddress};
 use ft_proto::text::clean;
 use ft_proto::witness::{DiskState, Record, Verdict};
 use ft_proto::{NodeId, Term, VmId};
+use host_kit::error::chain;
 use serde::Deserialize;
 
 use crate::args::{Create, WitnessCommand};
@@ -202,7 +202,7 @@ fn ask<T: Send + 'static>(
     let (told, answer) = mpsc::channel();
     let mut keeper = place.keeper();
     // Nobody listens any more when the answer comes too late; the process has ended by then.
-    thread::spawn(move || drop(told.send(act(&mut *keeper))));
+    let _ = host_kit::thread::spawn("keeper", move || drop(told.send(act(&mut *keeper))));
     let answer = answer.recv_timeout(LIMIT).map_err(|_| RecordError::Silent(place.to_string()))?;
     answer.map_err(|error| RecordError::Keeper(clean(&chain(&error))))
 }

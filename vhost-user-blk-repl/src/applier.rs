@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
 
 use crate::buffer::Buffer;
 use crate::disk::OpError;
@@ -46,7 +45,7 @@ impl Applier {
     pub fn new(tracker: Tracker, on_error: Box<dyn FnOnce(OpError) + Send>) -> io::Result<Self> {
         let shared = Arc::new(Shared { jobs: Mutex::default(), changed: Condvar::new() });
         let theirs = shared.clone();
-        thread::Builder::new().name("blk_apply".to_owned()).spawn(move || run(&theirs, &tracker, on_error))?;
+        host_kit::thread::spawn("blk_apply", move || run(&theirs, &tracker, on_error))?;
         Ok(Self { shared })
     }
 

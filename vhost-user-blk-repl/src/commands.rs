@@ -53,7 +53,7 @@ impl Worker {
             }
             Command::Seal { epoch, cpu } => {
                 self.seal(epoch);
-                urgency::stay_on(cpu);
+                host_kit::sched::pin_to_cpu(cpu);
             }
             Command::Resume => self.resume(),
             Command::Release(release) => self.release(release.epoch()),
@@ -66,7 +66,7 @@ impl Worker {
             Command::Unmirror => {
                 self.mirror = None;
                 self.tracker.alone();
-                urgency::set(false);
+                host_kit::sched::set_realtime(false);
                 self.deliver();
                 self.serve_all();
             }
@@ -122,7 +122,7 @@ impl Worker {
     }
 
     fn seal(&mut self, epoch: Epoch) {
-        urgency::set(self.mirror.is_some());
+        host_kit::sched::set_realtime(self.mirror.is_some());
         self.sealed = true;
         if epoch < self.epoch && self.mirror.is_some() {
             self.fail(&format!("asked to seal epoch {epoch} in epoch {}", self.epoch));

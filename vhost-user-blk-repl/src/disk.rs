@@ -6,7 +6,6 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -109,7 +108,7 @@ impl Disk {
         let finished = Arc::new(Finished { list: Mutex::default(), some: Condvar::new(), event });
         for index in 0..threads {
             let (image, queue, finished) = (image.clone(), queue.clone(), finished.clone());
-            thread::Builder::new().name(format!("blk_io{index}")).spawn(move || run(&*image, &queue, &finished))?;
+            host_kit::thread::spawn(format!("blk_io{index}"), move || run(&*image, &queue, &finished))?;
         }
         Ok(Self { image, jobs, finished })
     }

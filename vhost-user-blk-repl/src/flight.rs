@@ -286,7 +286,7 @@ impl Worker {
                 free.append(&mut self.flight.order.leave(done.id));
             }
             if let Err(e) = &done.result {
-                log_limit::warn_limited!("{e}");
+                host_kit::warn_limited!("{e}");
                 if wrote || self.mirror.is_some() {
                     self.fail(&e.to_string());
                 }

@@ -1,8 +1,6 @@
 //! `vhost-user-blk-repl`: flags in, exit code out.
 
-use std::error::Error;
 use std::io::IsTerminal;
-use std::iter::successors;
 use std::process::{self, ExitCode};
 
 use clap::Parser;
@@ -24,9 +22,7 @@ fn main() -> ExitCode {
         // Not by return: the library's threads may be in the middle of something, and nothing of it counts any more.
         Ok(()) => process::exit(0),
         Err(e) => {
-            let chain = successors(Some(&e as &dyn Error), |&e| e.source());
-            let chain: Vec<String> = chain.map(ToString::to_string).collect();
-            eprintln!("vhost-user-blk-repl: {}", chain.join(": "));
+            eprintln!("vhost-user-blk-repl: {}", host_kit::error::chain(&e));
             ExitCode::FAILURE
         }
     }

@@ -9,7 +9,6 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
 
 use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
@@ -173,10 +172,10 @@ impl Mirror {
         });
         let mirror = Self { shared: shared.clone() };
         let (sender, reader) = (shared.clone(), shared.clone());
-        thread::Builder::new().name("blk_send".to_owned()).spawn(move || sender.send_all())?;
-        thread::Builder::new().name("blk_feedback".to_owned()).spawn(move || reader.listen())?;
+        host_kit::thread::spawn("blk_send", move || sender.send_all())?;
+        host_kit::thread::spawn("blk_feedback", move || reader.listen())?;
         let copier = Copier::new(shared, image, settings.rate);
-        thread::Builder::new().name("blk_copy".to_owned()).spawn(move || copier.run())?;
+        host_kit::thread::spawn("blk_copy", move || copier.run())?;
         Ok(mirror)
     }
 
@@ -362,7 +361,7 @@ impl Shared {
         let mut digest = Digest::default();
         while let Some((mut frame, body)) = self.next() {
             if frame.kind == Kind::End {
-                urgency::set(true);
+                host_kit::sched::set_realtime(true);
                 (frame.offset, frame.len) = (digest.count, digest.sum);
                 digest = Digest::default();
             }

@@ -7,7 +7,6 @@ use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
@@ -139,7 +138,7 @@ impl Receiver {
         let state = Mutex::new(state);
         let shared = Arc::new(Shared { replies, image, tracker, state, session, applier, serial, limit });
         let theirs = shared.clone();
-        thread::Builder::new().name("blk_recv".to_owned()).spawn(move || theirs.run())?;
+        host_kit::thread::spawn("blk_recv", move || theirs.run())?;
         Ok(Self { shared })
     }
 
@@ -276,7 +275,7 @@ impl Shared {
             }
             Step::Complete(epoch) => {
                 self.session.report(&Report::Complete { epoch });
-                urgency::set(true);
+                host_kit::sched::set_realtime(true);
             }
         }
         Ok(())
@@ -349,7 +348,7 @@ impl Shared {
             Box::new(move |applied| {
                 tracker.begin_renaming();
                 // The primary goes on without the answer.
-                if applied && let Err(e) = thread::Builder::new().name("blk_settle".to_owned()).spawn(name) {
+                if applied && let Err(e) = host_kit::thread::spawn("blk_settle", name) {
                     warn!("cannot start a thread: {e}");
                 }
             }),

@@ -1,7 +1,7 @@
 //! The file with an image's record: found beside the image, judged before the image is used, written in place.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -257,9 +257,7 @@ fn stale(record: &Record, refuse: Refuse) -> Option<String> {
 /// A number that nobody else has.
 #[must_use]
 pub fn new_id() -> u128 {
-    let mut bytes = [0; 16];
-    // There is no Linux without it; then at least the time is not somebody else's too.
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     let time = || std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos());
-    if read.is_ok() { u128::from_le_bytes(bytes) } else { time() }
+    // Linux always has random numbers; if not, at least the time is not somebody else's too.
+    host_kit::random::bytes().map_or_else(|_| time(), u128::from_le_bytes)
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ft_proto::Epoch;
@@ -133,7 +133,7 @@ pub(crate) fn start(
         }
     }));
     let theirs = shared.clone();
-    let thread = thread::Builder::new().name("blk_record".to_owned()).spawn(move || theirs.write_all(file))?;
+    let thread = host_kit::thread::spawn("blk_record", move || theirs.write_all(file))?;
     Ok((shared, Some(thread)))
 }
 

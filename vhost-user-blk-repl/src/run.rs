@@ -6,7 +6,6 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
 
 use device_counters::Page;
 use nix::errno::Errno;
@@ -163,7 +162,7 @@ fn told(ends: &mpsc::Sender<End>, end: impl Fn() -> End + Send + Sync + 'static)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), RunError> {
-    thread::Builder::new().name(name.to_owned()).spawn(run).map(drop).map_err(|e| DeviceError::Local(e).into())
+    host_kit::thread::spawn(name, run).map(drop).map_err(|e| DeviceError::Local(e).into())
 }
 
 /// Opens everything.
@@ -251,11 +250,14 @@ fn remove_stale(path: &Path, other: SockType) {
 
 fn attach_later(device: &Device, listener: OwnedFd, files: SocketFiles) {
     let attach = device.control_port();
-    thread::spawn(move || {
+    let thread = host_kit::thread::spawn("ft-ctl", move || {
         let result = accept(&listener).and_then(attach);
         drop(lock(&files).1.take());
         if let Err(e) = result {
             error!("--ft-ctl: {e}");
         }
     });
+    if let Err(e) = thread {
+        error!("--ft-ctl: {e}");
+    }
 }

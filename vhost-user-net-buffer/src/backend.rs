@@ -258,7 +258,7 @@ impl Net {
         let Some(poller) = &self.poller else { return };
         match poller.add(self.tap.queues()[port].as_raw_fd(), token) {
             Ok(()) => self.ports[port].parked = false,
-            Err(e) => log_limit::log_limited!(error, "tap {}: cannot be polled: {e}", self.tap.name()),
+            Err(e) => host_kit::log_limited!(error, "tap {}: cannot be polled: {e}", self.tap.name()),
         }
     }
 
@@ -421,7 +421,7 @@ impl VhostUserBackendMut for Net {
         self.pairs_set = None;
         self.ports.iter_mut().for_each(|port| port.in_use = false);
         if let Err(e) = self.tap.set_offloads(features) {
-            log_limit::log_limited!(error, "tap {}: offloads cannot be set: {e}", self.tap.name());
+            host_kit::log_limited!(error, "tap {}: offloads cannot be set: {e}", self.tap.name());
         }
     }
 

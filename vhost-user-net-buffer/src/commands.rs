@@ -40,7 +40,7 @@ impl Net {
             Command::Protect { epoch, hold } => self.protect(epoch, hold.is_on()),
             Command::Seal { epoch, cpu } => {
                 self.seal(epoch, vrings);
-                urgency::stay_on(cpu);
+                host_kit::sched::pin_to_cpu(cpu);
             }
             Command::Resume => {
                 self.gate.resume();
@@ -95,7 +95,7 @@ impl Net {
             // A new session counts from 1. What the old one left behind was never committed.
             self.drop_held("their protection has ended without a word about them");
         }
-        urgency::set(hold);
+        host_kit::sched::set_realtime(hold);
         self.gate.protect(epoch, hold);
         self.unstall();
     }
@@ -136,7 +136,7 @@ impl Net {
 
     fn start(&mut self, macs: Vec<Mac>) {
         self.drop_held("the VM starts from a checkpoint");
-        urgency::set(false);
+        host_kit::sched::set_realtime(false);
         self.gate.start();
         self.work.add_all_queues();
         self.report(&Report::Started);

@@ -53,7 +53,7 @@ impl Net {
             handle.set_broken();
         }
         if signal && let Err(e) = vring.signal_used_queue() {
-            log_limit::warn_limited!("the guest cannot be interrupted: {e}");
+            host_kit::warn_limited!("the guest cannot be interrupted: {e}");
         }
         (used.len(), more)
     }

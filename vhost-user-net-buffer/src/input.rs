@@ -69,7 +69,7 @@ impl Net {
         match ring::wants_signal(queue, memory, before) {
             Ok(true) => {
                 if let Err(e) = vring.signal_used_queue() {
-                    log_limit::warn_limited!("the guest cannot be interrupted: {e}");
+                    host_kit::warn_limited!("the guest cannot be interrupted: {e}");
                 }
             }
             Ok(false) => {}

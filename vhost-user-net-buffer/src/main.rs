@@ -1,6 +1,5 @@
 //! Command line entry of the network card.
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -14,12 +13,6 @@ fn main() -> ExitCode {
     let Err(error) = vhost_user_net_buffer::run(&args) else {
         return ExitCode::SUCCESS;
     };
-    eprint!("vhost-user-net-buffer: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        eprint!(": {cause}");
-        source = cause.source();
-    }
-    eprintln!();
+    eprintln!("vhost-user-net-buffer: {}", host_kit::error::chain(&error));
     ExitCode::FAILURE
 }

@@ -76,7 +76,7 @@ impl Net {
         }
         let Ok((signal, refilled)) = finished else { return (CHUNK, false) };
         if signal && let Err(e) = vring.signal_used_queue() {
-            log_limit::warn_limited!("the guest cannot be interrupted: {e}");
+            host_kit::warn_limited!("the guest cannot be interrupted: {e}");
         }
         (self.scratch.used.len(), refilled || stop == Stop::Chunk)
     }

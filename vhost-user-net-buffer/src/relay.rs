@@ -37,7 +37,7 @@ pub fn start(frontend: UnixStream) -> io::Result<OwnedFd> {
     listen(&listener, Backlog::new(1)?)?;
     connect(inner.as_raw_fd(), &getsockname::<UnixAddr>(listener.as_raw_fd())?)?;
     let inner = UnixStream::from(inner);
-    std::thread::Builder::new().name("vhost-relay".into()).spawn(move || {
+    host_kit::thread::spawn("vhost-relay", move || {
         if let Err(e) = relay(&frontend, &inner) {
             tracing::debug!("vhost-user relay: {e}");
         }

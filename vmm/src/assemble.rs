@@ -21,11 +21,11 @@ use crate::disk_records;
 use crate::election::{Election, Granted, Voter};
 use crate::guest_port::GuestPort;
 use crate::legacy::serial;
-use crate::log_limit::{self, Limit};
 use crate::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
 use crate::virtio::DeviceEvent;
 use crate::virtio::pci_transport::Observer;
 use crate::vm::Vm;
+use host_kit::log_limit::{self, Limit};
 
 /// So many times in a [`log_limit::PERIOD`] it is told that drivers set devices up and take them down.
 const DEVICE_EVENTS_BURST: u32 = 100;
@@ -319,9 +319,7 @@ impl ExitWatch {
     fn start(exits: Arc<ChildExits>, events: Sender<VmEvent>) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let thread = std::thread::Builder::new()
-            .name("device-watch".to_owned())
-            .spawn(move || watch_exits(&exits, &stopped, &events))?;
+        let thread = host_kit::thread::spawn("device-watch", move || watch_exits(&exits, &stopped, &events))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

@@ -88,7 +88,7 @@ impl Clock {
         let ticks = (since * u128::from(self.cpus.features().tsc_khz) / 1_000_000) as u64;
         let offset = saved_tsc.wrapping_add(ticks).wrapping_sub(host_tsc);
         let set = self.cpus.set_tsc_offset(offset);
-        set.map_err(|e| StateError::Part { id: ID.to_owned(), what: crate::cpu::chain(&e), source: None })
+        set.map_err(|e| StateError::Part { id: ID.to_owned(), what: host_kit::error::chain(&e), source: None })
     }
 }
 

@@ -27,7 +27,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use nix::unistd::Pid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::log_limit::Limit;
+use host_kit::log_limit::Limit;
 
 /// Directory with the device programs; without it they are looked for beside the VMM and then in `PATH`.
 pub const DIRECTORY_VARIABLE: &str = "POLLUX_DEVICE_DIR";
@@ -264,7 +264,7 @@ impl DeviceProcess {
         let pid = shared.lock().child.id().cast_signed();
         let exit = pidfd_open(pid).map_err(start("cannot watch it"))?;
         let (id_of_thread, exits) = (id.to_owned(), exits.clone());
-        let watcher = std::thread::Builder::new().name(thread_name(id)).spawn(move || {
+        let watcher = host_kit::thread::spawn(id, move || {
             watch(&id_of_thread, &shared, errors, &exit, &exits);
         });
         process.watcher = Some(watcher.map_err(start("cannot watch it"))?);
@@ -408,11 +408,6 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let near = executable.iter().flat_map(|path| path.ancestors().skip(1).take(2)).map(Path::to_owned);
     let path = std::env::var_os("PATH").unwrap_or_default();
     near.chain(std::env::split_paths(OsStr::new(&path))).find_map(|directory| is_file(directory.join(program)))
-}
-
-/// A name that a thread may have: whatever the id, starting one must not panic.
-fn thread_name(id: &str) -> String {
-    id.replace('\0', "?")
 }
 
 /// Passes on what the process writes to its standard error, and reaps it.

@@ -364,8 +364,11 @@ impl DeviceManager {
         from.within(DEVICES, |from| self.devices.iter().try_for_each(|device| device.lock().load(from)))?;
         // Only now: the guest may have given one device's place to another.
         self.devices.iter().try_for_each(|device| {
-            let part =
-                |e: VirtioError| StateError::Part { id: device.id.clone(), what: crate::cpu::chain(&e), source: None };
+            let part = |e: VirtioError| StateError::Part {
+                id: device.id.clone(),
+                what: host_kit::error::chain(&e),
+                source: None,
+            };
             device.lock().place_bar().map_err(part)
         })
     }

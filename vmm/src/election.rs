@@ -50,7 +50,7 @@ impl Election {
     /// When there is no thread to be had.
     pub fn start(voter: Voter, events: Sender<VmEvent>) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
-        let thread = std::thread::Builder::new().name("ft-start".to_owned()).spawn(move || {
+        let thread = host_kit::thread::spawn("ft-start", move || {
             if let Some(reign) = voter.run(&stopped) {
                 *voter.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
                 // A VM that ends at this moment gives the right back when the next one is built, or not.

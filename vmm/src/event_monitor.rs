@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 
 use crate::options::{OptionError, Options};
-use crate::warn_limited;
+use host_kit::warn_limited;
 
 /// Why there is no event stream.
 #[derive(Debug, thiserror::Error)]

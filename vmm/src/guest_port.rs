@@ -204,10 +204,10 @@ impl Guest for GuestPort {
 
     fn stop_tracking(&mut self) {
         if let Err(error) = lock(&self.parts.devices).set_dirty_log(false) {
-            tracing::warn!("cannot stop to track the devices' memory writes: {}", ft::chain(&error));
+            tracing::warn!("cannot stop to track the devices' memory writes: {}", host_kit::error::chain(&error));
         }
         if let Err(error) = lock(&self.dirty).stop() {
-            tracing::warn!("cannot stop to track memory writes: {}", ft::chain(&error));
+            tracing::warn!("cannot stop to track memory writes: {}", host_kit::error::chain(&error));
         }
     }
 
@@ -246,7 +246,7 @@ impl Guest for GuestPort {
         devices.kick_all();
         if paused && let Err(error) = devices.quiesce() {
             // It is not worth the takeover: what the device does, the guest sees when it is resumed.
-            tracing::warn!("a device of the paused VM goes on: {}", ft::chain(&error));
+            tracing::warn!("a device of the paused VM goes on: {}", host_kit::error::chain(&error));
         }
         drop(devices);
         // Before the guest can do anything that is told too.
@@ -260,7 +260,7 @@ impl Guest for GuestPort {
     fn fence(&mut self, reason: &str) {
         // One pause more than is ever ended.
         if let Err(error) = self.parts.cpus.pause(Capture::No) {
-            tracing::warn!("while fencing: {}", ft::chain(&error));
+            tracing::warn!("while fencing: {}", host_kit::error::chain(&error));
         }
         self.parts.gate.gone();
         self.parts.confirmed.end();

@@ -11,7 +11,7 @@ use crate::bus::BusDevice;
 use crate::irq::{IOAPIC_PINS, IrqError, IrqManager};
 use crate::memory::layout;
 use crate::state::{Saved, StateError, StateReader, StateWriter};
-use crate::warn_limited;
+use host_kit::warn_limited;
 
 const ID: &str = "__ioapic";
 const VERSION: u16 = 1;

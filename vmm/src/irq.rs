@@ -188,7 +188,7 @@ impl Drop for MsiLine {
         if *self.bound.get_mut().unwrap_or_else(PoisonError::into_inner)
             && let Err(e) = self.irq.vm.unregister_irqfd(&self.fd, self.gsi)
         {
-            crate::warn_limited!("interrupt {} stays bound: {e}", self.gsi);
+            host_kit::warn_limited!("interrupt {} stays bound: {e}", self.gsi);
         }
         self.irq.lock().lines.remove(&self.gsi);
     }

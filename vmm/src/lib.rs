@@ -35,6 +35,3 @@ pub mod vhost_user;
 pub mod virtio;
 pub mod vm;
 pub mod vmm;
-
-pub use ::log_limit;
-pub use ::log_limit::{info_limited, log_limited, warn_limited};

@@ -12,7 +12,6 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 
 use crate::api::Shared;
-use crate::api::chain_line;
 use crate::api::http::HttpServer;
 use crate::api::socket::ApiSocket;
 use crate::assemble::KvmAssembler;
@@ -21,6 +20,7 @@ use crate::event_monitor::EventMonitor;
 use crate::logging;
 use crate::machine::BoxError;
 use crate::vmm::{Ending, Parts, Vmm};
+use host_kit::error::chain;
 
 /// Does what the command line asks for; returns when the VMM has ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -38,7 +38,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Ending::Failed) => ExitCode::FAILURE,
         Err(error) => {
             // As above.
-            let _ = writeln!(io::stderr(), "pollux-vmm: {}", chain_line(&*error));
+            let _ = writeln!(io::stderr(), "pollux-vmm: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -87,7 +87,7 @@ fn signals() -> Result<Receiver<i32>, BoxError> {
     let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     set.thread_block()?;
     let (sender, signals) = unbounded();
-    std::thread::Builder::new().name("signal".to_owned()).spawn(move || {
+    host_kit::thread::spawn("signal", move || {
         while let Ok(signal) = set.wait() {
             if sender.send(signal as i32).is_err() {
                 return;

@@ -9,15 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, at, never, select, unbounded};
+use host_kit::error::chain;
 
-use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError, chain_line};
+use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError};
 use crate::config::VmConfig;
 use crate::event_monitor::EventMonitor;
 use crate::ft_api::FtControl;
 use crate::gate::NotHere;
 use crate::machine::{Assembler, BoxError, Machine, Part, VmEvent};
 use crate::vm::VmError;
-use crate::warn_limited;
+use host_kit::warn_limited;
 
 /// How the VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +141,7 @@ impl Vmm {
     /// Ends the VM, if there is one, and says that the VMM ends.
     pub fn end_vmm(&mut self) {
         if let Err(error) = self.delete() {
-            tracing::error!("the VM did not end in order: {}", chain_line(&error));
+            tracing::error!("the VM did not end in order: {}", chain(&error));
         }
         self.parts.monitor.event("vmm", "shutdown");
     }
@@ -159,7 +160,7 @@ impl Vmm {
         tracing::debug!("API request {:?}", call.request);
         let answer = self.handle(call.request);
         if let Err(error) = &answer {
-            warn_limited!("API request failed: {}", chain_line(error));
+            warn_limited!("API request failed: {}", chain(error));
         }
         if call.reply.send(answer).is_err() {
             tracing::debug!("the client has not waited for its answer");
@@ -385,7 +386,7 @@ impl Vmm {
                 let (state, event) = if paused { (VmState::Paused, "paused") } else { (VmState::Running, "resumed") };
                 self.turn_into(Role::Own, state);
                 if let Err(error) = self.on_running(|machine| machine.taken_over()) {
-                    tracing::error!("after the takeover: {}", chain_line(&error));
+                    tracing::error!("after the takeover: {}", chain(&error));
                 }
                 self.parts.monitor.event("vm", event);
                 None
@@ -414,7 +415,7 @@ impl Vmm {
                 None
             }
             Err(error) => {
-                tracing::error!("the VM cannot be reset: {}", chain_line(&error));
+                tracing::error!("the VM cannot be reset: {}", chain(&error));
                 self.on_vm_end(Ending::Failed)
             }
         }
@@ -426,7 +427,7 @@ impl Vmm {
             return Some(ending);
         }
         if let Err(error) = self.shutdown() {
-            tracing::error!("the VM did not end in order: {}", chain_line(&error));
+            tracing::error!("the VM did not end in order: {}", chain(&error));
         }
         self.publish();
         None
@@ -480,7 +481,7 @@ fn machine_error(error: BoxError) -> VmmError {
 /// Ends a VM that did not come to life; why it did not is the error that matters.
 fn end_or_log(live: &Live) {
     if let Err(error) = end(live) {
-        tracing::warn!("the VM did not end in order: {}", chain_line(&error));
+        tracing::warn!("the VM did not end in order: {}", chain(&error));
     }
 }
 

@@ -6,15 +6,15 @@
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::text::clean;
 use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{VmId, WitnessAnswer};
+use host_kit::error::chain;
 
-use super::{Stored, Witness, WitnessAddress, chain};
+use super::{Stored, Witness, WitnessAddress};
 use crate::start::describe;
 use crate::status::WitnessStatus;
 
@@ -91,7 +91,7 @@ impl Asker {
         let (sender, questions) = unbounded();
         let last = Last::default();
         let told = last.clone();
-        thread::Builder::new().name("ft-witness".to_owned()).spawn(move || serve(&questions, keeper, &told))?;
+        host_kit::thread::spawn("ft-witness", move || serve(&questions, keeper, &told))?;
         Ok(Self { address: address.clone(), questions: sender, last })
     }
 
@@ -184,7 +184,7 @@ impl Keeper {
     fn start(mut witness: Box<dyn Witness>) -> io::Result<Self> {
         let (sender, puts) = unbounded();
         let (answer, answers) = unbounded();
-        thread::Builder::new().name("ft-keeper".to_owned()).spawn(move || {
+        host_kit::thread::spawn("ft-keeper", move || {
             for put in puts {
                 let told = match put {
                     Put::Claim(vm, claim) => witness.ask(vm, claim).map(Told::Verdict),

@@ -12,12 +12,13 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Identity, TlsOptions, Txn, TxnOp};
 use ft_proto::VmId;
 use ft_proto::witness::{Claim, Verdict};
+use host_kit::error::chain;
 use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::kept::{Kept, Memory};
-use super::{Change, EtcdAddress, Stored, Witness, WitnessError, chain};
+use super::{Change, EtcdAddress, Stored, Witness, WitnessError};
 
 /// How long a question may take in all; then whether a claim took effect is unknown.
 const LIMIT: Duration = Duration::from_secs(2);

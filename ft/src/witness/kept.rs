@@ -6,7 +6,6 @@
 //! lost may be made anew by whoever remembers it, under the same identity; then numbers begin again, in the next generation.
 
 use std::fmt;
-use std::io;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -54,9 +53,7 @@ impl From<WitnessId> for String {
 
 impl WitnessId {
     fn draw() -> Result<Self, WitnessError> {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(|error| WitnessError::Local(io::Error::other(error)))?;
-        Ok(Self(u128::from_le_bytes(bytes)))
+        host_kit::random::bytes().map(u128::from_le_bytes).map(Self).map_err(WitnessError::Local)
     }
 }
 

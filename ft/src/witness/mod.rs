@@ -186,20 +186,3 @@ pub trait Witness: Send {
     /// As for [`Self::ask`].
     fn create(&mut self, stored: Stored) -> Result<Verdict, WitnessError>;
 }
-
-/// An error with all of its sources, in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        // Wrappers without words of their own repeat those of what they wrap.
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        source = error.source();
-    }
-    text
-}

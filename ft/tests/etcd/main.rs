@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{AlarmAction, AlarmType, Client, Permission, PermissionType, PutOptions, UserAddOptions};
 use ft::Stored;
-use ft::chain;
 use ft::witness::{EtcdAddress, EtcdWitness, Witness, WitnessError};
 use ft_proto::witness::{Claim, DiskState, Record, Verdict};
 use ft_proto::{NodeId, Term, VmId};
+use host_kit::error::chain;
 use nix::sys::signal::Signal;
 
 use rig::Cluster;

@@ -3,17 +3,16 @@
 use tidy::{Source, report, sources_ending};
 
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("device-counters", &[]),
     ("device-vring", &[]),
     ("ft/proto", &[]),
-    ("ft", &["ft-proto", "urgency"]),
-    ("log-limit", &[]),
-    ("pollux", &["ft", "ft-proto"]),
-    ("urgency", &[]),
-    ("vhost-user-blk-repl", &["device-counters", "device-vring", "ft-proto", "log-limit", "urgency"]),
-    ("vhost-user-net-buffer", &["device-counters", "device-vring", "ft-proto", "log-limit", "urgency"]),
-    ("vmm", &["device-counters", "ft", "ft-proto", "log-limit"]),
+    ("ft", &["ft-proto", "host-kit"]),
+    ("host-kit", &[]),
+    ("pollux", &["ft", "ft-proto", "host-kit"]),
+    ("vhost-user-blk-repl", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
+    ("vhost-user-net-buffer", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
+    ("vmm", &["device-counters", "ft", "ft-proto", "host-kit"]),
 ];
 
 /// Files of the VMM that may name the engine; all others are mechanism and know no epochs.

@@ -29,8 +29,8 @@ use tokio::sync::oneshot;
 
 use super::ft::{FtCall, absent};
 use super::seats::{Noted, REQUEST_LIMIT, SEATS_MAX, Seat, Seats};
-use super::{ApiError, ApiReply, ApiRequest, CH_VERSION, Shared, VmmError, chain};
-use crate::warn_limited;
+use super::{ApiError, ApiReply, ApiRequest, CH_VERSION, Shared, VmmError};
+use host_kit::warn_limited;
 
 /// Longest body of a request, in bytes; as in Cloud Hypervisor.
 const BODY_MAX: usize = 51200;
@@ -60,7 +60,7 @@ impl HttpServer {
             let _inside = runtime.enter();
             tokio::net::UnixListener::from_std(listener)?
         };
-        let thread = std::thread::Builder::new().name("http-server".to_owned()).spawn(move || {
+        let thread = host_kit::thread::spawn("http-server", move || {
             runtime.block_on(async move {
                 let graceful = Arc::new(GracefulShutdown::new());
                 let accepting = tokio::spawn(accept(listener, shared, Arc::clone(&graceful)));
@@ -379,7 +379,7 @@ fn failed(error: &ApiError) -> Answer {
     let texts = match error.reason() {
         // A list, not a chain: every reason is one string.
         VmmError::Ft(reasons) => std::iter::once(error.to_string()).chain(reasons.iter().cloned()).collect(),
-        _ => chain(error),
+        _ => host_kit::error::causes(error),
     };
     Answer::api_error(texts, status)
 }

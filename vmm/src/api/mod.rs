@@ -169,27 +169,6 @@ pub enum VmmError {
     Ending,
 }
 
-/// The text of an error and of all its sources, outermost first, without repeats.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> Vec<String> {
-    let mut texts = vec![error.to_string()];
-    let mut next = error.source();
-    while let Some(source) = next {
-        let text = source.to_string();
-        if texts.last() != Some(&text) {
-            texts.push(text);
-        }
-        next = source.source();
-    }
-    texts
-}
-
-/// One line out of an error and all its sources.
-#[must_use]
-pub fn chain_line(error: &dyn std::error::Error) -> String {
-    chain(error).join(": ")
-}
-
 /// What `vm.info` shows.
 #[derive(Clone, Debug, Serialize)]
 pub struct VmInfo {

@@ -1,8 +1,7 @@
 //! Ethernet addresses: text and bytes, and a random one for a card that was given none.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -35,8 +34,7 @@ impl MacAddr {
     /// # Errors
     /// When the host's random source cannot be read.
     pub fn random() -> io::Result<Self> {
-        let mut bytes = [0; 6];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        let mut bytes: [u8; 6] = host_kit::random::bytes()?;
         // Bit 0: unicast. Bit 1: locally administered.
         bytes[0] = (bytes[0] & !1) | 2;
         Ok(Self(bytes))

@@ -354,9 +354,7 @@ impl CpuManager {
             mmio: ports.mmio.clone(),
             on_event: ports.on_event.clone(),
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .spawn(move || vcpu.run(&affinity))
+        let thread = host_kit::thread::spawn(format!("vcpu{index}"), move || vcpu.run(&affinity))
             .map_err(|source| CpuError::Thread { vcpu: index, source })?;
         Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}"), on_cpu, in_device })
     }
@@ -546,7 +544,7 @@ impl CpuManager {
     pub fn load(&self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         let failed = |id: &str, source: VcpuStateError| StateError::Part {
             id: id.to_owned(),
-            what: crate::cpu::chain(&source),
+            what: host_kit::error::chain(&source),
             source: None,
         };
         let mut states = Vec::new();
@@ -568,7 +566,7 @@ impl CpuManager {
             Box::new(move |fd| state.restore(fd, &features))
         });
         let result = self.run_jobs(jobs.map(Some).collect(), "restore its state").and_then(|()| self.sync_tsc());
-        result.map_err(|e| StateError::Part { id: "vcpus".to_owned(), what: chain(&e), source: None })
+        result.map_err(|e| StateError::Part { id: "vcpus".to_owned(), what: host_kit::error::chain(&e), source: None })
     }
 
     /// Does `job` on the thread of (parked) vCPU `index`.
@@ -737,17 +735,6 @@ fn set_up(fd: &VcpuFd, cpuid: &[kvm_cpuid_entry2], index: u32) -> Result<(), Cpu
     let mut lapic = fd.get_lapic().map_err(CpuError::kvm("KVM_GET_LAPIC"))?;
     vcpu::set_lapic_pins(&mut lapic);
     fd.set_lapic(&lapic).map_err(CpuError::kvm("KVM_SET_LAPIC"))
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

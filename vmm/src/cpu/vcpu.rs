@@ -14,7 +14,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use super::state::{Features, VcpuState, describe};
 use super::{Control, CpuError, Crew, GuestEvent, OnGuestEvent, Order, Shared, VCPU_PATIENCE};
 use crate::bus::Bus;
-use crate::info_limited;
+use host_kit::info_limited;
 
 /// LAPIC register offsets of the two local pins, and what they do after reset of a PC.
 const LAPIC_LVT0: usize = 0x350;

@@ -34,8 +34,7 @@ impl BrokenQueues {
     pub(super) fn watch(devices: Vec<Watched>) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let thread =
-            std::thread::Builder::new().name("broken-queues".to_owned()).spawn(move || watch(&stopped, &devices))?;
+        let thread = host_kit::thread::spawn("broken-queues", move || watch(&stopped, &devices))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::log_limit::Limit;
+use host_kit::log_limit::Limit;
 
 /// The most bytes that are held.
 const HELD_MAX: usize = 4 << 20;
@@ -135,7 +135,7 @@ impl ConsoleOut {
     pub fn new(sink: Sink) -> io::Result<Self> {
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
         let of_thread = shared.clone();
-        let writer = std::thread::Builder::new().name("console-out".to_owned()).spawn(move || of_thread.drain(sink))?;
+        let writer = host_kit::thread::spawn("console-out", move || of_thread.drain(sink))?;
         Ok(Self { shared, writer: Some(writer) })
     }
 

@@ -266,7 +266,7 @@ impl Line {
             let stop = EventFd::new(EFD_NONBLOCK)?;
             let room = port.lock().unwrap_or_else(PoisonError::into_inner).room.0.try_clone()?;
             let feed = Feed { input: input.try_clone()?, stop: stop.try_clone()?, room, port: port.clone() };
-            let thread = std::thread::Builder::new().name("serial-in".to_owned()).spawn(move || feed.run())?;
+            let thread = host_kit::thread::spawn("serial-in", move || feed.run())?;
             Ok(InputThread { stop, thread: Some(thread) })
         };
         start().map(Some).map_err(SerialError::Start)
@@ -504,7 +504,7 @@ mod tests {
         let mut config =
             SerialConfig { mode: ConsoleOutputMode::File, file: Some(path.clone()), ..SerialConfig::default() };
         let error = Line::open(&mut config).err().unwrap();
-        assert!(crate::api::chain_line(&error).ends_with("nobody reads it: start its reader first"), "{error:?}");
+        assert!(host_kit::error::chain(&error).ends_with("nobody reads it: start its reader first"), "{error:?}");
         let mut reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
         let line = Line::open(&mut config).unwrap().unwrap();
         line.out.write(b"hello");

@@ -104,7 +104,7 @@ impl Msix {
             && let Err(e) = event.write(1)
             && e.kind() != io::ErrorKind::WouldBlock
         {
-            crate::log_limited!(error, vector, "cannot signal an interrupt: {e}");
+            host_kit::log_limited!(error, vector, "cannot signal an interrupt: {e}");
         }
     }
 
@@ -223,7 +223,7 @@ impl Msix {
         }
         match self.lines[index].route(address, data, wanted.is_none()) {
             Ok(()) => self.applied[index] = wanted,
-            Err(e) => crate::log_limited!(error, index, "cannot route an MSI-X vector: {e}"),
+            Err(e) => host_kit::log_limited!(error, index, "cannot route an MSI-X vector: {e}"),
         }
     }
 }

@@ -221,7 +221,7 @@ impl VhostUserDevice {
                 true
             }
             Command::SetPairs(pairs) => self.set_pairs(pairs).unwrap_or_else(|e| {
-                crate::log_limited!(error, device = self.id, "cannot change the number of queue pairs: {e}");
+                host_kit::log_limited!(error, device = self.id, "cannot change the number of queue pairs: {e}");
                 false
             }),
         }

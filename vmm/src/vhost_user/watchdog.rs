@@ -49,7 +49,7 @@ impl Watchdog {
     pub fn new() -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let watched = shared.clone();
-        let thread = std::thread::Builder::new().name("vhost-watchdog".into()).spawn(move || watch(&watched))?;
+        let thread = host_kit::thread::spawn("vhost-watchdog", move || watch(&watched))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

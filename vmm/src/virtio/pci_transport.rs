@@ -324,7 +324,7 @@ impl VirtioPci {
     /// The device cannot go on until the driver resets it.
     fn fail(&mut self, what: &str, error: &dyn std::error::Error) {
         let reasons = std::iter::successors(error.source(), |e| e.source()).map(|e| format!(": {e}"));
-        crate::log_limited!(error, "device {} {what}: {error}{}", self.id, reasons.collect::<String>());
+        host_kit::log_limited!(error, "device {} {what}: {error}{}", self.id, reasons.collect::<String>());
         self.common.set_needs_reset();
         self.config_changed();
     }
@@ -422,7 +422,7 @@ impl VirtioPci {
         if let Some(base) = wanted
             && let Err(e) = self.map(base)
         {
-            crate::warn_limited!(device = self.id, "PCI BAR answers nowhere: {e}");
+            host_kit::warn_limited!(device = self.id, "PCI BAR answers nowhere: {e}");
         }
         freed
     }
@@ -475,7 +475,7 @@ impl VirtioPci {
         let done = if on { doorbells.bind(address, kick) } else { doorbells.unbind(address, kick) };
         if let Err(e) = &done {
             let verb = if on { "bind" } else { "unbind" };
-            crate::warn_limited!(device = self.id, "cannot {verb} the doorbell at {address:#x}: {e}");
+            host_kit::warn_limited!(device = self.id, "cannot {verb} the doorbell at {address:#x}: {e}");
         }
         self.bound[queue] = on && done.is_ok();
     }

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use host_kit::error::chain;
+
 use super::{Live, Role, Vmm, end_or_log, warn_ignored};
-use crate::api::{VmState, VmmError, chain_line};
+use crate::api::{VmState, VmmError};
 use crate::machine::Part;
 
 /// Between two tries to become a standby.
@@ -45,7 +47,7 @@ impl Vmm {
         self.end_standby();
         self.live = None;
         if let Err(error) = self.boot_here() {
-            tracing::error!("the VM cannot be booted here: {}", chain_line(&error));
+            tracing::error!("the VM cannot be booted here: {}", chain(&error));
             self.stand_by_again();
         }
     }
@@ -59,7 +61,7 @@ impl Vmm {
         }
         let ended = live.machine().shutdown().and(stopped);
         if let Err(error) = ended {
-            tracing::warn!("the VM did not end in order: {}", chain_line(&*error));
+            tracing::warn!("the VM did not end in order: {}", chain(&*error));
         }
     }
 
@@ -71,7 +73,7 @@ impl Vmm {
         match self.stand_by() {
             Ok(()) => self.parts.monitor.event("vm", "standing-by"),
             Err(error) => {
-                tracing::error!("cannot become a standby, will try again: {}", chain_line(&error));
+                tracing::error!("cannot become a standby, will try again: {}", chain(&error));
                 self.stand_by_at = Some(Instant::now() + AGAIN);
             }
         }

@@ -50,9 +50,8 @@ impl Drop for Draft<'_> {
 impl<'a> Files<'a> {
     /// An empty file of our own.
     pub(super) fn draft(&self) -> Result<Draft<'a>, WitnessError> {
-        let mut bytes = [0; 8];
-        getrandom::fill(&mut bytes).map_err(|error| WitnessError::Local(io::Error::other(error)))?;
-        let name = self.folder.beside(&format!(".~new-{:016x}~", u64::from_le_bytes(bytes)));
+        let number = host_kit::random::bytes().map(u64::from_le_bytes).map_err(WitnessError::Local)?;
+        let name = self.folder.beside(&format!(".~new-{number:016x}~"));
         let file = self.folder.create(&name).map_err(self.error("write"))?;
         Ok(Draft { folder: self.folder, name, file })
     }

@@ -6,9 +6,9 @@ use std::thread;
 
 use ft_proto::witness::{DiskState, Record};
 use ft_proto::{NodeId, Term};
+use host_kit::error::chain;
 
 use super::*;
-use crate::witness::chain;
 
 const A: NodeId = NodeId::numbered(1, 1);
 const B: NodeId = NodeId::numbered(2, 1);

@@ -1,49 +1,22 @@
-//! Where the threads of an epoch run. They work one after the other, and to wake the next one on another processor costs more than
-//! what it does: tens of microseconds if that one sleeps or runs a guest, a few on the same one. So they share a processor, unless
-//! there is so much to do that they had better work side by side.
+//! Which CPU has least to do.
+//!
+//! The threads of an epoch work one after the other, and to wake the next one on another CPU costs more than what it does: tens of
+//! microseconds if that CPU sleeps or runs a guest, a few on the same one. So they share a CPU, unless there is so much to do
+//! that they had better work side by side.
 
-use std::cell::{Cell, OnceCell};
 use std::fs;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::sched::sched_getcpu;
 
-const THIS_THREAD: Pid = Pid::from_raw(0);
+use crate::sched::allowed;
 
-thread_local! {
-    static ALLOWED: OnceCell<Option<CpuSet>> = const { OnceCell::new() };
-    static PLACE: Cell<Option<u16>> = const { Cell::new(None) };
-}
-
-/// Where the calling thread may run by the will of whoever started it.
-fn allowed() -> Option<CpuSet> {
-    ALLOWED.with(|allowed| *allowed.get_or_init(|| sched_getaffinity(THIS_THREAD).ok()))
-}
-
-/// Keeps the calling thread on that processor; `None` lets it run wherever it may. Costs nothing when it is so already.
-pub fn stay_on(cpu: Option<u16>) {
-    if PLACE.get() == cpu {
-        return;
-    }
-    let Some(allowed) = allowed() else { return };
-    PLACE.set(cpu);
-    let mut one = CpuSet::new();
-    let set = match cpu {
-        Some(cpu) if allowed.is_set(cpu.into()) == Ok(true) && one.set(cpu.into()).is_ok() => one,
-        _ => allowed,
-    };
-    if let Err(errno) = sched_setaffinity(THIS_THREAD, &set) {
-        tracing::info!("a thread on the way of an epoch stays where it is: {errno}");
-    }
-}
-
-/// How busy the processors have been since a moment.
+/// How busy the CPUs have been since a moment.
 #[derive(Debug, Default)]
-pub struct Busy {
+pub struct CpuLoad {
     before: Vec<Ticks>,
 }
 
-/// Of one processor, in clock ticks.
+/// Of one CPU, in clock ticks.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Ticks {
     cpu: u16,
@@ -51,31 +24,31 @@ struct Ticks {
     all: u64,
 }
 
-impl Busy {
+impl CpuLoad {
     /// Since now.
     #[must_use]
     pub fn since_now() -> Self {
         Self { before: ticks(&fs::read_to_string("/proc/stat").unwrap_or_default()) }
     }
 
-    /// The processor that had the least to do of those on which the calling thread may run: of those that are not `taken`, if there
-    /// are any. Looks anew from here.
+    /// The CPU with the least load of those that the calling thread may run on and that are not `taken`; if all are, of all. The
+    /// next call counts from here.
     #[must_use]
-    pub fn least(&mut self, taken: &[usize]) -> Option<u16> {
+    pub fn least_loaded(&mut self, taken: &[usize]) -> Option<u16> {
         let loads = self.loads();
         least_of(&without(taken, &loads)).or_else(|| least_of(&loads)).map(|(cpu, _)| cpu)
     }
 
-    /// As [`Busy::least`], if `cpu` had so much to do that it is worth while to leave it.
+    /// As [`CpuLoad::least_loaded`], if `cpu` was so busy that leaving it is worthwhile.
     #[must_use]
-    pub fn better(&mut self, cpu: u16, taken: &[usize]) -> Option<u16> {
+    pub fn better_than(&mut self, cpu: u16, taken: &[usize]) -> Option<u16> {
         let loads = without(taken, &self.loads());
         let (_, here) = *loads.iter().find(|(other, _)| *other == cpu)?;
         let (least, there) = least_of(&loads)?;
         (here >= 80 && there * 4 <= here * 3).then_some(least)
     }
 
-    /// In percent, of the processors that may be chosen.
+    /// In percent, of the CPUs that may be chosen.
     fn loads(&mut self) -> Vec<(u16, u64)> {
         let before = std::mem::replace(self, Self::since_now()).before;
         let Some(allowed) = allowed() else { return Vec::new() };
@@ -116,7 +89,10 @@ fn ticks(stat: &str) -> Vec<Ticks> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sched::{CpuSet, sched_getaffinity};
+
     use super::*;
+    use crate::sched::{THIS_THREAD, pin_to_cpu};
 
     #[test]
     fn reads_what_the_kernel_writes() {
@@ -127,21 +103,22 @@ mod tests {
     }
 
     #[test]
-    fn goes_to_the_least_busy_processor_that_is_free_and_comes_back() {
+    fn finds_the_free_cpu_wherever_it_is() {
         let all = allowed().unwrap();
         let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu) == Ok(true)).collect();
-        let mut busy = Busy::since_now();
+        let mut load = CpuLoad::since_now();
         for free in &cpus {
             let taken: Vec<usize> = cpus.iter().copied().filter(|cpu| cpu != free).collect();
-            let place = busy.least(&taken);
-            assert_eq!(place.map(usize::from), Some(*free));
-            stay_on(place);
+            let cpu = load.least_loaded(&taken);
+            assert_eq!(cpu.map(usize::from), Some(*free));
+            pin_to_cpu(cpu);
             assert_eq!(sched_getcpu(), Ok(*free));
         }
-        assert!(busy.least(&cpus).is_some_and(|cpu| cpus.contains(&cpu.into())), "one of them, if all are taken");
-        stay_on(None);
+        assert!(
+            load.least_loaded(&cpus).is_some_and(|cpu| cpus.contains(&cpu.into())),
+            "one of them, if all are taken"
+        );
+        pin_to_cpu(None);
         assert_eq!(sched_getaffinity(THIS_THREAD), Ok(all));
-        stay_on(Some(u16::MAX));
-        assert_eq!(sched_getaffinity(THIS_THREAD), Ok(all), "a processor that does not exist");
     }
 }

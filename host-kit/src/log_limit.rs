@@ -23,11 +23,11 @@ macro_rules! info_limited {
     ($($argument:tt)+) => { $crate::log_limited!(info, $($argument)+) };
 }
 
-/// What [`warn_limited`] and its like have in common: `log_limited!(LEVEL, ARGUMENTS OF tracing::LEVEL)`.
+/// What [`warn_limited!`](crate::warn_limited) and its like have in common: `log_limited!(LEVEL, ARGUMENTS OF tracing::LEVEL)`.
 #[macro_export]
 macro_rules! log_limited {
     ($level:ident, $($argument:tt)+) => {{
-        static LIMIT: $crate::Limit = $crate::Limit::of_log_lines();
+        static LIMIT: $crate::log_limit::Limit = $crate::log_limit::Limit::of_log_lines();
         if let Some(left_out) = LIMIT.admit() {
             if left_out > 0 {
                 tracing::$level!("{left_out} lines like the next one were left out");

@@ -1,0 +1,16 @@
+//! What every process of Pollux needs of its host, once for all of them.
+//!
+//! - [`thread`] starts threads and names them.
+//! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the CPU that has least to do.
+//! - [`random`] is the one source of random numbers.
+//! - [`error`] writes an error with its causes.
+//! - [`log_limit`] keeps others from filling the log.
+//!
+//! Never: anything about guests, epochs or devices.
+
+pub mod cpu_load;
+pub mod error;
+pub mod log_limit;
+pub mod random;
+pub mod sched;
+pub mod thread;

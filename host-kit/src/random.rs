@@ -1,0 +1,23 @@
+//! Random numbers: names, identities and addresses that nobody else has.
+
+use std::io;
+
+/// `N` random bytes of the kernel.
+///
+/// # Errors
+/// Practically never on Linux: when a sandbox forbids the call.
+pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_are_alike() {
+        assert_ne!(bytes::<16>().unwrap(), bytes::<16>().unwrap());
+    }
+}
