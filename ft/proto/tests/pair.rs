@@ -540,8 +540,8 @@ fn an_answer_to_a_claim_that_was_given_up_changes_nothing() {
     pair.witness_up = false;
     pair.a.handle(Input::Synced, pair.now);
     pair.settle();
-    // The standby is complete, the registration unanswered. Now the standby is lost; the claim to be alone takes effect,
-    // but its answer is lost too, and only then comes the witness's view of the registration.
+    // The standby is complete, the registration unanswered. Now the standby is lost; the claim to be alone
+    // takes effect, but its answer is lost too, and only then comes the witness's view of the registration.
     pair.connected = false;
     pair.a.handle(Input::StreamLost { reason: "reset".to_owned() }, pair.now);
     let alone = Claim::GoAlone { primary: A, standby: B, term: Term(1) };
@@ -736,8 +736,8 @@ fn a_standby_that_asks_before_it_is_registered_keeps_its_copy() {
     pair.a.handle(Input::Synced, pair.now);
     pair.settle();
     assert_eq!(pair.b.state(), State::StandbyReady);
-    // The standby hears nothing and asks, an instant before the registration reaches the witness. An epoch arrives while
-    // it waits for its answer.
+    // The standby hears nothing and asks, an instant before the registration reaches the witness. An epoch
+    // arrives while it waits for its answer.
     pair.witness_up = true;
     pair.pass(Duration::from_millis(290), &[B]);
     pair.now = pair.now + STEP + STEP;

@@ -31,7 +31,8 @@ impl Sys {
         self.hosts[at].node = Some(Node::standby(id, settings(self.policy), T0));
     }
 
-    /// What the host would ask the witness for, if it may hope for a grant: each question is that of a new incarnation.
+    /// What the host would ask the witness for, if it may hope for a grant: each question is that of a new
+    /// incarnation.
     pub(crate) fn start_claim(&self, at: usize, waited: bool) -> Option<Claim> {
         let Host { node: Some(node), disk, .. } = &self.hosts[at] else { return None };
         let pending = self.starts_under_way().any(|asker| asker == node.id());

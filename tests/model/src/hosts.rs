@@ -222,7 +222,8 @@ impl Sys {
         self.input(at, Input::Synced);
     }
 
-    /// A node looks at its clock again and again without having heard anything; then its clock stands still again.
+    /// A node looks at its clock again and again without having heard anything; then its clock stands still
+    /// again.
     pub(crate) fn silence(&mut self, at: usize) {
         for now in [T0 + LIMIT / 3, T0 + LIMIT * 2 / 3, T0 + LIMIT, T0 + LIMIT + Duration::from_nanos(1), T0] {
             self.input_at(at, Input::Timeout, now);

@@ -156,8 +156,8 @@ pub struct Sys {
 pub enum LateClaims {
     /// It is judged whenever it arrives: worse than any keeper, for what must hold whatever happens.
     Judged,
-    /// It was judged when it was made, and takes effect only on that record; a node's questions and their answers keep
-    /// their order: what keepers and askers promise.
+    /// It was judged when it was made, and takes effect only on that record; a node's questions and their
+    /// answers keep their order: what keepers and askers promise.
     Compared,
 }
 

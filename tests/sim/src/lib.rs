@@ -1,8 +1,9 @@
-//! The protocol under every fault: nodes of the real core in a world of models, in virtual time, one seed deciding
-//! everything.
+//! The protocol under every fault: nodes of the real core in a world of models, in virtual time, one seed
+//! deciding everything.
 //!
 //! ```text
-//! seed -> plan -> world: hosts { real Node, model engine, guest, devices } + network + witness + client + faults
+//! seed -> plan -> world: hosts { real Node, model engine, guest, devices }
+//!                   |    + network + witness + client + faults
 //!                   '-> moments -> invariants, one file each
 //! ```
 //!

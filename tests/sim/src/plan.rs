@@ -1,4 +1,5 @@
-//! What a seed decides before its run begins: how many hosts, how fast things are, and which faults there will be.
+//! What a seed decides before its run begins: how many hosts, how fast things are, and which faults there
+//! will be.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What the model engine does for a primary: first copy, cuts, the end of a session. Follows `ft/src/primary_side.rs`.
+//! What the model engine does for a primary: first copy, cuts, the end of a session. Follows
+//! `ft/src/primary_side.rs`.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The model witness: the real judgement, behind a network that is slow, loses questions, and loses answers after the
-//! claim has taken effect.
+//! The model witness: the real judgement, behind a network that is slow, loses questions, and loses answers
+//! after the claim has taken effect.
 
 use std::time::Duration;
 
