@@ -9,17 +9,17 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
 use ft_proto::{HostId, LinkId, VmId};
 
-use crate::beats::{BeatSocket, Beats};
 use crate::clock::Clock;
+use crate::context::inbox::{Inbox, Message, Post, Reply};
 use crate::engine::{Begin, Engine, EngineError, Parts};
-use crate::guest::Guest;
+use crate::guest::{Guest, LinkEnd};
 use crate::identity::{incarnation_of, unnamed_host};
-use crate::inbox::{Inbox, Message, Post, Reply};
-use crate::listener::{Door, Knock};
 use crate::options::{ProtectOptions, StandbyOptions};
-use crate::start::Reign;
+use crate::start::NodeTerm;
 use crate::status::{Board, EventRecord, Status};
-use crate::witness::{Asker, WitnessAddress};
+use crate::transport::beats::{BeatSocket, Beats};
+use crate::transport::listener::{Arrival, Listener};
+use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How long the end of a VM waits for the witness to say that its standby must not go on with it.
 const LAST_WORD: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ pub struct Setup {
     pub witness: Option<WitnessAddress>,
     /// This host.
     pub host: HostId,
-    /// The VM, if its disks say which one it is; that of a [`Reign`] counts more.
+    /// The VM, if its disks say which one it is; that of a [`NodeTerm`] counts more.
     pub vm: Option<VmId>,
     /// Where a host that runs the VM answers others who ask what it does.
     pub listen: Option<StandbyOptions>,
@@ -72,9 +72,9 @@ impl Ft {
     ///
     /// # Errors
     /// When a thread or descriptor cannot be had, or a disk cannot note that it is run from.
-    pub fn solo(guest: Box<dyn Guest>, reign: Reign, setup: Setup) -> Result<Self, EngineError> {
+    pub fn solo(guest: Box<dyn Guest>, node_term: NodeTerm, setup: Setup) -> Result<Self, EngineError> {
         let listen = setup.listen.clone();
-        Self::start(guest, Begin::Run(reign), setup, listen)
+        Self::start(guest, Begin::Run(node_term), setup, listen)
     }
 
     /// For a VM that is built here and waits for a primary.
@@ -96,23 +96,23 @@ impl Ft {
         let clock = Clock::new();
         let beat_post = post.clone();
         let beats = Beats::start(clock, move |link, at, beat| beat_post.heard(link, at, beat))?;
-        let witness = witness.as_ref().map(Asker::start).transpose()?;
-        let door = match options {
+        let witness = witness.as_ref().map(WitnessClient::start).transpose()?;
+        let listener = match options {
             None => None,
             Some(options) => {
                 if matches!(begin, Begin::StandBy(_)) {
                     beats.route(listen_for_beats(&options)?, None);
                 }
-                let caller_post = post.clone();
-                let heard = move |knock| {
-                    caller_post.send(match knock {
-                        Knock::Caller(caller) => Message::Caller(caller),
-                        Knock::Trouble(reason) => Message::Trouble("ft-listen", reason),
+                let listener_post = post.clone();
+                let tell = move |arrival| {
+                    listener_post.send(match arrival {
+                        Arrival::Incoming(caller) => Message::Incoming(caller),
+                        Arrival::Trouble(reason) => Message::Trouble("ft-listen", reason),
                     })
                 };
-                let door =
-                    Door::open(options.listen, heard).map_err(|error| EngineError::Listen(options.listen, error))?;
-                Some((options, door))
+                let listener =
+                    Listener::open(options.listen, tell).map_err(|error| EngineError::Listen(options.listen, error))?;
+                Some((options, listener))
             }
         };
         let parts = Parts {
@@ -124,7 +124,7 @@ impl Ft {
             clock,
             begin,
             vm,
-            door,
+            listener,
             peers,
             witness,
         };
@@ -202,6 +202,23 @@ impl Ft {
     /// When it is not protected.
     pub fn test_failover(&self) -> Result<(), Vec<String>> {
         self.call(Message::TestFailover)
+    }
+
+    /// A device has joined the VM: from now on it is part of every checkpoint. One that has a copy on the other host joins only
+    /// while no session is open.
+    ///
+    /// # Errors
+    /// When it has to wait.
+    pub fn device_joined(&self, end: LinkEnd) -> Result<(), Vec<String>> {
+        self.call(|reply| Message::DeviceJoined(end, reply))
+    }
+
+    /// The device of this id has left the VM.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn device_left(&self, id: &str) -> Result<(), Vec<String>> {
+        self.call(|reply| Message::DeviceLeft(id.to_owned(), reply))
     }
 
     /// The VM has ended for good, and its vCPUs run no more: tells the standby and the witness.

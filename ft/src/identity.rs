@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use ft_proto::{HostId, NodeId, Time, VmId};
+use ft_proto::wire::TookOver;
+use ft_proto::{HostId, NodeId, VmId};
 use twox_hash::XxHash3_64;
 
-use crate::beats::BeatKey;
-use crate::engine::Begin;
+use crate::transport::beats::BeatKey;
 
 /// Where systemd, and D-Bus before it, keep what tells one machine from another.
 const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
@@ -15,25 +15,59 @@ const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     /// The VM; `None`: a standby whose disks are of none, until a primary says.
-    pub(crate) vm: Option<VmId>,
+    vm: Option<VmId>,
     /// The VM has never been on record at a witness.
-    pub(crate) first: bool,
+    first: bool,
     /// The session that is open, or was the last one.
-    pub(crate) session: Option<SessionKey>,
-    /// When the witness's record is to be looked at; `None`: there is none, or nothing is known to be there.
-    pub(crate) look_at: Option<Time>,
-    /// It was found lost the last time.
-    pub(crate) record_lost: bool,
+    session: Option<SessionKey>,
+    /// How this node came to run the VM, for whoever becomes its standby.
+    took_over: Option<TookOver>,
 }
 
 impl Identity {
-    pub(crate) fn new(begin: Begin, vm: Option<VmId>, witnessed: bool, now: Time) -> Self {
-        let (vm, first) = match begin {
-            Begin::Run(reign) => (Some(reign.vm), reign.first),
-            Begin::StandBy(_) => (vm, false),
-        };
-        let look_at = (witnessed && !first).then_some(now);
-        Self { vm, first, session: None, look_at, record_lost: false }
+    /// `first`: the VM has never been on record at a witness.
+    pub(crate) fn new(vm: Option<VmId>, first: bool) -> Self {
+        Self { vm, first, session: None, took_over: None }
+    }
+
+    /// The VM, if it is known.
+    pub(crate) fn vm(&self) -> Option<VmId> {
+        self.vm
+    }
+
+    /// Whether the VM has never been on record at a witness.
+    pub(crate) fn is_first(&self) -> bool {
+        self.first
+    }
+
+    /// The VM is on record.
+    pub(crate) fn registered(&mut self) {
+        self.first = false;
+    }
+
+    /// The session that is open, or was the last one.
+    pub(crate) fn session(&self) -> Option<SessionKey> {
+        self.session
+    }
+
+    /// A session begins.
+    pub(crate) fn begin(&mut self, session: SessionKey) {
+        self.session = Some(session);
+    }
+
+    /// A session begins, with the primary of this VM.
+    pub(crate) fn join(&mut self, vm: Option<VmId>, session: SessionKey) {
+        (self.vm, self.session) = (vm, Some(session));
+    }
+
+    /// How this node came to run the VM, if it took over.
+    pub(crate) fn took_over(&self) -> Option<TookOver> {
+        self.took_over
+    }
+
+    /// This node has taken over.
+    pub(crate) fn takes_over(&mut self, how: TookOver) {
+        self.took_over = Some(how);
     }
 
     /// What the beats of the session with `peer` carry.
@@ -59,6 +93,11 @@ impl SessionKey {
     /// That of a session which begins.
     pub(crate) fn draw() -> Self {
         Self { session: random_u64(), nonce: random_u128().max(1) }
+    }
+
+    /// Whether it is the key of this session, with this secret.
+    pub(crate) fn is(self, session: u64, nonce: u128) -> bool {
+        (self.session, self.nonce) == (session, nonce)
     }
 }
 

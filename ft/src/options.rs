@@ -6,7 +6,7 @@ use std::time::Duration;
 use ft_proto::{HostId, OnPartition, Settings, Term};
 use serde::{Deserialize, Serialize};
 
-use crate::addresses::resolve;
+use crate::transport::addresses::resolve;
 use crate::witness::WitnessAddress;
 
 /// The most bytes of uncommitted writes that a standby holds for a disk.

@@ -10,17 +10,17 @@ use std::time::Duration;
 use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
 use ft_proto::{HostId, NodeId, Term, VmId, WitnessAnswer};
 
-use crate::ask::{Answer, ask_all, known_vm, objection};
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
 use crate::options::{NodeOptions, Role};
-use crate::witness::{Asker, WitnessAddress};
+use crate::peers::ask::{Answer, ask_all, known_vm, objection};
+use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How long the witness may take; its own limit is shorter, and tells why.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The right to run a VM: who has it, and since when.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Reign {
+pub struct NodeTerm {
     /// The VM.
     pub vm: VmId,
     /// The node.
@@ -31,7 +31,7 @@ pub struct Reign {
     pub first: bool,
 }
 
-impl Reign {
+impl NodeTerm {
     /// That of a node which nobody has been asked about.
     #[must_use]
     pub fn unasked() -> Self {
@@ -43,7 +43,7 @@ impl Reign {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Part {
     /// Boot it. If there is a witness, it says so.
-    Run(Reign),
+    Run(NodeTerm),
     /// Wait for who runs it; why, if anybody was asked.
     StandBy(Option<String>),
 }
@@ -121,7 +121,7 @@ pub fn part(options: &NodeOptions, me: Candidate) -> Result<Part, StartError> {
         None => Ok(start.by_itself()),
     };
     match decided {
-        Ok(Ok(reign)) => Ok(Part::Run(reign)),
+        Ok(Ok(node_term)) => Ok(Part::Run(node_term)),
         Ok(Err(why)) if waits => Ok(Part::StandBy(Some(why))),
         Ok(Err(why)) => Err(StartError::Elsewhere(why)),
         // After a blackout it may come back later than this host.
@@ -138,10 +138,11 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    fn by_witness(&mut self, address: &WitnessAddress) -> Result<Result<Reign, String>, StartError> {
+    fn by_witness(&mut self, address: &WitnessAddress) -> Result<Result<NodeTerm, String>, StartError> {
         let silent = |reason| StartError::Witness { witness: address.to_string(), reason };
-        let asker = Asker::start(address).map_err(|error| silent(format!("cannot start a thread: {error}")))?;
-        let stored = asker.read_and_wait(PATIENCE).map_err(silent)?;
+        let client =
+            WitnessClient::start(address).map_err(|error| silent(format!("cannot start a thread: {error}")))?;
+        let stored = client.read_and_wait(PATIENCE).map_err(silent)?;
         let on_record = stored.and_then(|stored| stored.vm);
         if let (Some(disks), Some(found)) = (self.me.disks.vm, on_record)
             && disks != found
@@ -162,10 +163,10 @@ impl Start<'_> {
         let vm = known.unwrap_or_else(new_vm);
         let regret =
             Claim::Stop { node: self.node, term: Term(0), disks: self.me.disks.state.ran().unwrap_or_default() };
-        match ask(&asker, vm, claim, Some(regret)) {
+        match ask(&client, vm, claim, Some(regret)) {
             WitnessAnswer::Unreachable(_, reason) => Err(silent(reason)),
             WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
-                Ok(Ok(Reign { vm, node: self.node, term: record.term(), first: false }))
+                Ok(Ok(NodeTerm { vm, node: self.node, term: record.term(), first: false }))
             }
             WitnessAnswer::Judged(_, Verdict::Refused(record)) => Ok(Err(self.refusal(record, address))),
         }
@@ -173,7 +174,7 @@ impl Start<'_> {
 
     /// Without a witness nobody compares. What the other hosts say counts, and the image's own record is checked by the
     /// process that opens it.
-    fn by_itself(&mut self) -> Result<Reign, String> {
+    fn by_itself(&mut self) -> Result<NodeTerm, String> {
         let known = self.me.disks.vm;
         let answers = self.ask_others(known);
         // Nobody knows better than the others whether they may go on.
@@ -185,7 +186,7 @@ impl Start<'_> {
         if matches!(self.disks(), DiskState::Copy(_) | DiskState::Hole | DiskState::Unusable) && !forced {
             return Err(format!("{}; {}", self.disks_in_words(), self.way_out(last)));
         }
-        Ok(Reign { vm: known.unwrap_or_else(new_vm), node: self.node, term: last.next(), first: true })
+        Ok(NodeTerm { vm: known.unwrap_or_else(new_vm), node: self.node, term: last.next(), first: true })
     }
 
     /// Why the VM must be left to another host, by what the others say.
@@ -274,12 +275,12 @@ impl Start<'_> {
 }
 
 /// Gives a right back that was granted to a VM which then could not be started, to whoever has such `disks`.
-pub fn give_back(options: &NodeOptions, Reign { vm, node, term, .. }: Reign, disks: Disks) {
+pub fn give_back(options: &NodeOptions, NodeTerm { vm, node, term, .. }: NodeTerm, disks: Disks) {
     // A copy that may be started has no other right than this one, which the next start here finds on record.
     let (Some(address), Some(disks)) = (&options.witness, disks.state.ran()) else { return };
     let claim = Claim::Stop { node, term, disks };
-    let answer = match Asker::start(address) {
-        Ok(asker) => ask(&asker, vm, claim, None),
+    let answer = match WitnessClient::start(address) {
+        Ok(client) => ask(&client, vm, claim, None),
         Err(error) => WitnessAnswer::Unreachable(claim, format!("cannot start a thread: {error}")),
     };
     if let WitnessAnswer::Unreachable(_, reason) = answer {
@@ -289,11 +290,11 @@ pub fn give_back(options: &NodeOptions, Reign { vm, node, term, .. }: Reign, dis
 
 /// Asks and waits, but not for ever. Without an answer the claim may still take effect, and nobody would be there to use it: then
 /// it is followed by `regret`, if the witness can be asked once more.
-fn ask(asker: &Asker, vm: VmId, claim: Claim, regret: Option<Claim>) -> WitnessAnswer {
-    let answer = asker.ask_and_wait(vm, claim, PATIENCE);
+fn ask(client: &WitnessClient, vm: VmId, claim: Claim, regret: Option<Claim>) -> WitnessAnswer {
+    let answer = client.ask_and_wait(vm, claim, PATIENCE);
     if let (WitnessAnswer::Unreachable(..), Some(regret)) = (&answer, regret) {
-        asker.ask(vm, regret, |_| {});
-        asker.finish();
+        client.ask(vm, regret, |_| {});
+        client.finish();
     }
     answer
 }

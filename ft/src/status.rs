@@ -25,7 +25,7 @@ pub struct Status {
     pub state: &'static str,
     /// What this pair has of a copy of the VM that could go on with it: `none`, `copying` or `in-sync`.
     pub replica: &'static str,
-    /// Reign.
+    /// NodeTerm.
     pub term: u64,
     /// Running epoch of a primary, committed epoch of a standby.
     pub epoch: u64,

@@ -7,9 +7,11 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft::{EventRecord, Ft, ProtectOptions, Reign, Setup, StandbyOptions, Status};
+use ft::guest::{DeviceCaps, LinkEnd};
+use ft::{EventRecord, Ft, NodeTerm, ProtectOptions, Setup, StandbyOptions, Status};
 use ft_proto::OnPartition;
-use nix::sys::socket::{Shutdown, shutdown};
+use ft_proto::device_ctl::{self, CTL_MAX, Command, Report};
+use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair};
 
 mod strangers;
 mod toy;
@@ -96,7 +98,7 @@ impl Pair {
     ) -> Self {
         let setup = Setup { witness: standby.witness.clone(), ..Setup::default() };
         let b = Ft::standby(Box::new(guest_b.clone()), standby, setup).unwrap();
-        let a = Ft::solo(Box::new(guest_a.clone()), Reign::unasked(), Setup::default()).unwrap();
+        let a = Ft::solo(Box::new(guest_a.clone()), NodeTerm::unasked(), Setup::default()).unwrap();
         Self { folder, guest_a, guest_b, a: Some(a), b, options }
     }
 
@@ -439,7 +441,7 @@ fn protection_comes_by_itself_and_comes_back() {
     let sides = [standby_options(&witness), standby_options(&witness)];
     let peer_of = |side: usize| setup(&witness, &[&sides[1 - side]]);
     let mut guest = ToyGuest::new();
-    let mut runner = Ft::solo(Box::new(guest.clone()), Reign::unasked(), peer_of(0)).unwrap();
+    let mut runner = Ft::solo(Box::new(guest.clone()), NodeTerm::unasked(), peer_of(0)).unwrap();
     runner.vm_started();
     // Nobody is there yet: said once, however often it was tried.
     wait(|| runner.status().search.is_some_and(|search| !search.waiting_for.is_empty()), || "no reason".to_owned());
@@ -470,7 +472,7 @@ fn an_operator_ends_the_search_and_begins_it_again() {
     let witness = folder.path().join("witness");
     let side = standby_options(&witness);
     let b = Ft::standby(Box::new(ToyGuest::new()), side.clone(), setup(&witness, &[])).unwrap();
-    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), NodeTerm::unasked(), setup(&witness, &[&side])).unwrap();
     a.vm_started();
     wait_state(&a, "protected");
     a.stop().unwrap();
@@ -493,7 +495,7 @@ fn one_board_serves_one_engine_after_the_other() {
     let side = standby_options(&witness);
     let first = setup(&witness, &[]);
     let b = Ft::standby(Box::new(ToyGuest::new()), side.clone(), first.clone()).unwrap();
-    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), NodeTerm::unasked(), setup(&witness, &[&side])).unwrap();
     a.vm_started();
     wait_state(&a, "protected");
     wait_state(&b, "standby-ready");
@@ -515,7 +517,7 @@ fn symmetric() -> (tempfile::TempDir, [StandbyOptions; 2], [Setup; 2], [ToyGuest
     let setups = [setup(&witness, &[&sides[1]]), setup(&witness, &[&sides[0]])];
     let guests = [ToyGuest::new(), ToyGuest::new()];
     let b = Ft::standby(Box::new(guests[1].clone()), sides[1].clone(), setups[1].clone()).unwrap();
-    let a = Ft::solo(Box::new(guests[0].clone()), Reign::unasked(), setups[0].clone()).unwrap();
+    let a = Ft::solo(Box::new(guests[0].clone()), NodeTerm::unasked(), setups[0].clone()).unwrap();
     a.vm_started();
     wait_state(&a, "protected");
     (folder, sides, setups, guests, [a, b])
@@ -612,7 +614,7 @@ fn a_standby_that_cannot_load_a_checkpoint_is_asked_less_and_less_often() {
     let unlike = ToyGuest::new();
     unlike.0.lock().unwrap().unlike = Some("its queues are others");
     let _b = Ft::standby(Box::new(unlike.clone()), side.clone(), setup(&witness, &[])).unwrap();
-    let a = Ft::solo(Box::new(ToyGuest::new()), Reign::unasked(), setup(&witness, &[&side])).unwrap();
+    let a = Ft::solo(Box::new(ToyGuest::new()), NodeTerm::unasked(), setup(&witness, &[&side])).unwrap();
     let sessions = || a.events().iter().filter(|event| event.event == "sync-started").count();
     let begun = Instant::now();
     a.vm_started();
@@ -643,4 +645,71 @@ fn a_witness_that_stops_answering_is_seen_before_it_is_needed() {
     assert!(status.witness.unwrap().error.is_some());
     lock.unlock().unwrap();
     wait_state(pair.a(), "protected");
+}
+
+#[test]
+fn console_output_cuts_an_epoch_as_a_frame_does() {
+    let pair = Pair::new();
+    // Nothing else cuts one for a minute.
+    let options = ProtectOptions { max_epoch_us: 60_000_000, ..pair.options.clone() };
+    pair.a().protect(Some(options)).unwrap();
+    wait_state(pair.a(), "protected");
+    let released = || pair.guest_a.0.lock().unwrap().console_released;
+    for _ in 0..3 {
+        let epoch = pair.guest_a.print();
+        wait(|| released() >= epoch, || format!("epoch {epoch} is not released: {:?}", pair.a().status()));
+    }
+    let epochs = committed(&pair.a().status());
+    assert!(epochs < 10, "{epochs} epochs, where four were asked for");
+}
+
+/// A device whose process seals at once, and holds what it is told to.
+fn fake_device(id: &str, caps: DeviceCaps) -> (LinkEnd, thread::JoinHandle<u32>) {
+    let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let serve = move || {
+        let (mut buffer, mut seals, mut holds) = (vec![0; CTL_MAX], 0, false);
+        // The engine's end is closed when the device has left.
+        while let Ok(len @ 1..) = recv(far.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let report = match device_ctl::decode(&buffer[..len]).unwrap() {
+                Command::Seal { epoch, .. } => {
+                    seals += 1;
+                    let (queues, in_flight) = (Vec::new(), Vec::new());
+                    Report::Sealed { epoch, queues, in_flight, held_frames: 0, held_bytes: 0, idle: !holds }
+                }
+                Command::Protect { hold, .. } => {
+                    holds = hold.is_on();
+                    continue;
+                }
+                _ => continue,
+            };
+            let report = device_ctl::encode(&report, &mut buffer).unwrap();
+            send(far.as_raw_fd(), report, MsgFlags::empty()).unwrap();
+        }
+        assert!(holds, "its output was never held");
+        seals
+    };
+    (LinkEnd { id: id.to_owned(), caps, socket: near }, thread::spawn(serve))
+}
+
+#[test]
+fn a_device_joins_and_leaves_while_the_vm_is_protected() {
+    let pair = Pair::protected();
+    let net = DeviceCaps { holds_output: true, ..DeviceCaps::default() };
+    for round in 0..2 {
+        let (end, device) = fake_device("_net7", net);
+        pair.a().device_joined(end).unwrap();
+        let before = committed(&pair.a().status());
+        wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
+        pair.a().device_left("_net7").unwrap();
+        let seals = device.join().unwrap();
+        assert!(seals >= 3, "round {round}: sealed {seals} times");
+    }
+    assert!(pair.a().device_left("_net7").is_err());
+    let before = committed(&pair.a().status());
+    wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
+    assert_eq!(pair.a().status().state, "protected");
+    // A disk would have to be copied first.
+    let (end, _device) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let end = LinkEnd { id: "_disk7".to_owned(), caps: toy::DISK, socket: end };
+    assert!(pair.a().device_joined(end).unwrap_err().join(" ").contains("_disk7"));
 }

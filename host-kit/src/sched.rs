@@ -2,7 +2,7 @@
 //!
 //! Such a thread runs for microseconds and waits; a vCPU of a guest that computes never waits, and would keep a CPU for
 //! milliseconds. The lowest real-time priority puts the thread first. Not for a first copy, which would starve everybody else on
-//! a small host. Threads inherit both: start other threads before.
+//! a small host. The threads that it starts inherit its CPU, not its priority.
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -32,7 +32,9 @@ pub fn set_realtime(realtime: bool) {
     if REALTIME.replace(realtime) == realtime {
         return;
     }
-    let (policy, priority) = if realtime { (libc::SCHED_RR, 1) } else { (libc::SCHED_OTHER, 0) };
+    // Its threads are ordinary ones.
+    let (policy, priority) =
+        if realtime { (libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1) } else { (libc::SCHED_OTHER, 0) };
     if let Err(error) = set_policy(policy, priority) {
         tracing::info!("no real-time priority for threads on the epoch path: {error}");
     }
@@ -59,9 +61,9 @@ pub fn pin_to_cpu(cpu: Option<u16>) {
 fn set_policy(policy: i32, sched_priority: i32) -> io::Result<()> {
     let param = libc::sched_param { sched_priority };
     // SAFETY: the calling thread exists, and the call reads `param`.
-    match unsafe { libc::pthread_setschedparam(libc::pthread_self(), policy, &raw const param) } {
+    match unsafe { libc::sched_setscheduler(THIS_THREAD.as_raw(), policy, &raw const param) } {
         0 => Ok(()),
-        errno => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -91,6 +93,8 @@ mod tests {
         set_realtime(true);
         let realtime = seen();
         assert!(realtime.0 < 0 || realtime == before, "real-time, or not allowed to be: {realtime:?}");
+        let child = std::thread::spawn(seen).join().unwrap();
+        assert_eq!(child, before, "its threads are ordinary ones");
         set_realtime(false);
         assert_eq!(seen(), before);
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
-use ft::{Candidate, Ft, NodeOptions, Reign, Role, Setup};
+use ft::{Candidate, Ft, NodeOptions, NodeTerm, Role, Setup};
 use ft_proto::HostId;
 use ft_proto::witness::Disks;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -65,11 +65,11 @@ impl KvmAssembler {
         Ok(Some(Election::start(voter, events)?))
     }
 
-    fn grant(&self, reign: Reign) {
-        *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
+    fn grant(&self, node_term: NodeTerm) {
+        *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(node_term);
     }
 
-    fn granted(&self) -> Option<Reign> {
+    fn granted(&self) -> Option<NodeTerm> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -77,10 +77,10 @@ impl KvmAssembler {
         &mut self,
         mut config: VmConfig,
         part: Part,
-        reign: Option<Reign>,
+        node_term: Option<NodeTerm>,
         events: Sender<VmEvent>,
     ) -> Result<Built, BoxError> {
-        let witnessed = reign.is_some() && self.setup.witness.is_some();
+        let witnessed = node_term.is_some() && self.setup.witness.is_some();
         let purpose = match part {
             Part::StandBy => DiskPurpose::StandBy,
             Part::Run if witnessed => DiskPurpose::RunElected,
@@ -94,7 +94,7 @@ impl KvmAssembler {
         let port = Box::new(GuestPort::new(machine.vm()?, events));
         let setup = self.setup.clone();
         let ft = match part {
-            Part::Run => Ft::solo(port, reign.unwrap_or_else(Reign::unasked), setup)?,
+            Part::Run => Ft::solo(port, node_term.unwrap_or_else(NodeTerm::unasked), setup)?,
             Part::StandBy => {
                 let options = self.options.as_ref().and_then(|options| options.standby.clone());
                 Ft::standby(port, options.ok_or("--ft has no listen= to wait at")?, setup)?
@@ -117,10 +117,10 @@ fn host(options: &NodeOptions, config: &VmConfig) -> HostId {
 }
 
 /// A VM that nobody was asked about, and that may be protected later: it is the one that its disks are of, and goes on from there.
-fn unasked(config: &VmConfig, disks: Disks) -> Reign {
+fn unasked(config: &VmConfig, disks: Disks) -> NodeTerm {
     let options = NodeOptions::default();
     let node = ft::incarnation_of(host(&options, config));
-    Reign { vm: disks.vm.unwrap_or_else(ft::new_vm), node, term: disks.state.term().next(), first: true }
+    NodeTerm { vm: disks.vm.unwrap_or_else(ft::new_vm), node, term: disks.state.term().next(), first: true }
 }
 
 fn real(path: &Path) -> PathBuf {
@@ -142,8 +142,8 @@ impl Assembler for KvmAssembler {
         // It was meant for one start, not for each one that this process sees.
         options.force = None;
         Ok(match part {
-            ft::Part::Run(reign) => {
-                self.grant(reign);
+            ft::Part::Run(node_term) => {
+                self.grant(node_term);
                 Part::Run
             }
             ft::Part::StandBy(why) => {
@@ -161,10 +161,10 @@ impl Assembler for KvmAssembler {
     }
 
     fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
-        let reign = self.granted();
-        let built = self.build(config, part, reign, events);
-        if let (Err(_), Some(reign), Some(options)) = (&built, reign, &self.options) {
-            ft::give_back(options, reign, self.disks);
+        let node_term = self.granted();
+        let built = self.build(config, part, node_term, events);
+        if let (Err(_), Some(node_term), Some(options)) = (&built, node_term, &self.options) {
+            ft::give_back(options, node_term, self.disks);
         }
         built
     }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use ft::{Candidate, NodeOptions, Reign};
+use ft::{Candidate, NodeOptions, NodeTerm};
 use ft_proto::HostId;
 use serde_json::json;
 
@@ -21,7 +21,7 @@ use crate::machine::VmEvent;
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// The right to run the VM that is built next, if somebody has it.
-pub type Granted = Arc<Mutex<Option<Reign>>>;
+pub type Granted = Arc<Mutex<Option<NodeTerm>>>;
 
 /// The thread that asks; dropping it ends it.
 pub struct Election {
@@ -51,8 +51,8 @@ impl Election {
     pub fn start(voter: Voter, events: Sender<VmEvent>) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
         let thread = host_kit::thread::spawn("ft-start", move || {
-            if let Some(reign) = voter.run(&stopped) {
-                *voter.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
+            if let Some(node_term) = voter.run(&stopped) {
+                *voter.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(node_term);
                 // A VM that ends at this moment gives the right back when the next one is built, or not.
                 let _ = events.send(VmEvent::MayRun);
             }
@@ -72,7 +72,7 @@ impl Drop for Election {
 
 impl Voter {
     /// Asks until it is granted or told to stop.
-    fn run(&self, stopped: &Receiver<()>) -> Option<Reign> {
+    fn run(&self, stopped: &Receiver<()>) -> Option<NodeTerm> {
         let (mut told, mut since) = (None, Instant::now());
         while stopped.recv_timeout(AGAIN) == Err(RecvTimeoutError::Timeout) {
             if self.board.status().state != "standby-empty" {
@@ -83,7 +83,7 @@ impl Voter {
             let disks = disk_records::read(&self.config);
             let me = Candidate { host: self.host, disks, boots: false, waited };
             let why = match ft::part(&self.options, me) {
-                Ok(ft::Part::Run(reign)) => return Some(reign),
+                Ok(ft::Part::Run(node_term)) => return Some(node_term),
                 Ok(ft::Part::StandBy(why)) => why.unwrap_or_default(),
                 Err(error) => error.to_string(),
             };

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, NetShape, Shape, VirtioShape};
+use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape};
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
@@ -136,9 +136,9 @@ impl Guest for GuestPort {
     }
 
     fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError> {
-        let mut links = lock(&self.parts.devices).ft_links();
-        links.sort_by_key(|link| !matches!(link.info, DeviceInfo::Disk { .. }));
-        Ok(links.into_iter().map(|link| LinkEnd { id: link.id, socket: link.fd }).collect())
+        let links = lock(&self.parts.devices).ft_links();
+        let end = |link: FtLink| LinkEnd { id: link.id, caps: caps(&link.info), socket: link.fd };
+        Ok(links.into_iter().map(end).collect())
     }
 
     fn processors(&self, cpus: &mut Vec<usize>) {
@@ -227,7 +227,7 @@ impl Guest for GuestPort {
         self.parts.save_vcpus(out).map_err(|error| GuestError::new("cannot save the vCPUs' state", error))
     }
 
-    fn stood_still(&self) -> Option<Duration> {
+    fn last_pause(&self) -> Option<Duration> {
         self.parts.cpus.stood_still()
     }
 
@@ -282,6 +282,12 @@ impl Guest for GuestPort {
         self.tell(VmEvent::Ft { event: event.event.clone(), properties });
     }
 
+    fn watch_console(&mut self, held: HeldOutput) {
+        if let Some(console) = &self.console {
+            console.on_held(move |tag| held.held(Epoch(tag)));
+        }
+    }
+
     fn release_console(&mut self, committed: &Committed) {
         self.parts.confirmed.confirm(committed.epoch().0);
         if let Some(console) = &self.console {
@@ -295,6 +301,16 @@ impl Guest for GuestPort {
         if let Some(console) = &self.console {
             console.stop_holding();
         }
+    }
+}
+
+/// What a checkpoint depends on of a device.
+fn caps(info: &DeviceInfo) -> DeviceCaps {
+    match info {
+        DeviceInfo::Disk { read_only, .. } => {
+            DeviceCaps { mirrors: !read_only, in_flight: true, ..DeviceCaps::default() }
+        }
+        DeviceInfo::Net { .. } => DeviceCaps { holds_output: true, ..DeviceCaps::default() },
     }
 }
 

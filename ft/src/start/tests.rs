@@ -29,9 +29,9 @@ fn node(name: &str) -> NodeId {
     NodeId { host: name.parse().unwrap(), incarnation: 1 }
 }
 
-fn runs(options: &NodeOptions, me: Candidate) -> Reign {
+fn runs(options: &NodeOptions, me: Candidate) -> NodeTerm {
     match part(options, me).unwrap() {
-        Part::Run(reign) => reign,
+        Part::Run(node_term) => node_term,
         Part::StandBy(why) => panic!("waits: {why:?}"),
     }
 }
@@ -124,10 +124,11 @@ fn peer_that(part: ft_proto::wire::Part, node: NodeId) -> std::net::SocketAddr {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            crate::transport::read_message(&stream, PATIENCE).unwrap();
+            crate::transport::frames::read_message(&stream, PATIENCE).unwrap();
             let standing = encode_body(&Standing { node, vm: Some(VM), term: Term(6), part });
-            let stamp = crate::transport::Stamp { kind: Kind::Standing, term: Term(6), epoch: ft_proto::Epoch(0) };
-            crate::transport::write_frame(&mut stream, stamp, &[&standing]).unwrap();
+            let stamp =
+                crate::transport::frames::Stamp { kind: Kind::Standing, term: Term(6), epoch: ft_proto::Epoch(0) };
+            crate::transport::frames::write_frame(&mut stream, stamp, &[&standing]).unwrap();
         }
     });
     address

@@ -1,11 +1,11 @@
 //! Who keeps the witness's record: the trait, a file, etcd, and the thread that asks.
 //!
 //! ```text
-//!  engine, door, ft-open --questions--> asker --> FileWitness | EtcdWitness --> ft_proto::witness::judge
+//!  engine, ft-open --questions--> client --> FileWitness | EtcdWitness --> ft_proto::witness::judge
 //! ```
 
 mod address;
-mod asker;
+mod client;
 mod etcd;
 mod file;
 mod folder;
@@ -19,7 +19,7 @@ use ft_proto::witness::{Claim, Record, Verdict, judge};
 use serde::{Deserialize, Serialize};
 
 pub use address::{EtcdAddress, WitnessAddress, WitnessAddressError};
-pub use asker::Asker;
+pub use client::WitnessClient;
 pub use etcd::EtcdWitness;
 pub use file::FileWitness;
 

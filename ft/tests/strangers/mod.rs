@@ -142,8 +142,8 @@ fn a_host_says_what_it_does_about_the_vm_to_whoever_is_of_it() {
 fn two_hosts_of_one_name_are_no_pair() {
     let pair = Pair::new();
     let host: HostId = pair.b.status().node.parse::<NodeId>().unwrap().host;
-    let reign = Reign { node: ft::incarnation_of(host), ..Reign::unasked() };
-    let namesake = Ft::solo(Box::new(ToyGuest::new()), reign, Setup::default()).unwrap();
+    let node_term = NodeTerm { node: ft::incarnation_of(host), ..NodeTerm::unasked() };
+    let namesake = Ft::solo(Box::new(ToyGuest::new()), node_term, Setup::default()).unwrap();
     let reasons = namesake.protect(Some(pair.options.clone())).unwrap_err().join("\n");
     assert!(reasons.contains("both hosts are called") && reasons.contains("node="), "{reasons}");
 }

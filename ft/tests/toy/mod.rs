@@ -6,13 +6,15 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ft::guest::{DiskShape, Guest, GuestError, LinkEnd, Memory, Shape};
+use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, Shape};
 use ft::{EventRecord, Staging};
-use ft_proto::{Alone, Committed, CutKind};
+use ft_proto::{Alone, Committed, CutKind, Epoch};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 pub const PAGES: u64 = 300;
 pub const PAGE: usize = 4096;
+/// A disk, as the VMM knows it.
+pub const DISK: DeviceCaps = DeviceCaps { mirrors: true, holds_output: false, in_flight: true };
 /// Guest memory does not begin at zero, to catch mixed-up offsets.
 pub const FIRST: u64 = 16;
 
@@ -33,6 +35,12 @@ pub struct Toy {
     pub state: Vec<u8>,
     /// Why it cannot become what a checkpoint says.
     pub unlike: Option<&'static str>,
+    /// The epoch that its console output belongs to, from the base on.
+    pub console_epoch: Option<u64>,
+    /// The last epoch whose console output was let go.
+    pub console_released: u64,
+    /// Who is told that console output is held.
+    pub held: Option<HeldOutput>,
 }
 
 #[derive(Clone)]
@@ -65,6 +73,14 @@ impl ToyGuest {
             toy.dirty.insert(page);
         }
         true
+    }
+
+    /// The guest prints something: the epoch that it belongs to.
+    pub fn print(&self) -> u64 {
+        let toy = self.0.lock().unwrap();
+        let epoch = toy.console_epoch.expect("output is not held yet");
+        toy.held.as_ref().unwrap().held(Epoch(epoch));
+        epoch
     }
 
     pub fn memory_copy(&self) -> Vec<u8> {
@@ -143,7 +159,8 @@ impl Guest for ToyGuest {
 
     fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError> {
         let toy = self.0.lock().unwrap();
-        let link = |[near, _]: &[OwnedFd; 2]| LinkEnd { id: "disk".to_owned(), socket: near.try_clone().unwrap() };
+        let link =
+            |[near, _]: &[OwnedFd; 2]| LinkEnd { id: "disk".to_owned(), caps: DISK, socket: near.try_clone().unwrap() };
         Ok(toy.disk.iter().map(link).collect())
     }
 
@@ -166,6 +183,9 @@ impl Guest for ToyGuest {
         let mut toy = self.0.lock().unwrap();
         staging.state.extend_from_slice(&toy.state);
         toy.paused -= u32::from(kind != CutKind::Last);
+        if kind == CutKind::Base || toy.console_epoch.is_some() {
+            toy.console_epoch = Some(staging.epoch.next().0);
+        }
         Ok(())
     }
 
@@ -197,7 +217,7 @@ impl Guest for ToyGuest {
         Ok(())
     }
 
-    fn stood_still(&self) -> Option<Duration> {
+    fn last_pause(&self) -> Option<Duration> {
         None
     }
 
@@ -225,6 +245,14 @@ impl Guest for ToyGuest {
 
     fn unusable(&mut self, _: &str) {}
     fn told(&mut self, _: &EventRecord) {}
-    fn release_console(&mut self, _: &Committed) {}
+
+    fn watch_console(&mut self, held: HeldOutput) {
+        self.0.lock().unwrap().held = Some(held);
+    }
+
+    fn release_console(&mut self, committed: &Committed) {
+        self.0.lock().unwrap().console_released = committed.epoch().0;
+    }
+
     fn free_console(&mut self, _: &Alone) {}
 }

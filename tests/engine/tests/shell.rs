@@ -263,3 +263,13 @@ fn a_reboot_that_waits_for_a_disk_is_no_failover() {
     assert_eq!(vm.api().get("ft.status").ok()["state"], "protected", "{}", vm.log());
     assert_eq!(standby.api().get("ft.status").ok()["state"], "standby-ready", "{}", standby.log());
 }
+
+#[test]
+fn what_a_guest_prints_leaves_without_a_frame_or_the_end_of_an_epoch() {
+    let pair = Pair::new();
+    // No epoch ends by itself while this test runs, and a guest that boots sends nothing.
+    let more = json!({"detect_ms": 0, "max_epoch_us": 3_600_000_000_u64});
+    let [mut vm, _standby] = protected(&pair, &VmOptions::new().guest("disk_rate=0"), &more);
+    vm.api().put("vm.reboot", None).ok();
+    vm.wait_line("ready");
+}

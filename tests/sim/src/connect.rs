@@ -1,5 +1,5 @@
 //! How the model shell opens a session: own the VM at the witness, greet a standby, connect its disk. Follows
-//! `ft/src/connect.rs` and the standby's door. An operator asks for it whenever a VM runs alone.
+//! `ft/src/peers/connect.rs` and the standby's door. An operator asks for it whenever a VM runs alone.
 
 use std::time::Duration;
 

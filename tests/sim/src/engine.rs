@@ -1,5 +1,6 @@
 //! The model of the engine's thread: works off its inbox, tells the real node, performs what the node
-//! decides. Follows `ft/src/engine.rs` step by step; what is synchronous there keeps this thread busy here.
+//! decides. Follows `ft/src/engine/mod.rs` step by step; what is synchronous there keeps this thread busy
+//! here.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! What the model engine does for a primary: first copy, cuts, the end of a session. Follows
-//! `ft/src/primary_side.rs`.
+//! `ft/src/replica/primary/mod.rs`.
 
 use std::time::Duration;
 

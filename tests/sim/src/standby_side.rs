@@ -1,5 +1,5 @@
 //! What the model engine does for a standby: take a session's frames in, commit, take over. Follows
-//! `ft/src/standby_side.rs`, `receiver.rs` and `image.rs`.
+//! `ft/src/replica/standby/mod.rs`, `receiver.rs` and `image.rs`.
 
 use std::time::Duration;
 

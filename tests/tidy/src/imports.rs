@@ -143,6 +143,10 @@ impl Uses<'_> {
 }
 
 impl<'ast> Visit<'ast> for Uses<'_> {
+    fn visit_visibility(&mut self, _: &'ast Visibility) {
+        // `pub(super)` says who may use an item; the file uses nothing by it.
+    }
+
     fn visit_item(&mut self, item: &'ast Item) {
         let attributes = match item {
             Item::Fn(item) => &item.attrs,
@@ -167,9 +171,6 @@ impl<'ast> Visit<'ast> for Uses<'_> {
             self.tree(&item.tree, &mut Vec::new());
         }
     }
-
-    /// Who may see an item is no use of a module: `pub(super)`.
-    fn visit_visibility(&mut self, _: &'ast Visibility) {}
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();

@@ -31,6 +31,9 @@ static LOSS_LOG: Limit = Limit::new(1, Duration::from_secs(60));
 
 type Sink = Box<dyn Write + Send>;
 
+/// Told the number of output that is held, once for each number.
+type OnHeld = Arc<dyn Fn(u64) + Send + Sync>;
+
 #[derive(Default)]
 struct Queue {
     /// Number that bytes written now are tagged with; `None` = not holding.
@@ -43,6 +46,8 @@ struct Queue {
     writing: bool,
     lost: u64,
     exit: bool,
+    /// For whoever decides what is let go.
+    on_held: Option<OnHeld>,
 }
 
 impl Queue {
@@ -157,9 +162,19 @@ impl ConsoleOut {
         }
         queue.held_bytes += bytes.len();
         match queue.held.back_mut() {
-            Some((last, held)) if *last == tag => held.extend_from_slice(bytes),
+            Some((last, held)) if *last == tag => return held.extend_from_slice(bytes),
             _ => queue.held.push_back((tag, bytes.to_vec())),
         }
+        let on_held = queue.on_held.clone();
+        drop(queue);
+        if let Some(on_held) = on_held {
+            on_held(tag);
+        }
+    }
+
+    /// From now on `told` hears the number of output that is held, once for each number, on the thread that writes it.
+    pub fn on_held(&self, told: impl Fn(u64) + Send + Sync + 'static) {
+        self.shared.lock().on_held = Some(Arc::new(told));
     }
 
     /// From now on bytes are held, tagged `tag`. Called again with every new number.
@@ -285,6 +300,23 @@ mod tests {
         console.stop_holding();
         console.write(b"d");
         assert_eq!(rest(console, &out), b"cd");
+    }
+
+    #[test]
+    fn what_is_held_is_told_once_for_each_number() {
+        let (console, _out) = console();
+        let (told, numbers) = mpsc::channel();
+        console.on_held(move |number| told.send(number).unwrap());
+        console.write(b"not held");
+        console.hold(5);
+        console.write(b"a");
+        console.write(b"b");
+        console.hold(6);
+        assert_eq!(numbers.try_iter().collect::<Vec<_>>(), [5]);
+        console.write(b"c");
+        console.release(6);
+        console.write(b"d");
+        assert_eq!(numbers.try_iter().collect::<Vec<_>>(), [6, 6], "what was released is not held any more");
     }
 
     #[test]

@@ -1,0 +1,245 @@
+//! Who is let in: a primary that this node becomes the standby of, its disks, and hosts that only ask.
+//!
+//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller, this incarnation of
+//! it, in the term that it says. Without one, whoever comes from a session that is over shows that session's nonce, and nobody else
+//! takes the place of a session that lives. Policy is this host's own. Whoever is of another VM is told nothing.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ft_proto::wire::{Kind, Part, Purpose, Standing, decode_body};
+use ft_proto::witness::Record;
+use ft_proto::{OnPartition, Settings, State, Time};
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::context::inbox::Message;
+use crate::guest::Shape;
+use crate::options::{StandbyOptions, silence};
+use crate::peers::alike::differences;
+use crate::peers::bounds;
+use crate::replica::Session;
+use crate::replica::standby::{Join, welcome};
+use crate::transport::addresses::as_seen_here;
+use crate::transport::listener::Incoming;
+use crate::witness::Stored;
+
+/// A caller whose witness is read no sooner is not waiting any more.
+const VOUCH_LIMIT: Duration = Duration::from_secs(4);
+
+/// What the witness says, or why it does not.
+type Read = Result<Option<Stored>, String>;
+
+/// What comes of a caller that is let in.
+pub(super) enum Admitted {
+    /// A primary, and what is noted of it.
+    Session(Box<Join>, Value),
+    /// A disk of this number, of the primary of the open session.
+    Disk(Box<Incoming>, u16),
+}
+
+/// What this host lets in as a standby.
+pub(super) struct Admission {
+    options: Option<StandbyOptions>,
+}
+
+impl Admission {
+    /// By what an operator says of this host.
+    pub(super) fn new(options: Option<StandbyOptions>) -> Self {
+        Self { options }
+    }
+
+    /// Somebody said hello. Whoever wants a session waits until the witness has been read, if there is one.
+    pub(super) fn called(&self, cx: &mut Context, session: &Session, incoming: Incoming) -> Option<Admitted> {
+        if let (Some(ours), Some(theirs)) = (cx.identity().vm(), incoming.hello.vm)
+            && ours != theirs
+        {
+            incoming.refuse(vec!["this host has nothing to do with that VM".to_owned()]);
+            return None;
+        }
+        let wants_session = matches!(incoming.hello.purpose, Purpose::Session { .. });
+        let Some(witness) = cx.witness().client().filter(|_| wants_session) else {
+            return self.judge(cx, session, incoming, None);
+        };
+        let (post, since) = (cx.post(), cx.now());
+        witness.read(move |record| post.send(Message::Vouched(Box::new(incoming), since, record)));
+        None
+    }
+
+    /// The witness has been read for a caller.
+    pub(super) fn vouched(
+        &self,
+        cx: &mut Context,
+        session: &Session,
+        incoming: Incoming,
+        since: Time,
+        record: Read,
+    ) -> Option<Admitted> {
+        if cx.now().since(since) > VOUCH_LIMIT {
+            // It has given up; a session must not end for somebody who is gone.
+            incoming.refuse(vec!["the witness took too long".to_owned()]);
+            return None;
+        }
+        self.judge(cx, session, incoming, Some(record))
+    }
+
+    fn judge(&self, cx: &mut Context, session: &Session, incoming: Incoming, record: Option<Read>) -> Option<Admitted> {
+        match incoming.hello.purpose.clone() {
+            Purpose::Ask => {
+                incoming.tell(&standing(cx, session));
+                None
+            }
+            Purpose::Session { .. } => self.session_request(cx, session, incoming, record),
+            Purpose::Disk { index, session, nonce } => {
+                let ours = cx.identity().session().is_some_and(|key| key.is(session, nonce));
+                if ours {
+                    return Some(Admitted::Disk(Box::new(incoming), index));
+                }
+                incoming.refuse(vec!["the session that this disk belongs to is over".to_owned()]);
+                None
+            }
+        }
+    }
+
+    fn session_request(
+        &self,
+        cx: &mut Context,
+        session: &Session,
+        incoming: Incoming,
+        record: Option<Read>,
+    ) -> Option<Admitted> {
+        let Purpose::Session { check, shape, beats, detect_ms, disk_buffer, took_over, on_partition, base, previous } =
+            incoming.hello.purpose.clone()
+        else {
+            return None;
+        };
+        let shape: Option<Shape> = decode_body(Kind::Hello, &shape).ok();
+        let addresses = beats.map(|address| address.parse().ok());
+        let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
+            incoming.refuse(vec!["the greeting does not decode".to_owned()]);
+            return None;
+        };
+        let beats = [as_seen_here(first, incoming.address), self.on_second_link(second)];
+        let mut reasons = objections(cx, &incoming, &shape);
+        reasons.extend(bounds::objection(disk_buffer));
+        reasons.extend(self.policy_objection(cx.witness().client().is_some(), on_partition));
+        match record {
+            Some(record) => reasons.extend(witness_objection(cx, &incoming, record)),
+            None => reasons.extend(session_objection(cx, session, &incoming, previous)),
+        }
+        if !reasons.is_empty() {
+            incoming.refuse(reasons);
+            return None;
+        }
+        if check {
+            drop(incoming.welcome(&welcome(cx, None, false)));
+            return None;
+        }
+        let own = self.options.as_ref().and_then(|options| options.detect_ms);
+        let silence = silence(own.unwrap_or(detect_ms));
+        let settings = Settings { silence, on_partition, ..*cx.node().settings() };
+        let joined = json!({
+            "node": incoming.hello.node.to_string(),
+            "address": incoming.address.to_string(),
+            "term": incoming.term.0,
+            "took_over": took_over,
+        });
+        Some(Admitted::Session(Box::new(Join { incoming, shape, beats, disk_buffer, base, settings }), joined))
+    }
+
+    /// A primary's address on the second link.
+    fn on_second_link(&self, address: SocketAddr) -> SocketAddr {
+        self.options.as_ref().map_or(address, |options| as_seen_here(address, options.heartbeat))
+    }
+
+    /// Who decides when the two cannot see each other is this host's business as much as the caller's.
+    fn policy_objection(&self, witnessed: bool, theirs: Option<OnPartition>) -> Option<String> {
+        let ours = self.options.as_ref().and_then(|options| options.on_partition);
+        match (witnessed, ours, theirs) {
+            (true, _, None) => None,
+            (true, _, Some(_)) => {
+                Some("this standby relies on a witness: protect the VM with the same witness=".to_owned())
+            }
+            (false, None, None) => {
+                Some("the primary relies on a witness and this standby has none: start it with witness=".to_owned())
+            }
+            (false, ours, theirs) if ours == theirs => None,
+            (false, ours, _) => {
+                let ours =
+                    ours.map_or("nothing".to_owned(), |policy| format!("on_partition={policy:?}").to_lowercase());
+                Some(format!(
+                    "who goes on in a partition must be the same on both hosts, and this standby says {ours}: give both \
+                     witness=, or the same on_partition="
+                ))
+            }
+        }
+    }
+}
+
+/// What this node does about the VM.
+fn standing(cx: &Context, session: &Session) -> Standing {
+    let settings = cx.node().settings();
+    // Whether this node, as a standby, takes over by itself.
+    let takes_over = settings.silence.is_some() && settings.on_partition != Some(OnPartition::Primary);
+    let part = match session {
+        _ if cx.node().runs() => Part::Runs,
+        Session::Standby(session) if cx.state() == State::StandbyReady && takes_over => {
+            Part::WillTakeOver(session.primary())
+        }
+        _ => Part::Waits,
+    };
+    Standing { node: cx.node().id(), vm: cx.identity().vm(), term: cx.term(), part }
+}
+
+/// What speaks against any primary of this kind.
+fn objections(cx: &mut Context, incoming: &Incoming, shape: &Shape) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if !matches!(cx.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady) {
+        reasons.push(format!("this node is no standby, it is {}", cx.state_name(false)));
+    }
+    if incoming.hello.vm.is_none() {
+        reasons.push("the caller does not say which VM it runs".to_owned());
+    }
+    if incoming.hello.node.host == cx.node().id().host {
+        reasons.push(format!(
+            "both hosts are called {}: give each a name of its own with --ft node=",
+            incoming.hello.node.host
+        ));
+    }
+    if incoming.term < cx.term() {
+        reasons.push(format!("the caller's term {} is older than this node's {}", incoming.term, cx.term()));
+    }
+    let ours = cx.machine().shape();
+    reasons.extend(differences(&ours, shape));
+    // The number of vCPUs is part of the CPU features, and has been complained about already.
+    if ours.vcpus == shape.vcpus {
+        reasons.extend(cx.machine_mut().guest().check_cpu(&shape.cpuid));
+    }
+    reasons
+}
+
+/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody who is on record with
+/// a standby begins a session with another one.
+fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<String> {
+    let address = cx.witness().client()?.address();
+    let stored = match record {
+        Ok(stored) => stored,
+        Err(reason) => return Some(format!("witness {address}: {reason}")),
+    };
+    let vm = incoming.hello.vm;
+    match stored.filter(|stored| stored.vm == vm).map(|stored| stored.record) {
+        Some(Record::Solo { owner, term, .. }) if owner == incoming.hello.node && term == incoming.term => None,
+        _ => Some(format!(
+            "the witness at {address} does not show the primary's record: do both hosts use the same one?"
+        )),
+    }
+}
+
+/// Without a witness: a session that lives is not replaced by whoever calls next.
+fn session_objection(cx: &Context, session: &Session, incoming: &Incoming, previous: u128) -> Option<String> {
+    let Session::Standby(session) = session else { return None };
+    // A primary that calls again says itself that its session is over, however open our end of the stream looks.
+    let proven = previous != 0 && previous == cx.identity().proof();
+    let is_past = !session.is_connected() && (incoming.term > cx.term() || !session.has_copy());
+    (!proven && !is_past).then(|| format!("this node is the standby of host {} already", session.primary().host))
+}

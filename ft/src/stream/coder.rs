@@ -1,0 +1,231 @@
+//! From a checkpoint to frames: pages as they are, as what changed in them, or not at all, and bodies packed where that pays.
+
+use std::io::Write;
+use std::ops::Range;
+
+use ft_proto::packing::{Packed, Packer};
+use ft_proto::pages::{DELTA_PAGE, PAGE, PAGES_PER_FRAME, Page, ZERO_PAGE};
+use ft_proto::wire::{Digest, EpochEnd, Kind, encode_body};
+use ft_proto::{Epoch, Term};
+
+use crate::guest::staging::{PORTION_PAGES, Staging};
+use crate::stream::history::{Form, History};
+use crate::stream::state_body::EncodedPositions;
+use crate::transport::frames::{Frame, Stamp, TransportError, write_frames};
+
+/// Pages that we put into one frame: coding, hashing, sending, checking and staging go on at the same time on different frames.
+const _: () = assert!(PORTION_PAGES <= PAGES_PER_FRAME);
+
+/// Bytes of the frames of one job.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Volume {
+    /// If every page that is not zero went out whole, and nothing was packed.
+    pub raw: u64,
+    /// As they went out.
+    pub sent: u64,
+}
+
+/// Makes frames of what is staged. Its buffers are kept and reused.
+pub struct Coder {
+    list: ListWriter,
+    pages: Packer,
+    state: Packer,
+}
+
+/// A page list being written.
+#[derive(Debug, Default)]
+struct ListWriter {
+    history: Option<History>,
+    /// The count and the entries.
+    index: Vec<u8>,
+    deltas: Vec<u8>,
+    /// What follows the entries, in order.
+    pieces: Vec<Piece>,
+    count: u64,
+    raw: u64,
+}
+
+/// Where bytes are.
+#[derive(Debug)]
+enum Piece {
+    Staged(Range<usize>),
+    Delta(Range<usize>),
+}
+
+impl Coder {
+    /// A coder that sends what changed in the pages that `history` knows.
+    #[must_use]
+    pub fn new(history: Option<History>) -> Self {
+        let list = ListWriter { history, ..ListWriter::default() };
+        Self { list, pages: Packer::default(), state: Packer::default() }
+    }
+
+    /// Sends the pages as frames of the first copy, packed if `pack` says so.
+    ///
+    /// # Errors
+    /// When the stream breaks.
+    pub fn send_copy(
+        &mut self,
+        staging: &Staging,
+        pack: bool,
+        stream: &mut impl Write,
+        term: Term,
+    ) -> Result<Volume, TransportError> {
+        let stamp = Stamp { kind: Kind::Copy, term, epoch: Epoch(0) };
+        let mut volume = Volume::default();
+        for (numbers, contents) in staging.chunks() {
+            self.list.fill(numbers, contents);
+            volume.raw += self.list.raw;
+            if self.list.count > 0 {
+                let parts = self.list.parts(contents);
+                let packed = pack.then(|| self.pages.pack(&parts)).flatten();
+                let frame = frame(stamp, &parts, packed.as_ref());
+                volume.sent += frame.len;
+                write_frames(stream, &[frame])?;
+            }
+        }
+        Ok(volume)
+    }
+
+    /// Sends the checkpoint whole, packed if `pack` says so.
+    ///
+    /// # Errors
+    /// When the stream breaks.
+    pub fn send_epoch(
+        &mut self,
+        staging: &Staging,
+        pack: bool,
+        stream: &mut impl Write,
+        term: Term,
+    ) -> Result<Volume, TransportError> {
+        let stamp = |kind| Stamp { kind, term, epoch: staging.epoch };
+        let mut sum = Sum::default();
+        let mut chunks = staging.chunks();
+        while chunks.len() > 1 {
+            let Some((numbers, contents)) = chunks.next() else { break };
+            self.list.fill(numbers, contents);
+            if self.list.count > 0 {
+                let parts = self.list.parts(contents);
+                let packed = pack.then(|| self.pages.pack(&parts)).flatten();
+                let frame = frame(stamp(Kind::Pages), &parts, packed.as_ref());
+                sum.add(&frame, self.list.count);
+                write_frames(stream, &[frame])?;
+            }
+            sum.volume.raw += self.list.raw;
+        }
+        // The rest goes out in one call: a small epoch wakes the standby once.
+        let (numbers, contents) = chunks.next().unwrap_or_default();
+        self.list.fill(numbers, contents);
+        let parts = self.list.parts(contents);
+        let packed = pack.then(|| self.pages.pack(&parts)).flatten();
+        let pages = (self.list.count > 0).then(|| frame(stamp(Kind::Pages), &parts, packed.as_ref()));
+        pages.iter().for_each(|frame| sum.add(frame, self.list.count));
+        let positions = EncodedPositions::new(&staging.positions);
+        let parts = positions.parts_with(&staging.state);
+        let packed = pack.then(|| self.state.pack(&parts)).flatten();
+        let state = frame(stamp(Kind::State), &parts, packed.as_ref());
+        sum.add(&state, 0);
+        sum.volume.raw += self.list.raw + state.raw;
+        let end = encode_body(&sum.end());
+        let parts = [&end[..]];
+        let end = Frame::new(stamp(Kind::End), &parts);
+        let rest: Vec<_> = pages.into_iter().chain([state, end]).collect();
+        write_frames(stream, &rest)?;
+        Ok(sum.volume)
+    }
+}
+
+fn frame<'a>(stamp: Stamp, parts: &'a [&'a [u8]], packed: Option<&'a Packed<'_>>) -> Frame<'a> {
+    packed.map_or_else(|| Frame::new(stamp, parts), |packed| Frame::packed(stamp, &packed.parts, packed.raw))
+}
+
+/// What the end of an epoch says of its frames.
+#[derive(Default)]
+struct Sum {
+    digest: Digest,
+    frames: u64,
+    pages: u64,
+    volume: Volume,
+}
+
+impl Sum {
+    fn add(&mut self, frame: &Frame<'_>, pages: u64) {
+        self.digest.add(frame.hash);
+        self.frames += 1;
+        self.pages += pages;
+        self.volume.sent += frame.len;
+    }
+
+    fn end(&self) -> EpochEnd {
+        EpochEnd { pages: self.pages, frames: self.frames, digest: self.digest.value() }
+    }
+}
+
+impl ListWriter {
+    /// Lists these pages, but for those that the standby has already.
+    fn fill(&mut self, numbers: &[u64], contents: &[Page]) {
+        self.index.clear();
+        self.index.extend([0; 8]);
+        self.deltas.clear();
+        self.pieces.clear();
+        (self.count, self.raw) = (0, 8);
+        for (at, (number, content)) in numbers.iter().zip(contents).enumerate() {
+            self.add(*number, at, content);
+        }
+        self.index[..8].copy_from_slice(&self.count.to_le_bytes());
+    }
+
+    fn add(&mut self, number: u64, at: usize, content: &Page) {
+        self.raw += 8;
+        let mut entry = number;
+        if is_zero(content) {
+            entry |= ZERO_PAGE;
+            if let Some(history) = &mut self.history {
+                history.zero(number);
+            }
+        } else {
+            self.raw += PAGE as u64;
+            let start = self.deltas.len();
+            match self.history.as_mut().map(|history| history.form(number, content, &mut self.deltas)) {
+                Some(Form::Same) => return,
+                Some(Form::Delta) => {
+                    entry |= DELTA_PAGE;
+                    self.follow(Piece::Delta(start..self.deltas.len()));
+                }
+                Some(Form::Whole) | None => self.follow(Piece::Staged(at * PAGE..(at + 1) * PAGE)),
+            }
+        }
+        self.count += 1;
+        self.index.extend(entry.to_le_bytes());
+    }
+
+    /// Appends a piece, or makes the last one longer.
+    fn follow(&mut self, piece: Piece) {
+        match (self.pieces.last_mut(), &piece) {
+            (Some(Piece::Staged(last)), Piece::Staged(next)) | (Some(Piece::Delta(last)), Piece::Delta(next))
+                if last.end == next.start =>
+            {
+                last.end = next.end;
+            }
+            _ => self.pieces.push(piece),
+        }
+    }
+
+    /// The body, part by part.
+    fn parts<'a>(&'a self, contents: &'a [Page]) -> Vec<&'a [u8]> {
+        let piece = |piece: &Piece| match piece {
+            Piece::Staged(range) => &contents.as_flattened()[range.clone()],
+            Piece::Delta(range) => &self.deltas[range.clone()],
+        };
+        std::iter::once(&self.index[..]).chain(self.pieces.iter().map(piece)).collect()
+    }
+}
+
+/// Whether a page holds only zeroes.
+fn is_zero(page: &Page) -> bool {
+    // In blocks, so that the compiler uses wide registers and a page with content ends the scan early.
+    page.chunks(64).all(|block| block.iter().fold(0, |or, byte| or | byte) == 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,9 @@
+//! The replication stream: the threads at both of its ends, and what they make of checkpoints and frames.
+
+pub(crate) mod adaptive_compression;
+pub(crate) mod coder;
+pub(crate) mod history;
+pub(crate) mod image;
+pub(crate) mod receiver;
+pub(crate) mod sender;
+pub(crate) mod state_body;

@@ -1,0 +1,394 @@
+//! Heartbeats: one thread that sends ours on both links and passes the peer's on, with the time they arrived.
+//!
+//! A beat is one UDP datagram of fixed form, [`Datagram`]. Anybody can send one, so a beat counts only within a session: it must
+//! name the VM, the session, the session's secret number (which crosses the network in its greeting only) and the peer that this node
+//! has the session with. Whatever does not is dropped before anything is made of it, and counted. What is passed on is
+//! bounded by whoever takes it: of each link only the last beat matters.
+//!
+//! The thread stops beating when the engine has not shown itself for [`HUNG`]: a process whose engine hangs is no use to its
+//! peer, however well its threads run.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ft_proto::{Beat, HostId, LinkId, NodeId, Term, Time, VmId};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use twox_hash::XxHash3_64;
+use zerocopy::little_endian::{U16, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::clock::Clock;
+use crate::transport::tally::Tally;
+
+/// An engine that was not seen for this long counts as hung. Far above any pause, far below what an operator would wait.
+const HUNG: Duration = Duration::from_secs(5);
+/// How often to beat when nobody is suspected.
+const LEISURE: Duration = Duration::from_millis(500);
+/// Datagrams read from a link before the clock is looked at again: a flood must not keep ours from leaving.
+const BURST: usize = 64;
+const MAGIC: [u8; 4] = *b"PLXB";
+const VERSION: u16 = 2;
+
+/// A beat as it crosses the network.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Datagram {
+    magic: [u8; 4],
+    version: U16,
+    /// 1: it runs the VM.
+    runs: u8,
+    /// 0.
+    reserved: u8,
+    vm: U128,
+    session: U64,
+    nonce: U128,
+    /// Who sends it.
+    host: [u8; HostId::LEN],
+    incarnation: U64,
+    term: U64,
+    /// XXH3 of what comes before it.
+    hash: U64,
+}
+
+/// Bytes before the hash.
+const HASHED: usize = size_of::<Datagram>() - size_of::<U64>();
+
+/// What the beats of a session carry, and those of its peer must.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct BeatKey {
+    /// The VM that it protects.
+    pub vm: VmId,
+    /// The session.
+    pub session: u64,
+    /// Drawn for it at random, and told to the peer only.
+    pub nonce: u128,
+    /// This node.
+    pub me: NodeId,
+    /// The other one.
+    pub peer: NodeId,
+}
+
+/// Datagrams that were dropped, by cause.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Ignored {
+    /// Not a beat of this version: another length, magic, version or hash.
+    pub malformed: u64,
+    /// While there was no session.
+    pub unexpected: u64,
+    /// Of another VM.
+    pub other_vm: u64,
+    /// Of another session, or made up.
+    pub other_session: u64,
+    /// Of another node than the peer.
+    pub other_node: u64,
+}
+
+impl Ignored {
+    /// All of them.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        let Self { malformed, unexpected, other_vm, other_session, other_node } = self;
+        malformed + unexpected + other_vm + other_session + other_node
+    }
+}
+
+/// Why a datagram is dropped.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Cause {
+    Malformed,
+    Unexpected,
+    OtherVm,
+    OtherSession,
+    OtherNode,
+}
+
+impl Cause {
+    const ALL: [Self; 5] = [Self::Malformed, Self::Unexpected, Self::OtherVm, Self::OtherSession, Self::OtherNode];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Unexpected => "without a session",
+            Self::OtherVm => "of another VM",
+            Self::OtherSession => "of another session",
+            Self::OtherNode => "of another node",
+        }
+    }
+}
+
+/// What the beats say, kept current by the engine without locks.
+#[derive(Debug, Default)]
+struct Said {
+    /// Term and whether it runs the VM, in one: what is sent was said, both of it.
+    beat: AtomicU64,
+    engine_seen: AtomicU64,
+    quit: AtomicBool,
+    ignored: [AtomicU64; Cause::ALL.len()],
+}
+
+/// A term and whether its node runs the VM, in one word.
+fn pack(term: Term, runs: bool) -> u64 {
+    // No believable term comes near the top bit.
+    (term.0 << 1) | u64::from(runs)
+}
+
+fn unpack(packed: u64) -> (Term, bool) {
+    (Term(packed >> 1), packed & 1 == 1)
+}
+
+/// One link's socket.
+#[derive(Clone, Debug)]
+pub struct BeatSocket {
+    /// The link.
+    pub link: LinkId,
+    /// Non-blocking, bound on our side.
+    pub socket: Arc<UdpSocket>,
+    /// The other side; without it the link only listens.
+    pub peer: Option<SocketAddr>,
+}
+
+/// Where the beats go, how often, and of which session they are.
+#[derive(Clone, Debug)]
+struct Route {
+    sockets: Vec<BeatSocket>,
+    interval: Duration,
+    key: Option<BeatKey>,
+}
+
+/// The heartbeat thread; dropping it ends the thread.
+#[derive(Debug)]
+pub struct Beats {
+    said: Arc<Said>,
+    /// Replaced as a whole: the thread holds on to what it works with, and no lock while it does.
+    route: Arc<Mutex<Arc<Route>>>,
+    wake: Arc<EventFd>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Beats {
+    /// Starts the thread, with no links and no session yet; arriving beats go to `heard`.
+    ///
+    /// # Errors
+    /// When the thread or its event descriptor cannot be made.
+    pub fn start(clock: Clock, heard: impl Fn(LinkId, Time, Beat) + Send + 'static) -> io::Result<Self> {
+        let said = Arc::new(Said::default());
+        let route = Route { sockets: Vec::new(), interval: LEISURE, key: None };
+        let route = Arc::new(Mutex::new(Arc::new(route)));
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let (said_too, route_too, woken) = (said.clone(), route.clone(), wake.clone());
+        let thread = host_kit::thread::spawn("ft-beat", move || {
+            host_kit::sched::set_realtime(true);
+            let tally = Tally::new("heartbeats ignored");
+            Worker { clock, said: said_too, route: route_too, wake: woken, tally, heard }.run();
+        })?;
+        Ok(Self { said, route, wake, thread: Some(thread) })
+    }
+
+    /// A session begins: its beats count from now on, and no others. `None`: none do.
+    pub fn key(&self, key: Option<BeatKey>) {
+        self.change(|route| route.key = key);
+    }
+
+    /// Beats through these sockets from now on; a link without a peer address only listens.
+    pub fn route(&self, sockets: Vec<BeatSocket>, interval: Option<Duration>) {
+        self.change(|route| (route.sockets, route.interval) = (sockets, interval.unwrap_or(LEISURE)));
+    }
+
+    /// Changes where the beats go to, and how often; the sockets stay.
+    pub fn aim(&self, peers: [SocketAddr; LinkId::ALL.len()], interval: Option<Duration>) {
+        self.change(|route| {
+            for BeatSocket { link, peer, .. } in &mut route.sockets {
+                *peer = Some(peers[*link as usize]);
+            }
+            route.interval = interval.unwrap_or(LEISURE);
+        });
+    }
+
+    /// What the beats say from now on; also the engine's sign of life.
+    pub fn say(&self, Beat { term, runs, .. }: Beat, now: Time) {
+        self.said.engine_seen.store(now.0, Ordering::Relaxed);
+        let packed = pack(term, runs);
+        // A change is told at once: a fenced primary must not keep its standby waiting.
+        if self.said.beat.swap(packed, Ordering::Relaxed) != packed {
+            self.wake();
+        }
+    }
+
+    /// What was dropped so far.
+    #[must_use]
+    pub fn ignored(&self) -> Ignored {
+        let [malformed, unexpected, other_vm, other_session, other_node] =
+            Cause::ALL.map(|cause| self.said.ignored[cause as usize].load(Ordering::Relaxed));
+        Ignored { malformed, unexpected, other_vm, other_session, other_node }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Route)) {
+        change(Arc::make_mut(&mut self.route.lock().unwrap_or_else(PoisonError::into_inner)));
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is full, and then the thread wakes anyway.
+        let _ = self.wake.write(1);
+    }
+}
+
+impl Drop for Beats {
+    fn drop(&mut self) {
+        self.said.quit.store(true, Ordering::Release);
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker<H> {
+    clock: Clock,
+    said: Arc<Said>,
+    route: Arc<Mutex<Arc<Route>>>,
+    wake: Arc<EventFd>,
+    tally: Tally,
+    heard: H,
+}
+
+impl<H: Fn(LinkId, Time, Beat)> Worker<H> {
+    /// Ends when it is told to, and for no other reason.
+    fn run(mut self) {
+        let mut next = self.clock.now();
+        // A link whose socket fails is left alone until the next beat: its error would wake us again at once.
+        let mut failed = [false; LinkId::ALL.len()];
+        while !self.said.quit.load(Ordering::Acquire) {
+            let now = self.clock.now();
+            let route = self.route.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if now >= next {
+                next = now + route.interval;
+                failed = Default::default();
+                self.send(&route, now);
+            }
+            let left = next.since(now).min(route.interval);
+            if self.wait(&route, &failed, left) {
+                let _ = self.wake.read();
+                next = self.clock.now();
+            }
+            for BeatSocket { link, socket, .. } in &route.sockets {
+                let at = *link as usize;
+                failed[at] = failed[at] || !self.receive(*link, socket, route.key.as_ref());
+            }
+            if let Some(line) = self.tally.line(Instant::now()) {
+                tracing::warn!(target: "ft", "{line}");
+            }
+        }
+    }
+
+    fn send(&self, route: &Route, now: Time) {
+        let Some(key) = &route.key else { return };
+        if now.since(Time(self.said.engine_seen.load(Ordering::Relaxed))) > HUNG {
+            return;
+        }
+        let (term, runs) = unpack(self.said.beat.load(Ordering::Relaxed));
+        let datagram = encode(key, term, runs);
+        for BeatSocket { socket, peer, .. } in &route.sockets {
+            if let Some(peer) = peer {
+                // A beat that cannot be sent is a beat that is not heard: the detector's business.
+                let _ = socket.send_to(datagram.as_bytes(), peer);
+            }
+        }
+    }
+
+    /// Returns whether something has changed that is to be said.
+    fn wait(&self, route: &Route, failed: &[bool], left: Duration) -> bool {
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(route.sockets.len() + 1);
+        fds.push(PollFd::new(self.wake.as_fd(), PollFlags::POLLIN));
+        for BeatSocket { link, socket, .. } in &route.sockets {
+            if !failed[*link as usize] {
+                fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+            }
+        }
+        // Rounded up: a beat a millisecond late is better than a busy loop in the last one.
+        let timeout = PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+        if poll(&mut fds, timeout).is_err() {
+            // Interrupted, or the kernel has no memory: the sockets are looked at anyway, and not too often.
+            thread::sleep(Duration::from_millis(1));
+        }
+        fds[0].any().unwrap_or(false)
+    }
+
+    /// Reads what has arrived, up to [`BURST`]. Returns whether the socket works.
+    fn receive(&mut self, link: LinkId, socket: &UdpSocket, key: Option<&BeatKey>) -> bool {
+        // One more than a beat has: what is longer is not cut to the right length.
+        let mut bytes = [0; size_of::<Datagram>() + 1];
+        for _ in 0..BURST {
+            match socket.recv_from(&mut bytes) {
+                Ok((len, from)) => match decode(&bytes[..len], key) {
+                    Ok(beat) => (self.heard)(link, self.clock.now(), beat),
+                    Err(cause) => {
+                        self.said.ignored[cause as usize].fetch_add(1, Ordering::Relaxed);
+                        self.tally.add(cause.name(), || format!("from {from}"));
+                    }
+                },
+                Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+            }
+        }
+        true
+    }
+}
+
+fn host_bytes(host: HostId) -> [u8; HostId::LEN] {
+    let mut bytes = [0; HostId::LEN];
+    let name = host.as_str().as_bytes();
+    bytes[..name.len()].copy_from_slice(name);
+    bytes
+}
+
+fn encode(key: &BeatKey, term: Term, runs: bool) -> Datagram {
+    let mut datagram = Datagram {
+        magic: MAGIC,
+        version: VERSION.into(),
+        runs: runs.into(),
+        reserved: 0,
+        vm: key.vm.0.into(),
+        session: key.session.into(),
+        nonce: key.nonce.into(),
+        host: host_bytes(key.me.host),
+        incarnation: key.me.incarnation.into(),
+        term: term.0.into(),
+        hash: U64::ZERO,
+    };
+    datagram.hash = XxHash3_64::oneshot(&datagram.as_bytes()[..HASHED]).into();
+    datagram
+}
+
+/// The beat of a datagram that is the peer's in this session.
+fn decode(bytes: &[u8], key: Option<&BeatKey>) -> Result<Beat, Cause> {
+    // The cheap questions first: a flood must not cost a hash each.
+    let datagram = Datagram::ref_from_bytes(bytes).map_err(|_| Cause::Malformed)?;
+    if datagram.magic != MAGIC || datagram.version != VERSION {
+        return Err(Cause::Malformed);
+    }
+    let key = key.ok_or(Cause::Unexpected)?;
+    if datagram.vm != key.vm.0 {
+        return Err(Cause::OtherVm);
+    }
+    if datagram.session != key.session || datagram.nonce != key.nonce {
+        return Err(Cause::OtherSession);
+    }
+    if datagram.host != host_bytes(key.peer.host) || datagram.incarnation != key.peer.incarnation {
+        return Err(Cause::OtherNode);
+    }
+    let term = Term(datagram.term.get());
+    let whole = datagram.hash == XxHash3_64::oneshot(&bytes[..HASHED]);
+    if !whole || datagram.runs > 1 || datagram.reserved != 0 || !term.is_plausible() {
+        return Err(Cause::Malformed);
+    }
+    Ok(Beat { from: key.peer, term, runs: datagram.runs == 1 })
+}
+
+#[cfg(test)]
+mod tests;
