@@ -57,7 +57,7 @@ pub enum Input {
     /// Primary: an operator moves the VM to the standby, without losing anything.
     SwitchoverRequested,
     /// Primary: an operator has this node stop as if it had crashed, without telling its standby.
-    CeaseRequested,
+    SimulateCrash,
     /// Standby: a primary was accepted; the first copy begins.
     PrimaryJoined {
         /// The primary.
@@ -267,7 +267,7 @@ pub enum Event {
     },
     /// This process was stopped or starved of CPU time; the peer gets at least a third of the limit to be
     /// heard.
-    OwnStall,
+    LocalStall,
     /// The standby begins to take over.
     TakingOver {
         /// From this checkpoint.
@@ -286,7 +286,7 @@ pub enum Event {
     WitnessRecordRestored,
     /// The primary was heard again before the witness: the standby commits epochs again, and asks what became
     /// of its claim.
-    TakeOverWithdrawn,
+    TakeoverWithdrawn,
     /// The standby holds a complete copy.
     StandbyReady {
         /// Of this primary's term.
@@ -298,7 +298,7 @@ pub enum Event {
         reason: String,
     },
     /// The primary is silent, but there is no witness, and by the policy the standby does not take over.
-    TakeOverHeldBack,
+    TakeoverSuppressed,
     /// This node may no longer run the VM, and has stopped it.
     Fenced {
         /// Why.

@@ -211,7 +211,7 @@ impl Node {
 
     /// Whether this node runs the VM, and another one can take over at any moment.
     #[must_use]
-    pub fn has_a_successor(&self) -> bool {
+    pub fn can_fail_over(&self) -> bool {
         matches!(&self.role, Role::Primary(primary) if primary.can_fail_over())
     }
 
@@ -366,7 +366,7 @@ impl Node {
         }
         let beat_interval = self.detector.check_interval().unwrap_or_default();
         let (role, mut cx) = self.role_in(now);
-        cx.tell(Event::OwnStall);
+        cx.tell(Event::LocalStall);
         match role {
             Role::Primary(primary) => primary.woke(now, beat_interval),
             Role::Standby(standby) => standby.woke(now),

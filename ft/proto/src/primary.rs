@@ -223,7 +223,7 @@ impl Primary {
             }
             Input::SwitchoverRequested => self.begin_to_move(),
             // Not while it may be given the VM for itself alone: then nobody would run it.
-            Input::CeaseRequested if self.can_fail_over() => {
+            Input::SimulateCrash if self.can_fail_over() => {
                 return Some(cx.fence("ended by request, as if it had died".to_owned()));
             }
             Input::StopRequested => return self.stop(cx),
@@ -248,7 +248,7 @@ impl Primary {
             return self.standby_lost(reason, cx);
         }
         if self.ack_due(cx.settings).is_some_and(|due| due <= cx.now) {
-            return self.leave("the standby lives but acknowledges nothing".to_owned(), By::Failure, cx);
+            return self.leave("the standby is alive but acknowledges no epochs".to_owned(), By::Failure, cx);
         }
         self.maybe_cut(cx);
         None

@@ -346,7 +346,7 @@ impl Standby {
             State::Ready(ready) if ready.primary != PrimarySays::Runs => self.take_over_from_stopped(cx),
             State::Ready(ready) if cx.settings.on_partition == Some(OnPartition::Primary) => {
                 if !std::mem::replace(&mut ready.suppressed, true) {
-                    cx.tell(Event::TakeOverHeldBack);
+                    cx.tell(Event::TakeoverSuppressed);
                 }
                 None
             }
@@ -441,7 +441,7 @@ impl Ready {
         let Some(pending) = self.claim.pending_mut().filter(|claim| claim.is_due(cx.now)) else { return };
         let back = self.arriving.is_some() && self.primary != PrimarySays::Yielded && !suspects;
         if back && matches!(pending.claim(), Claim::TakeOver { .. }) {
-            cx.tell(Event::TakeOverWithdrawn);
+            cx.tell(Event::TakeoverWithdrawn);
             self.claim = ClaimState::Content;
             self.commit_whole_epochs(cx);
             self.claim = ClaimState::Withdrawing(PendingClaim::ask(self.session.withdrawal(id), cx));

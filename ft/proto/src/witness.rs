@@ -190,7 +190,7 @@ pub enum Verdict {
 /// What a witness that grants everything would write.
 #[cfg(feature = "model")]
 #[must_use]
-pub fn wish(claim: Claim) -> Record {
+pub fn grant_unchecked(claim: Claim) -> Record {
     let solo = |owner, term| Record::Solo { owner, term, since: term };
     match claim {
         Claim::Start { node, disks, .. } => solo(node, disks.term().next()),

@@ -81,8 +81,8 @@ impl Context {
             State::Solo => "unprotected",
             State::Syncing => "syncing",
             // It is about to leave its standby, and may not let anything out before the witness says so.
-            State::Protected if !self.node.has_a_successor() && self.open_claim().is_some() => "awaiting-witness",
-            State::Protected if !self.node.has_a_successor() => "leaving",
+            State::Protected if !self.node.can_fail_over() && self.open_claim().is_some() => "awaiting-witness",
+            State::Protected if !self.node.can_fail_over() => "leaving",
             // Whichever host fails next, the other one would ask in vain: nobody answers, or there is no record that names it.
             State::Protected if self.witness.is_lost() || self.open_claim().is_some() => "degraded",
             State::Protected => "protected",
@@ -97,7 +97,7 @@ impl Context {
     fn replica_name(&self) -> &'static str {
         match self.node.state() {
             State::Syncing | State::StandbySyncing => "copying",
-            State::Protected if self.node.has_a_successor() => "in-sync",
+            State::Protected if self.node.can_fail_over() => "in-sync",
             State::StandbyReady => "in-sync",
             // One that is being left may be dead or behind.
             State::Protected | State::Solo | State::StandbyEmpty | State::Fenced => "none",

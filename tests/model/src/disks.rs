@@ -47,7 +47,7 @@ impl Sys {
         NodeId::numbered(at as u64 + 1, self.incarnations[at] + 1)
     }
 
-    /// Who has asked whether it may start the VM, and has no answer yet.
+    /// Nodes that have asked whether they may start the VM, and have no answer yet.
     pub(crate) fn starts_under_way(&self) -> impl Iterator<Item = NodeId> {
         let asks = self.asks.iter().map(|(id, claim)| (*id, *claim));
         let all = asks.chain(self.answers.iter().map(|(id, answer)| (*id, answer.claim())));

@@ -195,7 +195,7 @@ impl Sys {
         let (standby, its_term) = (peer.id(), peer.term());
         let waits = matches!(peer.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady);
         let on_record = matches!(self.record, Some(Record::Solo { owner, term: t, .. }) if owner == id && t == term);
-        // An answer to an old question: that reign has had its session.
+        // An answer to an old question: that term has had its session.
         let used = self.hosts[at].node.as_ref().is_none_or(|node| term <= node.term());
         if used || !waits || !on_record || term < its_term {
             return Some(());

@@ -51,7 +51,7 @@ impl World {
             Message::Timer => self.look_at_clock(address),
             Message::Stop => self.input(address, Input::StopRequested),
             Message::Move => self.input(address, Input::SwitchoverRequested),
-            Message::Cease => self.cease(address),
+            Message::SimulateCrash => self.simulate_crash(address),
         }
     }
 

@@ -201,7 +201,7 @@ impl World {
         if self.survivable(host) && self.process(address).is_some_and(|p| p.node.state() == State::Protected) {
             self.note(host, || "operator tests a failover".to_owned());
             self.disturb_all(host, self.now);
-            self.after(Duration::ZERO, Event::Tell(address, Message::Cease));
+            self.after(Duration::ZERO, Event::Tell(address, Message::SimulateCrash));
         }
     }
 

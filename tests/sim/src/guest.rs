@@ -72,7 +72,7 @@ pub(crate) struct Guest {
     pub(crate) dirty: BTreeSet<usize>,
     /// Whether it executes.
     pub(crate) running: bool,
-    /// Whether it stands still for a cut.
+    /// Whether it is paused for a cut.
     pub(crate) stopped: bool,
 }
 

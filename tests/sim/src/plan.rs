@@ -36,7 +36,7 @@ pub(crate) enum Fault {
     BreakStream,
     /// A frame in a stream is changed on the way.
     CorruptStream,
-    /// A stream stands still for a while.
+    /// A stream stalls for a while.
     StallStream,
     /// A device process fails: disk full, tap gone, process dead.
     DeviceFailure,

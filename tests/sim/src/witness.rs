@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
+use ft_proto::witness::{Claim, Record, Verdict, grant_unchecked, judge};
 use ft_proto::{State, Term, WitnessAnswer};
 
 use crate::mutation::Mutation;
@@ -57,7 +57,7 @@ impl World {
         let record = self.witness.record;
         let granted = |owner, term: Term| Verdict::Granted(Record::Solo { owner, term, since: term });
         match (self.mutation, claim, record) {
-            (Some(Mutation::WitnessGrantsAll), claim, _) => Verdict::Granted(wish(claim)),
+            (Some(Mutation::WitnessGrantsAll), claim, _) => Verdict::Granted(grant_unchecked(claim)),
             (Some(Mutation::StartOnAbsence), Claim::Start { node, .. }, None) => granted(node, claim.term().next()),
             (
                 Some(Mutation::HostNameOnly),

@@ -38,7 +38,7 @@ pub enum Record {
         /// The term in which the VM was last given to somebody: since then nobody else can have run it.
         since: Term,
     },
-    /// The VM was shut down; who has its newest disks may start it.
+    /// The VM was shut down; a host that has its newest disks may start it.
     Stopped {
         /// The last term.
         term: Term,
