@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use ft::{Candidate, NodeOptions, NodeTerm};
 use ft_proto::HostId;
+use pollux_api::status::State;
 use serde_json::json;
 
 use crate::config::VmConfig;
@@ -75,7 +76,7 @@ impl Voter {
     fn run(&self, stopped: &Receiver<()>) -> Option<NodeTerm> {
         let (mut told, mut since) = (None, Instant::now());
         while stopped.recv_timeout(AGAIN) == Err(RecvTimeoutError::Timeout) {
-            if self.board.status().state != "standby-empty" {
+            if self.board.status().state != State::StandbyEmpty {
                 since = Instant::now();
                 continue;
             }

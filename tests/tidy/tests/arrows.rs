@@ -3,16 +3,17 @@
 use tidy::{Source, report, sources_ending};
 
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("device-counters", &[]),
     ("device-vring", &[]),
     ("ft/proto", &[]),
-    ("ft", &["ft-proto", "host-kit"]),
+    ("ft", &["ft-proto", "host-kit", "pollux-api"]),
     ("host-kit", &[]),
-    ("pollux", &["ft", "ft-proto", "host-kit"]),
+    ("pollux", &["ft", "ft-proto", "host-kit", "pollux-api"]),
+    ("pollux-api", &[]),
     ("vhost-user-blk-repl", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
     ("vhost-user-net-buffer", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
-    ("vmm", &["device-counters", "ft", "ft-proto", "host-kit"]),
+    ("vmm", &["device-counters", "ft", "ft-proto", "host-kit", "pollux-api"]),
 ];
 
 /// Files of the VMM that may name the engine; all others are mechanism and know no epochs.
