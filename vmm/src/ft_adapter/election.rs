@@ -89,7 +89,7 @@ impl Voter {
                 Err(error) => error.to_string(),
             };
             if told.as_ref() != Some(&why) {
-                self.board.note("waits-as-standby", json!({ "reason": why }));
+                self.board.note("started-as-standby", json!({ "reason": why }));
                 told = Some(why);
             }
         }

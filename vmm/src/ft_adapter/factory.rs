@@ -150,7 +150,7 @@ impl VmFactory for KvmFactory {
             ft::Part::StandBy(why) => {
                 if let Some(why) = why {
                     // Seen in the events of the engine that is about to be made.
-                    self.setup.board.note("waits-as-standby", serde_json::json!({ "reason": why }));
+                    self.setup.board.note("started-as-standby", serde_json::json!({ "reason": why }));
                 }
                 Part::StandBy
             }
