@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use device_counters::{DiskCounters, NetCounters};
+use device_api::counters::{DiskCounters, NetCounters};
 use ft_proto::device_ctl::QueueState;
 use serde_json::{Value, json};
 

@@ -1,19 +1,17 @@
 //! Builds real VMs for the control loop, and makes what happens in them its events.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
 use ft::{Candidate, Ft, NodeOptions, NodeTerm, Setup};
 use ft_proto::HostId;
 use ft_proto::witness::Disks;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use host_kit::event_loop::{EventLoop, readable};
+use host_kit::log_limit::{self, Limit};
 use pollux_api::options::StartRole;
 use serde_json::Value;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::{DiskPurpose, VmConfig};
 use crate::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFactory};
@@ -26,7 +24,6 @@ use crate::process::ChildExits;
 use crate::virtio::DeviceEvent;
 use crate::virtio::pci_transport::Observer;
 use crate::vm::Vm;
-use host_kit::log_limit::{self, Limit};
 
 /// So many times in a [`log_limit::PERIOD`] it is told that drivers set devices up and take them down.
 const DEVICE_EVENTS_BURST: u32 = 100;
@@ -181,7 +178,7 @@ pub struct KvmMachine {
 
 struct Live {
     // Dropped first: it reports device processes that end, and they are about to be ended.
-    _watch: ExitWatch,
+    _watch: EventLoop,
     vm: Vm,
 }
 
@@ -196,7 +193,7 @@ impl KvmMachine {
         let watch = {
             let devices = vm.devices().lock().unwrap_or_else(PoisonError::into_inner);
             devices.set_observer(&observer(events.clone()));
-            ExitWatch::start(devices.child_exits().clone(), events)?
+            watch_exits(devices.child_exits().clone(), events)?
         };
         let config = vm.config().clone();
         Ok(Self { live: Some(Live { _watch: watch, vm }), election: None, config })
@@ -311,52 +308,12 @@ impl Machine for KvmMachine {
 }
 
 /// Reports device processes that end by themselves, on a thread of its own, until it is dropped.
-struct ExitWatch {
-    stop: EventFd,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl ExitWatch {
-    fn start(exits: Arc<ChildExits>, events: Sender<VmEvent>) -> io::Result<Self> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let stopped = stop.try_clone()?;
-        let thread = host_kit::thread::spawn("device-watch", move || watch_exits(&exits, &stopped, &events))?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for ExitWatch {
-    fn drop(&mut self) {
-        if let Err(e) = self.stop.write(1) {
-            tracing::warn!("the watch of device processes cannot be stopped: {e}");
-            return;
-        }
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the watch of device processes has panicked");
-        }
-    }
-}
-
-fn watch_exits(exits: &ChildExits, stop: &EventFd, events: &Sender<VmEvent>) {
-    // SAFETY: both descriptors are open as long as their owners are borrowed.
-    let [stop, exit] = [stop, exits.event()].map(|event| unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) });
-    loop {
-        let mut fds = [PollFd::new(stop, PollFlags::POLLIN), PollFd::new(exit, PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(nix::Error::EINTR) => continue,
-            Err(e) => {
-                tracing::error!("device processes are not watched any more: {e}");
-                return;
-            }
-            Ok(_) => {}
-        }
-        if fds[0].any().unwrap_or(true) {
-            return;
-        }
+fn watch_exits(exits: Arc<ChildExits>, events: Sender<VmEvent>) -> io::Result<EventLoop> {
+    EventLoop::start("device-watch", vec![readable(exits.event(), 0)], move |_| {
         for ended in exits.take() {
-            send(events, VmEvent::DeviceExited { id: ended.id, status: ended.status.to_string() });
+            send(&events, VmEvent::DeviceExited { id: ended.id, status: ended.status.to_string() });
         }
-    }
+    })
 }
 
 #[cfg(test)]

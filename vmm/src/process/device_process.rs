@@ -15,12 +15,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use device_counters::Page;
-use ft_proto::device_ctl::{self, CTL_MAX, CTL_VERSION, DeviceInfo, Report};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use device_api::client::{self, HelloError};
+use device_api::counters::Page;
+use device_api::link::{Link, LinkError};
+use ft_proto::device_ctl::DeviceInfo;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
 use crate::process::descriptors::{inherit, pidfd_open, private_listener};
 use crate::process::error::{ProcessError, READY_LIMIT};
@@ -36,7 +35,7 @@ const END_LIMIT: Duration = Duration::from_secs(3);
 pub struct DeviceProcess {
     id: String,
     program: String,
-    control: OwnedFd,
+    control: Link,
     stream: Option<UnixStream>,
     counters: Page,
     shared: Arc<Supervised>,
@@ -66,8 +65,7 @@ impl DeviceProcess {
             }
         };
         let (listener, stream) = private_listener().map_err(start("cannot make its socket"))?;
-        let (control, control_far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|e| start("cannot make its control socket")(e.into()))?;
+        let (control, control_far) = Link::pair().map_err(start("cannot make its control socket"))?;
         let (counters, counters_file) = Page::create().map_err(start("cannot make its counters"))?;
         let inherited = [listener.as_raw_fd(), control_far.as_raw_fd(), counters_file.as_raw_fd()];
         let mut command = Command::new(&path);
@@ -111,36 +109,13 @@ impl DeviceProcess {
     /// When it ended, with its own words; or is not ready in time, or not one of ours.
     pub fn greet(&self) -> Result<DeviceInfo, ProcessError> {
         let (id, program) = (self.id.clone(), self.program.clone());
-        let mut buffer = vec![0; CTL_MAX];
-        let hello = device_ctl::Command::Hello { version: CTL_VERSION };
-        let Ok(bytes) = device_ctl::encode(&hello, &mut buffer) else {
-            return Err(ProcessError::Greeting { id, program });
-        };
-        if send(self.control.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).is_err() {
-            return Err(self.last_words());
-        }
-        let timeout = PollTimeout::try_from(READY_LIMIT).unwrap_or(PollTimeout::MAX);
-        let ready = loop {
-            match poll(&mut [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)], timeout) {
-                Err(Errno::EINTR) => {}
-                ready => break ready.unwrap_or(0),
-            }
-        };
-        if ready == 0 {
-            return Err(ProcessError::Silent { id, program });
-        }
-        let len = match recv(self.control.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(0) | Err(_) => return Err(self.last_words()),
-            Ok(len) => len,
-        };
-        match device_ctl::decode(&buffer[..len]) {
-            Ok(Report::Ready { version: CTL_VERSION, info }) => Ok(info),
-            Ok(Report::Ready { version, .. }) => Err(ProcessError::Version { id, program, found: version }),
-            Ok(Report::Failed { reason }) => {
-                Err(ProcessError::Ended { id, program, status: "failed".to_owned(), words: reason })
-            }
-            _ => Err(ProcessError::Greeting { id, program }),
-        }
+        client::hello(&self.control, READY_LIMIT).map_err(|error| match error {
+            HelloError::Link(LinkError::Closed | LinkError::Socket(_)) => self.last_words(),
+            HelloError::Silent(_) => ProcessError::Silent { id, program },
+            HelloError::Version(found) => ProcessError::Version { id, program, found },
+            HelloError::Failed(words) => ProcessError::Ended { id, program, status: "failed".to_owned(), words },
+            HelloError::Link(_) | HelloError::Unexpected => ProcessError::Greeting { id, program },
+        })
     }
 
     /// The vhost-user connection; there is one.
@@ -153,7 +128,7 @@ impl DeviceProcess {
     /// # Errors
     /// When descriptors have run out.
     pub fn control(&self) -> io::Result<OwnedFd> {
-        self.control.try_clone()
+        self.control.as_fd().try_clone_to_owned()
     }
 
     /// What it counts.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Counter, Page, SHOWN_MAX};
+use super::{Counter, Page, SHOWN_MAX};
 
 const READ: Slots = Slots(0);
 const WRITE: Slots = Slots(8);

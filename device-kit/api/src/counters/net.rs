@@ -1,6 +1,6 @@
 //! What a network card counts, as the guest sees it: `rx` is what it has received, `tx` what it has sent.
 
-use crate::{Counter, Page};
+use super::{Counter, Page};
 
 const RX_BYTES: usize = 0;
 const RX_FRAMES: usize = 1;

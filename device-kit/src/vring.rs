@@ -1,4 +1,4 @@
-//! A queue of the vhost-user library that survives a stale kick, and one that its driver breaks.
+//! A queue of the vhost-user library that survives a stale kick, and drivers that break it.
 //!
 //! When a ring is stopped and set up again between the arrival of a kick and its handling, the library reads the new,
 //! empty eventfd, and its worker thread would end with that error: the disk would hang in silence. Everything else is
@@ -10,9 +10,9 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ft_proto::device_ctl::QueueState;
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::Error;
-
+use virtio_queue::{Error, QueueT};
 use vm_memory::GuestAddressSpace;
 
 type Inner<M> = VringMutex<M>;
@@ -45,6 +45,16 @@ impl<M: GuestAddressSpace> Vring<M> {
     pub fn is_broken(&self) -> bool {
         self.1.broken.load(Ordering::Relaxed)
     }
+}
+
+/// Where each queue stands that the guest has set up: part of the answer to `Seal`.
+pub fn positions<M: GuestAddressSpace + 'static>(vrings: &[Vring<M>]) -> impl Iterator<Item = QueueState> {
+    vrings.iter().zip(0..).filter_map(|(vring, index)| {
+        let ring = vring.get_ref();
+        let queue = ring.get_queue();
+        let state = QueueState { index, next_avail: queue.next_avail(), next_used: queue.next_used() };
+        queue.ready().then_some(state)
+    })
 }
 
 impl<'a, M: GuestAddressSpace + 'static> VringStateGuard<'a, M> for Vring<M> {
