@@ -1,4 +1,4 @@
-//! What the control loop needs of a VM, as a contract: it is fulfilled by `vm.rs`, and by a plain struct in tests.
+//! What the control loop needs of a VM, as a contract: fulfilled by `ft_adapter::factory`, and by a plain struct in tests.
 //!
 //! Life: built (nothing runs yet) -> `boot` -> any of `pause`, `resume`, `reset`, `power_button`, `nmi` -> `stop` ->
 //! `shutdown`, after which nothing but dropping follows. A standby is built and then waits; whoever takes it over starts it and says so by

@@ -97,7 +97,7 @@ pub(super) fn watch(id: &str, shared: &Supervised, errors: Option<ChildStderr>, 
     shared.ended.notify_all();
 }
 
-/// Waits for the end of the process without the lock, which those need who send it signals; and tells whether that was wanted.
+/// Waits for the process to end, without holding the lock, which senders of signals need. Tells whether its end was wanted.
 pub(super) fn reap(shared: &Supervised) -> Option<(ExitStatus, bool)> {
     loop {
         let mut state = shared.lock();

@@ -83,12 +83,12 @@ impl DirtyLog {
     }
 
     /// The first words of `range` whose page of the bitmap exists. Nobody has ever set a bit in the others, which are most of a
-    /// large memory's, and to look at them would make them.
+    /// large memory's, and reading them would allocate them.
     fn next_part(&self, range: Range<usize>) -> Option<Range<usize>> {
         if range.is_empty() {
             return None;
         }
-        // Who cannot tell looks at everything.
+        // If the kernel cannot tell, scan everything.
         let Ok(data) = seek(&self.file, range.start as u64 * 8, libc::SEEK_DATA) else { return Some(range) };
         let start = range.start.max(data? as usize / 8);
         let hole = seek(&self.file, start as u64 * 8, libc::SEEK_HOLE).ok().flatten();

@@ -21,7 +21,7 @@ pub enum NotHere {
     Gone,
 }
 
-/// For so long the engine waits for the owner, who has the pause of a vCPU to do, as a rule.
+/// How long the engine waits for the owner, who is pausing a vCPU as a rule.
 const MOMENT: Duration = Duration::from_millis(1);
 
 const HERE: u8 = 0;
@@ -56,7 +56,7 @@ impl Gate {
         self.mutex.try_lock_arc_for(MOMENT)
     }
 
-    /// The VM stands still, and another host may run it from now on. Said from inside.
+    /// The VM is paused, and another host may run it from now on. Said from inside.
     pub fn leaving(&self) {
         self.place.store(LEAVING, Ordering::SeqCst);
     }

@@ -327,7 +327,7 @@ impl CpuManager {
         report(self.sync.run_jobs(jobs.into_iter()), what)
     }
 
-    /// Tells the guest that it was stopped on purpose, so that its watchdogs do not complain. Not in every epoch.
+    /// Tells the guest that it was stopped on purpose, so that its watchdogs do not complain. Not at every checkpoint.
     pub fn announce_stop(&self) {
         let jobs = self.vcpus.iter().map(|_| -> Option<Job> {
             Some(Box::new(|fd| {

@@ -5,10 +5,10 @@
 //! Two things change independently. Pauses nest, and the vCPUs are parked while there is one:
 //!
 //! ```text
-//!            stop             the last vCPU parks            resume             the last vCPU leaves
-//!  running ───────► stopping ────────────────────► stopped ────────► resuming ──────────────────────► running
-//!                       ▲                                                │ stop
-//!                       └────────────────────────────────────────────────┘
+//!           stop            last vCPU parks           resume            last vCPU leaves
+//!  running ──────► stopping ───────────────► stopped ───────► resuming ─────────────────► running
+//!                      ▲                                          │ stop
+//!                      └──────────────────────────────────────────┘
 //! ```
 //!
 //! Parked vCPUs do one round of work at a time, see [`Phase`]:

@@ -1,4 +1,4 @@
-//! A condition variable whose waiters may spin before they sleep. On the epoch path everybody waits for microseconds, and to
+//! A condition variable whose waiters may spin before they sleep. On the path of a checkpoint everybody waits for microseconds, and to
 //! wake a sleeper on another processor costs tens of them.
 //!
 //! What is waited for changes under the mutex; whoever has changed it notifies afterwards, best without the mutex.

@@ -1,6 +1,6 @@
 //! Which pages have changed: KVM's log, the VMM's own writes and the device processes' logs as one set.
 //!
-//! In: those three, and sets that were taken but not used. Out: a [`DirtySet`] an epoch. Never: a page lost; reading the logs
+//! In: those three, and sets that were taken but not used. Out: a [`DirtySet`] per harvest. Never: a page lost; reading the logs
 //! clears them, so a set that does not reach the standby must come back by [`DirtyTracker::put_back`]. No allocation in a
 //! harvest once the set has grown to its size.
 
@@ -61,7 +61,7 @@ pub enum Watch {
 /// Words of a log that are looked at together: most of a large memory is clean.
 const BLOCK: usize = 8;
 
-/// A set of pages, kept and refilled from epoch to epoch.
+/// A set of pages, kept and refilled from harvest to harvest.
 #[derive(Debug, Default)]
 pub struct DirtySet {
     gfns: Vec<u64>,
@@ -251,7 +251,7 @@ impl DirtyTracker {
         set.clear();
         set.resize(self.pending.len());
         let mut result = Ok(());
-        self.foresight.next_epoch();
+        self.foresight.next_harvest();
         for slot in &mut self.slots {
             let foresight = (watch == Watch::Foresee).then_some(&mut self.foresight);
             result = harvest_kvm(&self.vm, slot, self.manual, set, foresight);

@@ -1,7 +1,7 @@
 //! Whole pages of guest memory, copied out of it and into it.
 //!
-//! In: page numbers (gfn = guest-physical address / 4096). Out: bytes. Never: a mark in a dirty log; who writes here knows what
-//! he writes (a standby's image of its primary).
+//! In: page numbers (gfn = guest-physical address / 4096). Out: bytes. Never: a mark in a dirty log; the caller knows what it
+//! writes (a standby's image of its primary).
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
