@@ -1,7 +1,8 @@
-//! Who may stop or change the VM as a whole: its owner or the engine, one at a time, and the owner only while the VM is here.
+//! Who may stop or change the VM as a whole: its owner or the engine, one at a time, and the owner only while
+//! the VM is here.
 //!
-//! In: attempts to enter, and where the VM is, as the engine knows it. Out: a guard, or why not. Never: the engine that waits for
-//! the owner, whose changes take as long as the slowest device does.
+//! In: attempts to enter, and where the VM is, as the engine knows it. Out: a guard, or why not. Never: the
+//! engine that waits for the owner, whose changes take as long as the slowest device does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -49,8 +50,8 @@ impl Gate {
         }
     }
 
-    /// For the engine: `None` while the owner is inside, unless that is over in a [`MOMENT`]. An owner who comes and goes as fast as
-    /// clients ask for it does not keep the engine out.
+    /// For the engine: `None` while the owner is inside, unless that is over in a [`MOMENT`]. An owner who
+    /// comes and goes as fast as clients ask for it does not keep the engine out.
     #[must_use]
     pub fn try_enter(&self) -> Option<Inside> {
         self.mutex.try_lock_arc_for(MOMENT)

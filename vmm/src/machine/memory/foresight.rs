@@ -1,9 +1,11 @@
-//! Which pages will be written anyway: a page that was written in each of the last harvests need not be watched in the next.
+//! Which pages will be written anyway: a page that was written in each of the last harvests need not be
+//! watched in the next.
 //!
-//! Watching a page means to write-protect it, and costs the guest a fault at its first write: more than it costs to send the page.
-//! So a page is left writable, and taken for dirty, for as many harvests as it has just been found written in a row (at most some
-//! [`LONGEST`]); then it is watched for one harvest again. So no more than half of what is sent can be sent in vain, and a page that is
-//! always written costs a fault for one harvest of many.
+//! Watching a page means to write-protect it, and costs the guest a fault at its first write: more than it
+//! costs to send the page. So a page is left writable, and taken for dirty, for as many harvests as it has
+//! just been found written in a row (at most some [`LONGEST`]); then it is watched for one harvest again. So
+//! no more than half of what is sent can be sent in vain, and a page that is always written costs a fault for
+//! one harvest of many.
 
 /// Harvests that a page goes unwatched at most, about.
 const LONGEST: u16 = 24;
@@ -17,13 +19,15 @@ pub struct Foresight {
     harvest: u16,
 }
 
-/// Of a page: the last harvest in which it was dirty, or taken for dirty; how often in a row it was found written when it was
-/// watched; how many harvests it goes unwatched yet. An array of numbers, because the kernel has zeroes of them for nothing. Harvests
-/// wrap: what is foreseen wrongly once in a while is only sent in vain.
+/// Of a page: the last harvest in which it was dirty, or taken for dirty; how often in a row it was found
+/// written when it was watched; how many harvests it goes unwatched yet. An array of numbers, because the
+/// kernel has zeroes of them for nothing. Harvests wrap: what is foreseen wrongly once in a while is only
+/// sent in vain.
 type History = [u16; 3];
 
 impl Foresight {
-    /// For guest frame numbers below `pages`; nothing is known yet. Costs memory only for pages that are written.
+    /// For guest frame numbers below `pages`; nothing is known yet. Costs memory only for pages that are
+    /// written.
     pub fn new(pages: usize) -> Self {
         Self { pages: vec![[0; 3]; pages], harvest: 1 }
     }
@@ -33,7 +37,8 @@ impl Foresight {
         self.harvest = self.harvest.wrapping_add(1);
     }
 
-    /// Of the 64 pages from `first_gfn` on, `dirty` are in the log of the harvest: those that go unwatched in the next one.
+    /// Of the 64 pages from `first_gfn` on, `dirty` are in the log of the harvest: those that go unwatched in
+    /// the next one.
     pub fn unwatched(&mut self, first_gfn: u64, dirty: u64) -> u64 {
         let (mut bits, mut open) = (dirty, 0);
         while bits != 0 {
@@ -67,7 +72,8 @@ fn goes_unwatched([last, row, unwatched]: &mut History, gfn: u64, harvest: u16) 
 mod tests {
     use super::*;
 
-    /// Feeds harvests in which page 3 is written or not; returns in which it costs a fault and in which it is sent.
+    /// Feeds harvests in which page 3 is written or not; returns in which it costs a fault and in which it is
+    /// sent.
     fn feed(written: impl Iterator<Item = bool>) -> Vec<(bool, bool)> {
         let (mut foresight, mut open) = (Foresight::new(64), 0);
         let harvest = |written| {
