@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ft::WitnessAddress;
 use ft_proto::{NodeId, Term, VmId};
+use pollux_api::options;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,7 +73,7 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum FtCommand {
     /// Protects the running VM by a standby, and shows the first copy until it is complete
-    #[command(after_help = PROTECT_HELP)]
+    #[command(after_help = protect_help())]
     Protect(Protect),
     /// Shows role, state, epochs, times and copies
     Status {
@@ -85,12 +86,15 @@ pub enum FtCommand {
     /// Ends protection for a while: the VM goes on here, and the standby keeps its copy for `ft resume`
     #[command(after_help = SUSPEND_HELP)]
     Suspend,
-    /// Protects the VM again after `ft suspend`, by sending what has changed since, and shows that until it is complete
+    /// Protects the VM again after `ft suspend`, by sending what has changed since, and shows that until it
+    /// is complete
     Resume(Shown),
-    /// Moves the VM to its standby without a loss, and makes this host the standby: before maintenance of this host
+    /// Moves the VM to its standby without a loss, and makes this host the standby: before maintenance of
+    /// this host
     #[command(after_help = SWITCHOVER_HELP)]
     Switchover(Planned),
-    /// Stops the VM here as if this host had died, to see the standby take over, and makes this host the standby
+    /// Stops the VM here as if this host had died, to see the standby take over, and makes this host the
+    /// standby
     #[command(after_help = FAILOVER_HELP)]
     TestFailover(Planned),
     /// Shows what happened, oldest first
@@ -137,7 +141,8 @@ pub struct Create {
     /// The last term of it that is known
     #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from"], value_parser = term)]
     pub term: Option<Term>,
-    /// Which disks it may be started from: those of a run in this term or later; 0: any. If left out, those of the last term
+    /// Which disks it may be started from: those of a run in this term or later; 0: any. If left out, those
+    /// of the last term
     #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from", "runs"], value_parser = term)]
     pub disks: Option<Term>,
     /// It is running, at this node
@@ -178,30 +183,18 @@ Examples:
   pollux witness create /shared/vm1 --from /run/vm1.sock
   pollux witness create 'etcd://10.0.0.1:2379/pollux/vm1' --vm 6d0b1c3c9f7c4c5e8f0e5a6c3b2a1908 --term 12";
 
-const PROTECT_HELP: &str = "\
+fn protect_help() -> String {
+    format!(
+        "\
 Without options the VM is protected by the first of the standby-peers that pollux-vmm was started with (--ft) that accepts.
 
 Options, separated by commas, and what they are if they are left out. One of witness and on_partition is required.
-  peer=ADDR:PORT       the standby's listen address (required)
-  heartbeat=ADDR:PORT  its address on the second link (required)
-  witness=PLACE        who decides which host goes on when they cannot see each other, the same on both hosts: a file on
-                       storage that both see, or a key in etcd, in quotes:
-                       etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
-  on_partition=WHO     without a witness: primary, standby or both go on, as the standby was started with (both risks two
-                       running copies)
-  detect_ms=N          silence on both links after which the peer is taken for dead, 50 at least; 0: never (300)
-  min_epoch_us=N       shortest epoch (100)
-  max_epoch_us=N       longest epoch (20000)
-  latency_us=N         epochs with many pages are made shorter until the standby has them in this time (2000)
-  pause_share=PERCENT  but not so short that the guest stands still for a larger part of its time (5)
-  disk_buffer=SIZE     uncommitted writes per disk before the disk waits (64M)
-  disk_rate=SIZE       limit of a disk's copy or resynchronisation, per second; 0: none (0)
-  compression=HOW      off; delta: of a page that the standby has, what changed is sent; delta+zstd: and everything is packed;
-                       auto: delta, and packed while that is measured to be faster (auto)
-  delta_cache=SIZE     memory for earlier versions of pages, at most a quarter of the guest's (64M)
-
+{}
 Example:
-  pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1";
+  pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1",
+        options::protect_help()
+    )
+}
 
 const SUSPEND_HELP: &str = "\
 While protection is suspended a failure of this host ends the VM: its standby does not take over, and nobody looks for another one.

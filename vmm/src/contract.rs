@@ -11,13 +11,12 @@ use crossbeam_channel::Sender;
 use serde_json::Value;
 
 use crate::config::VmConfig;
-use crate::ft_api::FtControl;
+use crate::ft_api::Control;
 
 /// Any error, with its chain of sources.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Counters by device id and name.
-pub type Counters = BTreeMap<String, BTreeMap<String, u64>>;
+pub use pollux_api::vm::Counters;
 
 /// A VM as the control loop sees it. No call may block for longer than its own work: the loop waits for it.
 pub trait Machine: Send {
@@ -138,7 +137,7 @@ pub struct Built {
     /// The VM.
     pub machine: Arc<Mutex<dyn Machine>>,
     /// Fault tolerance of it; `None` when this build has none.
-    pub ft: Option<Arc<dyn FtControl>>,
+    pub ft: Option<Arc<dyn Control>>,
 }
 
 /// Which part this host has in running a VM.

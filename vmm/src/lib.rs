@@ -7,7 +7,6 @@
 pub mod api;
 pub mod boot;
 pub mod cli;
-pub mod config;
 pub mod contract;
 pub mod control;
 pub mod devices;
@@ -16,10 +15,11 @@ pub mod ft_api;
 pub mod legacy;
 pub mod logging;
 pub mod machine;
-pub mod options;
 pub mod pci;
 pub mod process;
 pub mod run;
 pub mod vhost_user;
 pub mod virtio;
 pub mod vm;
+
+pub use pollux_api::config;

@@ -304,7 +304,7 @@ fn fault_tolerance_routes() {
     assert_eq!(status(&vmm.put("ft.protect", &wish(2))), "HTTP/1.1 204 ");
     let refused = vmm.put("ft.protect", &wish(1));
     assert_eq!(body(&refused), json!(["Error from API", "The VM cannot be protected", "no route", "no disk"]));
-    assert_eq!(body(&vmm.put("ft.protect", ""))[2], "nobody to ask");
+    assert_eq!(body(&vmm.put("ft.protect", ""))[2], ft::Refused::NoPeers.to_string());
     for wrong in ["{", r#"{"peer":"127.0.0.1:1"}"#, r#"{"peer":"here","heartbeat":"127.0.0.1:9"}"#] {
         assert_eq!(status(&vmm.put("ft.protect", wrong)), "HTTP/1.1 400 ", "{wrong}");
     }

@@ -23,11 +23,12 @@ pub(crate) enum CaptureError {
     Busy,
 }
 
-/// Captures the epoch of `staging` into it; `cpu` is where that is worked on, if it is one processor. The guest goes on, unless it is
-/// the last cut; the devices do when they are told to.
+/// Captures the epoch of `staging` into it; `cpu` is where that is worked on, if it is one processor. The
+/// guest goes on, unless it is the last cut; the devices do when they are told to.
 ///
-/// Returns what devices held back when they were sealed, and how long the guest was paused; or, if a vCPU does not run again yet, how
-/// long the capture took. On failure every page that was harvested is marked dirty again.
+/// Returns what devices held back when they were sealed, and how long the guest was paused; or, if a vCPU
+/// does not run again yet, how long the capture took. On failure every page that was harvested is marked
+/// dirty again.
 pub(crate) fn capture(
     guest: &mut dyn Guest,
     devices: &mut Devices,

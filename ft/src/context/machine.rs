@@ -17,8 +17,8 @@ pub(crate) struct Machine {
     devices: Devices,
     /// Since when the guest is stopped, if it was for more than a checkpoint.
     stopped: Option<Instant>,
-    /// The session that is over whose last checkpoint the standby's memory still is, and since which a primary knows every page
-    /// that was written.
+    /// The session that is over whose last checkpoint the standby's memory still is, and since which a
+    /// primary knows every page that was written.
     base: Option<u64>,
     /// Why a device process is of no use any more.
     broken: Option<String>,
@@ -48,6 +48,10 @@ impl Machine {
 
     pub(crate) fn device_fd(&self, key: DeviceKey) -> Option<BorrowedFd<'_>> {
         self.devices.fd(key)
+    }
+
+    pub(crate) fn device_id(&self, key: DeviceKey) -> &str {
+        self.devices.id(key)
     }
 
     pub(crate) fn memory(&self) -> &Arc<dyn Memory> {
@@ -144,8 +148,8 @@ impl Machine {
         self.base = session;
     }
 
-    /// The pages that a session begins with, and those written from now on are known: all of them, or, if the standby's memory
-    /// is the checkpoint `base`, since which they are known already, none.
+    /// The pages that a session begins with, and those written from now on are known: all of them, or, if the
+    /// standby's memory is the checkpoint `base`, since which they are known already, none.
     pub(crate) fn first_ranges(&mut self, base: Option<u64>) -> Result<Vec<Range<u64>>, GuestError> {
         let known = self.base.take();
         if base.is_some() {

@@ -105,8 +105,8 @@ impl DeviceLink {
         }
     }
 
-    /// Drops what the device holds of a session. What it still reports of that session is not passed on: epochs of the
-    /// next one have the same numbers.
+    /// Drops what the device holds of a session. What it still reports of that session is not passed on:
+    /// epochs of the next one have the same numbers.
     ///
     /// # Errors
     /// When the process is gone.

@@ -1,8 +1,11 @@
-//! The device processes of this VM: what each can do, and what all of them, or those that can do something, are told.
+//! The device processes of this VM: the capabilities of each, and the commands to all of them or to those
+//! with a capability.
 //!
-//! In: commands of the engine. Out: their reports. Never: a rule that depends on the place of a device in a list, or on its kind.
+//! In: commands of the engine. Out: their reports. Never: a rule that depends on the place of a device in a
+//! list, or on its kind.
 
 mod copies;
+mod disk_copy;
 pub(crate) mod link;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,9 +14,9 @@ use std::time::Duration;
 use ft_proto::device_ctl::{Command, Hold, InFlight, Report};
 use ft_proto::{Alone, Committed, Epoch, Term, VmId};
 
+use self::disk_copy::DiskCopy;
 use self::link::{DeviceLink, LinkError};
 use crate::guest::{DeviceCaps, LinkEnd, Position, Shape};
-use crate::status::DiskStatus;
 
 /// A device process that takes longer than this to seal counts as dead. It has microseconds of work to do.
 const SEAL_LIMIT: Duration = Duration::from_secs(2);
@@ -68,7 +71,7 @@ struct Device {
     /// Whether it had anything to release at its last seal.
     held: bool,
     /// How its copy on the other host is, if it is a disk.
-    copy: Option<DiskStatus>,
+    copy: Option<DiskCopy>,
 }
 
 /// All of them.
@@ -92,7 +95,7 @@ impl Devices {
     pub(crate) fn add(&mut self, end: LinkEnd, shape: &Shape) -> DeviceKey {
         let key = DeviceKey(self.next);
         self.next += 1;
-        let copy = shape.disk_number(&end.id).map(|_| DiskStatus::new(end.id.clone()));
+        let copy = shape.disk_number(&end.id).map(|_| DiskCopy::new(end.id.clone()));
         let caps = end.caps;
         self.all.push(Device { key, link: DeviceLink::new(end), caps, held: false, copy });
         key
@@ -103,7 +106,7 @@ impl Devices {
         self.all.retain(|device| device.key != key);
     }
 
-    /// Who is there now.
+    /// The keys of all devices.
     pub(crate) fn keys(&self) -> Vec<DeviceKey> {
         self.all.iter().map(|device| device.key).collect()
     }
@@ -155,9 +158,9 @@ impl Devices {
         self.send_to_all(|| Command::Standby(true));
     }
 
-    /// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs come to a stop and capture
-    /// themselves. An interrupt that a device raises after a vCPU has captured its LAPIC is not in the checkpoint; takeover injects
-    /// every interrupt once for this reason.
+    /// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs come to a
+    /// stop and capture themselves. An interrupt that a device raises after a vCPU has captured its LAPIC is
+    /// not in the checkpoint; takeover injects every interrupt once for this reason.
     pub(crate) fn seal(
         &mut self,
         epoch: Epoch,
@@ -175,7 +178,8 @@ impl Devices {
     /// They go on. With an epoch the output of that one, and of all after it, is held.
     pub(crate) fn resume(&mut self, hold_from: Option<Epoch>) {
         for device in &mut self.all {
-            // A device that is gone is noticed by its closed socket; the others must run again whatever happens to it.
+            // A device that is gone is noticed by its closed socket; the others must run again whatever
+            // happens to it.
             if let Some(epoch) = hold_from.filter(|_| device.caps.holds_output) {
                 device.tell(&Command::Protect { epoch, hold: Hold::on() });
             }
@@ -192,7 +196,8 @@ impl Devices {
 
     /// Output up to an epoch may leave.
     pub(crate) fn release(&mut self, committed: &Committed) {
-        // Output first: somebody waits for it. A device that held nothing at the last seal has nothing of an earlier epoch.
+        // Output first: somebody waits for it. A device that held nothing at the last seal has nothing of an
+        // earlier epoch.
         for holds_output in [true, false] {
             for device in self.those(|caps| caps.holds_output == holds_output).filter(|device| device.held) {
                 device.tell(&Command::Release(committed.into()));
@@ -200,7 +205,8 @@ impl Devices {
         }
     }
 
-    /// Standby: devices that have something of a committed epoch apply it. `idle`: has it nothing of this one? `applies`: it has.
+    /// Standby: devices that have something of a committed epoch apply it. `idle`: has it nothing of this
+    /// one? `applies`: it has.
     pub(crate) fn apply(
         &mut self,
         committed: &Committed,
@@ -257,7 +263,8 @@ impl Devices {
         self.send_to_all(|| Command::Discard { after: Epoch(0) });
     }
 
-    /// What came after a checkpoint is dropped; `after` names its last epoch for a device. They answer: see [`Self::rolled_back`].
+    /// What came after a checkpoint is dropped; `after` names its last epoch for a device. They answer: see
+    /// [`Self::rolled_back`].
     pub(crate) fn roll_back(&mut self, after: impl Fn(DeviceKey) -> Epoch) -> Result<(), LinkError> {
         let mut all = self.those(DeviceCaps::rolls_back);
         all.try_for_each(|device| device.link.send(&Command::Discard { after: after(device.key) }, None))
@@ -269,7 +276,8 @@ impl Devices {
         all.try_for_each(|device| device.await_report(ROLL_BACK_LIMIT, &Report::Discarded))
     }
 
-    /// The VM runs here from a checkpoint on. `from`: a device's requests in flight, and the addresses that it announces.
+    /// The VM runs here from a checkpoint on. `from`: a device's requests in flight, and the addresses that
+    /// it announces.
     pub(crate) fn start(&mut self, from: impl Fn(&str) -> (Vec<InFlight>, Vec<[u8; 6]>)) -> Result<(), LinkError> {
         for device in &mut self.all {
             let (in_flight, macs) = from(device.link.id());
@@ -294,7 +302,8 @@ impl Devices {
         self.those(|caps| caps.mirrors).for_each(|device| device.tell(&Command::Own { vm, term }));
     }
 
-    /// The disks note that the VM was shut down in `term`, and that they are the newest. Returns what they say from now on.
+    /// The disks note that the VM was shut down in `term`, and that they are the newest. Returns what they
+    /// say from now on.
     pub(crate) fn note_end(&mut self, term: Term) -> Result<Term, LinkError> {
         self.note(|| Command::End(term), &Report::Ended)?;
         Ok(if self.all.iter().any(|device| device.caps.mirrors) { term } else { Term(0) })

@@ -1,8 +1,10 @@
-//! Who is let in: a primary that this node becomes the standby of, its disks, and hosts that only ask.
+//! Decides which connections are admitted: a primary that this node becomes the standby of, its disks, and
+//! hosts that only ask.
 //!
-//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller, this incarnation of
-//! it, in the term that it says. Without one, whoever comes from a session that is over shows that session's nonce, and nobody else
-//! takes the place of a session that lives. Policy is this host's own. Whoever is of another VM is told nothing.
+//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller,
+//! this incarnation of it, in the term that it says. Without one, whoever comes from a session that is over
+//! shows that session's nonce, and nobody else takes the place of a session that lives. Policy is this host's
+//! own. Whoever is of another VM is told nothing.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,8 +18,8 @@ use crate::context::Context;
 use crate::context::inbox::Message;
 use crate::guest::Shape;
 use crate::options::{StandbyOptions, silence};
-use crate::peers::alike::differences;
-use crate::peers::bounds;
+use crate::peers::compatibility::differences;
+use crate::peers::limits;
 use crate::replica::Session;
 use crate::replica::standby::{Join, welcome};
 use crate::transport::addresses::as_seen_here;
@@ -25,12 +27,12 @@ use crate::transport::listener::Incoming;
 use crate::witness::Stored;
 
 /// A caller whose witness is read no sooner is not waiting any more.
-const VOUCH_LIMIT: Duration = Duration::from_secs(4);
+const WITNESS_LIMIT: Duration = Duration::from_secs(4);
 
 /// What the witness says, or why it does not.
 type Read = Result<Option<Stored>, String>;
 
-/// What comes of a caller that is let in.
+/// An admitted connection.
 pub(super) enum Admitted {
     /// A primary, and what is noted of it.
     Session(Box<Join>, Value),
@@ -38,19 +40,19 @@ pub(super) enum Admitted {
     Disk(Box<Incoming>, u16),
 }
 
-/// What this host lets in as a standby.
+/// The rules by which this host admits a primary.
 pub(super) struct Admission {
     options: Option<StandbyOptions>,
 }
 
 impl Admission {
-    /// By what an operator says of this host.
+    /// `options`: what an operator has configured for this host as a standby.
     pub(super) fn new(options: Option<StandbyOptions>) -> Self {
         Self { options }
     }
 
     /// Somebody said hello. Whoever wants a session waits until the witness has been read, if there is one.
-    pub(super) fn called(&self, cx: &mut Context, session: &Session, incoming: Incoming) -> Option<Admitted> {
+    pub(super) fn connected(&self, cx: &mut Context, session: &Session, incoming: Incoming) -> Option<Admitted> {
         if let (Some(ours), Some(theirs)) = (cx.identity().vm(), incoming.hello.vm)
             && ours != theirs
         {
@@ -62,12 +64,12 @@ impl Admission {
             return self.judge(cx, session, incoming, None);
         };
         let (post, since) = (cx.post(), cx.now());
-        witness.read(move |record| post.send(Message::Vouched(Box::new(incoming), since, record)));
+        witness.read(move |record| post.send(Message::WitnessRead(Box::new(incoming), since, record)));
         None
     }
 
     /// The witness has been read for a caller.
-    pub(super) fn vouched(
+    pub(super) fn witness_read(
         &self,
         cx: &mut Context,
         session: &Session,
@@ -75,7 +77,7 @@ impl Admission {
         since: Time,
         record: Read,
     ) -> Option<Admitted> {
-        if cx.now().since(since) > VOUCH_LIMIT {
+        if cx.now().since(since) > WITNESS_LIMIT {
             // It has given up; a session must not end for somebody who is gone.
             incoming.refuse(vec!["the witness took too long".to_owned()]);
             return None;
@@ -121,7 +123,7 @@ impl Admission {
         };
         let beats = [as_seen_here(first, incoming.address), self.on_second_link(second)];
         let mut reasons = objections(cx, &incoming, &shape);
-        reasons.extend(bounds::objection(disk_buffer));
+        reasons.extend(limits::objection(disk_buffer));
         reasons.extend(self.policy_objection(cx.witness().client().is_some(), on_partition));
         match record {
             Some(record) => reasons.extend(witness_objection(cx, &incoming, record)),
@@ -152,7 +154,7 @@ impl Admission {
         self.options.as_ref().map_or(address, |options| as_seen_here(address, options.heartbeat))
     }
 
-    /// Who decides when the two cannot see each other is this host's business as much as the caller's.
+    /// The policy for a partition is this host's decision as much as the caller's.
     fn policy_objection(&self, witnessed: bool, theirs: Option<OnPartition>) -> Option<String> {
         let ours = self.options.as_ref().and_then(|options| options.on_partition);
         match (witnessed, ours, theirs) {
@@ -218,8 +220,8 @@ fn objections(cx: &mut Context, incoming: &Incoming, shape: &Shape) -> Vec<Strin
     reasons
 }
 
-/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody who is on record with
-/// a standby begins a session with another one.
+/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody
+/// who is on record with a standby begins a session with another one.
 fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<String> {
     let address = cx.witness().client()?.address();
     let stored = match record {
@@ -238,7 +240,8 @@ fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<
 /// Without a witness: a session that lives is not replaced by whoever calls next.
 fn session_objection(cx: &Context, session: &Session, incoming: &Incoming, previous: u128) -> Option<String> {
     let Session::Standby(session) = session else { return None };
-    // A primary that calls again says itself that its session is over, however open our end of the stream looks.
+    // A primary that calls again says itself that its session is over, however open our end of the stream
+    // looks.
     let proven = previous != 0 && previous == cx.identity().proof();
     let is_past = !session.is_connected() && (incoming.term > cx.term() || !session.has_copy());
     (!proven && !is_past).then(|| format!("this node is the standby of host {} already", session.primary().host))

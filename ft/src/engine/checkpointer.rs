@@ -1,12 +1,13 @@
-//! Checkpoints of this VM: when one has to wait, where it is captured, and what it becomes. Who receives it is nothing to this file.
+//! Captures the checkpoints of this VM: postpones one while the guest cannot be stopped, chooses the CPU, and
+//! produces an immutable image. Knows nothing of the replicas that receive it.
 
 use std::time::Duration;
 
 use ft_proto::{CutKind, Epoch, Time};
 
 use crate::checkpoint::capture::{CaptureError, capture};
+use crate::checkpoint::cpu_placement::CpuPlacement;
 use crate::checkpoint::epoch_image::EpochImage;
-use crate::checkpoint::place::Place;
 use crate::context::Context;
 
 /// How long a cut is put off while the guest cannot be stopped.
@@ -43,7 +44,7 @@ impl Checkpoint {
 
 /// Makes the checkpoints of a session.
 pub(super) struct Checkpointer {
-    place: Place,
+    place: CpuPlacement,
     /// Where the vCPUs run.
     vcpus: Vec<usize>,
     /// A cut that could not be made at once, and when to try again.
@@ -53,11 +54,11 @@ pub(super) struct Checkpointer {
 impl Checkpointer {
     /// Nothing has been captured yet.
     pub(super) fn new() -> Self {
-        Self { place: Place::begin(), vcpus: Vec::new(), postponed: None }
+        Self { place: CpuPlacement::begin(), vcpus: Vec::new(), postponed: None }
     }
 
-    /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to. `None`: it has to
-    /// wait, since the guest cannot be stopped now.
+    /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to.
+    /// `None`: it has to wait, since the guest cannot be stopped now.
     pub(super) fn cut(
         &mut self,
         cx: &mut Context,
@@ -69,7 +70,7 @@ impl Checkpointer {
         let last_pause = cx.machine_mut().guest().last_pause().filter(|_| kind != CutKind::Base);
         let mut staging = cx.buffers().take(epoch);
         if kind == CutKind::Base {
-            self.place = Place::begin();
+            self.place = CpuPlacement::begin();
         }
         cx.machine_mut().guest().processors(&mut self.vcpus);
         let cpu = self.place.next(&self.vcpus);

@@ -1,8 +1,11 @@
-//! The way to protection: who is asked to be the standby, when, and for whom. Ends with a session, or with all reasons why there is none.
+//! Getting a standby: which hosts are asked, when, and on whose behalf. Ends with a session, or with every
+//! reason why there is none.
 
 use std::io;
 
 use ft_proto::{State, Time};
+use pollux_api::Refused;
+use pollux_api::status::SearchStatus;
 use serde_json::json;
 
 use crate::context::Context;
@@ -10,7 +13,6 @@ use crate::context::inbox::{Message, Reply};
 use crate::options::ProtectOptions;
 use crate::peers::connect::{self, Applicant, Unopened};
 use crate::peers::search::Search;
-use crate::status::SearchStatus;
 
 /// What is known of it.
 pub(super) struct Protection {
@@ -34,16 +36,14 @@ impl Protection {
     /// The API wants protection: find out whether it can be had, on a thread that may wait.
     pub(super) fn protect(&mut self, cx: &mut Context, options: Option<ProtectOptions>, reply: Reply) {
         if !self.is_open(cx) {
-            let state = if self.opening { "about to be protected" } else { cx.state_name(self.is_suspended(cx)) };
-            return cx.answer(reply, Err(vec![format!("this VM is {state} already: see `pollux ft status`")]));
+            let already = Refused::Already(cx.state_name(self.is_suspended(cx)));
+            return cx.answer(reply, Err(if self.opening { Refused::BeingProtected } else { already }));
         }
         self.suspended = None;
         self.search.switch(true);
         let peers = options.map_or_else(|| self.search.peers().to_vec(), |options| vec![options]);
         if peers.is_empty() {
-            let reason = "there is no standby to ask: name one with peer= and heartbeat=, or start pollux-vmm with --ft \
-                          standby-peers=";
-            return cx.answer(reply, Err(vec![reason.to_owned()]));
+            return cx.answer(reply, Err(Refused::NoPeers));
         }
         self.ask_peers(cx, peers, reply);
     }
@@ -52,7 +52,7 @@ impl Protection {
     pub(super) fn resume(&mut self, cx: &mut Context, reply: Reply) {
         let Some(first) = self.suspended.clone().filter(|_| self.is_open(cx)) else {
             let state = cx.state_name(self.is_suspended(cx));
-            return cx.answer(reply, Err(vec![format!("protection is not suspended, this VM is {state}")]));
+            return cx.answer(reply, Err(Refused::NotSuspended(state)));
         };
         let others = self.search.peers().iter().filter(|other| other.peer != first.peer).cloned();
         let peers = std::iter::once(first.clone()).chain(others).collect();
@@ -111,13 +111,14 @@ impl Protection {
     /// Has `peers` asked for somebody who waits.
     fn ask_peers(&mut self, cx: &mut Context, peers: Vec<ProtectOptions>, reply: Reply) {
         if let Err(error) = self.open(cx, peers, Some(reply.clone())) {
-            cx.answer(reply, Err(vec![format!("cannot start a thread: {error}")]));
+            cx.answer(reply, Err(Refused::NoThread(error.to_string())));
         }
     }
 
     /// Has `peers` asked one after the other.
     fn open(&mut self, cx: &mut Context, peers: Vec<ProtectOptions>, reply: Option<Reply>) -> io::Result<()> {
-        // From here on, also when no session comes of it: the record that the connecting thread makes is ours to end.
+        // From here on, also when no session comes of it: the record that the connecting thread makes is ours
+        // to end.
         cx.witness_mut().use_address(peers.first().and_then(|options| options.witness.as_ref()))?;
         let identity = *cx.identity();
         let applicant = Applicant {
@@ -142,7 +143,8 @@ impl Protection {
         Ok(())
     }
 
-    /// The connecting thread is through. Returns whether anybody still wants what it brings; `asked`: somebody waits for it.
+    /// The connecting thread is through. Returns whether anybody still wants what it brings; `asked`:
+    /// somebody waits for it.
     pub(super) fn opened(&mut self, asked: bool) -> bool {
         self.opening = false;
         asked || self.search.is_on()

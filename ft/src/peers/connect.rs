@@ -1,4 +1,5 @@
-//! The primary's way to a session: ask everything that could be wrong at once, register with the witness, connect.
+//! The primary's way to a session: ask everything that could be wrong at once, register with the witness,
+//! connect.
 //!
 //! Runs on a thread of its own, since hosts that are down take their time to be so.
 
@@ -55,7 +56,8 @@ pub struct Opened {
 pub struct Unopened {
     /// All reasons, one sentence each.
     pub reasons: Vec<String>,
-    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody answered.
+    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody
+    /// answered.
     pub settled: bool,
 }
 
@@ -104,7 +106,7 @@ pub struct Applicant {
     pub shape: Shape,
     /// What speaks against it already.
     pub blockers: Vec<String>,
-    /// Who says whether it may run the VM.
+    /// The witness, which decides whether it may run the VM.
     pub witness: Option<WitnessClient>,
     /// How it came to run the VM.
     pub took_over: Option<TookOver>,
@@ -135,7 +137,7 @@ pub fn open_first(me: &Applicant, peers: Vec<ProtectOptions>) -> Result<Opened, 
 /// All reasons, one sentence each.
 fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
     let mut why = Unopened::settled(me.blockers.clone());
-    why.and(Unopened::settled(options.faults()));
+    why.and(Unopened::settled(options.faults().iter().map(ToString::to_string).collect()));
     let first = connect(options.peer);
     if me.brief {
         // A host that is down is no reason to bother the witness.
@@ -165,8 +167,8 @@ fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
         check,
         shape: encode_body(&me.shape),
         beats: addresses.clone(),
-        detect_ms: options.detect_ms,
-        disk_buffer: options.disk_buffer,
+        detect_ms: options.tuning.detect_ms,
+        disk_buffer: options.tuning.disk_buffer.0,
         took_over: me.took_over,
         on_partition: options.on_partition,
         base: me.base,
@@ -255,8 +257,8 @@ fn greet(
     }
 }
 
-/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of some hosts) would
-/// stretch it although the link is free.
+/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of
+/// some hosts) would stretch it although the link is free.
 fn send_in_bursts(stream: &TcpStream) {
     let set = |name: &&str| setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name)).is_ok();
     // With any other one it works, too, only slower.

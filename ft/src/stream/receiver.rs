@@ -1,9 +1,10 @@
-//! The standby's receiving thread: reads the stream, writes pages of the first copy to memory, stages epochs, and passes
-//! on only whole ones.
+//! The standby's receiving thread: reads the stream, writes pages of the first copy to memory, stages epochs,
+//! and passes on only whole ones.
 //!
-//! What is staged is bounded whatever the peer does. An epoch has no more pages than the guest, and no more than
-//! [`Settings::depth`] epochs wait to be committed, since an honest primary cuts no further before it is told that one is: a stream
-//! that goes on ends. Of what the first copy is said to have reached the last word waits.
+//! What is staged is bounded whatever the peer does. An epoch has no more pages than the guest, and no more
+//! than [`Settings::depth`] epochs wait to be committed, since an honest primary cuts no further before it is
+//! told that one is: a stream that goes on ends. Of what the first copy is said to have reached the last word
+//! waits.
 
 use std::io::{self, BufReader};
 use std::net::TcpStream;
@@ -26,8 +27,8 @@ use crate::transport::frames::{TransportError, read_body, read_header};
 
 /// Small frames are read together with the header of the next one.
 const READ_AHEAD: usize = 16 << 10;
-/// Page buffers that are kept for reuse: about a sixteenth of guest memory. What a large epoch needed beyond that goes back
-/// to the host.
+/// Page buffers that are kept for reuse: about a sixteenth of guest memory. What a large epoch needed beyond
+/// that goes back to the host.
 const SPARE_SHARE: u64 = 16;
 /// About what a buffer takes, in pages.
 const SPARE_PAGES: u64 = 128;

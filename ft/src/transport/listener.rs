@@ -1,11 +1,13 @@
-//! The listening socket: accepts connections, reads their greetings side by side, passes them to the engine, which answers.
+//! The listening socket: accepts connections, reads their greetings side by side, passes them to the engine,
+//! which answers.
 //!
-//! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a time, each with
-//! [`PATIENCE`] for its whole greeting, which is a short frame. When there are more, one that is not through with its
-//! greeting has to leave, the oldest of the address that has most of them. To refuse the newcomer instead would let
-//! [`GREETINGS`] idle connections shut everybody out; so, whoever wants to keep an honest caller from being heard has to open
-//! as many connections, from as many addresses, within the one round trip that its greeting takes. No thread waits for
-//! a single caller, and no error ends the one that waits for all.
+//! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a
+//! time, each with [`PATIENCE`] for its whole greeting, which is a short frame. When there are more, one that
+//! is not through with its greeting has to leave, the oldest of the address that has most of them. To refuse
+//! the newcomer instead would let [`GREETINGS`] idle connections shut everybody out; so, whoever wants to
+//! keep an honest caller from being heard has to open as many connections, from as many addresses, within the
+//! one round trip that its greeting takes. No thread waits for a single caller, and no error ends the one
+//! that waits for all.
 
 use std::fs::File;
 use std::io;
@@ -54,8 +56,8 @@ pub struct Incoming {
     pub term: Term,
     /// Who and what for.
     pub hello: Hello,
-    /// Its place among those who wait for an answer.
-    _place: Place,
+    /// Its slot among those that wait for an answer.
+    _slot: Slot,
 }
 
 impl Incoming {
@@ -89,22 +91,22 @@ impl Incoming {
 #[derive(Clone, Debug, Default)]
 struct Waiting(Arc<Mutex<Vec<IpAddr>>>);
 
-/// A place among them, until it is dropped.
+/// A slot among them, until it is dropped.
 #[derive(Debug)]
-struct Place {
+struct Slot {
     address: IpAddr,
     all: Waiting,
 }
 
 impl Waiting {
-    fn take_place(&self, address: IpAddr) -> Option<Place> {
+    fn take_slot(&self, address: IpAddr) -> Option<Slot> {
         let mut all = self.lock();
         let same = all.iter().filter(|other| **other == address).count();
         if all.len() >= WAITING || same >= WAITING_PER_ADDRESS {
             return None;
         }
         all.push(address);
-        Some(Place { address, all: self.clone() })
+        Some(Slot { address, all: self.clone() })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<IpAddr>> {
@@ -112,7 +114,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut all = self.all.lock();
         if let Some(at) = all.iter().position(|address| *address == self.address) {
@@ -236,7 +238,8 @@ impl Greeting {
         }
     }
 
-    /// To close a connection with bytes that nobody has read resets it, and the caller may not see why it was refused.
+    /// To close a connection with bytes that nobody has read resets it, and the caller may not see why it was
+    /// refused.
     fn drain(&self) -> Step {
         let mut unread = [0; 4096];
         match recv(self.stream.as_raw_fd(), &mut unread, MsgFlags::MSG_DONTWAIT) {
@@ -251,7 +254,8 @@ const CROWDED: &str = "too many at once";
 
 struct Acceptor<L> {
     listener: L,
-    /// Given up to accept, and close, when there are no descriptors: a caller that is not let in must not wait to be.
+    /// Given up to accept, and close, when there are no descriptors: a caller that is not let in must not
+    /// wait to be.
     reserve: Option<File>,
     /// Oldest first.
     greetings: Vec<Greeting>,
@@ -326,13 +330,13 @@ impl<L: Accept> Acceptor<L> {
 
     fn pass_on(&mut self, greeting: Greeting, term: Term, hello: Hello, tell: &dyn Fn(Arrival)) {
         let Greeting { stream, address, .. } = greeting;
-        let Some(place) = self.waiting.take_place(address.ip()) else { return self.count(CROWDED, address) };
+        let Some(slot) = self.waiting.take_slot(address.ip()) else { return self.count(CROWDED, address) };
         let ready = stream
             .set_nodelay(true)
             .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
             .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         match ready {
-            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _place: place }))),
+            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _slot: slot }))),
             Err(_) => self.count("that hung up", address),
         }
     }
@@ -374,7 +378,8 @@ impl<L: Accept> Acceptor<L> {
         self.greetings.push(greeting);
     }
 
-    /// There are no descriptors: one that is kept for this lets the next caller in, and out. Returns whether it did.
+    /// There are no descriptors: one that is kept for this lets the next caller in, and out. Returns whether
+    /// it did.
     fn shed(&mut self) -> bool {
         let kept = self.reserve.take();
         let had_one = kept.is_some();

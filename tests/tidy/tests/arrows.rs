@@ -4,16 +4,17 @@ use tidy::imports::imports;
 use tidy::{Source, report, sources_ending};
 
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("device-counters", &[]),
     ("device-vring", &[]),
     ("ft/proto", &[]),
-    ("ft", &["ft-proto", "host-kit"]),
+    ("ft", &["ft-proto", "host-kit", "pollux-api"]),
     ("host-kit", &[]),
-    ("pollux", &["ft", "ft-proto", "host-kit"]),
+    ("pollux", &["ft", "ft-proto", "host-kit", "pollux-api"]),
+    ("pollux-api", &[]),
     ("vhost-user-blk-repl", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
     ("vhost-user-net-buffer", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
-    ("vmm", &["device-counters", "ft", "ft-proto", "host-kit"]),
+    ("vmm", &["device-counters", "ft", "ft-proto", "host-kit", "pollux-api"]),
 ];
 
 /// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and `ft_api` may name the

@@ -15,7 +15,7 @@ use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmIn
 use crate::config::VmConfig;
 use crate::contract::{BoxError, Machine, Part, VmEvent, VmFactory};
 use crate::control::event_monitor::EventMonitor;
-use crate::ft_api::FtControl;
+use crate::ft_api::{Call, Control};
 use crate::vm::NotHere;
 use crate::vm::VmError;
 use host_kit::warn_limited;
@@ -55,7 +55,7 @@ pub struct Vmm {
 /// A VM that was built.
 struct Live {
     machine: Arc<Mutex<dyn Machine>>,
-    ft: Option<Arc<dyn FtControl>>,
+    ft: Option<Arc<dyn Control>>,
     events: Receiver<VmEvent>,
     state: VmState,
     role: Role,
@@ -75,7 +75,7 @@ enum Role {
 impl Live {
     /// The engine, unless another host runs the VM and there is nothing to tell about it here. Whether this host runs it the engine knows
     /// best, which may just be taking over.
-    fn unfenced_ft(&self) -> Option<&dyn FtControl> {
+    fn unfenced_ft(&self) -> Option<&dyn Control> {
         self.ft.as_deref().filter(|_| self.role != Role::Fenced)
     }
 
@@ -149,9 +149,9 @@ impl Vmm {
     /// Whoever ends this process does not want to end a protected VM: its standby goes on with it.
     fn hand_over(&self) {
         if let Some(ft) = self.live.as_ref().and_then(Live::unfenced_ft)
-            && let Err(reasons) = ft.hand_over("pollux-vmm was told to end")
+            && let Err(refused) = ft.call(Call::HandOver("pollux-vmm was told to end".to_owned()))
         {
-            tracing::debug!("the VM ends with this process: {}", reasons.join("; "));
+            tracing::debug!("the VM ends with this process: {refused}");
         }
     }
 
@@ -197,7 +197,7 @@ impl Vmm {
         config.validate_ids().map_err(VmmError::Config)?;
         let mut config = config.clone();
         // Known from now on, and the same at every boot.
-        config.fill_in_macs().map_err(|error| VmmError::Machine(error.into()))?;
+        config.fill_in_macs(host_kit::random::bytes).map_err(|error| VmmError::Machine(error.into()))?;
         self.config = Some(config);
         Ok(())
     }

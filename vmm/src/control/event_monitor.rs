@@ -14,8 +14,8 @@ use std::time::Instant;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 
-use crate::options::{OptionError, Options};
 use host_kit::warn_limited;
+use pollux_api::options::{OptionError, Options};
 
 /// Why there is no event stream.
 #[derive(Debug, thiserror::Error)]

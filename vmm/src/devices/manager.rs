@@ -56,7 +56,7 @@ impl DeviceManager {
     pub fn new(config: &mut VmConfig, parts: DeviceParts<'_>) -> Result<Self, DeviceError> {
         names::fill_in_ids(config);
         let system = |what| move |source| DeviceError::System { what, source };
-        config.fill_in_macs().map_err(system("cannot choose a MAC address"))?;
+        config.fill_in_macs(host_kit::random::bytes).map_err(system("cannot choose a MAC address"))?;
         let exits = Arc::new(ChildExits::new().map_err(system("cannot watch device processes"))?);
         let watchdog = Arc::new(Watchdog::new().map_err(system("cannot start the vhost-user watchdog"))?);
         let log = DirtyLog::new(parts.memory.ranges()).map_err(system("cannot create the dirty log"))?;

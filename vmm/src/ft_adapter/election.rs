@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use ft::{Candidate, NodeOptions, NodeTerm};
 use ft_proto::HostId;
+use pollux_api::status::State;
 use serde_json::json;
 
 use crate::config::VmConfig;
@@ -75,7 +76,7 @@ impl Voter {
     fn run(&self, stopped: &Receiver<()>) -> Option<NodeTerm> {
         let (mut told, mut since) = (None, Instant::now());
         while stopped.recv_timeout(AGAIN) == Err(RecvTimeoutError::Timeout) {
-            if self.board.status().state != "standby-empty" {
+            if self.board.status().state != State::StandbyEmpty {
                 since = Instant::now();
                 continue;
             }
@@ -88,7 +89,7 @@ impl Voter {
                 Err(error) => error.to_string(),
             };
             if told.as_ref() != Some(&why) {
-                self.board.note("waits-as-standby", json!({ "reason": why }));
+                self.board.note("started-as-standby", json!({ "reason": why }));
                 told = Some(why);
             }
         }

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
-use ft::{Candidate, Ft, NodeOptions, NodeTerm, Role, Setup};
+use ft::{Candidate, Ft, NodeOptions, NodeTerm, Setup};
 use ft_proto::HostId;
 use ft_proto::witness::Disks;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pollux_api::options::StartRole;
 use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -58,7 +59,7 @@ impl KvmFactory {
 
     /// Who waits by its own decision asks on whether it has to.
     fn election(&self, config: VmConfig, events: Sender<VmEvent>) -> Result<Option<Election>, BoxError> {
-        let decides = |options: &&NodeOptions| options.role == Role::Auto && options.witness.is_some();
+        let decides = |options: &&NodeOptions| options.role == StartRole::Auto && options.witness.is_some();
         let Some(options) = self.options.clone().as_ref().filter(decides).cloned() else { return Ok(None) };
         let Setup { host, board, .. } = self.setup.clone();
         let voter = Voter { options, host, config, board, granted: self.granted.clone() };
@@ -150,7 +151,7 @@ impl VmFactory for KvmFactory {
             ft::Part::StandBy(why) => {
                 if let Some(why) = why {
                     // Seen in the events of the engine that is about to be made.
-                    self.setup.board.note("waits-as-standby", serde_json::json!({ "reason": why }));
+                    self.setup.board.note("started-as-standby", serde_json::json!({ "reason": why }));
                 }
                 Part::StandBy
             }

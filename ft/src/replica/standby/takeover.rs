@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use ft_proto::Epoch;
 use ft_proto::wire::TookOver;
+use pollux_api::status::Takeover;
 
 use super::StandbySession;
 use crate::clock::micros;
 use crate::context::Context;
 use crate::devices::link::LinkError;
 use crate::guest::{GuestError, Shape};
-use crate::status::Takeover;
 use crate::stream::image::WholeImage;
 
 /// A takeover that could not be done.

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use crate::machine::bus::Bus;
 
-/// The most vCPUs of a VM.
-pub const VCPUS_MAX: u32 = 254;
+pub use pollux_api::limits::VCPUS_MAX;
 
 /// What a guest does to its own machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
