@@ -1,8 +1,9 @@
-//! What the control loop needs of a VM, as a contract: it is fulfilled by `vm.rs`, and by a plain struct in tests.
+//! What the control loop needs of a VM, as a contract: fulfilled by `ft_adapter::factory`, and by a plain
+//! struct in tests.
 //!
-//! Life: built (nothing runs yet) -> `boot` -> any of `pause`, `resume`, `reset`, `power_button`, `nmi` -> `stop` ->
-//! `shutdown`, after which nothing but dropping follows. A standby is built and then waits; whoever takes it over starts it and says so by
-//! [`VmEvent::TakenOver`].
+//! Life: built (nothing runs yet) -> `boot` -> any of `pause`, `resume`, `reset`, `power_button`, `nmi` ->
+//! `stop` -> `shutdown`, after which nothing but dropping follows. A standby is built and then waits; whoever
+//! takes it over starts it and says so by [`VmEvent::TakenOver`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -35,17 +36,20 @@ pub trait Machine: Send {
     /// # Errors
     /// When a device cannot be started.
     fn resume(&mut self) -> Result<(), BoxError>;
-    /// Back to power-on, then runs the payload again. Works on a running and on a paused VM; it runs afterwards.
+    /// Back to power-on, then runs the payload again. Works on a running and on a paused VM; it runs
+    /// afterwards.
     ///
     /// # Errors
     /// When a device cannot be reset or the payload cannot be loaded again.
     fn reset(&mut self) -> Result<(), BoxError>;
-    /// This VM was a standby, and its vCPUs are set to a checkpoint and, unless it is paused, started: the rest of it follows.
+    /// This VM was a standby, and its vCPUs are set to a checkpoint and, unless it is paused, started: the
+    /// rest of it follows.
     ///
     /// # Errors
     /// When the console's input cannot be started.
     fn taken_over(&mut self) -> Result<(), BoxError>;
-    /// Stops the vCPUs for good: nothing of what is told about the VM's end from here on is undone by its guest. `shutdown` follows.
+    /// Stops the vCPUs for good: nothing of what is told about the VM's end from here on is undone by its
+    /// guest. `shutdown` follows.
     ///
     /// # Errors
     /// When a vCPU cannot be stopped.
@@ -151,7 +155,8 @@ pub enum Part {
 
 /// Puts VMs together.
 pub trait VmFactory: Send {
-    /// Which part this host has, by its configuration and the witness. `boots`: somebody wants the VM to boot here.
+    /// Which part this host has, by its configuration and the witness. `boots`: somebody wants the VM to boot
+    /// here.
     ///
     /// # Errors
     /// When the witness cannot be asked, or the VM shall boot here and another host runs it.

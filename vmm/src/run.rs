@@ -1,7 +1,7 @@
 //! One run of `pollux-vmm`, from the command line to the exit code. The only place where all parts are seen.
 //!
-//! Order: what can block or fail without a trace first (arguments, log, event stream), then the signals, then what leaves
-//! files behind (the API socket), then the VM. The end is the same list backwards.
+//! Order: what can block or fail without a trace first (arguments, log, event stream), then the signals, then
+//! what leaves files behind (the API socket), then the VM. The end is the same list backwards.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -81,8 +81,8 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
     outcome
 }
 
-/// Signals that end the VMM in order, as messages. Must be called while there is but one thread, as the others inherit
-/// the mask.
+/// Signals that end the VMM in order, as messages. Must be called while there is but one thread, as the
+/// others inherit the mask.
 fn signals() -> Result<Receiver<i32>, BoxError> {
     let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     set.thread_block()?;

@@ -17,7 +17,8 @@ fn count_forever(code: Code) -> Code {
     code.raw(&[0xff, 0x05]).raw(&COUNTER.to_le_bytes()).raw(&[0xeb, 0xf8])
 }
 
-/// Counts until the low byte of the counter becomes 0, prints a dot, and again. So pauses hit both port writes and memory.
+/// Counts until the low byte of the counter becomes 0, prints a dot, and again. So pauses hit both port
+/// writes and memory.
 fn count_and_print() -> Code {
     Code::default()
         .raw(&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.'])
@@ -273,7 +274,8 @@ fn what_the_guest_writes_is_harvested_once() {
 
 #[test]
 fn the_power_button_interrupts_a_halted_guest() {
-    // An interrupt table with one gate for vector 0x30, whose handler prints and powers off; LAPIC and IOAPIC pin 13 enabled.
+    // An interrupt table with one gate for vector 0x30, whose handler prints and powers off; LAPIC and IOAPIC
+    // pin 13 enabled.
     const IDT: u32 = COUNTER;
     const HANDLER: u32 = tiny::CODE + 0x200;
     let gate = [HANDLER & 0xffff | 0x10 << 16, HANDLER & 0xffff_0000 | 0x8e00];

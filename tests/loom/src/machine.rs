@@ -1,4 +1,4 @@
-//! A machine whose vCPUs are loom's threads, and whose guest does nothing but run. It knows what must never be.
+//! A machine whose vCPUs are loom's threads, and whose guest only runs. It checks what must never happen.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
 

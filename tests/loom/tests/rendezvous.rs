@@ -1,5 +1,5 @@
-//! Checkpoints, pauses and the end of a machine in every order, within a bound on preemptions: nothing runs that must not, no
-//! wake-up is lost, nobody waits for ever (which loom tells).
+//! Checkpoints, pauses and the end of a machine in every order, within a bound on preemptions: nothing runs
+//! that must not, no wake-up is lost, nobody waits for ever (which loom tells).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,7 +1,7 @@
 //! The ACPI tables: hardware-reduced, one PCI bus, a serial port, a power button.
 //!
-//! In: what the machine has. Out: bytes in guest memory between 640 KiB and 960 KiB, the root pointer first. The tables say what
-//! Cloud Hypervisor's say, except for hotplug, which there is none of.
+//! In: what the machine has. Out: bytes in guest memory between 640 KiB and 960 KiB, the root pointer first.
+//! The tables say what Cloud Hypervisor's say, except for hotplug, which there is none of.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry,

@@ -1,7 +1,8 @@
 //! Kernel and initramfs: checked when the VM is built, loaded at every boot.
 //!
-//! In: the files of the payload. Out: an [`Entry`], and the initramfs' place. Never: a half-loaded guest; sizes, offsets and
-//! addresses are all checked before the first byte is written, and files that changed meanwhile are an error.
+//! In: the files of the payload. Out: an [`Entry`], and the initramfs' place. Never: a half-loaded guest;
+//! sizes, offsets and addresses are all checked before the first byte is written, and files that changed
+//! meanwhile are an error.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

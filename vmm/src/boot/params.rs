@@ -140,8 +140,8 @@ pub fn write_gdt(ram: &GuestRam) -> Result<(), BootError> {
     ram.write_obj(0_u64, GuestAddress(layout::BOOT_IDT)).map_err(BootError::Write)
 }
 
-/// Writes what stands for a BIOS: code at the reset vector that resets by the keyboard controller. Linux takes this way when
-/// ACPI is hardware-reduced, as it then only knows EFI's reset and the BIOS.
+/// Writes what stands for a BIOS: code at the reset vector that resets by the keyboard controller. Linux
+/// takes this way when ACPI is hardware-reduced, as it then only knows EFI's reset and the BIOS.
 ///
 /// # Errors
 /// When guest memory does not take it.

@@ -1,7 +1,8 @@
 //! The control loop: one thread that owns the VM and does one thing at a time to it.
 //!
-//! In: requests of the API, signals, events of the VM. Out: calls to the [`Machine`], answers, events for the monitor, the copy
-//! that the API reads. Never: work of its own; it waits in one place, for all three sources at once.
+//! In: requests of the API, signals, events of the VM. Out: calls to the [`Machine`], answers, events for the
+//! monitor, the copy that the API reads. Never: work of its own; it waits in one place, for all three sources
+//! at once.
 
 mod standby;
 
@@ -73,8 +74,8 @@ enum Role {
 }
 
 impl Live {
-    /// The engine, unless another host runs the VM and there is nothing to tell about it here. Whether this host runs it the engine knows
-    /// best, which may just be taking over.
+    /// The engine, unless another host runs the VM and there is nothing to tell about it here. Whether this
+    /// host runs it the engine knows best, which may just be taking over.
     fn unfenced_ft(&self) -> Option<&dyn Control> {
         self.ft.as_deref().filter(|_| self.role != Role::Fenced)
     }
@@ -347,7 +348,8 @@ impl Vmm {
             VmEvent::Stays => {}
             VmEvent::Ft { event, properties } => {
                 monitor.event_with("ft", &event, &properties);
-                // Nothing of what the API reads has changed, and to look at all devices could mean to wait for one.
+                // Nothing of what the API reads has changed, and to look at all devices could mean to wait
+                // for one.
                 return None;
             }
             VmEvent::Fenced { reason } => {
@@ -446,8 +448,9 @@ impl Vmm {
     }
 }
 
-/// Ends a VM: first its vCPUs, then, if it is ours, the standby's wish to go on with it, which must not take a wanted end for a
-/// failure, then the engine, whoever still waits for an answer of it, and then everything else.
+/// Ends a VM: first its vCPUs, then, if it is ours, the standby's wish to go on with it, which must not take
+/// a wanted end for a failure, then the engine, whoever still waits for an answer of it, and then everything
+/// else.
 fn end(live: &Live) -> Result<(), VmmError> {
     let stopped = live.machine().stop();
     if let Some(ft) = live.unfenced_ft() {

@@ -1,7 +1,8 @@
-//! The event stream that management tools follow: one pretty-printed JSON object an event, each followed by an empty line.
+//! The event stream that management tools follow: one pretty-printed JSON object an event, each followed by
+//! an empty line.
 //!
-//! In: events from the control loop. Out: a file, or a FIFO that somebody reads. Never: waiting for the reader; a full
-//! FIFO loses the event, with a log line.
+//! In: events from the control loop. Out: a file, or a FIFO that somebody reads. Never: waiting for the
+//! reader; a full FIFO loses the event, with a log line.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -74,7 +75,8 @@ struct Timestamp {
 }
 
 impl EventMonitor {
-    /// Opens the target. A FIFO blocks until somebody has opened its other end, as those who start us with one expect.
+    /// Opens the target. A FIFO blocks until somebody has opened its other end, as those who start us with
+    /// one expect.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -120,11 +122,12 @@ fn open_path(path: &Path) -> io::Result<File> {
 }
 
 fn adopt(fd: RawFd) -> io::Result<File> {
-    // Duplicating proves that the number is an open descriptor, and gives us one that child processes do not inherit.
-    // SAFETY: the borrow ends with the call; a number that is not open makes the kernel say EBADF.
+    // Duplicating proves that the number is an open descriptor, and gives us one that child processes do not
+    // inherit. SAFETY: the borrow ends with the call; a number that is not open makes the kernel say EBADF.
     let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     let own = borrowed.try_clone_to_owned()?;
-    // SAFETY: the number was passed for us to own, it is open (the duplication succeeded), and nothing else here uses it.
+    // SAFETY: the number was passed for us to own, it is open (the duplication succeeded), and nothing else
+    // here uses it.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
     let file = File::from(own);
     set_nonblocking(&file)?;

@@ -1,6 +1,8 @@
-//! A thread that hears from backends which queues the driver has broken, and has their devices ask for a reset.
+//! A thread that hears from backends which queues the driver has broken, and has their devices ask for a
+//! reset.
 //!
-//! In: the error eventfds of vhost-user. Out: calls of the transports. Never: a device kept alive by being watched.
+//! In: the error eventfds of vhost-user. Out: calls of the transports. Never: a device kept alive by being
+//! watched.
 
 use std::io;
 use std::sync::{Mutex, PoisonError, Weak};

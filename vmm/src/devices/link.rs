@@ -47,7 +47,8 @@ impl FtLink {
     /// Of a device that a process of ours serves.
     pub(super) fn of(device: &Device) -> Option<Self> {
         let (process, info) = device.process.as_ref()?;
-        // From the device and not from its options: after a takeover the guest goes by what it was told on the other host.
+        // From the device and not from its options: after a takeover the guest goes by what it was told on
+        // the other host.
         let told = device.lock().device_mut().config().to_vec();
         let (kind, mac) = match device.kind? {
             Kind::Net(_) => (LinkKind::Net, told.first_chunk().copied()),

@@ -1,7 +1,7 @@
 //! The PCI bus while it is being filled with devices.
 //!
-//! In: devices. Out: each in its slot, with its interrupts and its place in the address space. Never: half a bus; what was
-//! put in is taken off again if not all can be.
+//! In: devices. Out: each in its slot, with its interrupts and its place in the address space. Never: half a
+//! bus; what was put in is taken off again if not all can be.
 
 use std::io;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,5 @@
-//! What the disks of a host have on record about the VM's last run, asked of the disk program before any device is started.
+//! What the disks of a host have on record about the VM's last run, asked of the disk program before any
+//! device is started.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -107,7 +108,8 @@ fn both(one: DiskState, two: DiskState) -> Option<DiskState> {
         (Protected(a), Protected(b) | Alone(b) | Ended(b)) | (Alone(a) | Ended(a), Protected(b)) => Protected(a.min(b)),
         // It was taking over.
         (Copy(copy), Alone(term)) | (Alone(term), Copy(copy)) if term > copy => Copy(copy),
-        // Copies of two sessions, a disk without a record beside one with, and what was overwritten only in part.
+        // Copies of two sessions, a disk without a record beside one with, and what was overwritten only in
+        // part.
         _ => return None,
     })
 }

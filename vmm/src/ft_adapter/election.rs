@@ -1,7 +1,8 @@
-//! A host that waits for somebody who may never come: asks again and again whether it may run the VM itself by now.
+//! A host that waits for somebody who may never come: asks again and again whether it may run the VM itself
+//! by now.
 //!
-//! In: the disks' records, the witness, the other hosts, by way of [`ft::part`]. Out: [`VmEvent::MayRun`], once. Never: a question
-//! while a primary's session is open, or a part of a copy is here.
+//! In: the disks' records, the witness, the other hosts, by way of [`ft::part`]. Out: [`VmEvent::MayRun`],
+//! once. Never: a question while a primary's session is open, or a part of a copy is here.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};

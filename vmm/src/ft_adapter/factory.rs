@@ -114,7 +114,8 @@ fn host(options: &NodeOptions, config: &VmConfig) -> HostId {
     })
 }
 
-/// A VM that nobody was asked about, and that may be protected later: it is the one that its disks are of, and goes on from there.
+/// A VM that nobody was asked about, and that may be protected later: it is the one that its disks are of,
+/// and goes on from there.
 fn unasked(config: &VmConfig, disks: Disks) -> NodeTerm {
     let options = NodeOptions::default();
     let node = ft::incarnation_of(host(&options, config));
@@ -211,8 +212,8 @@ impl KvmMachine {
     }
 }
 
-/// Tells of what drivers do to their devices, but not as often as a guest can do it, which is faster than anybody reads of it. The
-/// counters count all of it.
+/// Tells of what drivers do to their devices, but not as often as a guest can do it, which is faster than
+/// anybody reads of it. The counters count all of it.
 fn observer(events: Sender<VmEvent>) -> Observer {
     let limit = Limit::new(DEVICE_EVENTS_BURST, log_limit::PERIOD);
     Arc::new(move |id, event| {

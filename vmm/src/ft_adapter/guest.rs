@@ -1,7 +1,8 @@
 //! The VM as the fault-tolerance engine sees it: the only file of the VMM that knows what an epoch is.
 //!
-//! In: calls of the engine, on its thread. Out: the VM stopped, captured, restored, started. Never: the lock of the control
-//! loop on the way of an epoch; checkpoints and VM-changing calls of the API keep out of each other's way by the VM's gate.
+//! In: calls of the engine, on its thread. Out: the VM stopped, captured, restored, started. Never: the lock
+//! of the control loop on the way of an epoch; checkpoints and VM-changing calls of the API keep out of each
+//! other's way by the VM's gate.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -146,7 +147,8 @@ impl Guest for GuestAdapter {
     }
 
     fn stop(&mut self) -> bool {
-        // Neither for the VM's owner, whose changes take as long as the slowest device, nor for a vCPU that waits for one.
+        // Neither for the VM's owner, whose changes take as long as the slowest device, nor for a vCPU that
+        // waits for one.
         let Some(inside) = self.parts.gate.try_enter().filter(|_| self.parts.cpus.can_stop_soon()) else {
             return false;
         };
@@ -212,8 +214,8 @@ impl Guest for GuestAdapter {
     }
 
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        // Who changes the VM as a whole may be waiting for a device. Nothing is lost: what is not told now is told later, to the base's
-        // cut at the latest, which waits until they are through.
+        // Who changes the VM as a whole may be waiting for a device. Nothing is lost: what is not told now is
+        // told later, to the base's cut at the latest, which waits until they are through.
         let Some(_inside) = self.parts.gate.try_enter() else { return Ok(()) };
         // Rounds of a first copy want to know what is still being written, not what was.
         lock(&self.snapshot).harvest(Watch::All, pages)

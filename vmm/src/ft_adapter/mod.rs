@@ -1,5 +1,5 @@
-//! Fault tolerance for the VM: the engine's hands on it, and what puts VM and engine together. Only this folder and `ft_api`
-//! know the engine.
+//! Fault tolerance for the VM: the engine's hands on it, and what puts VM and engine together. Only this
+//! folder and `ft_api` know the engine.
 
 pub mod disk_records;
 pub mod election;

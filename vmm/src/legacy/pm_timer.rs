@@ -1,7 +1,8 @@
 //! The ACPI power management timer: 32 bits at 3.579545 MHz, read-only, without interrupt.
 //!
-//! It tells kvmclock in other units. So it needs no state of its own: it pauses, and goes on on another host, with the guest's
-//! clocks. Firmware waits by it, and a kernel that does without kvmclock finds out by it how fast the time stamp counter is.
+//! It tells kvmclock in other units. So it needs no state of its own: it pauses, and goes on on another host,
+//! with the guest's clocks. Firmware waits by it, and a kernel that does without kvmclock finds out by it how
+//! fast the time stamp counter is.
 
 use std::sync::Arc;
 

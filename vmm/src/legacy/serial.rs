@@ -1,6 +1,7 @@
 //! COM1: a 16550 at port 0x3f8, its output to a [`ConsoleOut`], its input from a terminal.
 //!
-//! In: the guest's port accesses; keys. Out: bytes for the console, edges on pin 4. Never: a terminal left in raw mode.
+//! In: the guest's port accesses; keys. Out: bytes for the console, edges on pin 4. Never: a terminal left in
+//! raw mode.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -222,7 +223,8 @@ impl Drop for RawMode {
 }
 
 impl Line {
-    /// Opens what `config` says; `None` for mode `Off`. A new pseudo terminal's path is put into `config.file`.
+    /// Opens what `config` says; `None` for mode `Off`. A new pseudo terminal's path is put into
+    /// `config.file`.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -279,8 +281,8 @@ impl Line {
     }
 }
 
-/// The file for the output, emptied. A FIFO that nobody reads is an error: to wait for a reader would hold up everybody who wants
-/// something of this VMM. Writing to it may wait again, on a thread of its own.
+/// The file for the output, emptied. A FIFO that nobody reads is an error: to wait for a reader would hold up
+/// everybody who wants something of this VMM. Writing to it may wait again, on a thread of its own.
 fn create(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);

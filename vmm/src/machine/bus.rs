@@ -1,7 +1,7 @@
 //! Which device answers at which address, for port I/O and for MMIO.
 //!
-//! In: accesses of the guest. Out: calls of the device whose range holds the whole access. Never: a lock of the table held
-//! while a device runs, so a device may move its own range (a PCI BAR) from inside a write.
+//! In: accesses of the guest. Out: calls of the device whose range holds the whole access. Never: a lock of
+//! the table held while a device runs, so a device may move its own range (a PCI BAR) from inside a write.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

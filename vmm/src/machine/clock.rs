@@ -1,12 +1,13 @@
 //! The guest's clocks across hosts: kvmclock, and the time stamp counter that must keep in step with it.
 //!
-//! In: a VM whose vCPUs are parked. Out: both clocks at one instant in the checkpoint, and set on the host that takes over, so
-//! that guest time goes on where it stopped. Never: a clock set while a VM merely pauses; time passes for it then, as it does
-//! for everybody.
+//! In: a VM whose vCPUs are parked. Out: both clocks at one instant in the checkpoint, and set on the host
+//! that takes over, so that guest time goes on where it stopped. Never: a clock set while a VM merely pauses;
+//! time passes for it then, as it does for everybody.
 //!
-//! The vCPUs' own state has a time stamp counter as well, read some microseconds before the clock; `CpuManager::load` gives all
-//! vCPUs the one furthest on. A guest compares its clocks, and distrusts the counter when one has moved against the other, so
-//! both are read together here and the counter's offset is set to what fits the clock.
+//! The vCPUs' own state has a time stamp counter as well, read some microseconds before the clock;
+//! `CpuManager::load` gives all vCPUs the one furthest on. A guest compares its clocks, and distrusts the
+//! counter when one has moved against the other, so both are read together here and the counter's offset is
+//! set to what fits the clock.
 
 use std::sync::Arc;
 
@@ -19,7 +20,8 @@ use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 
 const ID: &str = "clock";
 const VERSION: u16 = 1;
-/// A reading of clock and counter is not one instant when this many ticks passed in between: the thread was interrupted.
+/// A reading of clock and counter is not one instant when this many ticks passed in between: the thread was
+/// interrupted.
 const SAMPLE_TICKS_MAX: u64 = 20_000;
 const SAMPLE_TRIES: usize = 5;
 
@@ -55,7 +57,8 @@ impl Clock {
         Ok(GuestTime { clock, tsc: offset.map(|offset| host_tsc.wrapping_add(offset)) })
     }
 
-    /// kvmclock and the host's counter at one instant: as KVM has read them together, or else as close as we can.
+    /// kvmclock and the host's counter at one instant: as KVM has read them together, or else as close as we
+    /// can.
     fn sample(&self) -> Result<(u64, u64), kvm_ioctls::Error> {
         let mut best = (u64::MAX, (0, 0));
         for _ in 0..SAMPLE_TRIES {
@@ -76,7 +79,8 @@ impl Clock {
     }
 
     fn restore(&self, saved: GuestTime) -> Result<(), StateError> {
-        // No flags: not real time (the guest is to go on where it was), and not tied to a TSC value of another host.
+        // No flags: not real time (the guest is to go on where it was), and not tied to a TSC value of
+        // another host.
         let data = kvm_clock_data { clock: saved.clock, ..Default::default() };
         self.vm.set_clock(&data).map_err(|e| part_error("KVM_SET_CLOCK", e))?;
         let Some(saved_tsc) = saved.tsc.filter(|_| self.cpus.features().tsc_offset && !self.cpus.is_tsc_scaled())

@@ -1,7 +1,7 @@
 //! The IOAPIC: 24 edge-triggered pins that become interrupt messages.
 //!
-//! In: raised pins, and the guest's writes to its registers. Out: messages to the LAPICs. Never: a level; no device here has a
-//! level-triggered pin, so nobody waits for an end of interrupt.
+//! In: raised pins, and the guest's writes to its registers. Out: messages to the LAPICs. Never: a level; no
+//! device here has a level-triggered pin, so nobody waits for an end of interrupt.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,7 +1,8 @@
 //! The split interrupt controller: LAPICs in the kernel, everything reaches them as an MSI.
 //!
-//! In: eventfds that are signalled (by us or by a device process) and MSI messages. Out: interrupts in the guest. Never: a
-//! lost signal; one that arrives while its line is masked stays in the eventfd and fires at unmask.
+//! In: eventfds that are signalled (by us or by a device process) and MSI messages. Out: interrupts in the
+//! guest. Never: a lost signal; one that arrives while its line is masked stays in the eventfd and fires at
+//! unmask.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -127,7 +128,8 @@ fn route_entry(gsi: u32, (address, data): (u64, u32)) -> kvm_irq_routing_entry {
 
 /// One interrupt line: a GSI with an eventfd that anybody who holds the fd may signal.
 ///
-/// Masked means that the eventfd is not bound to the GSI: signals stay pending in it and fire as one at unmask.
+/// Masked means that the eventfd is not bound to the GSI: signals stay pending in it and fire as one at
+/// unmask.
 pub struct MsiLine {
     irq: Arc<IrqManager>,
     fd: EventFd,

@@ -47,7 +47,8 @@ pub enum KvmError {
     },
 }
 
-/// Opens KVM and checks for what no part of Pollux can do without; everything else is probed where it is used.
+/// Opens KVM and checks for what no part of Pollux can do without; everything else is probed where it is
+/// used.
 ///
 /// # Errors
 /// When KVM cannot be used at all.
@@ -69,10 +70,11 @@ pub fn open() -> Result<Kvm, KvmError> {
     }
 }
 
-/// Lets [`clear_dirty_log`] decide when pages are protected again, instead of every [`get_dirty_log`] doing it for all. False
-/// when this host's KVM cannot: reading the log clears it then.
+/// Lets [`clear_dirty_log`] decide when pages are protected again, instead of every [`get_dirty_log`] doing
+/// it for all. False when this host's KVM cannot: reading the log clears it then.
 pub fn enable_manual_dirty_log(vm: &VmFd) -> bool {
-    // Without INITIALLY_SET: pages that were never written are not dirty, so the first harvest is not the whole memory.
+    // Without INITIALLY_SET: pages that were never written are not dirty, so the first harvest is not the
+    // whole memory.
     let mut cap = kvm_enable_cap { cap: kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
     cap.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into();
     vm.enable_cap(&cap).is_ok()
@@ -92,15 +94,16 @@ pub fn get_dirty_log(vm: &VmFd, slot: u32, pages: u64, bitmap: &mut [u64]) -> io
         padding1: 0,
         __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_mut_ptr().cast() },
     };
-    // SAFETY: the kernel writes one bit for each page of the slot, rounded up to 64, which the check above has room for.
+    // SAFETY: the kernel writes one bit for each page of the slot, rounded up to 64, which the check above
+    // has room for.
     match unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &log) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Takes the pages whose bits are set in `bitmap` out of the log of `slot` and write-protects them again. Bit 0 is
-/// `first_page`, a multiple of 64; `pages` is one too unless the range ends with the slot.
+/// Takes the pages whose bits are set in `bitmap` out of the log of `slot` and write-protects them again. Bit
+/// 0 is `first_page`, a multiple of 64; `pages` is one too unless the range ends with the slot.
 ///
 /// # Errors
 /// When KVM refuses the range.
@@ -115,7 +118,8 @@ pub fn clear_dirty_log(vm: &VmFd, slot: u32, first_page: u64, pages: u32, bitmap
         first_page,
         __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_ptr().cast_mut().cast() },
     };
-    // SAFETY: the kernel reads one bit for each of `pages`, rounded up to 64, which the check above has room for.
+    // SAFETY: the kernel reads one bit for each of `pages`, rounded up to 64, which the check above has room
+    // for.
     match unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &log) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -153,8 +157,8 @@ pub fn set_tsc_offset(vcpu: &VcpuFd, mut value: u64) -> io::Result<()> {
     }
 }
 
-/// Whether the TSC offset of `vcpu`, which has not run yet, can be set: a KVM that cannot trap the instruction takes the value
-/// and forgets it.
+/// Whether the TSC offset of `vcpu`, which has not run yet, can be set: a KVM that cannot trap the
+/// instruction takes the value and forgets it.
 pub fn has_tsc_offset(vcpu: &VcpuFd) -> bool {
     const PROBE: u64 = 1 << 40;
     let Some(before) = tsc_offset(vcpu) else { return false };

@@ -1,5 +1,5 @@
-//! The machine under a guest: processors, memory, interrupts, buses and clocks, and how they are saved. Knows no device of its
-//! own, and nothing of what a checkpoint is for.
+//! The machine under a guest: processors, memory, interrupts, buses and clocks, and how they are saved. Knows
+//! no device of its own, and nothing of what a checkpoint is for.
 
 pub mod bus;
 pub mod clock;

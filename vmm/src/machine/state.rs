@@ -1,20 +1,22 @@
 //! Saved state of the VM's parts: one section a part, each with its id and version, in one flat buffer.
 //!
-//! In: parts that implement [`Saved`]. Out: bytes for a checkpoint, or parts set back to what the bytes say. Never: a part
-//! that is skipped in silence; a section that nobody takes is an error, and so is one that is missing.
+//! In: parts that implement [`Saved`]. Out: bytes for a checkpoint, or parts set back to what the bytes say.
+//! Never: a part that is skipped in silence; a section that nobody takes is an error, and so is one that is
+//! missing.
 //!
-//! Names: the VM's own parts have plain ones, and devices have theirs, which clients choose, within a scope: `dev/` and then the id.
-//! So no id of a device can be the name of something else.
+//! Names: the VM's own parts have plain ones, and devices have theirs, which clients choose, within a scope:
+//! `dev/` and then the id. So no id of a device can be the name of something else.
 //!
-//! Layout of a section: name length (u8), name, version (u16), body length (u32), body (postcard), all little-endian.
-//! Writing appends to a buffer that is kept between checkpoints, so it does not allocate in steady state.
+//! Layout of a section: name length (u8), name, version (u16), body length (u32), body (postcard), all
+//! little-endian. Writing appends to a buffer that is kept between checkpoints, so it does not allocate in
+//! steady state.
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The most that one section may hold, in bytes: far above any device we have, far below what a hostile peer could use to
-/// exhaust memory.
+/// The most that one section may hold, in bytes: far above any device we have, far below what a hostile peer
+/// could use to exhaust memory.
 const SECTION_MAX: usize = 16 << 20;
 /// What the names of the devices' sections begin with.
 pub const DEVICES: &str = "dev/";

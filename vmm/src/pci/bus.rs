@@ -1,6 +1,7 @@
 //! PCI bus 0 of segment 0: which function sits in which slot, and the two ways to its configuration space.
 //!
-//! In: ECAM accesses, and the address and data ports 0xcf8-0xcff. Out: calls of the functions. The host bridge is slot 0.
+//! In: ECAM accesses, and the address and data ports 0xcf8-0xcff. Out: calls of the functions. The host
+//! bridge is slot 0.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,4 +1,5 @@
-//! Device processes that ended while they were needed: reported by whoever watches them, read by whoever owns the VM.
+//! Device processes that ended while they were needed: reported by whoever watches them, read by whoever owns
+//! the VM.
 
 use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};

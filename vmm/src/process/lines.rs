@@ -14,7 +14,8 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(source: ChildStderr) -> Self {
-        // Without this a read could block past the process's end; then its last lines are lost, which is bearable.
+        // Without this a read could block past the process's end; then its last lines are lost, which is
+        // bearable.
         if let Ok(flags) = fcntl(&source, FcntlArg::F_GETFL) {
             let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
             let _ = fcntl(&source, FcntlArg::F_SETFL(flags));

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 /// Directory with the device programs; without it they are looked for beside the VMM and then in `PATH`.
 pub const DIRECTORY_VARIABLE: &str = "POLLUX_DEVICE_DIR";
 
-/// The program's file: in the directory of the environment, beside the VMM (or one above, where test binaries are), in PATH.
+/// The program's file: in the directory of the environment, beside the VMM (or one above, where test binaries
+/// are), in PATH.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let is_file = |path: PathBuf| path.is_file().then_some(path);
     if let Some(directory) = std::env::var_os(DIRECTORY_VARIABLE).filter(|directory| !directory.is_empty()) {

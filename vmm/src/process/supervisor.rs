@@ -1,6 +1,7 @@
 //! Watches a device process: passes on what it logs, reaps it, and reports its end unless that was wanted.
 //!
-//! In: its standard error and its pidfd. Out: log lines, its last words, its exit status. Never: the lock while it waits.
+//! In: its standard error and its pidfd. Out: log lines, its last words, its exit status. Never: the lock
+//! while it waits.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +20,8 @@ use host_kit::log_limit::Limit;
 
 /// How often to look for the end of a process that cannot be watched.
 pub(super) const REAP_AGAIN: Duration = Duration::from_millis(20);
-/// So many of its lines are logged in a [`LINES_PERIOD`]: what it logs may be about what the guest does, as often as it likes.
+/// So many of its lines are logged in a [`LINES_PERIOD`]: what it logs may be about what the guest does, as
+/// often as it likes.
 const LINES_BURST: u32 = 100;
 const LINES_PERIOD: Duration = Duration::from_secs(10);
 /// How many of its last lines are kept for an error message.
@@ -97,7 +99,8 @@ pub(super) fn watch(id: &str, shared: &Supervised, errors: Option<ChildStderr>, 
     shared.ended.notify_all();
 }
 
-/// Waits for the end of the process without the lock, which those need who send it signals; and tells whether that was wanted.
+/// Waits for the process to end, without holding the lock, which senders of signals need. Tells whether its
+/// end was wanted.
 pub(super) fn reap(shared: &Supervised) -> Option<(ExitStatus, bool)> {
     loop {
         let mut state = shared.lock();

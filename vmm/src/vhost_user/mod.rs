@@ -1,7 +1,8 @@
 //! vhost-user: devices whose queues are served by another process.
 //!
-//! One generic device ([`device::VhostUserDevice`]) for disks, network cards and anything else; its type, queues and the few
-//! things that differ are parameters. [`link`] is the connection, [`log`] the dirty bitmap that all backends share.
+//! One generic device ([`device::VhostUserDevice`]) for disks, network cards and anything else; its type,
+//! queues and the few things that differ are parameters. [`link`] is the connection, [`log`] the dirty bitmap
+//! that all backends share.
 
 pub mod device;
 mod error;

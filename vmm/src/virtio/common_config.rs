@@ -1,7 +1,7 @@
 //! The common configuration register block of virtio-pci (virtio 1.2, 4.1.4.3): negotiation and queue set-up.
 //!
-//! In: guest accesses. Out: a [`Change`] where the transport has to act. Never: a queue that the driver changes under a
-//! running device; writes after `DRIVER_OK` and to enabled queues are dropped.
+//! In: guest accesses. Out: a [`Change`] where the transport has to act. Never: a queue that the driver
+//! changes under a running device; writes after `DRIVER_OK` and to enabled queues are dropped.
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
@@ -197,7 +197,8 @@ impl CommonConfig {
         }
         let before = self.status;
         self.status |= value & !NEEDS_RESET;
-        // A driver may do without any of them, VERSION_1 included: the rings look the same to it on this machine.
+        // A driver may do without any of them, VERSION_1 included: the rings look the same to it on this
+        // machine.
         let negotiated = self.driver_features & !features == 0;
         if before & FEATURES_OK == 0 && !negotiated {
             self.status &= !FEATURES_OK;

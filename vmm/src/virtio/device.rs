@@ -31,8 +31,8 @@ pub enum DeviceEvent {
 
 /// A device behind a virtio transport.
 ///
-/// Called with the transport's lock held, on a vCPU (guest accesses) or on the thread that owns the VM with the vCPUs parked.
-/// There are no default bodies: a device says for itself what it saves and how it stops.
+/// Called with the transport's lock held, on a vCPU (guest accesses) or on the thread that owns the VM with
+/// the vCPUs parked. There are no default bodies: a device says for itself what it saves and how it stops.
 pub trait VirtioDevice: Send {
     /// Virtio device type.
     fn device_type(&self) -> u32;
@@ -44,11 +44,11 @@ pub trait VirtioDevice: Send {
     fn config(&self) -> &[u8];
     /// The driver writes to the device specific configuration.
     fn write_config(&mut self, offset: usize, data: &[u8]);
-    /// Whether somebody else waits for the kicks of `queue`; if not, [`VirtioDevice::notify`] is called for each. May be
-    /// another answer while the device is active.
+    /// Whether somebody else waits for the kicks of `queue`; if not, [`VirtioDevice::notify`] is called for
+    /// each. May be another answer while the device is active.
     fn has_doorbell(&self, queue: u16) -> bool;
-    /// Starts with the driver's `features` on `queues`: from the beginning, or (`resume`) where [`VirtioDevice::set_state`]
-    /// said that they stand.
+    /// Starts with the driver's `features` on `queues`: from the beginning, or (`resume`) where
+    /// [`VirtioDevice::set_state`] said that they stand.
     ///
     /// # Errors
     /// When a queue or the backend does not work; the device is stopped then.
@@ -82,11 +82,13 @@ pub trait VirtioDevice: Send {
     fn set_positions(&mut self, queues: &[QueueState]);
     /// What goes into a checkpoint.
     fn state(&self) -> DeviceState<'_>;
-    /// Becomes what a checkpoint says, for a driver that has taken `features`; takes effect at the next activation.
+    /// Becomes what a checkpoint says, for a driver that has taken `features`; takes effect at the next
+    /// activation.
     ///
     /// # Errors
     /// When the other device is not built like this one.
     fn set_state(&mut self, state: &DeviceState<'_>, features: u64) -> Result<(), VirtioError>;
-    /// The VM runs on another host now: prepare whatever the driver must be told (by a configuration interrupt).
+    /// The VM runs on another host now: prepare whatever the driver must be told (by a configuration
+    /// interrupt).
     fn moved(&mut self);
 }

@@ -1,8 +1,8 @@
-//! A queue that the VMM serves itself, at once, on the vCPU that kicks it. One that makes no sense is an error, and is left
-//! alone from then on.
+//! A queue that the VMM serves itself, at once, on the vCPU that kicks it. One that makes no sense is an
+//! error, and is left alone from then on.
 //!
-//! That is why nothing has to be sealed before a checkpoint: with the vCPUs parked no such queue is being served, and what
-//! was written to guest memory is in the VMM's own write log.
+//! That is why nothing has to be sealed before a checkpoint: with the vCPUs parked no such queue is being
+//! served, and what was written to guest memory is in the VMM's own write log.
 
 use ft_proto::device_ctl::QueueState;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
@@ -64,8 +64,8 @@ impl LocalQueue {
         self.call = call;
     }
 
-    /// Hands every waiting request to `handle`, which says how many bytes it wrote to it, and interrupts the guest if it
-    /// wants that.
+    /// Hands every waiting request to `handle`, which says how many bytes it wrote to it, and interrupts the
+    /// guest if it wants that.
     ///
     /// # Errors
     /// When the driver's side of the queue makes no sense. That is said once.

@@ -1,7 +1,8 @@
 //! Virtio: what every device here has in common.
 //!
-//! A [`VirtioDevice`] knows its features, its configuration bytes and what to do with its queues. Everything the guest sees
-//! of it (registers, capabilities, interrupts) is [`pci_transport`]'s, so devices are free of PCI and testable without it.
+//! A [`VirtioDevice`] knows its features, its configuration bytes and what to do with its queues. Everything
+//! the guest sees of it (registers, capabilities, interrupts) is [`pci_transport`]'s, so devices are free of
+//! PCI and testable without it.
 
 pub mod common_config;
 mod device;

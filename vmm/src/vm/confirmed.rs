@@ -1,8 +1,8 @@
-//! Whether it is known wherever the VM may go on that an operator has paused or resumed it. Until then it is too early to tell him
-//! that he has: what an answer says is output like a packet.
+//! Whether it is known wherever the VM may go on that an operator has paused or resumed it. Until then it is
+//! too early to tell him that he has: what an answer says is output like a packet.
 //!
-//! In: what checkpoints say, by number, and which of them are confirmed. Out: a wait with an end. Never: a wait where nobody else may
-//! run the VM.
+//! In: what checkpoints say, by number, and which of them are confirmed. Out: a wait with an end. Never: a
+//! wait where nobody else may run the VM.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

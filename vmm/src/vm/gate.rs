@@ -1,7 +1,8 @@
-//! Who may stop or change the VM as a whole: its owner or the engine, one at a time, and the owner only while the VM is here.
+//! Who may stop or change the VM as a whole: its owner or the engine, one at a time, and the owner only while
+//! the VM is here.
 //!
-//! In: attempts to enter, and where the VM is, as the engine knows it. Out: a guard, or why not. Never: the engine that waits for
-//! the owner, whose changes take as long as the slowest device does.
+//! In: attempts to enter, and where the VM is, as the engine knows it. Out: a guard, or why not. Never: the
+//! engine that waits for the owner, whose changes take as long as the slowest device does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -21,7 +22,7 @@ pub enum NotHere {
     Gone,
 }
 
-/// For so long the engine waits for the owner, who has the pause of a vCPU to do, as a rule.
+/// How long the engine waits for the owner, who is pausing a vCPU as a rule.
 const MOMENT: Duration = Duration::from_millis(1);
 
 const HERE: u8 = 0;
@@ -49,14 +50,14 @@ impl Gate {
         }
     }
 
-    /// For the engine: `None` while the owner is inside, unless that is over in a [`MOMENT`]. An owner who comes and goes as fast as
-    /// clients ask for it does not keep the engine out.
+    /// For the engine: `None` while the owner is inside, unless that is over in a [`MOMENT`]. An owner who
+    /// comes and goes as fast as clients ask for it does not keep the engine out.
     #[must_use]
     pub fn try_enter(&self) -> Option<Inside> {
         self.mutex.try_lock_arc_for(MOMENT)
     }
 
-    /// The VM stands still, and another host may run it from now on. Said from inside.
+    /// The VM is paused, and another host may run it from now on. Said from inside.
     pub fn leaving(&self) {
         self.place.store(LEAVING, Ordering::SeqCst);
     }

@@ -1,4 +1,5 @@
-//! The parts of a VM whose state is in a checkpoint, and the order in which they are saved, restored and reset.
+//! The parts of a VM whose state is in a checkpoint, and the order in which they are saved, restored and
+//! reset.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,8 @@ use crate::vm::gate::Gate;
 const PAUSED: &str = "paused";
 const PAUSED_VERSION: u16 = 1;
 
-/// The parts whose state is in a checkpoint. Shared, so that a checkpoint needs no lock that others hold for long.
+/// The parts whose state is in a checkpoint. Shared, so that a checkpoint needs no lock that others hold for
+/// long.
 pub struct SavedParts {
     /// vCPUs.
     pub cpus: Arc<CpuManager>,
@@ -27,7 +29,8 @@ pub struct SavedParts {
     pub devices: Arc<Mutex<DeviceManager>>,
     /// Keeps a checkpoint and what changes the VM as a whole (pause, reset) out of each other's way.
     pub gate: Gate,
-    /// Somebody has called `Vm::pause`. Part of a checkpoint: what an operator has paused stays so wherever it goes.
+    /// Somebody has called `Vm::pause`. Part of a checkpoint: what an operator has paused stays so wherever
+    /// it goes.
     pub(super) paused: AtomicBool,
     /// Where that is known.
     pub confirmed: Confirmed,
@@ -44,8 +47,9 @@ pub(super) fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SavedParts {
-    /// Appends the state of all parts: the vCPUs' as captured by the pause in force, everything else as it is now. Device
-    /// processes are sealed. The interrupt controller and the clock come after what may still change them.
+    /// Appends the state of all parts: the vCPUs' as captured by the pause in force, everything else as it is
+    /// now. Device processes are sealed. The interrupt controller and the clock come after what may still
+    /// change them.
     ///
     /// # Errors
     /// When a part cannot be saved; what was appended is of no use then.
@@ -79,8 +83,9 @@ impl SavedParts {
         lock(&self.clock).save(out)
     }
 
-    /// Becomes what `state` says; memory is in place. The vCPUs first, so that interrupts of the parts that follow find their
-    /// LAPIC; the clock right after them, as KVM ties it to the TSC; the IOAPIC before the devices that use its pins.
+    /// Becomes what `state` says; memory is in place. The vCPUs first, so that interrupts of the parts that
+    /// follow find their LAPIC; the clock right after them, as KVM ties it to the TSC; the IOAPIC before the
+    /// devices that use its pins.
     ///
     /// # Errors
     /// When a part's state is missing, left over, or cannot be had on this host.

@@ -1,8 +1,8 @@
 //! One virtual machine: owns every part, and knows in which order to do things to them.
 //!
-//! In: a configuration. Out: a machine that boots, pauses, resets, powers off, is saved and becomes what was saved elsewhere.
-//! Never: a half-built machine; what can fail for a reason outside (files, sizes, KVM) is done before the first process is
-//! spawned and the first vCPU runs.
+//! In: a configuration. Out: a machine that boots, pauses, resets, powers off, is saved and becomes what was
+//! saved elsewhere. Never: a half-built machine; what can fail for a reason outside (files, sizes, KVM) is
+//! done before the first process is spawned and the first vCPU runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,7 +36,8 @@ use crate::vm::gate::Gate;
 use crate::vm::hardware::{self, Legacy};
 use crate::vm::parts::{SavedParts, lock};
 
-/// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two of the longest epochs.
+/// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two
+/// of the longest epochs.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(1);
 
 /// A virtual machine. Fields are dropped in order: the vCPUs must be gone before what they use.
@@ -57,8 +58,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Builds a VM that waits for [`Vm::boot`], or for [`Vm::load`] and [`Vm::start_restored`]. Ids, addresses and the path of a
-    /// pseudo terminal are filled into the configuration.
+    /// Builds a VM that waits for [`Vm::boot`], or for [`Vm::load`] and [`Vm::start_restored`]. Ids,
+    /// addresses and the path of a pseudo terminal are filled into the configuration.
     ///
     /// # Errors
     /// When any part cannot be had. Nothing is left behind.
@@ -197,7 +198,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Waits until the standby, if there is one, knows whether the VM is paused; but not for one that is lost.
+    /// Waits until the standby, if there is one, knows whether the VM is paused; but not for one that is
+    /// lost.
     fn confirm(&self, paused: bool) {
         if !self.parts.confirmed.wait(paused, CONFIRM_LIMIT) {
             let what = if paused { "paused" } else { "resumed" };
@@ -277,8 +279,8 @@ impl Vm {
         Ok(lock(&self.parts.devices).activate_restored()?)
     }
 
-    /// After [`Vm::activate_restored`]: kicks every queue and injects every interrupt once, as one of either may have been on
-    /// its way when the state was saved; then the vCPUs run.
+    /// After [`Vm::activate_restored`]: kicks every queue and injects every interrupt once, as one of either
+    /// may have been on its way when the state was saved; then the vCPUs run.
     ///
     /// # Errors
     /// When the serial line's input cannot be started.
@@ -287,7 +289,8 @@ impl Vm {
         self.start()
     }
 
-    /// Stops the vCPUs for good. Waits for nobody else: not even for the standby, if the VM is about to leave.
+    /// Stops the vCPUs for good. Waits for nobody else: not even for the standby, if the VM is about to
+    /// leave.
     ///
     /// # Errors
     /// When a vCPU does not stop.

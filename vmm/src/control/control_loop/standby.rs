@@ -1,4 +1,5 @@
-//! The control loop of a host that does not run the VM: it becomes a standby, in this process and as often as needed.
+//! The control loop of a host that does not run the VM: it becomes a standby, in this process and as often as
+//! needed.
 
 use std::time::{Duration, Instant};
 
@@ -65,8 +66,8 @@ impl Vmm {
         }
     }
 
-    /// Puts the VM together anew, with fresh device processes. What cannot be had now, such as an address or a file that is
-    /// still in use, is tried again.
+    /// Puts the VM together anew, with fresh device processes. What cannot be had now, such as an address or
+    /// a file that is still in use, is tried again.
     pub(super) fn stand_by_again(&mut self) {
         self.stand_by_at = None;
         self.end_standby();

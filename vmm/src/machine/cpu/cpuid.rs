@@ -154,8 +154,8 @@ impl Register {
     }
 }
 
-/// What a guest that was started with the features of `guest` would miss on a host whose own table is `here`: one line a
-/// register.
+/// What a guest that was started with the features of `guest` would miss on a host whose own table is `here`:
+/// one line a register.
 #[must_use]
 pub fn missing(guest: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Vec<String> {
     let entry = |table: &[kvm_cpuid_entry2], function, index| {
@@ -225,10 +225,11 @@ fn add_timing(table: &mut Vec<kvm_cpuid_entry2>, tsc_khz: Option<u32>) {
     table.push(kvm_cpuid_entry2 { function: TIMING_LEAF, eax: khz, ebx: LAPIC_TIMER_KHZ, ..Default::default() });
 }
 
-/// The frequency in Intel's own leaves, for guests that look there and nowhere else. The crystal is what drives KVM's LAPIC timer.
+/// The frequency in Intel's own leaves, for guests that look there and nowhere else. The crystal is what
+/// drives KVM's LAPIC timer.
 ///
-/// Guests compute with 32 bits, so the ratio is in whole MHz, or tens of them. Where that is not exact the crystal's frequency is
-/// left out: a guest takes what it computes for an estimate then, and measures.
+/// Guests compute with 32 bits, so the ratio is in whole MHz, or tens of them. Where that is not exact the
+/// crystal's frequency is left out: a guest takes what it computes for an estimate then, and measures.
 fn add_intel_timing(table: &mut Vec<kvm_cpuid_entry2>, khz: u32) {
     const CRYSTAL_MHZ: u32 = LAPIC_TIMER_KHZ / 1000;
     let Some(first) = find(table, 0).filter(|e| [e.ebx, e.edx, e.ecx] == INTEL) else { return };
@@ -336,7 +337,8 @@ mod tests {
         }
     }
 
-    /// What Linux makes of the leaves (native_calibrate_tsc): TSC and LAPIC timer in kHz, and whether it believes that.
+    /// What Linux makes of the leaves (native_calibrate_tsc): TSC and LAPIC timer in kHz, and whether it
+    /// believes that.
     fn linux_calibrates(table: &[kvm_cpuid_entry2]) -> (u32, u32, bool) {
         let (ratio, base) = (get(table, TSC_LEAF, 0), get(table, FREQUENCY_LEAF, 0));
         let mut crystal = ratio.ecx / 1000;

@@ -1,11 +1,13 @@
 //! The vCPUs: one thread each, started parked, stopped and started together.
 //!
-//! In: pause, resume, load. Out: captured registers, and guest events when the guest ends its own run. Never: a sleep of a set
-//! time; whoever waits is woken by whoever is done, after having spun for a moment when it is about a checkpoint.
+//! In: pause, resume, load. Out: captured registers, and guest events when the guest ends its own run. Never:
+//! a sleep of a set time; whoever waits is woken by whoever is done, after having spun for a moment when it
+//! is about a checkpoint.
 //!
-//! A vCPU thread is either in its run loop or parked. [`CpuManager::pause`] sets `immediate_exit` and sends a signal; whichever
-//! comes first, the next `KVM_RUN` ends with EINTR after finishing the I/O that was pending, and the thread parks. While
-//! parked it does jobs (capture, load, anything that needs the vCPU's own thread).
+//! A vCPU thread is either in its run loop or parked. [`CpuManager::pause`] sets `immediate_exit` and sends a
+//! signal; whichever comes first, the next `KVM_RUN` ends with EINTR after finishing the I/O that was
+//! pending, and the thread parks. While parked it does jobs (capture, load, anything that needs the vCPU's
+//! own thread).
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,8 +56,8 @@ pub struct CpuManager {
 }
 
 impl CpuManager {
-    /// Creates the vCPUs with CPUID, boot MSRs and LAPIC pins set, and their threads, parked (one pause is in force). The
-    /// interrupt controller must be there already.
+    /// Creates the vCPUs with CPUID, boot MSRs and LAPIC pins set, and their threads, parked (one pause is in
+    /// force). The interrupt controller must be there already.
     ///
     /// # Errors
     /// When the kernel refuses any of it.
@@ -122,8 +124,8 @@ impl CpuManager {
         Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}"), on_cpu, in_device })
     }
 
-    /// Parks all vCPUs and returns when the last one is. Each finishes its pending port or memory I/O first. Pauses nest: the
-    /// vCPUs run again when every `pause` had its `resume`.
+    /// Parks all vCPUs and returns when the last one is. Each finishes its pending port or memory I/O first.
+    /// Pauses nest: the vCPUs run again when every `pause` had its `resume`.
     ///
     /// # Errors
     /// When a capture fails. The pause is in force all the same.
@@ -135,9 +137,9 @@ impl CpuManager {
         report(self.sync.settle(), CAPTURE)
     }
 
-    /// Whether all vCPUs would park in next to no time. One that is in the middle of an access to a device finishes it first, which
-    /// takes as long as the device does: to reset a disk, until the storage below it has answered all requests. Spins for a moment,
-    /// since almost all accesses take a microsecond.
+    /// Whether all vCPUs would park in next to no time. One that is in the middle of an access to a device
+    /// finishes it first, which takes as long as the device does: to reset a disk, until the storage below it
+    /// has answered all requests. Spins for a moment, since almost all accesses take a microsecond.
     #[must_use]
     pub fn can_stop_soon(&self) -> bool {
         let mut end = None;
@@ -152,8 +154,9 @@ impl CpuManager {
         })
     }
 
-    /// Begins to park all vCPUs with capture. When they have captured themselves, and [`CpuManager::checkpoint`] is called, the last
-    /// one does `work`; [`CpuManager::call_off`] instead calls it off.
+    /// Begins to park all vCPUs with capture. When they have captured themselves, and
+    /// [`CpuManager::checkpoint`] is called, the last one does `work`; [`CpuManager::call_off`] instead calls
+    /// it off.
     pub fn stop_for(&self, work: Arc<Mutex<dyn PausedWork>>) {
         self.spins.store(self.is_aside(), Ordering::Relaxed);
         self.stop(Purpose::Checkpoint(work));
@@ -191,8 +194,8 @@ impl CpuManager {
         cpus.extend(self.vcpus.iter().map(|vcpu| vcpu.on_cpu.load(Ordering::Relaxed)));
     }
 
-    /// The longest that a vCPU was paused for the last checkpoint, by the vCPUs' own clocks. `None` if somebody else had paused
-    /// them.
+    /// The longest that a vCPU was paused for the last checkpoint, by the vCPUs' own clocks. `None` if
+    /// somebody else had paused them.
     #[must_use]
     pub fn last_pause(&self) -> Option<Duration> {
         self.sync.last_pause()
@@ -230,8 +233,8 @@ impl CpuManager {
         &self.cpuid
     }
 
-    /// Takes over another host's CPUID table, before the vCPUs run for the first time: a guest must find the CPU it was started
-    /// with. Look at [`cpuid::missing`] first.
+    /// Takes over another host's CPUID table, before the vCPUs run for the first time: a guest must find the
+    /// CPU it was started with. Look at [`cpuid::missing`] first.
     ///
     /// # Errors
     /// When KVM refuses it.
@@ -268,12 +271,12 @@ impl CpuManager {
         Ok(())
     }
 
-    /// Sets all (parked) vCPUs to what the sections say, each on its own thread. Their time stamp counters are all set to the
-    /// one furthest on, so that none goes backwards, and then kept in step.
+    /// Sets all (parked) vCPUs to what the sections say, each on its own thread. Their time stamp counters
+    /// are all set to the one furthest on, so that none goes backwards, and then kept in step.
     ///
     /// # Errors
-    /// When a section is missing or malformed, or this host cannot restore it. The vCPUs are of no use then until a load
-    /// succeeds.
+    /// When a section is missing or malformed, or this host cannot restore it. The vCPUs are of no use then
+    /// until a load succeeds.
     ///
     /// # Panics
     /// When the vCPUs are not paused.
@@ -327,7 +330,8 @@ impl CpuManager {
         report(self.sync.run_jobs(jobs.into_iter()), what)
     }
 
-    /// Tells the guest that it was stopped on purpose, so that its watchdogs do not complain. Not in every epoch.
+    /// Tells the guest that it was stopped on purpose, so that its watchdogs do not complain. Not at every
+    /// checkpoint.
     pub fn announce_stop(&self) {
         let jobs = self.vcpus.iter().map(|_| -> Option<Job> {
             Some(Box::new(|fd| {
@@ -353,8 +357,8 @@ impl CpuManager {
         result
     }
 
-    /// Gives all vCPUs the TSC offset of the first one. Where KVM has no such attribute, its own matching of writes that come
-    /// close together has done it.
+    /// Gives all vCPUs the TSC offset of the first one. Where KVM has no such attribute, its own matching of
+    /// writes that come close together has done it.
     fn sync_tsc(&self) -> Result<(), CpuError> {
         if !self.features.tsc_offset || self.count() == 1 {
             return Ok(());

@@ -1,6 +1,7 @@
 //! The vCPUs of a VM: [`CpuManager`] on top, below it KVM's registers, and how threads meet at a checkpoint.
 //!
-//! Who waits for what is in `rendezvous`, which is pure; `vcpu_sync` puts a lock around it; `vcpu` is a thread's own life.
+//! Who waits for what is in `rendezvous`, which is pure; `vcpu_sync` puts a lock around it; `vcpu` is a
+//! thread's own life.
 
 pub mod cpuid;
 mod error;

@@ -13,7 +13,8 @@ const MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLE: u64 = 1 << 11;
 const MTRR_WRITE_BACK: u64 = 6;
 const MTRR_CAP: u32 = 0xfe;
-/// The ones that Linux expects to find zero: SYSENTER_{CS,ESP,EIP}, STAR, CSTAR, KERNEL_GS_BASE, SYSCALL_MASK, LSTAR.
+/// The ones that Linux expects to find zero: SYSENTER_{CS,ESP,EIP}, STAR, CSTAR, KERNEL_GS_BASE,
+/// SYSCALL_MASK, LSTAR.
 const ZERO_AT_BOOT: [u32; 8] = [0x174, 0x175, 0x176, 0xc000_0081, 0xc000_0083, 0xc000_0102, 0xc000_0084, 0xc000_0082];
 /// Hyper-V's own, which no guest of ours is told of.
 const HYPERV: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
@@ -29,8 +30,9 @@ fn entry(index: u32, data: u64) -> kvm_msr_entry {
     kvm_msr_entry { index, data, ..Default::default() }
 }
 
-/// The registers of a checkpoint: what KVM lists plus the MTRRs, less what this host cannot read or will not take back. Tried
-/// once, on a fresh vCPU. The TSC is first and the deadline last, as the deadline is in ticks of the TSC.
+/// The registers of a checkpoint: what KVM lists plus the MTRRs, less what this host cannot read or will not
+/// take back. Tried once, on a fresh vCPU. The TSC is first and the deadline last, as the deadline is in
+/// ticks of the TSC.
 ///
 /// # Errors
 /// When KVM does not list any.

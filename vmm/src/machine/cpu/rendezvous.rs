@@ -1,14 +1,16 @@
-//! The state of the vCPU rendezvous: who wants the vCPUs parked, what they do while they are, how far a checkpoint is.
+//! The state of the vCPU rendezvous: who wants the vCPUs parked, what they do while they are, how far a
+//! checkpoint is.
 //!
-//! In: what has happened. Out: what each thread does next. Never: a lock, a thread or KVM; `vcpu_sync` has those.
+//! In: what has happened. Out: what each thread does next. Never: a lock, a thread or KVM; `vcpu_sync` has
+//! those.
 //!
 //! Two things change independently. Pauses nest, and the vCPUs are parked while there is one:
 //!
 //! ```text
-//!            stop             the last vCPU parks            resume             the last vCPU leaves
-//!  running ───────► stopping ────────────────────► stopped ────────► resuming ──────────────────────► running
-//!                       ▲                                                │ stop
-//!                       └────────────────────────────────────────────────┘
+//!           stop            last vCPU parks           resume            last vCPU leaves
+//!  running ──────► stopping ───────────────► stopped ───────► resuming ─────────────────► running
+//!                      ▲                                          │ stop
+//!                      └──────────────────────────────────────────┘
 //! ```
 //!
 //! Parked vCPUs do one round of work at a time, see [`Phase`]:
@@ -24,8 +26,9 @@
 //!                                              last captured, with work
 //! ```
 //!
-//! A checkpoint's work is done by the vCPU that was the last to capture itself, so that no thread has to be woken for it while
-//! the guest is paused. `go_ahead` may come before that, too; then `Captured` lasts no time.
+//! A checkpoint's work is done by the vCPU that was the last to capture itself, so that no thread has to be
+//! woken for it while the guest is paused. `go_ahead` may come before that, too; then `Captured` lasts no
+//! time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -36,8 +39,8 @@ use super::worker_pool::Task;
 pub enum Order<J> {
     /// Capture the registers that no other vCPU can change.
     Capture,
-    /// Capture the others. A vCPU that still runs may send this one an interrupt, which would be in the state of neither: so
-    /// not before all are parked.
+    /// Capture the others. A vCPU that still runs may send this one an interrupt, which would be in the state
+    /// of neither: so not before all are parked.
     CaptureRest,
     /// A job of its own.
     Job(J),
@@ -133,7 +136,8 @@ struct PauseTime {
     longest: Option<Duration>,
 }
 
-/// What all threads agree on. `J` is a job on a vCPU, `W` the work of a checkpoint, `E` what may fail on a vCPU.
+/// What all threads agree on. `J` is a job on a vCPU, `W` the work of a checkpoint, `E` what may fail on a
+/// vCPU.
 pub struct Rendezvous<J, W, E> {
     /// Pauses in force.
     pauses: u32,
@@ -142,7 +146,8 @@ pub struct Rendezvous<J, W, E> {
     /// By vCPU.
     orders: Vec<Option<Order<J>>>,
     phase: Phase<W>,
-    /// What others may help with. Outlives the work that it is part of: that does not wait for tasks under way.
+    /// What others may help with. Outlives the work that it is part of: that does not wait for tasks under
+    /// way.
     tasks: VecDeque<Task>,
     /// The first failure of the round, and whose.
     failure: Option<(u32, E)>,
@@ -205,7 +210,8 @@ impl<J, W, E> Rendezvous<J, W, E> {
         self.failure.take()
     }
 
-    /// One more pause is wanted. No vCPU has an order. Tells whether the vCPUs are to be got out of the guest.
+    /// One more pause is wanted. No vCPU has an order. Tells whether the vCPUs are to be got out of the
+    /// guest.
     pub fn stop(&mut self, purpose: Purpose<W>) -> bool {
         assert!(self.orders_done(), "a pause while vCPUs have orders");
         self.pauses += 1;
@@ -247,7 +253,8 @@ impl<J, W, E> Rendezvous<J, W, E> {
         }
     }
 
-    /// The checkpoint's work is not to be done after all. Its pause is still in force, and captures may be under way.
+    /// The checkpoint's work is not to be done after all. Its pause is still in force, and captures may be
+    /// under way.
     pub fn call_off(&mut self) {
         match &mut self.phase {
             Phase::Capturing { then, .. } => *then = None,
@@ -317,7 +324,8 @@ impl<J, W, E> Rendezvous<J, W, E> {
         }
     }
 
-    /// The thread has obeyed an order, of which `rest` is left. Tells whether a checkpoint's work is now up to this thread.
+    /// The thread has obeyed an order, of which `rest` is left. Tells whether a checkpoint's work is now up
+    /// to this thread.
     pub fn obeyed(&mut self, stay: &mut Stay, rest: Option<Order<J>>, result: Result<(), E>) -> bool {
         if let (Some(rest), Ok(())) = (rest, &result) {
             self.orders[stay.vcpu as usize] = Some(rest);

@@ -1,7 +1,8 @@
-//! A condition variable whose waiters may spin before they sleep. On the epoch path everybody waits for microseconds, and to
-//! wake a sleeper on another processor costs tens of them.
+//! A condition variable whose waiters may spin before they sleep. On the path of a checkpoint everybody waits
+//! for microseconds, and to wake a sleeper on another processor costs tens of them.
 //!
-//! What is waited for changes under the mutex; whoever has changed it notifies afterwards, best without the mutex.
+//! What is waited for changes under the mutex; whoever has changed it notifies afterwards, best without the
+//! mutex.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;

@@ -1,15 +1,16 @@
 //! The registers of one vCPU: read at a checkpoint, written back on another host.
 //!
-//! In: a parked vCPU, on its own thread. Out: bytes in a fixed order, or the vCPU as it was. Never: an allocation while
-//! capturing; a feature this host lacks is left out, not an error.
+//! In: a parked vCPU, on its own thread. Out: bytes in a fixed order, or the vCPU as it was. Never: an
+//! allocation while capturing; a feature this host lacks is left out, not an error.
 //!
-//! Order of capture: MP_STATE first, because reading it lets KVM act on a pending INIT or SIPI, which changes registers. Then a
-//! `KVM_RUN` that returns at once hands over REGS, SREGS and VCPU_EVENTS together (loading the vCPU costs more than the data),
-//! then the rest.
+//! Order of capture: MP_STATE first, because reading it lets KVM act on a pending INIT or SIPI, which changes
+//! registers. Then a `KVM_RUN` that returns at once hands over REGS, SREGS and VCPU_EVENTS together (loading
+//! the vCPU costs more than the data), then the rest.
 //!
-//! Order of restore (CPUID is set when the vCPU is made, so it always comes first): MP_STATE and SREGS before LAPIC, as the APIC's
-//! base and mode are in SREGS; LAPIC before MSRS, as the TSC deadline arms the LAPIC's timer; the TSC before the deadline among
-//! the MSRS; REGS before VCPU_EVENTS, as setting REGS drops a pending exception.
+//! Order of restore (CPUID is set when the vCPU is made, so it always comes first): MP_STATE and SREGS before
+//! LAPIC, as the APIC's base and mode are in SREGS; LAPIC before MSRS, as the TSC deadline arms the LAPIC's
+//! timer; the TSC before the deadline among the MSRS; REGS before VCPU_EVENTS, as setting REGS drops a
+//! pending exception.
 
 use std::io;
 
@@ -196,7 +197,8 @@ impl VcpuState {
         })
     }
 
-    /// Reads the registers that only the vCPU itself changes. It must have no I/O pending: its last `KVM_RUN` returned EINTR.
+    /// Reads the registers that only the vCPU itself changes. It must have no I/O pending: its last `KVM_RUN`
+    /// returned EINTR.
     ///
     /// # Errors
     /// When the kernel refuses one of the calls that worked before.
@@ -352,7 +354,8 @@ impl VcpuState {
         }
     }
 
-    /// Reads what the vCPU's time stamp counter is ahead of the host's. One vCPU is enough, as they are kept in step.
+    /// Reads what the vCPU's time stamp counter is ahead of the host's. One vCPU is enough, as they are kept
+    /// in step.
     pub fn capture_tsc_offset(&mut self, vcpu: &VcpuFd, features: &Features) {
         self.tsc_offset = if features.tsc_offset { crate::machine::kvm::tsc_offset(vcpu) } else { None };
     }

@@ -1,5 +1,5 @@
-//! What threads of vCPUs synchronise with: the standard library's. `tests/loom` puts loom's in its place, and has the same code
-//! run through all its interleavings.
+//! What threads of vCPUs synchronise with: the standard library's. `tests/loom` puts loom's in its place, and
+//! has the same code run through all its interleavings.
 
 use std::time::{Duration, Instant};
 

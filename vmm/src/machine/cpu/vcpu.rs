@@ -31,8 +31,9 @@ const DELIVER_EXTINT: u8 = 7;
 /// A vCPU's shared page with the kernel, for the two fields that others than its `VcpuFd` touch.
 pub(super) struct RunPage(NonNull<kvm_run>);
 
-// SAFETY: the page is mapped until the `VcpuFd` is dropped, at the end of its thread; `CpuManager`, which alone holds a copy for
-// other threads, uses it only before it joins that thread. What other threads touch is one byte, atomically.
+// SAFETY: the page is mapped until the `VcpuFd` is dropped, at the end of its thread; `CpuManager`, which
+// alone holds a copy for other threads, uses it only before it joins that thread. What other threads touch is
+// one byte, atomically.
 unsafe impl Send for RunPage {}
 // SAFETY: as above.
 unsafe impl Sync for RunPage {}
@@ -51,8 +52,8 @@ impl RunPage {
 
     /// Bytes of one item of the port access that the last `KVM_RUN` ended with.
     fn io_size(&self) -> usize {
-        // SAFETY: inside a live mapping, see above; only called on the vCPU's own thread after KVM_EXIT_IO, so the kernel does
-        // not write it now and the union holds `io`.
+        // SAFETY: inside a live mapping, see above; only called on the vCPU's own thread after KVM_EXIT_IO,
+        // so the kernel does not write it now and the union holds `io`.
         let size = unsafe { (*self.0.as_ptr()).__bindgen_anon_1.io.size };
         usize::from(size).max(1)
     }

@@ -1,7 +1,9 @@
-//! The vCPU rendezvous between threads: its state behind a lock, and what the threads of vCPUs and those who stop them do to it.
+//! The vCPU rendezvous between threads: its state behind a lock, and what the threads of vCPUs and those who
+//! stop them do to it.
 //!
-//! In: calls of `CpuManager`, and of each vCPU's thread. Out: orders obeyed, work done, everybody woken who waits for it. Never:
-//! KVM; a decision, which is `rendezvous`'s. `tests/loom` runs this file through its interleavings.
+//! In: calls of `CpuManager`, and of each vCPU's thread. Out: orders obeyed, work done, everybody woken who
+//! waits for it. Never: KVM; a decision, which is `rendezvous`'s. `tests/loom` runs this file through its
+//! interleavings.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,10 +13,11 @@ use super::spin_condvar::SpinCondvar;
 use super::sync::{Deadline, Mutex, MutexGuard};
 use super::worker_pool::{PausedWork, Task, WorkerPool, Workers};
 
-/// For so long whoever waits for a checkpoint's next step spins. The step takes tens of microseconds unless much is to be copied.
+/// For so long whoever waits for a checkpoint's next step spins. The step takes tens of microseconds unless
+/// much is to be copied.
 pub(super) const SPIN: Duration = Duration::from_micros(100);
-/// A vCPU that waits to go on spins for longer: its processor would be the guest's anyway, and a thousand pages are copied
-/// meanwhile.
+/// A vCPU that waits to go on spins for longer: its processor would be the guest's anyway, and a thousand
+/// pages are copied meanwhile.
 const VCPU_SPIN: Duration = Duration::from_micros(500);
 
 /// The work of a checkpoint.
@@ -74,8 +77,8 @@ impl<J, E> VcpuSync<J, E> {
         self.may_spin.then(|| Deadline::after(time))
     }
 
-    /// One more pause, and what it is for. Calls `kick` if the vCPUs may be in the guest: it gets all of them out. Returns before
-    /// they are parked.
+    /// One more pause, and what it is for. Calls `kick` if the vCPUs may be in the guest: it gets all of them
+    /// out. Returns before they are parked.
     pub(super) fn stop(&self, purpose: Purpose<Work>, kick: impl FnOnce()) {
         // A capture that nobody waited for may not be over.
         let mut state = self.wait_until(self.lock(), None, Rendezvous::orders_done);
@@ -93,7 +96,8 @@ impl<J, E> VcpuSync<J, E> {
         self.wait_until(self.lock(), None, Rendezvous::is_settled).take_failure()
     }
 
-    /// Has the work of a checkpoint done, and ends its pause unless the work says that the guest stays. Spins for it if `spin`.
+    /// Has the work of a checkpoint done, and ends its pause unless the work says that the guest stays. Spins
+    /// for it if `spin`.
     pub(super) fn go_ahead(&self, spin: bool) -> Failure<E> {
         self.lock().go_ahead();
         let spin = if spin { self.spin_for(SPIN) } else { None };
@@ -156,7 +160,8 @@ impl<J, E> VcpuSync<J, E> {
         let mut stay = state.park(vcpu, since);
         loop {
             match state.next(&mut stay) {
-                // Whoever waits is told without the lock, which it needs at once; it may well preempt this thread.
+                // Whoever waits is told without the lock, which it needs at once; it may well preempt this
+                // thread.
                 Step::WakeVcpus => state = self.unlocked(state, || self.changed.notify_all()),
                 Step::WakeWaiters => state = self.unlocked(state, || self.settled.notify_all()),
                 Step::Help(task) => state = self.unlocked(state, task),

@@ -1,9 +1,10 @@
 //! Work that is done while every vCPU is parked, by the threads of the vCPUs: they have nothing else to do.
 //!
-//! In: the work of a checkpoint, and tasks that it is cut into. Out: all of it done. Never: a thread of its own.
+//! In: the work of a checkpoint, and tasks that it is cut into. Out: all of it done. Never: a thread of its
+//! own.
 
-/// What is to be done at a checkpoint when every vCPU is parked and has captured itself. The last of them does it, so that no
-/// thread has to be woken for it while the guest waits.
+/// What is to be done at a checkpoint when every vCPU is parked and has captured itself. The last of them
+/// does it, so that no thread has to be woken for it while the guest waits.
 pub trait PausedWork: Send {
     /// Does it, with the help of the others where that is worth it; tells whether the guest goes on.
     fn run(&mut self, pool: &WorkerPool<'_>) -> bool;
@@ -36,7 +37,8 @@ impl<'a> WorkerPool<'a> {
         self.0.count()
     }
 
-    /// Has all the tasks done by whoever comes first. When it returns they are done, or under way on another thread.
+    /// Has all the tasks done by whoever comes first. When it returns they are done, or under way on another
+    /// thread.
     pub fn share(&self, mut tasks: impl Iterator<Item = Task>) {
         self.0.hand_out(&mut tasks);
         while let Some(task) = self.0.take() {

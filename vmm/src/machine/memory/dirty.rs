@@ -1,8 +1,8 @@
 //! Which pages have changed: KVM's log, the VMM's own writes and the device processes' logs as one set.
 //!
-//! In: those three, and sets that were taken but not used. Out: a [`DirtySet`] an epoch. Never: a page lost; reading the logs
-//! clears them, so a set that does not reach the standby must come back by [`DirtyTracker::put_back`]. No allocation in a
-//! harvest once the set has grown to its size.
+//! In: those three, and sets that were taken but not used. Out: a [`DirtySet`] per harvest. Never: a page
+//! lost; reading the logs clears them, so a set that does not reach the standby must come back by
+//! [`DirtyTracker::put_back`]. No allocation in a harvest once the set has grown to its size.
 
 use std::io;
 use std::ops::Range;
@@ -17,7 +17,8 @@ use super::guest::{GuestMemory, MemoryError};
 use super::layout::PAGE_SIZE;
 use crate::machine::kvm;
 
-/// Runs of dirty words with at most this many clean ones between them are cleared by one call: a call costs more than that.
+/// Runs of dirty words with at most this many clean ones between them are cleared by one call: a call costs
+/// more than that.
 const CLEAR_GAP: usize = 64;
 
 /// Why changed pages cannot be told.
@@ -61,12 +62,13 @@ pub enum Watch {
 /// Words of a log that are looked at together: most of a large memory is clean.
 const BLOCK: usize = 8;
 
-/// A set of pages, kept and refilled from epoch to epoch.
+/// A set of pages, kept and refilled from harvest to harvest.
 #[derive(Debug, Default)]
 pub struct DirtySet {
     gfns: Vec<u64>,
     bits: Vec<u64>,
-    /// Bit i of word j: `bits[64 * j + i]` may be non-zero. So that a set costs what it has, not what memory there is.
+    /// Bit i of word j: `bits[64 * j + i]` may be non-zero. So that a set costs what it has, not what memory
+    /// there is.
     summary: Vec<u64>,
 }
 
@@ -169,7 +171,8 @@ impl Slot {
     }
 }
 
-/// Where dirty words of device processes come from: called with a function that takes (first gfn of 64, bits).
+/// Where dirty words of device processes come from: called with a function that takes (first gfn of 64,
+/// bits).
 pub type DeviceLogs<'a> = &'a mut dyn FnMut(&mut dyn FnMut(u64, u64));
 
 /// Watches the memory of one VM.
@@ -239,11 +242,13 @@ impl DirtyTracker {
         self.on
     }
 
-    /// Fills `set` with what has changed since the last harvest (or start), and what was put back. The vCPUs are parked and
-    /// the device processes sealed, or changes made meanwhile may come in this set or the next.
+    /// Fills `set` with what has changed since the last harvest (or start), and what was put back. The vCPUs
+    /// are parked and the device processes sealed, or changes made meanwhile may come in this set or the
+    /// next.
     ///
     /// # Errors
-    /// When KVM's log cannot be read or cleared. What was read is then kept for the next harvest; `set` is empty.
+    /// When KVM's log cannot be read or cleared. What was read is then kept for the next harvest; `set` is
+    /// empty.
     pub fn harvest(&mut self, set: &mut DirtySet, watch: Watch, devices: DeviceLogs<'_>) -> Result<(), DirtyError> {
         if !self.on {
             return Err(DirtyError::Off);
@@ -251,7 +256,7 @@ impl DirtyTracker {
         set.clear();
         set.resize(self.pending.len());
         let mut result = Ok(());
-        self.foresight.next_epoch();
+        self.foresight.next_harvest();
         for slot in &mut self.slots {
             let foresight = (watch == Watch::Foresee).then_some(&mut self.foresight);
             result = harvest_kvm(&self.vm, slot, self.manual, set, foresight);
@@ -321,7 +326,8 @@ fn harvest_kvm(
         }
         for (index, bits) in (block * BLOCK..).zip(words).filter(|(_, bits)| **bits != 0) {
             let first_gfn = slot.first_gfn + index as u64 * 64;
-            // Into the set before clearing: what a failed clear leaves behind is then reported twice, not lost.
+            // Into the set before clearing: what a failed clear leaves behind is then reported twice, not
+            // lost.
             set.add_word(first_gfn, *bits);
             if let Some(foresight) = &mut foresight {
                 *bits &= !foresight.unwatched(first_gfn, *bits);

@@ -1,7 +1,7 @@
 //! The guest's RAM: one shared memfd, mapped below the 32-bit hole and above it.
 //!
-//! In: a size. Out: mapped regions for the VMM, the kernel and the device processes. Never: a page that is touched before
-//! somebody uses it, unless prefault was asked for.
+//! In: a size. Out: mapped regions for the VMM, the kernel and the device processes. Never: a page that is
+//! touched before somebody uses it, unless prefault was asked for.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -19,7 +19,8 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
 
 use super::layout::{self, PAGE_SIZE};
 
-/// The guest's RAM as the rust-vmm crates see it. What the VMM writes through it is marked in its [`WriteLog`].
+/// The guest's RAM as the rust-vmm crates see it. What the VMM writes through it is marked in its
+/// [`WriteLog`].
 pub type GuestRam = vm_memory::GuestMemoryMmap<WriteLog>;
 
 /// Why RAM could not be set up.
@@ -82,7 +83,8 @@ pub struct RamOptions {
     pub thp: bool,
 }
 
-/// Marks of the pages that the VMM itself has written, one bit a page, with a summary so that an idle log costs nothing.
+/// Marks of the pages that the VMM itself has written, one bit a page, with a summary so that an idle log
+/// costs nothing.
 #[derive(Debug, Default)]
 pub struct WriteLog {
     words: Box<[AtomicU64]>,
@@ -208,7 +210,8 @@ impl GuestMemory {
         self.ram.iter().map(|region| (region.start_addr().0, region.len()))
     }
 
-    /// The pages that were ever touched, as ranges of guest page numbers, in order; all others read as zeroes and cost nothing.
+    /// The pages that were ever touched, as ranges of guest page numbers, in order; all others read as zeroes
+    /// and cost nothing.
     ///
     /// # Errors
     /// When the kernel does not tell.
@@ -261,8 +264,8 @@ impl GuestMemory {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the mapping is as long as the region and lives as long as `self.ram`; the VM keeps a clone of it until
-            // its last vCPU is gone.
+            // SAFETY: the mapping is as long as the region and lives as long as `self.ram`; the VM keeps a
+            // clone of it until its last vCPU is gone.
             unsafe { vm.set_user_memory_region(kvm_region) }
                 .map_err(|e| MemoryError::Slot { slot, source: e.into() })?;
         }
@@ -271,7 +274,8 @@ impl GuestMemory {
 
     fn advise(&self, advice: i32) -> io::Result<()> {
         for region in self.ram.iter() {
-            // SAFETY: the range is exactly one mapping of ours; none of the advice given changes its contents.
+            // SAFETY: the range is exactly one mapping of ours; none of the advice given changes its
+            // contents.
             let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
             if result != 0 {
                 return Err(io::Error::last_os_error());

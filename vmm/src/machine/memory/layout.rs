@@ -1,6 +1,7 @@
 //! The guest's physical address map.
 //!
-//! Addresses are guest-physical, sizes in bytes. The map is Cloud Hypervisor's, so guests see the machine they know.
+//! Addresses are guest-physical, sizes in bytes. The map is Cloud Hypervisor's, so guests see the machine
+//! they know.
 
 /// Bytes of a guest page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -78,7 +79,8 @@ pub fn platform_start(phys_bits: u8) -> u64 {
     device_space_end(phys_bits) - PLATFORM_SIZE
 }
 
-/// The 64-bit PCI device memory as (start, length): from the end of RAM, but not below 4 GiB, to the platform devices.
+/// The 64-bit PCI device memory as (start, length): from the end of RAM, but not below 4 GiB, to the platform
+/// devices.
 #[must_use]
 pub fn mmio64(ram_size: u64, phys_bits: u8) -> (u64, u64) {
     let start = HOLE_END + ram_size.saturating_sub(HOLE_START);

@@ -1,7 +1,7 @@
 //! Whole pages of guest memory, copied out of it and into it.
 //!
-//! In: page numbers (gfn = guest-physical address / 4096). Out: bytes. Never: a mark in a dirty log; who writes here knows what
-//! he writes (a standby's image of its primary).
+//! In: page numbers (gfn = guest-physical address / 4096). Out: bytes. Never: a mark in a dirty log; the
+//! caller knows what it writes (a standby's image of its primary).
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -16,15 +16,17 @@ struct Slot {
     host: *mut u8,
 }
 
-/// Access to guest memory by page. Clones share the memory; it may be used from several threads, each on pages of its own.
+/// Access to guest memory by page. Clones share the memory; it may be used from several threads, each on
+/// pages of its own.
 pub struct MemoryView {
     slots: Vec<Slot>,
     /// Keeps the mappings.
     memory: GuestMemory,
 }
 
-// SAFETY: the pointers are those of mappings that `memory` keeps; pages are copied as raw bytes, which is all that guest memory
-// ever is, so that a race (with a vCPU, or a second writer of the same page) gives mixed bytes and nothing worse.
+// SAFETY: the pointers are those of mappings that `memory` keeps; pages are copied as raw bytes, which is all
+// that guest memory ever is, so that a race (with a vCPU, or a second writer of the same page) gives mixed
+// bytes and nothing worse.
 unsafe impl Send for MemoryView {}
 // SAFETY: as above.
 unsafe impl Sync for MemoryView {}
