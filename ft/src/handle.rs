@@ -61,13 +61,13 @@ impl Default for Setup {
 /// What can be asked of the engine of a VM.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Call {
-    /// Protects the VM, by the configured peers if no other one is named. Done when a standby has accepted and the first copy
-    /// has begun. Configured peers are looked for again from now on.
+    /// Protects the VM, by the configured peers if no other one is named. Done when a standby has accepted
+    /// and the first copy has begun. Configured peers are looked for again from now on.
     Protect(Option<Box<ProtectOptions>>),
     /// Ends protection; the VM goes on alone, and no standby is looked for. Done when it does.
     Stop,
-    /// Ends protection for a while: the VM goes on alone, and what it writes is kept track of, so that [`Self::Resume`] need not
-    /// copy everything again. Done when it is alone.
+    /// Ends protection for a while: the VM goes on alone, and what it writes is kept track of, so that
+    /// [`Self::Resume`] need not copy everything again. Done when it is alone.
     Suspend,
     /// Ends that while. Done when a standby has accepted.
     Resume,
@@ -75,7 +75,8 @@ pub enum Call {
     HandOver(String),
     /// Moves the VM to its standby with nothing in flight. Done when it has left.
     Switchover,
-    /// Stops the VM here without a word to its standby, which finds out and takes over. Done when it is stopped.
+    /// Stops the VM here without a word to its standby, which finds out and takes over. Done when it is
+    /// stopped.
     TestFailover,
 }
 
@@ -83,7 +84,8 @@ pub enum Call {
 pub trait Control: Send + Sync {
     /// The VM has booted: a standby is looked for from now on.
     fn vm_started(&self);
-    /// Has the engine do something, and waits until it is done. May take as long as a host that is down, or a witness that hangs.
+    /// Has the engine do something, and waits until it is done. May take as long as a host that is down, or a
+    /// witness that hangs.
     ///
     /// # Errors
     /// Why it is not done.
@@ -103,7 +105,8 @@ pub trait Control: Send + Sync {
 pub struct Ft {
     post: Post,
     board: Board,
-    /// Closed when the engine has ended. Whoever is to answer a call may outlive it, on its way to a host that is down.
+    /// Closed when the engine has ended. Whoever is to answer a call may outlive it, on its way to a host
+    /// that is down.
     ended: Receiver<Infallible>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
@@ -238,8 +241,8 @@ impl Ft {
         self.call(Call::TestFailover)
     }
 
-    /// A device has joined the VM: from now on it is part of every checkpoint. One that has a copy on the other host joins only
-    /// while no session is open.
+    /// A device has joined the VM: from now on it is part of every checkpoint. One that has a copy on the
+    /// other host joins only while no session is open.
     ///
     /// # Errors
     /// When it has to wait.
@@ -290,7 +293,8 @@ impl Control for Ft {
     }
 
     fn vm_ended(&self) {
-        // A standby is told not to take over; having none is as good. An engine that has ended has nothing to tell.
+        // A standby is told not to take over; having none is as good. An engine that has ended has nothing to
+        // tell.
         if let Err(RecvTimeoutError::Timeout) = self.ask(Message::Stop).recv_timeout(LAST_WORD) {
             let witness = self.status().witness.map(|witness| witness.name).unwrap_or_default();
             tracing::warn!(

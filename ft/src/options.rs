@@ -23,9 +23,11 @@ pub struct NodeOptions {
     pub witness: Option<WitnessAddress>,
     /// This host's name; `None`: one that is made of the machine and its VM.
     pub node: Option<HostId>,
-    /// Run the VM although the witness is in this term, or the disks are: its runner is gone for good. No later term is overridden.
+    /// Run the VM although the witness is in this term, or the disks are: its runner is gone for good. No
+    /// later term is overridden.
     pub force: Option<Term>,
-    /// How long a standby that came up alone waits for the host with the newest disks; `None`: until it comes.
+    /// How long a standby that came up alone waits for the host with the newest disks; `None`: until it
+    /// comes.
     pub blackout_wait: Option<Duration>,
 }
 
@@ -40,8 +42,8 @@ pub struct StandbyOptions {
     pub witness: Option<WitnessAddress>,
     /// Who goes on in a partition, without a witness. A primary that asks for another policy is refused.
     pub on_partition: Option<OnPartition>,
-    /// Silence after which this side takes the primary for dead, in milliseconds, instead of what the primary asks for; 0:
-    /// never.
+    /// Silence after which this side takes the primary for dead, in milliseconds, instead of what the primary
+    /// asks for; 0: never.
     pub detect_ms: Option<u64>,
 }
 

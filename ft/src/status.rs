@@ -12,7 +12,8 @@ const EVENTS_MAX: usize = 1000;
 /// Epochs that the percentiles look back on.
 const RECENT: usize = 1024;
 
-/// Status and events, shared between the engine and the API. It outlives an engine: events are numbered through.
+/// Status and events, shared between the engine and the API. It outlives an engine: events are numbered
+/// through.
 #[derive(Clone, Debug, Default)]
 pub struct Board {
     /// Its lock covers a pointer: the engine does not wait for a reader's copy.

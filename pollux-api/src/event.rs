@@ -68,7 +68,8 @@ pub struct TookOver {
     pub silence_ms: Option<u64>,
     /// From the decision to the running guest, in microseconds.
     pub total_us: u64,
-    /// From the guest's last instruction there to its first one here, in microseconds, if the other one had yielded.
+    /// From the guest's last instruction there to its first one here, in microseconds, if the other one had
+    /// yielded.
     pub gap_us: Option<u64>,
 }
 

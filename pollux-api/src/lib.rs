@@ -1,13 +1,14 @@
 //! The types of the Pollux API, for the VMM that serves it, the clients that call it, and the tests of both.
 //!
-//! In: JSON, or the option strings of a command line. Out: the same, as checked Rust types, with their defaults and limits.
-//! Never: sockets, files or names to resolve; nothing here does I/O.
+//! In: JSON, or the option strings of a command line. Out: the same, as checked Rust types, with their
+//! defaults and limits. Never: sockets, files or names to resolve; nothing here does I/O.
 #![forbid(unsafe_code)]
 
 mod words;
 
 pub mod config;
 pub mod event;
+pub mod limits;
 pub mod openapi;
 pub mod options;
 pub mod problem;

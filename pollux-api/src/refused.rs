@@ -38,6 +38,12 @@ pub enum Refused {
     /// This host has nothing left for it.
     #[error("cannot start a thread: {0}")]
     NoThread(String),
+    /// A device that has a copy on the other host cannot join a protected VM.
+    #[error("device {0} has a copy on the other host, and cannot join while the VM is protected")]
+    DeviceNeedsCopy(String),
+    /// There is no such device.
+    #[error("there is no device {0}")]
+    NoDevice(String),
     /// The VM has ended, and its protection with it.
     #[error("the fault-tolerance engine has ended")]
     Ended,
@@ -57,6 +63,8 @@ impl Refused {
             Self::StandbyLost => "standby-lost",
             Self::Fenced(_) => "fenced",
             Self::NoThread(_) => "host-exhausted",
+            Self::DeviceNeedsCopy(_) => "device-needs-copy",
+            Self::NoDevice(_) => "no-device",
             Self::Ended => "ended",
         }
     }
@@ -71,8 +79,9 @@ impl Refused {
             | Self::BeingProtected
             | Self::NotSuspended(_)
             | Self::Fenced(_)
+            | Self::DeviceNeedsCopy(_)
             | Self::Ended => Blame::State,
-            Self::NoPeers => Blame::Request,
+            Self::NoPeers | Self::NoDevice(_) => Blame::Request,
             Self::Preflight(_) | Self::StandbyLost => Blame::Environment,
             Self::NoThread(_) => Blame::Host,
         }
@@ -92,6 +101,8 @@ impl Refused {
             | Self::NoPeers
             | Self::StandbyLost
             | Self::NoThread(_)
+            | Self::DeviceNeedsCopy(_)
+            | Self::NoDevice(_)
             | Self::Ended => None,
         }
     }

@@ -1,5 +1,5 @@
-//! The endpoints of the API: what each is called, takes and answers. The server's routing, the client and the OpenAPI document come
-//! from this list.
+//! The endpoints of the API: what each is called, takes and answers. The server's routing, the client and the
+//! OpenAPI document come from this list.
 
 use utoipa::ToSchema;
 use utoipa::openapi::{RefOr, Schema};
@@ -141,7 +141,8 @@ routes! {
     FtStatus = Get "ft.status" None -> named::<Status>;
     /// What happened to the protection of the VM, oldest first.
     FtEvents = Get "ft.events" None -> list_of::<EventRecord>;
-    /// Protects the VM, by one of the configured peers if no standby is named. Answered when a standby has accepted.
+    /// Protects the VM, by one of the configured peers if no standby is named. Answered when a standby has
+    /// accepted.
     FtProtect = Put "ft.protect" Optional (named::<ProtectRequest>);
     /// Ends protection; the VM goes on here.
     FtStop = Put "ft.stop" None;

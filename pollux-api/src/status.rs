@@ -1,6 +1,7 @@
 //! What `ft.status` answers: how the protection of one VM stands, as one node sees it.
 //!
-//! A client takes the defaults for fields that a VMM does not send, and `Unknown` for words that it does not know yet.
+//! A client takes the defaults for fields that a VMM does not send, and `Unknown` for words that it does not
+//! know yet.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -68,8 +69,7 @@ pub struct Status {
 
 words! {
     /// A node's part in its pair.
-    #[derive(Default)]
-    pub enum Role {
+    pub enum Role: Default {
         /// Runs the VM and has a standby.
         Primary = "primary",
         /// Keeps a copy of a VM that runs elsewhere.
@@ -79,16 +79,14 @@ words! {
         /// May not run the VM any more.
         None = "none",
         /// A word that this client does not know.
-        #[default]
-        #[serde(other)]
-        Unknown = "unknown",
+        Unknown = "unknown" [default, serde(other)],
     }
 }
 
 words! {
-    /// How the protection of the VM stands: not what was decided last, but whether the next failure is survived.
-    #[derive(Default)]
-    pub enum State {
+    /// How the protection of the VM stands: not what was decided last, but whether the next failure is
+    /// survived.
+    pub enum State: Default {
         /// The VM runs alone, and has never been protected.
         Unprotected = "unprotected",
         /// The first copy to a standby is under way.
@@ -114,16 +112,13 @@ words! {
         /// The VM was stopped here, because another host may run it.
         Fenced = "fenced",
         /// A word that this client does not know.
-        #[default]
-        #[serde(other)]
-        Unknown = "unknown",
+        Unknown = "unknown" [default, serde(other)],
     }
 }
 
 words! {
     /// Whether a pair has a copy of the VM that could go on with it.
-    #[derive(Default)]
-    pub enum Replica {
+    pub enum Replica: Default {
         /// None.
         None = "none",
         /// The first copy is under way.
@@ -131,9 +126,7 @@ words! {
         /// Yes.
         InSync = "in-sync",
         /// A word that this client does not know.
-        #[default]
-        #[serde(other)]
-        Unknown = "unknown",
+        Unknown = "unknown" [default, serde(other)],
     }
 }
 
@@ -161,23 +154,19 @@ pub struct LinkStatus {
 
 words! {
     /// Which of the two host-to-host links.
-    #[derive(Default)]
-    pub enum LinkName {
+    pub enum LinkName: Default {
         /// Carries epochs, and heartbeats beside them.
         Replication = "replication",
         /// Carries heartbeats only.
         Heartbeat = "heartbeat",
         /// A word that this client does not know.
-        #[default]
-        #[serde(other)]
-        Unknown = "unknown",
+        Unknown = "unknown" [default, serde(other)],
     }
 }
 
 words! {
     /// Whether the peer is heard on a link.
-    #[derive(Default)]
-    pub enum LinkState {
+    pub enum LinkState: Default {
         /// It is.
         Green = "green",
         /// It is late.
@@ -185,9 +174,7 @@ words! {
         /// It is silent.
         Red = "red",
         /// A word that this client does not know.
-        #[default]
-        #[serde(other)]
-        Unknown = "unknown",
+        Unknown = "unknown" [default, serde(other)],
     }
 }
 
@@ -230,8 +217,7 @@ words! {
         /// To give up a claim to take over.
         Withdraw = "withdraw",
         /// Anything else.
-        #[serde(other)]
-        Other = "other",
+        Other = "other" [serde(other)],
     }
 }
 
@@ -302,11 +288,9 @@ pub struct DiskStatus {
 
 words! {
     /// How far the standby's image of a disk is.
-    #[derive(Default)]
-    pub enum CopyState {
+    pub enum CopyState: Default {
         /// There is no session.
-        #[default]
-        Idle = "-",
+        Idle = "-" [default],
         /// It is being made equal.
         Copying = "copying",
         /// It is equal, but for writes that are not committed yet.
@@ -314,8 +298,7 @@ words! {
         /// The mirror broke.
         Lost = "lost",
         /// A word that this client does not know.
-        #[serde(other)]
-        Unknown = "unknown",
+        Unknown = "unknown" [serde(other)],
     }
 }
 
@@ -329,8 +312,7 @@ words! {
         /// Everything is compared; what differs is sent.
         Compare = "compare",
         /// A word that this client does not know.
-        #[serde(other)]
-        Unknown = "unknown",
+        Unknown = "unknown" [serde(other)],
     }
 }
 
@@ -346,7 +328,8 @@ pub struct Takeover {
     pub total_us: u64,
     /// For how long the primary had been silent, in milliseconds, unless it had yielded.
     pub silence_ms: Option<u64>,
-    /// From the primary's last beat to the running guest, unless it had yielded: the silence, the witness, the takeover.
+    /// From the primary's last beat to the running guest, unless it had yielded: the silence, the witness,
+    /// the takeover.
     pub last_beat_us: Option<u64>,
     /// From the guest's last instruction there to its first one here, if it had yielded.
     pub gap_us: Option<u64>,

@@ -6,19 +6,19 @@ use utoipa::openapi::{RefOr, Schema};
 /// What a client makes of a word that it does not know; nobody sends it.
 pub(crate) const UNKNOWN: &str = "unknown";
 
-/// Declares such an enum, each word written once.
+/// Declares such an enum, each word written once. Attributes of a variant stand behind it, in brackets.
 macro_rules! words {
     (
-        $(#[doc = $doc:literal])+ $(#[$meta:meta])*
-        $vis:vis enum $name:ident {
-            $( $(#[doc = $variant_doc:literal])+ $(#[$variant_meta:meta])* $variant:ident = $word:literal, )+
+        $(#[doc = $doc:literal])+
+        $vis:vis enum $name:ident $(: $($derive:ident),+)? {
+            $( $(#[doc = $variant_doc:literal])+ $variant:ident = $word:literal $([$($attribute:meta),+])?, )+
         }
     ) => {
         $(#[doc = $doc])+
-        $(#[$meta])*
+        $(#[derive($($derive),+)])?
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, serde::Serialize, serde::Deserialize)]
         $vis enum $name {
-            $( $(#[doc = $variant_doc])+ $(#[$variant_meta])* #[serde(rename = $word)] $variant, )+
+            $( $(#[doc = $variant_doc])+ $($(#[$attribute])+)? #[serde(rename = $word)] $variant, )+
         }
 
         impl $name {
@@ -71,16 +71,13 @@ mod tests {
 
     words! {
         /// A color.
-        #[derive(Default)]
-        enum Color {
+        enum Color: Default {
             /// The first.
             Red = "red",
             /// The second.
             LightBlue = "light-blue",
             /// Another one.
-            #[default]
-            #[serde(other)]
-            Unknown = "unknown",
+            Unknown = "unknown" [default, serde(other)],
         }
     }
 

@@ -86,12 +86,15 @@ pub enum FtCommand {
     /// Ends protection for a while: the VM goes on here, and the standby keeps its copy for `ft resume`
     #[command(after_help = SUSPEND_HELP)]
     Suspend,
-    /// Protects the VM again after `ft suspend`, by sending what has changed since, and shows that until it is complete
+    /// Protects the VM again after `ft suspend`, by sending what has changed since, and shows that until it
+    /// is complete
     Resume(Shown),
-    /// Moves the VM to its standby without a loss, and makes this host the standby: before maintenance of this host
+    /// Moves the VM to its standby without a loss, and makes this host the standby: before maintenance of
+    /// this host
     #[command(after_help = SWITCHOVER_HELP)]
     Switchover(Planned),
-    /// Stops the VM here as if this host had died, to see the standby take over, and makes this host the standby
+    /// Stops the VM here as if this host had died, to see the standby take over, and makes this host the
+    /// standby
     #[command(after_help = FAILOVER_HELP)]
     TestFailover(Planned),
     /// Shows what happened, oldest first
@@ -138,7 +141,8 @@ pub struct Create {
     /// The last term of it that is known
     #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from"], value_parser = term)]
     pub term: Option<Term>,
-    /// Which disks it may be started from: those of a run in this term or later; 0: any. If left out, those of the last term
+    /// Which disks it may be started from: those of a run in this term or later; 0: any. If left out, those
+    /// of the last term
     #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from", "runs"], value_parser = term)]
     pub disks: Option<Term>,
     /// It is running, at this node

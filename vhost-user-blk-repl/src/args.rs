@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use clap::Parser;
 
-use crate::worker::SERIAL_LEN;
+use crate::serve::SERIAL_LEN;
 
 /// A disk for virtual machines: serves a raw image over vhost-user, and replicates it under a Pollux VMM.
 #[derive(Clone, Debug, Parser)]

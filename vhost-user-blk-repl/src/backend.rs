@@ -17,10 +17,10 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use crate::control::Link;
+use crate::geometry::{Geometry, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
 use crate::image::SECTOR;
 use crate::lock;
-use crate::request::{Geometry, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
-use crate::worker::{Memory, Vring, Worker};
+use crate::serve::{Memory, Vring, Worker};
 
 const CONFIG_LEN: usize = 60;
 /// The largest queue that virtio knows.

@@ -10,12 +10,11 @@ use tracing::{info, warn};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
-use crate::applier::Applier;
 use crate::control::{Link, RecvError, Session};
-use crate::disk::OpError;
+use crate::image::OpError;
 use crate::mirror::{Mirror, Settings};
-use crate::receive::Receiver;
-use crate::worker::Worker;
+use crate::receive::{Applier, Disk, Receiver};
+use crate::serve::Worker;
 
 impl Worker {
     /// Commands come through `link` from now on.
@@ -102,9 +101,7 @@ impl Worker {
         self.standby = on;
         if on {
             self.mirror = None;
-            self.resubmit.clear();
-            self.drop_waiting();
-            self.forget(None);
+            self.abandon_requests();
         } else {
             self.receiver = None;
             self.serve_all();
@@ -233,8 +230,9 @@ impl Worker {
             self.collect();
         }
         let Some(applier) = self.applier() else { return };
-        let image = (self.disk.image().clone(), self.tracker.clone());
-        match Receiver::new(fd, image, self.serial.clone(), max_uncommitted, Session::new(link), applier) {
+        let (image, tracker, serial) = (self.disk.image().clone(), self.tracker.clone(), self.serial.clone());
+        let disk = Disk { image, tracker, serial, applier };
+        match Receiver::new(fd, disk, max_uncommitted, Session::new(link)) {
             Ok(receiver) => self.receiver = Some(receiver),
             Err(e) => self.lost(&format!("cannot use the stream: {e}")),
         }

@@ -1,20 +1,21 @@
-//! Replicating disk as a vhost-user backend: serves the guest from a raw image, streams writes to its peer on the other
-//! host, and applies or discards the peer's writes by epoch.
+//! Replicating disk as a vhost-user backend: serves the guest from a raw image, streams writes to its peer on
+//! the other host, and applies or discards the peer's writes by epoch.
 //!
 //! ```text
-//!            vhost-user socket                   ft-ctl socket
-//!                   |                                 |
-//!   guest ring -> backend -> worker <- commands <- control
-//!                   request    |  \
-//!                            disk  mirror, copy == mirror_wire ==> receive, intake, epoch_log -> applier
-//!                              |     feedback <== mirror_wire ==== reply                            |
-//!       tracker, recorder   watch                                                              tracker, watch
-//!                              |                                                                    |
-//!                            image                                                       image (standby)
+//!            vhost-user socket          ft-ctl socket
+//!                   |                        |
+//!   guest ring -> backend -> serve <- commands <- control
+//!                            |   \
+//!                    tracker |    mirror == mirror_wire ==> receive
+//!                        \   |                               |   tracker
+//!                          image                             |   /
+//!                        (primary)                          image
+//!                                                         (standby)
 //! ```
 //!
-//! `tracker` keeps the image's `record` true: whose it is, and where it may differ from its peer's. `watch` and `proof` show that
-//! record and image belong together. `resync` makes a plan of two records.
+//! Each folder's first page has its own chart. Above is who calls: `serve` performs requests, `mirror` and
+//! `receive` are the two ends of the stream, `tracker` keeps the `record` of the image true: which VM's it
+//! is, and where it may differ from its peer's.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,46 +26,28 @@ use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-mod applier;
 pub mod args;
 mod backend;
-mod buffer;
+mod blocks;
 mod commands;
 mod control;
-mod copy;
-mod disk;
-mod epoch_log;
-mod feedback;
-mod flight;
+mod frame_socket;
+mod geometry;
 pub mod image;
-mod intake;
 mod mirror;
 pub mod mirror_wire;
-mod order;
-pub mod proof;
-mod range;
 mod receive;
 pub mod record;
-pub mod record_file;
-mod record_v1;
-mod recorder;
-pub mod regions;
-mod reply;
-mod request;
-mod resync;
 pub mod run;
-pub mod show;
-pub mod stamp;
+mod serve;
 mod tracker;
-mod watch;
-mod worker;
 
-pub use worker::Exit;
+pub use serve::Exit;
 
 use backend::Backend;
 use image::Image;
-use record_file::Opened;
-use worker::Worker;
+use record::Opened;
+use serve::Worker;
 
 /// What to serve, and how.
 pub struct Options {
@@ -80,9 +63,10 @@ pub struct Options {
     pub queue_size: u16,
     /// Number of I/O threads.
     pub threads: usize,
-    /// The image's record; without one nothing is refused and every resynchronisation compares the whole image.
+    /// The image's record; without one nothing is refused and every resynchronisation compares the whole
+    /// image.
     pub record: Option<Opened>,
-    /// Where to count; without it nobody sees the counters.
+    /// Page of the counters; without one they are private.
     pub counters: Option<Page>,
 }
 
@@ -135,8 +119,8 @@ impl Device {
         move |fd| backend.attach_control(fd)
     }
 
-    /// What ends the disk in good order: finishes what counts and notes that the image is closed. To be called once, by whoever
-    /// ends the process after that.
+    /// Shuts the disk down cleanly: applies released writes, then records that the image is closed. To be
+    /// called once, just before the process ends.
     fn closer(&self) -> impl FnOnce() + Send + 'static {
         let backend = self.backend.clone();
         move || backend.close()

@@ -6,8 +6,8 @@ use std::process::{self, ExitCode};
 use clap::Parser;
 use tracing::Level;
 use vhost_user_blk_repl::args::Args;
+use vhost_user_blk_repl::record::show::{Show, show};
 use vhost_user_blk_repl::run::run;
-use vhost_user_blk_repl::show::{Show, show};
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == "record") {

@@ -18,7 +18,7 @@ use vhost::vhost_user::Listener;
 use crate::args::{Args, Endpoint};
 use crate::control::{accept, listen_at};
 use crate::image::{FileImage, OpenError};
-use crate::record_file::{Purpose, RecordError, RecordFile, Refuse, beside};
+use crate::record::{Purpose, RecordError, RecordFile, Refuse, beside};
 use crate::{Device, DeviceError, Options, lock};
 
 /// I/O threads: enough to keep a disk busy, few enough to cost nothing.

@@ -1,4 +1,5 @@
-//! The command line of `pollux-vmm`: Cloud Hypervisor's flags as far as Pollux has what they ask for, and `--ft`.
+//! The command line of `pollux-vmm`: Cloud Hypervisor's flags as far as Pollux has what they ask for, and
+//! `--ft`.
 //!
 //! In: arguments. Out: [`Invocation`], completely checked. Every error names its flag and is one line.
 
@@ -108,12 +109,14 @@ struct Flags {
     /// size=BYTES[K|M|G],shared=on|off,hugepages=on|off,hugepage_size=2M,prefault=on|off,thp=on|off
     #[arg(long, value_name = "OPTIONS", default_value = "size=512M")]
     memory: String,
-    /// Disks: path=IMAGE,readonly=on|off,direct=on|off,image_type=raw,serial=TEXT,id=ID,num_queues=N,queue_size=N,
-    /// force=on|off (use an image whose record says that another copy may be newer) or vhost_user=true,socket=PATH
+    /// Disks:
+    /// path=IMAGE,readonly=on|off,direct=on|off,image_type=raw,serial=TEXT,id=ID,num_queues=N,queue_size=N,
+    /// force=on|off (use an image whose record says that another copy may be newer) or
+    /// vhost_user=true,socket=PATH
     #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
     disk: Vec<String>,
-    /// Network cards: tap=NAME,ip=ADDR,mask=MASK,mac=MAC,host_mac=MAC,mtu=N,id=ID,num_queues=N,queue_size=N or
-    /// vhost_user=true,socket=PATH,vhost_mode=client|server
+    /// Network cards: tap=NAME,ip=ADDR,mask=MASK,mac=MAC,host_mac=MAC,mtu=N,id=ID,num_queues=N,queue_size=N
+    /// or vhost_user=true,socket=PATH,vhost_mode=client|server
     #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
     net: Vec<String>,
     /// Entropy device: src=PATH

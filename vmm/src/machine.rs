@@ -16,8 +16,7 @@ use crate::ft_api::Control;
 /// Any error, with its chain of sources.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Counters by device id and name.
-pub type Counters = BTreeMap<String, BTreeMap<String, u64>>;
+pub use pollux_api::vm::Counters;
 
 /// A VM as the control loop sees it. No call may block for longer than its own work: the loop waits for it.
 pub trait Machine: Send {

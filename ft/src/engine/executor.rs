@@ -496,9 +496,7 @@ impl Executor {
     /// A device joins the VM. One that would have to be copied first has to wait until no session is open.
     fn device_joined(&mut self, end: LinkEnd, reply: Reply) {
         if end.caps.rolls_back() && !self.session.is_none() {
-            let reason =
-                format!("device {} has a copy on the other host, and cannot join while the VM is protected", end.id);
-            return self.cx.answer(reply, Err(Refused::Preflight(vec![reason])));
+            return self.cx.answer(reply, Err(Refused::DeviceNeedsCopy(end.id)));
         }
         let key = self.cx.machine_mut().add_device(end);
         self.cx.watch_device(key);
@@ -513,7 +511,7 @@ impl Executor {
     /// A device leaves the VM. What it held goes with it.
     fn device_left(&mut self, id: &str, reply: Reply) {
         let Some(key) = self.cx.devices().by_id(id) else {
-            return self.cx.answer(reply, Err(Refused::Preflight(vec![format!("there is no device {id}")])));
+            return self.cx.answer(reply, Err(Refused::NoDevice(id.to_owned())));
         };
         self.cx.unwatch_device(key);
         self.cx.devices().remove(key);

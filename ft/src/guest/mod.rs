@@ -15,6 +15,7 @@ use pollux_api::EventRecord;
 pub use self::device::{DeviceCaps, LinkEnd, Position};
 pub use self::memory::{GuestError, Memory};
 pub use self::shape::{DiskShape, NetShape, Shape, VirtioShape};
+
 use self::staging::Staging;
 
 /// Tells the engine that output of an epoch is held by something that is no device process. Cheap to clone

@@ -1,7 +1,8 @@
-//! Option strings of the command line into configuration: which keys each flag has, and the field each one sets.
+//! Option strings of the command line into configuration: which keys each flag has, and the field each one
+//! sets.
 //!
-//! Names on the command line and in JSON differ in places (`socket` is `vhost_socket`, `boot` is `boot_vcpus`); this is
-//! the only file that knows both.
+//! Names on the command line and in JSON differ in places (`socket` is `vhost_socket`, `boot` is
+//! `boot_vcpus`); this is the only file that knows both.
 
 use std::path::PathBuf;
 

@@ -1,10 +1,11 @@
 //! What a VM is to be: the `VmConfig` of Cloud Hypervisor's API, as checked Rust types.
 //!
-//! In: JSON of `vm.create` or the options of the command line. Out: [`VmConfig`], which [`VmConfig::validate`] checks before
-//! anything is started. Never: the host; nothing here opens a file or looks at a device.
+//! In: JSON of `vm.create` or the options of the command line. Out: [`VmConfig`], which
+//! [`VmConfig::validate`] checks before anything is started. Never: the host; nothing here opens a file or
+//! looks at a device.
 //!
-//! Names, defaults and spelling follow Cloud Hypervisor v53. Settings of it that Pollux does not have are kept in
-//! [`Unsupported`] so that they can be refused by name instead of being lost in silence.
+//! Names, defaults and spelling follow Cloud Hypervisor v53. Settings of it that Pollux does not have are
+//! kept in [`Unsupported`] so that they can be refused by name instead of being lost in silence.
 
 mod devices;
 mod from_options;
@@ -47,7 +48,8 @@ pub struct VmConfig {
     /// The 16550 at port 0x3f8.
     #[serde(default)]
     pub serial: SerialConfig,
-    /// The virtio console. Off unless asked for (Cloud Hypervisor: `Tty`), as Pollux does not have the device yet.
+    /// The virtio console. Off unless asked for (Cloud Hypervisor: `Tty`), as Pollux does not have the device
+    /// yet.
     #[serde(default)]
     pub console: ConsoleConfig,
     /// The debug port at 0xe9.
@@ -436,7 +438,8 @@ impl Default for PlatformConfig {
     }
 }
 
-/// Parts of Cloud Hypervisor's `VmConfig` that Pollux does not have. Each must be absent, null or an empty list.
+/// Parts of Cloud Hypervisor's `VmConfig` that Pollux does not have. Each must be absent, null or an empty
+/// list.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[expect(missing_docs, reason = "the names are those of Cloud Hypervisor's API")]
 pub struct Unsupported {

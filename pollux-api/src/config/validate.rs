@@ -4,31 +4,26 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::{ConsoleOutputMode, DiskConfig, HotplugMethod, ImageType, NetConfig, Unsupported, VmConfig};
+use crate::limits::{PCI_SLOT_MAX, QUEUE_SIZE_MAX, QUEUES_MAX, VCPUS_MAX};
 
-/// Most vCPUs: APIC id 255 is broadcast.
-const VCPUS_MAX: u32 = 254;
 /// Least memory, in bytes: the first MiB holds tables, the kernel goes above it.
 const MEMORY_MIN: u64 = 2 << 20;
 /// Size of the pages that memory is made of, in bytes.
 const PAGE: u64 = 4 << 10;
 /// Sizes of the huge pages that memory can be made of, in bytes; the first is the default.
 const HUGE_PAGES: [u64; 2] = [2 << 20, 1 << 30];
-/// Most entries of a virtqueue.
-const QUEUE_SIZE_MAX: u16 = 32768;
-/// Most queues of a device, so that its MSI-X table stays within its BAR.
-const QUEUES_MAX: usize = 1023;
-/// Last slot of a PCI bus; the first is the host bridge's.
-const PCI_SLOT_MAX: u8 = 31;
 /// Longest name of a network interface, in bytes.
 const INTERFACE_MAX: usize = 15;
 /// Bytes of a virtio disk's serial number.
 const DISK_SERIAL_MAX: usize = 20;
 
-/// Longest id of a device, in bytes. Ids are names of threads, sections of the saved state and keys of events.
+/// Longest id of a device, in bytes. Ids are names of threads, sections of the saved state and keys of
+/// events.
 const ID_MAX: usize = 64;
 /// What ids may have besides letters and digits.
 const ID_MARKS: &str = "-_.:@";
-/// What ids of disks and cards must not begin with: names of devices that are always there, and of nodes in the device tree.
+/// What ids of disks and cards must not begin with: names of devices that are always there, and of nodes in
+/// the device tree.
 const RESERVED_IDS: [&str; 2] = ["__", "_virtio-pci-"];
 
 /// Why a configuration cannot be used. Fields are named as in the JSON of `vm.create`.
@@ -237,7 +232,8 @@ impl VmConfig {
         require(!platform.iommufd, || unsupported("platform.iommufd", "leave it off"))
     }
 
-    /// Whether devices can be called what they are called. Known as soon as the VM is created, not only when it boots.
+    /// Whether devices can be called what they are called. Known as soon as the VM is created, not only when
+    /// it boots.
     ///
     /// # Errors
     /// The first id that cannot be used, by the name of its field.
@@ -271,7 +267,8 @@ fn validate_id(id: &str) -> Result<(), String> {
     }
 }
 
-/// Whether the kernel takes it for the name of one interface. One with a `%` is a pattern to it, of which it makes a name.
+/// Whether the kernel takes it for the name of one interface. One with a `%` is a pattern to it, of which it
+/// makes a name.
 fn validate_interface(name: &str) -> Result<(), String> {
     if name.len() > INTERFACE_MAX {
         return Err(format!("must be at most {} bytes", INTERFACE_MAX));

@@ -10,8 +10,8 @@ macro_rules! option_key {
     };
 }
 
-/// Declares a struct of options. Those of `required` must be given, those of `optional` may be left out, those of `tuned by` have a
-/// default; they make up a second struct, in which each has a value.
+/// Declares a struct of options. Those of `required` must be given, those of `optional` may be left out,
+/// those of `tuned by` have a default; they make up a second struct, in which each has a value.
 macro_rules! option_struct {
     (
         $(#[$meta:meta])*

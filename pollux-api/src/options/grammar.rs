@@ -1,11 +1,11 @@
 //! The `key=value,key=value` strings of Cloud Hypervisor's command line.
 //!
-//! In: the text after a flag. Out: [`Options`], from which each key is taken as the type it should have. Never: meaning;
-//! which keys a flag has, and what they do, is the caller's.
+//! In: the text after a flag. Out: [`Options`], from which each key is taken as the type it should have.
+//! Never: meaning; which keys a flag has, and what they do, is the caller's.
 //!
-//! Grammar: parts are separated by commas that stand outside brackets and quotes; a part is `key=value`; an empty value means
-//! not set; a value in double quotes is taken without them; toggles are `on`, `off`, `true` or `false`; sizes are bytes with
-//! an optional `K`, `M` or `G`; lists are `[0,2-4]`.
+//! Grammar: parts are separated by commas that stand outside brackets and quotes; a part is `key=value`; an
+//! empty value means not set; a value in double quotes is taken without them; toggles are `on`, `off`, `true`
+//! or `false`; sizes are bytes with an optional `K`, `M` or `G`; lists are `[0,2-4]`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -98,7 +98,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Splits `text` into pairs whose keys must be among `keys`. Those among `unsupported` get an error of their own.
+    /// Splits `text` into pairs whose keys must be among `keys`. Those among `unsupported` get an error of
+    /// their own.
     ///
     /// # Errors
     /// When the text does not follow the grammar or has another key.

@@ -1,5 +1,5 @@
-//! Options of command lines and of `ft.protect`: each is defined once, and its parser, its help, its JSON and its default come from
-//! that definition.
+//! Options of command lines and of `ft.protect`: each is defined once, and its parser, its help, its JSON and
+//! its default come from that definition.
 
 mod define;
 mod grammar;

@@ -11,8 +11,8 @@ option_struct! {
     #[derive(Clone, Debug)]
     pub struct NodeRequest {
         required {
-            /// auto: the witness decides, the first host that starts boots the VM, the other one protects it; primary: boots the
-            /// VM; standby: waits for the host that runs it
+            /// auto: the witness decides, the first host that starts boots the VM, the other one protects it;
+            /// primary: boots the VM; standby: waits for the host that runs it
             role ("WHO"): StartRole,
         }
         optional {
@@ -34,13 +34,11 @@ option_struct! {
 
 words! {
     /// What a host begins as.
-    #[derive(Default)]
-    pub enum StartRole {
+    pub enum StartRole: Default {
         /// What the witness lets it be: the first host boots the VM, the other one is its standby.
         Auto = "auto",
         /// Boots the VM.
-        #[default]
-        Primary = "primary",
+        Primary = "primary" [default],
         /// Waits for the host that runs it.
         Standby = "standby",
     }
@@ -54,7 +52,8 @@ impl OptionValue for StartRole {
     }
 }
 
-/// All options of `--ft`. Its keys for a VM's protection are those of `ft protect`, but for the standby's addresses.
+/// All options of `--ft`. Its keys for a VM's protection are those of `ft protect`, but for the standby's
+/// addresses.
 #[must_use]
 pub fn node_options() -> Vec<OptionHelp> {
     let own = NodeRequest::help();

@@ -31,10 +31,12 @@ option_struct! {
             heartbeat ("ADDR:PORT"): Endpoint,
         }
         optional {
-            /// who decides which host goes on when they cannot see each other, the same on both hosts: a file on storage that both
-            /// see, or a key in etcd, in quotes: `etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]`
+            /// who decides which host goes on when they cannot see each other, the same on both hosts: a file
+            /// on storage that both see, or a key in etcd, in quotes:
+            /// etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
             witness ("PLACE"): String,
-            /// without a witness: primary, standby or both go on, as the standby was started with (both risks two running copies)
+            /// without a witness: primary, standby or both go on, as the standby was started with (both risks
+            /// two running copies)
             on_partition ("WHO"): OnPartition,
         }
     }
@@ -56,8 +58,8 @@ option_struct! {
         disk_buffer ("SIZE"): ByteSize = ByteSize(64 << 20),
         /// limit of a disk's copy or resynchronisation, per second; 0: none
         disk_rate ("SIZE"): ByteSize = ByteSize(0),
-        /// off; delta: of a page that the standby has, what changed is sent; delta+zstd: and everything is packed; auto: delta, and
-        /// packed while that is measured to be faster
+        /// off; delta: of a page that the standby has, what changed is sent; delta+zstd: and everything is
+        /// packed; auto: delta, and packed while that is measured to be faster
         compression ("HOW"): Compression = Compression::Auto,
         /// memory for earlier versions of pages, at most a quarter of the guest's
         delta_cache ("SIZE"): ByteSize = ByteSize(64 << 20),
@@ -96,11 +98,10 @@ words! {
 
 words! {
     /// How the traffic on the link is reduced.
-    #[derive(Default)]
-    pub enum Compression {
-        /// What changed in pages is sent where that is less than the page, and packed while that is measured to be faster.
-        #[default]
-        Auto = "auto",
+    pub enum Compression: Default {
+        /// What changed in pages is sent where that is less than the page, and packed while that is measured
+        /// to be faster.
+        Auto = "auto" [default],
         /// Pages are sent whole.
         Off = "off",
         /// What changed in pages is sent where that is less than the page.

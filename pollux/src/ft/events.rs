@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use pollux_api::EventRecord;
+use pollux_api::{EventRecord, Route};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::client::{Client, ClientError};
-use crate::commands::CommandError;
+use crate::error::CommandError;
 use crate::plain;
 
 /// Time between two looks at the events.
@@ -21,7 +21,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 pub fn run(client: &Client, json: bool, follow: bool) -> Result<(), CommandError> {
     let mut seen = 0;
     loop {
-        let events: Vec<Value> = serde_json::from_value(client.get("ft.events")?).map_err(ClientError::from)?;
+        let events: Vec<Value> = serde_json::from_value(client.get(Route::FtEvents)?).map_err(ClientError::from)?;
         let mut out = io::stdout().lock();
         for raw in events {
             let event = EventRecord::deserialize(plain::value(raw.clone())).map_err(ClientError::from)?;

@@ -1,15 +1,16 @@
-//! `ft switchover` and `ft test-failover`: have the VM go on at the other host, and tell how it went until it is protected again.
+//! `ft switchover` and `ft test-failover`: have the VM go on at the other host, and tell how it went until it
+//! is protected again.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use pollux_api::event::{Known, PrimaryJoined};
 use pollux_api::status::State;
-use pollux_api::{EventRecord, Status};
+use pollux_api::{EventRecord, Route, Status};
 
 use crate::args::Planned;
 use crate::client::{Client, ClientError};
-use crate::commands::CommandError;
+use crate::error::CommandError;
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -20,7 +21,7 @@ const JOIN_LIMIT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When the VM could not leave, or this host is not its standby in the end.
-pub fn run(client: &Client, route: &str, planned: &Planned) -> Result<(), CommandError> {
+pub fn run(client: &Client, route: Route, planned: &Planned) -> Result<(), CommandError> {
     let seen = events(client)?.last().map_or(0, |event| event.seq);
     let started = Instant::now();
     client.put(route, Vec::new())?;
@@ -48,7 +49,7 @@ fn millis(time: Duration) -> String {
 }
 
 fn events(client: &Client) -> Result<Vec<EventRecord>, CommandError> {
-    Ok(serde_json::from_value(client.look("ft.events")?).map_err(ClientError::from)?)
+    Ok(serde_json::from_value(client.look(Route::FtEvents)?).map_err(ClientError::from)?)
 }
 
 /// What `choose` makes of the first event after number `seen` of which it makes something.
@@ -101,7 +102,7 @@ fn account(joined: &PrimaryJoined) -> Vec<String> {
 
 fn wait_ready(client: &Client, joined: u64) -> Result<(), CommandError> {
     loop {
-        let status: Status = serde_json::from_value(client.look("ft.status")?).map_err(ClientError::from)?;
+        let status: Status = serde_json::from_value(client.look(Route::FtStatus)?).map_err(ClientError::from)?;
         if status.state == State::StandbyReady {
             return Ok(());
         }

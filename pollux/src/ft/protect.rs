@@ -1,18 +1,20 @@
-//! `ft protect` and `ft resume`: ask, then show the copy until the VM is protected or it is clear that it will not be.
+//! `ft protect` and `ft resume`: ask, then show the copy until the VM is protected or it is clear that it
+//! will not be.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use pollux_api::Status;
 use pollux_api::options::ProtectRequest;
 use pollux_api::status::{CopyState, State};
+use pollux_api::{Route, Status};
 use serde_json::Value;
 
 use crate::args::{Protect, Shown};
 use crate::client::{Client, ClientError};
-use crate::commands::{CommandError, show};
+use crate::error::CommandError;
+use crate::print::show;
 
 /// Time between two looks at the status.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -28,7 +30,7 @@ pub fn protect(client: &Client, protect: &Protect) -> Result<(), CommandError> {
         Some(options) => ProtectRequest::parse(options)?.to_json().map_err(ClientError::from)?.to_string().into_bytes(),
         None => Vec::new(),
     };
-    client.put("ft.protect", request)?;
+    client.put(Route::FtProtect, request)?;
     follow(client, &protect.shown)
 }
 
@@ -37,12 +39,12 @@ pub fn protect(client: &Client, protect: &Protect) -> Result<(), CommandError> {
 /// # Errors
 /// When there was none, every reason why the VM cannot be protected, or why the copy did not complete.
 pub fn resume(client: &Client, shown: &Shown) -> Result<(), CommandError> {
-    client.put("ft.resume", Vec::new())?;
+    client.put(Route::FtResume, Vec::new())?;
     follow(client, shown)
 }
 
 fn follow(client: &Client, shown: &Shown) -> Result<(), CommandError> {
-    let last = if shown.no_wait { client.look("ft.status")? } else { wait(client)? };
+    let last = if shown.no_wait { client.look(Route::FtStatus)? } else { wait(client)? };
     if shown.json {
         return show(&last);
     }
@@ -76,7 +78,7 @@ fn wait(client: &Client) -> Result<Value, CommandError> {
     let mut bars = Bars::default();
     let mut begun = false;
     loop {
-        let raw = client.look("ft.status")?;
+        let raw = client.look(Route::FtStatus)?;
         let status: Status = serde_json::from_value(raw.clone()).map_err(ClientError::from)?;
         begun |= status.state == State::Syncing;
         bars.show(&status);

@@ -1,5 +1,5 @@
-//! The `ft.*` calls that change something: straight to the engine, beside the control loop, since hosts that are down and
-//! witnesses that hang take their time, and other calls must not wait for them.
+//! The `ft.*` calls that change something: straight to the engine, beside the control loop, since hosts that
+//! are down and witnesses that hang take their time, and other calls must not wait for them.
 
 use super::{ApiError, Shared, Snapshot, VmmError};
 use crate::ft_api::Call;
@@ -23,7 +23,7 @@ fn failure(call: &Call) -> &'static str {
 pub async fn call(shared: &Shared, call: Call) -> Result<(), ApiError> {
     let failure = failure(&call);
     let snapshot = shared.snapshot();
-    let Some(ft) = snapshot.ft.clone() else { return Err(ApiError { failure, source: absent(&snapshot) }) };
+    let Some(ft) = snapshot.ft.clone() else { return Err(ApiError::because(failure, absent(&snapshot))) };
     drop(snapshot);
     let performed = tokio::task::spawn_blocking(move || ft.call(call)).await;
     let source = match performed {
@@ -31,7 +31,7 @@ pub async fn call(shared: &Shared, call: Call) -> Result<(), ApiError> {
         Ok(Err(refused)) => VmmError::Ft(refused),
         Err(_) => VmmError::Ending,
     };
-    Err(ApiError { failure, source })
+    Err(ApiError::because(failure, source))
 }
 
 /// Why there is no engine.

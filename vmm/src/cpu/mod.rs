@@ -30,8 +30,7 @@ use self::vcpu::{RunPage, Vcpu};
 use crate::bus::Bus;
 use crate::state::{StateError, StateReader, StateWriter};
 
-/// The most vCPUs of a VM.
-pub const VCPUS_MAX: u32 = 254;
+pub use pollux_api::limits::VCPUS_MAX;
 
 /// What a vCPU could not do when it could not capture itself.
 const CAPTURE: &str = "capture its state";

@@ -30,8 +30,7 @@ pub const F_EVENT_IDX: u64 = 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EV
 /// Ring features that every device may offer; packed rings, in-order and the rest are not for us.
 pub const RING_FEATURES: u64 = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX;
 
-/// The largest queue that virtio knows.
-pub const QUEUE_SIZE_MAX: u16 = 32768;
+pub use pollux_api::limits::QUEUE_SIZE_MAX;
 
 /// Why a device cannot do what the guest or the VMM asks of it.
 #[derive(Debug, thiserror::Error)]

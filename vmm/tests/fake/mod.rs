@@ -8,7 +8,11 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ft::{Call, Control, EventRecord, ProtectOptions, Refused, Status};
-use pollux_api::status::{Role, State};
+use pollux_api::options::Compression;
+use pollux_api::status::{
+    ClaimKind, ClaimStatus, CompressionStatus, CopyState, DiskStatus, LinkName, LinkState, LinkStatus, Peer, Progress,
+    Replica, ResyncKind, Role, SearchStatus, State, Takeover, WitnessStatus,
+};
 use pollux_vmm::api::Shared;
 use pollux_vmm::api::http::HttpServer;
 use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
@@ -148,7 +152,25 @@ impl Control for FakeFt {
     }
 
     fn status(&self) -> Status {
-        Status { role: Role::None, state: State::Unprotected, ..Status::default() }
+        let progress = Progress { done: 1, total: 2, eta_s: Some(3) };
+        let disk = DiskStatus { id: "_disk0".to_owned(), state: CopyState::Copying, ..DiskStatus::default() };
+        let link = LinkStatus { name: LinkName::Heartbeat, state: LinkState::Red, silence_ms: 4 };
+        let setting = Compression::DeltaZstd;
+        Status {
+            role: Role::None,
+            state: State::Unprotected,
+            replica: Replica::None,
+            peer: Some(Peer::default()),
+            links: vec![link],
+            witness: Some(WitnessStatus { answered: Some(true), ..WitnessStatus::default() }),
+            claim: Some(ClaimStatus { kind: ClaimKind::GoAlone, since_ms: 5, error: None }),
+            compression: Some(CompressionStatus { setting, packing: true, raw: 2, sent: 1 }),
+            search: Some(SearchStatus { on: true, waiting_for: vec!["nobody".to_owned()] }),
+            memory_sync: Some(progress),
+            disks: vec![DiskStatus { resync: Some(ResyncKind::Full), ..disk }],
+            takeover: Some(Takeover::default()),
+            ..Status::default()
+        }
     }
 
     fn events(&self) -> Vec<EventRecord> {
