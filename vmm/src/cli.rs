@@ -17,7 +17,7 @@ use crate::config::{
     ConsoleConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig,
     SerialConfig, VmConfig,
 };
-use crate::event_monitor::EventTarget;
+use crate::control::event_monitor::EventTarget;
 use crate::ft_api::{NodeOptions, node_option};
 use pollux_api::options::{OptionError, StartRole, node_help};
 

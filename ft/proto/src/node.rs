@@ -8,40 +8,30 @@
 //!  Standby                            (Solo or Primary) -----'
 //! ```
 //!
-//! The shell feeds `handle`, performs what `poll_action` yields in order, and calls back when `poll_timeout` says.
+//! The shell feeds `handle`, performs what `poll_action` yields in order, and calls again when `poll_timeout`
+//! says so.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::events::{Action, Beat, Event, Input, Settings};
 use crate::failure_detector::{FailureDetector, Light, LinkId};
-use crate::primary::{Phase, Primary, fence, refusal};
+use crate::primary::Primary;
+use crate::session::{Cx, Outcome, refusal};
 use crate::standby::Standby;
 use crate::witness::{Claim, Record};
 use crate::{Epoch, NodeId, Term, Time};
 
-/// Between two tries to reach the witness.
-pub(crate) const RETRY: Duration = Duration::from_millis(200);
-
-/// While a session has nothing to lose yet, silence up to this long is slow machinery, not death: the first copy loads
-/// both hosts, and a standby without a checkpoint could not take over anyway.
+/// While a session has nothing to lose yet, silence up to this long counts as slowness, not death: the first
+/// copy loads both hosts, and a standby without a checkpoint could not take over anyway.
 const COPY_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a role turns into.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Outcome {
-    /// Runs the VM, unprotected, in this term.
-    Solo(Term),
-    /// Must not run the VM any more.
-    Fenced,
-}
 
 #[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 enum Role {
     Solo,
     Primary(Box<Primary>),
-    Standby(Standby),
+    Standby(Box<Standby>),
     Fenced,
 }
 
@@ -50,9 +40,9 @@ enum Role {
 pub enum State {
     /// Runs the VM; there is no standby.
     Solo,
-    /// Runs the VM; the first copy to a standby is on its way, or not yet acknowledged.
+    /// Runs the VM; the first copy to a standby is under way, or not acknowledged yet.
     Syncing,
-    /// Runs the VM; a failure loses nothing.
+    /// Runs the VM; a failure of this host loses nothing.
     Protected,
     /// Does not run the VM; no primary has joined.
     StandbyEmpty,
@@ -60,7 +50,7 @@ pub enum State {
     StandbySyncing,
     /// Does not run the VM; can take over.
     StandbyReady,
-    /// Must not run the VM any more.
+    /// May no longer run the VM.
     Fenced,
 }
 
@@ -73,7 +63,7 @@ pub struct Node {
     settings: Settings,
     role: Role,
     detector: FailureDetector,
-    /// Last reported look of each link, so that a change is an event.
+    /// Which links were last reported as silent: a change is an event.
     red: [bool; LinkId::ALL.len()],
     actions: VecDeque<Action>,
 }
@@ -88,7 +78,7 @@ impl Node {
     /// A node that waits for a primary.
     #[must_use]
     pub fn standby(id: NodeId, settings: Settings, now: Time) -> Self {
-        Self::new(id, Term(0), Role::Standby(Standby::new(id)), settings, now)
+        Self::new(id, Term(0), Role::Standby(Box::new(Standby::new(id))), settings, now)
     }
 
     fn new(id: NodeId, term: Term, role: Role, settings: Settings, now: Time) -> Self {
@@ -109,34 +99,60 @@ impl Node {
         }
         self.notice_stall(now);
         let copied = self.is_copying();
-        let outcome = match (&mut self.role, input) {
-            (Role::Solo, Input::SessionOpened { peer }) => {
-                self.role = Role::Primary(Box::new(Primary::new(self.id, peer, self.term, now)));
-                self.actions.push_back(Action::Event(Event::SyncStarted));
-                None
-            }
-            (Role::Solo, Input::TakeOverFailed { reason }) => {
-                self.actions.push_back(Action::Fence { reason: reason.clone() });
-                self.actions.push_back(Action::Event(Event::Fenced { reason }));
-                Some(Outcome::Fenced)
-            }
-            (Role::Standby(_), Input::PrimaryJoined { term, .. }) if term < self.term => None,
-            (_, Input::RecordRead { record }) => self.record_read(record),
-            (Role::Primary(primary), input) => primary.handle(input, &self.settings, now, &mut self.actions),
-            (Role::Standby(standby), input) => {
-                if let Input::PrimaryJoined { term, .. } = input {
-                    self.term = term;
-                }
-                standby.handle(input, &self.settings, now, &mut self.actions)
-            }
-            (Role::Solo | Role::Fenced, _) => None,
-        };
+        let outcome = self.tell_role(input, now);
         self.turn(outcome);
         if copied && !self.is_copying() {
-            // Silence that was tolerated until now must not count all at once.
+            // Silence that was tolerated until now must not suddenly count.
             self.detector = FailureDetector::new(self.settings.silence, now);
         }
         self.on_time(now);
+        self.check();
+    }
+
+    fn tell_role(&mut self, input: Input, now: Time) -> Option<Outcome> {
+        let (id, term) = (self.id, self.term);
+        let (role, mut cx) = self.role_in(now);
+        match (role, input) {
+            (role @ Role::Solo, Input::SessionOpened { peer }) => {
+                *role = Role::Primary(Box::new(Primary::new(id, peer, term, now)));
+                cx.tell(Event::SyncStarted);
+                None
+            }
+            (Role::Solo, Input::TakeOverFailed { reason }) => Some(cx.fence(reason)),
+            (Role::Standby(_), Input::PrimaryJoined { term: its, .. }) if its < term => None,
+            (_, Input::RecordRead { record }) => self.record_read(record, now),
+            (Role::Primary(primary), input) => primary.handle(input, &mut cx),
+            (Role::Standby(standby), input) => {
+                let joined = if let Input::PrimaryJoined { term, .. } = input { Some(term) } else { None };
+                let outcome = standby.handle(input, &mut cx);
+                self.term = joined.unwrap_or(term);
+                outcome
+            }
+            (Role::Solo | Role::Fenced, _) => None,
+        }
+    }
+
+    /// The role, and the context of its transitions.
+    fn role_in(&mut self, now: Time) -> (&mut Role, Cx<'_>) {
+        let Self { role, settings, actions, .. } = self;
+        (role, Cx { settings, now, out: actions })
+    }
+
+    /// What always holds between two inputs. A violation is a defect of the core: what peers, guests and
+    /// operators say is refused before.
+    fn check(&self) {
+        let session = match &self.role {
+            Role::Primary(primary) => {
+                primary.check();
+                Some(primary.term())
+            }
+            Role::Standby(standby) => {
+                standby.check();
+                standby.term()
+            }
+            Role::Solo | Role::Fenced => None,
+        };
+        assert!(session.is_none_or(|term| term == self.term), "a session of term {session:?} in term {}", self.term);
     }
 
     /// What to do next, until there is nothing.
@@ -156,7 +172,7 @@ impl Node {
         check.into_iter().chain(role).min()
     }
 
-    /// New settings, for the session that opens next and the one that is open.
+    /// New settings, for an open session and for the next one.
     pub fn configure(&mut self, settings: Settings, now: Time) {
         if self.settings.silence != settings.silence {
             self.detector = FailureDetector::new(settings.silence, now);
@@ -175,7 +191,7 @@ impl Node {
         self.id
     }
 
-    /// The reign that this node believes in.
+    /// The latest term that this node knows.
     #[must_use]
     pub fn term(&self) -> Term {
         self.term
@@ -193,10 +209,10 @@ impl Node {
         matches!(self.role, Role::Solo | Role::Primary(_))
     }
 
-    /// Whether this node runs the VM and another one can go on with it at any moment.
+    /// Whether this node runs the VM, and another one can take over at any moment.
     #[must_use]
-    pub fn has_a_successor(&self) -> bool {
-        matches!(&self.role, Role::Primary(primary) if primary.has_a_successor())
+    pub fn can_fail_over(&self) -> bool {
+        matches!(&self.role, Role::Primary(primary) if primary.can_fail_over())
     }
 
     /// What this node is doing.
@@ -204,16 +220,16 @@ impl Node {
     pub fn state(&self) -> State {
         match &self.role {
             Role::Solo => State::Solo,
-            Role::Primary(primary) if primary.phase == Phase::Protected => State::Protected,
+            Role::Primary(primary) if primary.is_protected() => State::Protected,
             Role::Primary(_) => State::Syncing,
-            Role::Standby(Standby { session: None, .. }) => State::StandbyEmpty,
-            Role::Standby(Standby { session: Some(session), .. }) if session.committed.is_some() => State::StandbyReady,
-            Role::Standby(_) => State::StandbySyncing,
+            Role::Standby(standby) if standby.peer().is_none() => State::StandbyEmpty,
+            Role::Standby(standby) if standby.committed().is_none() => State::StandbySyncing,
+            Role::Standby(_) => State::StandbyReady,
             Role::Fenced => State::Fenced,
         }
     }
 
-    /// Whether this node is a standby that has to hear from the witness before it knows who runs the VM.
+    /// Whether this node is a standby that waits for the witness to decide who runs the VM.
     #[must_use]
     pub fn awaits_witness(&self) -> bool {
         matches!(&self.role, Role::Standby(standby) if standby.awaits_witness())
@@ -233,9 +249,9 @@ impl Node {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         match &self.role {
-            Role::Primary(primary) => primary.running,
-            Role::Standby(Standby { session: Some(session), .. }) => session.committed.unwrap_or_default(),
-            _ => Epoch::default(),
+            Role::Primary(primary) => primary.running(),
+            Role::Standby(standby) => standby.committed().unwrap_or_default(),
+            Role::Solo | Role::Fenced => Epoch::default(),
         }
     }
 
@@ -243,13 +259,13 @@ impl Node {
     #[must_use]
     pub fn peer(&self) -> Option<NodeId> {
         match &self.role {
-            Role::Primary(primary) => Some(primary.peer),
-            Role::Standby(standby) => standby.session.as_ref().map(|session| session.primary),
+            Role::Primary(primary) => Some(primary.peer()),
+            Role::Standby(standby) => standby.peer(),
             Role::Solo | Role::Fenced => None,
         }
     }
 
-    /// How a link looks and how long it has been silent.
+    /// The state of a link, and how long it has been silent.
     #[must_use]
     pub fn link(&self, link: LinkId, now: Time) -> (Light, Duration) {
         (self.detector.light(link, now), self.detector.silence(link, now))
@@ -258,11 +274,11 @@ impl Node {
     /// What this node's heartbeats say.
     #[must_use]
     pub fn beat(&self) -> Beat {
-        let invites = matches!(&self.role, Role::Primary(primary) if primary.invites());
-        Beat { from: self.id, term: self.term, runs: self.runs() && !invites }
+        let gives_up = matches!(&self.role, Role::Primary(primary) if primary.requests_takeover());
+        Beat { from: self.id, term: self.term, runs: self.runs() && !gives_up }
     }
 
-    /// Whether a session is open that has nothing to lose yet.
+    /// Whether a session is open, and has nothing to lose yet.
     fn is_copying(&self) -> bool {
         matches!(self.state(), State::Syncing | State::StandbySyncing)
     }
@@ -274,16 +290,20 @@ impl Node {
     fn turn(&mut self, outcome: Option<Outcome>) {
         match outcome {
             Some(Outcome::Solo(term)) => {
+                assert!(term >= self.term, "from term {} back to {term}", self.term);
                 self.term = term;
                 self.role = Role::Solo;
             }
-            Some(Outcome::Fenced) => self.role = Role::Fenced,
+            Some(Outcome::Fenced) => {
+                assert!(self.runs(), "a node is fenced that does not run the VM");
+                self.role = Role::Fenced;
+            }
             None => {}
         }
     }
 
     fn on_beat(&mut self, link: LinkId, at: Time, beat: Beat, now: Time) {
-        // Whoever is not in this node's session has nothing to say about it.
+        // A node that is not in this session.
         if self.peer() != Some(beat.from) {
             return;
         }
@@ -293,26 +313,28 @@ impl Node {
         self.notice_stall(now);
         self.detector.heard(link, at);
         let mute = self.detector.light(LinkId::Replication, now) == Light::Red;
-        let outcome = match &mut self.role {
-            Role::Primary(primary) if !beat.runs => primary.heard(at, &self.settings, &mut self.actions),
-            // One that may not run any more is as good as dead, however lively its process.
-            Role::Standby(standby) if !beat.runs => {
-                standby.primary_stopped(beat.term, mute, &self.settings, now, &mut self.actions)
-            }
+        let (role, mut cx) = self.role_in(now);
+        let outcome = match role {
+            Role::Primary(primary) if !beat.runs => primary.heard(at, &mut cx),
+            // A primary that may no longer run the VM counts as dead, however alive its process is.
+            Role::Standby(standby) if !beat.runs => standby.primary_stopped(beat.term, mute, &mut cx),
             _ => None,
         };
         self.turn(outcome);
+        self.check();
     }
 
-    /// The peer says that it runs the VM in a later term. A beat alone decides nothing where there is a witness to ask.
+    /// The peer says that it runs the VM in a later term. A beat alone decides nothing where there is a
+    /// witness to ask.
     fn contested(&mut self, beat: Beat, now: Time) {
-        let outcome = match &mut self.role {
+        let (role, mut cx) = self.role_in(now);
+        let outcome = match role {
             Role::Primary(primary) => {
                 let reason = format!("node {} says that it runs the VM in term {}", beat.from, beat.term);
-                primary.contested(reason, &self.settings, &mut self.actions)
+                primary.contested(reason, &mut cx)
             }
             Role::Standby(standby) => {
-                standby.superseded(beat.term, &self.settings, now, &mut self.actions);
+                standby.superseded(beat.term, &mut cx);
                 None
             }
             Role::Solo | Role::Fenced => None,
@@ -320,36 +342,39 @@ impl Node {
         self.turn(outcome);
     }
 
-    /// The witness's record was read. It is the last word on who runs the VM, whatever was thought here.
-    fn record_read(&mut self, record: Option<Record>) -> Option<Outcome> {
-        match &mut self.role {
-            Role::Solo => {
-                let Some(record) = record else {
-                    self.actions.push_back(Action::Event(Event::WitnessRecordLost));
-                    return None;
-                };
-                let reason = refusal(Some(record));
-                (record.term() > self.term && !record.is_of(self.id)).then(|| fence(reason, &mut self.actions))
+    /// The witness's record was read. It decides who runs the VM, whatever this node believes.
+    fn record_read(&mut self, record: Option<Record>, now: Time) -> Option<Outcome> {
+        let (id, term) = (self.id, self.term);
+        let (role, mut cx) = self.role_in(now);
+        match (role, record) {
+            (Role::Solo, None) => {
+                cx.tell(Event::WitnessRecordLost);
+                None
             }
-            Role::Primary(primary) => primary.record_read(record, &self.settings, &mut self.actions),
-            Role::Standby(_) | Role::Fenced => None,
+            (Role::Solo, Some(record)) if record.term() > term && !record.is_of(id) => {
+                Some(cx.fence(refusal(Some(record))))
+            }
+            (Role::Primary(primary), record) => primary.record_read(record, &mut cx),
+            (Role::Solo | Role::Standby(_) | Role::Fenced, _) => None,
         }
     }
 
-    /// Before anything is done that may be out of date by now.
+    /// Notices that this process was stopped, before it acts on what may be out of date.
     fn notice_stall(&mut self, now: Time) {
         if !self.has_peer() || !self.detector.check(now) {
             return;
         }
-        self.actions.push_back(Action::Event(Event::OwnStall));
-        match &mut self.role {
-            Role::Primary(primary) => primary.woke(now, self.detector.check_interval().unwrap_or_default()),
+        let beat_interval = self.detector.check_interval().unwrap_or_default();
+        let (role, mut cx) = self.role_in(now);
+        cx.tell(Event::LocalStall);
+        match role {
+            Role::Primary(primary) => primary.woke(now, beat_interval),
             Role::Standby(standby) => standby.woke(now),
             Role::Solo | Role::Fenced => {}
         }
     }
 
-    /// Looks at the clock: lights, silence, retries, cuts.
+    /// Acts on the time: link states, silence, retries, cuts.
     fn on_time(&mut self, now: Time) {
         if !self.has_peer() {
             return;
@@ -357,14 +382,12 @@ impl Node {
         self.report_lights(now);
         let patience = if self.is_copying() { COPY_PATIENCE } else { Duration::ZERO };
         let suspects = self.detector.suspects(now, patience);
-        let outcome = match &mut self.role {
-            Role::Primary(primary) => {
-                let link = LinkId::Replication;
-                let silent =
-                    self.detector.light(link, now) == Light::Red && self.detector.silence(link, now) > patience;
-                primary.on_time(silent, &self.settings, now, &mut self.actions)
-            }
-            Role::Standby(standby) => standby.on_time(suspects, &self.settings, now, &mut self.actions),
+        let link = LinkId::Replication;
+        let silent = self.detector.light(link, now) == Light::Red && self.detector.silence(link, now) > patience;
+        let (role, mut cx) = self.role_in(now);
+        let outcome = match role {
+            Role::Primary(primary) => primary.on_time(silent, &mut cx),
+            Role::Standby(standby) => standby.on_time(suspects, &mut cx),
             Role::Solo | Role::Fenced => None,
         };
         self.turn(outcome);

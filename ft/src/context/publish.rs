@@ -81,10 +81,10 @@ impl Context {
             State::Solo => api::State::Unprotected,
             State::Syncing => api::State::Syncing,
             // It is about to leave its standby, and may not let anything out before the witness says so.
-            State::Protected if !self.node.has_a_successor() && self.open_claim().is_some() => {
+            State::Protected if !self.node.can_fail_over() && self.open_claim().is_some() => {
                 api::State::AwaitingWitness
             }
-            State::Protected if !self.node.has_a_successor() => api::State::Leaving,
+            State::Protected if !self.node.can_fail_over() => api::State::Leaving,
             // Whichever host fails next, the other one would ask in vain: nobody answers, or there is no
             // record that names it.
             State::Protected if self.witness.is_lost() || self.open_claim().is_some() => api::State::Degraded,
@@ -102,7 +102,7 @@ impl Context {
     fn replica_name(&self) -> Replica {
         match self.node.state() {
             State::Syncing | State::StandbySyncing => Replica::Copying,
-            State::Protected if self.node.has_a_successor() => Replica::InSync,
+            State::Protected if self.node.can_fail_over() => Replica::InSync,
             State::StandbyReady => Replica::InSync,
             // One that is being left may be dead or behind.
             State::Protected | State::Solo | State::StandbyEmpty | State::Fenced => Replica::None,

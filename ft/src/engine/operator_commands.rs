@@ -71,7 +71,7 @@ impl OperatorCommands {
 
     /// Moves the VM to its standby. Answered when it has left, or stays.
     pub(super) fn switchover(&mut self, cx: &mut Context, protection: &Protection, reply: Reply) {
-        if !cx.node().has_a_successor() {
+        if !cx.node().can_fail_over() {
             let why = not_protected(cx, protection);
             return cx.answer(reply, Err(why));
         }
@@ -82,13 +82,13 @@ impl OperatorCommands {
     /// Is to the standby as if this host had died: nothing leaves it any more, beats and goodbyes included.
     /// Returns the call, which is to be answered when the session is broken off, too.
     pub(super) fn test_failover(&self, cx: &mut Context, protection: &Protection, reply: Reply) -> Option<Reply> {
-        if !cx.node().has_a_successor() {
+        if !cx.node().can_fail_over() {
             let why = not_protected(cx, protection);
             cx.answer(reply, Err(why));
             return None;
         }
         cx.beats().route(Vec::new(), None);
-        cx.input(Input::CeaseRequested);
+        cx.input(Input::SimulateCrash);
         Some(reply)
     }
 

@@ -79,7 +79,7 @@ impl World {
         let node = process.node.id();
         let Some(opening) = process.opening.as_mut().filter(|opening| opening.stream.is_none()) else { return };
         let record = match answer {
-            // An older one answers an old question: that reign has had its session.
+            // An older one answers an old question: that term has had its session.
             WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > opening.term => record,
             _ => return self.give_up_opening(address),
         };

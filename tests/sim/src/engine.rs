@@ -1,5 +1,6 @@
-//! The model of the engine's thread: works off its inbox, tells the real node, performs what the node decides. Follows
-//! `ft/src/engine/mod.rs` step by step; what is synchronous there keeps this thread busy here.
+//! The model of the engine's thread: works off its inbox, tells the real node, performs what the node
+//! decides. Follows `ft/src/engine/mod.rs` step by step; what is synchronous there keeps this thread busy
+//! here.
 
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ impl World {
             Message::Timer => self.look_at_clock(address),
             Message::Stop => self.input(address, Input::StopRequested),
             Message::Move => self.input(address, Input::SwitchoverRequested),
-            Message::Cease => self.cease(address),
+            Message::SimulateCrash => self.simulate_crash(address),
         }
     }
 

@@ -118,7 +118,7 @@ impl World {
     }
 
     fn until(&self, until: Time) -> Duration {
-        until.since(crate::world::BEGIN)
+        until.since(crate::trace::BEGIN)
     }
 
     fn disturb_all(&mut self, host: usize, until: Time) {
@@ -201,7 +201,7 @@ impl World {
         if self.survivable(host) && self.process(address).is_some_and(|p| p.node.state() == State::Protected) {
             self.note(host, || "operator tests a failover".to_owned());
             self.disturb_all(host, self.now);
-            self.after(Duration::ZERO, Event::Tell(address, Message::Cease));
+            self.after(Duration::ZERO, Event::Tell(address, Message::SimulateCrash));
         }
     }
 
@@ -301,7 +301,8 @@ impl World {
         }
     }
 
-    /// Whether only a human can bring the VM back: nobody runs it, and whose disks are the newest cannot prove that.
+    /// Whether only a human can bring the VM back: nobody runs it, and whose disks are the newest cannot
+    /// prove that.
     fn lost(&self) -> Option<String> {
         let here = |node: NodeId| {
             self.hosts.iter().filter_map(|host| host.process.as_ref()).find(|process| process.node.id() == node)

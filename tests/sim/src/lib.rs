@@ -1,14 +1,16 @@
-//! The protocol under every fault: nodes of the real core in a world of models, in virtual time, one seed deciding
-//! everything.
+//! The protocol under every fault: nodes of the real core in a world of models, in virtual time, one seed
+//! deciding everything.
 //!
 //! ```text
-//! seed -> plan -> world: hosts { real Node, model engine, guest, devices } + network + witness + client + faults
+//! seed -> plan -> world: hosts { real Node, model engine, guest, devices }
+//!                   |    + network + witness + client + faults
 //!                   '-> moments -> invariants, one file each
 //! ```
 //!
 //! A run has two phases: faults, and then none. The same seed gives the same run, line by line.
 #![forbid(unsafe_code)]
 
+mod client;
 mod comeback;
 mod connect;
 mod devices;
@@ -32,6 +34,7 @@ mod streams;
 mod trace;
 mod truth;
 mod witness;
+mod witness_record;
 mod world;
 
 pub use invariants::Violation;

@@ -1,4 +1,5 @@
-//! What a seed decides before its run begins: how many hosts, how fast things are, and which faults there will be.
+//! What a seed decides before its run begins: how many hosts, how fast things are, and which faults there
+//! will be.
 
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub(crate) enum Fault {
     BreakStream,
     /// A frame in a stream is changed on the way.
     CorruptStream,
-    /// A stream stands still for a while.
+    /// A stream stalls for a while.
     StallStream,
     /// A device process fails: disk full, tap gone, process dead.
     DeviceFailure,

@@ -1,4 +1,5 @@
-//! What the model engine does for a primary: first copy, cuts, the end of a session. Follows `ft/src/replica/primary/mod.rs`.
+//! What the model engine does for a primary: first copy, cuts, the end of a session. Follows
+//! `ft/src/replica/primary/mod.rs`.
 
 use std::time::Duration;
 
@@ -155,16 +156,16 @@ impl World {
         self.drop_disk_session(address);
     }
 
-    /// An operator wants to see a failover: this node ends without a word, and its beats with it.
-    pub(crate) fn cease(&mut self, address: Address) {
+    /// An operator tests a failover: this node stops without telling anybody, and its beats end.
+    pub(crate) fn simulate_crash(&mut self, address: Address) {
         let Some(process) = self.process(address) else { return };
         let Session::Primary(side) = &process.session else { return };
-        if !process.node.has_a_successor() {
+        if !process.node.can_fail_over() {
             return;
         }
         let stream = side.stream;
         process.route = None;
-        self.input(address, Input::CeaseRequested);
+        self.input(address, Input::SimulateCrash);
         if let Some(process) = self.process(address) {
             process.session = Session::None;
         }

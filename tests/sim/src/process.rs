@@ -40,7 +40,7 @@ pub(crate) enum Message {
     /// An operator moves the VM.
     Move,
     /// An operator tests a failover.
-    Cease,
+    SimulateCrash,
 }
 
 /// What keeps the engine's thread from its inbox.
@@ -49,7 +49,7 @@ pub(crate) enum Busy {
     No,
     /// Starved.
     Until(Time),
-    /// The guest stands still; `None`: the capture fails.
+    /// The guest is paused; `None`: the capture fails.
     Cut {
         epoch: Epoch,
         kind: CutKind,

@@ -1,10 +1,9 @@
-//! What really happened, as only the simulator can know it: branches of the guest's history, checkpoints, who holds what.
+//! What really happened, as only the simulator can know it: branches of the guest's history, checkpoints, who
+//! holds what.
 
 use std::collections::BTreeMap;
 
 use ft_proto::{Epoch, NodeId, Time};
-
-use crate::guest::PAGES;
 
 /// A point in a guest's history. A takeover begins a new branch.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -70,6 +69,3 @@ impl Truth {
         *entry = (*entry).max(until);
     }
 }
-
-/// Pages of a guest, for those who hold a copy.
-pub(crate) type Pages = [u64; PAGES];

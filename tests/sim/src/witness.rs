@@ -1,10 +1,10 @@
-//! The model witness: the real judgement, behind a network that is slow, loses questions, and loses answers after the
-//! claim has taken effect.
+//! The model witness: the real judgement, behind a network that is slow, loses questions, and loses answers
+//! after the claim has taken effect.
 
 use std::time::Duration;
 
-use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
-use ft_proto::{State, Term, Time, WitnessAnswer};
+use ft_proto::witness::{Claim, Record, Verdict, grant_unchecked, judge};
+use ft_proto::{State, Term, WitnessAnswer};
 
 use crate::mutation::Mutation;
 use crate::plan::Fault;
@@ -17,21 +17,6 @@ pub(crate) const OPENER: u64 = 0;
 pub(crate) const STARTER: u64 = u64::MAX;
 /// After this time a question counts as unanswered.
 const PATIENCE: Duration = Duration::from_millis(250);
-
-/// The record, and until when nobody reaches it.
-#[derive(Debug, Default)]
-pub(crate) struct Witness {
-    pub(crate) record: Option<Record>,
-    /// The last one that there was: whoever had a right by it still does, and nobody else.
-    pub(crate) last: Option<Record>,
-    pub(crate) down_until: Time,
-}
-
-impl Witness {
-    pub(crate) fn write(&mut self, record: Record) {
-        (self.record, self.last) = (Some(record), Some(record));
-    }
-}
 
 impl World {
     /// Queues a claim with a thread that asks one after the other.
@@ -72,7 +57,7 @@ impl World {
         let record = self.witness.record;
         let granted = |owner, term: Term| Verdict::Granted(Record::Solo { owner, term, since: term });
         match (self.mutation, claim, record) {
-            (Some(Mutation::WitnessGrantsAll), claim, _) => Verdict::Granted(wish(claim)),
+            (Some(Mutation::WitnessGrantsAll), claim, _) => Verdict::Granted(grant_unchecked(claim)),
             (Some(Mutation::StartOnAbsence), Claim::Start { node, .. }, None) => granted(node, claim.term().next()),
             (
                 Some(Mutation::HostNameOnly),

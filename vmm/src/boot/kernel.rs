@@ -15,8 +15,8 @@ use linux_loader::loader::{KernelLoader, load_cmdline};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::config::PayloadConfig;
-use crate::memory::guest::{GuestMemory, GuestRam};
-use crate::memory::layout::{self, PAGE_SIZE};
+use crate::machine::memory::guest::{GuestMemory, GuestRam};
+use crate::machine::memory::layout::{self, PAGE_SIZE};
 
 /// Why there is nothing to boot.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,7 @@ pub enum BootError {
     Write(#[source] vm_memory::GuestMemoryError),
     /// The boot vCPU did not take its registers.
     #[error("cannot set the boot registers")]
-    Registers(#[source] crate::cpu::CpuError),
+    Registers(#[source] crate::machine::cpu::CpuError),
 }
 
 /// How the guest is entered.

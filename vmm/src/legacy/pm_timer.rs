@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
-use crate::bus::BusDevice;
+use crate::machine::bus::BusDevice;
 
 /// Ticks a second.
 const FREQUENCY: u64 = 3_579_545;
@@ -57,7 +57,7 @@ mod tests {
     const HOUR: u64 = 3600 * NANOSECONDS;
 
     fn timer() -> PmTimer {
-        let vm = crate::kvm::open().unwrap().create_vm().unwrap();
+        let vm = crate::machine::kvm::open().unwrap().create_vm().unwrap();
         vm.create_irq_chip().unwrap();
         PmTimer::new(Arc::new(vm))
     }

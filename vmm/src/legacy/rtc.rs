@@ -7,9 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bus::BusDevice;
-use crate::cpu::{GuestEvent, OnGuestEvent};
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::machine::bus::BusDevice;
+use crate::machine::cpu::{GuestEvent, OnGuestEvent};
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 
 const ID: &str = "cmos";
 const VERSION: u16 = 1;
@@ -49,7 +49,7 @@ impl Registers {
     fn new(ram_size: u64) -> Self {
         let mut ram = vec![0; 128];
         // Memory above 16 MiB below the hole in units of 64 KiB, and above 4 GiB in the same.
-        let below = ram_size.min(crate::memory::layout::HOLE_START);
+        let below = ram_size.min(crate::machine::memory::layout::HOLE_START);
         let low = below.saturating_sub(16 << 20).div_euclid(64 << 10).min(0xffff) as u16;
         let high = ((ram_size - below) / (64 << 10)).min(0xff_ffff) as u32;
         ram[0x34..0x36].copy_from_slice(&low.to_le_bytes());

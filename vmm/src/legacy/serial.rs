@@ -19,10 +19,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::terminal::Terminal;
 
 use super::console::ConsoleOut;
-use crate::bus::BusDevice;
 use crate::config::{ConsoleOutputMode, SerialConfig};
-use crate::ioapic::Pin;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::machine::bus::BusDevice;
+use crate::machine::ioapic::Pin;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 
 /// Name of the device: of its section in the saved state, and of its counters.
 pub const ID: &str = "__serial";
@@ -408,11 +408,11 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::ioapic::Ioapic;
-    use crate::irq::IrqManager;
+    use crate::machine::ioapic::Ioapic;
+    use crate::machine::irq::IrqManager;
 
     fn port(out: Arc<ConsoleOut>) -> SerialPort {
-        let vm = Arc::new(crate::kvm::open().unwrap().create_vm().unwrap());
+        let vm = Arc::new(crate::machine::kvm::open().unwrap().create_vm().unwrap());
         let ioapic = Arc::new(Mutex::new(Ioapic::new(Arc::new(IrqManager::new(vm).unwrap()))));
         SerialPort::new(Pin::new(ioapic, 4), out).unwrap()
     }

@@ -4,9 +4,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::bus::BusDevice;
+use crate::machine::bus::BusDevice;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use crate::pci::config_space::{ConfigSpace, Identity, SavedConfig};
-use crate::state::{Saved, StateError, StateReader, StateWriter};
 
 /// Slots of a bus.
 pub const SLOTS: usize = 32;

@@ -9,7 +9,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::irq::{IrqError, MsiLine};
+use crate::machine::irq::{IrqError, MsiLine};
 
 /// Bytes of a table entry: address (8), data (4), vector control (4).
 pub const ENTRY_SIZE: u64 = 16;

@@ -12,10 +12,11 @@ use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
 use virtio_bindings::virtio_net as net;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
+use crate::vhost_user::error::VhostUserError;
 use crate::vhost_user::link::{Link, Start};
+use crate::vhost_user::log::DirtyLog;
 use crate::vhost_user::net_control::{self, Command};
-use crate::vhost_user::{DirtyLog, VhostUserError};
 use crate::virtio::local_queue::LocalQueue;
 use crate::virtio::state::DeviceState;
 use crate::virtio::{ActiveQueue, F_EVENT_IDX, F_VERSION_1, RING_FEATURES, VirtioDevice, VirtioError};

@@ -19,8 +19,10 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
-use crate::vhost_user::{DirtyLog, VhostUserError, Watchdog};
+use crate::machine::memory::guest::GuestRam;
+use crate::vhost_user::error::VhostUserError;
+use crate::vhost_user::log::DirtyLog;
+use crate::vhost_user::watchdog::Watchdog;
 use crate::virtio::ActiveQueue;
 
 /// How long a backend may take to answer.

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhost::VhostUserDirtyLogRegion;
 
-use crate::memory::guest::seek;
-use crate::memory::layout::PAGE_SIZE;
+use crate::machine::memory::guest::seek;
+use crate::machine::memory::layout::PAGE_SIZE;
 
 /// Guest pages that one word stands for.
 const PAGES_PER_WORD: u64 = 64;

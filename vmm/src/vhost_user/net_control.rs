@@ -7,7 +7,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_ERR, VIRTIO_NET_OK,
 };
 
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
 use crate::virtio::local_queue::Chain;
 
 /// What the driver asks for.

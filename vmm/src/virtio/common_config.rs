@@ -8,7 +8,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 
-use crate::virtio::Ring;
+use crate::virtio::ring::Ring;
 
 /// Bytes of the block.
 pub const SIZE: usize = 56;
@@ -269,7 +269,7 @@ impl CommonConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::F_VERSION_1;
+    use crate::virtio::ring::F_VERSION_1;
 
     const FEATURES: u64 = F_VERSION_1 | 1 << 9;
 

@@ -8,8 +8,9 @@ use ft_proto::device_ctl::QueueState;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
-use crate::virtio::{ActiveQueue, VirtioError};
+use crate::machine::memory::guest::GuestRam;
+use crate::virtio::device::ActiveQueue;
+use crate::virtio::error::VirtioError;
 
 /// A request of the guest.
 pub type Chain<'a> = DescriptorChain<&'a GuestRam>;

@@ -9,19 +9,20 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::{Bus, BusDevice, BusError};
-use crate::memory::guest::GuestRam;
+use crate::machine::bus::{Bus, BusDevice, BusError};
+use crate::machine::memory::guest::GuestRam;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use crate::pci::bus::PciFunction;
 use crate::pci::config_space::ConfigSpace;
 use crate::pci::msix::{Line, Msix};
-use crate::state::{Saved, StateError, StateReader, StateWriter};
 use crate::virtio::common_config::{Change, CommonConfig};
+use crate::virtio::device::{ActiveQueue, DeviceEvent, VirtioDevice};
+use crate::virtio::error::VirtioError;
 pub use crate::virtio::pci_layout::BAR_SIZE;
 use crate::virtio::pci_layout::{
     DEVICE_CONFIG, ISR, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE, PENDING_BITS, WINDOW, configuration,
 };
 use crate::virtio::state::{TransportState, VERSION};
-use crate::virtio::{ActiveQueue, DeviceEvent, VirtioDevice, VirtioError};
 
 /// Interrupt status: the configuration has changed.
 const ISR_CONFIG: u8 = 2;

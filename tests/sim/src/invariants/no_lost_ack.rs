@@ -1,8 +1,9 @@
-//! What a client was told to be stored is in memory and on disk of whoever runs the VM next, and reads never go back.
+//! What a client was told to be stored is in memory and on disk of whoever runs the VM next, and reads never
+//! go back.
 //!
 //! Reason: this is what the product is for.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 use crate::guest::{KEYS, Saying};
 
 #[derive(Default)]

@@ -1,8 +1,9 @@
-//! When the faults end, a pair is protected again within a bound and answers its clients, unless all copies are gone.
+//! When the faults end, a pair is protected again within a bound and answers its clients, unless all copies
+//! are gone.
 //!
 //! Reason: a protocol that keeps still is always safe.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 pub(super) struct Reprotected;
 
