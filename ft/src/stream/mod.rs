@@ -4,8 +4,6 @@ pub(crate) mod adaptive_compression;
 pub(crate) mod coder;
 pub(crate) mod history;
 pub(crate) mod image;
-pub(crate) mod primary_end;
 pub(crate) mod receiver;
 pub(crate) mod sender;
-pub(crate) mod standby_end;
 pub(crate) mod state_body;

@@ -31,9 +31,9 @@ use crate::options::ProtectOptions;
 use crate::peers::connect::Opened;
 use crate::stream::adaptive_compression::Selector;
 use crate::stream::history::History;
-use crate::stream::primary_end::PrimaryEnd;
-use crate::stream::sender::{Done, Job, Sent};
-use crate::transport::path::limit_silence;
+use crate::stream::sender::{Done, Job, SenderHandle, Sent};
+use crate::transport::frames::FrameReader;
+use crate::transport::path::{explain, limit_silence};
 
 /// Chunks of the first copy with the sender: one is being sent while one is being filled, so the link never
 /// waits for the copy.
@@ -53,15 +53,17 @@ pub(crate) struct PrimarySession {
     /// The first copy, until it is through.
     copy: Option<FirstCopy>,
     outbound: Outbound,
+    stream: TcpStream,
+    reader: FrameReader,
     unacknowledged: Unacknowledged,
     selector: Selector,
     /// Whether the last epoch was packed.
     packing: bool,
 }
 
-/// The stream to the standby, and what the thread that sends on it has been given.
+/// The sending thread, and what it has been given.
 struct Outbound {
-    end: PrimaryEnd,
+    sender: SenderHandle,
     /// Images that it has not sent yet.
     sending: usize,
     /// What the standby was told last of the first copy is on its way.
@@ -71,14 +73,14 @@ struct Outbound {
 impl Outbound {
     fn send_image(&mut self, job: Job) {
         self.sending += 1;
-        self.end.send(job);
+        self.sender.send(job);
     }
 
     /// Tells the standby something that the next word of its kind replaces: not more of it than the link
     /// carries.
     fn tell(&mut self, job: Job) {
         if !std::mem::replace(&mut self.telling, true) {
-            self.end.send(job);
+            self.sender.send(job);
         }
     }
 }
@@ -87,6 +89,7 @@ impl PrimarySession {
     /// Begins the session that a standby has accepted. The core is not told yet.
     pub(crate) fn begin(cx: &mut Context, number: u64, opened: Opened) -> Result<Self, String> {
         let Opened { options, stream, disks, beats, peer, term, key, base } = opened;
+        let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
         let post = cx.post();
         let tell = move |sent| match sent {
             // The buffer is wanted at the next cut; to wake the engine for it would delay what it waits for.
@@ -98,9 +101,11 @@ impl PrimarySession {
         if options.tuning.detect_ms != 0 {
             limit_silence(&stream);
         }
-        let end = PrimaryEnd::start(stream, term, history(cx, &options), tell)?;
+        let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
+        let sender = SenderHandle::start(writer, term, history(cx, &options), tell)
+            .map_err(|error| failed("cannot start a thread", &error))?;
         let ranges = cx.machine_mut().first_ranges(base);
-        let ranges = ranges.map_err(|error| format!("cannot track guest memory: {}", chain(&error)))?;
+        let ranges = ranges.map_err(|error| failed("cannot track guest memory", &error))?;
         cx.tell_owner(term);
         if let Err(reason) = mirror_disks(cx, &options, disks) {
             // No session comes of it: what was begun for one is ended, since the guest would pay for it.
@@ -110,7 +115,7 @@ impl PrimarySession {
         }
         cx.configure(options.settings());
         cx.adopt_term(term);
-        cx.watch(Token::Stream, end.as_fd());
+        cx.watch(Token::Stream, stream.as_fd());
         cx.identity_mut().begin(key);
         cx.beat_with(peer);
         let now = cx.now();
@@ -124,7 +129,9 @@ impl PrimarySession {
             peer: peer_status(&options, peer),
             key,
             copy: Some(FirstCopy::new(ranges)),
-            outbound: Outbound { end, sending: 0, telling: false },
+            outbound: Outbound { sender, sending: 0, telling: false },
+            stream,
+            reader: FrameReader::default(),
             unacknowledged: Unacknowledged::default(),
             selector: Selector::new(options.tuning.compression),
             packing: false,
@@ -245,15 +252,16 @@ impl PrimarySession {
 
     /// Reads one frame of the standby. Returns whether there may be more.
     pub(crate) fn read_frame(&mut self, cx: &mut Context) -> bool {
-        match self.outbound.end.read() {
+        match self.reader.poll(&self.stream) {
             Ok(None) => false,
             Ok(Some((header, body))) => {
                 cx.input(heard(&header, &body));
                 true
             }
-            Err(reason) => {
+            Err(error) => {
+                let reason = explain(&error, &self.stream, None);
                 // A stream at its end stays readable for ever.
-                cx.unwatch(self.outbound.end.as_fd());
+                cx.unwatch(self.stream.as_fd());
                 cx.input(Input::StreamLost { reason });
                 false
             }
@@ -301,20 +309,20 @@ impl PrimarySession {
 
     /// Asks the standby to drop its copy; the stream stays open for the answer.
     pub(crate) fn dismiss(&self) {
-        self.outbound.end.send(Job::Bye("stopped by request".to_owned()));
+        self.outbound.sender.send(Job::Bye("stopped by request".to_owned()));
     }
 
     /// Ends the session with a last message.
     pub(crate) fn end(self, cx: &mut Context, last: Job) {
-        cx.unwatch(self.outbound.end.as_fd());
+        cx.unwatch(self.stream.as_fd());
         cx.devices().end_copies();
         cx.buffers().free();
-        self.outbound.end.leave(last);
+        self.outbound.sender.leave(last);
     }
 
     /// Ends it as if this host had died: with whatever is on its way.
     pub(crate) fn break_off(self, cx: &mut Context) {
-        cx.unwatch(self.outbound.end.as_fd());
+        cx.unwatch(self.stream.as_fd());
         cx.buffers().free();
     }
 }

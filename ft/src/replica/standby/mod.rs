@@ -7,12 +7,12 @@
 mod takeover;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use ft_proto::device_ctl::Command;
-use ft_proto::wire::{Kind, Welcome, Yielding};
+use ft_proto::wire::{Kind, Refusal, Welcome, Yielding, encode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term};
 use host_kit::error::chain;
 use pollux_api::status::Peer;
@@ -26,8 +26,8 @@ use crate::guest::Shape;
 use crate::identity::SessionKey;
 use crate::peers::limits::runs_ahead;
 use crate::stream::image::WholeImage;
-use crate::stream::receiver::Received;
-use crate::stream::standby_end::StandbyEnd;
+use crate::stream::receiver::{Received, ReceiverHandle};
+use crate::transport::frames::{Stamp, write_frame};
 use crate::transport::listener::Incoming;
 
 /// A session in which this node is the standby.
@@ -40,7 +40,7 @@ pub(crate) struct StandbySession {
     shape: Shape,
     disk_buffer: u64,
     /// `None` once the stream has ended; what was committed is still good.
-    stream: Option<StandbyEnd>,
+    stream: Option<(ReceiverHandle, TcpStream)>,
     /// Whole in memory and state, waiting for disks.
     whole: BTreeMap<Epoch, Box<WholeImage>>,
     /// The committed checkpoint's state; its pages are in guest memory.
@@ -121,12 +121,13 @@ impl StandbySession {
         incoming: Incoming,
         key: SessionKey,
         kept: bool,
-    ) -> Result<StandbyEnd, String> {
+    ) -> Result<(ReceiverHandle, TcpStream), String> {
         let post = cx.post();
         let tell = move |received| post.send(Message::Received(number, received));
         let stream = incoming.welcome(&welcome(cx, Some(key), kept)).map_err(|error| chain(&error))?;
         let memory = cx.machine().memory().clone();
-        StandbyEnd::start(stream, memory, tell).map_err(|error| chain(&error))
+        let reader = stream.try_clone().and_then(|reader| ReceiverHandle::start(reader, memory, tell));
+        Ok((reader.map_err(|error| chain(&error))?, stream))
     }
 
     /// Whether a message with this number is of this session.
@@ -230,8 +231,8 @@ impl StandbySession {
         let (epoch, term) = (committed.epoch(), cx.term());
         let Some(mut image) = self.whole.remove(&epoch) else { return };
         let is_base = epoch == Epoch(1);
-        if let Some(stream) = &self.stream {
-            stream.committed(epoch);
+        if let Some((receiver, _)) = &self.stream {
+            receiver.committed(epoch);
         }
         if !is_base {
             self.ack(term, epoch);
@@ -277,27 +278,29 @@ impl StandbySession {
     fn find_place(&mut self, pages: usize, awaited: bool) {
         self.place.epoch(pages, awaited);
         host_kit::sched::pin_to_cpu(self.place.next(&[]));
-        if let Some(stream) = &self.stream {
-            stream.stay_on(self.place.of_carriers());
+        if let Some((receiver, _)) = &self.stream {
+            receiver.stay_on(self.place.of_carriers());
         }
     }
 
     fn ack(&mut self, term: Term, epoch: Epoch) {
-        if let Some(stream) = &mut self.stream {
-            stream.acknowledge(term, epoch);
+        if let Some((_, stream)) = &mut self.stream {
+            // A stream that is broken ends at the receiving thread.
+            let _ = write_frame(stream, Stamp { kind: Kind::Ack, term, epoch }, &[]);
         }
     }
 
     /// Tells the primary why this standby leaves: `Bye`, and it has dropped its copy, or `Refuse`.
     fn say_why(&mut self, kind: Kind, term: Term, reason: &str) {
-        if let Some(stream) = &mut self.stream {
-            stream.say_why(kind, term, reason);
+        if let Some((_, stream)) = &mut self.stream {
+            let body = encode_body(&Refusal { reasons: vec![reason.to_owned()] });
+            let _ = write_frame(stream, Stamp { kind, term, epoch: Epoch(0) }, &[&body]);
         }
     }
 
     fn recycle(&self, image: &mut WholeImage) {
-        if let Some(stream) = &self.stream {
-            stream.recycle(image);
+        if let Some((receiver, _)) = &self.stream {
+            image.recycle().for_each(|buffer| receiver.give_back(buffer));
         }
     }
 }
