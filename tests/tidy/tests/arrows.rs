@@ -19,14 +19,14 @@ const ARROWS: [(&str, &[&str]); 10] = [
 
 /// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and `ft_api` may name the
 /// engine, too; all others are mechanism and know no epochs.
-const VMM_ARROWS: [(&str, &[&str]); 19] = [
+const VMM_ARROWS: [(&str, &[&str]); 18] = [
     ("run", &["api", "cli", "contract", "control", "ft_adapter", "logging"]),
-    ("cli", &["api", "config", "control", "ft_api", "options"]),
-    ("control", &["api", "config", "contract", "ft_api", "options", "vm"]),
-    ("api", &["config", "contract", "ft_api", "options", "vm"]),
+    ("cli", &["api", "config", "control", "ft_api"]),
+    ("control", &["api", "config", "contract", "ft_api", "vm"]),
+    ("api", &["config", "contract", "ft_api", "vm"]),
     ("ft_adapter", &["config", "contract", "devices", "ft_api", "legacy", "machine", "process", "virtio", "vm"]),
     ("contract", &["config", "ft_api"]),
-    ("ft_api", &["options"]),
+    ("ft_api", &[]),
     ("vm", &["boot", "config", "devices", "legacy", "machine"]),
     ("devices", &["config", "machine", "pci", "process", "vhost_user", "virtio"]),
     ("process", &[]),
@@ -36,9 +36,8 @@ const VMM_ARROWS: [(&str, &[&str]); 19] = [
     ("boot", &["config", "legacy", "machine"]),
     ("legacy", &["config", "machine"]),
     ("machine", &[]),
-    // These two are one: a MAC address is an option, too.
-    ("config", &["options"]),
-    ("options", &["config"]),
+    // Of `pollux-api`.
+    ("config", &[]),
     ("logging", &[]),
 ];
 /// These two may name the engine.
