@@ -7,13 +7,13 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft::guest::{DeviceCaps, LinkEnd};
 use ft::{Control, EventRecord, Ft, NodeTerm, ProtectOptions, Refused, Setup, StandbyOptions, Status};
 use ft_proto::OnPartition;
-use ft_proto::device_ctl::{self, CTL_MAX, Command, Report};
-use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair};
+use nix::sys::socket::{Shutdown, shutdown};
 use pollux_api::status::{ClaimKind, LinkState, Replica, Role, State};
 
+mod moves;
+mod output;
 mod strangers;
 mod toy;
 
@@ -511,79 +511,9 @@ fn one_board_serves_one_engine_after_the_other() {
     assert!(events.len() > seen.len() && events.is_sorted_by_key(|event| event.seq), "{events:?}");
 }
 
-/// A protected VM whose hosts have each other as peers.
-fn symmetric() -> (tempfile::TempDir, [StandbyOptions; 2], [Setup; 2], [ToyGuest; 2], [Ft; 2]) {
-    let folder = tempfile::tempdir().unwrap();
-    let witness = folder.path().join("witness");
-    let sides = [standby_options(&witness), standby_options(&witness)];
-    let setups = [setup(&witness, &[&sides[1]]), setup(&witness, &[&sides[0]])];
-    let guests = [ToyGuest::new(), ToyGuest::new()];
-    let b = Ft::standby(Box::new(guests[1].clone()), sides[1].clone(), setups[1].clone()).unwrap();
-    let a = Ft::solo(Box::new(guests[0].clone()), NodeTerm::unasked(), setups[0].clone()).unwrap();
-    a.vm_started();
-    wait_state(&a, State::Protected);
-    (folder, sides, setups, guests, [a, b])
-}
-
 fn event_of(ft: &Ft, name: &str) -> serde_json::Value {
     let found = ft.events().into_iter().rev().find(|event| event.event == name);
     found.unwrap_or_else(|| panic!("no {name} in {:?}", ft.events())).detail
-}
-
-#[test]
-fn a_switchover_loses_nothing_and_the_roles_are_exchanged() {
-    let (_folder, sides, setups, guests, [a, b]) = symmetric();
-    while !guests[0].write(FIRST + 7, 0xee) {}
-    // The very last thing that it did, committed by nothing but the move.
-    a.switchover().unwrap();
-    wait_state(&b, State::Solo);
-    assert_eq!(guests[1].started(), Some(vec![0xee]));
-    assert_eq!(guests[0].memory_copy(), guests[1].memory_copy());
-    assert!(guests[0].fenced().is_some() && !guests[0].write(FIRST, 1), "it runs on");
-    assert!(event_of(&b, "took-over")["gap_us"].as_u64().is_some(), "{:?}", b.events());
-    // What its VMM does then.
-    a.end();
-    let a = Ft::standby(Box::new(ToyGuest::new()), sides[0].clone(), setups[0].clone()).unwrap();
-    wait_state(&b, State::Protected);
-    let gap = event_of(&a, "primary-joined")["took_over"]["gap_us"].clone();
-    assert!(gap.as_u64().is_some_and(|us| us < 20_000_000), "{gap}");
-}
-
-#[test]
-fn a_switchover_to_a_dead_standby_leaves_the_guest_where_it_is() {
-    let (_folder, _, _, guests, [a, b]) = symmetric();
-    drop(b);
-    let result = a.switchover();
-    wait_state(&a, State::Solo);
-    let reason = result.unwrap_err().to_string();
-    assert!(reason.contains("stays here") || reason.contains("not protected"), "{reason}");
-    wait(|| guests[0].write(FIRST, 1), || "the guest was not resumed".to_owned());
-    assert_eq!((guests[0].fenced(), guests[1].started()), (None, None));
-}
-
-#[test]
-fn a_failover_is_tested_by_the_ordinary_way() {
-    let (_folder, sides, setups, guests, [a, b]) = symmetric();
-    while !guests[0].write(FIRST + 7, 0xee) {}
-    wait_same_memory(&guests[0], &guests[1]);
-    a.test_failover().unwrap();
-    a.end();
-    let a = Ft::standby(Box::new(ToyGuest::new()), sides[0].clone(), setups[0].clone()).unwrap();
-    wait_state(&b, State::Protected);
-    assert_eq!(guests[1].started(), Some(vec![0xee]));
-    assert!(!b.events().iter().any(|event| event.event == "primary-yielded"), "somebody told the standby");
-    let silence = event_of(&a, "primary-joined")["took_over"]["silence_ms"].clone();
-    assert!(silence.as_u64().is_some_and(|ms| ms >= SILENCE_MS), "{silence}");
-    assert!(b.switchover().is_ok());
-}
-
-#[test]
-fn only_a_protected_vm_is_moved() {
-    let pair = Pair::new();
-    for result in [pair.a().switchover(), pair.a().test_failover(), pair.b.switchover()] {
-        let reason = result.unwrap_err().to_string();
-        assert!(reason.starts_with("this VM is not protected"), "{reason}");
-    }
 }
 
 #[test]
@@ -651,72 +581,4 @@ fn a_witness_that_stops_answering_is_seen_before_it_is_needed() {
     assert!(status.witness.unwrap().error.is_some());
     lock.unlock().unwrap();
     wait_state(pair.a(), State::Protected);
-}
-
-#[test]
-fn console_output_cuts_an_epoch_as_a_frame_does() {
-    let pair = Pair::new();
-    // Nothing else cuts one for a minute.
-    let mut options = pair.options.clone();
-    options.tuning.max_epoch_us = 60_000_000;
-    pair.a().protect(Some(options)).unwrap();
-    wait_state(pair.a(), State::Protected);
-    let released = || pair.guest_a.0.lock().unwrap().console_released;
-    for _ in 0..3 {
-        let epoch = pair.guest_a.print();
-        wait(|| released() >= epoch, || format!("epoch {epoch} is not released: {:?}", pair.a().status()));
-    }
-    let epochs = committed(&pair.a().status());
-    assert!(epochs < 10, "{epochs} epochs, where four were asked for");
-}
-
-/// A device whose process seals at once, and holds what it is told to.
-fn fake_device(id: &str, caps: DeviceCaps) -> (LinkEnd, thread::JoinHandle<u32>) {
-    let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    let serve = move || {
-        let (mut buffer, mut seals, mut holds) = (vec![0; CTL_MAX], 0, false);
-        // The engine's end is closed when the device has left.
-        while let Ok(len @ 1..) = recv(far.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            let report = match device_ctl::decode(&buffer[..len]).unwrap() {
-                Command::Seal { epoch, .. } => {
-                    seals += 1;
-                    let (queues, in_flight) = (Vec::new(), Vec::new());
-                    Report::Sealed { epoch, queues, in_flight, held_frames: 0, held_bytes: 0, idle: !holds }
-                }
-                Command::Protect { hold, .. } => {
-                    holds = hold.is_on();
-                    continue;
-                }
-                _ => continue,
-            };
-            let report = device_ctl::encode(&report, &mut buffer).unwrap();
-            send(far.as_raw_fd(), report, MsgFlags::empty()).unwrap();
-        }
-        assert!(holds, "its output was never held");
-        seals
-    };
-    (LinkEnd { id: id.to_owned(), caps, socket: near }, thread::spawn(serve))
-}
-
-#[test]
-fn a_device_joins_and_leaves_while_the_vm_is_protected() {
-    let pair = Pair::protected();
-    let net = DeviceCaps { holds_output: true, ..DeviceCaps::default() };
-    for round in 0..2 {
-        let (end, device) = fake_device("_net7", net);
-        pair.a().device_joined(end).unwrap();
-        let before = committed(&pair.a().status());
-        wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
-        pair.a().device_left("_net7").unwrap();
-        let seals = device.join().unwrap();
-        assert!(seals >= 3, "round {round}: sealed {seals} times");
-    }
-    assert!(pair.a().device_left("_net7").is_err());
-    let before = committed(&pair.a().status());
-    wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
-    assert_eq!(pair.a().status().state, State::Protected);
-    // A disk would have to be copied first.
-    let (end, _device) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    let end = LinkEnd { id: "_disk7".to_owned(), caps: toy::DISK, socket: end };
-    assert!(pair.a().device_joined(end).unwrap_err().to_string().contains("_disk7"));
 }

@@ -113,46 +113,46 @@ macro_rules! routes {
 routes! {
     /// Checks that the VMM is responding.
     VmmPing = Get "vmm.ping" None -> named::<Ping>;
-    /// Ends the VM and the VMM.
+    /// Shuts the VM down and ends the VMM.
     VmmShutdown = Put "vmm.shutdown" None;
     /// Configuration and state of the VM.
     VmInfo = Get "vm.info" None -> named::<VmInfo>;
     /// Counters of the VM's devices.
     VmCounters = Get "vm.counters" None -> inline::<Counters>;
-    /// Gives the VMM the configuration of a VM.
+    /// Creates a VM from its configuration, without booting it.
     VmCreate = Put "vm.create" Required (named::<VmConfig>);
     /// Boots the VM.
     VmBoot = Put "vm.boot" None;
-    /// Ends the VM; its configuration stays.
+    /// Shuts the VM down; keeps its configuration.
     VmShutdown = Put "vm.shutdown" None;
-    /// Resets the VM.
+    /// Reboots the VM.
     VmReboot = Put "vm.reboot" None;
-    /// Ends the VM and forgets its configuration.
+    /// Shuts the VM down and deletes its configuration.
     VmDelete = Put "vm.delete" None;
-    /// Pauses the VM's processors.
+    /// Pauses the VM.
     VmPause = Put "vm.pause" None;
-    /// Resumes the VM's processors.
+    /// Resumes the VM.
     VmResume = Put "vm.resume" None;
     /// Presses the VM's power button.
     VmPowerButton = Put "vm.power-button" None;
     /// Raises a non-maskable interrupt in the VM.
     VmNmi = Put "vm.nmi" None;
-    /// How the protection of the VM stands.
+    /// The state of protection.
     FtStatus = Get "ft.status" None -> named::<Status>;
-    /// What happened to the protection of the VM, oldest first.
+    /// The last events, oldest first.
     FtEvents = Get "ft.events" None -> list_of::<EventRecord>;
     /// Protects the VM, by one of the configured peers if no standby is named. Answered when a standby has
     /// accepted.
     FtProtect = Put "ft.protect" Optional (named::<ProtectRequest>);
-    /// Ends protection; the VM goes on here.
+    /// Ends protection; the VM continues here.
     FtStop = Put "ft.stop" None;
-    /// Ends protection for a while; the standby keeps its copy.
+    /// Suspends protection; the standby keeps its copy.
     FtSuspend = Put "ft.suspend" None;
     /// Protects the VM again after `ft.suspend`.
     FtResume = Put "ft.resume" None;
-    /// Moves the VM to its standby without a loss.
+    /// Moves the VM to its standby without data loss.
     FtSwitchover = Put "ft.switchover" None;
-    /// Stops the VM as if this host had died.
+    /// Stops the VM as if this host had failed.
     FtTestFailover = Put "ft.test-failover" None;
 }
 

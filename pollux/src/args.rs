@@ -31,13 +31,13 @@ pub struct Arguments {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Asks whether the VMM lives; prints its version as JSON
+    /// Checks that the VMM is responding; prints its version as JSON
     Ping,
     /// Prints configuration and state of the VM as JSON
     Info,
     /// Prints the counters of the VM's devices as JSON
     Counters,
-    /// Gives the VMM the configuration of a VM
+    /// Creates a VM from its configuration, without booting it
     Create {
         /// File with the VM's configuration as JSON; - is standard input
         #[arg(default_value = "-")]
@@ -45,26 +45,26 @@ pub enum Command {
     },
     /// Boots the VM, or resumes it if it is paused
     Boot,
-    /// Ends the VM; its configuration stays
+    /// Shuts the VM down; keeps its configuration
     Shutdown,
     /// Resets the VM
     Reboot,
-    /// Ends the VM and forgets its configuration
+    /// Shuts the VM down and deletes its configuration
     Delete,
-    /// Stops the VM's processors
+    /// Pauses the VM
     Pause,
-    /// Lets the VM's processors go on
+    /// Resumes the VM
     Resume,
     /// Presses the VM's power button
     PowerButton,
     /// Raises a non-maskable interrupt in the VM
     Nmi,
-    /// Ends the VM and the VMM
+    /// Shuts the VM down and ends the VMM
     ShutdownVmm,
     /// Fault tolerance
     #[command(subcommand)]
     Ft(FtCommand),
-    /// The record of who may run a VM, for when its witness is new or was lost; needs no VMM
+    /// Shows or creates a witness's record of who may run a VM; needs no VMM
     #[command(subcommand)]
     Witness(WitnessCommand),
 }
@@ -72,7 +72,7 @@ pub enum Command {
 /// Fault tolerance.
 #[derive(Debug, Subcommand)]
 pub enum FtCommand {
-    /// Protects the running VM by a standby, and shows the first copy until it is complete
+    /// Protects the running VM with a standby; shows the progress of the first copy
     #[command(after_help = protect_help())]
     Protect(Protect),
     /// Shows role, state, epochs, times and copies
@@ -81,28 +81,25 @@ pub enum FtCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Ends protection; the VM goes on here, and no standby is looked for until `ft protect`
+    /// Ends protection; the VM continues here, unprotected until `ft protect`
     Stop,
-    /// Ends protection for a while: the VM goes on here, and the standby keeps its copy for `ft resume`
+    /// Suspends protection; the VM continues here, and the standby keeps its copy for `ft resume`
     #[command(after_help = SUSPEND_HELP)]
     Suspend,
-    /// Protects the VM again after `ft suspend`, by sending what has changed since, and shows that until it
-    /// is complete
+    /// Resumes protection after `ft suspend` by sending what has changed; shows the progress
     Resume(Shown),
-    /// Moves the VM to its standby without a loss, and makes this host the standby: before maintenance of
-    /// this host
+    /// Moves the VM to its standby without data loss; this host becomes the standby, for maintenance
     #[command(after_help = SWITCHOVER_HELP)]
     Switchover(Planned),
-    /// Stops the VM here as if this host had died, to see the standby take over, and makes this host the
-    /// standby
+    /// Stops the VM as if this host had failed, so that the standby takes over; this host becomes the standby
     #[command(after_help = FAILOVER_HELP)]
     TestFailover(Planned),
-    /// Shows what happened, oldest first
+    /// Shows events, oldest first
     Events {
         /// One JSON object per line
         #[arg(long)]
         json: bool,
-        /// Goes on until interrupted
+        /// Keep showing new events until interrupted
         #[arg(long)]
         follow: bool,
     },
@@ -160,10 +157,10 @@ When:
   - The witness is a new one: its file system, folder or etcd was replaced, or the VM is to have another witness= from now on.
   - The record was lost: a host says \"the witness has no record of this VM\" or \"has lost its record\".
 When not:
-  - The file system with the record is not mounted, or PLACE has a typing error. Mount it, or correct it. Whoever makes a second record
-    gives two hosts the right to run the VM.
+  - The file system with the record is not mounted, or PLACE is mistyped. Mount it, or correct it. A second record gives two
+    hosts the right to run the VM.
   - The VM has never run. Its first start makes the record.
-  - The VM is protected: the primary makes a lost record anew by itself.
+  - The VM is protected: the primary restores a lost record by itself.
   - There is a record. It is not overwritten; `pollux witness show PLACE` shows it. If its host is gone for good, start pollux-vmm on
     the host with the newest disks with --ft role=primary,force=TERM.
 
@@ -197,18 +194,18 @@ Example:
 }
 
 const SUSPEND_HELP: &str = "\
-While protection is suspended a failure of this host ends the VM: its standby does not take over, and nobody looks for another one.
-`ft resume` sends the memory pages and disk regions that were written meanwhile. If the standby was started anew, it needs all of memory
-and still only those regions of the disks.";
+While protection is suspended, a failure of this host ends the VM: its standby does not take over, and no other one is looked for.
+`ft resume` sends the memory pages and disk regions that were written in the meantime. If the standby was restarted, it needs all of
+memory, but still only those regions of the disks.";
 
 const SWITCHOVER_HELP: &str = "\
-The guest is stopped, its last checkpoint and everything it said leave, then it goes on at the standby. Prints the gap: from the
-guest's last instruction here to its first one there. When the command ends this host holds a complete copy; it may be shut down.
-If the standby is lost on the way the VM stays here.";
+The guest is paused, its last checkpoint and all of its output leave, then it continues at the standby. Prints the gap: from the
+guest's last instruction here to its first one there. When the command returns, this host holds a complete copy and may be shut down.
+If the standby is lost during the move, the VM stays here.";
 
 const FAILOVER_HELP: &str = "\
 Nothing is announced: the standby notices the silence, asks the witness and takes over by itself. What the guest did since its last
-committed checkpoint is done again there; nothing that anybody has seen is lost. Prints how long detection and takeover took.";
+committed checkpoint is repeated there; nothing that a client has seen is lost. Prints how long detection and takeover took.";
 
 /// A planned move of the VM.
 #[derive(Debug, Args)]

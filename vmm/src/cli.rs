@@ -17,36 +17,36 @@ use crate::config::{
     ConsoleConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig,
     SerialConfig, VmConfig,
 };
-use crate::event_monitor::EventTarget;
+use crate::control::event_monitor::EventTarget;
 use crate::ft_api::{NodeOptions, node_option};
 use pollux_api::options::{OptionError, StartRole, node_help};
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
 const UNSUPPORTED: [(&str, &str); 24] = [
-    ("balloon", "leave it out"),
+    ("balloon", "remove this option"),
     ("debug-console", "use --serial"),
-    ("device", "leave it out"),
-    ("fs", "leave it out"),
-    ("fw-cfg-config", "leave it out"),
-    ("gdb", "leave it out"),
-    ("generic-vhost-user", "leave it out"),
+    ("device", "remove this option"),
+    ("fs", "remove this option"),
+    ("fw-cfg-config", "remove this option"),
+    ("gdb", "remove this option"),
+    ("generic-vhost-user", "remove this option"),
     ("igvm", "use --kernel"),
-    ("landlock", "leave it out"),
-    ("landlock-rules", "leave it out"),
-    ("log-format", "leave it out"),
+    ("landlock", "remove this option"),
+    ("landlock-rules", "remove this option"),
+    ("log-format", "remove this option"),
     ("memory-zone", "use --memory size="),
-    ("numa", "leave it out"),
-    ("pci-segment", "leave it out"),
+    ("numa", "remove this option"),
+    ("pci-segment", "remove this option"),
     ("pmem", "use --disk"),
-    ("pvpanic", "leave it out"),
-    ("rate-limit-group", "leave it out"),
-    ("restore", "leave it out"),
-    ("rtc", "leave it out"),
-    ("tpm", "leave it out"),
-    ("user-device", "leave it out"),
-    ("vdpa", "leave it out"),
-    ("vsock", "leave it out"),
-    ("watchdog", "leave it out"),
+    ("pvpanic", "remove this option"),
+    ("rate-limit-group", "remove this option"),
+    ("restore", "remove this option"),
+    ("rtc", "remove this option"),
+    ("tpm", "remove this option"),
+    ("user-device", "remove this option"),
+    ("vdpa", "remove this option"),
+    ("vsock", "remove this option"),
+    ("watchdog", "remove this option"),
 ];
 
 /// Flags that describe a VM, which without a payload nothing would be made of.
@@ -159,12 +159,12 @@ pub enum CliError {
     #[error("{0} (see pollux-vmm --help)")]
     Usage(String),
     /// A flag of Cloud Hypervisor that Pollux does not have.
-    #[error("--{flag} is not supported by pollux-vmm: {way_out}")]
+    #[error("--{flag} is not supported by pollux-vmm: {hint}")]
     Unsupported {
         /// Its name.
         flag: String,
         /// What to do instead.
-        way_out: String,
+        hint: String,
     },
     /// An option string is wrong.
     #[error(transparent)]
@@ -214,8 +214,8 @@ impl Invocation {
     pub fn parse(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, CliError> {
         let matches = command().try_get_matches_from(arguments).map_err(|error| usage(&error))?;
         let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
-        if let Some((flag, way_out)) = UNSUPPORTED.iter().find(|(flag, _)| given(flag)) {
-            return Err(CliError::Unsupported { flag: (*flag).to_owned(), way_out: (*way_out).to_owned() });
+        if let Some((flag, hint)) = UNSUPPORTED.iter().find(|(flag, _)| given(flag)) {
+            return Err(CliError::Unsupported { flag: (*flag).to_owned(), hint: (*hint).to_owned() });
         }
         let flags = Flags::from_arg_matches(&matches).map_err(|error| usage(&error))?;
         check_seccomp(flags.seccomp.as_deref())?;
@@ -254,7 +254,7 @@ fn check_seccomp(wish: Option<&str>) -> Result<(), CliError> {
         None | Some("false") => Ok(()),
         Some(word @ ("true" | "log" | "errno")) => Err(CliError::Unsupported {
             flag: format!("seccomp {word}"),
-            way_out: "no filter is applied yet, use --seccomp false".to_owned(),
+            hint: "no filter is applied yet, use --seccomp false".to_owned(),
         }),
         Some(other) => Err(CliError::Usage(format!("--seccomp: {other:?} is not true, false, log or errno"))),
     }

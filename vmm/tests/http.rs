@@ -7,8 +7,8 @@ mod fake;
 use std::io::{Read, Write};
 
 use fake::{FakeVmm, Setup, body, read_answer, status};
-use pollux_vmm::machine::VmEvent;
-use pollux_vmm::vmm::Ending;
+use pollux_vmm::contract::VmEvent;
+use pollux_vmm::control::control_loop::Ending;
 use serde_json::json;
 
 const CONFIG: &str = r#"{"payload":{"kernel":"/k"},"memory":{"size":268435456}}"#;

@@ -2,14 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use device_api::client::Client;
+use device_api::link;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{self, CTL_MAX, Command, CtlError, Report};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
+use ft_proto::device_ctl::{Command, Report};
 
 use crate::guest::device::LinkEnd;
 
@@ -24,9 +23,9 @@ pub enum LinkError {
     Malformed {
         /// The device.
         id: String,
-        /// The decoder's answer.
+        /// What it sent.
         #[source]
-        source: CtlError,
+        source: link::LinkError,
     },
     /// It did not answer in time.
     #[error("device process of {id} did not answer within {limit:?}")]
@@ -59,8 +58,7 @@ pub enum LinkError {
 #[derive(Debug)]
 pub struct DeviceLink {
     id: String,
-    socket: OwnedFd,
-    buffer: Box<[u8; CTL_MAX]>,
+    client: Client,
     /// Reports that arrived while another one was waited for.
     early: VecDeque<Report>,
     /// Sessions that were dropped and whose end the device has not confirmed.
@@ -71,7 +69,7 @@ impl DeviceLink {
     /// Takes over a connected socket on which `Hello` was answered.
     #[must_use]
     pub fn new(end: LinkEnd) -> Self {
-        Self { id: end.id, socket: end.socket, buffer: Box::new([0; CTL_MAX]), early: VecDeque::new(), dropped: 0 }
+        Self { id: end.id, client: Client::new(end.socket), early: VecDeque::new(), dropped: 0 }
     }
 
     /// Id of the device.
@@ -85,24 +83,7 @@ impl DeviceLink {
     /// # Errors
     /// When the process is gone.
     pub fn send(&mut self, command: &Command, fd: Option<BorrowedFd<'_>>) -> Result<(), LinkError> {
-        let bytes = device_ctl::encode(command, &mut self.buffer[..])
-            .map_err(|source| LinkError::Malformed { id: self.id.clone(), source })?;
-        let fds: Vec<_> = fd.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-        loop {
-            match sendmsg::<()>(
-                self.socket.as_raw_fd(),
-                &[io::IoSlice::new(bytes)],
-                rights,
-                MsgFlags::MSG_NOSIGNAL,
-                None,
-            ) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(broken(&self.id, errno)),
-            }
-        }
+        self.client.send(command, fd).map_err(|error| broken(&self.id, error))
     }
 
     /// Drops what the device holds of a session. What it still reports of that session is not passed on:
@@ -147,11 +128,7 @@ impl DeviceLink {
             if left.is_zero() {
                 return Err(LinkError::Silent { id: self.id.clone(), limit });
             }
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(broken(&self.id, errno)),
-            }
+            self.client.wait(left).map_err(|error| broken(&self.id, error))?;
         }
     }
 
@@ -171,23 +148,13 @@ impl DeviceLink {
     }
 
     fn recv_any(&mut self) -> Result<Option<Report>, LinkError> {
-        loop {
-            return match recv(self.socket.as_raw_fd(), &mut self.buffer[..], MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => Err(LinkError::Gone(self.id.clone())),
-                Ok(len) => device_ctl::decode(&self.buffer[..len])
-                    .map(Some)
-                    .map_err(|source| LinkError::Malformed { id: self.id.clone(), source }),
-                Err(Errno::EAGAIN) => Ok(None),
-                Err(Errno::EINTR) => continue,
-                Err(errno) => Err(broken(&self.id, errno)),
-            };
-        }
+        self.client.receive().map_err(|error| broken(&self.id, error))
     }
 }
 
 impl AsFd for DeviceLink {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.client.as_fd()
     }
 }
 
@@ -195,30 +162,25 @@ fn is_of_a_session(report: &Report) -> bool {
     matches!(report, Report::Complete { .. } | Report::InSync | Report::MirrorLost { .. } | Report::Resync { .. })
 }
 
-fn broken(id: &str, errno: Errno) -> LinkError {
-    match errno {
-        Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN => LinkError::Gone(id.to_owned()),
-        _ => LinkError::Socket { id: id.to_owned(), source: errno.into() },
+fn broken(id: &str, error: link::LinkError) -> LinkError {
+    let id = id.to_owned();
+    match error {
+        link::LinkError::Closed => LinkError::Gone(id),
+        link::LinkError::Socket(source) => LinkError::Socket { id, source },
+        source => LinkError::Malformed { id, source },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
-
     use super::*;
     use crate::guest::DeviceCaps;
 
     #[test]
     fn reports_of_a_dropped_session_do_not_reach_the_next_one() {
-        let (ours, device) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let (device, ours) = link::Link::pair().unwrap();
         let mut link = DeviceLink::new(LinkEnd { id: "disk".to_owned(), caps: DeviceCaps::default(), socket: ours });
-        let say = |report: Report| {
-            let mut buffer = [0; 256];
-            let bytes = device_ctl::encode(&report, &mut buffer).unwrap();
-            send(device.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
-        };
+        let say = |report: Report| device.send(&report, None).unwrap();
         say(Report::Complete { epoch: Epoch(7) });
         link.drop_session().unwrap();
         say(Report::MirrorLost { reason: "closed".to_owned() });

@@ -38,12 +38,12 @@ pub enum ConfigError {
         problem: String,
     },
     /// Something that Cloud Hypervisor has and Pollux does not.
-    #[error("{field} is not supported by pollux-vmm: {way_out}")]
+    #[error("{field} is not supported by pollux-vmm: {hint}")]
     Unsupported {
         /// Path of the field.
         field: String,
         /// What to do instead.
-        way_out: String,
+        hint: String,
     },
 }
 
@@ -51,8 +51,8 @@ fn invalid(field: impl Into<String>, problem: impl Into<String>) -> ConfigError 
     ConfigError::Invalid { field: field.into(), problem: problem.into() }
 }
 
-fn unsupported(field: impl Into<String>, way_out: impl Into<String>) -> ConfigError {
-    ConfigError::Unsupported { field: field.into(), way_out: way_out.into() }
+fn unsupported(field: impl Into<String>, hint: impl Into<String>) -> ConfigError {
+    ConfigError::Unsupported { field: field.into(), hint: hint.into() }
 }
 
 /// `Err(error())` unless the condition holds.
@@ -87,7 +87,7 @@ impl VmConfig {
             ("landlock_enable", self.landlock_enable),
             ("rng.iommu", self.rng.iommu),
         ] {
-            require(!on, || unsupported(field, "leave it off"))?;
+            require(!on, || unsupported(field, "set it to false"))?;
         }
         require(self.rng.pci_segment == 0, || unsupported("rng.pci_segment", "use segment 0"))?;
         require(!self.rng.src.as_os_str().is_empty(), || invalid("rng.src", "must name a file"))?;
@@ -170,7 +170,7 @@ impl VmConfig {
                 )
             })?;
         }
-        require(!cpus.kvm_hyperv, || unsupported("cpus.kvm_hyperv", "leave it off"))?;
+        require(!cpus.kvm_hyperv, || unsupported("cpus.kvm_hyperv", "set it to false"))?;
         require(cpus.profile == "Host", || unsupported("cpus.profile", "use Host"))
     }
 
@@ -197,7 +197,7 @@ impl VmConfig {
         let hotplug = memory.hotplug_size.unwrap_or(0).max(memory.hotplugged_size.unwrap_or(0));
         require(hotplug == 0, || unsupported("memory.hotplug_size", "give all memory at boot by memory.size"))?;
         require(memory.hotplug_method == HotplugMethod::Acpi, || {
-            unsupported("memory.hotplug_method", "leave it out, memory cannot be added to a running VM")
+            unsupported("memory.hotplug_method", "remove this field: memory cannot be added to a running VM")
         })
     }
 
@@ -227,9 +227,9 @@ impl VmConfig {
         let Some(platform) = &self.platform else { return Ok(()) };
         require(platform.num_pci_segments == 1, || unsupported("platform.num_pci_segments", "use 1"))?;
         require(platform.iommu_segments.as_ref().is_none_or(Vec::is_empty), || {
-            unsupported("platform.iommu_segments", "leave it out")
+            unsupported("platform.iommu_segments", "remove this field")
         })?;
-        require(!platform.iommufd, || unsupported("platform.iommufd", "leave it off"))
+        require(!platform.iommufd, || unsupported("platform.iommufd", "set it to false"))
     }
 
     /// Whether devices can be called what they are called. Known as soon as the VM is created, not only when
@@ -253,10 +253,7 @@ impl VmConfig {
 
 fn validate_id(id: &str) -> Result<(), String> {
     if id.is_empty() || id.len() > ID_MAX {
-        return Err(format!(
-            "must have 1 to {ID_MAX} characters, not {}: choose another id, or leave it out",
-            id.len()
-        ));
+        return Err(format!("must have 1 to {ID_MAX} characters, not {}: choose another id, or none", id.len()));
     }
     if let Some(wrong) = id.chars().find(|c| !c.is_ascii_alphanumeric() && !ID_MARKS.contains(*c)) {
         return Err(format!("{id:?} must not have {wrong:?}: use ASCII letters, digits and any of {ID_MARKS}"));
@@ -312,7 +309,7 @@ impl Unsupported {
                 Some(serde_json::Value::Array(list)) => list.is_empty(),
                 Some(_) => false,
             };
-            require(absent, || unsupported(field, "leave it out"))?;
+            require(absent, || unsupported(field, "remove this field"))?;
         }
         Ok(())
     }
@@ -328,7 +325,7 @@ fn validate_queues(at: &str, count: usize, size: u16) -> Result<(), ConfigError>
 }
 
 fn validate_pci(at: &str, iommu: bool, segment: u16, slot: Option<u8>) -> Result<(), ConfigError> {
-    require(!iommu, || unsupported(format!("{at}.iommu"), "leave it off"))?;
+    require(!iommu, || unsupported(format!("{at}.iommu"), "set it to false"))?;
     require(segment == 0, || unsupported(format!("{at}.pci_segment"), "use segment 0"))?;
     require(slot.is_none_or(|slot| (1..=PCI_SLOT_MAX).contains(&slot)), || {
         invalid(format!("{at}.pci_device_id"), format!("must be 1 to {PCI_SLOT_MAX}"))
@@ -361,19 +358,21 @@ impl DiskConfig {
                 "convert the image to raw with qemu-img convert",
             )
         })?;
-        require(!self.backing_files, || unsupported(format!("{at}.backing_files"), "leave it off"))?;
+        require(!self.backing_files, || unsupported(format!("{at}.backing_files"), "set it to false"))?;
         require(self.rate_limiter_config.is_none(), || {
-            unsupported(format!("{at}.rate_limiter_config"), "leave it out")
+            unsupported(format!("{at}.rate_limiter_config"), "remove this field")
         })?;
-        require(self.rate_limit_group.is_none(), || unsupported(format!("{at}.rate_limit_group"), "leave it out"))?;
+        require(self.rate_limit_group.is_none(), || {
+            unsupported(format!("{at}.rate_limit_group"), "remove this field")
+        })?;
         require(self.queue_affinity.as_ref().is_none_or(Vec::is_empty), || {
-            unsupported(format!("{at}.queue_affinity"), "leave it out")
+            unsupported(format!("{at}.queue_affinity"), "remove this field")
         })?;
         validate_path(|| format!("{at}.path"), self.path.as_deref().unwrap_or(Path::new("")))?;
         validate_socket(at, self.vhost_socket.as_deref())?;
         let serial = self.serial.as_deref().unwrap_or_default();
         require(!serial.contains(char::is_control), || {
-            invalid(format!("{at}.serial"), format!("{serial:?} has a control character: leave it out"))
+            invalid(format!("{at}.serial"), format!("{serial:?} has a control character: remove it"))
         })?;
         require(serial.len() <= DISK_SERIAL_MAX, || {
             invalid(format!("{at}.serial"), format!("must be at most {DISK_SERIAL_MAX} bytes, not {}", serial.len()))
@@ -398,7 +397,7 @@ impl NetConfig {
         }
         require(self.fds.as_ref().is_none_or(Vec::is_empty), || unsupported(format!("{at}.fds"), "name a tap"))?;
         require(self.rate_limiter_config.is_none(), || {
-            unsupported(format!("{at}.rate_limiter_config"), "leave it out")
+            unsupported(format!("{at}.rate_limiter_config"), "remove this field")
         })?;
         let tap = self.tap.as_deref().unwrap_or_default();
         validate_interface(tap).map_err(|problem| invalid(format!("{at}.tap"), problem))?;

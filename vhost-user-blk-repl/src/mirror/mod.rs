@@ -31,12 +31,12 @@ use std::sync::Arc;
 use ft_proto::Epoch;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::control::Session;
 use crate::image::Image;
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
 use crate::mirror_wire::{Frame, Greeting, Kind};
 use crate::record::{Base, new_id};
+use crate::session::Session;
 use crate::tracker::{PrimarySession, Tracker};
 use copier::Copier;
 use feedback::Feedback;

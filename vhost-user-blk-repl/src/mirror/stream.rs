@@ -12,13 +12,13 @@ use ft_proto::device_ctl::Report;
 use tracing::warn;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::control::Session;
 use crate::frame_socket::FrameSocket;
 use crate::image::range::Range;
 use crate::lock;
 use crate::mirror::outbox::Body;
 use crate::mirror::state::State;
 use crate::mirror_wire::Frame;
+use crate::session::Session;
 
 /// One stream, shared by the worker and the stream's threads.
 pub struct Stream {

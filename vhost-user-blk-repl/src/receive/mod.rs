@@ -29,10 +29,10 @@ use std::sync::{Arc, Mutex};
 
 use ft_proto::Epoch;
 
-use crate::control::Session;
 use crate::frame_socket::FrameSocket;
 use crate::lock;
 use crate::mirror_wire::MAX_BODY;
+use crate::session::Session;
 use crate::tracker::Tracker;
 use incoming::Incoming;
 use reader::Reader;

@@ -13,7 +13,6 @@ use ft_proto::device_ctl::Report;
 use tracing::{info, warn};
 
 use crate::blocks::differing;
-use crate::control::Session;
 use crate::frame_socket::ReadError;
 use crate::image::Image;
 use crate::image::buffer::Buffer;
@@ -27,6 +26,7 @@ use crate::receive::naming::{Busy, Naming};
 use crate::receive::protocol::{Step, Violation};
 use crate::receive::reply::Replies;
 use crate::record::Base;
+use crate::session::Session;
 use crate::tracker::{PlanRejected, StandbyStream, Tracker, WrongImage};
 
 /// Why a stream ended.

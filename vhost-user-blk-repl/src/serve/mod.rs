@@ -15,5 +15,5 @@ mod request;
 mod ring;
 mod worker;
 
-pub use ring::{Memory, Vring};
-pub use worker::{Exit, SERIAL_LEN, Worker};
+pub use ring::Memory;
+pub use worker::{SERIAL_LEN, Worker};

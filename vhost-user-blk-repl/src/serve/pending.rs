@@ -11,7 +11,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
-use device_counters::Transfer;
+use device_api::counters::Transfer;
 use vm_memory::GuestAddress;
 
 use crate::geometry::MAX_DATA;

@@ -1,5 +1,6 @@
 //! The guest's queues: their type, and how a request is put into a used ring.
 
+pub use device_kit::Vring;
 use tracing::debug;
 use vhost_user_backend::VringState;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -7,8 +8,6 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, Guest
 /// Guest memory, with a dirty log the frontend may put underneath.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<vhost_user_backend::bitmap::BitmapMmapRegion>>;
 pub(crate) type Guest = <Memory as GuestAddressSpace>::T;
-/// A queue.
-pub type Vring = device_vring::Vring<Memory>;
 
 /// What became of one avail entry.
 pub(crate) enum Taken {

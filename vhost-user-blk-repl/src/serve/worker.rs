@@ -11,7 +11,8 @@ use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use device_counters::{DiskCounters, Page};
+use device_api::counters::{DiskCounters, Page};
+use device_kit::control::Control;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{InFlight, Report};
 use tracing::{debug, error};
@@ -21,7 +22,6 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::Options;
-use crate::control::Link;
 use crate::geometry::{Geometry, MAX_DATA};
 use crate::image::Image;
 use crate::mirror::{Mirror, Room};
@@ -36,9 +36,6 @@ use crate::tracker::Tracker;
 
 /// Bytes of the answer to GET_ID.
 pub const SERIAL_LEN: usize = 20;
-
-/// Called once when the process should end.
-pub type Exit = Arc<dyn Fn() + Send + Sync>;
 
 /// The device's state, owned by the vhost worker thread.
 pub struct Worker {
@@ -63,9 +60,8 @@ pub struct Worker {
     pub(crate) mirror: Option<Mirror>,
     pub(crate) receiver: Option<Receiver>,
     pub(crate) applier: Option<Arc<Applier>>,
-    pub(crate) link: Option<Arc<Link>>,
+    pub(crate) control: Option<Control>,
     pub(crate) wake: Arc<EventFd>,
-    pub(crate) exit: Exit,
     full: Option<Epoch>,
     pub(crate) failed: bool,
 }
@@ -75,7 +71,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses threads or eventfds.
-    pub fn new(image: Arc<dyn Image>, options: Options, exit: Exit) -> io::Result<Self> {
+    pub fn new(image: Arc<dyn Image>, options: Options) -> io::Result<Self> {
         let geometry =
             Geometry { size: image.size(), block: options.block_size, read_only: options.read_only, limited: true };
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
@@ -100,9 +96,8 @@ impl Worker {
             mirror: None,
             receiver: None,
             applier: None,
-            link: None,
+            control: None,
             wake,
-            exit,
             full: None,
             failed: false,
         })
@@ -142,7 +137,7 @@ impl Worker {
     /// The process ends: nothing is taken from the queues or the streams any more. What is left to do for the
     /// image.
     pub(crate) fn shut(&mut self) -> (Option<Arc<Applier>>, Tracker) {
-        (self.mirror, self.receiver, self.memory, self.link) = (None, None, None, None);
+        (self.mirror, self.receiver, self.memory, self.control) = (None, None, None, None);
         (self.applier.clone(), self.tracker.clone())
     }
 
@@ -525,8 +520,8 @@ impl Worker {
     }
 
     pub(crate) fn report(&self, report: &Report) {
-        if let Some(link) = &self.link {
-            link.report(report);
+        if let Some(control) = &self.control {
+            control.report(report);
         }
     }
 

@@ -7,8 +7,8 @@ use pollux_api::vm::VmState;
 
 use super::ApiRequest;
 use crate::config::ConfigError;
-use crate::gate::NotHere;
-use crate::machine::BoxError;
+use crate::contract::BoxError;
+use crate::vm::NotHere;
 
 /// Why a request failed: what did not work, and the reason.
 #[derive(Debug, thiserror::Error)]

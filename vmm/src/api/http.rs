@@ -164,7 +164,7 @@ async fn answer(request: Request<Incoming>, shared: &Shared, seat: &Seat) -> Res
     response
 }
 
-/// Calls that Cloud Hypervisor has and this VMM has not, and the way out.
+/// Calls that Cloud Hypervisor has and this VMM has not, and what to do instead.
 const NOT_HERE: [(&str, &[&str]); 4] = [
     (
         "devices cannot be added or removed; name them all in vm.create",

@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 
 pub use self::error::{ApiError, VmmError};
 use crate::config::VmConfig;
+use crate::contract::Counters;
 use crate::ft_api::Control;
-use crate::machine::Counters;
 
 /// What a client can ask of the control loop.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,9 +9,9 @@ use ft_proto::device_ctl::DeviceInfo;
 use pollux_api::limits::PROCESS_QUEUES_MAX;
 
 use crate::config::{DiskConfig, DiskPurpose, NetConfig, VhostMode};
-use crate::device_process::{ChildExits, DeviceProcess};
-use crate::devices::DeviceError;
-use crate::memory::guest::GuestRam;
+use crate::devices::error::DeviceError;
+use crate::machine::memory::guest::GuestRam;
+use crate::process::{ChildExits, DeviceProcess};
 use crate::vhost_user::{DirtyLog, Kind, Link, NetOptions, VhostUserDevice, Watchdog};
 
 /// Program that serves disks.

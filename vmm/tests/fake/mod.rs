@@ -17,11 +17,11 @@ use pollux_vmm::api::Shared;
 use pollux_vmm::api::http::HttpServer;
 use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
 use pollux_vmm::config::VmConfig;
-use pollux_vmm::event_monitor::{EventMonitor, EventTarget};
-use pollux_vmm::gate::NotHere;
-use pollux_vmm::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
+use pollux_vmm::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFactory};
+use pollux_vmm::control::control_loop::{Ending, Parts, Vmm};
+use pollux_vmm::control::event_monitor::{EventMonitor, EventTarget};
+use pollux_vmm::vm::NotHere;
 use pollux_vmm::vm::VmError;
-use pollux_vmm::vmm::{Ending, Parts, Vmm};
 use serde_json::{Value, json};
 
 /// What the fakes of one VMM have been told, in order.
@@ -186,7 +186,7 @@ struct FakeAssembler {
     leaving: bool,
 }
 
-impl Assembler for FakeAssembler {
+impl VmFactory for FakeAssembler {
     fn part(&mut self, _: &VmConfig, boots: bool) -> Result<Part, BoxError> {
         Ok(if self.standby && !boots { Part::StandBy } else { Part::Run })
     }
