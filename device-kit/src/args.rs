@@ -14,8 +14,8 @@ pub struct Common {
     #[arg(long, value_name = "PATH|fd=N", value_parser = vhost_socket)]
     pub socket: Endpoint,
 
-    /// Fault-tolerance control of a Pollux VMM: a path to listen at, or fd=N for an inherited, connected SOCK_SEQPACKET
-    /// socket. The process ends, and drops what it holds, when this link closes
+    /// Fault-tolerance control of a Pollux VMM: a path to listen at, or fd=N for an inherited, connected
+    /// SOCK_SEQPACKET socket. The process ends, and drops what it holds, when this link closes
     #[arg(long, value_name = "PATH|fd=N", value_parser = control_socket)]
     pub ft_ctl: Option<Endpoint>,
 

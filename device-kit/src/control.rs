@@ -1,8 +1,10 @@
-//! The device's end of the ft-ctl link: commands in, reports out, and what becomes of a link that is lost or misused.
+//! The device's end of the ft-ctl link: commands in, reports out, and what becomes of a link that is lost or
+//! misused.
 //!
-//! There is one VMM, and it has one chance. Once the link is closed the process has no reason to live. Both ends are of one
-//! build: what is not a command is a bug or another version, and a device that guessed on might let out what it is to hold. So
-//! the VMM is told ([`Report::Failed`]), the link is closed, and the process ends.
+//! There is one VMM, and it has one chance. Once the link is closed the process has no reason to live. Both
+//! ends are of one build: what is not a command is a bug or another version, and a device that guessed on
+//! might let out what it is to hold. So the VMM is told ([`Report::Failed`]), the link is closed, and the
+//! process ends.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -135,7 +137,8 @@ impl Reporter {
 
     /// Sends a report; waits for room: the socket holds far more than an epoch's reports.
     ///
-    /// That the VMM is gone is noticed where commands are read. A link that fails otherwise is closed, which is noticed there, too.
+    /// That the VMM is gone is noticed where commands are read. A link that fails otherwise is closed, which
+    /// is noticed there, too.
     pub fn report(&self, report: &Report) {
         self.check(self.0.send(report, None));
     }

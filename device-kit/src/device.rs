@@ -12,11 +12,11 @@ use crate::control::Control;
 use crate::events::Event;
 use crate::events::Events;
 
-/// A device as the life cycle sees it. One thread, the worker, calls it for every event; the frontend's thread calls it when the
-/// frontend changes the memory table or stops a ring.
+/// A device as the life cycle sees it. One thread, the worker, calls it for every event; the frontend's
+/// thread calls it when the frontend changes the memory table or stops a ring.
 ///
-/// `handle_event` asks [`Event::of`] what has happened. It must not fail: an error ends the worker, and the guest would
-/// wait for ever.
+/// `handle_event` asks [`Event::of`] what has happened. It must not fail: an error ends the worker, and the
+/// guest would wait for ever.
 pub trait Device: VhostUserBackendMut<Bitmap = BitmapMmapRegion, Vring = Vring> + Send + 'static {
     /// Called once, before anything else: registers the events of the device's own.
     ///
@@ -27,7 +27,8 @@ pub trait Device: VhostUserBackendMut<Bitmap = BitmapMmapRegion, Vring = Vring> 
     /// Commands come through `control` from now on.
     fn connect(&mut self, control: Control);
 
-    /// Where the library accepts the frontend that waits at `listener`: there, unless something has to stand in between. May wait.
+    /// Where the library accepts the frontend that waits at `listener`: there, unless something has to stand
+    /// in between. May wait.
     ///
     /// # Errors
     /// Of the kernel.

@@ -9,7 +9,8 @@ use tracing::Level;
 
 use crate::args::Common;
 
-/// Parses the arguments, of which `common` are those that all devices have, and runs the device. `name` begins its error message.
+/// Parses the arguments, of which `common` are those that all devices have, and runs the device. `name`
+/// begins its error message.
 pub fn main<A: Parser, E: Error>(
     name: &str,
     common: impl FnOnce(&A) -> &Common,
@@ -19,7 +20,8 @@ pub fn main<A: Parser, E: Error>(
     log(common(&args).verbose);
     abort_on_panic();
     match run(&args) {
-        // Not by return: the library's threads may be in the middle of something, and nothing of it counts any more.
+        // Not by return: the library's threads may be in the middle of something, and nothing of it counts
+        // any more.
         Ok(()) => process::exit(0),
         Err(error) => {
             eprintln!("{name}: {}", host_kit::error::chain(&error));

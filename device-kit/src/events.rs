@@ -1,7 +1,7 @@
 //! What wakes the worker thread beside the queues: the control link, and events of the device's own.
 //!
-//! They are registered with the library's epoll instance. The library only registers through a handle that owns the device; a
-//! duplicate of the descriptor avoids that circle.
+//! They are registered with the library's epoll instance. The library only registers through a handle that
+//! owns the device; a duplicate of the descriptor avoids that circle.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -95,8 +95,8 @@ pub fn exit_event() -> Option<(EventConsumer, EventNotifier)> {
 
 /// The library's event counters have no other way to be borrowed.
 fn borrowed(fd: &impl AsRawFd) -> BorrowedFd<'_> {
-    // SAFETY: the descriptor's owner is borrowed for as long; a number that is no open descriptor is an error of epoll, not a
-    // danger.
+    // SAFETY: the descriptor's owner is borrowed for as long; a number that is no open descriptor is an error
+    // of epoll, not a danger.
     unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }
 

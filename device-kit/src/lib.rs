@@ -1,7 +1,8 @@
 //! What every device process of Pollux is made of, but for the device itself.
 //!
-//! A device implements [`Device`]: the library's [`VhostUserBackendMut`](vhost_user_backend::VhostUserBackendMut), and what
-//! to do with a control link and at the end. Its arguments contain [`args::Common`]. Then `main` is
+//! A device implements [`Device`]: the library's
+//! [`VhostUserBackendMut`](vhost_user_backend::VhostUserBackendMut), and what to do with a control link and
+//! at the end. Its arguments contain [`args::Common`]. Then `main` is
 //!
 //! ```no_run
 //! # use device_kit::{Device, ProcessError, Served, args::Common, process::Process};

@@ -22,8 +22,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Blocks the signals that end the process, for this thread and those that it starts, then binds or takes over the sockets: call
-    /// it before any thread is started.
+    /// Blocks the signals that end the process, for this thread and those that it starts, then binds or takes
+    /// over the sockets: call it before any thread is started.
     ///
     /// # Errors
     /// See [`ProcessError`].
@@ -41,8 +41,8 @@ impl Process {
         Ok(Self { vhost, control, ends, ended, signals })
     }
 
-    /// Serves until the frontend disconnects, the ft-ctl link closes or a signal comes. Whichever of them it is, the end is here:
-    /// nothing is left to be done when this returns.
+    /// Serves until the frontend disconnects, the ft-ctl link closes or a signal comes. Whichever of them it
+    /// is, the end is here: nothing is left to be done when this returns.
     ///
     /// # Errors
     /// When the device cannot start, or the frontend breaks the protocol.
@@ -62,7 +62,8 @@ impl Process {
         };
         host_kit::thread::spawn("signals", wait).map_err(refused("a thread cannot be started"))?;
         let inner = device.inner();
-        // From here on nothing is opened by name: the place for a sandbox that all threads but those above are to inherit.
+        // From here on nothing is opened by name: the place for a sandbox that all threads but those above
+        // are to inherit.
         let serve = move || {
             let accepted = device.accept(vhost, with_control);
             ends.tell(End::Frontend(accepted.and_then(|()| device.wait())));

@@ -59,7 +59,8 @@ pub enum SocketError {
     },
 }
 
-/// The file of a listening socket, removed when nobody needs it any more: once, at the latest when the last handle is dropped.
+/// The file of a listening socket, removed when nobody needs it any more: once, at the latest when the last
+/// handle is dropped.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SocketFile(Option<Arc<Bound>>);
 
@@ -220,8 +221,8 @@ fn listen_at(flag: &'static str, path: &Path, kind: Kind) -> Result<(OwnedFd, So
         if !meta.file_type().is_socket() {
             return Err(SocketError::NotASocket { flag, path: path.into() });
         }
-        // A datagram socket is refused by its type if somebody listens, and otherwise because nobody does. A real connection would
-        // be taken for the frontend.
+        // A datagram socket is refused by its type if somebody listens, and otherwise because nobody does. A
+        // real connection would be taken for the frontend.
         let probe = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|e| failed(e.into()))?;
         match connect(probe.as_raw_fd(), &address) {
@@ -247,7 +248,8 @@ fn inherited(flag: &'static str, fd: i32, kind: Kind) -> Result<OwnedFd, SocketE
     if fd <= 2 {
         return Err(wrong);
     }
-    // SAFETY: used for calls that answer EBADF when the descriptor is not open; nothing here closes it meanwhile.
+    // SAFETY: used for calls that answer EBADF when the descriptor is not open; nothing here closes it
+    // meanwhile.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let fits = getsockopt(&borrowed, sockopt::SockType).is_ok_and(|t| t == kind.sock_type())
         && getsockopt(&borrowed, sockopt::AcceptConn).is_ok_and(|l| l == listening)
@@ -255,8 +257,8 @@ fn inherited(flag: &'static str, fd: i32, kind: Kind) -> Result<OwnedFd, SocketE
     if !fits {
         return Err(wrong);
     }
-    // SAFETY: the parent process has passed this descriptor for this flag, so that nobody else here owns it: the flags are
-    // read first, and each descriptor is named by one flag.
+    // SAFETY: the parent process has passed this descriptor for this flag, so that nobody else here owns it:
+    // the flags are read first, and each descriptor is named by one flag.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -1,9 +1,10 @@
 //! A queue of the vhost-user library that survives a stale kick, and drivers that break it.
 //!
-//! When a ring is stopped and set up again between the arrival of a kick and its handling, the library reads the new,
-//! empty eventfd, and its worker thread would end with that error: the disk would hang in silence. Everything else is
-//! the library's own queue, but for one thing: the library keeps the frontend's error eventfd to itself. Here it is written when
-//! the driver's side of the ring makes no sense; the ring is left alone then until it is set up again.
+//! When a ring is stopped and set up again between the arrival of a kick and its handling, the library reads
+//! the new, empty eventfd, and its worker thread would end with that error: the disk would hang in silence.
+//! Everything else is the library's own queue, but for one thing: the library keeps the frontend's error
+//! eventfd to itself. Here it is written when the driver's side of the ring makes no sense; the ring is left
+//! alone then until it is set up again.
 
 use std::fs::File;
 use std::io::{self, Write};

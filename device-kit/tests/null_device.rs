@@ -1,4 +1,5 @@
-//! A whole device process in a few lines: it answers its VMM, holds nothing, and has one queue that nobody serves.
+//! A whole device process in a few lines: it answers its VMM, holds nothing, and has one queue that nobody
+//! serves.
 #![allow(missing_docs, clippy::unwrap_used)] // Helpers of tests panic as tests do.
 
 use std::io;

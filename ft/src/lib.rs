@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  API --> Ft --> engine (one thread) --- node (ft_proto): what to do next
-//!                   |- primary: capture -> staging -> sender thread ==== TCP ===> receiver thread -> image :standby
-//!                   |- device_link: one socket to each device process
+//!                   |- primary: capture -> image -> sender thread == TCP ==> receiver thread -> image :standby
+//!                   |- devices: one socket to each device process
 //!                   |- beats thread: heartbeats on two links
 //!                   '- witness thread: who may run
 //! ```

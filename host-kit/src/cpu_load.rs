@@ -1,8 +1,8 @@
 //! Which CPU has least to do.
 //!
-//! The threads of an epoch work one after the other, and to wake the next one on another CPU costs more than what it does: tens of
-//! microseconds if that CPU sleeps or runs a guest, a few on the same one. So they share a CPU, unless there is so much to do
-//! that they had better work side by side.
+//! The threads of an epoch work one after the other, and to wake the next one on another CPU costs more than
+//! what it does: tens of microseconds if that CPU sleeps or runs a guest, a few on the same one. So they
+//! share a CPU, unless there is so much to do that they had better work side by side.
 
 use std::fs;
 
@@ -31,8 +31,8 @@ impl CpuLoad {
         Self { before: ticks(&fs::read_to_string("/proc/stat").unwrap_or_default()) }
     }
 
-    /// The CPU with the least load of those that the calling thread may run on and that are not `taken`; if all are, of all. The
-    /// next call counts from here.
+    /// The CPU with the least load of those that the calling thread may run on and that are not `taken`; if
+    /// all are, of all. The next call counts from here.
     #[must_use]
     pub fn least_loaded(&mut self, taken: &[usize]) -> Option<u16> {
         let loads = self.loads();

@@ -2,7 +2,8 @@
 
 use std::error::Error;
 
-/// The texts of an error and of its sources, outermost first. A source whose words the error before it ends with is left out.
+/// The texts of an error and of its sources, outermost first. A source whose words the error before it ends
+/// with is left out.
 #[must_use]
 pub fn causes(error: &dyn Error) -> Vec<String> {
     let mut texts = vec![error.to_string()];

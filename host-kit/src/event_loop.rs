@@ -1,7 +1,7 @@
 //! Loops that wait for events of several descriptors at once, on top of `event-manager`.
 //!
-//! For everything but the epoch path: there the order in which events of one wake-up are handled matters, and it is the engine's
-//! own. A regular file has no events and cannot be waited for.
+//! For everything but the epoch path: there the order in which events of one wake-up are handled matters, and
+//! it is the engine's own. A regular file has no events and cannot be waited for.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -16,7 +16,8 @@ pub use event_manager::Events;
 /// The number of a loop's stop event; others are given numbers from 0.
 const STOP: u32 = u32::MAX;
 
-/// The event that `fd` can be read or is closed at its other end, as event `number`. Who owns `fd` must keep it open.
+/// The event that `fd` can be read or is closed at its other end, as event `number`. Who owns `fd` must keep
+/// it open.
 #[must_use]
 pub fn readable(fd: &impl AsRawFd, number: u32) -> Events {
     Events::with_data(fd, number, EventSet::IN)
@@ -50,7 +51,8 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts thread `name`, which calls `handle` with the number of each of `events`. `handle` owns their descriptors.
+    /// Starts thread `name`, which calls `handle` with the number of each of `events`. `handle` owns their
+    /// descriptors.
     ///
     /// # Errors
     /// When descriptors or threads have run out.

@@ -1,7 +1,8 @@
 //! What every process of Pollux needs of its host, once for all of them.
 //!
 //! - [`thread`] starts threads and names them.
-//! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the CPU that has least to do.
+//! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the CPU that has
+//!   least to do.
 //! - [`random`] is the one source of random numbers.
 //! - [`error`] writes an error with its causes.
 //! - `event_loop` waits for several descriptors at once (feature `event-loop`).

@@ -1,7 +1,7 @@
 //! A limit for log lines that a guest, a client or a device process can cause as often as it likes.
 //!
-//! In: an attempt to log, or to do anything else that must not be done without limit. Out: whether it may be done now, and how many
-//! attempts before it were not. Never: a line that is left out without being counted.
+//! In: an attempt to log, or to do anything else that must not be done without limit. Out: whether it may be
+//! done now, and how many attempts before it were not. Never: a line that is left out without being counted.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +23,8 @@ macro_rules! info_limited {
     ($($argument:tt)+) => { $crate::log_limited!(info, $($argument)+) };
 }
 
-/// What [`warn_limited!`](crate::warn_limited) and its like have in common: `log_limited!(LEVEL, ARGUMENTS OF tracing::LEVEL)`.
+/// What [`warn_limited!`](crate::warn_limited) and its like have in common: `log_limited!(LEVEL, ARGUMENTS OF
+/// tracing::LEVEL)`.
 #[macro_export]
 macro_rules! log_limited {
     ($level:ident, $($argument:tt)+) => {{
@@ -65,7 +66,8 @@ impl Limit {
         Self::new(BURST, PERIOD)
     }
 
-    /// `None` when there were too many lately. Else how many attempts were turned down since the last one that was not.
+    /// `None` when there were too many lately. Else how many attempts were turned down since the last one
+    /// that was not.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }

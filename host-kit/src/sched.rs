@@ -1,8 +1,8 @@
 //! Real-time priority and CPU of the calling thread, for threads on the epoch path.
 //!
-//! Such a thread runs for microseconds and waits; a vCPU of a guest that computes never waits, and would keep a CPU for
-//! milliseconds. The lowest real-time priority puts the thread first. Not for a first copy, which would starve everybody else on
-//! a small host. The threads that it starts inherit its CPU, not its priority.
+//! Such a thread runs for microseconds and waits; a vCPU of a guest that computes never waits, and would keep
+//! a CPU for milliseconds. The lowest real-time priority puts the thread first. Not for a first copy, which
+//! would starve everybody else on a small host. The threads that it starts inherit its CPU, not its priority.
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -23,8 +23,9 @@ pub(crate) fn allowed() -> Option<CpuSet> {
     ALLOWED.with(|allowed| *allowed.get_or_init(|| sched_getaffinity(THIS_THREAD).ok()))
 }
 
-/// Gives the calling thread real-time priority, or makes it an ordinary thread again, which also unpins it. Costs nothing when
-/// it is so already. Where real-time priority is not permitted, epochs take longer on a busy host.
+/// Gives the calling thread real-time priority, or makes it an ordinary thread again, which also unpins it.
+/// Costs nothing when it is so already. Where real-time priority is not permitted, epochs take longer on a
+/// busy host.
 pub fn set_realtime(realtime: bool) {
     if !realtime {
         pin_to_cpu(None);
@@ -40,7 +41,8 @@ pub fn set_realtime(realtime: bool) {
     }
 }
 
-/// Pins the calling thread to that CPU; `None` lets it run on all that it is allowed to. Costs nothing when it is so already.
+/// Pins the calling thread to that CPU; `None` lets it run on all that it is allowed to. Costs nothing when
+/// it is so already.
 pub fn pin_to_cpu(cpu: Option<u16>) {
     if PINNED_TO.get() == cpu {
         return;

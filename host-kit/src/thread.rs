@@ -3,7 +3,8 @@
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
-/// Starts a thread that runs `body`. The kernel shows the first 15 bytes of `name`; the name may come from a client.
+/// Starts a thread that runs `body`. The kernel shows the first 15 bytes of `name`; the name may come from a
+/// client.
 ///
 /// The thread inherits the CPU of the calling one, not its priority: see [`crate::sched`].
 ///

@@ -30,15 +30,16 @@ pub struct Args {
     /// Number of queues, usually one per virtual CPU.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=32))]
     pub num_queues: u16,
-    /// Entries that a queue usually has, a power of two: the guest is told to use no more segments in a request. The frontend may
-    /// use other sizes, up to 32768.
+    /// Entries that a queue usually has, a power of two: the guest is told to use no more segments in a
+    /// request. The frontend may use other sizes, up to 32768.
     #[arg(long, value_name = "N", default_value = "256", value_parser = queue_size)]
     pub queue_size: u16,
     /// Bypass the host's page cache (O_DIRECT).
     #[arg(long)]
     pub direct: bool,
-    /// Where the record of the image is kept: which copy is current, and where it may differ from its peer. Written once
-    /// the disk is protected. [default: IMAGE.pollux; for a block device /var/lib/pollux/NAME.pollux]
+    /// Where the record of the image is kept: which copy is current, and where it may differ from its peer.
+    /// Written once the disk is protected. [default: IMAGE.pollux; for a block device
+    /// /var/lib/pollux/NAME.pollux]
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// The image is a standby's: the guest is served only after a takeover.
@@ -47,7 +48,8 @@ pub struct Args {
     /// Who decides where the VM runs says that it is here: refuse only a copy that is no whole disk.
     #[arg(long)]
     pub elected: bool,
-    /// Serve the image even if its record says that it is half-synchronised or that another copy may be newer.
+    /// Serve the image even if its record says that it is half-synchronised or that another copy may be
+    /// newer.
     #[arg(long)]
     pub force: bool,
 }

@@ -1,5 +1,5 @@
-//! What the VMM asks for on the ft-ctl link, done to the worker. Runs on the vhost worker thread, so that a `Seal` is in
-//! force when it is answered.
+//! What the VMM asks for on the ft-ctl link, done to the worker. Runs on the vhost worker thread, so that a
+//! `Seal` is in force when it is answered.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -77,7 +77,8 @@ impl Worker {
         }
     }
 
-    /// Reports that this host owns the image, once that is on stable storage. The guest's reads do not wait for it.
+    /// Reports that this host owns the image, once that is on stable storage. The guest's reads do not wait
+    /// for it.
     pub(crate) fn report_owned(&mut self) {
         let Some(outcome) = self.owning.and_then(|ticket| self.tracker.outcome(ticket)) else { return };
         self.owning = None;

@@ -71,7 +71,8 @@ pub struct Options {
 /// Called when the ft-ctl link closes.
 pub type Exit = Arc<dyn Fn() + Send + Sync>;
 
-/// One disk that is served in a process of somebody else's, such as a test. See [`run`] for a process of its own.
+/// One disk that is served in a process of somebody else's, such as a test. See [`run`] for a process of its
+/// own.
 pub struct Device {
     served: Served<Backend>,
     exit: Exit,

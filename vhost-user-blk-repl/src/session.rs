@@ -1,4 +1,5 @@
-//! The right to report about a mirror stream, which ends with the stream: late reports would be taken for the next one's.
+//! The right to report about a mirror stream, which ends with the stream: late reports would be taken for the
+//! next one's.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,7 +1,7 @@
 //! Tells the network, after a takeover, that the guest's addresses now live behind this tap.
 //!
-//! In: the addresses. Out: RARP frames, the first at once, repeated with growing distance since a switch may still be
-//! learning. Never: a claim about IP addresses, which this process does not know.
+//! In: the addresses. Out: RARP frames, the first at once, repeated with growing distance since a switch may
+//! still be learning. Never: a claim about IP addresses, which this process does not know.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +19,8 @@ pub const RARP_LEN: usize = 60;
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// A reverse ARP request (RFC 903) for `mac`, sent to everyone: switches learn the port from its source address.
+/// A reverse ARP request (RFC 903) for `mac`, sent to everyone: switches learn the port from its source
+/// address.
 #[must_use]
 pub fn rarp(mac: Mac) -> [u8; RARP_LEN] {
     let mut frame = [0; RARP_LEN];

@@ -11,8 +11,9 @@ use crate::ring::FRAME_MAX;
 
 /// Output-buffering network card: a vhost-user backend between a virtio-net device and a tap.
 ///
-/// Without --ft-ctl it is an ordinary backend for Cloud Hypervisor, QEMU and others. With it, frames of the guest are
-/// held until the VMM says that the checkpoint they belong to is safe. It serves one frontend and ends with it.
+/// Without --ft-ctl it is an ordinary backend for Cloud Hypervisor, QEMU and others. With it, frames of the
+/// guest are held until the VMM says that the checkpoint they belong to is safe. It serves one frontend and
+/// ends with it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-net-buffer", version)]
 pub struct Args {
@@ -48,7 +49,8 @@ pub struct Args {
     #[arg(long, value_name = "PAIRS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub num_queues: u16,
 
-    /// Descriptors in a queue, a power of two; the frontend may have any number up to 32768, whatever is said here
+    /// Descriptors in a queue, a power of two; the frontend may have any number up to 32768, whatever is said
+    /// here
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = queue_size)]
     pub queue_size: u16,
 

@@ -1,8 +1,9 @@
 //! The network card as a vhost-user backend: events in, frames moved, used rings and reports out.
 //!
 //! One thread, the only worker of the vhost-user daemon, does everything: queues, taps, ft-ctl, timer. So a
-//! `Seal` needs no lock: when its answer is sent, nothing else of this process can be touching guest memory. Work is cut
-//! into chunks of a few frames and the ft-ctl link is read between any two, so that a `Seal` waits for one chunk only.
+//! `Seal` needs no lock: when its answer is sent, nothing else of this process can be touching guest memory.
+//! Work is cut into chunks of a few frames and the ft-ctl link is read between any two, so that a `Seal`
+//! waits for one chunk only.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -311,7 +312,8 @@ impl VhostUserBackendMut for Net {
         }
     }
 
-    /// Without `RESET_DEVICE`: the library forgets the acknowledged features then, and refuses what QEMU says next.
+    /// Without `RESET_DEVICE`: the library forgets the acknowledged features then, and refuses what QEMU says
+    /// next.
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK

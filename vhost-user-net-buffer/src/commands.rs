@@ -151,7 +151,7 @@ impl Net {
         }
     }
 
-    /// Sends one round of announcements. They tell nothing about the guest's state, so no epoch holds them back.
+    /// Sends one round of announcements. They reveal nothing of the guest's state, so no epoch holds them.
     pub(crate) fn announce(&mut self) {
         for mac in self.announcer.macs() {
             let mut frame = [0; HEADER_LEN + RARP_LEN];

@@ -1,7 +1,7 @@
 //! The ft-ctl link: messages of `ft_proto::device_ctl` over a SEQPACKET socket.
 //!
-//! In: an inherited socket, or a path to listen at for one VMM. Out: commands, one at a time, never waiting for one.
-//! Never: a second VMM, or a second chance. Once the link is lost the process has no reason to live.
+//! In: an inherited socket, or a path to listen at for one VMM. Out: commands, one at a time, never waiting
+//! for one. Never: a second VMM, or a second chance. Once the link is lost the process has no reason to live.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};

@@ -1,6 +1,7 @@
 //! The guest's control queue: how many queue pairs it wants to use, and nothing else.
 //!
-//! There is one only with several queue pairs. Every other command is refused, which drivers take as "not supported".
+//! There is one only with several queue pairs. Every other command is refused, which drivers take as "not
+//! supported".
 
 use vhost_user_backend::VringT;
 use virtio_bindings::virtio_net::{VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_OK};

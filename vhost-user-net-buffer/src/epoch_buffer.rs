@@ -1,7 +1,8 @@
 //! Holds the frames that the guest sent until the epoch they belong to is committed.
 //!
-//! In: frames with their epoch, and the releases. Out: releasable frames, oldest first. Never: a frame out of order, a
-//! frame of an epoch that was not released, an allocation per frame (storage is one ring that is reused).
+//! In: frames with their epoch, and the releases. Out: releasable frames, oldest first. Never: a frame out of
+//! order, a frame of an epoch that was not released, an allocation per frame (storage is one ring that is
+//! reused).
 //!
 //! ```text
 //!   front                               back
@@ -69,7 +70,8 @@ impl EpochBuffer {
         (len <= head - self.tail).then_some(self.tail)
     }
 
-    /// Adds a frame of `len` bytes at the back and returns its bytes to be filled; `None` when it does not fit now.
+    /// Adds a frame of `len` bytes at the back and returns its bytes to be filled; `None` when it does not
+    /// fit now.
     #[must_use]
     pub fn push(&mut self, epoch: Epoch, queue: u16, len: usize) -> Option<&mut [u8]> {
         let start = self.place(len)?;

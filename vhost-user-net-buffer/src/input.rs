@@ -1,7 +1,7 @@
 //! Outside to guest: frames from the tap into the guest's receive buffers, straight through.
 //!
-//! While sealed, and while the guest has no buffers, frames stay in the tap and it is not polled. On a standby they are
-//! read and dropped, so that a takeover does not begin with old news.
+//! While sealed, and while the guest has no buffers, frames stay in the tap and it is not polled. On a
+//! standby they are read and dropped, so that a takeover does not begin with old news.
 
 use std::io;
 
@@ -102,7 +102,8 @@ impl Net {
         Ok((CHUNK, true))
     }
 
-    /// Reads the next frame of a tap queue into the port's buffer. False: there is none, and the tap is polled again.
+    /// Reads the next frame of a tap queue into the port's buffer. False: there is none, and the tap is
+    /// polled again.
     fn read_frame(&mut self, port: usize) -> bool {
         let result = self.tap.queues()[port].read(&mut self.ports[port].frame);
         match result {
@@ -137,8 +138,8 @@ impl Net {
         (CHUNK, true)
     }
 
-    /// The queue pair that takes the frames of a tap queue. The kernel spreads frames over all tap queues; those of
-    /// pairs that the driver does not use go to the first.
+    /// The queue pair that takes the frames of a tap queue. The kernel spreads frames over all tap queues;
+    /// those of pairs that the driver does not use go to the first.
     fn receiver(&mut self, vrings: &[Vring], port: usize) -> Option<usize> {
         let loaded = self.memory.memory();
         let memory: &Memory = &loaded;
@@ -204,7 +205,8 @@ impl Net {
         self.finish(queue, memory, delivery)
     }
 
-    /// Takes chains until they hold `needed` bytes, or just one without mergeable buffers. Returns what they hold.
+    /// Takes chains until they hold `needed` bytes, or just one without mergeable buffers. Returns what they
+    /// hold.
     fn collect(&mut self, queue: &mut Queue, memory: &Memory, needed: usize) -> Option<usize> {
         let scratch = &mut self.scratch;
         scratch.segments.clear();

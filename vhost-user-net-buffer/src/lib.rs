@@ -1,10 +1,12 @@
-//! Output-buffering network card: a vhost-user backend that holds the guest's frames until their epoch is committed.
+//! Output-buffering network card: a vhost-user backend that holds the guest's frames until their epoch is
+//! committed.
 //!
-//! In: a virtio-net device's queues (vhost-user), the VMM's ft-ctl commands, a tap. Out: frames. Never: a held frame
-//! before its release, and guest memory touched between `Seal` and `Resume`.
+//! In: a virtio-net device's queues (vhost-user), the VMM's ft-ctl commands, a tap. Out: frames. Never: a
+//! held frame before its release, and guest memory touched between `Seal` and `Resume`.
 //!
-//! Reading order: `backend` (events and the order of work), `commands` (ft-ctl), `output` and `input` (frames), then what
-//! they are made of: `gate`, `epoch_buffer`, `work` (pure), `ring`, `tap`, `announce`, `relay`.
+//! Reading order: `backend` (events and the order of work), `commands` (ft-ctl), `output` and `input`
+//! (frames), then what they are made of: `gate`, `epoch_buffer`, `work` (pure), `ring`, `tap`, `announce`,
+//! `relay`.
 
 pub mod announce;
 pub mod args;

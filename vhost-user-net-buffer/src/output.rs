@@ -1,7 +1,7 @@
 //! Guest to outside: frames are held by epoch, or written to the tap straight from guest memory.
 //!
-//! Either way the guest has its buffers back at once. A held frame is a copy; when there is no room for it the queue is
-//! left alone until the next release.
+//! Either way the guest has its buffers back at once. A held frame is a copy; when there is no room for it
+//! the queue is left alone until the next release.
 
 use std::io;
 
@@ -154,8 +154,9 @@ impl Net {
             && let Some(count) = locate(memory, &self.scratch.segments, &mut slices)
         {
             let iovecs = slices.map(|s| s.unwrap_or(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }));
-            // SAFETY: each piece lies in guest memory that `memory` keeps mapped through the call. The guest may
-            // change the bytes meanwhile: only the kernel looks at them, and it copies before it believes.
+            // SAFETY: each piece lies in guest memory that `memory` keeps mapped through the call. The guest
+            // may change the bytes meanwhile: only the kernel looks at them, and it copies before it
+            // believes.
             let n =
                 unsafe { libc::writev(std::os::fd::AsRawFd::as_raw_fd(tap), iovecs.as_ptr(), count as libc::c_int) };
             return if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };

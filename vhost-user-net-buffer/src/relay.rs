@@ -1,8 +1,9 @@
 //! Lets frontends enable queues before they have acknowledged any feature, as QEMU does with network cards.
 //!
-//! The vhost-user library breaks the connection then, though its check is about a feature that both sides have. So the
-//! library talks to this relay, which acknowledges that feature first and then passes messages on, whole and with their
-//! descriptors. It is used for plain backends only and carries no data, only the set-up of queues.
+//! The vhost-user library breaks the connection then, though its check is about a feature that both sides
+//! have. So the library talks to this relay, which acknowledges that feature first and then passes messages
+//! on, whole and with their descriptors. It is used for plain backends only and carries no data, only the
+//! set-up of queues.
 
 use std::io::{self, Read};
 use std::net::Shutdown;
@@ -36,7 +37,8 @@ const FLAGS: u32 = 1;
 pub fn start(frontend: UnixStream) -> io::Result<OwnedFd> {
     let new = || socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
     let (listener, inner) = (new()?, new()?);
-    // The kernel picks an abstract name; by the time anyone could learn it our connection is first in the queue.
+    // The kernel picks an abstract name; by the time anyone could learn it our connection is first in the
+    // queue.
     bind(listener.as_raw_fd(), &UnixAddr::new_unnamed())?;
     listen(&listener, Backlog::new(1)?)?;
     connect(inner.as_raw_fd(), &getsockname::<UnixAddr>(listener.as_raw_fd())?)?;

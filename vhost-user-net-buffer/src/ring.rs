@@ -1,8 +1,8 @@
-//! Virtqueue work that virtio-queue leaves open: chains checked whole, used entries published together, and notification
-//! suppression both ways.
+//! Virtqueue work that virtio-queue leaves open: chains checked whole, used entries published together, and
+//! notification suppression both ways.
 //!
-//! Several used entries become visible with one store of the index, since a driver that sees the first buffer of a
-//! merged frame expects the others to be there. The driver's `NO_INTERRUPT` flag is honoured.
+//! Several used entries become visible with one store of the index, since a driver that sees the first buffer
+//! of a merged frame expects the others to be there. The driver's `NO_INTERRUPT` flag is honoured.
 
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
@@ -21,7 +21,8 @@ pub const HEADER_LEN: usize = 12;
 /// Length of the header of a legacy driver without mergeable buffers: it lacks the number of buffers.
 pub const LEGACY_HEADER_LEN: usize = 10;
 
-/// The largest frame with its header: 64 KiB of IP packet, Ethernet header, two VLAN tags, header, and some room.
+/// The largest frame with its header: 64 KiB of IP packet, Ethernet header, two VLAN tags, header, and some
+/// room.
 pub const FRAME_MAX: usize = 65536 + 64;
 
 /// Shortest frame without header: an Ethernet header.
@@ -55,8 +56,8 @@ pub struct Malformed;
 /// The next chain that the driver has made available, if there is one.
 ///
 /// # Errors
-/// When the driver's side of the queue makes no sense: an index that has jumped, or a head outside of the table. The queue is
-/// left where it is.
+/// When the driver's side of the queue makes no sense: an index that has jumped, or a head outside of the
+/// table. The queue is left where it is.
 pub fn next<'m>(queue: &mut Queue, memory: &'m Memory) -> Result<Option<DescriptorChain<&'m Memory>>, QueueError> {
     let size = queue.size();
     let mut chains = queue.iter(memory)?;
@@ -72,8 +73,8 @@ pub fn next<'m>(queue: &mut Queue, memory: &'m Memory) -> Result<Option<Descript
 /// Collects the buffers of `chain` behind those already in `segments`, and says how many bytes they hold.
 ///
 /// # Errors
-/// When the chain is empty, loops, points outside guest memory, has too many buffers or one of the wrong direction;
-/// `segments` is then as before.
+/// When the chain is empty, loops, points outside guest memory, has too many buffers or one of the wrong
+/// direction; `segments` is then as before.
 pub fn gather(
     chain: DescriptorChain<&Memory>,
     memory: &Memory,
@@ -116,7 +117,8 @@ fn gather_all(
     if complete && total > 0 { Ok(total) } else { Err(Malformed) }
 }
 
-/// Copies from guest memory into `to` until it is full or the segments end; `skip` bytes are left out in front.
+/// Copies from guest memory into `to` until it is full or the segments end; `skip` bytes are left out in
+/// front.
 ///
 /// # Errors
 /// When a segment is not guest memory (any more).

@@ -1,7 +1,7 @@
 //! The tap device: opened or created, configured, brought up; one file per queue pair.
 //!
-//! In: what the command line says. Out: queues that carry frames, each after a 12-byte virtio-net header. Never: a tap
-//! that outlives this process unless it was there before.
+//! In: what the command line says. Out: queues that carry frames, each after a 12-byte virtio-net header.
+//! Never: a tap that outlives this process unless it was there before.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

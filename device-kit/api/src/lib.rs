@@ -4,8 +4,8 @@
 //! - [`client`] is the VMM's end: commands out, reports in.
 //! - [`counters`] is the page in which a device counts and the VMM reads (feature `counters`).
 //!
-//! The device's end, with everything else that a device process needs, is in `device-kit`. The messages are in
-//! [`ft_proto::device_ctl`].
+//! The device's end, with everything else that a device process needs, is in `device-kit`. The messages are
+//! in [`ft_proto::device_ctl`].
 
 pub mod client;
 #[cfg(feature = "counters")]

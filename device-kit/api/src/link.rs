@@ -1,6 +1,7 @@
 //! One end of an ft-ctl socket: a unix `SOCK_SEQPACKET` socket on which one datagram is one message.
 //!
-//! In and out: messages of any type, some with a descriptor. Never: a message in parts, or one that blocks the receiver.
+//! In and out: messages of any type, some with a descriptor. Never: a message in parts, or one that blocks
+//! the receiver.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -109,8 +110,8 @@ impl Link {
         self.encode(message, |bytes| self.send_bytes(bytes, None, MsgFlags::MSG_DONTWAIT))
     }
 
-    /// The next message, if one is there; never waits. `buffer` has [`CTL_MAX`] bytes; the caller keeps it, since a `Seal` should not
-    /// wait for memory. `expected` is what errors call a message.
+    /// The next message, if one is there; never waits. `buffer` has [`CTL_MAX`] bytes; the caller keeps it,
+    /// since a `Seal` should not wait for memory. `expected` is what errors call a message.
     ///
     /// # Errors
     /// When the link is closed or broken, or something else than a message arrived.
@@ -133,7 +134,8 @@ impl Link {
         let mut fds = Vec::new();
         for control in message.cmsgs().into_iter().flatten() {
             if let ControlMessageOwned::ScmRights(received) = control {
-                // SAFETY: the kernel has just made these descriptors for this message; nobody else knows them.
+                // SAFETY: the kernel has just made these descriptors for this message; nobody else knows
+                // them.
                 fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
         }

@@ -1,5 +1,5 @@
-//! What it takes to code pages, by themselves: deltas written and applied, bodies packed and unpacked, and, to compare with, a
-//! copy and the hash that every byte gets anyway.
+//! What it takes to code pages, by themselves: deltas written and applied, bodies packed and unpacked, and,
+//! to compare with, a copy and the hash that every byte gets anyway.
 
 use std::hint::black_box;
 

@@ -1,13 +1,13 @@
-//! What changed in a page since an earlier version of it: the coding of `Pages` and `Copy` frames for pages that the
-//! standby has already.
+//! What changed in a page since an earlier version of it: the coding of `Pages` and `Copy` frames for pages
+//! that the standby has already.
 //!
 //! ```text
 //! | blocks (1 byte): which of the 8 blocks of 512 bytes changed | for each of these:
 //!     | words (8 bytes): which of its 64 words changed | these words, 8 bytes each |
 //! ```
 //!
-//! A delta says what the bytes are, not how they differ, so it can be applied twice. Whether it is well-formed depends on
-//! its own bytes only: what was split off without an error can always be applied.
+//! A delta says what the bytes are, not how they differ, so it can be applied twice. Whether it is
+//! well-formed depends on its own bytes only: what was split off without an error can always be applied.
 
 use crate::page::{PAGE, Page};
 
@@ -18,7 +18,8 @@ const WORD: usize = 8;
 const BLOCK: usize = 64 * WORD;
 const BLOCKS: usize = PAGE / BLOCK;
 
-/// Appends to `out` how `new` differs from `old`; false, and nothing is appended, if that takes more than [`DELTA_MAX`].
+/// Appends to `out` how `new` differs from `old`; false, and nothing is appended, if that takes more than
+/// [`DELTA_MAX`].
 #[must_use]
 pub fn encode(old: &Page, new: &Page, out: &mut Vec<u8>) -> bool {
     let (old, new) = (old.as_chunks::<BLOCK>().0, new.as_chunks::<BLOCK>().0);
@@ -82,7 +83,8 @@ impl<'a> Delta<'a> {
 
 fn changed_words(old: &[u8; BLOCK], new: &[u8; BLOCK]) -> u64 {
     let words = |block: &[u8; BLOCK], at: usize| block.as_chunks::<WORD>().0[at];
-    // A byte for each word first, which the compiler does with wide registers; then eight bytes become eight bits at once.
+    // A byte for each word first, which the compiler does with wide registers; then eight bytes become eight
+    // bits at once.
     let flags: [u8; 64] = std::array::from_fn(|at| u8::from(words(old, at) != words(new, at)));
     let eight = |flags: &[u8; 8]| u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
     flags.as_chunks().0.iter().enumerate().fold(0, |changed, (at, flags)| changed | eight(flags) << (8 * at))

@@ -1,10 +1,11 @@
 //! The control link between a VMM and one of its device processes (`--ft-ctl`).
 //!
-//! One message is one datagram on a unix `SOCK_SEQPACKET` socket, encoded with postcard. The VMM sends [`Command`]s,
-//! the device answers and volunteers [`Report`]s. Some commands carry one file descriptor (`SCM_RIGHTS`): see
-//! [`Command::Mirror`] and [`Command::Receive`].
+//! One message is one datagram on a unix `SOCK_SEQPACKET` socket, encoded with postcard. The VMM sends
+//! [`Command`]s, the device answers and volunteers [`Report`]s. Some commands carry one file descriptor
+//! (`SCM_RIGHTS`): see [`Command::Mirror`] and [`Command::Receive`].
 //!
-//! `Release` can only be built from a [`Committed`] token, so output commit is a type error to break here too.
+//! `Release` can only be built from a [`Committed`] token, so output commit is a type error to break here
+//! too.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,19 +27,20 @@ pub enum Command {
         /// The sender's [`CTL_VERSION`].
         version: u16,
     },
-    /// `true`: this host does not run the VM. Network input is read and dropped, the disk image belongs to the mirror
-    /// stream. `false` is the state at start: an ordinary vhost-user backend. Not answered.
+    /// `true`: this host does not run the VM. Network input is read and dropped, the disk image belongs to
+    /// the mirror stream. `false` is the state at start: an ordinary vhost-user backend. Not answered.
     Standby(bool),
-    /// From now on output (network frames, and disk writes for the mirror) belongs to `epoch`. Network output is held until
-    /// its epoch is released if [`Hold`] says so; otherwise everything that is held is sent, and nothing is held any more.
-    /// Not answered.
+    /// From now on output (network frames, and disk writes for the mirror) belongs to `epoch`. Network output
+    /// is held until its epoch is released if [`Hold`] says so; otherwise everything that is held is sent,
+    /// and nothing is held any more. Not answered.
     Protect {
         /// Epoch that output belongs to from now on.
         epoch: Epoch,
         /// Whether output is held back.
         hold: Hold,
     },
-    /// End `epoch`: stop touching guest memory, mark the boundary in the output. Answered by [`Report::Sealed`].
+    /// End `epoch`: stop touching guest memory, mark the boundary in the output. Answered by
+    /// [`Report::Sealed`].
     Seal {
         /// The epoch that ends.
         epoch: Epoch,
@@ -47,27 +49,28 @@ pub enum Command {
     },
     /// Touch guest memory again; output belongs to the epoch after the sealed one. Not answered.
     Resume,
-    /// Everything up to and including this epoch is committed: send held frames, apply held disk writes, forget undo
-    /// records. Not answered.
+    /// Everything up to and including this epoch is committed: send held frames, apply held disk writes,
+    /// forget undo records. Not answered.
     Release(Release),
-    /// Drop everything that belongs to an epoch after this one. Answered by [`Report::Discarded`] once earlier, released
-    /// epochs are applied. After epoch 0: the whole session is dropped, and no report about it follows the answer.
+    /// Drop everything that belongs to an epoch after this one. Answered by [`Report::Discarded`] once
+    /// earlier, released epochs are applied. After epoch 0: the whole session is dropped, and no report about
+    /// it follows the answer.
     Discard {
         /// The last epoch that counts.
         after: Epoch,
     },
-    /// This host runs the VM from checkpoint `epoch` on: stop being a standby, submit the requests in flight again as
-    /// soon as their queues are set up through vhost-user, and go on as an unprotected device. Announce `macs`
-    /// (network). Answered by [`Report::Started`].
+    /// This host runs the VM from checkpoint `epoch` on: stop being a standby, submit the requests in flight
+    /// again as soon as their queues are set up through vhost-user, and go on as an unprotected device.
+    /// Announce `macs` (network). Answered by [`Report::Started`].
     Start {
         /// Requests that the checkpoint holds as taken from the avail ring but not yet used.
         in_flight: Vec<InFlight>,
         /// Addresses to announce on the network now; network only.
         macs: Vec<[u8; 6]>,
     },
-    /// Disk, primary: mirror writes to the connected stream in the attached descriptor, from `epoch` on, and make the
-    /// peer's image equal in the background; how, the two disks find out. [`Report::Resync`] tells the progress,
-    /// [`Report::InSync`] the end.
+    /// Disk, primary: mirror writes to the connected stream in the attached descriptor, from `epoch` on, and
+    /// make the peer's image equal in the background; how, the two disks find out. [`Report::Resync`] tells
+    /// the progress, [`Report::InSync`] the end.
     Mirror {
         /// Epoch that writes belong to from now on.
         epoch: Epoch,
@@ -83,10 +86,10 @@ pub enum Command {
         /// The most bytes of uncommitted writes to hold; a peer that sends more has misbehaved.
         max_uncommitted: u64,
     },
-    /// Disk: `vm` runs on this host, in `term`, from this image, and no other copy can be newer: note that for good. Sent when
-    /// the host is given the VM, and with the term of each session before [`Command::Mirror`]. A disk that takes over notes the
-    /// term after its copy's by itself. Answered by [`Report::Owned`], at once if it is on record already; not when it cannot
-    /// be noted.
+    /// Disk: `vm` runs on this host, in `term`, from this image, and no other copy can be newer: note that
+    /// for good. Sent when the host is given the VM, and with the term of each session before
+    /// [`Command::Mirror`]. A disk that takes over notes the term after its copy's by itself. Answered by
+    /// [`Report::Owned`], at once if it is on record already; not when it cannot be noted.
     Own {
         /// The VM. An image of another one is an error.
         vm: VmId,
@@ -98,7 +101,8 @@ pub enum Command {
     End(Term),
 }
 
-/// Whether a device holds output. Holding is for anybody to ask; only proof that no other node can run the VM ends it.
+/// Whether a device holds output. Holding is for anybody to ask; only proof that no other node can run the VM
+/// ends it.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Hold(bool);
 
@@ -230,8 +234,8 @@ pub enum Report {
         held_frames: u64,
         /// Bytes that are held or uncommitted, over all epochs.
         held_bytes: u64,
-        /// Disk: nothing of the epoch went into the mirror stream, so its end is not told there. Network: nothing is held, of this
-        /// epoch or one before.
+        /// Disk: nothing of the epoch went into the mirror stream, so its end is not told there. Network:
+        /// nothing is held, of this epoch or one before.
         idle: bool,
     },
     /// The first output of `epoch` is held: the reason to cut the epoch now. Sent once an epoch.
@@ -239,7 +243,8 @@ pub enum Report {
         /// The epoch the output belongs to.
         epoch: Epoch,
     },
-    /// A bound is reached and the device has stopped serving its output queue until the next release: cut now.
+    /// A bound is reached and the device has stopped serving its output queue until the next release: cut
+    /// now.
     Full {
         /// The epoch that was running.
         epoch: Epoch,

@@ -5,11 +5,12 @@
 //! | PLXF | version | kind | term | epoch | len | raw | body hash | head hash | body (len bytes)
 //! ```
 //!
-//! All little-endian. The head hash covers the 40 bytes before it, the body hash the body (both XXH3, 64 bits). Where `raw` is
-//! not `len`, the body is packed (a Zstandard frame), and becomes exactly `raw` bytes, which the limit of bodies holds for. An epoch
-//! is any number of `Pages` frames, one `State` frame and one `End` frame, whose digest chains the body hashes of all of
-//! them in order: a frame that is missing, changed, or of another epoch makes the whole epoch invalid. Decoding never
-//! panics and never allocates more than the header's checked length.
+//! All little-endian. The head hash covers the 40 bytes before it, the body hash the body (both XXH3, 64
+//! bits). Where `raw` is not `len`, the body is packed (a Zstandard frame), and becomes exactly `raw` bytes,
+//! which the limit of bodies holds for. An epoch is any number of `Pages` frames, one `State` frame and one
+//! `End` frame, whose digest chains the body hashes of all of them in order: a frame that is missing,
+//! changed, or of another epoch makes the whole epoch invalid. Decoding never panics and never allocates more
+//! than the header's checked length.
 
 use std::hash::Hasher;
 
@@ -291,14 +292,16 @@ pub enum Purpose {
         on_partition: Option<OnPartition>,
         /// The session since whose last checkpoint the primary knows every page that was written.
         base: Option<u64>,
-        /// The nonce of the last session between the two, by which the standby knows that its primary calls again; 0: none.
+        /// The nonce of the last session between the two, by which the standby knows that its primary calls
+        /// again; 0: none.
         previous: u128,
     },
     /// The mirror stream of one disk of the session that is open.
     Disk {
         /// Index of the disk.
         index: u16,
-        /// What the standby's `Welcome` called the session: a connection of an earlier attempt may arrive late.
+        /// What the standby's `Welcome` called the session: a connection of an earlier attempt may arrive
+        /// late.
         session: u64,
         /// And the nonce that came with it.
         nonce: u128,
@@ -314,8 +317,8 @@ pub struct TookOver {
     pub silence_ms: Option<u64>,
     /// From the decision to the running guest, in microseconds.
     pub total_us: u64,
-    /// From the guest's last instruction there to its first one here, in microseconds, if the other one had yielded.
-    /// The time that its word was on the way is not in it.
+    /// From the guest's last instruction there to its first one here, in microseconds, if the other one had
+    /// yielded. The time that its word was on the way is not in it.
     pub gap_us: Option<u64>,
 }
 
@@ -358,9 +361,11 @@ pub struct Welcome {
     pub node: NodeId,
     /// Its name for the session.
     pub session: u64,
-    /// Known to the two ends of the session alone: whatever else comes in its name proves by it that it belongs to it.
+    /// Known to the two ends of the session alone: whatever else comes in its name proves by it that it
+    /// belongs to it.
     pub nonce: u128,
-    /// Whether its memory is what it was at the last checkpoint of the session that the primary has as its base.
+    /// Whether its memory is what it was at the last checkpoint of the session that the primary has as its
+    /// base.
     pub kept: bool,
 }
 

@@ -216,7 +216,7 @@ pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
 }
 
 fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
-    use Record::{Protected, Solo, Stopped};
+    use Record::{Solo, Stopped};
     let solo = |owner, term| Solo { owner, term, since: term };
     match (claim, record) {
         (Claim::Start { node, disks, waited }, record) => start(record, node, disks, waited),
@@ -230,6 +230,23 @@ fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
             Some(Solo { owner, term: last.max(term.next()), since })
         }
 
+        (Claim::Force { node, term }, Some(now)) if now.term() == term => Some(solo(node, term.next())),
+        (Claim::Force { node, term }, Some(now)) if now == solo(node, term.next()) => record,
+
+        // Without a standby the owner may not know the last term that it was given.
+        (Claim::Stop { node, term, disks }, Some(Solo { owner, term: t, .. })) if owner == node && t >= term => {
+            Some(Stopped { term: t, disks })
+        }
+        (Claim::Stop { term, .. }, Some(Stopped { term: t, .. })) if t >= term => record,
+        (claim, record) => granted_to_pair(record, claim),
+    }
+}
+
+/// Claims that name both hosts of a pair.
+fn granted_to_pair(record: Option<Record>, claim: Claim) -> Option<Record> {
+    use Record::{Protected, Solo};
+    let solo = |owner, term| Solo { owner, term, since: term };
+    match (claim, record) {
         (Claim::Register { primary, standby, term }, Some(Solo { owner, term: t, .. }))
             if owner == primary && t == term =>
         {
@@ -258,21 +275,12 @@ fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
         }
         (Claim::TakeOver { standby, term, .. }, Some(now)) if now == solo(standby, term.next()) => record,
 
-        (Claim::Force { node, term }, Some(now)) if now.term() == term => Some(solo(node, term.next())),
-        (Claim::Force { node, term }, Some(now)) if now == solo(node, term.next()) => record,
-
         (Claim::Withdraw { primary, standby, term }, Some(now))
             if now == (Protected { primary, standby, term })
                 || matches!(now, Solo { owner, term: t, .. } if owner == primary && t == term) =>
         {
             record
         }
-
-        // Without a standby the owner may not know the last term that it was given.
-        (Claim::Stop { node, term, disks }, Some(Solo { owner, term: t, .. })) if owner == node && t >= term => {
-            Some(Stopped { term: t, disks })
-        }
-        (Claim::Stop { term, .. }, Some(Stopped { term: t, .. })) if t >= term => record,
         _ => None,
     }
 }

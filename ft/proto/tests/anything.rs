@@ -1,5 +1,5 @@
-//! Whatever peers, witnesses, guests and operators say, in any order and at any time: no assertion of the core
-//! fires, nothing is released that was not cut, and nothing is committed twice.
+//! Whatever peers, witnesses, guests and operators say, in any order and at any time: no assertion of the
+//! core fires, nothing is released that was not cut, and nothing is committed twice.
 
 use std::time::Duration;
 

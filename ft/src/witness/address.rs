@@ -1,6 +1,7 @@
 //! Where the record is kept, as an operator writes it: a path, or the URL of a key in etcd.
 //!
-//! `etcd://HOST:PORT[+HOST:PORT…]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]`, with etcdctl's names.
+//! `etcd://HOST:PORT[+HOST:PORT…]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]`, with
+//! etcdctl's names.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,9 @@
 //! The record under a key in etcd, changed by transactions that compare the key's revision.
 //!
-//! Every question makes its own connections, to all members at once, and takes the first answer: questions are rare, and a
-//! connection that was kept would be found dead exactly when it matters. Claims are idempotent and every write is bound to the
-//! revision that was judged, so asking several members is as good as asking one.
+//! Every question makes its own connections, to all members at once, and takes the first answer: questions
+//! are rare, and a connection that was kept would be found dead exactly when it matters. Claims are
+//! idempotent and every write is bound to the revision that was judged, so asking several members is as good
+//! as asking one.
 
 use std::fs;
 use std::future::Future;

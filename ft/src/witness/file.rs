@@ -2,53 +2,61 @@
 //!
 //! # Files
 //!
-//! `PATH.~7~` is the seventh record. Numbered files are never changed, and `PATH` is another name of the latest one, for
-//! people and for earlier releases. `PATH.lock` is locked by whoever writes; `PATH.~new-…~` is a record in the making.
+//! `PATH.~7~` is the seventh record. Numbered files are never changed, and `PATH` is another name of the
+//! latest one, for people and for earlier releases. `PATH.lock` is locked by whoever writes; `PATH.~new-…~`
+//! is a record in the making.
 //!
 //! # How a record is stored
 //!
 //! 1. Lock; make a draft, which also has the client of a file server look at the folder anew.
 //! 2. Find the latest record, number *n*: the highest number in the folder. Judge the claim by it.
 //! 3. Write record *n+1* to the draft and have it written to stable storage.
-//! 4. Link the draft to `PATH.~n+1~`. **This is the moment at which the claim is granted**, to one writer at most: link(2) fails if
-//!    the name exists, on a file server too. Who fails begins again at 2.
-//! 5. Make sure of it (see below), and have the folder written to stable storage. Only then is the claim said to be granted.
+//! 4. Link the draft to `PATH.~n+1~`. **This is the moment at which the claim is granted**, to one writer at
+//!    most: link(2) fails if the name exists, on a file server too. Who fails begins again at 2.
+//! 5. Make sure of it (see below), and have the folder written to stable storage. Only then is the claim said
+//!    to be granted.
 //! 6. Rename the draft to `PATH`. Remove records but for the last 64, and drafts of others.
 //!
 //! # Why one record follows another
 //!
-//! The lock saves the losers' work and makes it fair, but nothing depends on it: a host that was frozen may have lost it to a file
-//! server that gave it up, and go on at any step.
+//! The lock saves the losers' work and makes it fair, but nothing depends on it: a host that was frozen may
+//! have lost it to a file server that gave it up, and go on at any step.
 //!
 //! * *Frozen before 4, few records since.* `PATH.~n+1~` is there, link fails, the claim is judged anew.
-//! * *Frozen before 4, many since.* `PATH.~n+1~` may have been removed as an old one, and link succeeds. But an old one is removed
-//!   only when one with a number 64 higher is there. Step 5 therefore looks at the folder again: if the highest number is below
-//!   *n+64*, nobody has ever removed number *n+1*, so this link was the first of its name and everybody builds on it. Otherwise
-//!   nobody ever looks at the link, since a higher number is there; the claim is judged anew. (If it had been granted after all,
-//!   64 records ago, then it is judged as any claim whose answer got lost.)
-//! * *Frozen before 6.* `PATH` goes back to an old record. Readers go by the highest number, and the next writer renames it again.
-//!   A frozen removal removes what is old for good. A draft that is removed under way fails to be linked, and is made anew.
+//! * *Frozen before 4, many since.* `PATH.~n+1~` may have been removed as an old one, and link succeeds. But
+//!   an old one is removed only when one with a number 64 higher is there. Step 5 therefore looks at the
+//!   folder again: if the highest number is below *n+64*, nobody has ever removed number *n+1*, so this link
+//!   was the first of its name and everybody builds on it. Otherwise nobody ever looks at the link, since a
+//!   higher number is there; the claim is judged anew. (If it had been granted after all, 64 records ago,
+//!   then it is judged as any claim whose answer got lost.)
+//! * *Frozen before 6.* `PATH` goes back to an old record. Readers go by the highest number, and the next
+//!   writer renames it again. A frozen removal removes what is old for good. A draft that is removed under
+//!   way fails to be linked, and is made anew.
 //!
-//! So numbers have no gap that matters, each was made by one writer who had judged by the one before, and the highest is the record.
+//! So numbers have no gap that matters, each was made by one writer who had judged by the one before, and the
+//! highest is the record.
 //!
 //! # A crash
 //!
-//! Before 4 nothing has happened, but for a draft that the next writer removes. After 4 the record is the new one, and nobody was
-//! told; claims can be asked again. Records are on stable storage before they have a number, and the name is before anybody acts on
-//! it; a later record makes the names of earlier ones durable with its own.
+//! Before 4 nothing has happened, but for a draft that the next writer removes. After 4 the record is the new
+//! one, and nobody was told; claims can be asked again. Records are on stable storage before they have a
+//! number, and the name is before anybody acts on it; a later record makes the names of earlier ones durable
+//! with its own.
 //!
 //! # An earlier release's file
 //!
-//! It is `PATH` alone, without number and identity. It is taken over as number 1, unchanged, and `PATH` is renamed before there is a
-//! number 2. So a file without a number beside a number 2, or beside a number 1 that says something else, was written later by an
-//! earlier release, or by hand; nobody can tell what it was judged by, and a human is asked.
+//! It is `PATH` alone, without number and identity. It is taken over as number 1, unchanged, and `PATH` is
+//! renamed before there is a number 2. So a file without a number beside a number 2, or beside a number 1
+//! that says something else, was written later by an earlier release, or by hand; nobody can tell what it was
+//! judged by, and a human is asked.
 //!
 //! # What is lost, moved or restored
 //!
-//! `PATH` leads to the same folder as at the first question (by descriptor, device and inode), and the record is of the same witness
-//! and no older one ([`Memory`]), or there is an error. If `PATH` was removed and numbered files are there, it was not lost. If all
-//! of them are gone the record is lost, and `ft_proto::witness::judge` says who may make it anew: as number 1 again, so that only one
-//! of them does. Files are removed by hand only while no host runs the VM.
+//! `PATH` leads to the same folder as at the first question (by descriptor, device and inode), and the record
+//! is of the same witness and no older one ([`Memory`]), or there is an error. If `PATH` was removed and
+//! numbered files are there, it was not lost. If all of them are gone the record is lost, and
+//! `ft_proto::witness::judge` says who may make it anew: as number 1 again, so that only one of them does.
+//! Files are removed by hand only while no host runs the VM.
 
 mod steps;
 
@@ -121,7 +129,8 @@ impl Witness for FileWitness {
     /// Writes nothing.
     fn read(&mut self) -> Result<Option<Stored>, WitnessError> {
         self.there(|memory, files| {
-            // There is always a record that is whole, but one that is about to be replaced is better not told.
+            // There is always a record that is whole, but one that is about to be replaced is better not
+            // told.
             let _lock = files.folder.lock_to_read().map_err(files.error("lock"))?;
             Ok(look(memory, files)?.top.map(|top| top.stored))
         })
@@ -172,7 +181,8 @@ fn swap(memory: &mut Memory, files: Files<'_>, change: Change) -> Result<Verdict
     Err(WitnessError::Contended { place: files.place(), rounds: ROUNDS })
 }
 
-/// Puts right what somebody left half-way, or an earlier release has written; `false`: the folder has to be looked at again.
+/// Puts right what somebody left half-way, or an earlier release has written; `false`: the folder has to be
+/// looked at again.
 fn settle(memory: &Memory, files: Files<'_>, look: &Look, draft: &mut Draft<'_>) -> Result<bool, WitnessError> {
     let Some(top) = &look.top else { return Ok(true) };
     let named = look.main.is_some_and(|main| main.n == top.n);

@@ -1,7 +1,9 @@
-//! The folder that a record's files are in: found once, held by descriptor, and compared with what its path leads to now.
+//! The folder that a record's files are in: found once, held by descriptor, and compared with what its path
+//! leads to now.
 //!
-//! A path is not a place: a file system can be mounted over it or be gone, a link can be turned. What is done to the files is done
-//! relative to the descriptor; nothing here waits for what is not a regular file, or reads more of one than a record can have.
+//! A path is not a place: a file system can be mounted over it or be gone, a link can be turned. What is done
+//! to the files is done relative to the descriptor; nothing here waits for what is not a regular file, or
+//! reads more of one than a record can have.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -120,7 +122,8 @@ impl Folder {
         Ok(openat(&self.held, name, flags, Mode::from_bits_truncate(0o666))?.into())
     }
 
-    /// Gives a file another name beside its own; `false`: there is no such file any more, or that name is taken.
+    /// Gives a file another name beside its own; `false`: there is no such file any more, or that name is
+    /// taken.
     pub(super) fn link(&self, file: &OsStr, name: &OsStr) -> io::Result<bool> {
         match linkat(&self.held, file, &self.held, name, AtFlags::empty()) {
             Err(Errno::EEXIST | Errno::ENOENT) => Ok(false),
@@ -176,8 +179,8 @@ impl Folder {
     }
 }
 
-/// Where the last of the links from `path` on leads. That of the file itself is followed too, so that the record is not made
-/// where the link is.
+/// Where the last of the links from `path` on leads. That of the file itself is followed too, so that the
+/// record is not made where the link is.
 fn real(path: &Path) -> Result<PathBuf, WitnessError> {
     let error = |what| move |source| WitnessError::File { what, path: path.to_owned(), source };
     match fs::symlink_metadata(path) {

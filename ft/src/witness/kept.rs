@@ -1,9 +1,11 @@
-//! What a keeper stores: the record, the identity of the witness that it belongs to, and its place in the order of records.
+//! What a keeper stores: the record, the identity of the witness that it belongs to, and its place in the
+//! order of records.
 //!
-//! A place (a path, a key) can come to hold something else: another file system, a restored backup, a file of another VM. So a
-//! record carries an identity, drawn when the first one is made at a place and kept in all later ones, and a number that each
-//! change raises. A keeper remembers both and refuses what is not the witness that it knows, or what that was before. A record that was
-//! lost may be made anew by whoever remembers it, under the same identity; then numbers begin again, in the next generation.
+//! A place (a path, a key) can come to hold something else: another file system, a restored backup, a file of
+//! another VM. So a record carries an identity, drawn when the first one is made at a place and kept in all
+//! later ones, and a number that each change raises. A keeper remembers both and refuses what is not the
+//! witness that it knows, or what that was before. A record that was lost may be made anew by whoever
+//! remembers it, under the same identity; then numbers begin again, in the next generation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -110,11 +112,12 @@ struct Seen {
 }
 
 impl Memory {
-    /// Remembers what is stored now, if it is of the witness that is known and not of its past. The place itself was found to be
-    /// the one it was.
+    /// Remembers what is stored now, if it is of the witness that is known and not of its past. The place
+    /// itself was found to be the one it was.
     pub(super) fn accept(&mut self, kept: Option<&Kept>, place: &str) -> Result<(), WitnessError> {
         let Some(kept) = kept else {
-            // Not for keepers to judge. Who knows the witness may make the record anew, and so may a human who does not.
+            // Not for keepers to judge. Who knows the witness may make the record anew, and so may a human
+            // who does not.
             if let Some(seen) = &mut self.0 {
                 seen.lost = true;
             }
@@ -166,7 +169,8 @@ mod tests {
             assert!(matches!(memory.accept(Some(&unknown), "here"), Err(WitnessError::NotTheSame { .. })));
         }
         assert!(matches!(memory.accept(Some(&first), "here"), Err(WitnessError::Older { .. })));
-        // When it was lost before everybody's eyes, a human may have made another one. The old one does not come back.
+        // When it was lost before everybody's eyes, a human may have made another one. The old one does not
+        // come back.
         memory.accept(None, "here").unwrap();
         assert!(matches!(memory.accept(Some(&first), "here"), Err(WitnessError::Older { .. })));
         memory.accept(Some(&other), "here").unwrap();

@@ -1,12 +1,13 @@
-//! What it costs to learn which pages were written, by KVM's two means: a bitmap that is as long as the memory, and a ring that is
-//! as long as what was written. Raw calls on guests of many sizes; memory that they do not touch does not exist.
+//! What it costs to learn which pages were written, by KVM's two means: a bitmap that is as long as the
+//! memory, and a ring that is as long as what was written. Raw calls on guests of many sizes; memory that
+//! they do not touch does not exist.
 
 use std::time::{Duration, Instant};
 
 use crate::load::Effort;
 use crate::probe::{Log, Probe};
-use crate::protected::Setup;
 use crate::record::{Report, Spread};
+use crate::setup::Setup;
 
 const SIZES_GIB: [u64; 5] = [1, 16, 64, 256, 512];
 

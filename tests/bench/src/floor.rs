@@ -1,12 +1,13 @@
-//! The least that this machine needs for a checkpoint: raw ioctls, memcpy and loopback transfer of the same pages.
+//! The least that this machine needs for a checkpoint: raw ioctls, memcpy and loopback transfer of the same
+//! pages.
 
 use std::time::{Duration, Instant};
 
 use crate::load::Effort;
 use crate::loopback;
 use crate::probe::Probe;
-use crate::protected::Setup;
 use crate::record::Spread;
+use crate::setup::Setup;
 
 /// Medians in microseconds.
 #[derive(Clone, Copy, Debug)]

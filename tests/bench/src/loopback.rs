@@ -1,4 +1,5 @@
-//! The floor of the transfer: so many bytes over TCP on the loopback, in one stream or several at once, and eight back in each.
+//! The floor of the transfer: so many bytes over TCP on the loopback, in one stream or several at once, and
+//! eight back in each.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};

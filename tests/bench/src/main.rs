@@ -1,6 +1,8 @@
-//! What protection costs: the bare-metal guest alone and protected, next to the floor of this machine, in one run.
+//! What protection costs: the bare-metal guest alone and protected, next to the floor of this machine, in one
+//! run.
 //!
-//! In: working sets, numbers of vCPUs. Out: a table, `latest.json`, `latest.svg`. Never: a figure from another run.
+//! In: working sets, numbers of vCPUs. Out: a table, `latest.json`, `latest.svg`. Never: a figure from
+//! another run.
 
 mod dirty_log;
 mod floor;
@@ -14,6 +16,7 @@ mod record;
 mod ring;
 mod rival;
 mod scale;
+mod setup;
 mod table;
 mod takeover;
 mod tcp;
@@ -24,11 +27,12 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::load::Effort;
-use crate::protected::Setup;
 use crate::record::Report;
 use crate::rival::{Part, Rival};
+use crate::setup::Setup;
 
-/// Measures pause, commit, latency, throughput and takeover of the bare-metal guest, and the floor of this machine.
+/// Measures pause, commit, latency, throughput and takeover of the bare-metal guest, and the floor of this
+/// machine.
 #[derive(Debug, Parser)]
 struct Args {
     /// Fewer working sets and samples: under a minute

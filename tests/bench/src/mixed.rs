@@ -7,8 +7,8 @@ use engine_tests::Pair;
 use serde_json::json;
 
 use crate::load::{Effort, writer_speed};
-use crate::protected::Setup;
 use crate::record::{Report, Spread};
+use crate::setup::Setup;
 
 /// Pages that it rewrites by itself, and how many of them a second.
 const BACKGROUND: &str = "bg_pages=20000 rate=300000";

@@ -1,7 +1,8 @@
-//! The smallest VM that dirties pages at native speed on any KVM: raw ioctls, one vCPU, ring 3 from its first instruction.
+//! The smallest VM that dirties pages at native speed on any KVM: raw ioctls, one vCPU, ring 3 from its first
+//! instruction.
 //!
-//! Each turn the guest stores to every page of its set and leaves by a port write. What the host then has to do for a
-//! checkpoint, call by call and with nothing around it, is the floor.
+//! Each turn the guest stores to every page of its set and leaves by a port write. What the host then has to
+//! do for a checkpoint, call by call and with nothing around it, is the floor.
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::ring::Ring;
 
-/// `again: mov rdi, rsi; mov rcx, rdx; page: mov [rdi], rcx; add rdi, 4096; dec rcx; jnz page; out 0x10, al; jmp again`
+/// `again: mov rdi, rsi; mov rcx, rdx; page: mov [rdi], rcx; add rdi, 4096; dec rcx; jnz page; out 0x10, al;
+/// jmp again`
 const CODE: [u8; 25] = [
     0x48, 0x89, 0xf7, 0x48, 0x89, 0xd1, 0x48, 0x89, 0x0f, 0x48, 0x81, 0xc7, 0, 0x10, 0, 0, 0x48, 0xff, 0xc9, 0x75,
     0xf1, 0xe6, 0x10, 0xeb, 0xe7,
@@ -181,7 +183,8 @@ impl Probe {
             while bits != 0 {
                 let page = at * 64 + bits.trailing_zeros() as usize;
                 let Some(into) = staging.chunks_exact_mut(4096).nth(count) else { return };
-                // SAFETY: the log names pages of the region, which stays mapped; `into` is ours and one page long.
+                // SAFETY: the log names pages of the region, which stays mapped; `into` is ours and one page
+                // long.
                 unsafe { std::ptr::copy_nonoverlapping(host.add(page * 4096), into.as_mut_ptr(), 4096) };
                 count += 1;
                 bits &= bits - 1;
@@ -191,7 +194,8 @@ impl Probe {
     }
 }
 
-/// Reads the bitmap of one slot, gives each word that is not zero and its number to `take`, and clears what lies between them.
+/// Reads the bitmap of one slot, gives each word that is not zero and its number to `take`, and clears what
+/// lies between them.
 fn harvest_slot(vm: &VmFd, slot: u32, pages: u64, log: &mut [u64], mut take: impl FnMut(usize, u64)) {
     let log = &mut log[..usize::try_from(pages.div_ceil(64)).expect("words of the log")];
     kvm::get_dirty_log(vm, slot, pages, log).expect("KVM_GET_DIRTY_LOG");

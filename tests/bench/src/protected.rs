@@ -3,37 +3,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine_tests::{Pair, Vm, VmOptions};
+use engine_tests::{Pair, Vm};
 use serde_json::{Value, json};
 
 use crate::floor::Floor;
 use crate::load::{Effort, requests, stalls, writer_speed};
 use crate::record::{Report, Spread};
+use crate::setup::Setup;
 use crate::volume::memory_beyond_guest;
-
-/// What guest is measured.
-#[derive(Clone, Copy, Debug)]
-pub struct Setup {
-    /// Pages of the working set; each request rewrites all of them.
-    pub pages: u64,
-    /// vCPUs; those but the first spin.
-    pub vcpus: u32,
-    /// Memory in MiB.
-    pub mem_mib: u64,
-}
-
-impl Setup {
-    /// The guest of this set-up, its page writer at work or not.
-    pub fn options(&self, writer: bool) -> VmOptions {
-        VmOptions::new().memory(self.mem_mib).vcpus(self.vcpus).guest(&self.words(writer))
-    }
-
-    /// What its command line says of its work.
-    pub fn words(&self, writer: bool) -> String {
-        let background = if writer { format!("bg_pages={} rate=max", self.pages) } else { String::new() };
-        format!("pages={} disk_rate=0 {background}", self.pages)
-    }
-}
 
 /// Latency of requests alone and protected, and what the engine says of its epochs.
 pub fn latency(setup: &Setup, effort: &Effort, floor: &Floor, report: &mut Report) {
@@ -100,7 +77,8 @@ pub fn throughput(setup: &Setup, effort: &Effort, report: &mut Report) {
     report.add(setup, "stall", "us", Spread::of(&stalls(&mut client, effort)), None);
 }
 
-/// CPU time that a VMM and its device processes have used, the vCPUs' own left out: the guests of these runs never sleep.
+/// CPU time that a VMM and its device processes have used, the vCPUs' own left out: the guests of these runs
+/// never sleep.
 fn cpu_time(vm: &Vm) -> Duration {
     let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
     let ticks_per_second = ticks_per_second.ok().flatten().and_then(|ticks| u32::try_from(ticks).ok()).unwrap_or(100);

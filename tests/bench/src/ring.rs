@@ -1,6 +1,8 @@
-//! KVM's dirty ring of one vCPU: the kernel adds an entry for each page that the vCPU writes for the first time.
+//! KVM's dirty ring of one vCPU: the kernel adds an entry for each page that the vCPU writes for the first
+//! time.
 //!
-//! In: a VM without vCPUs, then its vCPU. Out: how many entries there were since the last look; their pages are watched again.
+//! In: a VM without vCPUs, then its vCPU. Out: how many entries there were since the last look; their pages
+//! are watched again.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -61,7 +63,8 @@ impl Ring {
     fn take(&mut self) -> Option<(u32, u64)> {
         // SAFETY: `next` is below `ENTRIES`, and the mapping has so many.
         let entry = unsafe { self.entries.add(self.next) };
-        // SAFETY: the kernel and we look at the flags atomically; they are aligned and live as long as the mapping.
+        // SAFETY: the kernel and we look at the flags atomically; they are aligned and live as long as the
+        // mapping.
         let flags = unsafe { AtomicU32::from_ptr(&raw mut (*entry.as_ptr()).flags) };
         if flags.load(Ordering::Acquire) & DIRTY == 0 {
             return None;

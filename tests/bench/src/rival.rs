@@ -1,7 +1,8 @@
 //! The same guest under another fault-tolerant system, in the same run.
 //!
-//! In: a set-up. Out: records of the other system, or a record that says why there is none. Each part is measured by a process
-//! of its own with a time limit: what crashes or hangs there is a result, and leaves nothing behind.
+//! In: a set-up. Out: records of the other system, or a record that says why there is none. Each part is
+//! measured by a process of its own with a time limit: what crashes or hangs there is a result, and leaves
+//! nothing behind.
 
 mod colo;
 mod qmp;
@@ -20,8 +21,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::load::Effort;
-use crate::protected::Setup;
 use crate::record::{Record, Report, System};
+use crate::setup::Setup;
 
 /// What one part of a measurement may take.
 const LIMIT: Duration = Duration::from_secs(120);

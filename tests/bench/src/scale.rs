@@ -1,4 +1,5 @@
-//! Guests of different sizes that do the same: what a checkpoint, the first copy and both hosts' memory depend on.
+//! Guests of different sizes that do the same: what a checkpoint, the first copy and both hosts' memory
+//! depend on.
 
 use std::os::unix::fs::MetadataExt;
 use std::thread;
@@ -8,10 +9,12 @@ use engine_tests::{Pair, Vm, VmOptions};
 use serde_json::json;
 
 use crate::load::{Effort, requests};
-use crate::protected::{Setup, spread};
+use crate::protected::spread;
 use crate::record::Report;
+use crate::setup::Setup;
 
-/// Pages that the guest writes once and then only reads: what it has is more than what the programs around it need.
+/// Pages that the guest writes once and then only reads: what it has is more than what the programs around it
+/// need.
 const TOUCHED: u64 = (512 << 20) / 4096;
 /// Memory below the hole; the working set of a larger guest is above it.
 const LOW_MIB: u64 = 3 << 10;
@@ -66,7 +69,8 @@ fn touched(vm: &Vm) -> f64 {
     file.blocks() as f64 * 512.0 / f64::from(1 << 20)
 }
 
-/// MiB of memory that a VMM and its device processes have, guest memory included; what they share counts once.
+/// MiB of memory that a VMM and its device processes have, guest memory included; what they share counts
+/// once.
 fn resident(vm: &Vm) -> f64 {
     let share = |pid| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();

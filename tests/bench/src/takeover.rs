@@ -1,4 +1,5 @@
-//! How long a takeover takes: from the last beat and from the decision to the running guest, and what a client sees.
+//! How long a takeover takes: from the last beat and from the decision to the running guest, and what a
+//! client sees.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +7,9 @@ use engine_tests::Pair;
 use serde_json::json;
 
 use crate::load::Effort;
-use crate::protected::{Setup, micros};
+use crate::protected::micros;
 use crate::record::{Report, Spread};
+use crate::setup::Setup;
 
 /// Silence that counts as death in these runs.
 const DETECT_MS: u64 = 300;

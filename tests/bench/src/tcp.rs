@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::floor;
 use crate::load::Effort;
-use crate::protected::Setup;
 use crate::record::Report;
+use crate::setup::Setup;
 
 /// Until windows have opened and buffers are full.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -47,8 +47,9 @@ fn both_directions(setup: &Setup, effort: &Effort, kind: &str, faults: f64, repo
     report.add_one(setup, &format!("tcp_from_guest{kind}_most"), "MB/s", most, most / alone[0]);
 }
 
-/// Megabytes per second of a guest that sends as fast as `alone`, but for the faults of its first writes: each byte is written twice, to
-/// the socket's buffer and to a frame, and no page again before the next checkpoint. All that replication does is for nothing.
+/// Megabytes per second of a guest that sends as fast as `alone`, but for the faults of its first writes:
+/// each byte is written twice, to the socket's buffer and to a frame, and no page again before the next
+/// checkpoint. All that replication does is for nothing.
 fn most(alone: f64, faults: f64) -> f64 {
     let megabytes = (PAGES * 4096 / 2) as f64 / 1e6;
     megabytes / (megabytes / alone + faults / 1e6)

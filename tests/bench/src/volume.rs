@@ -1,5 +1,5 @@
-//! How much crosses the link for a guest that changes little of each page that it writes, as a key-value store does, with
-//! and without compression; and what a standby takes beyond the guest's memory.
+//! How much crosses the link for a guest that changes little of each page that it writes, as a key-value
+//! store does, with and without compression; and what a standby takes beyond the guest's memory.
 
 use std::fs;
 use std::process::Command;
@@ -10,8 +10,8 @@ use engine_tests::{Netns, Pair, Vm, VmOptions};
 use serde_json::json;
 
 use crate::load::{Effort, requests};
-use crate::protected::Setup;
 use crate::record::{Report, Spread};
+use crate::setup::Setup;
 
 /// Words of 8 bytes that a request changes in each page; the rest of the page is noise that stays.
 const WORDS: u64 = 16;
@@ -20,8 +20,8 @@ const WORDS: u64 = 16;
 const RUNS: [(&str, Option<&str>); 5] =
     [("off", None), ("auto", None), ("delta+zstd", None), ("off", Some("1gbit")), ("auto", Some("1gbit"))];
 
-/// Bytes per epoch (with the ratio of what they would be without compression), latency, and memory of the standby (with
-/// its ratio to the guest's).
+/// Bytes per epoch (with the ratio of what they would be without compression), latency, and memory of the
+/// standby (with its ratio to the guest's).
 pub fn measure(setup: &Setup, effort: &Effort, report: &mut Report) {
     for (setting, rate) in RUNS {
         let link = rate.map_or_else(String::new, |rate| format!(", {rate}"));

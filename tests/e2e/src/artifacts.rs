@@ -19,7 +19,8 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// Copies the programs (from `POLLUX_BIN`, or beside this one) and the guest (from `POLLUX_GUEST`, or the cache of the scripts).
+    /// Copies the programs (from `POLLUX_BIN`, or beside this one) and the guest (from `POLLUX_GUEST`, or the
+    /// cache of the scripts).
     ///
     /// # Errors
     /// When something is missing or cannot be copied.
@@ -27,7 +28,8 @@ impl Artifacts {
         Self::with_guest(guest_dir("POLLUX_GUEST", "guest"))
     }
 
-    /// As [`Self::gather`], with the guest that has PostgreSQL too (from `POLLUX_GUEST_POSTGRES`, or the cache of the scripts).
+    /// As [`Self::gather`], with the guest that has PostgreSQL too (from `POLLUX_GUEST_POSTGRES`, or the
+    /// cache of the scripts).
     ///
     /// # Errors
     /// As `gather`.

@@ -98,8 +98,8 @@ impl Host {
         Self::start(artifacts, &topology.hosts[1], 1, &args)
     }
 
-    /// Starts the VMM of host `index` with the command line that it has for good: whether it boots the guest or stands by is for the
-    /// witness to say.
+    /// Starts the VMM of host `index` with the command line that it has for good: whether it boots the guest
+    /// or stands by is for the witness to say.
     ///
     /// # Errors
     /// When it does not come up.

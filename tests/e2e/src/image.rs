@@ -50,7 +50,8 @@ pub fn check_aof(image: &Path, guest_tree: &Path, scratch: &Path) -> Result<(boo
     Ok((clean, if clean { last } else { words }))
 }
 
-/// Takes the database cluster of PostgreSQL out of the image and has PostgreSQL's own tool check every page of it.
+/// Takes the database cluster of PostgreSQL out of the image and has PostgreSQL's own tool check every page
+/// of it.
 ///
 /// # Errors
 /// When it cannot be taken out or the tool cannot be run.
@@ -94,8 +95,8 @@ fn dump(image: &Path, folder: &str, scratch: &Path) -> Result<()> {
     run(Command::new("debugfs").arg("-R").arg(format!("rdump {folder} {}", scratch.display())).arg(image))
 }
 
-/// A program of the guest, ready to run here: its libraries are the guest's own and its loader starts it, so nothing has to be
-/// installed.
+/// A program of the guest, ready to run here: its libraries are the guest's own and its loader starts it, so
+/// nothing has to be installed.
 ///
 /// # Errors
 /// When the guest has no loader.

@@ -1,7 +1,8 @@
 //! End-to-end harness: two hosts and a client as network namespaces, a stock Debian guest, real faults.
 //!
-//! Reading order: [`scenario`] is what a run does; [`topology`], [`host`] and [`workload`] are its parts; [`report`] is what it says.
-//! Everything it makes (namespaces, processes, files) is gone when its owner is dropped.
+//! Reading order: [`scenario`] is what a run does; [`topology`], [`host`] and [`workload`] are its parts;
+//! [`report`] is what it says. Everything it makes (namespaces, processes, files) is gone when its owner is
+//! dropped.
 
 pub mod agent;
 pub mod artifacts;

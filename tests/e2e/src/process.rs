@@ -71,7 +71,8 @@ impl Process {
         signal_one(self.pid(), signal)
     }
 
-    /// Sends `signal` to the program and all it has started, at once: device processes have groups of their own.
+    /// Sends `signal` to the program and all it has started, at once: device processes have groups of their
+    /// own.
     ///
     /// # Errors
     /// When the program is not there any more.
@@ -151,7 +152,8 @@ pub fn alive(pid: u32) -> bool {
     state(pid).is_some_and(|state| !['Z', 'X'].contains(&state))
 }
 
-/// Whether each thread of the process is stopped by a signal. Until the one that it was given to has run, the others go on.
+/// Whether each thread of the process is stopped by a signal. Until the one that it was given to has run, the
+/// others go on.
 #[must_use]
 pub fn stopped(pid: u32) -> bool {
     let tasks = format!("/proc/{pid}/task");

@@ -1,4 +1,5 @@
-//! What a run does: boot, protect, write, break something, look whether anything was lost, power off, look at the disk.
+//! What a run does: boot, protect, write, break something, look whether anything was lost, power off, look at
+//! the disk.
 
 use std::env;
 use std::time::{Duration, Instant};
@@ -39,7 +40,8 @@ const IDLE: Duration = Duration::from_secs(3);
 const BLACKOUT: Duration = Duration::from_secs(8);
 /// Silence that counts as death in the lab, in ms, for those who look on.
 pub const LAB_DETECT_MS: u64 = 1000;
-/// The same for tests, which are about the fault that they cause and no other: on a busy machine the lab stalls for seconds.
+/// The same for tests, which are about the fault that they cause and no other: on a busy machine the lab
+/// stalls for seconds.
 pub const LAB_TEST_DETECT_MS: u64 = 3000;
 
 /// What is broken mid-way.
@@ -72,8 +74,8 @@ pub struct Options {
     pub rounds: u64,
     /// Rest of the client after each round.
     pub think: Duration,
-    /// Silence on both links after which a host is taken for dead, in ms; 0: never; `None`: the product's own default,
-    /// which is what is used outside the lab.
+    /// Silence on both links after which a host is taken for dead, in ms; 0: never; `None`: the product's own
+    /// default, which is what is used outside the lab.
     pub detect_ms: Option<u64>,
 }
 
@@ -90,7 +92,8 @@ impl Default for Options {
     }
 }
 
-/// One run and everything it has made. Fields go in this order on drop: processes before namespaces before files.
+/// One run and everything it has made. Fields go in this order on drop: processes before namespaces before
+/// files.
 pub struct Run {
     options: Options,
     a: Host,
@@ -154,7 +157,8 @@ impl Run {
     /// Everything from boot to the look at the disk. `pause` is called before the guest is powered off.
     ///
     /// # Errors
-    /// When the run cannot be carried out. A property that does not hold is a failed check of the report instead.
+    /// When the run cannot be carried out. A property that does not hold is a failed check of the report
+    /// instead.
     pub fn complete(mut self, pause: &mut dyn FnMut(&Self) -> Result<()>) -> Result<Report> {
         let (connection, booted) = self.boot()?;
         if self.b.is_some() {
@@ -252,7 +256,8 @@ impl Run {
             let status = self.a.ft_status()?;
             match state_of(&status).as_str() {
                 "protected" => return Ok(Some(Ok(()))),
-                // Asked again where a machine that stalls made witness or standby too late for the first time.
+                // Asked again where a machine that stalls made witness or standby too late for the first
+                // time.
                 "unprotected" | "solo" => {
                     let _ = self.a.api(&["ft", "protect", &argument, "--no-wait"])?;
                 }
@@ -267,8 +272,8 @@ impl Run {
         Ok(())
     }
 
-    /// On a machine that stalls for longer than the silence limit a primary goes on alone, as it should. It is told, and the VM
-    /// protected again: this is about the fault that follows.
+    /// On a machine that stalls for longer than the silence limit a primary goes on alone, as it should. It
+    /// is told, and the VM protected again: this is about the fault that follows.
     fn stay_protected(&mut self) -> Result<()> {
         let state = state_of(&self.a.ft_status()?);
         if state == "protected" {
@@ -319,7 +324,8 @@ impl Run {
         Ok(strike)
     }
 
-    /// Nobody may decide: the standby must not take over, and the primary must not say anything. Then the witness is back.
+    /// Nobody may decide: the standby must not take over, and the primary must not say anything. Then the
+    /// witness is back.
     fn black_out(&mut self) -> Result<()> {
         self.witness.leave(Absence::Hangs)?;
         self.topology.cut_links()?;
@@ -540,7 +546,8 @@ impl Fault {
     }
 }
 
-/// An emulated machine whose host is busy stalls for longer than the product's default of 300 ms now and then.
+/// An emulated machine whose host is busy stalls for longer than the product's default of 300 ms now and
+/// then.
 ///
 /// `None` outside of the lab: the default.
 #[must_use]

@@ -1,4 +1,5 @@
-//! The network of a run: a LAN with two hosts, a client and a witness on it, and two separate links from host to host.
+//! The network of a run: a LAN with two hosts, a client and a witness on it, and two separate links from host
+//! to host.
 //!
 //! ```text
 //!   client --- [ LAN: bridge in namespace sw ] --- host A: bridge br0 --- tap0 (VM)
@@ -140,7 +141,8 @@ impl Topology {
         self.hosts[0].ip(&format!("link set {} {}\n", link.name(), if up { "up" } else { "down" }))
     }
 
-    /// Makes one link slow and lossy in both directions, with what `tc` understands after `netem`; `None`: as it was.
+    /// Makes one link slow and lossy in both directions, with what `tc` understands after `netem`; `None`: as
+    /// it was.
     ///
     /// # Errors
     /// When iproute2 fails, or the kernel has no netem.

@@ -67,7 +67,8 @@ pub fn steady<T: PartialEq>(
     Ok(seen)
 }
 
-/// Asks `look` until it gives a value. `Err` of `look` counts as "not yet", and the last one is told when time is up.
+/// Asks `look` until it gives a value. `Err` of `look` counts as "not yet", and the last one is told when
+/// time is up.
 ///
 /// # Errors
 /// [`Error::Timeout`] after `limit`, [`Error::Interrupted`].

@@ -1,4 +1,5 @@
-//! The witness of a run: a file that both hosts see, or etcd in a place of its own that both reach over the LAN.
+//! The witness of a run: a file that both hosts see, or etcd in a place of its own that both reach over the
+//! LAN.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -36,7 +37,8 @@ pub enum Keeper {
 pub enum Absence {
     /// It takes questions and answers none: a file server that hangs, an etcd that is stopped.
     Hangs,
-    /// Nobody is there to be asked: no such folder, an etcd that is killed. It comes back with the record that it had.
+    /// Nobody is there to be asked: no such folder, an etcd that is killed. It comes back with the record
+    /// that it had.
     Gone,
 }
 
@@ -93,7 +95,8 @@ impl Witness {
         &self.address
     }
 
-    /// Another address where no record has ever been: what a host finds whose file system with the record is not mounted.
+    /// Another address where no record has ever been: what a host finds whose file system with the record is
+    /// not mounted.
     ///
     /// # Errors
     /// When its folder cannot be made.

@@ -1,4 +1,5 @@
-//! The measuring client: increments a counter and writes keys over one connection, remembering every reply it got and when.
+//! The measuring client: increments a counter and writes keys over one connection, remembering every reply it
+//! got and when.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use crate::topology::GUEST;
 use crate::{Error, Result, wait};
 
 const REDIS_PORT: u16 = 6379;
-/// A reply may take this long. What was said into a takeover comes by TCP's retransmissions, each twice as late as the one before.
+/// A reply may take this long. What was said into a takeover comes by TCP's retransmissions, each twice as
+/// late as the one before.
 const REPLY_LIMIT: Duration = Duration::from_secs(120);
 /// Keys asked for in one command when everything is read back.
 const READ_BACK: usize = 500;

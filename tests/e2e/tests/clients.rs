@@ -1,5 +1,5 @@
-//! The clients of chaos and the history check with real servers on this machine, without a VM: an honest server passes, and one that
-//! forgets what it has acknowledged is found out.
+//! The clients of chaos and the history check with real servers on this machine, without a VM: an honest
+//! server passes, and one that forgets what it has acknowledged is found out.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -95,7 +95,8 @@ fn servers_that_forget_are_found_out() {
     let mut servers = Servers::start("forget").unwrap();
     let clients = Clients::start(&servers.place, Instant::now(), Duration::from_millis(1), LIMIT).unwrap();
     clients.progress(100, LIMIT).unwrap();
-    // Without an append-only file Redis comes back empty. The rows are taken away and copied by the other server's back door.
+    // Without an append-only file Redis comes back empty. The rows are taken away and copied by the other
+    // server's back door.
     servers.redis.kill().unwrap();
     servers.redis.wait().unwrap();
     servers.redis = redis(&servers.place, &servers.tree, servers.files.path()).unwrap();

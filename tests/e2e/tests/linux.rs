@@ -1,4 +1,5 @@
-//! A stock Debian kernel on the machine itself, without engine and API: it goes on in another VM, and it resets.
+//! A stock Debian kernel on the machine itself, without engine and API: it goes on in another VM, and it
+//! resets.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -125,7 +126,8 @@ fn linux_resets_itself_and_boots_again() {
     assert_eq!(linux.printed().matches("Linux version").count(), 2);
 }
 
-/// `POLLUX_FIRMWARE` is CLOUDHV.fd of Debian's package cloudhv-efi-x86-64; without it there is nothing to boot.
+/// `POLLUX_FIRMWARE` is CLOUDHV.fd of Debian's package cloudhv-efi-x86-64; without it there is nothing to
+/// boot.
 #[test]
 fn uefi_firmware_looks_for_something_to_boot() {
     let Some(firmware) = std::env::var_os("POLLUX_FIRMWARE") else {

@@ -1,4 +1,5 @@
-//! Output commit, with a stock guest: while the standby cannot acknowledge, not one frame leaves the VM; afterwards all do, in order.
+//! Output commit, with a stock guest: while the standby cannot acknowledge, not one frame leaves the VM;
+//! afterwards all do, in order.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! A pair repairs itself and changes roles with a stock guest: the same connection all the time, nothing acknowledged lost, and nobody
-//! who says who is what.
+//! A pair repairs itself and changes roles with a stock guest: the same connection all the time, nothing
+//! acknowledged lost, and nobody who says who is what.
 
 use std::time::Duration;
 
@@ -63,7 +63,8 @@ impl Rig {
         self.workload.progress(ROUNDS, WRITES_LIMIT)
     }
 
-    /// What the client was told is there, over the connection that it has had from the beginning; then the image is sound.
+    /// What the client was told is there, over the connection that it has had from the beginning; then the
+    /// image is sound.
     fn reckon(mut self, runner: usize) -> Result<()> {
         let mut record = self.workload.stop();
         assert_eq!(record.broken, None);

@@ -1,4 +1,5 @@
-//! One host, no protection: the guest boots as both kernel formats, serves Redis, ends on the power button with a clean disk.
+//! One host, no protection: the guest boots as both kernel formats, serves Redis, ends on the power button
+//! with a clean disk.
 
 use e2e::host::Shape;
 use e2e::report::Report;

@@ -1,4 +1,5 @@
-//! Where the programs under test are: built once per test process, in the profile and target folder of the test.
+//! Where the programs under test are: built once per test process, in the profile and target folder of the
+//! test.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -74,8 +74,8 @@ impl Client {
         self.last.expect("a reply")
     }
 
-    /// Have `pages` pages rewritten and `blocks` disk blocks written and flushed, exactly once. Sends the request again
-    /// until it is answered.
+    /// Have `pages` pages rewritten and `blocks` disk blocks written and flushed, exactly once. Sends the
+    /// request again until it is answered.
     pub fn work(&mut self, pages: u64, blocks: u64) -> Reply {
         let seq = self.seq + 1;
         let word = mix(seq ^ self.id);
@@ -106,8 +106,8 @@ impl Client {
         reply
     }
 
-    /// Have the guest reset itself. Its answer may be lost with it; then the next boot is asked once more, but not sooner: a request
-    /// that waits in the tap would reset that one too.
+    /// Have the guest reset itself. Its answer may be lost with it; then the next boot is asked once more,
+    /// but not sooner: a request that waits in the tap would reset that one too.
     pub fn reset(&mut self, how: u64) {
         self.start_over();
         let repeat_after = std::mem::replace(&mut self.repeat_after, RESET_REPEAT);
@@ -131,7 +131,8 @@ impl Client {
         self.socket.send_to(&request.encode(), self.guest).expect("send a datagram");
     }
 
-    /// Send one request that is not answered, or whose answer [`Self::receive`] shall get; returns its number.
+    /// Send one request that is not answered, or whose answer [`Self::receive`] shall get; returns its
+    /// number.
     pub fn send_only(&mut self, op: u64) -> u64 {
         self.echo_seq += 1;
         let request = Request { op, seq: self.echo_seq, ..self.request() };

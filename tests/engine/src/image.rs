@@ -39,8 +39,8 @@ impl Image {
         &self.path
     }
 
-    /// Panic unless the image holds every write that was complete when the guest sent `reply`; newer ones are fine.
-    /// Returns the number of the newest write in it.
+    /// Panic unless the image holds every write that was complete when the guest sent `reply`; newer ones are
+    /// fine. Returns the number of the newest write in it.
     pub fn check(&self, reply: &Reply) -> u64 {
         let file = File::open(&self.path).expect("open an image");
         let mut newest = 0;

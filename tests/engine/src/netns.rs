@@ -1,4 +1,5 @@
-//! Private network namespaces without names: they go when the last process in them and the last handle are gone.
+//! Private network namespaces without names: they go when the last process in them and the last handle are
+//! gone.
 
 use std::fs::File;
 use std::io::Write;

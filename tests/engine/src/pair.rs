@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::vm::CLIENT_IP;
 use crate::{Answer, Client, Image, Machine, Netns, Vm, VmOptions};
 
-/// Silence that counts as death unless a test says otherwise: more than the default, since the guests of these tests never
-/// sleep and the machine may have two cores and other work.
+/// Silence that counts as death unless a test says otherwise: more than the default, since the guests of
+/// these tests never sleep and the machine may have two cores and other work.
 const DETECT_MS: u64 = 1000;
 /// Limit for states that a pair must reach.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -68,8 +68,8 @@ impl Pair {
         standby
     }
 
-    /// Start the VMM on host `i` as a service manager does, with the same line for both hosts but for their addresses: who
-    /// runs the VM, who stands by and when it is protected is for them to find out.
+    /// Start the VMM on host `i` as a service manager does, with the same line for both hosts but for their
+    /// addresses: who runs the VM, who stands by and when it is protected is for them to find out.
     #[must_use]
     pub fn node(&self, i: usize, options: &VmOptions) -> Vm {
         let node = self.starting(i, options, "role=auto", &self.witness);
@@ -77,7 +77,8 @@ impl Pair {
         node
     }
 
-    /// The same with another role and more options, and perhaps a place for the witness that only this host has; may fail.
+    /// The same with another role and more options, and perhaps a place for the witness that only this host
+    /// has; may fail.
     #[must_use]
     pub fn starting(&self, i: usize, options: &VmOptions, role: &str, witness: &Path) -> Vm {
         let ends = |i: usize| [format!("10.77.0.{}:4700", i + 1), format!("10.77.1.{}:4701", i + 1)];

@@ -146,7 +146,8 @@ impl VmOptions {
         self.spawn(machine, netns, &["--ft", ft])
     }
 
-    /// Start the VMM in `netns` as a host of a pair, with everything that it may need: `ft` is the value of `--ft`.
+    /// Start the VMM in `netns` as a host of a pair, with everything that it may need: `ft` is the value of
+    /// `--ft`.
     #[must_use]
     pub fn node(&self, machine: &Machine, netns: &Netns, ft: &str) -> Vm {
         let line = format!("ip={GUEST_IP}{}", self.command_line);
@@ -158,7 +159,8 @@ impl VmOptions {
             (0..).map(|i| machine.dir().join(format!("api{i}"))).find(|path| !path.with_extension("log").exists());
         let socket = socket.expect("a free number");
         let log = std::fs::File::create(socket.with_extension("log")).expect("log file");
-        // Before other work on this machine: a host that gets no processor looks dead to its peer, and is meant to.
+        // Before other work on this machine: a host that gets no processor looks dead to its peer, and is
+        // meant to.
         let mut command = Command::new("nice");
         command.args(["-n", "-10"]).arg(binaries::path("pollux-vmm")).arg("--api-socket").arg(&socket);
         command.args([
@@ -186,7 +188,8 @@ impl VmOptions {
     }
 }
 
-/// Whatever ends this process: a guest that polls must not be left behind. Counts from the thread that starts the VMM.
+/// Whatever ends this process: a guest that polls must not be left behind. Counts from the thread that starts
+/// the VMM.
 pub fn die_with_us(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe.
     unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
@@ -333,8 +336,8 @@ impl Vm {
         processes
     }
 
-    /// Stop the VMM. Returns when each of its threads stands still, which is when its parent is told: until the one that the signal
-    /// was given to has run, the others go on.
+    /// Stop the VMM. Returns when each of its threads stands still, which is when its parent is told: until
+    /// the one that the signal was given to has run, the others go on.
     ///
     /// # Panics
     /// When it ends instead.
@@ -344,8 +347,8 @@ impl Vm {
         assert!(matches!(status, Ok(WaitStatus::Stopped(..))), "{status:?}:\n{}", self.log());
     }
 
-    /// The host dies: SIGKILL for every process at once. Returns when all have ended: one that is in the middle of a write to a disk
-    /// keeps its image until that is done.
+    /// The host dies: SIGKILL for every process at once. Returns when all have ended: one that is in the
+    /// middle of a write to a disk keeps its image until that is done.
     pub fn kill_host(&mut self) {
         let processes = self.signal_all(Signal::SIGKILL);
         let status = self.wait();

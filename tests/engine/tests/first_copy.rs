@@ -5,7 +5,8 @@ use engine_tests::{Pair, VmOptions};
 /// Memory that the guest rewrites all the time.
 const WRITTEN_MIB: u64 = 64;
 const MEMORY_MIB: u64 = 160;
-/// Rounds of `ft::first_copy` at most. Two in vain are enough, but on an uneven machine not each that looks useful is.
+/// Rounds of `ft::first_copy` at most. Two in vain are enough, but on an uneven machine not each that looks
+/// useful is.
 const ROUNDS: u64 = 16;
 
 #[test]

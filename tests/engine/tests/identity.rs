@@ -1,5 +1,5 @@
-//! Nobody runs a VM by accident: hosts that come back after a blackout, without their witness, with a word of yesterday, with other
-//! disks; and strangers who speak.
+//! Nobody runs a VM by accident: hosts that come back after a blackout, without their witness, with a word of
+//! yesterday, with other disks; and strangers who speak.
 #![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
 
 use std::fs::{self, File};

@@ -10,7 +10,8 @@ fn boots_and_prints_on_the_serial_line() {
     let machine = Machine::claim();
     let mut vm = VmOptions::new().boot(&machine, &Netns::new());
     vm.wait_line("ready");
-    // The state that the API shows may lag behind what a guest of a few milliseconds does; an answered request does not.
+    // The state that the API shows may lag behind what a guest of a few milliseconds does; an answered
+    // request does not.
     vm.api().put("vm.pause", None).ok();
     vm.api().put("vm.resume", None).ok();
     assert_eq!(vm.api().get("vm.info").ok()["state"], "Running");

@@ -200,7 +200,8 @@ fn switchovers_back_and_forth_lose_no_reply() {
     pair.images[0].check(&client.last());
 }
 
-/// Waits until the records of both disks name the same state: from then on a resynchronisation is incremental.
+/// Waits until the records of both disks name the same state: from then on a resynchronisation is
+/// incremental.
 fn settle(pair: &Pair) {
     let base = |image: &Image| {
         let file = std::fs::read(image.path().with_added_extension("pollux")).ok()?;

@@ -248,7 +248,8 @@ fn a_reboot_that_waits_for_a_disk_is_no_failover() {
     let more = json!({"max_epoch_us": 2_000_000});
     let [vm, standby] = protected(&pair, &VmOptions::new().guest("disk_rate=0"), &more);
     pair.client().work(10, 2);
-    // The next cut is far enough away for the reboot to begin before it: a disk that does not seal is another matter.
+    // The next cut is far enough away for the reboot to begin before it: a disk that does not seal is another
+    // matter.
     wait_epochs(&vm, 1);
     let disk = vm.device("vhost-user-blk-repl");
     kill(disk, Signal::SIGSTOP).expect("stop a disk");

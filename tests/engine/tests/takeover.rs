@@ -166,8 +166,8 @@ fn memory_at_rest(standby: &Vm) -> Vec<u8> {
     memory
 }
 
-/// The guest's pages must be what its own table of generations, which lies behind them, says. Only the one page that it was
-/// rewriting may differ.
+/// The guest's pages must be what its own table of generations, which lies behind them, says. Only the one
+/// page that it was rewriting may differ.
 fn assert_one_point_in_time(memory: &[u8]) {
     const PAGES: usize = 2000;
     // The last page has not been rewritten yet: it has not been sent.

@@ -1,8 +1,9 @@
 //! From the PVH entry point to ring 3: the only ring-0 code of the guest.
 //!
-//! In: 32-bit protected mode without paging, `ebx` = `hvm_start_info` (vCPU 0), or a start-up IPI (other vCPUs).
-//! Out: `ring3_main(start_info, vcpu)` in 64-bit ring 3 with all I/O ports open, interrupts off, low 4 GiB identity mapped.
-//! Never: anything that could as well run in ring 3; some hosts emulate ring 0 at a millionth of native speed.
+//! In: 32-bit protected mode without paging, `ebx` = `hvm_start_info` (vCPU 0), or a start-up IPI (other
+//! vCPUs). Out: `ring3_main(start_info, vcpu)` in 64-bit ring 3 with all I/O ports open, interrupts off, low
+//! 4 GiB identity mapped. Never: anything that could as well run in ring 3; some hosts emulate ring 0 at a
+//! millionth of native speed.
 
 use core::arch::global_asm;
 
@@ -11,9 +12,9 @@ pub const MAX_VCPUS: usize = 8;
 /// Physical address that the other vCPUs start at: a page below 1 MiB that nothing else uses after boot.
 pub const TRAMPOLINE: u64 = 0x9000;
 
-// Selectors follow Linux (ring 3: code 0x33, data 0x2b): hosts that run guests by page-table virtualisation only run
-// these at native speed, and they drop IOPL, so that the I/O bitmap opens the ports as well. Everything that can be a table is
-// one: a table costs no emulated instruction.
+// Selectors follow Linux (ring 3: code 0x33, data 0x2b): hosts that run guests by page-table virtualisation
+// only run these at native speed, and they drop IOPL, so that the I/O bitmap opens the ports as well.
+// Everything that can be a table is one: a table costs no emulated instruction.
 global_asm!(
     r#"
     .section .note.pvh, "a", @note

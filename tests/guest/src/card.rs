@@ -1,6 +1,7 @@
 //! virtio-net: frames in and out of two rings, as the stack wants them.
 //!
-//! Where the device can, it computes the checksums of TCP and cuts large segments, as it does for any guest of today.
+//! Where the device can, it computes the checksums of TCP and cuts large segments, as it does for any guest
+//! of today.
 
 use core::num::{NonZeroU16, NonZeroUsize};
 
@@ -188,7 +189,8 @@ fn is_tcp(frame: &[u8]) -> bool {
     frame.len() > TCP && frame[12..14] == [8, 0] && frame[14] == 0x45 && frame[23] == 6
 }
 
-/// Asks the device for the checksum of a TCP frame, and to cut it if need be. It adds the checksum to that of the pseudo header.
+/// Asks the device for the checksum of a TCP frame, and to cut it if need be. It adds the checksum to that of
+/// the pseudo header.
 fn offload(header: &mut [u8], frame: &mut [u8], segment: Option<NonZeroU16>) {
     let len = frame.len() - TCP;
     let words = frame[26..TCP].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));

@@ -21,8 +21,8 @@ pub struct Config {
     pub high: bool,
     /// `fill=`: words written in each page, 1 to 512; default 512.
     pub fill: usize,
-    /// `bg_pages=`: pages that are rewritten in the background by each vCPU but the first, or by the first if it is
-    /// alone; default 0.
+    /// `bg_pages=`: pages that are rewritten in the background by each vCPU but the first, or by the first if
+    /// it is alone; default 0.
     pub background_pages: usize,
     /// `rate=`: background rewrites per second and vCPU; 0 (default) is none, `max` as many as possible.
     pub rate: u64,

@@ -128,8 +128,8 @@ pub fn tsc() -> u64 {
 
 /// What KVM says about time (struct `pvclock_vcpu_time_info`).
 struct KvmClock {
-    /// The time stamp counter when it was read. Another host may go on from any instruction, with another clock: what was read
-    /// before that does not go with a counter that is read after it.
+    /// The time stamp counter when it was read. Another host may go on from any instruction, with another
+    /// clock: what was read before that does not go with a counter that is read after it.
     now: u64,
     tsc: u64,
     nanoseconds: u64,
@@ -141,7 +141,8 @@ impl KvmClock {
     fn read() -> Option<Self> {
         let at = (&raw const kvmclock) as u64;
         loop {
-            // SAFETY: `boot` defines this memory and gives it to KVM, which writes it; an odd version means that it does.
+            // SAFETY: `boot` defines this memory and gives it to KVM, which writes it; an odd version means
+            // that it does.
             let [version, tsc, nanoseconds, scale] = [0, 8, 16, 24].map(|offset| unsafe { read::<u64>(at + offset) });
             let now = self::tsc();
             fence(Ordering::SeqCst);
@@ -389,8 +390,8 @@ impl StartInfo {
 pub fn start_vcpu(number: u32) {
     const LAPIC: u64 = 0xfee0_0000;
     let (start, end) = (&raw const ap_trampoline, &raw const ap_trampoline_end);
-    // SAFETY: the trampoline page is free RAM below 1 MiB, `ap_number` is read by the one vCPU that is starting, and the
-    // LAPIC is mapped.
+    // SAFETY: the trampoline page is free RAM below 1 MiB, `ap_number` is read by the one vCPU that is
+    // starting, and the LAPIC is mapped.
     unsafe {
         core::ptr::copy_nonoverlapping(start, crate::boot::TRAMPOLINE as *mut u8, end as usize - start as usize);
         write_volatile(&raw mut ap_number, number);

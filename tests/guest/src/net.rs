@@ -1,6 +1,8 @@
-//! The network: smoltcp on the card, a UDP service, and two TCP ports, one that swallows a stream and one that never ends.
+//! The network: smoltcp on the card, a UDP service, and two TCP ports, one that swallows a stream and one
+//! that never ends.
 //!
-//! ARP and ICMP echo are answered by smoltcp. Streams carry the library's stream pattern: the guest checks what it swallows.
+//! ARP and ICMP echo are answered by smoltcp. Streams carry the library's stream pattern: the guest checks
+//! what it swallows.
 
 use pollux_guest::pattern::{check_stream, fill_stream};
 use pollux_guest::wire::{SINK_PORT, SOURCE_PORT};
@@ -20,7 +22,8 @@ const DATAGRAMS: usize = 64;
 /// The window of a stream: what a client can have on the way before an epoch is committed.
 const WINDOW: usize = 1 << 20;
 
-/// What answers datagrams: gets the payload and a place for the answer, returns the answer's length if there is one.
+/// What answers datagrams: gets the payload and a place for the answer, returns the answer's length if there
+/// is one.
 pub type Service<'a> = &'a mut dyn FnMut(&[u8], &mut [u8]) -> Option<usize>;
 
 /// The network card, the stack on it, and its sockets.
@@ -91,7 +94,8 @@ impl Net {
         self.due = self.interface.poll_at(now, &self.sockets).unwrap_or(Instant::from_micros(i64::MAX));
     }
 
-    /// Send what waits and wait until the device has taken it all. After a boot the peer's address may have to be asked for first.
+    /// Send what waits and wait until the device has taken it all. After a boot the peer's address may have
+    /// to be asked for first.
     pub fn drain(&mut self, mut give_up: impl FnMut() -> bool) {
         let now = self.polled;
         self.send(now);

@@ -25,7 +25,8 @@ pub struct WorkingSet {
 }
 
 impl WorkingSet {
-    /// `pages` pages at generation 1; `fill` words of each are written, the others keep something that does not compress.
+    /// `pages` pages at generation 1; `fill` words of each are written, the others keep something that does
+    /// not compress.
     pub fn new(memory: &mut Memory, pages: usize, fill: usize, base: u64) -> Self {
         let mut set = Self {
             words: memory.words(pages * WORDS),

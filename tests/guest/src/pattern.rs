@@ -80,8 +80,8 @@ pub fn page_digest(page: u64, generation: u64) -> u64 {
     mix(page_seed(page, generation))
 }
 
-/// The digest of a working set of `pages` pages after `rewrites` rewrites, which take page after page in turn. A page
-/// starts at generation 1.
+/// The digest of a working set of `pages` pages after `rewrites` rewrites, which take page after page in
+/// turn. A page starts at generation 1.
 #[must_use]
 pub fn set_digest(pages: u64, rewrites: u64) -> u64 {
     let mut digest = 0u64;

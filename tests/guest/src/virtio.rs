@@ -85,7 +85,8 @@ impl Device {
         unsafe { machine::read(self.config + offset) }
     }
 
-    /// Reset the device and agree on `wanted` features and version 1, as far as it has them; returns those. `bare` takes none at all.
+    /// Reset the device and agree on `wanted` features and version 1, as far as it has them; returns those.
+    /// `bare` takes none at all.
     pub fn negotiate(&self, wanted: u64, bare: bool) -> u64 {
         self.set(common::STATUS, 0u8);
         while self.get::<u8>(common::STATUS) != 0 {
@@ -149,7 +150,8 @@ impl Device {
     }
 }
 
-/// Break a queue of every device that there is, and wait until it asks for a reset. The drivers that come after give it one.
+/// Break a queue of every device that there is, and wait until it asks for a reset. The drivers that come
+/// after give it one.
 pub fn break_all(memory: &mut Memory) {
     const NET: u16 = 1;
     const DISK: u16 = 2;

@@ -1,4 +1,5 @@
-//! Datagrams of the guest's UDP service: a [`Request`] in, a [`Reply`] out, all fields little-endian u64 in order.
+//! Datagrams of the guest's UDP service: a [`Request`] in, a [`Reply`] out, all fields little-endian u64 in
+//! order.
 
 /// Port of the service unless `port=` says otherwise.
 pub const PORT: u16 = 7777;
@@ -37,8 +38,8 @@ pub mod op {
 pub mod flag {
     /// The request was handled before; this is the same reply again.
     pub const DUPLICATE: u64 = 1;
-    /// Requests before this one are missing: something acknowledged was lost, or the client skipped numbers. Nothing
-    /// was done.
+    /// Requests before this one are missing: something acknowledged was lost, or the client skipped numbers.
+    /// Nothing was done.
     pub const GAP: u64 = 2;
     /// An older request than the last one of this client. Nothing was done.
     pub const STALE: u64 = 4;
@@ -83,8 +84,9 @@ macro_rules! wire {
 wire! {
     /// A request.
     ///
-    /// `WORK` is done exactly once per (`client`, `seq`): each client counts its requests from 1 and repeats one until
-    /// it is answered; the guest answers a repeated request with the stored reply, and refuses to skip one.
+    /// `WORK` is done exactly once per (`client`, `seq`): each client counts its requests from 1 and repeats
+    /// one until it is answered; the guest answers a repeated request with the stored reply, and refuses to
+    /// skip one.
     Request {
         /// [`REQUEST_MAGIC`].
         magic,

@@ -1,7 +1,8 @@
-//! The vCPU rendezvous of the VMM, from the files that ship, with loom's locks instead of the standard library's.
+//! The vCPU rendezvous of the VMM, from the files that ship, with loom's locks instead of the standard
+//! library's.
 //!
-//! Not a feature of `pollux-vmm`: cargo would turn it on for every other crate of the workspace that is built with it, and
-//! not `cfg(loom)`: this needs no flags, and so is part of every test run.
+//! Not a feature of `pollux-vmm`: cargo would turn it on for every other crate of the workspace that is built
+//! with it, and not `cfg(loom)`: this needs no flags, and so is part of every test run.
 
 #[path = "../../../vmm/src/machine/cpu/rendezvous.rs"]
 #[allow(dead_code)] // What is only shown to others.

@@ -110,13 +110,7 @@ impl Sys {
                 let (node, claim) = sys.asks.remove(at);
                 sys.unanswered(node, claim);
             }
-            Act::Delay(at) => {
-                let (node, claim) = sys.asks.remove(at);
-                if sys.late_claims == LateClaims::Judged || matches!(judge(sys.record, claim), Verdict::Granted(_)) {
-                    sys.late.push(claim);
-                }
-                sys.unanswered(node, claim);
-            }
+            Act::Delay(at) => sys.delay(at),
             Act::JudgeLate(at) => {
                 let claim = sys.late.remove(at);
                 sys.rule(claim);
@@ -140,13 +134,26 @@ impl Sys {
             }
             Act::Look(at) => sys.look(at),
             Act::Read(at) => sys.read(at),
-            Act::Forge { at, term, runs } => {
-                sys.left.forged -= 1;
-                let beat = Beat { from: sys.hosts[at].node.as_ref()?.peer()?, term, runs };
-                sys.input(at, Input::Beat { link: LinkId::Heartbeat, at: T0, beat });
-            }
+            Act::Forge { at, term, runs } => sys.forge(at, term, runs)?,
             by_operator => sys.operator(&by_operator),
         }
+        Some(())
+    }
+
+    /// A claim's sender gives up; the claim is still on its way.
+    fn delay(&mut self, at: usize) {
+        let (node, claim) = self.asks.remove(at);
+        if self.late_claims == LateClaims::Judged || matches!(judge(self.record, claim), Verdict::Granted(_)) {
+            self.late.push(claim);
+        }
+        self.unanswered(node, claim);
+    }
+
+    /// A node gets a beat that its peer has not sent.
+    fn forge(&mut self, at: usize, term: Term, runs: bool) -> Option<()> {
+        self.left.forged -= 1;
+        let beat = Beat { from: self.hosts[at].node.as_ref()?.peer()?, term, runs };
+        self.input(at, Input::Beat { link: LinkId::Heartbeat, at: T0, beat });
         Some(())
     }
 

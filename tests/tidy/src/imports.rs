@@ -1,7 +1,8 @@
 //! Which file of a crate uses what of which other one, and the circles in that.
 //!
-//! A file is a module; what a path begins with (`crate`, `super`, `self`, or a child module) says which one is meant. Passing on
-//! (`pub use`) is no use, nor is what tests do. The root of a crate only names its parts: no edge leads to it or from it.
+//! A file is a module; what a path begins with (`crate`, `super`, `self`, or a child module) says which one
+//! is meant. Passing on (`pub use`) is no use, nor is what tests do. The root of a crate only names its
+//! parts: no edge leads to it or from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,7 +3,8 @@
 use tidy::imports::imports;
 use tidy::{Source, report, sources_ending};
 
-/// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
+/// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and
+/// are used by nothing.
 const ARROWS: [(&str, &[&str]); 10] = [
     ("device-kit", &["device-api", "ft-proto", "host-kit"]),
     ("device-kit/api", &["ft-proto"]),
@@ -17,8 +18,8 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("vmm", &["device-api", "ft", "ft-proto", "host-kit", "pollux-api"]),
 ];
 
-/// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and `ft_api` may name the
-/// engine, too; all others are mechanism and know no epochs.
+/// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and
+/// `ft_api` may name the engine, too; all others are mechanism and know no epochs.
 const VMM_ARROWS: [(&str, &[&str]); 17] = [
     ("run", &["api", "cli", "contract", "control", "ft_adapter", "logging"]),
     ("cli", &["api", "control", "ft_api"]),

@@ -13,7 +13,8 @@ fn links(text: &str) -> Vec<(&str, &str)> {
     ends.filter_map(|(at, found)| link((at, found))).collect()
 }
 
-/// Whether `name` is a function of the source, the file's own name, or a variant that the command line spells like this.
+/// Whether `name` is a function of the source, the file's own name, or a variant that the command line spells
+/// like this.
 fn names(source: &Source, name: &str) -> bool {
     let stem = source.path.rsplit('/').next().and_then(|file| file.strip_suffix(".rs"));
     let variant: String = name

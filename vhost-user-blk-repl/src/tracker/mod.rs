@@ -157,8 +157,8 @@ impl Tracker {
         self.recorder.update(State::take_over);
     }
 
-    /// `vm` runs from this copy in `term`, and no other can be newer. Does not block: [`Tracker::outcome`] says
-    /// when that is on stable storage. The guest's next write waits for it.
+    /// `vm` runs from this copy in `term`, and no other can be newer. Does not block: [`Tracker::outcome`]
+    /// says when that is on stable storage. The guest's next write waits for it.
     ///
     /// # Errors
     /// When the image is another VM's, or has been used later.

@@ -50,8 +50,8 @@ fn step(rng: &mut Rng, buffer: &mut EpochBuffer, model: &mut Model, epoch: &mut 
                 fill(&mut bytes, id);
                 model.0.push_back((*epoch, queue, bytes, false));
             } else {
-                // Refused: empty frame, too many frames, or no room in one piece; at the end of the ring less than the
-                // longest frame is lost.
+                // Refused: empty frame, too many frames, or no room in one piece; at the end of the ring less
+                // than the longest frame is lost.
                 assert!(len == 0 || model.0.len() >= 32 || model.bytes() + len + 300 > 1024, "refused without need");
             }
         }

@@ -1,5 +1,5 @@
-//! A guest, a VMM and a wire for the real binary: split rings in a memfd, a vhost-user frontend, an ft-ctl socket, and a
-//! packet socket on the tap, all in a network namespace of the calling thread.
+//! A guest, a VMM and a wire for the real binary: split rings in a memfd, a vhost-user frontend, an ft-ctl
+//! socket, and a packet socket on the tap, all in a network namespace of the calling thread.
 
 // Each test binary uses its own part of this.
 #![allow(dead_code, unused_imports)]
@@ -43,7 +43,8 @@ pub const MQ: u64 = 1 << 22 | 1 << 17;
 
 const PATIENCE_MS: i32 = 60_000;
 
-/// False, with a printed reason, where these tests cannot run. Otherwise the thread is in a namespace of its own.
+/// False, with a printed reason, where these tests cannot run. Otherwise the thread is in a namespace of its
+/// own.
 pub fn ready() -> bool {
     // SAFETY: no arguments, cannot fail.
     let root = unsafe { libc::geteuid() } == 0;
@@ -233,7 +234,8 @@ impl Rig {
         self.guest.add(&mut self.queues[2 * pair + 1], &[(at, len, 0)]);
     }
 
-    /// Queues frames `ids` on the first transmit queue, kicks, and waits until the guest has its buffers back.
+    /// Queues frames `ids` on the first transmit queue, kicks, and waits until the guest has its buffers
+    /// back.
     pub fn output(&mut self, ids: std::ops::Range<u32>) {
         let n = ids.len() as u16;
         ids.for_each(|id| self.queue_output(0, &frame(id, 100 + id as usize)));

@@ -1,11 +1,12 @@
 //! The device manager: the PCI bus with the virtio devices of one VM, and the processes that serve them.
 //!
-//! In: the VM's configuration, then orders of whoever owns the VM. Out: devices on the buses, their state for checkpoints,
-//! their dirty pages. Never: policy; what an order is for is not known here.
+//! In: the VM's configuration, then orders of whoever owns the VM. Out: devices on the buses, their state for
+//! checkpoints, their dirty pages. Never: policy; what an order is for is not known here.
 //!
-//! There is nothing to seal on this side: entropy and control queues are served on the vCPU that kicks them, and all other
-//! queues by device processes, which are sealed through their ft-ctl sockets. With the vCPUs parked nothing here touches
-//! guest memory, as long as [`DeviceManager::kick_all`] and the like are called by the thread that owns the VM.
+//! There is nothing to seal on this side: entropy and control queues are served on the vCPU that kicks them,
+//! and all other queues by device processes, which are sealed through their ft-ctl sockets. With the vCPUs
+//! parked nothing here touches guest memory, as long as [`DeviceManager::kick_all`] and the like are called
+//! by the thread that owns the VM.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,8 +49,8 @@ pub struct DeviceManager {
 }
 
 impl DeviceManager {
-    /// Starts the device processes, connects to all backends, and puts the devices on the bus: disks, network cards,
-    /// entropy. Ids and addresses that the configuration leaves open are filled in.
+    /// Starts the device processes, connects to all backends, and puts the devices on the bus: disks, network
+    /// cards, entropy. Ids and addresses that the configuration leaves open are filled in.
     ///
     /// # Errors
     /// When a device cannot be had. What was started for the others is ended again.
@@ -111,7 +112,8 @@ impl DeviceManager {
         Value::Object(tree)
     }
 
-    /// Counters of every device: how often it was set up and reset, and what its process, if it is one of ours, has done.
+    /// Counters of every device: how often it was set up and reset, and what its process, if it is one of
+    /// ours, has done.
     #[must_use]
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
         let counters = |device: &Device| {
@@ -178,7 +180,8 @@ impl DeviceManager {
         self.devices.iter().filter(foreign).map(|device| device.id.as_str())
     }
 
-    /// Where the queues of device `id` stand, as its process has said; goes into the next [`DeviceManager::save`].
+    /// Where the queues of device `id` stand, as its process has said; goes into the next
+    /// [`DeviceManager::save`].
     pub fn set_positions(&mut self, id: &str, queues: &[QueueState]) {
         if let Some(device) = self.devices.iter().find(|device| device.id == id) {
             device.lock().device_mut().set_positions(queues);
@@ -212,8 +215,8 @@ impl DeviceManager {
         })
     }
 
-    /// After [`DeviceManager::load`]: sets up the backends of all devices that have a driver, at the queue positions of the
-    /// checkpoint, and lets them run.
+    /// After [`DeviceManager::load`]: sets up the backends of all devices that have a driver, at the queue
+    /// positions of the checkpoint, and lets them run.
     ///
     /// # Errors
     /// When a backend does not work.
@@ -221,7 +224,8 @@ impl DeviceManager {
         self.for_all(VirtioPci::activate_restored)
     }
 
-    /// After a takeover: kicks every queue, and sends every queue's interrupt and the configuration interrupt once.
+    /// After a takeover: kicks every queue, and sends every queue's interrupt and the configuration interrupt
+    /// once.
     pub fn kick_all(&self) {
         for device in &self.devices {
             device.lock().kick_all();
@@ -246,8 +250,8 @@ impl DeviceManager {
         result
     }
 
-    /// Hands every word of the backends' dirty log with bits to `set` as (first guest frame number, bits), and cleans it.
-    /// Allocates nothing.
+    /// Hands every word of the backends' dirty log with bits to `set` as (first guest frame number, bits),
+    /// and cleans it. Allocates nothing.
     pub fn harvest_dirty(&self, set: &mut dyn FnMut(u64, u64)) {
         self.log.harvest(set);
     }

@@ -1,8 +1,9 @@
 //! A device process of ours: started, greeted, watched and ended.
 //!
-//! In: program and arguments. Out: a connected vhost-user stream and an ft-ctl socket on which the process has said that it
-//! is ready. Never: anything left behind; the socket's path is gone before the process runs, the process ends with its
-//! [`DeviceProcess`], and one whose VMM was killed ends by itself because its connections close.
+//! In: program and arguments. Out: a connected vhost-user stream and an ft-ctl socket on which the process
+//! has said that it is ready. Never: anything left behind; the socket's path is gone before the process runs,
+//! the process ends with its [`DeviceProcess`], and one whose VMM was killed ends by itself because its
+//! connections close.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -43,8 +44,8 @@ pub struct DeviceProcess {
 }
 
 impl DeviceProcess {
-    /// Starts `program` for device `id` with `arguments`, two inherited sockets and a page to count in. It is not ready yet: see
-    /// [`DeviceProcess::greet`].
+    /// Starts `program` for device `id` with `arguments`, two inherited sockets and a page to count in. It is
+    /// not ready yet: see [`DeviceProcess::greet`].
     ///
     /// # Errors
     /// When the program is missing or the system refuses.
@@ -75,7 +76,8 @@ impl DeviceProcess {
         // What it logs is passed on as text.
         command.env("NO_COLOR", "1");
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // Its own process group: an interrupt from the terminal is for the VMM, which ends its devices in order.
+        // Its own process group: an interrupt from the terminal is for the VMM, which ends its devices in
+        // order.
         command.process_group(0);
         // SAFETY: runs between fork and exec and makes only system calls that are safe there.
         unsafe { command.pre_exec(move || inherit(inherited)) };

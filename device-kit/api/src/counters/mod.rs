@@ -1,7 +1,8 @@
 //! Counters of a device process, in a page of memory that it shares with its VMM.
 //!
-//! In: what the device has done, from its one worker thread. Out: names and values as `vm.counters` shows them, read at any
-//! time by another process, at the cost of neither a message nor a lock. Never: state; a new page counts from zero.
+//! In: what the device has done, from its one worker thread. Out: names and values as `vm.counters` shows
+//! them, read at any time by another process, at the cost of neither a message nor a lock. Never: state; a
+//! new page counts from zero.
 
 mod disk;
 mod net;
@@ -32,8 +33,8 @@ pub type Counter = (&'static str, u64);
 pub struct Page(MmapRegion);
 
 impl Page {
-    /// A page in a file of its own, to be handed to the device process. The file cannot be made smaller, which would be the
-    /// end of whoever reads it.
+    /// A page in a file of its own, to be handed to the device process. The file cannot be made smaller,
+    /// which would be the end of whoever reads it.
     ///
     /// # Errors
     /// When the kernel refuses it.

@@ -1,4 +1,5 @@
-//! The steps of storing a record in numbered files, one function each; `file.rs` has the reasons for their order.
+//! The steps of storing a record in numbered files, one function each; `file.rs` has the reasons for their
+//! order.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -95,7 +96,8 @@ impl<'a> Files<'a> {
         Ok(linked || self.folder.is(&name, &draft.file).map_err(self.error("read"))?)
     }
 
-    /// Whether the link as `n` was the first one of that name, and follows the record that was judged; then it is made durable.
+    /// Whether the link as `n` was the first one of that name, and follows the record that was judged; then
+    /// it is made durable.
     pub(super) fn confirm(&self, draft: &Draft<'_>, judged: Option<&Kept>, n: u64) -> Result<bool, WitnessError> {
         if self.latest()? + 1 >= n + self.stay {
             return Ok(false);

@@ -107,7 +107,8 @@ fn at<T>(witness: &mut FileWitness, act: impl Fn(&mut Memory, Files<'_>) -> Resu
     witness.there(act).unwrap()
 }
 
-/// A claim that is granted whatever the record is, and makes a new term: the term before, and what came of it.
+/// A claim that is granted whatever the record is, and makes a new term: the term before, and what came of
+/// it.
 fn force(witness: &mut FileWitness, node: NodeId) -> Verdict {
     let term = witness.read().unwrap().map_or(Term(0), |stored| stored.record.term());
     let claim = if term == Term(0) { Claim::Own { node, term, first: true } } else { Claim::Force { node, term } };

@@ -1,7 +1,8 @@
-//! Two QEMU processes under COLO on the network of a [`Pair`], with the same guest, and what is measured of it.
+//! Two QEMU processes under COLO on the network of a [`Pair`], with the same guest, and what is measured of
+//! it.
 //!
-//! The set-up is that of QEMU's own documentation, without a disk: a mirror sends the client's frames to the secondary, whose
-//! answers a comparator on the primary checks against the primary's.
+//! The set-up is that of QEMU's own documentation, without a disk: a mirror sends the client's frames to the
+//! secondary, whose answers a comparator on the primary checks against the primary's.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -13,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::qmp::{Qmp, pauses};
 use crate::load::{Effort, requests, stalls, writer_speed};
-use crate::protected::Setup;
 use crate::record::{Report, Spread};
+use crate::setup::Setup;
 
 /// Folder with the unpacked packages; scripts/bench sets it.
 const QEMU: &str = "POLLUX_QEMU_COLO";
@@ -24,7 +25,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 const REPEAT: Duration = Duration::from_secs(2);
 /// Longest epoch of the page writer's run.
 const WRITER_DELAY_MS: u64 = 20;
-/// COLO's own default. Replies of the guest carry its clock: each of them differs, and is a checkpoint of its own.
+/// COLO's own default. Replies of the guest carry its clock: each of them differs, and is a checkpoint of its
+/// own.
 const DEFAULT_DELAY_MS: u64 = 20_000;
 
 /// One QEMU process. Killed when dropped.
@@ -62,7 +64,8 @@ pub fn latency(setup: &Setup, effort: &Effort, report: &mut Report) {
     still_protected(&mut primary);
 }
 
-/// Speed of a page writer alone and under COLO with a checkpoint 20 ms after the last one, and the stalls that its guest sees.
+/// Speed of a page writer alone and under COLO with a checkpoint 20 ms after the last one, and the stalls
+/// that its guest sees.
 pub fn writer(setup: &Setup, effort: &Effort, report: &mut Report) {
     let pair = Pair::new();
     let mut primary = boot(&pair, setup, true);

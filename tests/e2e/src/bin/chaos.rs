@@ -1,4 +1,5 @@
-//! Chaos: one fault after the other, and nothing may get lost. `scripts/chaos` runs it where KVM can run Linux.
+//! Chaos: one fault after the other, and nothing may get lost. `scripts/chaos` runs it where KVM can run
+//! Linux.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -13,8 +14,8 @@ use e2e::scenario::{LAB_DETECT_MS, patience};
 use e2e::witness::Keeper;
 use e2e::{Error, Result, wait};
 
-/// Breaks hosts, processes, links and the witness under a Debian guest with Redis and PostgreSQL, again and again, and checks that
-/// nothing acknowledged is lost.
+/// Breaks hosts, processes, links and the witness under a Debian guest with Redis and PostgreSQL, again and
+/// again, and checks that nothing acknowledged is lost.
 #[derive(Debug, Parser)]
 struct Args {
     /// How many faults.

@@ -11,7 +11,8 @@ use e2e::scenario::{Fault, LAB_DETECT_MS, Options, Run, patience};
 use e2e::witness::Keeper;
 use e2e::{Error, Result, wait};
 
-/// Shows that a VM outlives its host: two hosts and a client as network namespaces, a Debian guest with Redis, a real fault.
+/// Shows that a VM outlives its host: two hosts and a client as network namespaces, a Debian guest with
+/// Redis, a real fault.
 #[derive(Debug, Parser)]
 struct Args {
     /// What to break mid-way.

@@ -1,4 +1,5 @@
-//! Both hosts are gone at once, and come back one after the other without a human: does the VM run again, soon, and only once?
+//! Both hosts are gone at once, and come back one after the other without a human: does the VM run again,
+//! soon, and only once?
 
 use std::time::{Duration, Instant};
 
@@ -9,15 +10,16 @@ use crate::topology::Topology;
 use crate::witness::Absence;
 use crate::{Error, Result, wait};
 
-/// How long after the last host that is needed is back the VM may take to run, which the guest's own boot is no part of.
+/// How long after the last host that is needed is back the VM may take to run, which the guest's own boot is
+/// no part of.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 /// How long a service manager waits before it starts a VMM again that has ended.
 const RESTART: Duration = Duration::from_secs(1);
 /// For how long the witness is away beyond the hosts: a start asks it for 5 s at most.
 const WITNESS_AWAY: Duration = Duration::from_secs(8);
 
-/// Kills both hosts, perhaps with the witness, and has them come back. Gives the time from when the last part that is needed was there
-/// until the VM ran.
+/// Kills both hosts, perhaps with the witness, and has them come back. Gives the time from when the last part
+/// that is needed was there until the VM ran.
 ///
 /// # Errors
 /// When the VM does not run in time, or runs where its newest disks are not.
@@ -65,7 +67,8 @@ fn runs(pair: &mut Pair, primary: u8) -> Result<Option<()>> {
     Ok(seen[usize::from(primary)].runs().then_some(()))
 }
 
-/// A host that finds no witness ends with that as its reason, and its service manager starts it again and again.
+/// A host that finds no witness ends with that as its reason, and its service manager starts it again and
+/// again.
 fn without_witness(pair: &mut Pair, topology: &Topology, host: u8) -> Result<()> {
     let until = Instant::now() + WITNESS_AWAY;
     while Instant::now() < until {

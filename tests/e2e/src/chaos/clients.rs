@@ -1,4 +1,5 @@
-//! The clients of a chaos run: real connections to Redis and PostgreSQL in the guest, each with a record of what it was told.
+//! The clients of a chaos run: real connections to Redis and PostgreSQL in the guest, each with a record of
+//! what it was told.
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, SockaddrIn, getpeername, shutdown};
 
+use super::client::Client;
 use super::history::{Contents, Operation};
 use super::log::Log;
 use super::postgres::PostgresClient;
@@ -24,30 +26,6 @@ const POSTGRES_CLIENTS: u8 = 2;
 const SERVERS: [u16; 2] = [6379, 5432];
 /// Between two attempts to connect again.
 const RETRY: Duration = Duration::from_millis(250);
-
-/// Something that asks a server in the guest over one connection.
-pub trait Client: Send {
-    /// A few operations.
-    ///
-    /// # Errors
-    /// When the connection broke.
-    fn step(&mut self, log: &Log) -> Result<()>;
-    /// What tells this connection from another one, asked from the server over the connection.
-    ///
-    /// # Errors
-    /// When the connection broke.
-    fn session(&mut self) -> Result<String>;
-    /// A new connection instead of the broken one.
-    ///
-    /// # Errors
-    /// When the server does not answer.
-    fn reconnect(&mut self) -> Result<()>;
-    /// Everything that is in the ledgers of this client's server and belongs to this client.
-    ///
-    /// # Errors
-    /// When the connection broke.
-    fn read_back(&mut self) -> Result<Contents>;
-}
 
 /// A client at work on a thread of its own.
 struct Worker {
@@ -102,12 +80,14 @@ impl Clients {
         Ok(Self { workers: workers.collect::<Result<_>>()?, signs: Arc::clone(&signs) })
     }
 
-    /// Whether the guest is about to boot again by the run's own doing: as long as that is so, a broken connection counts for nothing.
+    /// Whether the guest is about to boot again by the run's own doing: as long as that is so, a broken
+    /// connection counts for nothing.
     pub fn expect_reboot(&self, expected: bool) {
         self.signs.reboot.store(expected, Ordering::Relaxed);
     }
 
-    /// Ends the connections to a guest that is no more, so that nobody waits for a word from it until TCP gives up.
+    /// Ends the connections to a guest that is no more, so that nobody waits for a word from it until TCP
+    /// gives up.
     ///
     /// # Errors
     /// When this process cannot look at its own sockets.

@@ -1,4 +1,5 @@
-//! Hosts that come back as they should not: with a word of yesterday, without their witness, with other disks.
+//! Hosts that come back as they should not: with a word of yesterday, without their witness, with other
+//! disks.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -26,7 +27,8 @@ const APART: Duration = Duration::from_millis(200);
 const PLACES: usize = 16;
 const PLACE_BYTES: usize = 700;
 
-/// A dead host is told to run the VM although the witness is in `term`, which is over: it is refused, with the reason.
+/// A dead host is told to run the VM although the witness is in `term`, which is over: it is refused, with
+/// the reason.
 ///
 /// # Errors
 /// When it is not.
@@ -41,8 +43,8 @@ pub fn stale_force(pair: &mut Pair, topology: &Topology, host: u8, term: u64) ->
     Err(Error::Protocol { from: format!("host {}", letter(host)), answer })
 }
 
-/// A dead host comes back, and where the witness's record should be is nothing: it stays a standby without a session, says why,
-/// and makes no record. Then it is killed again.
+/// A dead host comes back, and where the witness's record should be is nothing: it stays a standby without a
+/// session, says why, and makes no record. Then it is killed again.
 ///
 /// # Errors
 /// When it does anything else.
@@ -139,7 +141,8 @@ pub fn last_resync(pair: &Pair, standby: u8) -> Result<Option<String>> {
     Ok(last.and_then(|event| event["detail"]["kind"].as_str()).map(str::to_owned))
 }
 
-/// The protected VM is paused until both images have been compared: they are the same, and were not made so by marks alone.
+/// The protected VM is paused until both images have been compared: they are the same, and were not made so
+/// by marks alone.
 ///
 /// # Errors
 /// When they are not.

@@ -1,7 +1,9 @@
-//! What clients saw, and whether a store that never loses, repeats or takes back anything can have answered so. Pure.
+//! What clients saw, and whether a store that never loses, repeats or takes back anything can have answered
+//! so. Pure.
 //!
-//! In: every operation of every client, with its times on one clock, and what was in the store at the end. Out: each
-//! contradiction. An operation without an answer may or may not have taken effect; either is right. Never: I/O, a clock.
+//! In: every operation of every client, with its times on one clock, and what was in the store at the end.
+//! Out: each contradiction. An operation without an answer may or may not have taken effect; either is right.
+//! Never: I/O, a clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -195,8 +197,8 @@ pub fn check(operations: &[Operation], contents: &Contents) -> Vec<Violation> {
 /// What is known of one entry: (number, when it was sent, when it was acknowledged).
 type Write = (u64, Duration, Option<Duration>);
 
-/// The writes with their numbers. That of an increment without an answer is at most the one before it plus one; no smaller
-/// bound is safe, as it may have taken effect.
+/// The writes with their numbers. That of an increment without an answer is at most the one before it plus
+/// one; no smaller bound is safe, as it may have taken effect.
 fn numbered(operations: &[&Operation]) -> Vec<Write> {
     let mut highest = 0;
     let mut writes = vec![];
@@ -221,7 +223,8 @@ struct History<'a> {
 }
 
 impl History<'_> {
-    /// The counter's answers are 1, 2, 3, …; an increment without an answer may have taken one of the numbers.
+    /// The counter's answers are 1, 2, 3, …; an increment without an answer may have taken one of the
+    /// numbers.
     fn check_answers(&self, violations: &mut Vec<Violation>) {
         let (mut last, mut unknown) = (0, 0);
         for op in &self.operations {
@@ -239,7 +242,8 @@ impl History<'_> {
         }
     }
 
-    /// A read sees at least what was known before it began, at most what was sent before it was answered, and no hole.
+    /// A read sees at least what was known before it began, at most what was sent before it was answered, and
+    /// no hole.
     fn check_reads(&self, violations: &mut Vec<Violation>) {
         let ledger = self.ledger;
         let sent = Rising::new(self.writes.iter().map(|(seq, invoked, _)| (*invoked, *seq)));

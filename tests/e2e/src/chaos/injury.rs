@@ -12,7 +12,8 @@ use crate::topology::{Link, Topology};
 use crate::witness::Absence;
 use crate::{Error, Result, agent, process, wait};
 
-/// A link on which nothing comes back for so long is cut. In an emulated machine a round trip takes a few milliseconds.
+/// A link on which nothing comes back for so long is cut. In an emulated machine a round trip takes a few
+/// milliseconds.
 const PROBE_LIMIT: Duration = Duration::from_millis(400);
 /// For how long a VM that has moved while it was paused must be silent.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -114,7 +115,8 @@ pub fn inflict(fault: &Fault, pair: &mut Pair, topology: &Topology, primary: u8,
 }
 
 impl Injury {
-    /// Undoes all that can be undone but the loss of the witness. What was killed stays dead, but for a start that must not succeed.
+    /// Undoes all that can be undone but the loss of the witness. What was killed stays dead, but for a start
+    /// that must not succeed.
     ///
     /// # Errors
     /// When something does not go back to what it was.
@@ -163,7 +165,8 @@ impl Injury {
         }
     }
 
-    /// The guest has to write where its image has a hole: its clients' writes may find old blocks for a while.
+    /// The guest has to write where its image has a hole: its clients' writes may find old blocks for a
+    /// while.
     fn fill_disk(&mut self, pair: &Pair, topology: &Topology, host: u8) -> Result<()> {
         pair.disk(host).fill()?;
         self.full = Some(host);
@@ -213,7 +216,8 @@ impl Injury {
     }
 }
 
-/// The VM that has come to `host` is paused, says nothing beyond the announcements of its new place, and goes on when it is told to.
+/// The VM that has come to `host` is paused, says nothing beyond the announcements of its new place, and goes
+/// on when it is told to.
 fn resume(pair: &Pair, topology: &Topology, host: u8) -> Result<()> {
     wait::steady("silence of the paused VM", PAUSE, EFFECT_LIMIT, || topology.frames_from_vm(host))?;
     let state = pair.host(host).state()?;

@@ -31,7 +31,8 @@ impl Log {
         Self { origin, inner: Arc::default() }
     }
 
-    /// Notes `action` as sent, lets `work` carry it out, and notes what it answered. Without an answer it stays unknown.
+    /// Notes `action` as sent, lets `work` carry it out, and notes what it answered. Without an answer it
+    /// stays unknown.
     ///
     /// # Errors
     /// Those of `work`.
@@ -84,7 +85,8 @@ impl Log {
     }
 }
 
-/// The longest time between two neighbours of `answers` (which rise), or the last one and `now`, that reaches beyond `from`.
+/// The longest time between two neighbours of `answers` (which rise), or the last one and `now`, that reaches
+/// beyond `from`.
 fn longest_gap(answers: impl Iterator<Item = Duration>, from: Duration, now: Duration) -> Duration {
     let mut longest = Duration::ZERO;
     let mut last = Duration::ZERO;

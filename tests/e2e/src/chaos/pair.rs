@@ -75,7 +75,8 @@ impl Pair {
         copy(&root, &place(&artifacts, 0, &disks[0])?, "the guest image has it")?;
         image::blank(&place(&artifacts, 1, &disks[1])?, size)?;
         let pairing = Pairing { witness: witness.address(), detect_ms };
-        // The one with the guest's disk boots it. The other one, whose disk is one hole, never does, though it is the first.
+        // The one with the guest's disk boots it. The other one, whose disk is one hole, never does, though
+        // it is the first.
         let b = Host::member(&artifacts, topology, &shape, 1, &pairing)?;
         let a = Host::member(&artifacts, topology, &shape, 0, &pairing)?;
         wait::until("the VM on host a", START_LIMIT, || Ok(Seen::read(&a.ft_status()?).runs().then_some(())))?;
@@ -126,8 +127,8 @@ impl Pair {
         })
     }
 
-    /// Starts what has died, with the same command line, until host `runner` is protected by the other one again. Everything else is
-    /// for the pair to do.
+    /// Starts what has died, with the same command line, until host `runner` is protected by the other one
+    /// again. Everything else is for the pair to do.
     ///
     /// # Errors
     /// When it is not protected within `limit`.

@@ -51,8 +51,9 @@ pub enum Backup {
 /// A fault by kind, as drawn and as named on the command line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Kind {
-    /// Every process of both hosts is killed at once, perhaps with the witness; they come back one after the other, in either order, and
-    /// nobody says who is what. The guest boots again, from disks with everything that was acknowledged.
+    /// Every process of both hosts is killed at once, perhaps with the witness; they come back one after the
+    /// other, in either order, and nobody says who is what. The guest boots again, from disks with everything
+    /// that was acknowledged.
     Blackout,
     /// The standby is killed and its image changed in place before it comes back.
     ChangedImage,
@@ -82,7 +83,8 @@ pub enum Kind {
     Partition,
     /// Both links are cut while the witness is away.
     PartitionWithoutWitness,
-    /// The VM is paused and then moved, or its host is killed: it stays paused on the other host until it is resumed there.
+    /// The VM is paused and then moved, or its host is killed: it stays paused on the other host until it is
+    /// resumed there.
     PausedMove,
     /// The replication link alone is cut for a while.
     ReplicationCut,
@@ -122,7 +124,8 @@ pub enum Fault {
         /// Whether the witness goes too, and is back only after a host has asked for it.
         with_witness: bool,
     },
-    /// SIGKILL to all processes of the standby; then something is written to its image, at places that the number decides.
+    /// SIGKILL to all processes of the standby; then something is written to its image, at places that the
+    /// number decides.
     ChangedImage(u64),
     /// SIGKILL to a device process.
     DeviceDies(Side, Device),
@@ -157,7 +160,8 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
-    /// SIGKILL to all processes of a host, which is then started with an operator's word for the term that is over.
+    /// SIGKILL to all processes of a host, which is then started with an operator's word for the term that is
+    /// over.
     StaleForce(Side),
     /// Somebody who does not belong to the pair speaks to it for a time.
     Stranger(Duration),
@@ -231,8 +235,8 @@ impl Fault {
     }
 }
 
-/// Without a selection, a blackout is in one of so many rounds through all kinds: it ends the connections whose long life the
-/// other kinds are about.
+/// Without a selection, a blackout is in one of so many rounds through all kinds: it ends the connections
+/// whose long life the other kinds are about.
 const BLACKOUT_EVERY: u32 = 3;
 
 /// An endless row of faults: each kind once, in an order that the seed decides, then again in another order.

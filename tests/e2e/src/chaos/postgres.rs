@@ -1,10 +1,11 @@
-//! A client of PostgreSQL: appends rows to a table in transactions, reads its own and others', over one connection.
+//! A client of PostgreSQL: appends rows to a table in transactions, reads its own and others', over one
+//! connection.
 
 use std::time::Duration;
 
 use postgres::{Config, NoTls};
 
-use super::clients::Client;
+use super::client::Client;
 use super::history::{Action, Contents, Entry, Ledger};
 use super::log::Log;
 use crate::namespace::Entrance;
@@ -12,12 +13,14 @@ use crate::topology::GUEST;
 use crate::{Error, Result};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// Unanswered for so long, a connection counts as broken: a takeover plus TCP's retransmissions are far below.
+/// Unanswered for so long, a connection counts as broken: a takeover plus TCP's retransmissions are far
+/// below.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// A read after so many writes.
 const READ_EVERY: u64 = 5;
 
-/// An id of its own beside (client, seq): a row that is there twice is no error to the table, so the check can see it.
+/// An id of its own beside (client, seq): a row that is there twice is no error to the table, so the check
+/// can see it.
 const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS ledger \
      (id bigserial PRIMARY KEY, client int NOT NULL, seq bigint NOT NULL, value text NOT NULL); \
      CREATE INDEX IF NOT EXISTS ledger_seq ON ledger (client, seq)";

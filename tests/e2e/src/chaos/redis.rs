@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::clients::Client;
+use super::client::Client;
 use super::history::{Action, Contents, Entry, Ledger};
 use super::log::Log;
 use crate::namespace::Entrance;

@@ -1,4 +1,5 @@
-//! A chaos run: boot, protect, fault after fault with a look at everything after each, and the final reckoning.
+//! A chaos run: boot, protect, fault after fault with a look at everything after each, and the final
+//! reckoning.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -18,7 +19,8 @@ use crate::witness::Keeper;
 use crate::{Error, Result, wait};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
-/// After a crash PostgreSQL brings every file that it has to stable storage before it serves; in a busy emulated machine that takes minutes.
+/// After a crash PostgreSQL brings every file that it has to stable storage before it serves; in a busy
+/// emulated machine that takes minutes.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(600);
 const PROTECT_LIMIT: Duration = Duration::from_secs(120);
 /// How long it may take until it is clear who runs the VM, and until clients are served again.
@@ -177,7 +179,8 @@ impl Run {
             Err(error) => round.failures.push(error.chain()),
             Ok(()) => {}
         }
-        // Connections of a guest that booted again are broken for good reason; the end tells of them once more.
+        // Connections of a guest that booted again are broken for good reason; the end tells of them once
+        // more.
         let unplanned = |round: &Round| round.reboot.is_some_and(|reboot| reboot != Reboot::AfterBlackout);
         if !unplanned(&round) && !self.summary.rounds.iter().any(unplanned) {
             let broken = clients.breaks().into_iter().map(|(who, _, why)| format!("connection of {who} broke: {why}"));
@@ -186,8 +189,9 @@ impl Run {
         Ok(round)
     }
 
-    /// Before a fault: clients are served, the VM is protected and the guest is the one that it was. Gives the term. A protection that
-    /// was lost without a fault, as happens to a machine that stalls, is told and waited for.
+    /// Before a fault: clients are served, the VM is protected and the guest is the one that it was. Gives
+    /// the term. A protection that was lost without a fault, as happens to a machine that stalls, is told and
+    /// waited for.
     fn ready(&mut self, clients: &Clients, runner: &mut u8, boot: &mut Boot, round: &mut Round) -> Result<u64> {
         self.served(clients.progress(ANSWERS, SERVE_LIMIT), clients, boot, false, round)?;
         let seen = self.pair.look(*runner);
@@ -225,7 +229,8 @@ impl Run {
         Ok(Settled { runner: self.settled(outcome, primary, term)?, frames, injury })
     }
 
-    /// The time that the fault lasts. While the witness is away and the hosts do not see each other, nobody may say a word.
+    /// The time that the fault lasts. While the witness is away and the hosts do not see each other, nobody
+    /// may say a word.
     fn sit_out(&self, fault: &Fault, injury: &Injury) -> Result<()> {
         let Some(span) = injury.span else { return Ok(()) };
         if !matches!(fault, Fault::HostDiesWithoutWitness(..) | Fault::PartitionWithoutWitness(..)) {
@@ -267,8 +272,8 @@ impl Run {
         Err(Error::Protocol { from: "hosts".into(), answer })
     }
 
-    /// Clients were served by the one host; since it was settled that the other one does not run the VM, not one frame has come
-    /// from there.
+    /// Clients were served by the one host; since it was settled that the other one does not run the VM, not
+    /// one frame has come from there.
     fn watch_outputs(&self, settled: &Settled) -> Result<()> {
         let later = self.frames()?;
         let grown = [0, 1].map(|host| later[host] - settled.frames[host]);
@@ -284,8 +289,8 @@ impl Run {
         Ok([self.topology.frames_from_vm(0)?, self.topology.frames_from_vm(1)?])
     }
 
-    /// `so_far` is whether clients were served; that they were not may be for a guest that has booted again since the last look,
-    /// and then they get another chance. `moved`: a takeover lies between the two looks.
+    /// `so_far` is whether clients were served; that they were not may be for a guest that has booted again
+    /// since the last look, and then they get another chance. `moved`: a takeover lies between the two looks.
     fn served(
         &self,
         so_far: Result<()>,

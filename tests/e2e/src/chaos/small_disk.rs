@@ -1,4 +1,5 @@
-//! A small file system of its own for a host's image, so that it can be full while the rest of the machine is not.
+//! A small file system of its own for a host's image, so that it can be full while the rest of the machine is
+//! not.
 
 use std::fs;
 use std::io::Write as _;

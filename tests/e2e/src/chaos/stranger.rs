@@ -1,5 +1,5 @@
-//! Somebody who does not belong to the pair speaks to all its ports: noise, beats of another session and of another VM, greetings that are
-//! forged, broken off or never finished.
+//! Somebody who does not belong to the pair speaks to all its ports: noise, beats of another session and of
+//! another VM, greetings that are forged, broken off or never finished.
 //!
 //! In: a protected pair. Out: how much was said. Never: anything that only the two ends of the session know.
 
@@ -52,8 +52,9 @@ struct Known {
     term: u64,
 }
 
-/// Speaks to both hosts for a time, from the other one's side of the links and from its own. Nothing may move, and neither log nor memory grow
-/// without bound; that the VM is protected as before is for the run to see.
+/// Speaks to both hosts for a time, from the other one's side of the links and from its own. Nothing may
+/// move, and neither log nor memory grow without bound; that the VM is protected as before is for the run to
+/// see.
 ///
 /// # Errors
 /// When something is not as it was.
