@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  API --> Ft --> engine (one thread) --- node (ft_proto): what to do next
-//!                   |- primary: capture -> image -> sender thread == TCP ==> receiver thread -> image :standby
+//!                   |- primary: capture -> image -> sender == TCP ==> receiver thread -> image: standby
 //!                   |- devices: one socket to each device process
 //!                   |- beats thread: heartbeats on two links
 //!                   '- witness thread: who may run
