@@ -9,7 +9,7 @@
 //! A delta says what the bytes are, not how they differ, so it can be applied twice. Whether it is well-formed depends on
 //! its own bytes only: what was split off without an error can always be applied.
 
-use crate::pages::{PAGE, Page};
+use crate::page::{PAGE, Page};
 
 /// Longer ones are not worth it: the page is sent whole.
 pub const DELTA_MAX: usize = PAGE / 2;

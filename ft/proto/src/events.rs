@@ -306,10 +306,7 @@ pub enum Event {
 }
 
 fn link_name<S: serde::Serializer>(link: &LinkId, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match link {
-        LinkId::Replication => "replication",
-        LinkId::Heartbeat => "heartbeat",
-    })
+    serializer.serialize_str(link.name())
 }
 
 /// Who goes on when the two hosts cannot see each other and there is no witness to ask.

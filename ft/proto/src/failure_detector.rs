@@ -24,6 +24,15 @@ pub enum LinkId {
 impl LinkId {
     /// Both links.
     pub const ALL: [Self; 2] = [Self::Replication, Self::Heartbeat];
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Replication => "replication",
+            Self::Heartbeat => "heartbeat",
+        }
+    }
 }
 
 /// What a link looks like.

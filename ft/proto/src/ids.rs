@@ -295,8 +295,9 @@ impl<T: FromStr<Err = NameError> + FromNumber> Visitor<'_> for Text<T> {
 pub struct Committed(Epoch);
 
 impl Committed {
-    /// Made by `primary` (acknowledgement) and `standby` (completion) only.
+    /// Made by `pipeline` (acknowledgement) and `standby` (completion) only.
     pub(crate) fn new(epoch: Epoch) -> Self {
+        assert!(epoch > Epoch(0), "epochs are counted from 1");
         Self(epoch)
     }
 

@@ -11,6 +11,7 @@
 //! processes; `text` cleans what others say. Bulk data never enters the state machines: they handle epoch numbers, the shell moves bytes.
 #![forbid(unsafe_code)]
 
+pub mod commit_rule;
 pub mod delta;
 pub mod device_ctl;
 mod events;
@@ -19,8 +20,11 @@ mod ids;
 mod node;
 mod pace;
 pub mod packing;
+mod page;
 pub mod pages;
+mod pipeline;
 mod primary;
+mod session;
 mod standby;
 pub mod text;
 mod time;

@@ -8,40 +8,30 @@
 //!  Standby                            (Solo or Primary) -----'
 //! ```
 //!
-//! The shell feeds `handle`, performs what `poll_action` yields in order, and calls back when `poll_timeout` says.
+//! The shell feeds `handle`, performs what `poll_action` yields in order, and calls back when `poll_timeout`
+//! says.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::events::{Action, Beat, Event, Input, Settings};
 use crate::failure_detector::{FailureDetector, Light, LinkId};
-use crate::primary::{Phase, Primary, fence, refusal};
+use crate::primary::Primary;
+use crate::session::{Cx, Outcome, refusal};
 use crate::standby::Standby;
 use crate::witness::{Claim, Record};
 use crate::{Epoch, NodeId, Term, Time};
 
-/// Between two tries to reach the witness.
-pub(crate) const RETRY: Duration = Duration::from_millis(200);
-
-/// While a session has nothing to lose yet, silence up to this long is slow machinery, not death: the first copy loads
-/// both hosts, and a standby without a checkpoint could not take over anyway.
+/// While a session has nothing to lose yet, silence up to this long is slow machinery, not death: the first
+/// copy loads both hosts, and a standby without a checkpoint could not take over anyway.
 const COPY_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a role turns into.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Outcome {
-    /// Runs the VM, unprotected, in this term.
-    Solo(Term),
-    /// Must not run the VM any more.
-    Fenced,
-}
 
 #[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 enum Role {
     Solo,
     Primary(Box<Primary>),
-    Standby(Standby),
+    Standby(Box<Standby>),
     Fenced,
 }
 
@@ -88,7 +78,7 @@ impl Node {
     /// A node that waits for a primary.
     #[must_use]
     pub fn standby(id: NodeId, settings: Settings, now: Time) -> Self {
-        Self::new(id, Term(0), Role::Standby(Standby::new(id)), settings, now)
+        Self::new(id, Term(0), Role::Standby(Box::new(Standby::new(id))), settings, now)
     }
 
     fn new(id: NodeId, term: Term, role: Role, settings: Settings, now: Time) -> Self {
@@ -109,34 +99,54 @@ impl Node {
         }
         self.notice_stall(now);
         let copied = self.is_copying();
-        let outcome = match (&mut self.role, input) {
-            (Role::Solo, Input::SessionOpened { peer }) => {
-                self.role = Role::Primary(Box::new(Primary::new(self.id, peer, self.term, now)));
-                self.actions.push_back(Action::Event(Event::SyncStarted));
-                None
-            }
-            (Role::Solo, Input::TakeOverFailed { reason }) => {
-                self.actions.push_back(Action::Fence { reason: reason.clone() });
-                self.actions.push_back(Action::Event(Event::Fenced { reason }));
-                Some(Outcome::Fenced)
-            }
-            (Role::Standby(_), Input::PrimaryJoined { term, .. }) if term < self.term => None,
-            (_, Input::RecordRead { record }) => self.record_read(record),
-            (Role::Primary(primary), input) => primary.handle(input, &self.settings, now, &mut self.actions),
-            (Role::Standby(standby), input) => {
-                if let Input::PrimaryJoined { term, .. } = input {
-                    self.term = term;
-                }
-                standby.handle(input, &self.settings, now, &mut self.actions)
-            }
-            (Role::Solo | Role::Fenced, _) => None,
-        };
+        let outcome = self.tell_role(input, now);
         self.turn(outcome);
         if copied && !self.is_copying() {
             // Silence that was tolerated until now must not count all at once.
             self.detector = FailureDetector::new(self.settings.silence, now);
         }
         self.on_time(now);
+        self.check();
+    }
+
+    fn tell_role(&mut self, input: Input, now: Time) -> Option<Outcome> {
+        let (id, term) = (self.id, self.term);
+        let (role, mut cx) = self.role_in(now);
+        match (role, input) {
+            (role @ Role::Solo, Input::SessionOpened { peer }) => {
+                *role = Role::Primary(Box::new(Primary::new(id, peer, term, now)));
+                cx.tell(Event::SyncStarted);
+                None
+            }
+            (Role::Solo, Input::TakeOverFailed { reason }) => Some(cx.fence(reason)),
+            (Role::Standby(_), Input::PrimaryJoined { term: its, .. }) if its < term => None,
+            (_, Input::RecordRead { record }) => self.record_read(record, now),
+            (Role::Primary(primary), input) => primary.handle(input, &mut cx),
+            (Role::Standby(standby), input) => {
+                let joined = if let Input::PrimaryJoined { term, .. } = input { Some(term) } else { None };
+                let outcome = standby.handle(input, &mut cx);
+                self.term = joined.unwrap_or(term);
+                outcome
+            }
+            (Role::Solo | Role::Fenced, _) => None,
+        }
+    }
+
+    /// The role, and the context of its transitions.
+    fn role_in(&mut self, now: Time) -> (&mut Role, Cx<'_>) {
+        let Self { role, settings, actions, .. } = self;
+        (role, Cx { settings, now, out: actions })
+    }
+
+    /// A session is of this node's term: what it asks of the witness is about the VM that runs now, not one
+    /// of the past.
+    fn check(&self) {
+        let session = match &self.role {
+            Role::Primary(primary) => Some(primary.term()),
+            Role::Standby(standby) => standby.term(),
+            Role::Solo | Role::Fenced => None,
+        };
+        assert!(session.is_none_or(|term| term == self.term), "a session of term {session:?} in term {}", self.term);
     }
 
     /// What to do next, until there is nothing.
@@ -196,7 +206,7 @@ impl Node {
     /// Whether this node runs the VM and another one can go on with it at any moment.
     #[must_use]
     pub fn has_a_successor(&self) -> bool {
-        matches!(&self.role, Role::Primary(primary) if primary.has_a_successor())
+        matches!(&self.role, Role::Primary(primary) if primary.can_fail_over())
     }
 
     /// What this node is doing.
@@ -204,11 +214,11 @@ impl Node {
     pub fn state(&self) -> State {
         match &self.role {
             Role::Solo => State::Solo,
-            Role::Primary(primary) if primary.phase == Phase::Protected => State::Protected,
+            Role::Primary(primary) if primary.is_protected() => State::Protected,
             Role::Primary(_) => State::Syncing,
-            Role::Standby(Standby { session: None, .. }) => State::StandbyEmpty,
-            Role::Standby(Standby { session: Some(session), .. }) if session.committed.is_some() => State::StandbyReady,
-            Role::Standby(_) => State::StandbySyncing,
+            Role::Standby(standby) if standby.peer().is_none() => State::StandbyEmpty,
+            Role::Standby(standby) if standby.committed().is_none() => State::StandbySyncing,
+            Role::Standby(_) => State::StandbyReady,
             Role::Fenced => State::Fenced,
         }
     }
@@ -233,9 +243,9 @@ impl Node {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         match &self.role {
-            Role::Primary(primary) => primary.running,
-            Role::Standby(Standby { session: Some(session), .. }) => session.committed.unwrap_or_default(),
-            _ => Epoch::default(),
+            Role::Primary(primary) => primary.running(),
+            Role::Standby(standby) => standby.committed().unwrap_or_default(),
+            Role::Solo | Role::Fenced => Epoch::default(),
         }
     }
 
@@ -243,8 +253,8 @@ impl Node {
     #[must_use]
     pub fn peer(&self) -> Option<NodeId> {
         match &self.role {
-            Role::Primary(primary) => Some(primary.peer),
-            Role::Standby(standby) => standby.session.as_ref().map(|session| session.primary),
+            Role::Primary(primary) => Some(primary.peer()),
+            Role::Standby(standby) => standby.peer(),
             Role::Solo | Role::Fenced => None,
         }
     }
@@ -258,8 +268,8 @@ impl Node {
     /// What this node's heartbeats say.
     #[must_use]
     pub fn beat(&self) -> Beat {
-        let invites = matches!(&self.role, Role::Primary(primary) if primary.invites());
-        Beat { from: self.id, term: self.term, runs: self.runs() && !invites }
+        let gives_up = matches!(&self.role, Role::Primary(primary) if primary.requests_takeover());
+        Beat { from: self.id, term: self.term, runs: self.runs() && !gives_up }
     }
 
     /// Whether a session is open that has nothing to lose yet.
@@ -274,10 +284,14 @@ impl Node {
     fn turn(&mut self, outcome: Option<Outcome>) {
         match outcome {
             Some(Outcome::Solo(term)) => {
+                assert!(term >= self.term, "from term {} back to {term}", self.term);
                 self.term = term;
                 self.role = Role::Solo;
             }
-            Some(Outcome::Fenced) => self.role = Role::Fenced,
+            Some(Outcome::Fenced) => {
+                assert!(self.runs(), "a node is fenced that does not run the VM");
+                self.role = Role::Fenced;
+            }
             None => {}
         }
     }
@@ -293,26 +307,28 @@ impl Node {
         self.notice_stall(now);
         self.detector.heard(link, at);
         let mute = self.detector.light(LinkId::Replication, now) == Light::Red;
-        let outcome = match &mut self.role {
-            Role::Primary(primary) if !beat.runs => primary.heard(at, &self.settings, &mut self.actions),
+        let (role, mut cx) = self.role_in(now);
+        let outcome = match role {
+            Role::Primary(primary) if !beat.runs => primary.heard(at, &mut cx),
             // One that may not run any more is as good as dead, however lively its process.
-            Role::Standby(standby) if !beat.runs => {
-                standby.primary_stopped(beat.term, mute, &self.settings, now, &mut self.actions)
-            }
+            Role::Standby(standby) if !beat.runs => standby.primary_stopped(beat.term, mute, &mut cx),
             _ => None,
         };
         self.turn(outcome);
+        self.check();
     }
 
-    /// The peer says that it runs the VM in a later term. A beat alone decides nothing where there is a witness to ask.
+    /// The peer says that it runs the VM in a later term. A beat alone decides nothing where there is a
+    /// witness to ask.
     fn contested(&mut self, beat: Beat, now: Time) {
-        let outcome = match &mut self.role {
+        let (role, mut cx) = self.role_in(now);
+        let outcome = match role {
             Role::Primary(primary) => {
                 let reason = format!("node {} says that it runs the VM in term {}", beat.from, beat.term);
-                primary.contested(reason, &self.settings, &mut self.actions)
+                primary.contested(reason, &mut cx)
             }
             Role::Standby(standby) => {
-                standby.superseded(beat.term, &self.settings, now, &mut self.actions);
+                standby.superseded(beat.term, &mut cx);
                 None
             }
             Role::Solo | Role::Fenced => None,
@@ -321,18 +337,19 @@ impl Node {
     }
 
     /// The witness's record was read. It is the last word on who runs the VM, whatever was thought here.
-    fn record_read(&mut self, record: Option<Record>) -> Option<Outcome> {
-        match &mut self.role {
-            Role::Solo => {
-                let Some(record) = record else {
-                    self.actions.push_back(Action::Event(Event::WitnessRecordLost));
-                    return None;
-                };
-                let reason = refusal(Some(record));
-                (record.term() > self.term && !record.is_of(self.id)).then(|| fence(reason, &mut self.actions))
+    fn record_read(&mut self, record: Option<Record>, now: Time) -> Option<Outcome> {
+        let (id, term) = (self.id, self.term);
+        let (role, mut cx) = self.role_in(now);
+        match (role, record) {
+            (Role::Solo, None) => {
+                cx.tell(Event::WitnessRecordLost);
+                None
             }
-            Role::Primary(primary) => primary.record_read(record, &self.settings, &mut self.actions),
-            Role::Standby(_) | Role::Fenced => None,
+            (Role::Solo, Some(record)) if record.term() > term && !record.is_of(id) => {
+                Some(cx.fence(refusal(Some(record))))
+            }
+            (Role::Primary(primary), record) => primary.record_read(record, &mut cx),
+            (Role::Solo | Role::Standby(_) | Role::Fenced, _) => None,
         }
     }
 
@@ -341,9 +358,11 @@ impl Node {
         if !self.has_peer() || !self.detector.check(now) {
             return;
         }
-        self.actions.push_back(Action::Event(Event::OwnStall));
-        match &mut self.role {
-            Role::Primary(primary) => primary.woke(now, self.detector.check_interval().unwrap_or_default()),
+        let beat_interval = self.detector.check_interval().unwrap_or_default();
+        let (role, mut cx) = self.role_in(now);
+        cx.tell(Event::OwnStall);
+        match role {
+            Role::Primary(primary) => primary.woke(now, beat_interval),
             Role::Standby(standby) => standby.woke(now),
             Role::Solo | Role::Fenced => {}
         }
@@ -357,14 +376,12 @@ impl Node {
         self.report_lights(now);
         let patience = if self.is_copying() { COPY_PATIENCE } else { Duration::ZERO };
         let suspects = self.detector.suspects(now, patience);
-        let outcome = match &mut self.role {
-            Role::Primary(primary) => {
-                let link = LinkId::Replication;
-                let silent =
-                    self.detector.light(link, now) == Light::Red && self.detector.silence(link, now) > patience;
-                primary.on_time(silent, &self.settings, now, &mut self.actions)
-            }
-            Role::Standby(standby) => standby.on_time(suspects, &self.settings, now, &mut self.actions),
+        let link = LinkId::Replication;
+        let silent = self.detector.light(link, now) == Light::Red && self.detector.silence(link, now) > patience;
+        let (role, mut cx) = self.role_in(now);
+        let outcome = match role {
+            Role::Primary(primary) => primary.on_time(silent, &mut cx),
+            Role::Standby(standby) => standby.on_time(suspects, &mut cx),
             Role::Solo | Role::Fenced => None,
         };
         self.turn(outcome);

@@ -8,19 +8,15 @@
 //! [delta](crate::delta) to what the frames before this one made of the page; none of them, its 4096 bytes.
 
 use crate::delta::Delta;
+pub use crate::page::{PAGE, Page};
 use crate::wire::{Kind, WireError};
 
-/// Bytes in a page.
-pub const PAGE: usize = 4096;
 /// The most pages in one frame.
 pub const PAGES_PER_FRAME: usize = 4096;
 /// Set in a page's entry: it is all zeroes.
 pub const ZERO_PAGE: u64 = 1 << 63;
 /// Set in a page's entry: what follows is what changed in it.
 pub const DELTA_PAGE: u64 = 1 << 62;
-
-/// The bytes of a page.
-pub type Page = [u8; PAGE];
 
 /// What becomes of a page.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

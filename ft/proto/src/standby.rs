@@ -1,19 +1,30 @@
 //! The standby's half of a session: collect the parts of each epoch, commit whole ones in order, take over.
 //!
 //! ```text
-//! Empty --primary joined--> Copying --base complete--> Ready --silence / yield--> claim --granted--> Solo
-//!   ^--- stream lost, primary gone ---'                   ^--- (refused: another runs) ---> Empty
+//! Empty --primary joined--> Copying --base complete--> Ready
+//!   ^                          |                         | copy superseded, primary left
+//!   '--stream lost, silence,---'<------------------------'
+//!      primary stopped / left
+//!
+//! Ready is, towards the witness,
+//!   Content --silence / yield / primary stopped--> TakingOver --granted--> Solo
+//!      ^                                            |      ^
+//!      |                       primary heard again  v      | silence / yield / primary stopped
+//!      '--granted, or not registered yet--------- Withdrawing --the takeover had been granted--> Solo
+//!   TakingOver or Withdrawing, refused: another node runs the VM --> Empty
+//!   without a witness: silence / yield / primary stopped --if the policy says so--> Solo
 //! ```
 //!
-//! A claim that gets no answer, because the witness is out of reach, is withdrawn when the primary is heard again: epochs are
-//! committed as before, whatever the witness has made of the claim, since nobody but this standby can use the right that it
-//! was given. It asks until it knows: if the claim was granted after all, it takes over.
+//! Nothing is acknowledged in `TakingOver`. A claim that gets no answer, because the witness is out of reach,
+//! is withdrawn when the primary is heard again: epochs are committed as before, whatever the witness has
+//! made of the claim, since nobody but this standby can use the right that it was given. It asks until it
+//! knows: if the claim was granted after all, it takes over.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::events::{Action, Event, Input, OnPartition, Settings, WitnessAnswer};
-use crate::node::{Outcome, RETRY};
+use crate::events::{Action, Event, Input, OnPartition, WitnessAnswer};
+use crate::session::{Cx, Outcome, PendingClaim, RETRY};
 use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
 
@@ -24,45 +35,86 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 pub(crate) struct Standby {
-    pub(crate) id: NodeId,
-    pub(crate) session: Option<Session>,
+    id: NodeId,
+    state: State,
 }
 
-/// What is held of one primary.
 #[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
-pub(crate) struct Session {
-    pub(crate) primary: NodeId,
-    pub(crate) term: Term,
-    disks: u16,
-    /// Whether the stream still works; a copy without one is still a copy.
-    connected: bool,
-    /// The last epoch of which everything was complete.
-    pub(crate) committed: Option<Epoch>,
-    parts: BTreeMap<Epoch, Parts>,
-    wish: Wish,
-    /// Since when the primary's beats say that it does not run the VM any more, or wants to be relieved: it will not be back.
+enum State {
+    /// No primary has joined.
+    Empty,
+    /// The first copy is arriving.
+    Copying(Copying),
+    /// There is a checkpoint to take over from.
+    Ready(Ready),
+}
+
+/// Whose copy is held.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Session {
+    primary: NodeId,
+    term: Term,
+}
+
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
+#[derive(Debug)]
+struct Copying {
+    session: Session,
+    arriving: Arriving,
+    /// Since when the primary's beats say that it does not run the VM any more.
     stopped: Option<Time>,
-    /// Nothing of the primary is waited for any more.
-    yielded: bool,
+}
+
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
+#[derive(Debug)]
+struct Ready {
+    session: Session,
+    /// The last epoch of which everything was complete.
+    committed: Epoch,
+    /// What has arrived of later ones; `None`: the stream has ended. A copy without one is still a copy.
+    arriving: Option<Arriving>,
+    primary: PrimarySays,
+    claim: ClaimState,
     no_claim_before: Time,
     /// Before that the witness is not asked again whether this copy has its right.
     no_question_before: Time,
-    held_back: bool,
-    /// When to ask the witness again, which did not answer.
-    retry: Option<Time>,
+    /// The policy was to wait although the primary is silent, and an operator was told.
+    suppressed: bool,
+}
+
+/// What the primary says of itself.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum PrimarySays {
+    /// It runs the VM, as far as is known.
+    Runs,
+    /// Its beats say that it does not any more, or wants to be taken over from: it will not be back. Since
+    /// then.
+    Stopped(Time),
+    /// Nothing of it is waited for any more.
+    Yielded,
 }
 
 /// What a standby wants of the witness.
 #[cfg_attr(feature = "model", derive(Hash))]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Wish {
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum ClaimState {
     /// Nothing: the primary runs the VM.
-    Nothing,
+    Content,
     /// To run the VM: nothing is acknowledged until the claim is refused or withdrawn.
-    TakeOver,
-    /// That a claim to take over, to which there was no answer, does not count; or to know whether it has the right to one.
-    Withdraw,
+    TakingOver(PendingClaim),
+    /// That a claim to take over, to which there was no answer, does not count; or to know whether it has the
+    /// right to one.
+    Withdrawing(PendingClaim),
+}
+
+/// Epochs that are arriving.
+#[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
+#[derive(Debug)]
+struct Arriving {
+    /// How many disks have a stream of their own.
+    disks: u16,
+    epochs: BTreeMap<Epoch, Parts>,
 }
 
 /// What has arrived of an epoch.
@@ -75,294 +127,385 @@ struct Parts {
 
 impl Standby {
     pub(crate) fn new(id: NodeId) -> Self {
-        Self { id, session: None }
+        Self { id, state: State::Empty }
     }
 
-    pub(crate) fn handle(
-        &mut self,
-        input: Input,
-        settings: &Settings,
-        now: Time,
-        out: &mut VecDeque<Action>,
-    ) -> Option<Outcome> {
-        if let Input::PrimaryJoined { peer, term, disks } = input {
-            self.session = Some(Session::new(peer, term, disks));
-            return None;
-        }
-        let session = self.session.as_mut()?;
-        match input {
-            Input::MemoryComplete { epoch, idle } if session.collects(epoch) => {
-                let parts = session.parts.entry(epoch).or_default();
-                parts.memory = true;
-                parts.disks.extend(idle);
-                session.commit_whole_epochs(out);
-            }
-            Input::DiskComplete { epoch, disk } if session.collects(epoch) => {
-                session.parts.entry(epoch).or_default().disks.insert(disk);
-                session.commit_whole_epochs(out);
-            }
-            Input::Yielded { term } if term == session.term => return self.relieve(settings, now, out),
-            Input::PeerLeft { reason, .. } => self.reset(reason, out),
-            Input::StreamLost { reason } => {
-                session.connected = false;
-                session.parts.clear();
-                if session.committed.is_none() {
-                    self.reset(reason, out);
-                } else if session.stopped.is_some() {
-                    return self.relieve(settings, now, out);
-                }
-            }
-            Input::Witness(answer) => return self.witness_answered(answer, now, out),
-            _ => {}
-        }
-        self.granted_by_policy(settings, out)
+    /// The session's primary.
+    pub(crate) fn peer(&self) -> Option<NodeId> {
+        self.session().map(|session| session.primary)
     }
 
-    /// A beat of the primary says that it does not run the VM any more. What it sent before, and its `Yield`, may still be on
-    /// the stream: beats are no reason to take over without them before it ends, its link is `mute`, or [`LAST_WORDS`] have passed.
-    pub(crate) fn primary_stopped(
-        &mut self,
-        term: Term,
-        mute: bool,
-        settings: &Settings,
-        now: Time,
-        out: &mut VecDeque<Action>,
-    ) -> Option<Outcome> {
-        let session = self.session.as_mut().filter(|session| session.term == term)?;
-        session.stopped.get_or_insert(now);
-        if session.connected && !mute {
-            return None;
-        }
-        self.relieve(settings, now, out)
+    /// The session's term.
+    pub(crate) fn term(&self) -> Option<Term> {
+        self.session().map(|session| session.term)
     }
 
-    /// Time that this process slept through was not given to the primary.
-    pub(crate) fn woke(&mut self, now: Time) {
-        if let Some(stopped) = self.session.as_mut().and_then(|session| session.stopped.as_mut()) {
-            *stopped = now;
+    /// The last epoch of which everything was complete.
+    pub(crate) fn committed(&self) -> Option<Epoch> {
+        match &self.state {
+            State::Empty | State::Copying(_) => None,
+            State::Ready(ready) => Some(ready.committed),
         }
     }
 
-    /// Takes over from a primary that has stopped for good.
-    fn relieve(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
-        let session = self.session.as_mut()?;
-        if session.committed.is_none() {
-            self.reset("the primary stopped before its first checkpoint".to_owned(), out);
-            return None;
+    fn session(&self) -> Option<Session> {
+        match &self.state {
+            State::Empty => None,
+            State::Copying(copying) => Some(copying.session),
+            State::Ready(ready) => Some(ready.session),
         }
-        session.yielded = true;
-        session.claim(self.id, settings, now, out);
-        self.granted_by_policy(settings, out)
-    }
-
-    /// The primary is silent on every link.
-    fn on_silence(&mut self, settings: &Settings, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
-        let id = self.id;
-        let session = self.session.as_mut()?;
-        if session.committed.is_none() {
-            self.reset("the primary fell silent before its first checkpoint".to_owned(), out);
-            return None;
-        }
-        if session.stopped.is_some() {
-            return self.relieve(settings, now, out);
-        }
-        if settings.on_partition == Some(OnPartition::Primary) {
-            if !std::mem::replace(&mut session.held_back, true) {
-                out.push_back(Action::Event(Event::TakeOverHeldBack));
-            }
-            return None;
-        }
-        session.claim(id, settings, now, out);
-        self.granted_by_policy(settings, out)
-    }
-
-    /// Time has passed. `suspects`: the primary is silent on every link.
-    pub(crate) fn on_time(
-        &mut self,
-        suspects: bool,
-        settings: &Settings,
-        now: Time,
-        out: &mut VecDeque<Action>,
-    ) -> Option<Outcome> {
-        let session = self.session.as_mut()?;
-        if session.relief_due().is_some_and(|due| due <= now) {
-            return self.relieve(settings, now, out);
-        }
-        self.ask_again(suspects, now, out);
-        if suspects { self.on_silence(settings, now, out) } else { None }
-    }
-
-    fn ask_again(&mut self, suspects: bool, now: Time, out: &mut VecDeque<Action>) {
-        let id = self.id;
-        let Some(session) = self.session.as_mut().filter(|session| session.retry.is_some_and(|at| at <= now)) else {
-            return;
-        };
-        session.retry = None;
-        if session.wish == Wish::TakeOver && session.connected && !session.yielded && !suspects {
-            session.wish = Wish::Withdraw;
-            out.push_back(Action::Event(Event::TakeOverWithdrawn));
-            session.commit_whole_epochs(out);
-        }
-        out.extend(session.claim_of(id).map(Action::AskWitness));
     }
 
     /// The claim that has no answer yet.
     pub(crate) fn pending_claim(&self) -> Option<Claim> {
-        self.session.as_ref().and_then(|session| session.claim_of(self.id))
+        let State::Ready(ready) = &self.state else { return None };
+        ready.claim.pending().map(PendingClaim::claim)
     }
 
     /// Whether an answer of the witness is open that may make this node run the VM.
     pub(crate) fn awaits_witness(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.wish != Wish::Nothing)
+        self.pending_claim().is_some()
     }
 
     pub(crate) fn timeout(&self) -> Option<Time> {
-        let session = self.session.as_ref()?;
-        session.retry.into_iter().chain(session.relief_due()).min()
+        let retry = match &self.state {
+            State::Ready(ready) => ready.claim.pending().and_then(PendingClaim::timeout),
+            State::Empty | State::Copying(_) => None,
+        };
+        retry.into_iter().chain(self.stop_due()).min()
     }
 
-    /// A beat of the primary says that it runs the VM in a later term: then what is held here is of the past. With a witness a
-    /// beat is only a reason to ask whether this copy still has its right.
-    pub(crate) fn superseded(&mut self, term: Term, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
-        let id = self.id;
-        let Some(session) = self.session.as_mut().filter(|session| session.committed.is_some()) else { return };
-        if settings.on_partition.is_some() {
-            self.reset(format!("the VM runs elsewhere in term {term}"), out);
-        } else if session.wish == Wish::Nothing && now >= session.no_question_before {
-            session.no_question_before = now + RETRY;
-            session.wish = Wish::Withdraw;
-            session.retry = None;
-            out.extend(session.claim_of(id).map(Action::AskWitness));
-        }
-    }
-
-    pub(crate) fn reset(&mut self, reason: String, out: &mut VecDeque<Action>) {
-        if self.session.take().is_some() {
-            out.push_back(Action::Reset { reason: reason.clone() });
-            out.push_back(Action::Event(Event::StandbyReset { reason }));
-        }
-    }
-
-    /// Without a witness the claim is its own answer.
-    fn granted_by_policy(&mut self, settings: &Settings, out: &mut VecDeque<Action>) -> Option<Outcome> {
-        let session = self.session.as_ref()?;
-        let granted = session.wish == Wish::TakeOver && settings.on_partition.is_some();
-        granted.then(|| take_over(session, session.term.next(), out))
-    }
-
-    fn witness_answered(&mut self, answer: WitnessAnswer, now: Time, out: &mut VecDeque<Action>) -> Option<Outcome> {
-        let id = self.id;
-        // Answers to claims of earlier sessions come too late.
-        let session = self.session.as_mut().filter(|session| session.claim_of(id) == Some(answer.claim()))?;
-        let taking = session.wish == Wish::TakeOver;
-        match answer {
-            WitnessAnswer::Judged(_, Verdict::Granted(record)) if taking => {
-                return Some(take_over(session, record.term(), out));
+    pub(crate) fn handle(&mut self, input: Input, cx: &mut Cx<'_>) -> Option<Outcome> {
+        match input {
+            Input::PrimaryJoined { peer, term, disks } => {
+                assert!(self.term().is_none_or(|held| held <= term), "a session of term {term} after a later one");
+                let session = Session { primary: peer, term };
+                self.state = State::Copying(Copying { session, arriving: Arriving::new(disks), stopped: None });
             }
-            WitnessAnswer::Judged(_, Verdict::Granted(_)) => session.wish = Wish::Nothing,
-            // The claim that was to be withdrawn had been granted: the primary may not go on.
-            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term, .. })))
-                if owner == id && term == session.term.next() =>
-            {
-                return Some(take_over(session, term, out));
-            }
-            // The primary has not registered this copy yet: it is good, and may soon be what the VM lives on.
-            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term, .. })))
-                if owner == session.primary && term == session.term =>
-            {
-                session.wish = Wish::Nothing;
-                session.no_claim_before = now + RETRY;
-                session.commit_whole_epochs(out);
-            }
-            // A record that is lost gives the VM to nobody. The copy may be the only one: it is kept until there is a record again.
-            WitnessAnswer::Judged(_, Verdict::Refused(None)) => {
-                out.push_back(Action::Event(Event::WitnessRecordLost));
-                session.retry = Some(now + RETRY);
-            }
-            WitnessAnswer::Judged(_, Verdict::Refused(Some(_))) => {
-                self.reset("the witness gives the VM to another node".to_owned(), out);
-            }
-            WitnessAnswer::Unreachable(_, reason) => {
-                out.push_back(Action::Event(Event::WitnessUnreachable { reason }));
-                session.retry = Some(now + RETRY);
-            }
+            Input::MemoryComplete { epoch, idle } => self.collect(epoch, |parts| parts.add_memory(idle), cx),
+            Input::DiskComplete { epoch, disk } => self.collect(epoch, |parts| parts.add_disk(disk), cx),
+            Input::Yielded { term } if self.term() == Some(term) => return self.take_over_from_stopped(cx),
+            Input::PeerLeft { reason, .. } => self.reset(reason, cx),
+            Input::StreamLost { reason } => return self.stream_lost(reason, cx),
+            Input::Witness(answer) => return self.witness_answered(answer, cx),
+            _ => {}
         }
         None
     }
-}
 
-impl Session {
-    fn new(primary: NodeId, term: Term, disks: u16) -> Self {
-        Self {
-            primary,
-            term,
-            disks,
-            connected: true,
-            committed: None,
-            parts: BTreeMap::new(),
-            wish: Wish::Nothing,
-            stopped: None,
-            yielded: false,
-            no_claim_before: Time::default(),
-            no_question_before: Time::default(),
-            held_back: false,
-            retry: None,
+    /// Time has passed. `suspects`: the primary is silent on every link.
+    pub(crate) fn on_time(&mut self, suspects: bool, cx: &mut Cx<'_>) -> Option<Outcome> {
+        if self.stop_due().is_some_and(|due| due <= cx.now) {
+            return self.take_over_from_stopped(cx);
         }
+        if let State::Ready(ready) = &mut self.state {
+            ready.ask_again(self.id, suspects, cx);
+        }
+        if suspects { self.on_silence(cx) } else { None }
     }
 
-    /// Guards: the stream is gone, or the epoch is already committed.
-    fn collects(&self, epoch: Epoch) -> bool {
-        self.connected && self.committed.is_none_or(|committed| epoch > committed)
-    }
-
-    /// The only place on a standby where an epoch becomes committed.
-    fn commit_whole_epochs(&mut self, out: &mut VecDeque<Action>) {
-        if self.wish == Wish::TakeOver {
-            return;
+    /// A beat of the primary says that it does not run the VM any more. What it sent before, and its `Yield`,
+    /// may still be on the stream: beats are no reason to take over without them before it ends, its link is
+    /// `mute`, or [`LAST_WORDS`] have passed.
+    pub(crate) fn primary_stopped(&mut self, term: Term, mute: bool, cx: &mut Cx<'_>) -> Option<Outcome> {
+        if self.term() != Some(term) {
+            return None;
         }
-        let mut next = self.committed.map_or(Epoch(1), Epoch::next);
-        while self.parts.get(&next).is_some_and(|parts| parts.memory && parts.disks.len() == self.disks.into()) {
-            self.parts.remove(&next);
-            let first = self.committed.replace(next).is_none();
-            out.push_back(Action::Commit(Committed::new(next)));
-            if first {
-                out.push_back(Action::Event(Event::StandbyReady { term: self.term }));
+        let connected = match &mut self.state {
+            State::Empty => return None,
+            State::Copying(copying) => {
+                copying.stopped.get_or_insert(cx.now);
+                true
             }
-            next = next.next();
+            State::Ready(ready) => {
+                if ready.primary == PrimarySays::Runs {
+                    ready.primary = PrimarySays::Stopped(cx.now);
+                }
+                ready.arriving.is_some()
+            }
+        };
+        if connected && !mute { None } else { self.take_over_from_stopped(cx) }
+    }
+
+    /// Time that this process slept through was not given to the primary.
+    pub(crate) fn woke(&mut self, now: Time) {
+        match &mut self.state {
+            State::Copying(Copying { stopped: Some(since), .. }) => *since = now,
+            State::Ready(ready) if matches!(ready.primary, PrimarySays::Stopped(_)) => {
+                ready.primary = PrimarySays::Stopped(now);
+            }
+            _ => {}
         }
     }
 
-    /// What the witness is asked for.
-    fn claim_of(&self, standby: NodeId) -> Option<Claim> {
-        let Self { primary, term, .. } = *self;
-        match self.wish {
-            Wish::Nothing => None,
-            Wish::TakeOver => Some(Claim::TakeOver { primary, standby, term }),
-            Wish::Withdraw => Some(Claim::Withdraw { primary, standby, term }),
+    /// A beat of the primary says that it runs the VM in a later term: then what is held here is of the past.
+    /// With a witness a beat is only a reason to ask whether this copy still has its right.
+    pub(crate) fn superseded(&mut self, term: Term, cx: &mut Cx<'_>) {
+        let State::Ready(ready) = &mut self.state else { return };
+        if cx.settings.on_partition.is_some() {
+            self.reset(format!("the VM runs elsewhere in term {term}"), cx);
+        } else if ready.claim == ClaimState::Content && cx.now >= ready.no_question_before {
+            ready.no_question_before = cx.now + RETRY;
+            ready.claim = ClaimState::Withdrawing(PendingClaim::ask(ready.session.withdrawal(self.id), cx));
+        }
+    }
+
+    fn reset(&mut self, reason: String, cx: &mut Cx<'_>) {
+        if !matches!(std::mem::replace(&mut self.state, State::Empty), State::Empty) {
+            cx.act(Action::Reset { reason: reason.clone() });
+            cx.tell(Event::StandbyReset { reason });
+        }
+    }
+
+    /// A part of an epoch has arrived: of one that is not committed, and while the stream lasts.
+    fn collect(&mut self, epoch: Epoch, part: impl FnOnce(&mut Parts), cx: &mut Cx<'_>) {
+        let committed = self.committed().unwrap_or_default();
+        let arriving = match &mut self.state {
+            State::Empty => None,
+            State::Copying(copying) => Some(&mut copying.arriving),
+            State::Ready(ready) => ready.arriving.as_mut(),
+        };
+        let Some(arriving) = arriving.filter(|_| epoch > committed) else { return };
+        part(arriving.epochs.entry(epoch).or_default());
+        self.commit_whole_epochs(cx);
+    }
+
+    fn commit_whole_epochs(&mut self, cx: &mut Cx<'_>) {
+        self.state = match std::mem::replace(&mut self.state, State::Empty) {
+            State::Copying(copying) => copying.commit_base(cx),
+            other => other,
+        };
+        if let State::Ready(ready) = &mut self.state {
+            ready.commit_whole_epochs(cx);
+        }
+    }
+
+    fn stream_lost(&mut self, reason: String, cx: &mut Cx<'_>) -> Option<Outcome> {
+        match &mut self.state {
+            State::Empty => None,
+            State::Copying(_) => {
+                self.reset(reason, cx);
+                None
+            }
+            State::Ready(ready) => {
+                ready.arriving = None;
+                if ready.primary == PrimarySays::Runs { None } else { self.take_over_from_stopped(cx) }
+            }
         }
     }
 
     /// When a primary that has stopped is not waited for any longer, if it has and nothing has been claimed.
-    fn relief_due(&self) -> Option<Time> {
-        let due = if self.yielded { Some(self.no_claim_before) } else { self.stopped.map(|since| since + LAST_WORDS) };
-        due.filter(|_| self.wish != Wish::TakeOver).map(|due| due.max(self.no_claim_before))
+    fn stop_due(&self) -> Option<Time> {
+        match &self.state {
+            State::Empty => None,
+            State::Copying(copying) => copying.stopped.map(|since| since + LAST_WORDS),
+            State::Ready(ready) => match (ready.primary, &ready.claim) {
+                (_, ClaimState::TakingOver(_)) | (PrimarySays::Runs, _) => None,
+                (PrimarySays::Stopped(since), _) => Some((since + LAST_WORDS).max(ready.no_claim_before)),
+                (PrimarySays::Yielded, _) => Some(ready.no_claim_before),
+            },
+        }
     }
 
-    fn claim(&mut self, id: NodeId, settings: &Settings, now: Time, out: &mut VecDeque<Action>) {
-        if self.committed.is_none() || now < self.no_claim_before || self.wish == Wish::TakeOver {
+    /// Takes over from a primary that has stopped for good.
+    fn take_over_from_stopped(&mut self, cx: &mut Cx<'_>) -> Option<Outcome> {
+        match &mut self.state {
+            State::Empty => None,
+            State::Copying(_) => {
+                self.reset("the primary stopped before its first checkpoint".to_owned(), cx);
+                None
+            }
+            State::Ready(ready) => {
+                ready.primary = PrimarySays::Yielded;
+                ready.claim_takeover(self.id, cx)
+            }
+        }
+    }
+
+    /// The primary is silent on every link.
+    fn on_silence(&mut self, cx: &mut Cx<'_>) -> Option<Outcome> {
+        match &mut self.state {
+            State::Empty => None,
+            State::Copying(_) => {
+                self.reset("the primary fell silent before its first checkpoint".to_owned(), cx);
+                None
+            }
+            State::Ready(ready) if ready.primary != PrimarySays::Runs => self.take_over_from_stopped(cx),
+            State::Ready(ready) if cx.settings.on_partition == Some(OnPartition::Primary) => {
+                if !std::mem::replace(&mut ready.suppressed, true) {
+                    cx.tell(Event::TakeOverHeldBack);
+                }
+                None
+            }
+            State::Ready(ready) => ready.claim_takeover(self.id, cx),
+        }
+    }
+
+    fn witness_answered(&mut self, answer: WitnessAnswer, cx: &mut Cx<'_>) -> Option<Outcome> {
+        let State::Ready(ready) = &mut self.state else { return None };
+        let pending = ready.claim.pending_mut().filter(|claim| claim.is_answered_by(&answer))?;
+        match answer {
+            WitnessAnswer::Unreachable(_, reason) => pending.unreachable(reason, cx),
+            // The copy may be the only one: it is kept until there is a record again.
+            WitnessAnswer::Judged(_, Verdict::Refused(None)) => pending.record_lost(cx),
+            WitnessAnswer::Judged(_, Verdict::Granted(record)) => return ready.granted(record, cx),
+            WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term, .. }))) => {
+                let Session { primary, term: ours } = ready.session;
+                if owner == self.id && term == ours.next() {
+                    // The claim that was to be withdrawn had been granted: the primary may not go on.
+                    return Some(ready.take_over(term, cx));
+                }
+                if owner == primary && term == ours {
+                    ready.not_registered(cx);
+                } else {
+                    self.refused(cx);
+                }
+            }
+            WitnessAnswer::Judged(_, Verdict::Refused(Some(_))) => self.refused(cx),
+        }
+        None
+    }
+
+    fn refused(&mut self, cx: &mut Cx<'_>) {
+        self.reset("the witness gives the VM to another node".to_owned(), cx);
+    }
+}
+
+impl Copying {
+    /// The first epoch becomes committed, if it is whole: the copy can be taken over from.
+    fn commit_base(mut self, cx: &mut Cx<'_>) -> State {
+        let Self { session, stopped, .. } = self;
+        let committed = Epoch(1);
+        if !self.arriving.take_whole(committed) {
+            return State::Copying(self);
+        }
+        cx.act(Action::Commit(Committed::new(committed)));
+        cx.tell(Event::StandbyReady { term: session.term });
+        State::Ready(Ready {
+            session,
+            committed,
+            arriving: Some(self.arriving),
+            primary: stopped.map_or(PrimarySays::Runs, PrimarySays::Stopped),
+            claim: ClaimState::Content,
+            no_claim_before: Time::default(),
+            no_question_before: Time::default(),
+            suppressed: false,
+        })
+    }
+}
+
+impl Ready {
+    /// The only place on a standby where an epoch becomes committed, but for the first one.
+    fn commit_whole_epochs(&mut self, cx: &mut Cx<'_>) {
+        if matches!(self.claim, ClaimState::TakingOver(_)) {
             return;
         }
-        self.wish = Wish::TakeOver;
-        self.retry = None;
-        if settings.on_partition.is_none() {
-            out.extend(self.claim_of(id).map(Action::AskWitness));
+        let Some(arriving) = &mut self.arriving else { return };
+        while arriving.take_whole(self.committed.next()) {
+            self.committed = self.committed.next();
+            cx.act(Action::Commit(Committed::new(self.committed)));
+        }
+        let behind = arriving.epochs.first_key_value().is_some_and(|(first, _)| *first <= self.committed);
+        assert!(!behind, "parts of an epoch are left that is committed, up to {}", self.committed);
+    }
+
+    /// If it is time to, asks the witness again: whether this copy may take over, or, if the primary is back
+    /// before the witness is, what became of the claim to.
+    fn ask_again(&mut self, id: NodeId, suspects: bool, cx: &mut Cx<'_>) {
+        let Some(pending) = self.claim.pending_mut().filter(|claim| claim.is_due(cx.now)) else { return };
+        let back = self.arriving.is_some() && self.primary != PrimarySays::Yielded && !suspects;
+        if back && matches!(pending.claim(), Claim::TakeOver { .. }) {
+            cx.tell(Event::TakeOverWithdrawn);
+            self.claim = ClaimState::Content;
+            self.commit_whole_epochs(cx);
+            self.claim = ClaimState::Withdrawing(PendingClaim::ask(self.session.withdrawal(id), cx));
+        } else {
+            pending.ask_again(cx);
+        }
+    }
+
+    fn claim_takeover(&mut self, id: NodeId, cx: &mut Cx<'_>) -> Option<Outcome> {
+        if cx.now < self.no_claim_before || matches!(self.claim, ClaimState::TakingOver(_)) {
+            return None;
+        }
+        // Without a witness the claim is its own answer.
+        if cx.settings.on_partition.is_some() {
+            return Some(self.take_over(self.session.term.next(), cx));
+        }
+        self.claim = ClaimState::TakingOver(PendingClaim::ask(self.session.takeover(id), cx));
+        None
+    }
+
+    fn granted(&mut self, record: Record, cx: &mut Cx<'_>) -> Option<Outcome> {
+        if matches!(self.claim, ClaimState::TakingOver(_)) {
+            return Some(self.take_over(record.term(), cx));
+        }
+        self.claim = ClaimState::Content;
+        None
+    }
+
+    /// The primary has not registered this copy yet: it is good, and may soon be what the VM lives on.
+    fn not_registered(&mut self, cx: &mut Cx<'_>) {
+        self.claim = ClaimState::Content;
+        self.no_claim_before = cx.now + RETRY;
+        self.commit_whole_epochs(cx);
+    }
+
+    fn take_over(&self, term: Term, cx: &mut Cx<'_>) -> Outcome {
+        let committed = self.committed;
+        assert!(term > self.session.term, "a takeover from term {} in term {term}", self.session.term);
+        cx.tell(Event::TakingOver { epoch: committed, term });
+        cx.act(Action::TakeOver { committed, term });
+        Outcome::Solo(term)
+    }
+}
+
+impl Session {
+    fn takeover(self, standby: NodeId) -> Claim {
+        Claim::TakeOver { primary: self.primary, standby, term: self.term }
+    }
+
+    fn withdrawal(self, standby: NodeId) -> Claim {
+        Claim::Withdraw { primary: self.primary, standby, term: self.term }
+    }
+}
+
+impl ClaimState {
+    fn pending(&self) -> Option<&PendingClaim> {
+        match self {
+            Self::Content => None,
+            Self::TakingOver(claim) | Self::Withdrawing(claim) => Some(claim),
+        }
+    }
+
+    fn pending_mut(&mut self) -> Option<&mut PendingClaim> {
+        match self {
+            Self::Content => None,
+            Self::TakingOver(claim) | Self::Withdrawing(claim) => Some(claim),
         }
     }
 }
 
-fn take_over(session: &Session, term: Term, out: &mut VecDeque<Action>) -> Outcome {
-    let committed = session.committed.unwrap_or_default();
-    out.push_back(Action::Event(Event::TakingOver { epoch: committed, term }));
-    out.push_back(Action::TakeOver { committed, term });
-    Outcome::Solo(term)
+impl Arriving {
+    fn new(disks: u16) -> Self {
+        Self { disks, epochs: BTreeMap::new() }
+    }
+
+    /// Takes `epoch` out if all of it has arrived.
+    fn take_whole(&mut self, epoch: Epoch) -> bool {
+        let disks = usize::from(self.disks);
+        let whole = self.epochs.get(&epoch).is_some_and(|parts| parts.memory && parts.disks.len() == disks);
+        whole && self.epochs.remove(&epoch).is_some()
+    }
+}
+
+impl Parts {
+    fn add_memory(&mut self, idle: Vec<u16>) {
+        self.memory = true;
+        self.disks.extend(idle);
+    }
+
+    fn add_disk(&mut self, disk: u16) {
+        self.disks.insert(disk);
+    }
 }

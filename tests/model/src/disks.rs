@@ -1,10 +1,10 @@
 //! What outlives a crash: a host's disks, with what they have on record, and who may start the VM from them.
 
-use ft_proto::witness::{Claim, DiskState, Record, Verdict, judge};
-use ft_proto::{Input, Node, NodeId, State};
+use ft_proto::witness::{Claim, DiskState, Verdict};
+use ft_proto::{Node, NodeId, State};
 
 use crate::hosts::{T0, settings};
-use crate::system::{Flaw, Host, Sys};
+use crate::state::{Host, Sys};
 
 impl Sys {
     /// A host dies.
@@ -63,18 +63,6 @@ impl Sys {
         Some(())
     }
 
-    /// What the witness makes of a claim, with its flaw.
-    pub(crate) fn judged(&self, claim: Claim) -> Verdict {
-        match (self.flaw, claim, self.record) {
-            (Some(Flaw::GrantsAll), claim, _) => Verdict::Granted(ft_proto::witness::wish(claim)),
-            (Some(Flaw::StartsOnAbsence), Claim::Start { node, .. }, None) => {
-                let term = claim.term().next();
-                Verdict::Granted(Record::Solo { owner: node, term, since: term })
-            }
-            (_, claim, record) => judge(record, claim),
-        }
-    }
-
     /// The witness has answered the question whether the VM may be started.
     pub(crate) fn start_judged(&mut self, at: usize, claim: Claim, verdict: Verdict) {
         let (Verdict::Granted(record), Claim::Start { node: id, waited, .. }) = (verdict, claim) else { return };
@@ -97,27 +85,5 @@ impl Sys {
             State::StandbyReady if *disk == DiskState::Unusable => *disk = DiskState::Copy(node.term()),
             _ => {}
         }
-    }
-
-    /// What the witness has on record is on its way to a host that runs the VM.
-    pub(crate) fn look(&mut self, at: usize) {
-        let Some(node) = &self.hosts[at].node else { return };
-        self.left.looks -= 1;
-        self.reads.push((node.id(), self.record));
-    }
-
-    /// It arrives.
-    pub(crate) fn read(&mut self, at: usize) {
-        let (id, record) = self.reads.remove(at);
-        let Some(host) = self.host_of(id) else { return };
-        let node = self.hosts[host].node.as_ref();
-        if self.flaw == Some(Flaw::RestoresAtOnce)
-            && record.is_none()
-            && let Some(node) = node.filter(|node| node.state() == State::Protected)
-            && let Some(standby) = node.peer()
-        {
-            self.asks.push((id, Claim::Restore { primary: id, standby, term: node.term() }));
-        }
-        self.input(host, Input::RecordRead { record });
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ft_proto::witness::{Claim, DiskState, Record, Verdict};
 use ft_proto::{Action, CutKind, Epoch, Input, LinkId, NodeId, OnPartition, Settings, State, Time, WitnessAnswer};
 
-use crate::system::{Msg, Stream, Sys, Told};
+use crate::state::{Msg, Stream, Sys, Told};
 
 /// When everything happens.
 pub(crate) const T0: Time = Time(1_000_000_000_000);

@@ -9,7 +9,9 @@ mod disks;
 mod hosts;
 mod properties;
 mod reduce;
+mod state;
 mod system;
+mod witness;
 
 pub use properties::Possible;
-pub use system::{Act, Bounds, Flaw, LateClaims, System};
+pub use state::{Act, Bounds, Flaw, LateClaims, System};

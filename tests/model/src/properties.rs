@@ -4,7 +4,7 @@ use ft_proto::State;
 use ft_proto::witness::{Claim, Record};
 use stateright::Property;
 
-use crate::system::{LateClaims, Sys, System};
+use crate::state::{LateClaims, Sys, System};
 
 /// What must be possible.
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use ft_proto::witness::{Claim, DiskState};
 use ft_proto::{NodeId, State, Term, WitnessAnswer};
 
-use crate::system::{LateClaims, Msg, Sys};
+use crate::state::{LateClaims, Msg, Sys};
 
 impl Sys {
     /// The representative of all states that are the same but for what nobody will ever see.

@@ -118,7 +118,7 @@ impl World {
     }
 
     fn until(&self, until: Time) -> Duration {
-        until.since(crate::world::BEGIN)
+        until.since(crate::trace::BEGIN)
     }
 
     fn disturb_all(&mut self, host: usize, until: Time) {

@@ -13,6 +13,9 @@ pub(crate) const KEYS: usize = 4;
 pub(crate) const PAGES: usize = 16;
 pub(crate) const BLOCKS: usize = 8;
 
+/// Pages of a guest, for those who hold a copy.
+pub(crate) type Pages = [u64; PAGES];
+
 /// Something outside asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Request {

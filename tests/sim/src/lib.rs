@@ -9,6 +9,7 @@
 //! A run has two phases: faults, and then none. The same seed gives the same run, line by line.
 #![forbid(unsafe_code)]
 
+mod client;
 mod comeback;
 mod connect;
 mod devices;
@@ -32,6 +33,7 @@ mod streams;
 mod trace;
 mod truth;
 mod witness;
+mod witness_record;
 mod world;
 
 pub use invariants::Violation;

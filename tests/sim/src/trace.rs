@@ -2,7 +2,8 @@
 
 use ft_proto::{NodeId, Time};
 
-use crate::world::BEGIN;
+/// When virtual time begins: late enough to look back from.
+pub(crate) const BEGIN: Time = Time(1_000_000_000);
 
 /// The lines so far.
 #[derive(Debug, Default)]

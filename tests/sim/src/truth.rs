@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use ft_proto::{Epoch, NodeId, Time};
 
-use crate::guest::PAGES;
-
 /// A point in a guest's history. A takeover begins a new branch.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Point {
@@ -70,6 +68,3 @@ impl Truth {
         *entry = (*entry).max(until);
     }
 }
-
-/// Pages of a guest, for those who hold a copy.
-pub(crate) type Pages = [u64; PAGES];

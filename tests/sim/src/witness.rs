@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
-use ft_proto::{State, Term, Time, WitnessAnswer};
+use ft_proto::{State, Term, WitnessAnswer};
 
 use crate::mutation::Mutation;
 use crate::plan::Fault;
@@ -17,21 +17,6 @@ pub(crate) const OPENER: u64 = 0;
 pub(crate) const STARTER: u64 = u64::MAX;
 /// After this time a question counts as unanswered.
 const PATIENCE: Duration = Duration::from_millis(250);
-
-/// The record, and until when nobody reaches it.
-#[derive(Debug, Default)]
-pub(crate) struct Witness {
-    pub(crate) record: Option<Record>,
-    /// The last one that there was: whoever had a right by it still does, and nobody else.
-    pub(crate) last: Option<Record>,
-    pub(crate) down_until: Time,
-}
-
-impl Witness {
-    pub(crate) fn write(&mut self, record: Record) {
-        (self.record, self.last) = (Some(record), Some(record));
-    }
-}
 
 impl World {
     /// Queues a claim with a thread that asks one after the other.

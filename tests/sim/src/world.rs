@@ -8,20 +8,17 @@ use ft_proto::device_ctl::Command;
 use ft_proto::witness::Claim;
 use ft_proto::{Beat, LinkId, Node, NodeId, State, Term, Time};
 
+use crate::client::Client;
 use crate::guest::{BLOCKS, Frame, Request};
 use crate::invariants::{Checks, Moment, Violation};
 use crate::mutation::Mutation;
 use crate::network::{Network, StreamId};
-use crate::observer::Client;
 use crate::plan::Plan;
 use crate::process::{Address, Host, Message, Process};
 use crate::rng::Rng;
-use crate::trace::Trace;
+use crate::trace::{BEGIN, Trace};
 use crate::truth::Truth;
-use crate::witness::Witness;
-
-/// When virtual time begins: late enough to look back from.
-pub(crate) const BEGIN: Time = Time(1_000_000_000);
+use crate::witness_record::Witness;
 
 /// Something that happens at a time.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //!
 //! Reason: a file system that finds blocks from its own future is corrupt, one that misses blocks is too.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 pub(super) struct DiskMatchesMemory;
 

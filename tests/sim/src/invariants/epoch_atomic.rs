@@ -3,7 +3,7 @@
 //!
 //! Reason: half of an epoch is a state that the guest was never in; it crashes, or worse, goes on.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 pub(super) struct EpochAtomic;
 

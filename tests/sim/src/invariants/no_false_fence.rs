@@ -2,7 +2,7 @@
 //!
 //! Reason: nobody else may run it either, so the VM would stand still for a word.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 pub(super) struct NoFalseFence;
 

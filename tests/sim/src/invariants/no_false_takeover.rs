@@ -2,7 +2,7 @@
 //!
 //! Reason: the witness keeps a false takeover safe, but it costs the guest its time and the pair its protection.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 pub(super) struct NoFalseTakeover;
 

@@ -2,7 +2,7 @@
 //!
 //! Reason: this is what the product is for.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 use crate::guest::{KEYS, Saying};
 
 #[derive(Default)]

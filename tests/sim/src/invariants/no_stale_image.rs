@@ -3,7 +3,7 @@
 //!
 //! Reason: the disk of a host that was away is out of date, however much it looks like a disk.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 pub(super) struct NoStaleImage;
 

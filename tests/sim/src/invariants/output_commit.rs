@@ -6,7 +6,7 @@
 use ft_proto::NodeId;
 use ft_proto::witness::Record;
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 pub(super) struct OutputCommit;
 

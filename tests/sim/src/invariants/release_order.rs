@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 /// By branch, the step of the frame that left last.
 #[derive(Default)]

@@ -2,7 +2,7 @@
 //!
 //! Reason: a protocol that keeps still is always safe.
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 
 pub(super) struct Reprotected;
 

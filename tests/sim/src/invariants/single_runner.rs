@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use ft_proto::{NodeId, Term};
 
-use super::{Invariant, Moment, Scene};
+use super::moment::{Invariant, Moment, Scene};
 use crate::truth::Point;
 
 #[derive(Default)]
