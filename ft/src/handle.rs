@@ -11,13 +11,17 @@ use ft_proto::{HostId, LinkId, VmId};
 
 use crate::clock::Clock;
 use crate::context::inbox::{Inbox, Message, Post, Reply};
+use crate::devices::DeviceEnd;
+use crate::devices::socket::ControlSocket;
 use crate::engine::{Begin, Engine, EngineError, Parts};
 use crate::guest::{Guest, LinkEnd};
 use crate::identity::{incarnation_of, unnamed_host};
 use crate::options::{ProtectOptions, StandbyOptions};
+use crate::platform::linux::Linux;
 use crate::start::NodeTerm;
 use crate::status::{Board, EventRecord, Status};
 use crate::transport::beats::{BeatSocket, Beats};
+use crate::transport::heartbeats::Heartbeats;
 use crate::transport::listener::{Arrival, Listener};
 use crate::witness::{WitnessAddress, WitnessClient};
 
@@ -60,7 +64,7 @@ impl Default for Setup {
 /// A VM's fault tolerance. Dropping it ends its threads; a peer notices that as the end of this node.
 #[derive(Debug)]
 pub struct Ft {
-    post: Post,
+    post: Post<Linux>,
     board: Board,
     /// Closed when the engine has ended. Whoever is to answer a call may outlive it, on its way to a host that is down.
     ended: Receiver<Infallible>,
@@ -86,7 +90,7 @@ impl Ft {
     }
 
     fn start(
-        guest: Box<dyn Guest>,
+        mut guest: Box<dyn Guest>,
         begin: Begin,
         setup: Setup,
         options: Option<StandbyOptions>,
@@ -97,8 +101,8 @@ impl Ft {
         let beat_post = post.clone();
         let beats = Beats::start(clock, move |link, at, beat| beat_post.heard(link, at, beat))?;
         let witness = witness.as_ref().map(WitnessClient::start).transpose()?;
-        let listener = match options {
-            None => None,
+        let (listen, listener) = match options {
+            None => (None, None),
             Some(options) => {
                 if matches!(begin, Begin::StandBy(_)) {
                     beats.route(listen_for_beats(&options)?, None);
@@ -112,23 +116,24 @@ impl Ft {
                 };
                 let listener =
                     Listener::open(options.listen, tell).map_err(|error| EngineError::Listen(options.listen, error))?;
-                Some((options, listener))
+                (Some(options), Some(listener))
             }
         };
+        let devices = guest.links()?.into_iter().map(device_end).collect();
         let parts = Parts {
+            platform: Linux::new(clock)?,
             guest,
-            inbox,
+            devices,
             post: post.clone(),
             board: board.clone(),
             beats,
-            clock,
             begin,
             vm,
-            listener,
+            listen,
             peers,
             witness,
         };
-        let mut engine = Engine::new(parts)?;
+        let mut engine = Engine::new(parts, inbox, listener)?;
         if notes_disks {
             engine.note_owner()?;
         }
@@ -210,7 +215,7 @@ impl Ft {
     /// # Errors
     /// When it has to wait.
     pub fn device_joined(&self, end: LinkEnd) -> Result<(), Vec<String>> {
-        self.call(|reply| Message::DeviceJoined(end, reply))
+        self.call(|reply| Message::DeviceJoined(device_end(end), reply))
     }
 
     /// The device of this id has left the VM.
@@ -255,7 +260,7 @@ impl Ft {
         self.board.events()
     }
 
-    fn call(&self, message: impl FnOnce(Reply) -> Message) -> Result<(), Vec<String>> {
+    fn call(&self, message: impl FnOnce(Reply) -> Message<Linux>) -> Result<(), Vec<String>> {
         let answer = self.ask(message);
         let ended = || Err(vec!["the fault-tolerance engine has ended".to_owned()]);
         // An answer that is there counts, even if the engine has ended since.
@@ -265,7 +270,7 @@ impl Ft {
         }
     }
 
-    fn ask(&self, message: impl FnOnce(Reply) -> Message) -> Receiver<Result<(), Vec<String>>> {
+    fn ask(&self, message: impl FnOnce(Reply) -> Message<Linux>) -> Receiver<Result<(), Vec<String>>> {
         let (reply, answer) = bounded(1);
         self.post.send(message(reply));
         answer
@@ -276,6 +281,10 @@ impl Drop for Ft {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn device_end(LinkEnd { id, caps, socket }: LinkEnd) -> DeviceEnd<ControlSocket> {
+    DeviceEnd { caps, control: ControlSocket::new(id, socket) }
 }
 
 fn listen_for_beats(options: &StandbyOptions) -> Result<Vec<BeatSocket>, EngineError> {

@@ -22,7 +22,10 @@ mod identity;
 mod note;
 mod options;
 mod peers;
+mod platform;
 mod replica;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod start;
 mod status;
 mod stream;

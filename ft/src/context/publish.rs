@@ -5,7 +5,9 @@ use ft_proto::{LinkId, State, Time};
 use super::Context;
 use crate::claims::Pending;
 use crate::clock::millis;
+use crate::platform::Platform;
 use crate::status::{CompressionStatus, LinkStatus, Peer, SearchStatus, Status, WitnessStatus, light_name};
+use crate::transport::heartbeats::Heartbeats;
 
 /// What a status shows that others know.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub(crate) struct Shown {
     pub(crate) suspended: bool,
 }
 
-impl Context {
+impl<P: Platform> Context<P> {
     /// Makes the status on the board current.
     pub(crate) fn publish(&mut self, shown: Shown) {
         let now = self.now();

@@ -4,6 +4,7 @@ use ft_proto::Time;
 use ft_proto::wire::DiskProgress;
 use serde_json::json;
 
+use super::control::Control;
 use super::{DeviceKey, Devices};
 use crate::guest::Shape;
 use crate::note::Note;
@@ -14,7 +15,7 @@ const NONE: &str = "-";
 const COPYING: &str = "copying";
 const LOST: &str = "lost";
 
-impl Devices {
+impl<C: Control> Devices<C> {
     /// For status: the disks.
     pub(crate) fn copies(&self) -> Vec<DiskStatus> {
         self.all.iter().filter_map(|device| device.copy.clone()).collect()

@@ -1,108 +1,47 @@
-//! The control socket to one device process: commands out, reports in, in datagrams.
+//! One device process as the engine sees it: commands out, reports in, and none of a session that is over.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{self, CTL_MAX, Command, CtlError, Report};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
+use ft_proto::device_ctl::{Command, Report};
 
-use crate::guest::device::LinkEnd;
-
-/// A device process cannot be controlled any more.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// Its end of the socket is closed.
-    #[error("device process of {0} is gone")]
-    Gone(String),
-    /// It sent something that is not a report.
-    #[error("device process of {id} sent a malformed report")]
-    Malformed {
-        /// The device.
-        id: String,
-        /// The decoder's answer.
-        #[source]
-        source: CtlError,
-    },
-    /// It did not answer in time.
-    #[error("device process of {id} did not answer within {limit:?}")]
-    Silent {
-        /// The device.
-        id: String,
-        /// How long we waited.
-        limit: Duration,
-    },
-    /// It reported that it cannot go on.
-    #[error("device {id} failed: {reason}")]
-    Failed {
-        /// The device.
-        id: String,
-        /// In its own words.
-        reason: String,
-    },
-    /// The socket failed.
-    #[error("control socket of {id} failed")]
-    Socket {
-        /// The device.
-        id: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
+use super::control::{Control, LinkError};
 
 /// One device process.
 #[derive(Debug)]
-pub struct DeviceLink {
-    id: String,
-    socket: OwnedFd,
-    buffer: Box<[u8; CTL_MAX]>,
+pub struct DeviceLink<C> {
+    control: C,
     /// Reports that arrived while another one was waited for.
     early: VecDeque<Report>,
     /// Sessions that were dropped and whose end the device has not confirmed.
     dropped: u32,
 }
 
-impl DeviceLink {
-    /// Takes over a connected socket on which `Hello` was answered.
+impl<C: Control> DeviceLink<C> {
+    /// Takes over a device process that has answered `Hello`.
     #[must_use]
-    pub fn new(end: LinkEnd) -> Self {
-        Self { id: end.id, socket: end.socket, buffer: Box::new([0; CTL_MAX]), early: VecDeque::new(), dropped: 0 }
+    pub fn new(control: C) -> Self {
+        Self { control, early: VecDeque::new(), dropped: 0 }
     }
 
     /// Id of the device.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.id
+        self.control.id()
     }
 
-    /// Sends a command, with a descriptor where the command has one.
+    /// The way to it.
+    pub(crate) fn control(&self) -> &C {
+        &self.control
+    }
+
+    /// Sends a command, with a stream where the command has one.
     ///
     /// # Errors
     /// When the process is gone.
-    pub fn send(&mut self, command: &Command, fd: Option<BorrowedFd<'_>>) -> Result<(), LinkError> {
-        let bytes = device_ctl::encode(command, &mut self.buffer[..])
-            .map_err(|source| LinkError::Malformed { id: self.id.clone(), source })?;
-        let fds: Vec<_> = fd.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-        loop {
-            match sendmsg::<()>(
-                self.socket.as_raw_fd(),
-                &[io::IoSlice::new(bytes)],
-                rights,
-                MsgFlags::MSG_NOSIGNAL,
-                None,
-            ) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(broken(&self.id, errno)),
-            }
-        }
+    pub fn send(&mut self, command: &Command, stream: Option<&C::Stream>) -> Result<(), LinkError> {
+        self.control.send(command, stream)
     }
 
     /// Drops what the device holds of a session. What it still reports of that session is not passed on: epochs of the
@@ -134,23 +73,19 @@ impl DeviceLink {
         limit: Duration,
         mut wanted: impl FnMut(Report) -> Result<T, Report>,
     ) -> Result<T, LinkError> {
-        let deadline = Instant::now() + limit;
+        let deadline = self.control.deadline(limit);
         loop {
             while let Some(report) = self.recv_now()? {
                 match wanted(report) {
                     Ok(value) => return Ok(value),
-                    Err(Report::Failed { reason }) => return Err(LinkError::Failed { id: self.id.clone(), reason }),
+                    Err(Report::Failed { reason }) => {
+                        return Err(LinkError::Failed { id: self.id().to_owned(), reason });
+                    }
                     Err(other) => self.early.push_back(other),
                 }
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(LinkError::Silent { id: self.id.clone(), limit });
-            }
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(broken(&self.id, errno)),
+            if !self.control.wait(&deadline)? {
+                return Err(LinkError::Silent { id: self.id().to_owned(), limit });
             }
         }
     }
@@ -162,32 +97,12 @@ impl DeviceLink {
 
     fn recv_now(&mut self) -> Result<Option<Report>, LinkError> {
         loop {
-            match self.recv_any()? {
+            match self.control.recv_now()? {
                 Some(Report::Discarded) if self.dropped > 0 => self.dropped -= 1,
                 Some(report) if self.dropped > 0 && is_of_a_session(&report) => {}
                 other => return Ok(other),
             }
         }
-    }
-
-    fn recv_any(&mut self) -> Result<Option<Report>, LinkError> {
-        loop {
-            return match recv(self.socket.as_raw_fd(), &mut self.buffer[..], MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => Err(LinkError::Gone(self.id.clone())),
-                Ok(len) => device_ctl::decode(&self.buffer[..len])
-                    .map(Some)
-                    .map_err(|source| LinkError::Malformed { id: self.id.clone(), source }),
-                Err(Errno::EAGAIN) => Ok(None),
-                Err(Errno::EINTR) => continue,
-                Err(errno) => Err(broken(&self.id, errno)),
-            };
-        }
-    }
-}
-
-impl AsFd for DeviceLink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 
@@ -195,25 +110,21 @@ fn is_of_a_session(report: &Report) -> bool {
     matches!(report, Report::Complete { .. } | Report::InSync | Report::MirrorLost { .. } | Report::Resync { .. })
 }
 
-fn broken(id: &str, errno: Errno) -> LinkError {
-    match errno {
-        Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN => LinkError::Gone(id.to_owned()),
-        _ => LinkError::Socket { id: id.to_owned(), source: errno.into() },
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
+    use std::os::fd::AsRawFd;
 
+    use ft_proto::device_ctl;
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+
+    use super::super::socket::ControlSocket;
     use super::*;
-    use crate::guest::DeviceCaps;
 
     #[test]
     fn reports_of_a_dropped_session_do_not_reach_the_next_one() {
         let (ours, device) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        let mut link = DeviceLink::new(LinkEnd { id: "disk".to_owned(), caps: DeviceCaps::default(), socket: ours });
+        let mut link = DeviceLink::new(ControlSocket::new("disk".to_owned(), ours));
         let say = |report: Report| {
             let mut buffer = [0; 256];
             let bytes = device_ctl::encode(&report, &mut buffer).unwrap();
