@@ -17,7 +17,7 @@ use crate::record::{Record, Role};
 use crate::world::{Event, World};
 
 /// How often a standby is asked what it has on stable storage, per million checkpoints.
-const DURABLE: u64 = 200_000;
+const DURABLE: u64 = 500_000;
 
 impl World {
     /// The engine tells its disk something.

@@ -83,7 +83,7 @@ impl World {
 
     /// Somebody saves a host's disk.
     pub(crate) fn back_up(&mut self) {
-        let again = self.rng.micros(20_000, 400_000);
+        let again = self.rng.micros(10_000, 200_000);
         self.after(again, Event::Backup);
         let host = self.rng.index(self.hosts.len());
         let blocks = self.settled_blocks(self.address(host));
