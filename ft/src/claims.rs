@@ -2,7 +2,7 @@
 
 use ft_proto::witness::Claim;
 use ft_proto::{Time, WitnessAnswer};
-use serde::Serialize;
+use pollux_api::status::{ClaimKind, ClaimStatus};
 
 use crate::clock::millis;
 
@@ -12,17 +12,6 @@ pub(crate) struct Pending {
     claim: Claim,
     since: Time,
     error: Option<String>,
-}
-
-/// A claim that has no answer yet.
-#[derive(Clone, Debug, Serialize)]
-pub struct ClaimStatus {
-    /// `register`, `restore`, `go-alone`, `take-over` or `withdraw`.
-    pub kind: &'static str,
-    /// For how long it has been made again and again.
-    pub since_ms: u64,
-    /// Why the witness did not answer the last time.
-    pub error: Option<String>,
 }
 
 impl Pending {
@@ -45,12 +34,12 @@ impl Pending {
 
     pub(crate) fn status(&self, now: Time) -> ClaimStatus {
         let kind = match self.claim {
-            Claim::Register { .. } => "register",
-            Claim::Restore { .. } => "restore",
-            Claim::GoAlone { .. } => "go-alone",
-            Claim::TakeOver { .. } => "take-over",
-            Claim::Withdraw { .. } => "withdraw",
-            _ => "other",
+            Claim::Register { .. } => ClaimKind::Register,
+            Claim::Restore { .. } => ClaimKind::Restore,
+            Claim::GoAlone { .. } => ClaimKind::GoAlone,
+            Claim::TakeOver { .. } => ClaimKind::TakeOver,
+            Claim::Withdraw { .. } => ClaimKind::Withdraw,
+            _ => ClaimKind::Other,
         };
         ClaimStatus { kind, since_ms: millis(now.since(self.since)), error: self.error.clone() }
     }
@@ -76,7 +65,7 @@ mod tests {
         let full = WitnessAnswer::Unreachable(go_alone, "no space left".to_owned());
         let pending = Pending::asked(pending.answered(&full), go_alone, later);
         let ClaimStatus { kind, since_ms, error } = pending.status(later);
-        assert_eq!((kind, since_ms, error.as_deref()), ("go-alone", 9000, Some("no space left")));
+        assert_eq!((kind, since_ms, error.as_deref()), (ClaimKind::GoAlone, 9000, Some("no space left")));
         let late = WitnessAnswer::Judged(register, Verdict::Refused(None));
         let pending = pending.answered(&late).expect("an answer to another claim");
         assert!(pending.answered(&WitnessAnswer::Judged(go_alone, Verdict::Refused(None))).is_none());

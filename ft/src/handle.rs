@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
 use ft_proto::{HostId, LinkId, VmId};
+use pollux_api::{EventRecord, Refused, Status};
 
 use crate::clock::Clock;
 use crate::context::inbox::{Inbox, Message, Post, Reply};
@@ -19,7 +20,7 @@ use crate::identity::{incarnation_of, unnamed_host};
 use crate::options::{ProtectOptions, StandbyOptions};
 use crate::platform::linux::Linux;
 use crate::start::NodeTerm;
-use crate::status::{Board, EventRecord, Status};
+use crate::status::Board;
 use crate::transport::beats::{BeatSocket, Beats};
 use crate::transport::heartbeats::Heartbeats;
 use crate::transport::listener::{Arrival, Listener};
@@ -61,18 +62,61 @@ impl Default for Setup {
     }
 }
 
+/// What can be asked of the engine of a VM.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Call {
+    /// Protects the VM, by the configured peers if no other one is named. Done when a standby has accepted
+    /// and the first copy has begun. Configured peers are looked for again from now on.
+    Protect(Option<Box<ProtectOptions>>),
+    /// Ends protection; the VM goes on alone, and no standby is looked for. Done when it does.
+    Stop,
+    /// Ends protection for a while: the VM goes on alone, and what it writes is kept track of, so that
+    /// [`Self::Resume`] need not copy everything again. Done when it is alone.
+    Suspend,
+    /// Ends that while. Done when a standby has accepted.
+    Resume,
+    /// Stops the VM here and lets the standby go on with it, for this reason.
+    HandOver(String),
+    /// Moves the VM to its standby with nothing in flight. Done when it has left.
+    Switchover,
+    /// Stops the VM here without a word to its standby, which finds out and takes over. Done when it is
+    /// stopped.
+    TestFailover,
+}
+
+/// The protection of one VM, as its VMM sees it.
+pub trait Control: Send + Sync {
+    /// The VM has booted: a standby is looked for from now on.
+    fn vm_started(&self);
+    /// Has the engine do something, and waits until it is done. May take as long as a host that is down, or a
+    /// witness that hangs.
+    ///
+    /// # Errors
+    /// Why it is not done.
+    fn call(&self, call: Call) -> Result<(), Refused>;
+    /// The VM has ended for good, and its vCPUs run no more: tells the standby and the witness.
+    fn vm_ended(&self);
+    /// Ends the engine and gives its addresses back; status and events stay what they are.
+    fn end(&self);
+    /// The status, at most 100 ms old. Takes no lock that an epoch holds.
+    fn status(&self) -> Status;
+    /// The last events, oldest first. Takes no lock that an epoch holds.
+    fn events(&self) -> Vec<EventRecord>;
+}
+
 /// A VM's fault tolerance. Dropping it ends its threads; a peer notices that as the end of this node.
 #[derive(Debug)]
 pub struct Ft {
     post: Post<Linux>,
     board: Board,
-    /// Closed when the engine has ended. Whoever is to answer a call may outlive it, on its way to a host that is down.
+    /// Closed when the engine has ended. Whoever is to answer a call may outlive it, on its way to a host
+    /// that is down.
     ended: Receiver<Infallible>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 impl Ft {
-    /// For a VM that runs here, alone, from [`Self::vm_started`] on.
+    /// For a VM that runs here, alone, from [`Control::vm_started`] on.
     ///
     /// # Errors
     /// When a thread or descriptor cannot be had, or a disk cannot note that it is run from.
@@ -146,89 +190,116 @@ impl Ft {
         Ok(Self { post, board, ended, thread: Mutex::new(Some(thread)) })
     }
 
-    /// The VM has booted: a standby is looked for from now on.
-    pub fn vm_started(&self) {
-        self.post.send(Message::VmStarted);
-    }
-
-    /// Protects the VM, by the configured peers if no other one is named. Returns when a standby has accepted and the first
-    /// copy has begun. Configured peers are looked for again from now on.
+    /// As [`Call::Protect`].
     ///
     /// # Errors
-    /// Every reason why it cannot be protected, one sentence each.
-    pub fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>> {
-        self.call(|reply| Message::Protect(options, reply))
+    /// Every reason why the VM cannot be protected, all at once.
+    pub fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Refused> {
+        self.call(Call::Protect(options.map(Box::new)))
     }
 
-    /// Ends protection; the VM goes on alone, and no standby is looked for. Returns when it does.
+    /// As [`Call::Stop`].
     ///
     /// # Errors
-    /// When it is not protected, or the witness gives the VM to the other node.
-    pub fn stop(&self) -> Result<(), Vec<String>> {
-        self.call(Message::Stop)
+    /// When the VM is not protected, or the witness gives it to the other node.
+    pub fn stop(&self) -> Result<(), Refused> {
+        self.call(Call::Stop)
     }
 
-    /// Ends protection for a while: the VM goes on alone, and what it writes is kept track of, so that [`Self::resume`] need
-    /// not copy everything again. Returns when it is alone.
+    /// As [`Call::Suspend`].
     ///
     /// # Errors
-    /// When it is not protected, or the witness gives the VM to the other node.
-    pub fn suspend(&self) -> Result<(), Vec<String>> {
-        self.call(Message::Suspend)
+    /// When the VM is not protected, or the witness gives it to the other node.
+    pub fn suspend(&self) -> Result<(), Refused> {
+        self.call(Call::Suspend)
     }
 
-    /// Ends that while. Returns when a standby has accepted.
+    /// As [`Call::Resume`].
     ///
     /// # Errors
     /// When protection is not suspended, or every reason why nobody accepts; it stays suspended then.
-    pub fn resume(&self) -> Result<(), Vec<String>> {
-        self.call(Message::Resume)
+    pub fn resume(&self) -> Result<(), Refused> {
+        self.call(Call::Resume)
     }
 
-    /// Stops the VM here and lets the standby go on with it.
+    /// As [`Call::HandOver`].
     ///
     /// # Errors
-    /// When it is not protected.
-    pub fn hand_over(&self, reason: &str) -> Result<(), Vec<String>> {
-        self.call(|reply| Message::HandOver(reason.to_owned(), reply))
+    /// When the VM is not protected.
+    pub fn hand_over(&self, reason: &str) -> Result<(), Refused> {
+        self.call(Call::HandOver(reason.to_owned()))
     }
 
-    /// Moves the VM to its standby with nothing in flight. Returns when it has left.
+    /// As [`Call::Switchover`].
     ///
     /// # Errors
-    /// When it is not protected, or stays here because the standby was lost.
-    pub fn switchover(&self) -> Result<(), Vec<String>> {
-        self.call(Message::Switchover)
+    /// When the VM is not protected, or stays here because the standby was lost.
+    pub fn switchover(&self) -> Result<(), Refused> {
+        self.call(Call::Switchover)
     }
 
-    /// Stops the VM here without a word to its standby, which finds out and takes over. Returns when it is stopped.
+    /// As [`Call::TestFailover`].
     ///
     /// # Errors
-    /// When it is not protected.
-    pub fn test_failover(&self) -> Result<(), Vec<String>> {
-        self.call(Message::TestFailover)
+    /// When the VM is not protected.
+    pub fn test_failover(&self) -> Result<(), Refused> {
+        self.call(Call::TestFailover)
     }
 
-    /// A device has joined the VM: from now on it is part of every checkpoint. One that has a copy on the other host joins only
-    /// while no session is open.
+    /// A device has joined the VM: from now on it is part of every checkpoint. One that has a copy on the
+    /// other host joins only while no session is open.
     ///
     /// # Errors
     /// When it has to wait.
-    pub fn device_joined(&self, end: LinkEnd) -> Result<(), Vec<String>> {
-        self.call(|reply| Message::DeviceJoined(device_end(end), reply))
+    pub fn device_joined(&self, end: LinkEnd) -> Result<(), Refused> {
+        self.ask_and_wait(|reply| Message::DeviceJoined(device_end(end), reply))
     }
 
     /// The device of this id has left the VM.
     ///
     /// # Errors
     /// When there is none.
-    pub fn device_left(&self, id: &str) -> Result<(), Vec<String>> {
-        self.call(|reply| Message::DeviceLeft(id.to_owned(), reply))
+    pub fn device_left(&self, id: &str) -> Result<(), Refused> {
+        self.ask_and_wait(|reply| Message::DeviceLeft(id.to_owned(), reply))
     }
 
-    /// The VM has ended for good, and its vCPUs run no more: tells the standby and the witness.
-    pub fn vm_ended(&self) {
-        // A standby is told not to take over; having none is as good. An engine that has ended has nothing to tell.
+    fn ask_and_wait(&self, message: impl FnOnce(Reply) -> Message<Linux>) -> Result<(), Refused> {
+        let answer = self.ask(message);
+        let ended = || Err(Refused::Ended);
+        // An answer that is there counts, even if the engine has ended since.
+        select_biased! {
+            recv(answer) -> answer => answer.unwrap_or_else(|_| ended()),
+            recv(self.ended) -> _ => answer.try_recv().unwrap_or_else(|_| ended()),
+        }
+    }
+
+    fn ask(&self, message: impl FnOnce(Reply) -> Message<Linux>) -> Receiver<Result<(), Refused>> {
+        let (reply, answer) = bounded(1);
+        self.post.send(message(reply));
+        answer
+    }
+}
+
+impl Control for Ft {
+    fn vm_started(&self) {
+        self.post.send(Message::VmStarted);
+    }
+
+    fn call(&self, call: Call) -> Result<(), Refused> {
+        self.ask_and_wait(|reply| match call {
+            Call::Protect(options) => Message::Protect(options.map(|options| *options), reply),
+            Call::Stop => Message::Stop(reply),
+            Call::Suspend => Message::Suspend(reply),
+            Call::Resume => Message::Resume(reply),
+            Call::HandOver(reason) => Message::HandOver(reason, reply),
+            Call::Switchover => Message::Switchover(reply),
+            Call::TestFailover => Message::TestFailover(reply),
+        })
+    }
+
+    fn vm_ended(&self) {
+        // A standby is told not to take over; having none is as good. An engine that has ended has nothing to
+        // tell.
         if let Err(RecvTimeoutError::Timeout) = self.ask(Message::Stop).recv_timeout(LAST_WORD) {
             let witness = self.status().witness.map(|witness| witness.name).unwrap_or_default();
             tracing::warn!(
@@ -237,43 +308,22 @@ impl Ft {
                 LAST_WORD.as_secs()
             );
         }
-        let _ = self.call(Message::VmEnded);
+        let _ = self.ask_and_wait(Message::VmEnded);
     }
 
-    /// Ends the engine and gives its addresses back; status and events stay what they are.
-    pub fn end(&self) {
+    fn end(&self) {
         self.post.send(Message::Quit);
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = thread.join();
         }
     }
 
-    /// The status, at most 100 ms old.
-    #[must_use]
-    pub fn status(&self) -> Status {
+    fn status(&self) -> Status {
         self.board.status()
     }
 
-    /// The last events, oldest first.
-    #[must_use]
-    pub fn events(&self) -> Vec<EventRecord> {
+    fn events(&self) -> Vec<EventRecord> {
         self.board.events()
-    }
-
-    fn call(&self, message: impl FnOnce(Reply) -> Message<Linux>) -> Result<(), Vec<String>> {
-        let answer = self.ask(message);
-        let ended = || Err(vec!["the fault-tolerance engine has ended".to_owned()]);
-        // An answer that is there counts, even if the engine has ended since.
-        select_biased! {
-            recv(answer) -> answer => answer.unwrap_or_else(|_| ended()),
-            recv(self.ended) -> _ => answer.try_recv().unwrap_or_else(|_| ended()),
-        }
-    }
-
-    fn ask(&self, message: impl FnOnce(Reply) -> Message<Linux>) -> Receiver<Result<(), Vec<String>>> {
-        let (reply, answer) = bounded(1);
-        self.post.send(message(reply));
-        answer
     }
 }
 

@@ -1,4 +1,5 @@
-//! Names that last: a host's, a VM's, a session's, and what is drawn at random where nobody may guess or repeat it.
+//! Names that last: a host's, a VM's, a session's, and what is drawn at random where nobody may guess or
+//! repeat it.
 
 use std::fs;
 
@@ -103,8 +104,9 @@ impl SessionKey {
     }
 }
 
-/// The name that this machine has as a host of a VM, if an operator gives it none: the same at every start. `what` tells
-/// several VMs, and several hosts on one machine, apart: the paths of the VM's disks, or where it listens.
+/// The name that this machine has as a host of a VM, if an operator gives it none: the same at every start.
+/// `what` tells several VMs, and several hosts on one machine, apart: the paths of the VM's disks, or where
+/// it listens.
 #[must_use]
 pub fn default_host(what: &str) -> HostId {
     let machine = MACHINE_IDS.iter().find_map(|path| fs::read_to_string(path).ok()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What happened, for operators, where it is the engine that knows and not the core.
+//! Events that the engine reports by itself, not the core.
 
 use serde_json::Value;
 

@@ -2,14 +2,13 @@
 //! platform runs on threads. Behind a feature: nobody else puts an engine together.
 
 pub use crate::context::inbox::{Inbox, Message, Post, Reply};
-pub use crate::devices::control::{Control, LinkError};
+pub use crate::devices::control::{DeviceControl, LinkError};
 pub use crate::devices::{DeviceEnd, DeviceKey};
 pub use crate::engine::assembly::{Begin, Parts, assemble};
 pub use crate::engine::executor::Executor;
 pub use crate::identity::SessionKey;
 pub use crate::peers::application::{Applicant, Opened, Unopened};
 pub use crate::platform::{OpenedOn, Platform};
-pub use crate::status::WitnessStatus;
 pub use crate::stream::coder::Coder;
 pub use crate::stream::ends::{Done, Job, Received, ReceivingEnd, SendingEnd, Sent};
 pub use crate::stream::history::History;
@@ -23,3 +22,5 @@ pub use crate::transport::heartbeats::{BeatKey, Heartbeats, Ignored};
 pub use crate::transport::listener::Incoming;
 pub use crate::witness::AskWitness;
 pub use host_kit::cpu_load::CpuLoad;
+pub use pollux_api::options::Compression;
+pub use pollux_api::status::WitnessStatus;

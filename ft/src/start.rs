@@ -1,17 +1,19 @@
-//! Who runs the VM when a VMM starts, or has waited: decided by proof, before anything is built.
+//! Decides which host runs the VM when a VMM starts or has waited: by proof, before anything is built.
 //!
-//! Nobody boots the VM because nothing speaks against it. The disks say by their own records what VM they are of and what they
-//! were last used for; the witness compares that with its record ([`judge`]); and before this host acts on a record that says
-//! more than that the VM was shut down, the other hosts are asked what they do.
+//! Nobody boots the VM because nothing speaks against it. The disks say by their own records what VM they are
+//! of and what they were last used for; the witness compares that with its record ([`judge`]); and before
+//! this host acts on a record that says more than that the VM was shut down, the other hosts are asked what
+//! they do.
 
 use std::net::TcpListener;
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
 use ft_proto::{HostId, NodeId, Term, VmId, WitnessAnswer};
+use pollux_api::options::StartRole;
 
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
-use crate::options::{NodeOptions, Role};
+use crate::options::NodeOptions;
 use crate::peers::ask::{Answer, ask_all, known_vm, objection};
 use crate::witness::{WitnessAddress, WitnessClient};
 
@@ -92,7 +94,8 @@ pub struct Candidate {
     pub waited: bool,
 }
 
-/// Whether a process of this host may already run or await this VM: two of them would be one host to the witness.
+/// Whether a process of this host may already run or await this VM: two of them would be one host to the
+/// witness.
 ///
 /// # Errors
 /// When it listens where this one is to listen.
@@ -108,14 +111,14 @@ pub fn check_alone(options: &NodeOptions) -> Result<(), StartError> {
 /// Decides what this host does with the VM. May take some seconds.
 ///
 /// # Errors
-/// When this host is not to be a standby, and the witness does not answer or somebody else may have the VM; when the disks are
-/// another VM's.
+/// When this host is not to be a standby, and the witness does not answer or somebody else may have the VM;
+/// when the disks are another VM's.
 pub fn part(options: &NodeOptions, me: Candidate) -> Result<Part, StartError> {
-    if options.role == Role::Standby && !me.boots {
+    if options.role == StartRole::Standby && !me.boots {
         return Ok(Part::StandBy(None));
     }
     let mut start = Start { options, node: incarnation_of(me.host), me };
-    let waits = options.role == Role::Auto && !me.boots;
+    let waits = options.role == StartRole::Auto && !me.boots;
     let decided = match &options.witness {
         Some(address) => start.by_witness(address),
         None => Ok(start.by_itself()),
@@ -172,8 +175,8 @@ impl Start<'_> {
         }
     }
 
-    /// Without a witness nobody compares. What the other hosts say counts, and the image's own record is checked by the
-    /// process that opens it.
+    /// Without a witness nobody compares. What the other hosts say counts, and the image's own record is
+    /// checked by the process that opens it.
     fn by_itself(&mut self) -> Result<NodeTerm, String> {
         let known = self.me.disks.vm;
         let answers = self.ask_others(known);
@@ -221,10 +224,10 @@ impl Start<'_> {
         }
     }
 
-    /// An image that is one hole may be the place for a copy: only an operator, or the lack of other hosts, makes it a disk to
-    /// boot from.
+    /// An image that is one hole may be the place for a copy: only an operator, or the lack of other hosts,
+    /// makes it a disk to boot from.
     fn disks(&self) -> DiskState {
-        let meant = self.me.boots || self.options.role == Role::Primary || self.options.peers.is_empty();
+        let meant = self.me.boots || self.options.role == StartRole::Primary || self.options.peers.is_empty();
         match self.me.disks.state {
             DiskState::Hole if meant => DiskState::Fresh,
             state => state,
@@ -288,8 +291,8 @@ pub fn give_back(options: &NodeOptions, NodeTerm { vm, node, term, .. }: NodeTer
     }
 }
 
-/// Asks and waits, but not for ever. Without an answer the claim may still take effect, and nobody would be there to use it: then
-/// it is followed by `regret`, if the witness can be asked once more.
+/// Asks and waits, but not for ever. Without an answer the claim may still take effect, and nobody would be
+/// there to use it: then it is followed by `regret`, if the witness can be asked once more.
 fn ask(client: &WitnessClient, vm: VmId, claim: Claim, regret: Option<Claim>) -> WitnessAnswer {
     let answer = client.ask_and_wait(vm, claim, PATIENCE);
     if let (WitnessAnswer::Unreachable(..), Some(regret)) = (&answer, regret) {

@@ -1,4 +1,5 @@
-//! The witness's file as operators can have it: behind links, on file systems that come and go, in the way of other things.
+//! The witness's file as operators can have it: behind links, on file systems that come and go, in the way of
+//! other things.
 //!
 //! What mounts has a mount namespace of its own, and needs root.
 #![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.

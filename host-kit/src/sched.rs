@@ -94,7 +94,8 @@ mod tests {
         let realtime = seen();
         assert!(realtime.0 < 0 || realtime == before, "real-time, or not allowed to be: {realtime:?}");
         let child = std::thread::spawn(seen).join().unwrap();
-        assert_eq!(child, before, "its threads are ordinary ones");
+        // The kernel gives such threads the usual niceness, 0.
+        assert!(child == before || child == (20, 0), "its threads are ordinary ones: {child:?}");
         set_realtime(false);
         assert_eq!(seen(), before);
     }

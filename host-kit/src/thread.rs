@@ -5,7 +5,7 @@ use std::thread::{Builder, JoinHandle};
 
 /// Starts a thread that runs `body`. The kernel shows the first 15 bytes of `name`; the name may come from a client.
 ///
-/// The thread inherits priority and CPU of the calling one, see [`crate::sched`].
+/// The thread inherits the CPU of the calling one, not its priority: see [`crate::sched`].
 ///
 /// # Errors
 /// When the kernel has no thread left.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ft::WitnessAddress;
 use ft_proto::{NodeId, Term, VmId};
+use pollux_api::options;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,13 +31,13 @@ pub struct Arguments {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Asks whether the VMM lives; prints its version as JSON
+    /// Checks that the VMM is responding; prints its version as JSON
     Ping,
     /// Prints configuration and state of the VM as JSON
     Info,
     /// Prints the counters of the VM's devices as JSON
     Counters,
-    /// Gives the VMM the configuration of a VM
+    /// Creates a VM from its configuration, without booting it
     Create {
         /// File with the VM's configuration as JSON; - is standard input
         #[arg(default_value = "-")]
@@ -44,26 +45,26 @@ pub enum Command {
     },
     /// Boots the VM, or resumes it if it is paused
     Boot,
-    /// Ends the VM; its configuration stays
+    /// Shuts the VM down; keeps its configuration
     Shutdown,
     /// Resets the VM
     Reboot,
-    /// Ends the VM and forgets its configuration
+    /// Shuts the VM down and deletes its configuration
     Delete,
-    /// Stops the VM's processors
+    /// Pauses the VM
     Pause,
-    /// Lets the VM's processors go on
+    /// Resumes the VM
     Resume,
     /// Presses the VM's power button
     PowerButton,
     /// Raises a non-maskable interrupt in the VM
     Nmi,
-    /// Ends the VM and the VMM
+    /// Shuts the VM down and ends the VMM
     ShutdownVmm,
     /// Fault tolerance
     #[command(subcommand)]
     Ft(FtCommand),
-    /// The record of who may run a VM, for when its witness is new or was lost; needs no VMM
+    /// Shows or creates a witness's record of who may run a VM; needs no VMM
     #[command(subcommand)]
     Witness(WitnessCommand),
 }
@@ -71,8 +72,8 @@ pub enum Command {
 /// Fault tolerance.
 #[derive(Debug, Subcommand)]
 pub enum FtCommand {
-    /// Protects the running VM by a standby, and shows the first copy until it is complete
-    #[command(after_help = PROTECT_HELP)]
+    /// Protects the running VM with a standby; shows the progress of the first copy
+    #[command(after_help = protect_help())]
     Protect(Protect),
     /// Shows role, state, epochs, times and copies
     Status {
@@ -80,25 +81,25 @@ pub enum FtCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Ends protection; the VM goes on here, and no standby is looked for until `ft protect`
+    /// Ends protection; the VM continues here, unprotected until `ft protect`
     Stop,
-    /// Ends protection for a while: the VM goes on here, and the standby keeps its copy for `ft resume`
+    /// Suspends protection; the VM continues here, and the standby keeps its copy for `ft resume`
     #[command(after_help = SUSPEND_HELP)]
     Suspend,
-    /// Protects the VM again after `ft suspend`, by sending what has changed since, and shows that until it is complete
+    /// Resumes protection after `ft suspend` by sending what has changed; shows the progress
     Resume(Shown),
-    /// Moves the VM to its standby without a loss, and makes this host the standby: before maintenance of this host
+    /// Moves the VM to its standby without data loss; this host becomes the standby, for maintenance
     #[command(after_help = SWITCHOVER_HELP)]
     Switchover(Planned),
-    /// Stops the VM here as if this host had died, to see the standby take over, and makes this host the standby
+    /// Stops the VM as if this host had failed, so that the standby takes over; this host becomes the standby
     #[command(after_help = FAILOVER_HELP)]
     TestFailover(Planned),
-    /// Shows what happened, oldest first
+    /// Shows events, oldest first
     Events {
         /// One JSON object per line
         #[arg(long)]
         json: bool,
-        /// Goes on until interrupted
+        /// Keep showing new events until interrupted
         #[arg(long)]
         follow: bool,
     },
@@ -137,7 +138,8 @@ pub struct Create {
     /// The last term of it that is known
     #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from"], value_parser = term)]
     pub term: Option<Term>,
-    /// Which disks it may be started from: those of a run in this term or later; 0: any. If left out, those of the last term
+    /// Which disks it may be started from: those of a run in this term or later; 0: any. If left out, those
+    /// of the last term
     #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from", "runs"], value_parser = term)]
     pub disks: Option<Term>,
     /// It is running, at this node
@@ -155,10 +157,10 @@ When:
   - The witness is a new one: its file system, folder or etcd was replaced, or the VM is to have another witness= from now on.
   - The record was lost: a host says \"the witness has no record of this VM\" or \"has lost its record\".
 When not:
-  - The file system with the record is not mounted, or PLACE has a typing error. Mount it, or correct it. Whoever makes a second record
-    gives two hosts the right to run the VM.
+  - The file system with the record is not mounted, or PLACE is mistyped. Mount it, or correct it. A second record gives two
+    hosts the right to run the VM.
   - The VM has never run. Its first start makes the record.
-  - The VM is protected: the primary makes a lost record anew by itself.
+  - The VM is protected: the primary restores a lost record by itself.
   - There is a record. It is not overwritten; `pollux witness show PLACE` shows it. If its host is gone for good, start pollux-vmm on
     the host with the newest disks with --ft role=primary,force=TERM.
 
@@ -178,44 +180,32 @@ Examples:
   pollux witness create /shared/vm1 --from /run/vm1.sock
   pollux witness create 'etcd://10.0.0.1:2379/pollux/vm1' --vm 6d0b1c3c9f7c4c5e8f0e5a6c3b2a1908 --term 12";
 
-const PROTECT_HELP: &str = "\
+fn protect_help() -> String {
+    format!(
+        "\
 Without options the VM is protected by the first of the standby-peers that pollux-vmm was started with (--ft) that accepts.
 
 Options, separated by commas, and what they are if they are left out. One of witness and on_partition is required.
-  peer=ADDR:PORT       the standby's listen address (required)
-  heartbeat=ADDR:PORT  its address on the second link (required)
-  witness=PLACE        who decides which host goes on when they cannot see each other, the same on both hosts: a file on
-                       storage that both see, or a key in etcd, in quotes:
-                       etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
-  on_partition=WHO     without a witness: primary, standby or both go on, as the standby was started with (both risks two
-                       running copies)
-  detect_ms=N          silence on both links after which the peer is taken for dead, 50 at least; 0: never (300)
-  min_epoch_us=N       shortest epoch (100)
-  max_epoch_us=N       longest epoch (20000)
-  latency_us=N         epochs with many pages are made shorter until the standby has them in this time (2000)
-  pause_share=PERCENT  but not so short that the guest stands still for a larger part of its time (5)
-  disk_buffer=SIZE     uncommitted writes per disk before the disk waits (64M)
-  disk_rate=SIZE       limit of a disk's copy or resynchronisation, per second; 0: none (0)
-  compression=HOW      off; delta: of a page that the standby has, what changed is sent; delta+zstd: and everything is packed;
-                       auto: delta, and packed while that is measured to be faster (auto)
-  delta_cache=SIZE     memory for earlier versions of pages, at most a quarter of the guest's (64M)
-
+{}
 Example:
-  pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1";
+  pollux --api-socket /run/a.sock ft protect peer=10.0.0.2:7000,heartbeat=10.1.0.2:7001,witness=/shared/vm1",
+        options::protect_help()
+    )
+}
 
 const SUSPEND_HELP: &str = "\
-While protection is suspended a failure of this host ends the VM: its standby does not take over, and nobody looks for another one.
-`ft resume` sends the memory pages and disk regions that were written meanwhile. If the standby was started anew, it needs all of memory
-and still only those regions of the disks.";
+While protection is suspended, a failure of this host ends the VM: its standby does not take over, and no other one is looked for.
+`ft resume` sends the memory pages and disk regions that were written in the meantime. If the standby was restarted, it needs all of
+memory, but still only those regions of the disks.";
 
 const SWITCHOVER_HELP: &str = "\
-The guest is stopped, its last checkpoint and everything it said leave, then it goes on at the standby. Prints the gap: from the
-guest's last instruction here to its first one there. When the command ends this host holds a complete copy; it may be shut down.
-If the standby is lost on the way the VM stays here.";
+The guest is paused, its last checkpoint and all of its output leave, then it continues at the standby. Prints the gap: from the
+guest's last instruction here to its first one there. When the command returns, this host holds a complete copy and may be shut down.
+If the standby is lost during the move, the VM stays here.";
 
 const FAILOVER_HELP: &str = "\
 Nothing is announced: the standby notices the silence, asks the witness and takes over by itself. What the guest did since its last
-committed checkpoint is done again there; nothing that anybody has seen is lost. Prints how long detection and takeover took.";
+committed checkpoint is repeated there; nothing that a client has seen is lost. Prints how long detection and takeover took.";
 
 /// A planned move of the VM.
 #[derive(Debug, Args)]

@@ -7,9 +7,11 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_LENGTH, HOST};
+use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use pollux_api::problem::{MEDIA_TYPE, Problem};
+use pollux_api::routes::{Method as RouteMethod, Route};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -39,13 +41,8 @@ pub enum ClientError {
     #[error("the connection to the VMM broke: {0}")]
     Broken(String),
     /// The VMM refuses.
-    #[error("{}", .reasons.join(": "))]
-    Refused {
-        /// Status of the answer.
-        status: StatusCode,
-        /// Why, outermost first.
-        reasons: Vec<String>,
-    },
+    #[error("{0}")]
+    Refused(Box<Problem>),
     /// The answer is not what it should be.
     #[error("the VMM's answer is not understood: {0}")]
     NotUnderstood(#[from] serde_json::Error),
@@ -74,9 +71,9 @@ impl Client {
     ///
     /// # Errors
     /// When the VMM is not there or refuses.
-    pub fn get(&self, route: &str) -> Result<Value, ClientError> {
+    pub fn get(&self, route: Route) -> Result<Value, ClientError> {
         let answer = self.runtime.block_on(async {
-            let limited = tokio::time::timeout(QUERY_LIMIT, self.exchange(Method::GET, route, Vec::new()));
+            let limited = tokio::time::timeout(QUERY_LIMIT, self.exchange(route, Vec::new()));
             limited.await.unwrap_or(Err(ClientError::Silent))
         })?;
         Ok(serde_json::from_slice(&answer)?)
@@ -86,7 +83,7 @@ impl Client {
     ///
     /// # Errors
     /// When the VMM is not there or refuses.
-    pub fn look(&self, route: &str) -> Result<Value, ClientError> {
+    pub fn look(&self, route: Route) -> Result<Value, ClientError> {
         self.get(route).map(plain::value)
     }
 
@@ -94,34 +91,56 @@ impl Client {
     ///
     /// # Errors
     /// When the VMM is not there or refuses.
-    pub fn put(&self, route: &str, body: Vec<u8>) -> Result<(), ClientError> {
-        self.runtime.block_on(self.exchange(Method::PUT, route, body)).map(|_| ())
+    pub fn put(&self, route: Route, body: Vec<u8>) -> Result<(), ClientError> {
+        self.runtime.block_on(self.exchange(route, body)).map(|_| ())
     }
 
-    async fn exchange(&self, method: Method, route: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
+    async fn exchange(&self, route: Route, body: Vec<u8>) -> Result<Bytes, ClientError> {
+        let method = match route.method() {
+            RouteMethod::Get => Method::GET,
+            RouteMethod::Put => Method::PUT,
+        };
         let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
         let connect = |source| ClientError::Connect { path: self.socket.clone(), source };
         let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let driver = tokio::spawn(connection);
-        let request = Request::builder().method(method).uri(format!("/api/v1/{route}")).header(HOST, "localhost");
+        let request = Request::builder().method(method).uri(route.path()).header(HOST, "localhost");
+        let request = request.header(ACCEPT, format!("application/json, {MEDIA_TYPE}"));
         let request = request.header(CONTENT_LENGTH, body.len()).body(Full::new(Bytes::from(body)));
         let request = request.map_err(|error| ClientError::Broken(error.to_string()))?;
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();
+        let is_problem = answer.headers().get(CONTENT_TYPE).is_some_and(|media_type| media_type == MEDIA_TYPE);
         let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
         let body = body.map_err(|error| ClientError::Broken(error.to_string()))?.to_bytes();
         driver.abort();
-        if status.is_success() { Ok(body) } else { Err(refused(status, &body)) }
+        if status.is_success() { Ok(body) } else { Err(refused(status, is_problem, &body)?) }
     }
 }
 
-/// The reasons in the body of an error: a JSON array of strings, or any text.
-fn refused(status: StatusCode, body: &[u8]) -> ClientError {
-    let reasons = serde_json::from_slice::<Vec<String>>(body).unwrap_or_else(|_| {
-        let text = String::from_utf8_lossy(body).trim().to_owned();
-        let number = format!("status {}", status.as_u16());
-        if text.is_empty() { vec![number] } else { vec![number, text] }
-    });
-    ClientError::Refused { status, reasons: reasons.iter().map(|reason| plain::text(reason)).collect() }
+/// What the body of an error says: a [`Problem`], a JSON array of strings, or any text.
+fn refused(status: StatusCode, is_problem: bool, body: &[u8]) -> Result<ClientError, ClientError> {
+    let problem = if is_problem {
+        serde_json::from_slice(body)?
+    } else {
+        let sentences = serde_json::from_slice::<Vec<String>>(body).unwrap_or_else(|_| {
+            let text = String::from_utf8_lossy(body).trim().to_owned();
+            let number = format!("status {}", status.as_u16());
+            if text.is_empty() { vec![number] } else { vec![number, text] }
+        });
+        Problem::from_sentences(status.as_u16(), sentences)
+    };
+    Ok(ClientError::Refused(Box::new(made_plain(problem))))
+}
+
+/// Without anything that a terminal obeys.
+fn made_plain(problem: Problem) -> Problem {
+    Problem {
+        title: plain::text(&problem.title),
+        code: plain::text(&problem.code),
+        reasons: problem.reasons.iter().map(|reason| plain::text(reason)).collect(),
+        hint: problem.hint.as_deref().map(plain::text),
+        ..problem
+    }
 }

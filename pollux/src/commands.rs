@@ -1,74 +1,16 @@
 //! Runs one command: route, request, what is printed.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
+use pollux_api::Route;
 use serde_json::Value;
 
 use crate::args::{Arguments, Command, FtCommand};
 use crate::client::{Client, ClientError};
-use crate::{ft, plain, witness};
-
-/// Why a command failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CommandError {
-    /// The request was not done.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// The configuration file cannot be read.
-    #[error("cannot read the configuration from {name}: {source}")]
-    ReadConfig {
-        /// Its name.
-        name: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The configuration is not JSON.
-    #[error("the configuration in {name} is not JSON: {source}")]
-    ParseConfig {
-        /// Name of the file.
-        name: String,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// An option of `ft protect`.
-    #[error(transparent)]
-    Pairs(#[from] ft::pairs::PairsError),
-    /// A witness's record.
-    #[error(transparent)]
-    Witness(#[from] witness::RecordError),
-    /// Nobody to send the command to.
-    #[error("--api-socket PATH is missing: which VMM?")]
-    NoSocket,
-    /// Protection was not reached.
-    #[error("the VM is not protected: {0}")]
-    NotProtected(String),
-    /// What we print cannot be written.
-    #[error("cannot write: {0}")]
-    Print(#[from] io::Error),
-}
-
-impl CommandError {
-    /// Whether the reader of our output has gone.
-    pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Print(error) if error.kind() == io::ErrorKind::BrokenPipe)
-    }
-
-    /// The error for people: several reasons become a list.
-    pub fn text(&self) -> String {
-        match self {
-            Self::Client(ClientError::Refused { reasons, .. }) if is_list(reasons) => {
-                format!("{}:\n  - {}", reasons[1], reasons[2..].join("\n  - "))
-            }
-            _ => self.to_string(),
-        }
-    }
-}
-
-/// The preflight of `ft protect` answers with all reasons, which are not causes of each other.
-fn is_list(reasons: &[String]) -> bool {
-    reasons.len() > 2 && reasons[1] == "The VM cannot be protected"
-}
+use crate::error::CommandError;
+use crate::print::show;
+use crate::{ft, witness};
 
 /// Runs it.
 ///
@@ -80,46 +22,35 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         command => command,
     };
     let client = Client::new(&arguments.api_socket.ok_or(CommandError::NoSocket)?)?;
-    let plain = |route: &str| Ok(client.put(route, Vec::new())?);
+    let plain = |route: Route| Ok(client.put(route, Vec::new())?);
     match command {
-        Command::Ping => show(&client.get("vmm.ping")?),
-        Command::Info => show(&client.get("vm.info")?),
-        Command::Counters => show(&client.get("vm.counters")?),
-        Command::Create { config } => Ok(client.put("vm.create", read_config(&config)?)?),
-        Command::Boot => plain("vm.boot"),
-        Command::Shutdown => plain("vm.shutdown"),
-        Command::Reboot => plain("vm.reboot"),
-        Command::Delete => plain("vm.delete"),
-        Command::Pause => plain("vm.pause"),
-        Command::Resume => plain("vm.resume"),
-        Command::PowerButton => plain("vm.power-button"),
-        Command::Nmi => plain("vm.nmi"),
-        Command::ShutdownVmm => plain("vmm.shutdown"),
+        Command::Ping => show(&client.get(Route::VmmPing)?),
+        Command::Info => show(&client.get(Route::VmInfo)?),
+        Command::Counters => show(&client.get(Route::VmCounters)?),
+        Command::Create { config } => Ok(client.put(Route::VmCreate, read_config(&config)?)?),
+        Command::Boot => plain(Route::VmBoot),
+        Command::Shutdown => plain(Route::VmShutdown),
+        Command::Reboot => plain(Route::VmReboot),
+        Command::Delete => plain(Route::VmDelete),
+        Command::Pause => plain(Route::VmPause),
+        Command::Resume => plain(Route::VmResume),
+        Command::PowerButton => plain(Route::VmPowerButton),
+        Command::Nmi => plain(Route::VmNmi),
+        Command::ShutdownVmm => plain(Route::VmmShutdown),
         Command::Ft(FtCommand::Protect(protect)) => ft::protect::protect(&client, &protect),
-        Command::Ft(FtCommand::Status { json: true }) => show(&client.get("ft.status")?),
+        Command::Ft(FtCommand::Status { json: true }) => show(&client.get(Route::FtStatus)?),
         Command::Ft(FtCommand::Status { json: false }) => {
-            let status = serde_json::from_value(client.look("ft.status")?).map_err(ClientError::from)?;
+            let status = serde_json::from_value(client.look(Route::FtStatus)?).map_err(ClientError::from)?;
             Ok(writeln!(io::stdout(), "{}", ft::status::table(&status))?)
         }
-        Command::Ft(FtCommand::Stop) => plain("ft.stop"),
-        Command::Ft(FtCommand::Suspend) => plain("ft.suspend"),
+        Command::Ft(FtCommand::Stop) => plain(Route::FtStop),
+        Command::Ft(FtCommand::Suspend) => plain(Route::FtSuspend),
         Command::Ft(FtCommand::Resume(shown)) => ft::protect::resume(&client, &shown),
-        Command::Ft(FtCommand::Switchover(planned)) => ft::moves::run(&client, "ft.switchover", &planned),
-        Command::Ft(FtCommand::TestFailover(planned)) => ft::moves::run(&client, "ft.test-failover", &planned),
+        Command::Ft(FtCommand::Switchover(planned)) => ft::moves::run(&client, Route::FtSwitchover, &planned),
+        Command::Ft(FtCommand::TestFailover(planned)) => ft::moves::run(&client, Route::FtTestFailover, &planned),
         Command::Ft(FtCommand::Events { json, follow }) => ft::events::run(&client, json, follow),
         Command::Witness(command) => witness::run(&command),
     }
-}
-
-/// Prints JSON: indented for people, in one line for programs.
-pub fn show(value: &Value) -> Result<(), CommandError> {
-    let mut out = io::stdout();
-    if out.is_terminal() {
-        writeln!(out, "{}", plain::json(&format!("{value:#}")))?
-    } else {
-        writeln!(out, "{}", plain::json(&value.to_string()))?
-    }
-    Ok(())
 }
 
 fn read_config(path: &Path) -> Result<Vec<u8>, CommandError> {

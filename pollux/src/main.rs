@@ -1,5 +1,5 @@
-//! The `pollux` command: talks to the API socket of a running `pollux-vmm`, as `ch-remote` does, and controls its fault
-//! tolerance; looks at a witness by itself.
+//! The `pollux` command: talks to the API socket of a running `pollux-vmm`, as `ch-remote` does, and controls
+//! its fault tolerance; looks at a witness by itself.
 //!
 //! Exit code 0: done; 1: not, with the reasons on standard error.
 #![forbid(unsafe_code)]
@@ -7,8 +7,10 @@
 mod args;
 mod client;
 mod commands;
+mod error;
 mod ft;
 mod plain;
+mod print;
 mod witness;
 
 use std::io::{self, Write};
@@ -33,7 +35,7 @@ fn main() -> ExitCode {
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             // As above.
-            let _ = writeln!(io::stderr(), "pollux: {}", plain::lines(&error.text()));
+            let _ = writeln!(io::stderr(), "pollux: {}", plain::lines(&error.to_string()));
             ExitCode::FAILURE
         }
     }

@@ -1,4 +1,5 @@
-//! What a server says, made fit for a terminal: nothing in it that a terminal obeys, or that a reader does not see.
+//! What a server says, made fit for a terminal: nothing in it that a terminal obeys, or that a reader does
+//! not see.
 
 use serde_json::Value;
 

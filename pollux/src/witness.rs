@@ -1,10 +1,10 @@
-//! `pollux witness`: shows a witness's record, and makes one where there is none, with the engine's own keepers.
+//! `pollux witness`: shows a witness's record, and makes one where there is none, with the engine's own
+//! keepers.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use ft::witness::{Witness, WitnessError};
 use ft::{Stored, WitnessAddress};
@@ -12,62 +12,14 @@ use ft_proto::text::clean;
 use ft_proto::witness::{DiskState, Record, Verdict};
 use ft_proto::{NodeId, Term, VmId};
 use host_kit::error::chain;
+use pollux_api::status::Role;
+use pollux_api::{Route, Status};
 use serde::Deserialize;
 
 use crate::args::{Create, WitnessCommand};
 use crate::client::{Client, ClientError};
-use crate::commands::{CommandError, show};
-
-/// How long a witness may take: a file server that is dead does so for ever.
-const LIMIT: Duration = Duration::from_secs(10);
-/// The program that knows the records of images.
-const BLK_REPL: &str = "vhost-user-blk-repl";
-
-/// Why a record was not shown or made.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// The witness cannot be asked.
-    #[error("{0}")]
-    Keeper(String),
-    /// It does not answer.
-    #[error("the witness at {0} has not answered within {limit} s: whether anything was done is unknown", limit = LIMIT.as_secs())]
-    Silent(String),
-    /// There is no record.
-    #[error("the witness at {0} has no record: see `pollux witness create --help`")]
-    None(String),
-    /// There is one.
-    #[error("the witness at {place} has a record, which stays: {record}")]
-    Exists {
-        /// Where.
-        place: String,
-        /// In words.
-        record: String,
-    },
-    /// The program that is asked about an image.
-    #[error("cannot ask {BLK_REPL} about {}: {reason}", image.display())]
-    Image {
-        /// The image.
-        image: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The image is not one to make a record by.
-    #[error("{} does not say whose it is: {reason}", image.display())]
-    NoRecord {
-        /// The image.
-        image: PathBuf,
-        /// What it says.
-        reason: String,
-    },
-    /// What the VMM says makes no record.
-    #[error("the VMM at {} {reason}", socket.display())]
-    Vmm {
-        /// Its API socket.
-        socket: PathBuf,
-        /// Why.
-        reason: String,
-    },
-}
+use crate::error::{BLK_REPL, CommandError, RecordError, WITNESS_LIMIT};
+use crate::print::show;
 
 /// Runs it.
 ///
@@ -130,7 +82,8 @@ struct Told {
     reason: Option<String>,
 }
 
-/// The VM was last run in the term that its disks say, and is started from disks that are as new. With it, what else is to be done.
+/// The VM was last run in the term that its disks say, and is started from disks that are as new. With it,
+/// what else is to be done.
 fn of_image(image: &Path) -> Result<(Stored, Option<String>), RecordError> {
     let failed = |reason: String| RecordError::Image { image: image.to_owned(), reason: clean(&reason) };
     let output = Command::new(program()).arg("record").arg(image).arg("--json").output();
@@ -163,31 +116,23 @@ fn program() -> PathBuf {
     beside.filter(|path| path.exists()).unwrap_or_else(|| BLK_REPL.into())
 }
 
-/// What `ft.status` answers, as far as it matters.
-#[derive(Debug, Deserialize)]
-struct Status {
-    role: String,
-    state: String,
-    term: Term,
-    vm: Option<VmId>,
-    node: NodeId,
-}
-
 /// The VM runs there, and nowhere else.
 fn of_vmm(socket: &Path) -> Result<Stored, CommandError> {
-    let status = Client::new(socket)?.get("ft.status")?;
-    let Status { role, state, term, vm, node } = serde_json::from_value(status).map_err(ClientError::from)?;
+    let status = Client::new(socket)?.get(Route::FtStatus)?;
+    let Status { role, state, term, vm, node, .. } = serde_json::from_value(status).map_err(ClientError::from)?;
     let refused = |reason: String| RecordError::Vmm { socket: socket.to_owned(), reason };
-    if role != "solo" {
-        let reason = match role.as_str() {
-            "primary" => {
+    if role != Role::Solo {
+        let reason = match role {
+            Role::Primary => {
                 "has a standby, and makes a lost record anew by itself; to change the witness, `ft stop` first"
             }
             _ => "does not run the VM: ask the one that does",
         };
-        return Err(refused(format!("{reason} (role {}, state {})", clean(&role), clean(&state))).into());
+        return Err(refused(format!("{reason} (role {role}, state {state})")).into());
     }
-    let record = Record::Solo { owner: node, term, since: term };
+    let owner = node.parse::<NodeId>().map_err(|_| refused("names no node".to_owned()))?;
+    let vm = vm.map(|vm| vm.parse::<VmId>()).transpose().map_err(|_| refused("names no VM".to_owned()))?;
+    let record = Record::Solo { owner, term: Term(term), since: Term(term) };
     match vm {
         Some(vm) if record.is_plausible() => Ok(Stored { vm: Some(vm), record }),
         _ => Err(refused("names no VM, or a term that cannot be".to_owned()).into()),
@@ -203,7 +148,7 @@ fn ask<T: Send + 'static>(
     let mut keeper = place.keeper();
     // Nobody listens any more when the answer comes too late; the process has ended by then.
     let _ = host_kit::thread::spawn("keeper", move || drop(told.send(act(&mut *keeper))));
-    let answer = answer.recv_timeout(LIMIT).map_err(|_| RecordError::Silent(place.to_string()))?;
+    let answer = answer.recv_timeout(WITNESS_LIMIT).map_err(|_| RecordError::Silent(place.to_string()))?;
     answer.map_err(|error| RecordError::Keeper(clean(&chain(&error))))
 }
 

@@ -12,7 +12,8 @@ struct Server {
     thread: JoinHandle<Vec<String>>,
 }
 
-/// Answers one connection after the other with these; then returns the requests: request line, a blank, the body.
+/// Answers one connection after the other with these; then returns the requests: request line, a blank, the
+/// body.
 fn server(answers: &[String]) -> Server {
     let answers = answers.to_vec();
     let dir = tempfile::tempdir().unwrap();
@@ -104,7 +105,8 @@ fn refusals_are_shown_as_a_chain_or_a_list() {
     let output = chain.run(&["info"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stderr), "pollux: Error from API: The VM info is not available: VM is not created\n");
-    let list = server(&[answer(500, r#"["Error from API","The VM cannot be protected","no witness","no disk"]"#)]);
+    let preflight = r#"{"title":"The VM cannot be protected","status":500,"code":"preflight","blame":"environment","relation":"list","reasons":["no witness","no disk"]}"#;
+    let list = server(&[answer(500, preflight).replace("application/json", "application/problem+json")]);
     let output = list.run(&["ft", "protect", "peer=127.0.0.1:1,heartbeat=127.0.0.1:2"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stderr), "pollux: The VM cannot be protected:\n  - no witness\n  - no disk\n");
@@ -117,6 +119,13 @@ fn whatever_a_server_says_no_control_character_reaches_the_terminal() {
     let rude = r"\u001b]0;owned\u0007\u001b[31mall is well\n\r\u009b2J";
     let raw = rude.replace(r"\u009b", "\u{9b}\u{7f}");
     let refusal = |rude: &str| answer(500, &format!(r#"["Error from API","The VM cannot be protected","{rude}","b"]"#));
+    let problem = |rude: &str| {
+        let said = format!(r#""{rude}""#);
+        let body = format!(
+            r#"{{"title":{said},"status":500,"code":{said},"blame":{said},"relation":"list","reasons":[{said}],"hint":{said}}}"#
+        );
+        answer(500, &body).replace("application/json", "application/problem+json")
+    };
     let status = |rude: &str| {
         let said = format!(r#""{rude}""#);
         answer(
@@ -132,6 +141,7 @@ fn whatever_a_server_says_no_control_character_reaches_the_terminal() {
     for rude in [rude, &raw] {
         for (arguments, answers) in [
             (&["ft", "protect", "peer=127.0.0.1:1,heartbeat=127.0.0.1:2"][..], vec![refusal(rude)]),
+            (&["ft", "stop"], vec![problem(rude)]),
             (&["ft", "protect", "--no-wait"], vec![done(), status(rude)]),
             (&["boot"], vec![answer(500, rude)]),
             (&["ft", "status"], vec![status(rude)]),

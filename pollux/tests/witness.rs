@@ -1,4 +1,5 @@
-//! `pollux witness` with a witness in a file, images that others tell of, and a VMM that answers what it is told to.
+//! `pollux witness` with a witness in a file, images that others tell of, and a VMM that answers what it is
+//! told to.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 

@@ -11,7 +11,7 @@ use criterion::Criterion;
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::{Term, VmId};
 use vhost_user_blk_repl::image::FileImage;
-use vhost_user_blk_repl::record_file::{Purpose, RecordFile, Refuse, beside};
+use vhost_user_blk_repl::record::{Purpose, RecordFile, Refuse, beside};
 
 const SIZE: usize = 16 << 20;
 const SECTORS: u64 = SIZE as u64 / 512;

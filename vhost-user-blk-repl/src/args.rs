@@ -1,26 +1,23 @@
 //! Flags, checked as far as possible before anything is opened.
 
-use std::convert::Infallible;
-use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::Parser;
+use device_kit::args::{Common, queue_size};
 
-use crate::worker::SERIAL_LEN;
+use crate::serve::SERIAL_LEN;
 
 /// A disk for virtual machines: serves a raw image over vhost-user, and replicates it under a Pollux VMM.
 #[derive(Clone, Debug, Parser)]
 #[command(
     version,
-    about,
     after_help = "Works with any vhost-user frontend (Pollux, Cloud Hypervisor, QEMU). Ends when \
     the frontend disconnects, or when the ft-ctl link closes. `vhost-user-blk-repl record IMAGE` tells what is on record about an image."
 )]
 pub struct Args {
-    /// vhost-user socket: a path to listen at, or fd=N for an inherited listening socket.
-    #[arg(long, value_name = "PATH|fd=N")]
-    pub socket: Endpoint,
+    /// What all device processes are told.
+    #[command(flatten)]
+    pub common: Common,
     /// Raw disk image, a file or a block device. It is locked while it is served.
     #[arg(long, value_name = "IMAGE")]
     pub path: PathBuf,
@@ -40,9 +37,6 @@ pub struct Args {
     /// Bypass the host's page cache (O_DIRECT).
     #[arg(long)]
     pub direct: bool,
-    /// Fault-tolerance control link of a Pollux VMM: a path to listen at, or fd=N for an inherited SOCK_SEQPACKET socket.
-    #[arg(long, value_name = "PATH|fd=N")]
-    pub ft_ctl: Option<Endpoint>,
     /// Where the record of the image is kept: which copy is current, and where it may differ from its peer. Written once
     /// the disk is protected. [default: IMAGE.pollux; for a block device /var/lib/pollux/NAME.pollux]
     #[arg(long, value_name = "FILE")]
@@ -56,32 +50,6 @@ pub struct Args {
     /// Serve the image even if its record says that it is half-synchronised or that another copy may be newer.
     #[arg(long)]
     pub force: bool,
-    /// Count here what `vm.counters` shows: a file of at least 4096 bytes, such as the VMM's shared memory.
-    #[arg(long, value_name = "FILE")]
-    pub counters: Option<PathBuf>,
-    /// Log every malformed request too.
-    #[arg(short, long)]
-    pub verbose: bool,
-}
-
-/// Where a socket is.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Endpoint {
-    /// To be bound.
-    Path(PathBuf),
-    /// Inherited.
-    Fd(RawFd),
-}
-
-impl FromStr for Endpoint {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text.strip_prefix("fd=").and_then(|fd| fd.parse().ok()) {
-            Some(fd) => Self::Fd(fd),
-            None => Self::Path(text.into()),
-        })
-    }
 }
 
 fn serial(text: &str) -> Result<String, String> {
@@ -94,15 +62,10 @@ fn serial(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn queue_size(text: &str) -> Result<u16, String> {
-    match text.parse::<u16>() {
-        Ok(size) if size.is_power_of_two() && (4..=32768).contains(&size) => Ok(size),
-        _ => Err("need a power of two from 4 to 32768".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use device_kit::args::Endpoint;
+
     use super::*;
 
     fn parse(extra: &[&str]) -> Result<Args, String> {
@@ -114,14 +77,15 @@ mod tests {
     fn defaults() {
         let args = parse(&[]).unwrap();
         assert_eq!((args.num_queues, args.queue_size, args.readonly), (1, 256, false));
-        assert_eq!(args.socket, Endpoint::Path("/tmp/s".into()));
-        assert!(args.ft_ctl.is_none());
+        assert_eq!(args.common.socket, Endpoint::Path("/tmp/s".into()));
+        assert!(args.common.ft_ctl.is_none());
     }
 
     #[test]
     fn endpoints() {
-        assert_eq!(parse(&["--ft-ctl", "fd=7"]).unwrap().ft_ctl, Some(Endpoint::Fd(7)));
-        assert_eq!("fd=x".parse(), Ok(Endpoint::Path("fd=x".into())));
+        assert_eq!(parse(&["--ft-ctl", "fd=7"]).unwrap().common.ft_ctl, Some(Endpoint::Fd(7)));
+        assert_eq!(parse(&["--ft-ctl", "./fd=x"]).unwrap().common.ft_ctl, Some(Endpoint::Path("./fd=x".into())));
+        assert!(parse(&["--ft-ctl", "fd=x"]).is_err());
     }
 
     #[test]

@@ -4,43 +4,32 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use device_kit::control::{Control, Reporter};
+use device_kit::vring::positions;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, InFlight, QueueState, Report};
+use ft_proto::device_ctl::{Command, DeviceInfo, InFlight, Report};
 use tracing::{info, warn};
-use vhost_user_backend::VringT;
-use virtio_queue::QueueT;
 
-use crate::applier::Applier;
-use crate::control::{Link, RecvError, Session};
-use crate::disk::OpError;
+use crate::image::OpError;
 use crate::mirror::{Mirror, Settings};
-use crate::receive::Receiver;
-use crate::worker::Worker;
+use crate::receive::{Applier, Disk, Receiver};
+use crate::serve::Worker;
+use crate::session::Session;
 
 impl Worker {
-    /// Commands come through `link` from now on.
-    pub fn attach(&mut self, link: Arc<Link>) {
-        self.link = Some(link);
+    /// Handles every command that has arrived.
+    pub fn handle_commands(&mut self) {
+        while let Some((command, fd)) = self.control.as_mut().and_then(Control::next_command) {
+            self.handle(command, fd);
+        }
+        if self.control.as_ref().is_some_and(Control::is_closed) {
+            // The VMM is gone, and so is this process in a moment.
+            (self.mirror, self.receiver, self.control) = (None, None, None);
+        }
     }
 
-    /// Handles every command that has arrived; `false` when the link is closed: the VMM is gone, and so are we.
-    pub fn handle_commands(&mut self) -> bool {
-        while let Some(link) = self.link.clone() {
-            match link.recv() {
-                Ok((command, fd)) => self.handle(command, fd),
-                Err(RecvError::Empty) => return true,
-                Err(RecvError::Closed) => break,
-                Err(e) => {
-                    // Both ends are ours: this is a bug or another version, and guessing on would be worse.
-                    self.fail(&format!("ft-ctl: {e}"));
-                }
-            }
-        }
-        info!("the ft-ctl link is closed");
-        self.link = None;
-        (self.mirror, self.receiver) = (None, None);
-        (self.exit)();
-        false
+    fn reporter(&self) -> Option<Reporter> {
+        self.control.as_ref().and_then(Control::reporter)
     }
 
     fn handle(&mut self, command: Command, fd: Option<OwnedFd>) {
@@ -86,25 +75,22 @@ impl Worker {
     }
 
     fn hello(&self, version: u16) {
-        if version != CTL_VERSION {
-            warn!("the VMM speaks ft-ctl version {version}, this disk speaks {CTL_VERSION}");
-        }
         let info = DeviceInfo::Disk {
             size: self.geometry.size,
             read_only: self.geometry.read_only,
             serial: self.serial.clone(),
             block_size: self.geometry.block,
         };
-        self.report(&Report::Ready { version: CTL_VERSION, info });
+        if let Some(control) = &self.control {
+            control.greet(version, info);
+        }
     }
 
     fn set_standby(&mut self, on: bool) {
         self.standby = on;
         if on {
             self.mirror = None;
-            self.resubmit.clear();
-            self.drop_waiting();
-            self.forget(None);
+            self.abandon_requests();
         } else {
             self.receiver = None;
             self.serve_all();
@@ -130,15 +116,9 @@ impl Worker {
         self.epoch = epoch;
         self.next_epoch = epoch.next();
         let idle = self.mirror.as_ref().is_some_and(|mirror| mirror.end(epoch, self.next_epoch));
-        let queues = self.vrings.iter().zip(0..).filter_map(|(vring, index)| {
-            let ring = vring.get_ref();
-            let queue = ring.get_queue();
-            let state = QueueState { index, next_avail: queue.next_avail(), next_used: queue.next_used() };
-            queue.ready().then_some(state)
-        });
         self.report(&Report::Sealed {
             epoch,
-            queues: queues.collect(),
+            queues: positions(&self.vrings).collect(),
             in_flight: self.in_flight(),
             held_frames: 0,
             held_bytes: self.mirror.as_ref().map_or(0, Mirror::uncommitted)
@@ -175,18 +155,18 @@ impl Worker {
         if let Some(Err(e)) = self.receiver.as_ref().map(|receiver| receiver.discard_after(after)) {
             return self.fail(&e.to_string());
         }
-        let Some(link) = self.link.clone() else { return };
+        let Some(reporter) = self.reporter() else { return };
         match &self.applier {
             // When the image failed, that has been reported, and the VMM must not start on it.
             Some(applier) => applier.then(
                 0,
                 Box::new(move |ok| {
                     if ok {
-                        link.report(&Report::Discarded);
+                        reporter.report(&Report::Discarded);
                     }
                 }),
             ),
-            None => link.report(&Report::Discarded),
+            None => reporter.report(&Report::Discarded),
         }
     }
 
@@ -205,13 +185,20 @@ impl Worker {
     }
 
     fn start_mirror(&mut self, fd: OwnedFd, epoch: Epoch, max_uncommitted: u64, rate: u64) {
-        let Some(link) = self.link.clone() else { return };
+        let Some(reporter) = self.reporter() else { return };
         (self.mirror, self.failed) = (None, false);
         self.set_epoch(epoch);
         let settings = Settings { epoch, max_uncommitted, rate, serial: self.serial.clone() };
         let before = self.unfinished_writes().collect();
         let image = self.disk.image().clone();
-        match Mirror::new(fd, settings, image, before, Session::new(link), (self.tracker.clone(), self.wake.clone())) {
+        match Mirror::new(
+            fd,
+            settings,
+            image,
+            before,
+            Session::new(reporter),
+            (self.tracker.clone(), self.wake.clone()),
+        ) {
             Ok(mirror) => self.mirror = Some(mirror),
             Err(e) => self.lost(&format!("cannot use the stream: {e}")),
         }
@@ -219,7 +206,7 @@ impl Worker {
     }
 
     fn start_receiving(&mut self, fd: OwnedFd, max_uncommitted: u64) {
-        let Some(link) = self.link.clone() else { return };
+        let Some(reporter) = self.reporter() else { return };
         self.receiver = None;
         if !self.standby {
             return self.lost("not a standby: the disk of a running VM takes no stream");
@@ -233,8 +220,9 @@ impl Worker {
             self.collect();
         }
         let Some(applier) = self.applier() else { return };
-        let image = (self.disk.image().clone(), self.tracker.clone());
-        match Receiver::new(fd, image, self.serial.clone(), max_uncommitted, Session::new(link), applier) {
+        let (image, tracker, serial) = (self.disk.image().clone(), self.tracker.clone(), self.serial.clone());
+        let disk = Disk { image, tracker, serial, applier };
+        match Receiver::new(fd, disk, max_uncommitted, Session::new(reporter)) {
             Ok(receiver) => self.receiver = Some(receiver),
             Err(e) => self.lost(&format!("cannot use the stream: {e}")),
         }
@@ -242,8 +230,8 @@ impl Worker {
 
     fn applier(&mut self) -> Option<Arc<Applier>> {
         if self.applier.is_none() {
-            let link = self.link.clone()?;
-            let on_error = move |e: OpError| link.report(&Report::Failed { reason: e.to_string() });
+            let reporter = self.reporter()?;
+            let on_error = move |e: OpError| reporter.report(&Report::Failed { reason: e.to_string() });
             match Applier::new(self.tracker.clone(), Box::new(on_error)) {
                 Ok(applier) => self.applier = Some(Arc::new(applier)),
                 Err(e) => self.lost(&format!("cannot start a thread: {e}")),

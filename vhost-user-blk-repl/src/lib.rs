@@ -1,70 +1,51 @@
-//! Replicating disk as a vhost-user backend: serves the guest from a raw image, streams writes to its peer on the other
-//! host, and applies or discards the peer's writes by epoch.
+//! Replicating disk as a vhost-user backend: serves the guest from a raw image, streams writes to its peer on
+//! the other host, and applies or discards the peer's writes by epoch.
 //!
 //! ```text
-//!            vhost-user socket                   ft-ctl socket
-//!                   |                                 |
-//!   guest ring -> backend -> worker <- commands <- control
-//!                   request    |  \
-//!                            disk  mirror, copy == mirror_wire ==> receive, intake, epoch_log -> applier
-//!                              |     feedback <== mirror_wire ==== reply                            |
-//!       tracker, recorder   watch                                                              tracker, watch
-//!                              |                                                                    |
-//!                            image                                                       image (standby)
+//!            vhost-user socket          ft-ctl socket
+//!                   |                        |
+//!   guest ring -> backend -> serve <- commands
+//!                            |   \
+//!                    tracker |    mirror == mirror_wire ==> receive
+//!                        \   |                               |   tracker
+//!                          image                             |   /
+//!                        (primary)                          image
+//!                                                         (standby)
 //! ```
 //!
-//! `tracker` keeps the image's `record` true: whose it is, and where it may differ from its peer's. `watch` and `proof` show that
-//! record and image belong together. `resync` makes a plan of two records.
+//! Each folder's first page has its own chart. Above is who calls: `serve` performs requests, `mirror` and
+//! `receive` are the two ends of the stream, `tracker` keeps the `record` of the image true: which VM's it
+//! is, and where it may differ from its peer's.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use device_counters::Page;
-use vhost::vhost_user::{Error as VhostError, Listener};
-use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use device_api::counters::Page;
+pub use device_kit::ServeError;
+use device_kit::Served;
+use device_kit::ends::Ends;
+use vhost::vhost_user::Listener;
 
-mod applier;
 pub mod args;
 mod backend;
-mod buffer;
+mod blocks;
 mod commands;
-mod control;
-mod copy;
-mod disk;
-mod epoch_log;
-mod feedback;
-mod flight;
+mod frame_socket;
+mod geometry;
 pub mod image;
-mod intake;
 mod mirror;
 pub mod mirror_wire;
-mod order;
-pub mod proof;
-mod range;
 mod receive;
 pub mod record;
-pub mod record_file;
-mod record_v1;
-mod recorder;
-pub mod regions;
-mod reply;
-mod request;
-mod resync;
 pub mod run;
-pub mod show;
-pub mod stamp;
+mod serve;
+mod session;
 mod tracker;
-mod watch;
-mod worker;
-
-pub use worker::Exit;
 
 use backend::Backend;
 use image::Image;
-use record_file::Opened;
-use worker::Worker;
+use record::Opened;
+use serve::Worker;
 
 /// What to serve, and how.
 pub struct Options {
@@ -80,27 +61,20 @@ pub struct Options {
     pub queue_size: u16,
     /// Number of I/O threads.
     pub threads: usize,
-    /// The image's record; without one nothing is refused and every resynchronisation compares the whole image.
+    /// The image's record; without one nothing is refused and every resynchronisation compares the whole
+    /// image.
     pub record: Option<Opened>,
-    /// Where to count; without it nobody sees the counters.
+    /// Page of the counters; without one they are private.
     pub counters: Option<Page>,
 }
 
-/// One disk, ready to be served.
-pub struct Device {
-    backend: Arc<Backend>,
-    daemon: VhostUserDaemon<Arc<Backend>>,
-}
+/// Called when the ft-ctl link closes.
+pub type Exit = Arc<dyn Fn() + Send + Sync>;
 
-/// A device that could not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// The kernel refused threads, eventfds or epoll.
-    #[error("cannot start the device")]
-    Local(#[source] io::Error),
-    /// The vhost-user side failed.
-    #[error("vhost-user: {0}")]
-    Vhost(DaemonError),
+/// One disk that is served in a process of somebody else's, such as a test. See [`run`] for a process of its own.
+pub struct Device {
+    served: Served<Backend>,
+    exit: Exit,
 }
 
 impl Device {
@@ -108,65 +82,43 @@ impl Device {
     ///
     /// # Errors
     /// When the kernel refuses threads, eventfds or epoll.
-    pub fn new(image: Arc<dyn Image>, options: Options, exit: Exit) -> Result<Self, DeviceError> {
-        let (queues, queue_size) = (options.queues, options.queue_size);
-        let worker = Worker::new(image, options, exit).map_err(DeviceError::Local)?;
-        let backend = Arc::new(Backend::new(worker, queues, queue_size));
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let name = "vhost_user".to_owned();
-        let daemon = VhostUserDaemon::new(name, backend.clone(), memory).map_err(DeviceError::Vhost)?;
-        for handler in daemon.get_epoll_handlers() {
-            backend.listen(&handler).map_err(DeviceError::Local)?;
-        }
-        Ok(Self { backend, daemon })
+    pub fn new(image: Arc<dyn Image>, options: Options, exit: Exit) -> Result<Self, ServeError> {
+        Ok(Self { served: served(image, options)?, exit })
     }
 
     /// Takes commands from the connected ft-ctl socket `fd`.
     ///
     /// # Errors
     /// Of epoll.
-    pub fn attach_control(&self, fd: OwnedFd) -> Result<(), DeviceError> {
-        self.backend.attach_control(fd).map_err(DeviceError::Local)
-    }
-
-    /// As [`Device::attach_control`], from another thread and later.
-    pub fn control_port(&self) -> impl Fn(OwnedFd) -> io::Result<()> + Send + 'static {
-        let backend = self.backend.clone();
-        move |fd| backend.attach_control(fd)
-    }
-
-    /// What ends the disk in good order: finishes what counts and notes that the image is closed. To be called once, by whoever
-    /// ends the process after that.
-    fn closer(&self) -> impl FnOnce() + Send + 'static {
-        let backend = self.backend.clone();
-        move || backend.close()
+    pub fn attach_control(&self, fd: OwnedFd) -> Result<(), ServeError> {
+        let exit = self.exit.clone();
+        self.served.connect(fd.into(), Ends::new(move |_| exit()))
     }
 
     /// Waits for the frontend to connect.
     ///
     /// # Errors
     /// Of the socket.
-    pub fn accept(&mut self, mut listener: Listener) -> Result<(), DeviceError> {
-        self.daemon.start(&mut listener).map_err(DeviceError::Vhost)
+    pub fn accept(&mut self, mut listener: Listener) -> Result<(), ServeError> {
+        self.served.accept_at(&mut listener)
     }
 
     /// Serves the frontend until it disconnects, then closes the disk.
     ///
     /// # Errors
     /// When the frontend breaks the protocol.
-    pub fn serve(&mut self) -> Result<(), DeviceError> {
-        let result = self.wait();
-        self.backend.close();
+    pub fn serve(&mut self) -> Result<(), ServeError> {
+        let result = self.served.wait();
+        self.served.close();
         result
     }
+}
 
-    /// As [`Device::serve`], but the disk is not closed: see [`Device::closer`].
-    fn wait(&mut self) -> Result<(), DeviceError> {
-        match self.daemon.wait() {
-            Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) | Ok(()) => Ok(()),
-            Err(e) => Err(DeviceError::Vhost(e)),
-        }
-    }
+/// A disk on `image` with its threads running.
+fn served(image: Arc<dyn Image>, options: Options) -> Result<Served<Backend>, ServeError> {
+    let (queues, queue_size) = (options.queues, options.queue_size);
+    let worker = Worker::new(image, options).map_err(ServeError::Local)?;
+    Served::new("vhost_user", Backend::new(worker, queues, queue_size))
 }
 
 /// Locks a mutex; a panic elsewhere does not spread.

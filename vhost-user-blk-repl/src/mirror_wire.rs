@@ -1,10 +1,12 @@
-//! Frames of the mirror stream between the disk processes of two hosts. Pure: bytes in, bytes out, decode never panics.
+//! Frames of the mirror stream between the disk processes of two hosts. Pure: bytes in, bytes out, decode
+//! never panics.
 //!
-//! A frame is a 48-byte header and a body. All numbers are little-endian. The checksum is xxh3 (64 bits) over the
-//! header with the checksum field zero, followed by the body.
+//! A frame is a 48-byte header and a body. All numbers are little-endian. The checksum is xxh3 (64 bits) over
+//! the header with the checksum field zero, followed by the body.
 //!
 //! ```text
-//!  0 magic "PXMR" | 4 version u16 | 6 kind u16 | 8 epoch | 16 offset | 24 len | 32 body length u32 | 36 zero | 40 checksum
+//!   0 magic "PXMR"  |  4 version u16     |  6 kind u16  |  8 epoch     | 16 offset
+//!  24 len           | 32 body length u32 | 36 zero      | 40 checksum
 //! ```
 //!
 //! | kind | epoch | offset, len | body |
@@ -33,9 +35,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use ft_proto::wire::hash_of_parts;
 use ft_proto::{Epoch, Term, VmId};
 
-use crate::range::Range;
-use crate::request::MAX_DATA;
-use crate::resync::{BLOCK, BLOCKS, HASH_LEN};
+use crate::blocks::{BLOCK, BLOCKS, HASH_LEN};
+use crate::geometry::MAX_DATA;
+use crate::image::range::Range;
 
 pub use ft_proto::device_ctl::ResyncKind;
 
@@ -45,6 +47,10 @@ pub const VERSION: u16 = 3;
 pub const HEADER_LEN: usize = size_of::<Raw>();
 /// No body is longer.
 pub const MAX_BODY: usize = MAX_DATA as usize;
+
+/// What a change counts for besides its data, in bytes, so that bounds on bytes also bound the number of
+/// empty changes.
+pub const CHANGE_OVERHEAD: u64 = 128;
 
 const MAGIC: [u8; 4] = *b"PXMR";
 /// Longest serial and longest reason.
@@ -87,7 +93,7 @@ pub enum Kind {
     Renamed,
 }
 
-/// What a primary says of its disk.
+/// A primary's description of its disk.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Greeting {
     /// Serial number.
@@ -105,7 +111,7 @@ pub struct Name {
     pub base: u128,
 }
 
-/// What a standby's record says.
+/// A standby's record.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Answer {
     /// Name of the disk.
@@ -118,7 +124,7 @@ pub struct Answer {
     pub former: Option<u128>,
     /// Generation.
     pub generation: u64,
-    /// Regions that may differ from the base: [`crate::regions::Regions::to_bytes`].
+    /// Regions that may differ from the base: [`crate::image::regions::Regions::to_bytes`].
     pub marks: Vec<u8>,
     /// The image is one hole.
     pub empty: bool,
@@ -320,7 +326,7 @@ impl Pending {
     }
 }
 
-/// Number and checksum of the Write and Zeroes frames of one epoch: what an End frame says.
+/// Number and checksum of the Write and Zeroes frames of one epoch, as an End frame announces them.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Digest {
     /// How many.

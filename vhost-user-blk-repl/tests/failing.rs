@@ -44,7 +44,8 @@ fn host_on_a_full_disk() -> (Host, tempfile::TempDir) {
     (host, dir)
 }
 
-/// Writes from the start until the disk is full; the slot and offset of the write that is not answered, and what is told of it.
+/// Writes from the start until the disk is full; the slot and offset of the write that is not answered, and
+/// what is told of it.
 fn fill(guest: &mut Guest, primary: &Host) -> (u16, u64, String) {
     for offset in (0..SIZE as u64).step_by(65536) {
         let slot = guest.post(0, T_OUT, offset / 512, &[7; 65536], 0);

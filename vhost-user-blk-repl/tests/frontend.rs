@@ -205,7 +205,8 @@ fn malformed_chains_never_hurt() {
                 guest.push_avail(0, head);
                 expect += 1;
             }
-            // A head outside of the ring cannot be answered, and ends all sense of the ring; what came before it is.
+            // A head outside of the ring cannot be answered, and ends all sense of the ring; what came before
+            // it is.
             let broken = rng.below(10) == 0;
             if broken {
                 guest.push_avail(0, QUEUE_SIZE + rng.below(60_000) as u16);

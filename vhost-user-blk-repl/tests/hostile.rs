@@ -12,10 +12,10 @@ use common::peer::{Peer, greeting, standby_with_peer};
 use common::*;
 use ft_proto::VmId;
 use ft_proto::device_ctl::Report;
+use vhost_user_blk_repl::image::regions::Regions;
 use vhost_user_blk_repl::mirror_wire::{
     Answer, Begin, Frame, HEADER_LEN, Kind, Name, ResyncKind, decode, encode, encode_fields,
 };
-use vhost_user_blk_repl::regions::Regions;
 
 const SIZE: usize = 2 << 20;
 
@@ -122,7 +122,7 @@ fn a_name_that_the_image_does_not_have_is_refused() {
     let kind = ResyncKind::Incremental;
     let begin = Begin { kind, disk: 1, common: Some(9), marks, base: 2, generation: 3 };
     peer.send(Kind::Begin, 0, 0, 0, &encode_fields(&begin));
-    assert!(standby.vmm.mirror_lost().contains("takes this image for what it is not"));
+    assert!(standby.vmm.mirror_lost().contains("a state of this image that is not on record"));
 }
 
 fn hear(stream: &mut TcpStream) -> Kind {

@@ -1,4 +1,5 @@
-//! Requests beyond what the disk tells the guest to send, from drivers that have not taken notice: served in pieces.
+//! Requests beyond what the disk tells the guest to send, from drivers that have not taken notice: served in
+//! pieces.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;

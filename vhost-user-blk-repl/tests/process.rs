@@ -11,7 +11,7 @@ use std::process::{Output, Stdio};
 
 use common::program::*;
 use common::*;
-use device_counters::{DiskCounters, Page};
+use device_api::counters::{DiskCounters, Page};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

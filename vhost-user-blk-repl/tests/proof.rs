@@ -1,4 +1,5 @@
-//! Images that are not what their records are about: changed, replaced or taken back while nobody served them. Real processes.
+//! Images that are not what their records are about: changed, replaced or taken back while nobody served
+//! them. Real processes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
@@ -16,9 +17,9 @@ use ft_proto::{Term, VmId};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use vhost_user_blk_repl::proof::Proof;
+use vhost_user_blk_repl::image::stamp::stamp;
+use vhost_user_blk_repl::record::proof::Proof;
 use vhost_user_blk_repl::record::{Record, decode, encode};
-use vhost_user_blk_repl::stamp::stamp;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
@@ -63,8 +64,16 @@ fn pair(a: &Path, b: &Path) -> (Host, Guest, Host) {
     protect(&primary, &standby, BOUND);
     assert_eq!(guest.write(0, 0, &[1; 4096]), 0);
     commit_epoch(&primary.vmm, &standby.vmm, 1);
+    // What is released is applied in the background.
+    soon(|| (first_byte(b) == 1).then_some(()));
     settled(a, b);
     (primary, guest, standby)
+}
+
+fn first_byte(image: &Path) -> u8 {
+    let mut byte = [0];
+    File::open(image).unwrap().read_exact_at(&mut byte, 0).unwrap();
+    byte[0]
 }
 
 fn write_at(image: &Path, offset: u64) {
@@ -362,7 +371,7 @@ fn an_image_that_is_cut_off_under_its_process_is_an_error() {
     assert_eq!(guest.write(0, 8 * MIB / 512, &[1; 4096]), 1);
     assert_eq!(guest.read(0, 8 * MIB / 512, 4096).0, 1);
     assert_eq!(std::fs::metadata(&a).unwrap().len(), 4 * MIB, "nobody has made it longer");
-    assert!(host.vmm.failed().contains("cut it off"));
+    assert!(host.vmm.failed().contains("it was truncated"));
 }
 
 fn own(host: &Host, vm: u128, term: u64) -> Report {
@@ -443,7 +452,7 @@ fn a_copy_that_somebody_else_has_changed_is_no_whole_copy() {
     drop(guest);
     primary.kill();
     standby.kill();
-    let told = |image: &Path| vhost_user_blk_repl::show::tell(image, None).unwrap();
+    let told = |image: &Path| vhost_user_blk_repl::record::show::inspect(image, None).unwrap();
     assert_eq!(told(&b).state, ft_proto::witness::DiskState::Copy(Term(0)));
     write_at(&b, 9 * MIB);
     for _ in 0..2 {

@@ -14,8 +14,8 @@ use ft_proto::witness::DiskState;
 use ft_proto::{Term, VmId};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use vhost_user_blk_repl::record::show::inspect;
 use vhost_user_blk_repl::record::{Record, Role, encode};
-use vhost_user_blk_repl::show::tell;
 
 const SIZE: u64 = 1 << 20;
 
@@ -84,7 +84,7 @@ fn images_that_are_none_are_told_at_once() {
 fn what_an_image_is_good_for() {
     let dir = tempfile::tempdir().unwrap();
     let image = make_image(dir.path(), "a", &[1; SIZE as usize]);
-    let state = |image: &Path| tell(image, None).unwrap().state;
+    let state = |image: &Path| inspect(image, None).unwrap().state;
     assert_eq!(state(&image), DiskState::Fresh);
     let hole = dir.path().join("hole");
     File::create(&hole).unwrap().set_len(SIZE).unwrap();
@@ -110,7 +110,7 @@ fn what_an_image_is_good_for() {
         (Record { marks: Record::new(1, 2 * SIZE).marks, ..of(Role::Standby, 5, 0) }, DiskState::Unusable),
     ] {
         put(&image, &record);
-        let told = tell(&image, None).unwrap();
+        let told = inspect(&image, None).unwrap();
         assert_eq!(told.state, expected, "{record:?}");
         assert_eq!(told.says.unwrap().vm, Some(VmId(7)));
         assert!(told.reason.is_some(), "where nothing is proven that is said");
@@ -131,7 +131,7 @@ fn a_record_is_found_and_kept_where_it_is() {
     assert_eq!(host.vmm.recv(), ft_proto::device_ctl::Report::Owned);
     host.end();
     assert!(image.with_extension("pollux").is_symlink(), "its name is what it was");
-    assert_eq!(tell(&image, None).unwrap().says.unwrap().vm, Some(VmId(7)));
+    assert_eq!(inspect(&image, None).unwrap().says.unwrap().vm, Some(VmId(7)));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Images that part and become equal again, and copies that must not be used: real processes, killed and ended.
+//! Images that part and become equal again, and copies that must not be used: real processes, killed and
+//! ended.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
@@ -13,8 +14,8 @@ use common::*;
 use ft_proto::device_ctl::{Command, Report, ResyncKind};
 use ft_proto::{Epoch, Term};
 use tempfile::TempDir;
+use vhost_user_blk_repl::record::show::show;
 use vhost_user_blk_repl::record::{Role, decode};
-use vhost_user_blk_repl::show::show;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
@@ -343,8 +344,8 @@ fn a_record_that_cannot_be_written_is_told() {
     assert!(reason.contains("cannot write the record") && reason.contains("missing/record"), "{reason}");
 }
 
-/// Rounds of writes, kills at any moment, takeovers and returns: images that were in sync are equal, and what was
-/// committed is there.
+/// Rounds of writes, kills at any moment, takeovers and returns: images that were in sync are equal, and what
+/// was committed is there.
 #[test]
 fn killed_at_any_moment_the_images_become_equal_again() {
     let mut rng = Rng::from_env("killed_at_any_moment_the_images_become_equal_again");
@@ -444,7 +445,8 @@ fn write_on(rng: &mut Rng, guest: &mut Guest, vmms: Option<[&Vmm; 2]>, seconds: 
     epochs
 }
 
-/// Figures of a resynchronisation: `cargo test --release -p vhost-user-blk-repl --test resync -- --ignored --nocapture`.
+/// Figures of a resynchronisation: `cargo test --release -p vhost-user-blk-repl --test resync -- --ignored
+/// --nocapture`.
 #[test]
 #[ignore = "takes a minute; prints figures"]
 fn figures_of_a_primary_that_returns_after_ten_seconds() {

@@ -1,10 +1,10 @@
 //! The command line.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Parser;
+use device_kit::args::{Common, queue_size};
 
 use crate::announce::Mac;
 use crate::ring::FRAME_MAX;
@@ -16,9 +16,9 @@ use crate::ring::FRAME_MAX;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-net-buffer", version)]
 pub struct Args {
-    /// vhost-user socket: a path to listen at, or fd=N for an inherited, listening unix socket
-    #[arg(long, value_name = "PATH|fd=N")]
-    pub socket: Endpoint,
+    /// What all device processes are told.
+    #[command(flatten)]
+    pub common: Common,
 
     /// Tap to use; it is created, for the life of this process, if it does not exist. Default: a new vmtapN
     #[arg(long, value_name = "NAME")]
@@ -49,7 +49,7 @@ pub struct Args {
     pub num_queues: u16,
 
     /// Descriptors in a queue, a power of two; the frontend may have any number up to 32768, whatever is said here
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_queue_size)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = queue_size)]
     pub queue_size: u16,
 
     /// Most bytes of output that are held; when they are used up the guest's sending waits
@@ -59,45 +59,6 @@ pub struct Args {
     /// Most frames of output that are held
     #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub hold_frames: u32,
-
-    /// Fault-tolerance control: a SOCK_SEQPACKET path to listen at, or fd=N for an inherited, connected socket. The
-    /// process ends, and drops what it holds, when this link closes
-    #[arg(long, value_name = "PATH|fd=N")]
-    pub ft_ctl: Option<Endpoint>,
-
-    /// Count here what `vm.counters` shows: a file of at least 4096 bytes, such as the VMM's shared memory
-    #[arg(long, value_name = "FILE")]
-    pub counters: Option<PathBuf>,
-
-    /// More log; may be repeated
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    pub verbose: u8,
-}
-
-/// Where a unix socket comes from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Endpoint {
-    /// Listen here.
-    Path(PathBuf),
-    /// Inherited from the parent process.
-    Fd(i32),
-}
-
-impl FromStr for Endpoint {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.is_empty() {
-            return Err("is empty; give a path or fd=N".into());
-        }
-        let Some(number) = text.strip_prefix("fd=") else {
-            return Ok(Self::Path(text.into()));
-        };
-        match number.parse() {
-            Ok(fd) if fd > 2 => Ok(Self::Fd(fd)),
-            _ => Err(format!("\"{number}\" is no inherited descriptor; give a number above 2, or ./fd=... for a path")),
-        }
-    }
 }
 
 /// A network interface name that the kernel accepts.
@@ -147,13 +108,6 @@ fn parse_mac(text: &str) -> Result<Mac, String> {
     Ok(mac)
 }
 
-fn parse_queue_size(text: &str) -> Result<u16, String> {
-    match text.parse::<u16>() {
-        Ok(n) if n.is_power_of_two() && (2..=32768).contains(&n) => Ok(n),
-        _ => Err("a queue has a power of two of descriptors, 2 to 32768".into()),
-    }
-}
-
 fn parse_hold_bytes(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(n) if (FRAME_MAX..=16 << 30).contains(&n) => Ok(n),
@@ -163,6 +117,8 @@ fn parse_hold_bytes(text: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
+    use device_kit::args::Endpoint;
+
     use super::*;
 
     #[test]
@@ -174,8 +130,8 @@ mod tests {
     #[test]
     fn accepts_and_refuses() {
         let parse = |extra: &[&str]| Args::try_parse_from(["x", "--socket", "s"].iter().chain(extra));
-        assert_eq!(parse(&["--ft-ctl", "fd=7"]).unwrap().ft_ctl, Some(Endpoint::Fd(7)));
-        assert_eq!(parse(&[]).unwrap().socket, Endpoint::Path("s".into()));
+        assert_eq!(parse(&["--ft-ctl", "fd=7"]).unwrap().common.ft_ctl, Some(Endpoint::Fd(7)));
+        assert_eq!(parse(&[]).unwrap().common.socket, Endpoint::Path("s".into()));
         assert_eq!(parse(&["--mac", "12:34:56:78:90:aB"]).unwrap().mac, Some([0x12, 0x34, 0x56, 0x78, 0x90, 0xab]));
         for bad in [
             ["--tap", "sixteen-bytes-ab"],

@@ -1,19 +1,21 @@
 //! The network card as a vhost-user backend: events in, frames moved, used rings and reports out.
 //!
-//! One thread, the only worker of the vhost-user daemon, does everything: queues, taps, ft-ctl, timer, signals. So a
+//! One thread, the only worker of the vhost-user daemon, does everything: queues, taps, ft-ctl, timer. So a
 //! `Seal` needs no lock: when its answer is sent, nothing else of this process can be touching guest memory. Work is cut
 //! into chunks of a few frames and the ft-ctl link is read between any two, so that a `Seal` waits for one chunk only.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::os::fd::{AsFd, OwnedFd};
 
-use device_counters::NetCounters;
+use device_api::counters::NetCounters;
+use device_kit::control::Control;
+use device_kit::events::{Event, Events, exit_event};
+use device_kit::sockets::accept;
+use device_kit::{Device, Memory, QUEUE_SIZE_MAX, Vring};
 use ft_proto::device_ctl::{QueueState, Report};
-use nix::sys::signalfd::SignalFd;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::VhostUserBackendMut;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
-use vhost_user_backend::{ShutdownHandle, VhostUserBackendMut};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -27,19 +29,17 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::announce::{Announcer, Mac};
 use crate::args::Args;
-use crate::control::Control;
 use crate::epoch_buffer::EpochBuffer;
 use crate::gate::Gate;
-use crate::poller::Poller;
-use crate::ring::{FRAME_MAX, HEADER_LEN, LEGACY_HEADER_LEN, Memory, Segment};
+use crate::relay;
+use crate::ring::{FRAME_MAX, HEADER_LEN, LEGACY_HEADER_LEN, Segment};
 use crate::tap::Tap;
 use crate::work::{Job, Work};
 
-/// A vring of the daemon.
-pub(crate) type Vring = device_vring::Vring<GuestMemoryAtomic<Memory>>;
-
-/// The largest queue that virtio knows. The frontend may have any size.
-const QUEUE_SIZE_MAX: usize = 32768;
+/// The card's own events, beside one for each tap queue.
+const TIMER: usize = 0;
+const AGAIN: usize = 1;
+const FIRST_TAP: usize = 2;
 
 /// Frames (or other units of work) per wake of the worker; then the other event sources have their turn.
 const TURN_FRAMES: usize = 128;
@@ -74,15 +74,6 @@ pub(crate) struct Scratch {
     pub(crate) frame: Vec<u8>,
 }
 
-/// Ends the process from the worker thread.
-pub(crate) struct Quit {
-    /// Wakes the main thread as long as there is no frontend.
-    pub(crate) notifier: EventNotifier,
-    /// Breaks the connection to the frontend, once there is one.
-    pub(crate) connection: Option<ShutdownHandle>,
-    pub(crate) asked: bool,
-}
-
 /// The network card.
 pub struct Net {
     pub(crate) tap: Tap,
@@ -102,38 +93,18 @@ pub struct Net {
     pub(crate) work: Work,
     pub(crate) counters: NetCounters,
     pub(crate) scratch: Scratch,
-    pub(crate) quit: Quit,
-    pub(crate) poller: Option<Poller>,
+    /// Nothing is served any more.
+    pub(crate) ended: bool,
+    events: Option<Events>,
     again: (EventConsumer, EventNotifier),
-    signals: Option<SignalFd>,
-}
-
-/// Event numbers of the worker; those up to the number of queues belong to the daemon.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Source {
-    Queue(usize),
-    Control,
-    Timer,
-    Again,
-    Signal,
-    Tap(usize),
 }
 
 impl Net {
-    /// A card on `tap`, with `control` as its ft-ctl link, that counts in `counters`. `signals` delivers the wish to end; `quit` tells the main
-    /// thread about it.
+    /// A card on `tap` that counts in `counters`.
     ///
     /// # Errors
     /// When descriptors or timers cannot be had.
-    pub fn new(
-        args: &Args,
-        tap: Tap,
-        control: Option<Control>,
-        counters: NetCounters,
-        memory: GuestMemoryAtomic<Memory>,
-        signals: Option<SignalFd>,
-        quit: EventNotifier,
-    ) -> io::Result<Self> {
+    pub fn new(args: &Args, tap: Tap, counters: NetCounters) -> io::Result<Self> {
         let port = || Port {
             frame: vec![0; FRAME_MAX].into_boxed_slice(),
             frame_len: 0,
@@ -143,16 +114,17 @@ impl Net {
             in_use: false,
         };
         // Without ft-ctl nothing is ever held.
-        let (bytes, frames) = if control.is_some() { (args.hold_bytes, args.hold_frames as usize) } else { (0, 0) };
+        let with_control = args.common.ft_ctl.is_some();
+        let (bytes, frames) = if with_control { (args.hold_bytes, args.hold_frames as usize) } else { (0, 0) };
         Ok(Self {
             ports: (0..args.num_queues).map(|_| port()).collect(),
             tap,
             gate: Gate::default(),
             buffer: EpochBuffer::new(bytes, frames),
-            control,
+            control: None,
             announcer: Announcer::new()?,
             guest_mac: args.guest_mac,
-            memory,
+            memory: GuestMemoryAtomic::new(Memory::new()),
             header_len: HEADER_LEN,
             mergeable: false,
             usable_pairs: usize::from(args.num_queues),
@@ -160,42 +132,10 @@ impl Net {
             work: Work::new(usize::from(args.num_queues)),
             counters,
             scratch: Scratch { frame: vec![0; FRAME_MAX], ..Scratch::default() },
-            quit: Quit { notifier: quit, connection: None, asked: false },
-            poller: None,
+            ended: false,
+            events: None,
             again: new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?,
-            signals,
         })
-    }
-
-    /// Registers everything but the queues with the worker's epoll instance, a duplicate of which is `epoll`.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach(&mut self, epoll: OwnedFd) -> io::Result<()> {
-        let poller = Poller::new(epoll);
-        poller.add(self.again.0.as_raw_fd(), self.token(Source::Again))?;
-        poller.add(std::os::fd::AsFd::as_fd(&self.announcer).as_raw_fd(), self.token(Source::Timer))?;
-        if let Some(signals) = &self.signals {
-            poller.add(signals.as_raw_fd(), self.token(Source::Signal))?;
-        }
-        if let Some(fd) = self.control.as_ref().and_then(Control::fd) {
-            poller.add(fd, self.token(Source::Control))?;
-        }
-        self.poller = Some(poller);
-        for port in 0..self.ports.len() {
-            self.unpark(port);
-        }
-        Ok(())
-    }
-
-    /// Remembers how to end the connection; ends it at once if the wish came earlier.
-    pub fn set_connection(&mut self, handle: Option<ShutdownHandle>) {
-        if self.quit.asked
-            && let Some(handle) = &handle
-        {
-            handle.shutdown();
-        }
-        self.quit.connection = handle;
     }
 
     pub(crate) fn pairs(&self) -> usize {
@@ -211,41 +151,12 @@ impl Net {
         2 * self.pairs() + usize::from(self.pairs() > 1)
     }
 
-    /// Number of `source` in the worker's epoll instance.
-    fn token(&self, source: Source) -> u64 {
-        // The first free number: the queues come first, then one that the daemon keeps for itself.
-        let base = self.queues() + 1;
-        let number = match source {
-            Source::Queue(index) => index,
-            Source::Control => base,
-            Source::Timer => base + 1,
-            Source::Again => base + 2,
-            Source::Signal => base + 3,
-            Source::Tap(port) => base + 4 + port,
-        };
-        number as u64
-    }
-
-    fn source(&self, event: u16) -> Option<Source> {
-        let (event, base) = (usize::from(event), self.queues() + 1);
-        match event {
-            _ if event < self.queues() => Some(Source::Queue(event)),
-            _ if event < base => None,
-            _ if event == base => Some(Source::Control),
-            _ if event == base + 1 => Some(Source::Timer),
-            _ if event == base + 2 => Some(Source::Again),
-            _ if event == base + 3 => Some(Source::Signal),
-            _ if event - base - 4 < self.pairs() => Some(Source::Tap(event - base - 4)),
-            _ => None,
-        }
-    }
-
     /// Stops polling a tap; its frames stay in it.
     pub(crate) fn park(&mut self, port: usize) {
         if !std::mem::replace(&mut self.ports[port].parked, true)
-            && let Some(poller) = &self.poller
+            && let Some(events) = &self.events
         {
-            poller.remove(self.tap.queues()[port].as_raw_fd());
+            events.unwatch(&self.tap.queues()[port]);
         }
     }
 
@@ -254,84 +165,59 @@ impl Net {
         if self.ports[port].dead || !self.ports[port].parked {
             return;
         }
-        let token = self.token(Source::Tap(port));
-        let Some(poller) = &self.poller else { return };
-        match poller.add(self.tap.queues()[port].as_raw_fd(), token) {
+        let Some(events) = &self.events else { return };
+        match events.watch(&self.tap.queues()[port], FIRST_TAP + port) {
             Ok(()) => self.ports[port].parked = false,
             Err(e) => host_kit::log_limited!(error, "tap {}: cannot be polled: {e}", self.tap.name()),
         }
     }
 
-    /// Drops what is held and ends the process.
+    /// Drops what is held and serves nothing any more: the process is about to end.
     pub(crate) fn end(&mut self) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
         let dropped = self.buffer.discard_held();
         if dropped > 0 {
             tracing::warn!("{dropped} held frames are dropped: their epochs were not committed");
         }
-        self.quit.asked = true;
-        // Closing the descriptor also removes it from the epoll instance.
         self.control = None;
-        self.signals = None;
-        if let Err(e) = self.quit.notifier.notify() {
-            tracing::error!("cannot wake the main thread: {e}");
-        }
-        if let Some(connection) = &self.quit.connection {
-            connection.shutdown();
+        let counters: Vec<_> = self.counters.all().iter().map(|(name, value)| format!("{name} {value}")).collect();
+        tracing::info!("counted: {}", counters.join(", "));
+    }
+
+    /// Tells the VMM, if there is one.
+    pub(crate) fn report(&self, report: &Report) {
+        if let Some(control) = &self.control {
+            control.report(report);
         }
     }
 
-    /// Sends `report` to the VMM; the process ends when it cannot be told.
-    pub(crate) fn report(&mut self, report: &Report) {
-        let Some(control) = &mut self.control else { return };
-        if let Err(e) = control.send(report) {
-            tracing::error!("{e}");
-            self.end();
-        }
-    }
-
-    fn note(&mut self, source: Source) {
+    fn note(&mut self, event: Event) {
         let control_queue = self.control_queue();
-        match source {
-            Source::Queue(index) if index == control_queue => self.work.add(Job::Control),
-            Source::Queue(index) if index % 2 == 1 => self.work.add(Job::Output(index / 2)),
+        match event {
+            Event::Queue(index) if index == control_queue => self.work.add(Job::Control),
+            Event::Queue(index) if index % 2 == 1 => self.work.add(Job::Output(index / 2)),
             // Any tap may be waiting for this queue, if it stands in for one that is not used.
-            Source::Queue(_) => self.work.add_all_input(),
-            Source::Tap(port) => {
+            Event::Queue(_) => self.work.add_all_input(),
+            Event::Own(TIMER) => {
+                if self.announcer.expired() {
+                    self.announce();
+                }
+            }
+            Event::Own(AGAIN) => {
+                // An empty event counter is as good: the work is in `work`.
+                let _ = self.again.0.consume();
+            }
+            Event::Own(tap) => {
+                let port = tap - FIRST_TAP;
                 if self.gate.is_sealed() {
                     self.park(port);
                 }
                 self.work.add(Job::Input(port));
             }
-            Source::Timer => {
-                if self.announcer.expired() {
-                    self.announce();
-                }
-            }
-            Source::Again => {
-                // An empty event counter is as good: the work is in `work`.
-                let _ = self.again.0.consume();
-            }
-            Source::Control => self.accept_control(),
-            Source::Signal => {
-                tracing::info!("ending on a signal");
-                self.end();
-            }
-        }
-    }
-
-    fn accept_control(&mut self) {
-        let token = self.token(Source::Control);
-        let (Some(control), Some(poller)) = (&mut self.control, &self.poller) else { return };
-        if !control.is_listening() {
-            return;
-        }
-        let accepted = control.accept().map_err(|e| e.to_string()).and_then(|accepted| match control.fd() {
-            Some(fd) if accepted => poller.add(fd, token).map_err(|e| e.to_string()),
-            _ => Ok(()),
-        });
-        if let Err(e) = accepted {
-            tracing::error!("{e}");
-            self.end();
+            // Commands are read between any two chunks of work, and before the first.
+            Event::Control => {}
         }
     }
 
@@ -340,7 +226,7 @@ impl Net {
         let mut left = TURN_FRAMES;
         loop {
             self.take_commands(vrings);
-            if self.quit.asked {
+            if self.ended {
                 return;
             }
             let Some(job) = self.next_job() else { return };
@@ -442,29 +328,40 @@ impl VhostUserBackendMut for Net {
     }
 
     fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
-            .inspect_err(|e| tracing::error!("no exit event: {e}"))
-            .ok()
+        exit_event()
     }
 
     /// Never fails: an error would end the worker, and with it the card.
     fn handle_event(&mut self, event: u16, _set: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
-        if !self.quit.asked
-            && let Some(source) = self.source(event)
+        if !self.ended
+            && let Some(event) = Event::of(event, self.queues())
         {
-            self.note(source);
+            self.note(event);
             self.turn(vrings);
         }
         Ok(())
     }
 }
 
-impl Drop for Net {
-    fn drop(&mut self) {
-        let counters: Vec<_> = self.counters.all().iter().map(|(name, value)| format!("{name} {value}")).collect();
-        tracing::info!("counted: {}", counters.join(", "));
+impl Device for Net {
+    fn attach(&mut self, events: &Events) -> io::Result<()> {
+        events.watch(&self.again.0, AGAIN)?;
+        events.watch(&self.announcer.as_fd(), TIMER)?;
+        self.events = Some(events.clone());
+        (0..self.ports.len()).for_each(|port| self.unpark(port));
+        Ok(())
+    }
+
+    fn connect(&mut self, control: Control) {
+        self.control = Some(control);
+    }
+
+    /// Puts the relay between a frontend that is no Pollux VMM and the library.
+    fn frontend(listener: OwnedFd, with_control: bool) -> io::Result<OwnedFd> {
+        if with_control { Ok(listener) } else { relay::start(accept(&listener)?.into()) }
+    }
+
+    fn close(&mut self) {
+        self.end();
     }
 }
-
-/// The card as the daemon shares it between its threads.
-pub type Shared = Arc<Mutex<Net>>;

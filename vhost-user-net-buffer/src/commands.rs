@@ -1,12 +1,13 @@
 //! What each ft-ctl command does to the card.
 
+use device_kit::Vring;
+use device_kit::control::Control;
+use device_kit::vring::positions;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, QueueState, Report};
-use vhost_user_backend::VringT;
-use virtio_queue::QueueT;
+use ft_proto::device_ctl::{Command, DeviceInfo, Report};
 
 use crate::announce::{Mac, RARP_LEN, rarp};
-use crate::backend::{Net, Vring};
+use crate::backend::Net;
 use crate::ring::HEADER_LEN;
 use crate::work::Job;
 
@@ -17,18 +18,13 @@ impl Net {
     /// Carries out the commands that are waiting.
     pub(crate) fn take_commands(&mut self, vrings: &[Vring]) {
         for _ in 0..COMMANDS_MAX {
-            let Some(control) = &mut self.control else { return };
-            match control.receive() {
-                Ok(Some(command)) => self.obey(command, vrings),
-                Ok(None) => return,
-                Err(e) => {
-                    match std::error::Error::source(&e) {
-                        Some(source) => tracing::error!("{e}: {source}"),
-                        None => tracing::info!("{e}"),
-                    }
-                    return self.end();
-                }
+            match self.control.as_mut().and_then(Control::next_command) {
+                Some((command, _)) => self.obey(command, vrings),
+                None => break,
             }
+        }
+        if self.control.as_ref().is_some_and(Control::is_closed) {
+            self.end();
         }
     }
 
@@ -70,12 +66,11 @@ impl Net {
         }
     }
 
-    fn hello(&mut self, version: u16) {
-        if version != CTL_VERSION {
-            tracing::error!("the VMM speaks version {version} of ft-ctl, this device {CTL_VERSION}");
-        }
+    fn hello(&self, version: u16) {
         let info = DeviceInfo::Net { tap: self.tap.name().into(), mtu: self.tap.mtu() };
-        self.report(&Report::Ready { version: CTL_VERSION, info });
+        if let Some(control) = &self.control {
+            control.greet(version, info);
+        }
     }
 
     fn stand_by(&mut self, standby: bool) {
@@ -105,14 +100,7 @@ impl Net {
         self.gate.seal(epoch);
         let mut queues = std::mem::take(&mut self.scratch.queues);
         queues.clear();
-        for (index, vring) in vrings.iter().enumerate() {
-            let vring = vring.get_ref();
-            let queue = vring.get_queue();
-            if queue.ready() {
-                let (next_avail, next_used) = (queue.next_avail(), queue.next_used());
-                queues.push(QueueState { index: index as u16, next_avail, next_used });
-            }
-        }
+        queues.extend(positions(vrings));
         let (held_frames, held_bytes) = (self.buffer.frames() as u64, self.buffer.bytes() as u64);
         let idle = held_frames == 0;
         let report = Report::Sealed { epoch, queues, in_flight: Vec::new(), held_frames, held_bytes, idle };

@@ -7,7 +7,9 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIR
 use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
-use crate::backend::{Net, Vring};
+use device_kit::Vring;
+
+use crate::backend::Net;
 use crate::output::CHUNK;
 use crate::ring::{self, Malformed, Memory};
 

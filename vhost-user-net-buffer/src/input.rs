@@ -11,7 +11,9 @@ use vm_memory::GuestAddressSpace;
 
 use ft_proto::device_ctl::Report;
 
-use crate::backend::{Net, Vring};
+use device_kit::Vring;
+
+use crate::backend::Net;
 use crate::output::CHUNK;
 use crate::ring::{self, Direction, HEADER_LEN, LEGACY_HEADER_LEN, Memory};
 

@@ -10,7 +10,9 @@ use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, VolatileSlice};
 
-use crate::backend::{Net, Vring};
+use device_kit::Vring;
+
+use crate::backend::Net;
 use crate::ring::{self, Direction, FRAME_MAX, FRAME_MIN, HEADER_LEN, Memory, Segment};
 
 /// Frames between two looks at the ft-ctl link: some tens of microseconds of work.
@@ -100,7 +102,7 @@ impl Net {
                 _ => self.counters.malformed(),
             }
             self.scratch.used.push((head, 0));
-            if self.quit.asked {
+            if self.ended {
                 return Stop::Ended;
             }
         }

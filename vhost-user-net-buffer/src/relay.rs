@@ -6,10 +6,11 @@
 
 use std::io::{self, Read};
 use std::net::Shutdown;
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use host_kit::event_loop::{self, readable};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen, socket,
 };
@@ -22,6 +23,9 @@ const HEADER: usize = 12;
 const BODY_MAX: usize = 4096;
 /// The most descriptors in one message.
 const FDS_MAX: usize = 32;
+/// The two ends.
+const FRONTEND: u32 = 0;
+const INNER: u32 = 1;
 /// Version 1 of the protocol, no reply wanted.
 const FLAGS: u32 = 1;
 
@@ -51,21 +55,13 @@ pub fn start(frontend: UnixStream) -> io::Result<OwnedFd> {
 fn relay(frontend: &UnixStream, inner: &UnixStream) -> io::Result<()> {
     let mut message = [0; HEADER + BODY_MAX];
     acknowledge(inner, &mut message)?;
-    loop {
-        let fd = std::os::fd::AsFd::as_fd;
-        let mut fds = [PollFd::new(fd(frontend), PollFlags::POLLIN), PollFd::new(fd(inner), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let ready = [fds[0].any().unwrap_or(false), fds[1].any().unwrap_or(false)];
-        if ready[0] {
-            pass(frontend, inner, &mut message)?;
-        }
-        if ready[1] {
-            pass(inner, frontend, &mut message)?;
-        }
-    }
+    let mut result = Ok(());
+    event_loop::run(vec![readable(frontend, FRONTEND), readable(inner, INNER)], |from| {
+        let (from, to) = if from == FRONTEND { (frontend, inner) } else { (inner, frontend) };
+        result = pass(from, to, &mut message);
+        if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    result
 }
 
 /// Acknowledges the protocol features, and only them; the frontend will say what else it wants.

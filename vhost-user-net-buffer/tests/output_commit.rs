@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use device_counters::{NetCounters, Page};
+use device_api::counters::{NetCounters, Page};
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{Command, Report};
 use rig::*;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use criterion::Criterion;
-use pollux_vmm::kvm;
-use pollux_vmm::memory::dirty::{DirtySet, DirtyTracker, Watch};
-use pollux_vmm::memory::guest::{GuestMemory, RamOptions};
+use pollux_vmm::machine::kvm;
+use pollux_vmm::machine::memory::dirty::{DirtySet, DirtyTracker, Watch};
+use pollux_vmm::machine::memory::guest::{GuestMemory, RamOptions};
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();

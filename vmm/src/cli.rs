@@ -1,4 +1,5 @@
-//! The command line of `pollux-vmm`: Cloud Hypervisor's flags as far as Pollux has what they ask for, and `--ft`.
+//! The command line of `pollux-vmm`: Cloud Hypervisor's flags as far as Pollux has what they ask for, and
+//! `--ft`.
 //!
 //! In: arguments. Out: [`Invocation`], completely checked. Every error names its flag and is one line.
 
@@ -16,36 +17,36 @@ use crate::config::{
     ConsoleConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig,
     SerialConfig, VmConfig,
 };
-use crate::event_monitor::EventTarget;
-use crate::ft_api::{NodeOptions, Role, node_option};
-use crate::options::OptionError;
+use crate::control::event_monitor::EventTarget;
+use crate::ft_api::{NodeOptions, node_option};
+use pollux_api::options::{OptionError, StartRole, node_help};
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
 const UNSUPPORTED: [(&str, &str); 24] = [
-    ("balloon", "leave it out"),
+    ("balloon", "remove this option"),
     ("debug-console", "use --serial"),
-    ("device", "leave it out"),
-    ("fs", "leave it out"),
-    ("fw-cfg-config", "leave it out"),
-    ("gdb", "leave it out"),
-    ("generic-vhost-user", "leave it out"),
+    ("device", "remove this option"),
+    ("fs", "remove this option"),
+    ("fw-cfg-config", "remove this option"),
+    ("gdb", "remove this option"),
+    ("generic-vhost-user", "remove this option"),
     ("igvm", "use --kernel"),
-    ("landlock", "leave it out"),
-    ("landlock-rules", "leave it out"),
-    ("log-format", "leave it out"),
+    ("landlock", "remove this option"),
+    ("landlock-rules", "remove this option"),
+    ("log-format", "remove this option"),
     ("memory-zone", "use --memory size="),
-    ("numa", "leave it out"),
-    ("pci-segment", "leave it out"),
+    ("numa", "remove this option"),
+    ("pci-segment", "remove this option"),
     ("pmem", "use --disk"),
-    ("pvpanic", "leave it out"),
-    ("rate-limit-group", "leave it out"),
-    ("restore", "leave it out"),
-    ("rtc", "leave it out"),
-    ("tpm", "leave it out"),
-    ("user-device", "leave it out"),
-    ("vdpa", "leave it out"),
-    ("vsock", "leave it out"),
-    ("watchdog", "leave it out"),
+    ("pvpanic", "remove this option"),
+    ("rate-limit-group", "remove this option"),
+    ("restore", "remove this option"),
+    ("rtc", "remove this option"),
+    ("tpm", "remove this option"),
+    ("user-device", "remove this option"),
+    ("vdpa", "remove this option"),
+    ("vsock", "remove this option"),
+    ("watchdog", "remove this option"),
 ];
 
 /// Flags that describe a VM, which without a payload nothing would be made of.
@@ -108,12 +109,14 @@ struct Flags {
     /// size=BYTES[K|M|G],shared=on|off,hugepages=on|off,hugepage_size=2M,prefault=on|off,thp=on|off
     #[arg(long, value_name = "OPTIONS", default_value = "size=512M")]
     memory: String,
-    /// Disks: path=IMAGE,readonly=on|off,direct=on|off,image_type=raw,serial=TEXT,id=ID,num_queues=N,queue_size=N,
-    /// force=on|off (use an image whose record says that another copy may be newer) or vhost_user=true,socket=PATH
+    /// Disks:
+    /// path=IMAGE,readonly=on|off,direct=on|off,image_type=raw,serial=TEXT,id=ID,num_queues=N,queue_size=N,
+    /// force=on|off (use an image whose record says that another copy may be newer) or
+    /// vhost_user=true,socket=PATH
     #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
     disk: Vec<String>,
-    /// Network cards: tap=NAME,ip=ADDR,mask=MASK,mac=MAC,host_mac=MAC,mtu=N,id=ID,num_queues=N,queue_size=N or
-    /// vhost_user=true,socket=PATH,vhost_mode=client|server
+    /// Network cards: tap=NAME,ip=ADDR,mask=MASK,mac=MAC,host_mac=MAC,mtu=N,id=ID,num_queues=N,queue_size=N
+    /// or vhost_user=true,socket=PATH,vhost_mode=client|server
     #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
     net: Vec<String>,
     /// Entropy device: src=PATH
@@ -129,12 +132,7 @@ struct Flags {
     #[arg(long, value_name = "OPTIONS")]
     platform: Option<String>,
     /// Fault tolerance: role=auto|primary|standby,listen=ADDR:PORT,heartbeat=ADDR:PORT,
-    /// standby-peers=[ADDR:PORT/ADDR:PORT,...],witness=PLACE, or on_partition=primary|standby|both without a witness;
-    /// detect_ms=N,min_epoch_us=N,max_epoch_us=N,latency_us=N,pause_share=PERCENT,disk_buffer=SIZE,disk_rate=SIZE,
-    /// compression=auto|off|delta|delta+zstd,delta_cache=SIZE; node=NAME: what this host is called, always the same (made of the
-    /// machine and its disks); blackout_wait=SECONDS: how long a standby that came up alone waits for the host with the newest disks
-    /// (for ever); force=TERM with role=primary: run the VM although the witness, or the disks, are in that term. PLACE is a path or
-    /// etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
+    /// standby-peers=[ADDR:PORT/ADDR:PORT,...],witness=PLACE and more (see below)
     #[arg(long, value_name = "OPTIONS")]
     ft: Option<String>,
     /// Stay when the guest powers itself off
@@ -161,12 +159,12 @@ pub enum CliError {
     #[error("{0} (see pollux-vmm --help)")]
     Usage(String),
     /// A flag of Cloud Hypervisor that Pollux does not have.
-    #[error("--{flag} is not supported by pollux-vmm: {way_out}")]
+    #[error("--{flag} is not supported by pollux-vmm: {hint}")]
     Unsupported {
         /// Its name.
         flag: String,
         /// What to do instead.
-        way_out: String,
+        hint: String,
     },
     /// An option string is wrong.
     #[error(transparent)]
@@ -196,7 +194,7 @@ fn command() -> Command {
     let base = Command::new("pollux-vmm")
         .version(VERSION.as_str())
         .about("A Cloud-Hypervisor-compatible VMM with fault tolerance")
-        .after_help(EXAMPLES);
+        .after_help(format!("Options of --ft, separated by commas:\n{}\n{EXAMPLES}", node_help()));
     UNSUPPORTED.iter().fold(Flags::augment_args(base), |command, (flag, _)| {
         command.arg(Arg::new(*flag).long(*flag).num_args(0..).action(ArgAction::Append).hide(true))
     })
@@ -206,7 +204,7 @@ impl Invocation {
     /// Whether the VM is only waited for: it needs nothing to boot.
     #[must_use]
     pub fn is_standby(&self) -> bool {
-        self.ft.as_ref().is_some_and(|options| options.role == Role::Standby)
+        self.ft.as_ref().is_some_and(|options| options.role == StartRole::Standby)
     }
 
     /// Reads a command line, the name of the program first.
@@ -216,15 +214,15 @@ impl Invocation {
     pub fn parse(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, CliError> {
         let matches = command().try_get_matches_from(arguments).map_err(|error| usage(&error))?;
         let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
-        if let Some((flag, way_out)) = UNSUPPORTED.iter().find(|(flag, _)| given(flag)) {
-            return Err(CliError::Unsupported { flag: (*flag).to_owned(), way_out: (*way_out).to_owned() });
+        if let Some((flag, hint)) = UNSUPPORTED.iter().find(|(flag, _)| given(flag)) {
+            return Err(CliError::Unsupported { flag: (*flag).to_owned(), hint: (*hint).to_owned() });
         }
         let flags = Flags::from_arg_matches(&matches).map_err(|error| usage(&error))?;
         check_seccomp(flags.seccomp.as_deref())?;
         let api_socket = flags.api_socket.as_deref().map(SocketTarget::from_option).transpose()?;
         let event_monitor = flags.event_monitor.as_deref().map(EventTarget::from_option).transpose()?;
         let ft = flags.ft.as_deref().map(node_option).transpose()?;
-        let vm = vm_config(&flags, &matches, ft.as_ref().is_some_and(|ft| ft.role == Role::Standby))?;
+        let vm = vm_config(&flags, &matches, ft.as_ref().is_some_and(|ft| ft.role == StartRole::Standby))?;
         if vm.is_none() && api_socket.is_none() {
             let text = "nothing to do: give --kernel to boot a VM, or --api-socket to wait for requests";
             return Err(CliError::Usage(text.to_owned()));
@@ -256,7 +254,7 @@ fn check_seccomp(wish: Option<&str>) -> Result<(), CliError> {
         None | Some("false") => Ok(()),
         Some(word @ ("true" | "log" | "errno")) => Err(CliError::Unsupported {
             flag: format!("seccomp {word}"),
-            way_out: "no filter is applied yet, use --seccomp false".to_owned(),
+            hint: "no filter is applied yet, use --seccomp false".to_owned(),
         }),
         Some(other) => Err(CliError::Usage(format!("--seccomp: {other:?} is not true, false, log or errno"))),
     }

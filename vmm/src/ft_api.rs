@@ -5,176 +5,53 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use ft::{Compression, EventRecord, NodeOptions, ProtectOptions, Role, StandbyOptions, Status};
-use ft::{Ft, WitnessAddress, resolve};
-use ft_proto::{HostId, OnPartition, Term};
-
-use crate::options::{ByteSize, OptionError, OptionValue, Options, TextList};
-
-/// The protection of one VM.
-pub trait FtControl: Send + Sync {
-    /// The VM has booted: from now on it is protected by whichever configured peer accepts.
-    fn vm_started(&self);
-    /// Starts to protect the VM by the standby that the options name, or by one of the configured peers. Returns as soon as
-    /// the standby has agreed and the first copy runs.
-    ///
-    /// # Errors
-    /// All reasons why the VM cannot be protected, at once.
-    fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>>;
-    /// Ends protection in order: the standby is told, so that it does not take over.
-    ///
-    /// # Errors
-    /// Why it could not be ended.
-    fn stop(&self) -> Result<(), Vec<String>>;
-    /// Ends protection for a while: the standby keeps its copy, and what is written from now on is known.
-    ///
-    /// # Errors
-    /// Why it could not be ended.
-    fn suspend(&self) -> Result<(), Vec<String>>;
-    /// Protects the VM again after that, by sending what was written since.
-    ///
-    /// # Errors
-    /// When it was not suspended, or all reasons why nobody protects it.
-    fn resume(&self) -> Result<(), Vec<String>>;
-    /// Moves the VM to its standby with nothing in flight. Returns when it has left.
-    ///
-    /// # Errors
-    /// When it is not protected, or stays here.
-    fn switchover(&self) -> Result<(), Vec<String>>;
-    /// Stops the VM here without a word to its standby, which finds out and takes over.
-    ///
-    /// # Errors
-    /// When it is not protected.
-    fn test_failover(&self) -> Result<(), Vec<String>>;
-    /// Stops the VM here and lets the standby go on with it: this host is told to end.
-    ///
-    /// # Errors
-    /// When there is no standby that could.
-    fn hand_over(&self, reason: &str) -> Result<(), Vec<String>>;
-    /// The VM has ended for good, because the guest or an operator wanted it: nobody has to take over.
-    fn vm_ended(&self);
-    /// Ends it and gives its addresses back; status and events stay what they are.
-    fn end(&self);
-    /// How protection stands. Called from the API thread: takes no lock that an epoch holds.
-    fn status(&self) -> Status;
-    /// The last events, oldest first. Called from the API thread: takes no lock that an epoch holds.
-    fn events(&self) -> Vec<EventRecord>;
-}
-
-impl FtControl for Ft {
-    fn vm_started(&self) {
-        Self::vm_started(self);
-    }
-
-    fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>> {
-        Self::protect(self, options)
-    }
-
-    fn stop(&self) -> Result<(), Vec<String>> {
-        Self::stop(self)
-    }
-
-    fn suspend(&self) -> Result<(), Vec<String>> {
-        Self::suspend(self)
-    }
-
-    fn resume(&self) -> Result<(), Vec<String>> {
-        Self::resume(self)
-    }
-
-    fn switchover(&self) -> Result<(), Vec<String>> {
-        Self::switchover(self)
-    }
-
-    fn test_failover(&self) -> Result<(), Vec<String>> {
-        Self::test_failover(self)
-    }
-
-    fn hand_over(&self, reason: &str) -> Result<(), Vec<String>> {
-        Self::hand_over(self, reason)
-    }
-
-    fn vm_ended(&self) {
-        Self::vm_ended(self);
-    }
-
-    fn end(&self) {
-        Self::end(self);
-    }
-
-    fn status(&self) -> Status {
-        Self::status(self)
-    }
-
-    fn events(&self) -> Vec<EventRecord> {
-        Self::events(self)
-    }
-}
-
-/// Keys of `--ft`.
-const KEYS: [&str; 18] = [
-    "role",
-    "listen",
-    "heartbeat",
-    "standby-peers",
-    "witness",
-    "on_partition",
-    "detect_ms",
-    "min_epoch_us",
-    "max_epoch_us",
-    "latency_us",
-    "pause_share",
-    "disk_buffer",
-    "disk_rate",
-    "compression",
-    "delta_cache",
-    "node",
-    "force",
-    "blackout_wait",
-];
+pub use ft::{Call, Control, NodeOptions, ProtectOptions, StandbyOptions};
+use ft::{WitnessAddress, on_partition, resolve};
+use ft_proto::Term;
+use pollux_api::options::{NodeRequest, OptionError, Options, StartRole, TextList, Tuning, node_options};
 
 /// Reads the text after `--ft`.
 ///
 /// # Errors
 /// When the text does not follow the grammar, a key is missing, or keys do not go together.
 pub fn node_option(text: &str) -> Result<NodeOptions, OptionError> {
-    let options = Options::parse("--ft", text, &KEYS, &[])?;
-    let role = options.required::<Role>("role")?;
+    let keys: Vec<&str> = node_options().iter().map(|option| option.key).collect();
+    let options = Options::parse("--ft", text, &keys, &[])?;
+    let NodeRequest { role, listen, blackout_wait, .. } = NodeRequest::read(&options)?;
     let force = force(&options, role)?;
-    if role == Role::Auto {
+    if role == StartRole::Auto {
         // Without these it could neither decide nor protect.
         options.required::<String>("witness")?;
         options.required::<TextList>("standby-peers")?;
     }
-    let standby = if role == Role::Primary && options.text("listen").is_none() {
+    let standby = if role == StartRole::Primary && listen.is_none() {
         None
     } else {
         Some(StandbyOptions {
             listen: address(&options, "listen")?,
             heartbeat: address(&options, "heartbeat")?,
             witness: witness(&options)?,
-            on_partition: options.value("on_partition")?,
+            on_partition: options.value("on_partition")?.map(on_partition),
             detect_ms: options.value("detect_ms")?,
         })
     };
-    let blackout_wait = options.value("blackout_wait")?.map(Duration::from_secs);
     Ok(NodeOptions {
         role,
         standby,
         peers: peers(&options)?,
         witness: witness(&options)?,
-        node: options.value("node")?,
+        node: options.parsed("node", "a name of 1 to 32 letters, digits, dots, dashes or underscores")?,
         force,
-        blackout_wait,
+        blackout_wait: blackout_wait.map(Duration::from_secs),
     })
 }
 
 /// The term that an operator overrides.
-fn force(options: &Options, role: Role) -> Result<Option<Term>, OptionError> {
+fn force(options: &Options, role: StartRole) -> Result<Option<Term>, OptionError> {
     let what = match options.text("force") {
         None | Some("off") => return Ok(None),
         Some(text) => match text.parse() {
-            Ok(term) if role == Role::Primary => return Ok(Some(Term(term))),
+            Ok(term) if role == StartRole::Primary => return Ok(Some(Term(term))),
             Ok(_) => "force=TERM needs role=primary: it runs the VM here although the witness is in that term",
             Err(_) => {
                 "force= takes the term that it overrides, so that it counts only once: what pollux-vmm says without it \
@@ -196,24 +73,14 @@ fn peers(options: &Options) -> Result<Vec<ProtectOptions>, OptionError> {
         };
         let (peer, heartbeat) = text.split_once('/').ok_or_else(|| wrong("there is no slash".to_owned()))?;
         let (peer, heartbeat) = (resolve(peer).map_err(wrong)?, resolve(heartbeat).map_err(wrong)?);
-        let by = ProtectOptions::by(peer, heartbeat);
-        let size = |key, default| Ok::<_, OptionError>(options.value::<ByteSize>(key)?.map_or(default, |size| size.0));
         let peer = ProtectOptions {
             witness: witness(options)?,
-            on_partition: options.value("on_partition")?,
-            detect_ms: options.value_or("detect_ms", by.detect_ms)?,
-            min_epoch_us: options.value_or("min_epoch_us", by.min_epoch_us)?,
-            max_epoch_us: options.value_or("max_epoch_us", by.max_epoch_us)?,
-            latency_us: options.value_or("latency_us", by.latency_us)?,
-            pause_share: options.value_or("pause_share", by.pause_share)?,
-            disk_buffer: size("disk_buffer", by.disk_buffer)?,
-            disk_rate: size("disk_rate", by.disk_rate)?,
-            compression: options.value_or("compression", by.compression)?,
-            delta_cache: size("delta_cache", by.delta_cache)?,
-            ..by
+            on_partition: options.value("on_partition")?.map(on_partition),
+            tuning: Tuning::read(options)?,
+            ..ProtectOptions::by(peer, heartbeat)
         };
         if let Some(fault) = peer.faults().into_iter().next() {
-            return Err(OptionError::Conflict { flag: "--ft".to_owned(), what: fault });
+            return Err(OptionError::Conflict { flag: "--ft".to_owned(), what: fault.to_string() });
         }
         peers.push(peer);
     }
@@ -231,45 +98,10 @@ fn address(options: &Options, key: &str) -> Result<SocketAddr, OptionError> {
     resolve(&text).map_err(|error| options.bad_value(key, &format!("ADDR:PORT: {error}")))
 }
 
-/// The value that goes by the name of `text`.
-fn named<T, const N: usize>(text: &str, names: [(&str, T); N]) -> Option<T> {
-    names.into_iter().find_map(|(name, value)| (name == text).then_some(value))
-}
-
-impl OptionValue for HostId {
-    const EXPECTED: &'static str = "a name of 1 to 32 letters, digits, dots, dashes or underscores";
-
-    fn from_text(text: &str) -> Option<Self> {
-        text.parse().ok()
-    }
-}
-
-impl OptionValue for Role {
-    const EXPECTED: &'static str = "auto, primary or standby";
-
-    fn from_text(text: &str) -> Option<Self> {
-        named(text, [("auto", Self::Auto), ("primary", Self::Primary), ("standby", Self::Standby)])
-    }
-}
-
-impl OptionValue for Compression {
-    const EXPECTED: &'static str = "auto, off, delta or delta+zstd";
-
-    fn from_text(text: &str) -> Option<Self> {
-        named(text, Self::NAMES)
-    }
-}
-
-impl OptionValue for OnPartition {
-    const EXPECTED: &'static str = "primary, standby or both";
-
-    fn from_text(text: &str) -> Option<Self> {
-        named(text, [("primary", Self::Primary), ("standby", Self::Standby), ("both", Self::Both)])
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use pollux_api::options::{ByteSize, Compression};
+
     use super::*;
 
     #[test]
@@ -283,7 +115,7 @@ mod tests {
             detect_ms: Some(0),
         };
         let options = node_option(text).unwrap();
-        assert_eq!((options.role, options.standby), (Role::Standby, Some(expected)));
+        assert_eq!((options.role, options.standby), (StartRole::Standby, Some(expected)));
         let least = node_option("role=standby,listen=1.2.3.4:1,heartbeat=1.2.3.4:2").unwrap();
         assert!(least.witness.is_none() && least.peers.is_empty());
     }
@@ -308,8 +140,13 @@ mod tests {
         let options = node_option(text).unwrap();
         let [first, second] = &options.peers[..] else { panic!("{options:?}") };
         assert_eq!((first.peer, first.heartbeat), (([10, 0, 0, 2], 7000).into(), ([10, 1, 0, 2], 7001).into()));
-        assert_eq!((first.detect_ms, first.disk_rate, first.min_epoch_us), (500, 8 << 20, 100));
-        assert_eq!((first.compression, first.delta_cache), (Compression::DeltaZstd, 64 << 20));
+        let expected = Tuning {
+            detect_ms: 500,
+            disk_rate: ByteSize(8 << 20),
+            compression: Compression::DeltaZstd,
+            ..Tuning::default()
+        };
+        assert_eq!(first.tuning, expected);
         assert_eq!(second.peer, "[fd00::3]:7000".parse().unwrap());
         assert_eq!((&second.witness, options.standby.unwrap().detect_ms), (&"/w".parse().ok(), Some(500)));
     }

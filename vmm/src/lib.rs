@@ -1,37 +1,26 @@
 //! The Pollux VMM: a Cloud-Hypervisor-compatible virtual machine monitor on KVM.
 //!
-//! Mechanism only: apart from `guest_port` and `memory::foresight`, nothing here knows what an epoch is.
+//! From the top: `run` wires; `api` and `control` take orders, and see a VM as `contract` has it;
+//! `ft_adapter` fulfils that for the engine's VMs; `vm` is one virtual machine; below are its `devices`,
+//! their transports and processes, and at the bottom the `machine`. Arrows go down only, and only
+//! `ft_adapter` and `ft_api` know what an epoch is.
 
-pub mod acpi;
 pub mod api;
-pub mod assemble;
 pub mod boot;
-pub mod bus;
 pub mod cli;
-pub mod clock;
-pub mod config;
-pub mod confirmed;
-pub mod cpu;
-pub mod device_process;
+pub mod contract;
+pub mod control;
 pub mod devices;
-pub mod disk_records;
-pub mod election;
-pub mod event_monitor;
+pub mod ft_adapter;
 pub mod ft_api;
-pub mod gate;
-pub mod guest_port;
-pub mod ioapic;
-pub mod irq;
-pub mod kvm;
 pub mod legacy;
 pub mod logging;
 pub mod machine;
-pub mod memory;
-pub mod options;
 pub mod pci;
+pub mod process;
 pub mod run;
-pub mod state;
 pub mod vhost_user;
 pub mod virtio;
 pub mod vm;
-pub mod vmm;
+
+pub use pollux_api::config;

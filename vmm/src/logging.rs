@@ -1,6 +1,7 @@
 //! Log lines in the shape of Cloud Hypervisor's, on standard error or in a file.
 //!
-//! `pollux-vmm:   0.000112s: <main> INFO:vmm/src/main.rs:31 -- message`; the time counts from the start of the process.
+//! `pollux-vmm:   0.000112s: <main> INFO:vmm/src/main.rs:31 -- message`; the time counts from the start of
+//! the process.
 
 use std::fmt;
 use std::fs::File;
@@ -34,7 +35,8 @@ pub enum LogError {
     },
 }
 
-/// A log that nobody reads must not hold up who writes to it, which may be a vCPU: a line that would have to wait is left out.
+/// A log that nobody reads must not hold up who writes to it, which may be a vCPU: a line that would have to
+/// wait is left out.
 struct NeverWaits<F> {
     file: F,
     left_out: u64,
@@ -47,7 +49,8 @@ impl<F: AsFd> NeverWaits<F> {
         Self { file, left_out: 0, cut: false }
     }
 
-    /// Whether the kernel takes a [`PIECE`] now. A pipe says so if it does without waiting; a file always does.
+    /// Whether the kernel takes a [`PIECE`] now. A pipe says so if it does without waiting; a file always
+    /// does.
     fn takes_a_piece(&self) -> bool {
         let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
         // Where it cannot be asked, it can be written to.
@@ -99,8 +102,8 @@ where
     }
 }
 
-/// Starts logging: warnings and errors, plus `info`, `debug`, `trace` for each step of verbosity. Once in a process; later
-/// calls have no effect.
+/// Starts logging: warnings and errors, plus `info`, `debug`, `trace` for each step of verbosity. Once in a
+/// process; later calls have no effect.
 ///
 /// # Errors
 /// When the log file cannot be created.

@@ -1,7 +1,7 @@
 //! One run of `pollux-vmm`, from the command line to the exit code. The only place where all parts are seen.
 //!
-//! Order: what can block or fail without a trace first (arguments, log, event stream), then the signals, then what leaves
-//! files behind (the API socket), then the VM. The end is the same list backwards.
+//! Order: what can block or fail without a trace first (arguments, log, event stream), then the signals, then
+//! what leaves files behind (the API socket), then the VM. The end is the same list backwards.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -14,12 +14,12 @@ use nix::sys::stat::{Mode, umask};
 use crate::api::Shared;
 use crate::api::http::HttpServer;
 use crate::api::socket::ApiSocket;
-use crate::assemble::KvmAssembler;
 use crate::cli::{CliError, Invocation};
-use crate::event_monitor::EventMonitor;
+use crate::contract::BoxError;
+use crate::control::control_loop::{Ending, Parts, Vmm};
+use crate::control::event_monitor::EventMonitor;
+use crate::ft_adapter::factory::KvmFactory;
 use crate::logging;
-use crate::machine::BoxError;
-use crate::vmm::{Ending, Parts, Vmm};
 use host_kit::error::chain;
 
 /// Does what the command line asks for; returns when the VMM has ended.
@@ -66,7 +66,7 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
         None => None,
     };
     let no_shutdown = invocation.no_shutdown;
-    let assembler = Box::new(KvmAssembler::new(invocation.ft));
+    let assembler = Box::new(KvmFactory::new(invocation.ft));
     let mut vmm = Vmm::new(Parts { assembler, monitor, shared, no_shutdown });
     let outcome = match invocation.vm.map(|vm| vmm.start(vm)) {
         Some(Err(error)) => {
@@ -81,8 +81,8 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
     outcome
 }
 
-/// Signals that end the VMM in order, as messages. Must be called while there is but one thread, as the others inherit
-/// the mask.
+/// Signals that end the VMM in order, as messages. Must be called while there is but one thread, as the
+/// others inherit the mask.
 fn signals() -> Result<Receiver<i32>, BoxError> {
     let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     set.thread_block()?;

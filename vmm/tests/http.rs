@@ -7,8 +7,8 @@ mod fake;
 use std::io::{Read, Write};
 
 use fake::{FakeVmm, Setup, body, read_answer, status};
-use pollux_vmm::machine::VmEvent;
-use pollux_vmm::vmm::Ending;
+use pollux_vmm::contract::VmEvent;
+use pollux_vmm::control::control_loop::Ending;
 use serde_json::json;
 
 const CONFIG: &str = r#"{"payload":{"kernel":"/k"},"memory":{"size":268435456}}"#;
@@ -304,7 +304,7 @@ fn fault_tolerance_routes() {
     assert_eq!(status(&vmm.put("ft.protect", &wish(2))), "HTTP/1.1 204 ");
     let refused = vmm.put("ft.protect", &wish(1));
     assert_eq!(body(&refused), json!(["Error from API", "The VM cannot be protected", "no route", "no disk"]));
-    assert_eq!(body(&vmm.put("ft.protect", ""))[2], "nobody to ask");
+    assert_eq!(body(&vmm.put("ft.protect", ""))[2], ft::Refused::NoPeers.to_string());
     for wrong in ["{", r#"{"peer":"127.0.0.1:1"}"#, r#"{"peer":"here","heartbeat":"127.0.0.1:9"}"#] {
         assert_eq!(status(&vmm.put("ft.protect", wrong)), "HTTP/1.1 400 ", "{wrong}");
     }

@@ -7,8 +7,8 @@ mod tiny;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use pollux_vmm::cpu::{AtRest, Capture, Chore, Crew, GuestEvent};
-use pollux_vmm::memory::dirty::{DirtySet, Watch};
+use pollux_vmm::machine::cpu::{Capture, GuestEvent, PausedWork, Task, WorkerPool};
+use pollux_vmm::machine::memory::dirty::{DirtySet, Watch};
 use tiny::{COUNTER, Code, Tiny};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -17,7 +17,8 @@ fn count_forever(code: Code) -> Code {
     code.raw(&[0xff, 0x05]).raw(&COUNTER.to_le_bytes()).raw(&[0xeb, 0xf8])
 }
 
-/// Counts until the low byte of the counter becomes 0, prints a dot, and again. So pauses hit both port writes and memory.
+/// Counts until the low byte of the counter becomes 0, prints a dot, and again. So pauses hit both port
+/// writes and memory.
 fn count_and_print() -> Code {
     Code::default()
         .raw(&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.'])
@@ -123,20 +124,20 @@ fn a_paused_guest_stands_still_and_pauses_nest() {
     wait_for("guest does not go on", || counter(&tiny, 0) != stopped);
 }
 
-/// Counts how often it is done, with a chore for each thread.
+/// Counts how often it is done, with a task for each thread.
 #[derive(Default)]
 struct Work {
     done: u32,
-    chores: Arc<AtomicU32>,
+    tasks: Arc<AtomicU32>,
     stays: bool,
 }
 
-impl AtRest for Work {
-    fn at_rest(&mut self, crew: &Crew<'_>) -> bool {
+impl PausedWork for Work {
+    fn run(&mut self, pool: &WorkerPool<'_>) -> bool {
         self.done += 1;
-        crew.share((0..crew.size()).map(|_| -> Chore {
-            let chores = self.chores.clone();
-            Box::new(move || _ = chores.fetch_add(1, Ordering::SeqCst))
+        pool.share((0..pool.size()).map(|_| -> Task {
+            let tasks = self.tasks.clone();
+            Box::new(move || _ = tasks.fetch_add(1, Ordering::SeqCst))
         }));
         !self.stays
     }
@@ -159,7 +160,7 @@ fn a_checkpoint_is_taken_once_whoever_else_pauses_meanwhile() {
         cpus.call_off();
         assert_eq!((work.lock().unwrap().done, cpus.is_paused()), (taken, false));
     }
-    wait_for("chores are left over", || work.lock().unwrap().chores.load(Ordering::SeqCst) == 600);
+    wait_for("tasks are left over", || work.lock().unwrap().tasks.load(Ordering::SeqCst) == 600);
     work.lock().unwrap().stays = true;
     cpus.stop_for(work.clone());
     cpus.checkpoint().unwrap();
@@ -273,7 +274,8 @@ fn what_the_guest_writes_is_harvested_once() {
 
 #[test]
 fn the_power_button_interrupts_a_halted_guest() {
-    // An interrupt table with one gate for vector 0x30, whose handler prints and powers off; LAPIC and IOAPIC pin 13 enabled.
+    // An interrupt table with one gate for vector 0x30, whose handler prints and powers off; LAPIC and IOAPIC
+    // pin 13 enabled.
     const IDT: u32 = COUNTER;
     const HANDLER: u32 = tiny::CODE + 0x200;
     let gate = [HANDLER & 0xffff | 0x10 << 16, HANDLER & 0xffff_0000 | 0x8e00];

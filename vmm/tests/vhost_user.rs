@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ft_proto::device_ctl::QueueState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use pollux_vmm::memory::guest::{GuestMemory, GuestRam, RamOptions};
+use pollux_vmm::machine::memory::guest::{GuestMemory, GuestRam, RamOptions};
 use pollux_vmm::vhost_user::{DirtyLog, Kind, Link, NetOptions, VhostUserDevice, VhostUserError, Watchdog};
 use pollux_vmm::virtio::{ActiveQueue, F_EVENT_IDX, F_VERSION_1, Ring, VirtioDevice, VirtioError};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};

@@ -43,6 +43,12 @@ impl Replica {
         self.node
     }
 
+    /// The newest epoch that it holds.
+    #[must_use]
+    pub fn acknowledged(&self) -> Option<Epoch> {
+        self.acknowledged
+    }
+
     /// It holds everything up to `epoch`. One that it has acknowledged before changes nothing.
     pub fn acknowledge(&mut self, epoch: Epoch) {
         self.acknowledged = self.acknowledged.max(Some(epoch));

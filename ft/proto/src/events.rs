@@ -1,6 +1,7 @@
 //! The whole surface of the core on one page: what can happen to a node, and what it can ask its shell to do.
 //!
-//! Bulk data never passes through here: the shell moves pages and states, the core handles their epoch numbers.
+//! Bulk data never passes through here: the shell moves pages and states, the core handles their epoch
+//! numbers.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use crate::failure_detector::LinkId;
 use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
 
-/// What a node is told. Times of arrival are the `now` of `Node::handle`, but for beats, which wait in a queue.
+/// What a node is told. Times of arrival are the `now` of `Node::handle`, but for beats, which wait in a
+/// queue.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// Primary: a standby has accepted us; the first copy of memory and disks begins.
@@ -18,7 +20,7 @@ pub enum Input {
         /// The standby.
         peer: NodeId,
     },
-    /// Primary: the first copy is in the stream, to the last page and block that are not still being written.
+    /// Primary: the first copy is in the stream, except for pages and blocks that are still being written.
     Synced,
     /// Primary: a device holds the first output of the running epoch, or has reached a bound: cut soon.
     CutWanted,
@@ -26,37 +28,37 @@ pub enum Input {
     CutDone {
         /// The sealed epoch.
         epoch: Epoch,
-        /// How long the guest stood still for it.
+        /// How long the guest was paused for it.
         paused: Duration,
-        /// Pages that it has.
+        /// How many pages it contains.
         pages: u64,
     },
-    /// Primary: the cut failed; dirty bits were put back and the guest runs on in the same epoch.
+    /// Primary: the cut failed; the dirty bits were restored, and the guest continues in the same epoch.
     CutFailed {
-        /// The epoch that goes on.
+        /// The epoch that continues.
         epoch: Epoch,
         /// Why.
         reason: String,
     },
-    /// Primary: the standby says that it holds everything of `epoch`.
+    /// Primary: the standby acknowledges that it holds all of `epoch`.
     Acked {
         /// The sender's term.
         term: Term,
         /// The epoch.
         epoch: Epoch,
     },
-    /// Primary: protection shall end; the VM goes on alone.
+    /// Primary: an operator ends the protection; the VM continues here without a standby.
     StopRequested,
-    /// Primary: the VM shall go on at the standby (a device process here is dead, or an operator wants it).
+    /// Primary: the VM must continue on the standby (a device process here died, or an operator asks for it).
     YieldRequested {
         /// Why.
         reason: String,
     },
-    /// Primary: the VM shall go on at the standby, and nothing shall be lost on the way.
+    /// Primary: an operator moves the VM to the standby, without losing anything.
     SwitchoverRequested,
-    /// Primary: this node shall be as good as dead, without a word to its standby.
-    CeaseRequested,
-    /// Standby: a primary was accepted; its copies begin.
+    /// Primary: an operator has this node stop as if it had crashed, without telling its standby.
+    SimulateCrash,
+    /// Standby: a primary was accepted; the first copy begins.
     PrimaryJoined {
         /// The primary.
         peer: NodeId,
@@ -65,33 +67,34 @@ pub enum Input {
         /// How many disks have a stream of their own.
         disks: u16,
     },
-    /// Standby: all pages and the state of `epoch` are staged and their checksum is right.
+    /// Standby: all pages and the state of `epoch` are staged, and their checksum is right.
     MemoryComplete {
         /// The epoch.
         epoch: Epoch,
-        /// Disks of which the epoch has nothing; their streams say nothing of it.
+        /// Disks without writes in the epoch; their streams do not mention it.
         idle: Vec<u16>,
     },
-    /// Standby: all writes of `epoch` to one disk are held and their checksum is right.
+    /// Standby: all writes of `epoch` to one disk are staged, and their checksum is right.
     DiskComplete {
         /// The epoch.
         epoch: Epoch,
         /// Index of the disk.
         disk: u16,
     },
-    /// Standby: the primary gives the VM up, with nothing that could still be released there.
+    /// Standby: the primary yields the VM, and can release nothing any more.
     Yielded {
         /// The sender's term.
         term: Term,
     },
-    /// The peer ends the session in good order: it stays up, or has shut the VM down. A standby that says so has dropped its copy.
+    /// The peer ends the session deliberately: it stays up, or has shut the VM down. A standby that does so
+    /// has dropped its copy.
     PeerLeft {
         /// The sender's term.
         term: Term,
         /// Why.
         reason: String,
     },
-    /// The stream between the two is closed, broken, or carried something wrong.
+    /// The stream between the two is closed or broken, or carried something malformed.
     StreamLost {
         /// Why.
         reason: String,
@@ -107,12 +110,12 @@ pub enum Input {
     },
     /// The witness answered a claim.
     Witness(WitnessAnswer),
-    /// The witness's record was read: of a VM that is on record, now and then while it runs here.
+    /// The witness's record was read, as happens now and then while a VM that has one runs here.
     RecordRead {
         /// The record; `None`: it is lost.
         record: Option<Record>,
     },
-    /// The shell could not perform [`Action::TakeOver`].
+    /// [`Action::TakeOver`] could not be performed.
     TakeOverFailed {
         /// Why.
         reason: String,
@@ -126,7 +129,7 @@ pub enum Input {
 pub enum WitnessAnswer {
     /// It judged.
     Judged(Claim, Verdict),
-    /// It could not be reached, and whether the claim took effect is unknown.
+    /// It could not be reached; whether the claim took effect is unknown.
     Unreachable(Claim, String),
 }
 
@@ -147,11 +150,11 @@ pub struct Beat {
     pub from: NodeId,
     /// Its term.
     pub term: Term,
-    /// Whether it runs the VM and means to go on; if not, its standby shall take over.
+    /// Whether it runs the VM and means to continue; if not, its standby is to take over.
     pub runs: bool,
 }
 
-/// What the shell shall do, in this order.
+/// What the shell is to do, in this order.
 #[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[derive(Debug, Eq, PartialEq)]
 pub enum Action {
@@ -175,38 +178,39 @@ pub enum Action {
         /// The new term.
         term: Term,
     },
-    /// Primary: nobody else can run the VM; end the session and let held output go.
+    /// Primary: no other node can run the VM; end the session and release all held output.
     GoAlone(Alone),
     /// Primary: tell the standby to take over; this node has stopped.
     Yield,
     /// Primary: tell the standby to drop its copy; the session goes on until it says that it has.
     Dismiss,
-    /// Stop the VM for good and drop its held output: another node runs it, or may.
+    /// Stop the VM for good and discard its held output: another node runs it, or may.
     Fence {
         /// Why.
         reason: String,
     },
-    /// Standby: drop what was received and wait for a primary.
+    /// Standby: drop the copy and wait for a primary.
     Reset {
         /// Why.
         reason: String,
     },
-    /// Tell the outside.
+    /// Report to operators.
     Event(Event),
 }
 
 /// What is special about a checkpoint.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum CutKind {
-    /// The first whole one of a session: output is held from here on.
+    /// The first complete one of a session: output is held from here on.
     Base,
-    /// Nothing.
+    /// Nothing is.
     Plain,
-    /// The last one here: the guest and its devices stay stopped until `GoAlone` lets them run again, or for good.
+    /// It is the last one here: the guest and its devices stay paused until `GoAlone` resumes them, or for
+    /// good.
     Last,
 }
 
-/// Proof that no other node can be running the VM: held output may leave without a standby.
+/// Proof that no other node can be running the VM: held output may be released without a standby.
 ///
 /// Made only where the witness (or, without one, the configured policy) has said so.
 #[cfg_attr(feature = "model", derive(Clone, Hash))]
@@ -216,7 +220,7 @@ pub struct Alone {
 }
 
 impl Alone {
-    /// The term of this node's reign.
+    /// The term in which this node runs the VM.
     #[must_use]
     pub fn term(&self) -> Term {
         self.term
@@ -228,7 +232,7 @@ impl Alone {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// The first copy has begun.
+    /// The first copy begins.
     SyncStarted,
     /// From now on a failure of the primary loses nothing.
     Protected {
@@ -237,11 +241,11 @@ pub enum Event {
         /// The term.
         term: Term,
     },
-    /// Protection has ended; this node goes on alone.
+    /// Protection has ended; this node runs the VM alone.
     ProtectionLost {
         /// Why.
         reason: String,
-        /// The term it goes on in.
+        /// The term in which it does.
         term: Term,
     },
     /// One link is silent; the VM stays protected.
@@ -261,8 +265,9 @@ pub enum Event {
         /// For how long, in milliseconds.
         silence_ms: u64,
     },
-    /// This process was stopped or starved; the peer gets at least a third of the limit to speak up.
-    OwnStall,
+    /// This process was stopped or starved of CPU time; the peer gets at least a third of the limit to be
+    /// heard.
+    LocalStall,
     /// The standby begins to take over.
     TakingOver {
         /// From this checkpoint.
@@ -275,25 +280,26 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// The witness has no record of the VM any more: if a host fails now, nobody may go on.
+    /// The witness has lost the VM's record: if a host fails now, the other one may not continue.
     WitnessRecordLost,
-    /// The primary has given the witness its record again.
+    /// The primary has restored the witness's record.
     WitnessRecordRestored,
-    /// The primary is back before the witness is: the standby commits its epochs again and asks what became of its claim.
-    TakeOverWithdrawn,
-    /// The standby holds a whole copy.
+    /// The primary was heard again before the witness: the standby commits epochs again, and asks what became
+    /// of its claim.
+    TakeoverWithdrawn,
+    /// The standby holds a complete copy.
     StandbyReady {
         /// Of this primary's term.
         term: Term,
     },
-    /// The standby's copy is useless now.
+    /// The standby has dropped its copy.
     StandbyReset {
         /// Why.
         reason: String,
     },
-    /// The primary is silent, and without a witness the policy says that the standby waits.
-    TakeOverHeldBack,
-    /// This node may not run the VM any more and has stopped it.
+    /// The primary is silent, but there is no witness, and by the policy the standby does not take over.
+    TakeoverSuppressed,
+    /// This node may no longer run the VM, and has stopped it.
     Fenced {
         /// Why.
         reason: String,
@@ -309,11 +315,11 @@ fn link_name<S: serde::Serializer>(link: &LinkId, serializer: S) -> Result<S::Ok
     serializer.serialize_str(link.name())
 }
 
-/// Who goes on when the two hosts cannot see each other and there is no witness to ask.
+/// Who continues when the two hosts cannot see each other and there is no witness to ask.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnPartition {
-    /// The primary goes on; the standby never takes over by itself.
+    /// The primary continues; the standby never takes over by itself.
     Primary,
     /// The standby takes over; a primary without its standby stops.
     Standby,
@@ -324,22 +330,24 @@ pub enum OnPartition {
 /// A node's settings.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Settings {
-    /// Silence on every link after which the peer is taken for dead; `None`: never.
+    /// Silence on every link after which the peer is considered dead; `None`: never.
     pub silence: Option<Duration>,
-    /// A standby that lives but has not acknowledged an epoch for so long is left: its disk hangs, or something between.
-    /// The first checkpoint may take ten times as long. Counts only with a limit of silence.
+    /// A standby that is alive but has not acknowledged an epoch for this long is left: its disk hangs, or
+    /// something in between. The first checkpoint may take ten times as long. Applies only with a limit of
+    /// silence.
     pub ack_limit: Duration,
-    /// No epoch is cut earlier after the one before.
+    /// The shortest epoch.
     pub min_epoch: Duration,
-    /// An epoch is cut after this time even if nothing asks for it.
+    /// The longest epoch: it is cut even if nothing asks for it.
     pub max_epoch: Duration,
-    /// While the standby needs longer than this for an epoch with many pages, epochs are made shorter.
+    /// While the standby takes longer than this for an epoch with many pages, epochs are made shorter.
     pub latency: Duration,
-    /// But not so short that the guest stands still for a larger part of its time, in percent. Not for epochs that output cuts.
+    /// But not so short that the guest is paused for a larger share of its time, in percent. Does not apply
+    /// to epochs that output cuts.
     pub pause_share: u32,
-    /// How many sealed epochs may wait for the standby; the guest runs one more.
+    /// How many sealed epochs may wait for the standby, besides the one that the guest runs.
     pub depth: usize,
-    /// Who decides when the two cannot see each other: `None` is the witness.
+    /// Who continues when the two cannot see each other; `None`: the witness decides.
     pub on_partition: Option<OnPartition>,
 }
 

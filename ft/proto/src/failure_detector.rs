@@ -1,12 +1,14 @@
 //! Decides whether the peer may be dead, from when its heartbeats arrived on each link.
 //!
-//! Each link has a light: green (heard within half the limit), yellow (silent for longer, within the limit), red (silent
-//! beyond it). The peer is suspected only when every link is red: one cut cable is a degraded link, not a dead peer.
+//! Each link has a light: green (heard within half the limit), yellow (silent for longer, within the limit)
+//! or red (silent beyond it). The peer is suspected only when every link is red: one cut cable is a degraded
+//! link, not a dead peer.
 //!
-//! Silence is only evidence while we were listening. A process that was stopped or starved finds old time stamps when it
-//! wakes, with the beats that would refute them still in its sockets. So time that was slept through does not count as
-//! silence, and after it the peer has at least a third of the limit, two of its beats, to speak up. What was heard to be
-//! silent before still counts: a process that is starved again and again must not keep a dead peer alive.
+//! Silence is evidence only while this process was listening. A process that was stopped or starved of CPU
+//! time finds old time stamps when it wakes, while newer beats are still in its sockets. So time that it did
+//! not run does not count as silence, and afterwards the peer has at least a third of the limit, two of its
+//! beats, to be heard. Silence from before still counts: a process that is starved again and again must not
+//! keep a dead peer alive.
 
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ impl LinkId {
     /// Both links.
     pub const ALL: [Self; 2] = [Self::Replication, Self::Heartbeat];
 
-    /// What people call it.
+    /// Its name in events and messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -35,7 +37,7 @@ impl LinkId {
     }
 }
 
-/// What a link looks like.
+/// The state of a link.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Light {
     /// Heard within half the limit.
@@ -74,7 +76,7 @@ impl FailureDetector {
         now.since(self.heard[link as usize])
     }
 
-    /// How a link looks.
+    /// The state of a link.
     #[must_use]
     pub fn light(&self, link: LinkId, now: Time) -> Light {
         let Some(limit) = self.limit else { return Light::Green };
@@ -88,8 +90,8 @@ impl FailureDetector {
         }
     }
 
-    /// To be called at least every [`Self::check_interval`], after all arrivals until `now` have been told. Forgives
-    /// silence that this process slept through; returns whether there was any.
+    /// To be called at least every [`Self::check_interval`], after [`Self::heard`] for all arrivals until
+    /// `now`. Discounts silence during which this process did not run; returns whether there was any.
     pub fn check(&mut self, now: Time) -> bool {
         let late = now.since(std::mem::replace(&mut self.checked, now));
         let stalled = self.limit.is_some_and(|limit| late > limit / 3);
@@ -102,7 +104,7 @@ impl FailureDetector {
         stalled
     }
 
-    /// How often [`Self::check`] wants to be called, and beats to be sent: a sixth of the limit.
+    /// How often to call [`Self::check`] and to send beats: a sixth of the limit.
     #[must_use]
     pub fn check_interval(&self) -> Option<Duration> {
         self.limit.map(|limit| limit / 6)

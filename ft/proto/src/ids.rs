@@ -1,7 +1,7 @@
-//! The names everything else is counted by: VM, host, node, term, epoch, and the proof that an epoch is committed.
+//! Identities and counters: VM, host, node, term, epoch; and the proof that an epoch is committed.
 //!
-//! A VM, a host and a node have lasting identities. They are text where people read them (JSON, options, messages) and
-//! compact on the wire.
+//! A VM, a host and a node have lasting identities. They are text where people read them (JSON, options,
+//! messages) and compact on the wire.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize, Serializer};
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The highest epoch that is believed, whoever names it.
+    /// The highest epoch that is accepted from outside.
     pub const MAX: Self = Self(1 << 48);
 
-    /// Whether an epoch that came from outside can be one.
+    /// Whether an epoch from outside is acceptable.
     #[must_use]
     pub fn is_plausible(self) -> bool {
         self <= Self::MAX
@@ -37,12 +37,13 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Counts who runs the VM: every change of that has a new, higher term.
+/// Counts changes of who runs the VM: each has a new, higher term.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Term(pub u64);
 
 impl Term {
-    /// The highest term that is believed, whoever names it. One new term a millisecond would reach it in 8,900 years.
+    /// The highest term that is accepted from outside. One new term a millisecond would reach it in 8,900
+    /// years.
     pub const MAX: Self = Self(1 << 48);
 
     /// The term that a takeover from this one creates.
@@ -51,7 +52,7 @@ impl Term {
         Self(self.0.saturating_add(1))
     }
 
-    /// Whether a term that came from outside can be one.
+    /// Whether a term from outside is acceptable.
     #[must_use]
     pub fn is_plausible(self) -> bool {
         self <= Self::MAX
@@ -64,7 +65,7 @@ impl fmt::Display for Term {
     }
 }
 
-/// A name that is not one.
+/// A text that is not a name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NameError {
     /// Of a VM.
@@ -78,8 +79,8 @@ pub enum NameError {
     Node,
 }
 
-/// A VM, whichever host runs it. Drawn at random when it is first protected, and kept in the records of its disks and of its
-/// witness.
+/// A VM, whichever host runs it. Drawn at random when the VM is first protected, and stored in the records of
+/// its disks and of its witness.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct VmId(pub u128);
 
@@ -113,7 +114,7 @@ impl<'de> Deserialize<'de> for VmId {
     }
 }
 
-/// A host of a VM: the same over restarts of its processes and of the machine.
+/// A host: the same across restarts of its processes and of the machine.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct HostId([u8; HostId::LEN]);
 
@@ -187,8 +188,9 @@ impl<'de> Deserialize<'de> for HostId {
     }
 }
 
-/// One incarnation of a host: a process that may run the VM, until it ends or builds its VM anew. No two nodes are equal, so
-/// what an earlier incarnation was granted, promised or sent is never taken for this one's.
+/// One incarnation of a host: a process that may run the VM, until it ends or builds its VM anew. No two
+/// nodes are equal, so what an earlier incarnation was granted, promised or sent is never attributed to a
+/// later one.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NodeId {
     /// The host.
@@ -287,15 +289,15 @@ impl<T: FromStr<Err = NameError> + FromNumber> Visitor<'_> for Text<T> {
 
 /// Proof that the standby holds everything of an epoch.
 ///
-/// The field is private and the constructor is visible to the two state machines only: on the primary it is made where
-/// the standby's acknowledgement is handled, on the standby where the last part of an epoch has been verified. Every
-/// call that lets output out, or writes an epoch's data to a standby's disk, asks for it.
+/// The field is private, and only the core can make one: on the primary where the replica's acknowledgement
+/// is handled, on the standby where the last part of an epoch has been verified. Every call that releases
+/// output, or writes an epoch's data to a standby's disk, requires it.
 #[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[derive(Debug, Eq, PartialEq)]
 pub struct Committed(Epoch);
 
 impl Committed {
-    /// Made by `pipeline` (acknowledgement) and `standby` (completion) only.
+    /// Called by `pipeline` (acknowledgement) and `standby` (completion) only.
     pub(crate) fn new(epoch: Epoch) -> Self {
         assert!(epoch > Epoch(0), "epochs are counted from 1");
         Self(epoch)

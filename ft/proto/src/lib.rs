@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! Input ---> Node { role: Solo | Primary | Standby | Fenced } ---> Action
-//!              |- primary, standby: the two halves of a session
+//!              |- primary, standby: the two halves of a session; pipeline: epochs that are not committed yet
+//!              |- commit_rule: which replicas' acknowledgements commit an epoch
 //!              |- failure_detector: may the peer be dead
 //!              '- witness: who may run, as a pure compare-and-swap
 //! ```
 //!
-//! `wire`, `pages`, `delta` and `packing` are the form of what crosses the network, `device_ctl` of what crosses to the device
-//! processes; `text` cleans what others say. Bulk data never enters the state machines: they handle epoch numbers, the shell moves bytes.
+//! `wire`, `pages`, `delta` and `packing` encode what crosses the network, `device_ctl` what goes to the
+//! device processes; `text` cleans text from outside. Bulk data never enters the state machines: they handle
+//! epoch numbers, the shell moves bytes.
 #![forbid(unsafe_code)]
 
 pub mod commit_rule;

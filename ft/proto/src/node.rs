@@ -8,8 +8,8 @@
 //!  Standby                            (Solo or Primary) -----'
 //! ```
 //!
-//! The shell feeds `handle`, performs what `poll_action` yields in order, and calls back when `poll_timeout`
-//! says.
+//! The shell feeds `handle`, performs what `poll_action` yields in order, and calls again when `poll_timeout`
+//! says so.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::standby::Standby;
 use crate::witness::{Claim, Record};
 use crate::{Epoch, NodeId, Term, Time};
 
-/// While a session has nothing to lose yet, silence up to this long is slow machinery, not death: the first
+/// While a session has nothing to lose yet, silence up to this long counts as slowness, not death: the first
 /// copy loads both hosts, and a standby without a checkpoint could not take over anyway.
 const COPY_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,9 +40,9 @@ enum Role {
 pub enum State {
     /// Runs the VM; there is no standby.
     Solo,
-    /// Runs the VM; the first copy to a standby is on its way, or not yet acknowledged.
+    /// Runs the VM; the first copy to a standby is under way, or not acknowledged yet.
     Syncing,
-    /// Runs the VM; a failure loses nothing.
+    /// Runs the VM; a failure of this host loses nothing.
     Protected,
     /// Does not run the VM; no primary has joined.
     StandbyEmpty,
@@ -50,7 +50,7 @@ pub enum State {
     StandbySyncing,
     /// Does not run the VM; can take over.
     StandbyReady,
-    /// Must not run the VM any more.
+    /// May no longer run the VM.
     Fenced,
 }
 
@@ -63,7 +63,7 @@ pub struct Node {
     settings: Settings,
     role: Role,
     detector: FailureDetector,
-    /// Last reported look of each link, so that a change is an event.
+    /// Which links were last reported as silent: a change is an event.
     red: [bool; LinkId::ALL.len()],
     actions: VecDeque<Action>,
 }
@@ -102,7 +102,7 @@ impl Node {
         let outcome = self.tell_role(input, now);
         self.turn(outcome);
         if copied && !self.is_copying() {
-            // Silence that was tolerated until now must not count all at once.
+            // Silence that was tolerated until now must not suddenly count.
             self.detector = FailureDetector::new(self.settings.silence, now);
         }
         self.on_time(now);
@@ -138,12 +138,18 @@ impl Node {
         (role, Cx { settings, now, out: actions })
     }
 
-    /// A session is of this node's term: what it asks of the witness is about the VM that runs now, not one
-    /// of the past.
+    /// What always holds between two inputs. A violation is a defect of the core: what peers, guests and
+    /// operators say is refused before.
     fn check(&self) {
         let session = match &self.role {
-            Role::Primary(primary) => Some(primary.term()),
-            Role::Standby(standby) => standby.term(),
+            Role::Primary(primary) => {
+                primary.check();
+                Some(primary.term())
+            }
+            Role::Standby(standby) => {
+                standby.check();
+                standby.term()
+            }
             Role::Solo | Role::Fenced => None,
         };
         assert!(session.is_none_or(|term| term == self.term), "a session of term {session:?} in term {}", self.term);
@@ -166,7 +172,7 @@ impl Node {
         check.into_iter().chain(role).min()
     }
 
-    /// New settings, for the session that opens next and the one that is open.
+    /// New settings, for an open session and for the next one.
     pub fn configure(&mut self, settings: Settings, now: Time) {
         if self.settings.silence != settings.silence {
             self.detector = FailureDetector::new(settings.silence, now);
@@ -185,7 +191,7 @@ impl Node {
         self.id
     }
 
-    /// The reign that this node believes in.
+    /// The latest term that this node knows.
     #[must_use]
     pub fn term(&self) -> Term {
         self.term
@@ -203,9 +209,9 @@ impl Node {
         matches!(self.role, Role::Solo | Role::Primary(_))
     }
 
-    /// Whether this node runs the VM and another one can go on with it at any moment.
+    /// Whether this node runs the VM, and another one can take over at any moment.
     #[must_use]
-    pub fn has_a_successor(&self) -> bool {
+    pub fn can_fail_over(&self) -> bool {
         matches!(&self.role, Role::Primary(primary) if primary.can_fail_over())
     }
 
@@ -223,7 +229,7 @@ impl Node {
         }
     }
 
-    /// Whether this node is a standby that has to hear from the witness before it knows who runs the VM.
+    /// Whether this node is a standby that waits for the witness to decide who runs the VM.
     #[must_use]
     pub fn awaits_witness(&self) -> bool {
         matches!(&self.role, Role::Standby(standby) if standby.awaits_witness())
@@ -259,7 +265,7 @@ impl Node {
         }
     }
 
-    /// How a link looks and how long it has been silent.
+    /// The state of a link, and how long it has been silent.
     #[must_use]
     pub fn link(&self, link: LinkId, now: Time) -> (Light, Duration) {
         (self.detector.light(link, now), self.detector.silence(link, now))
@@ -272,7 +278,7 @@ impl Node {
         Beat { from: self.id, term: self.term, runs: self.runs() && !gives_up }
     }
 
-    /// Whether a session is open that has nothing to lose yet.
+    /// Whether a session is open, and has nothing to lose yet.
     fn is_copying(&self) -> bool {
         matches!(self.state(), State::Syncing | State::StandbySyncing)
     }
@@ -297,7 +303,7 @@ impl Node {
     }
 
     fn on_beat(&mut self, link: LinkId, at: Time, beat: Beat, now: Time) {
-        // Whoever is not in this node's session has nothing to say about it.
+        // A node that is not in this session.
         if self.peer() != Some(beat.from) {
             return;
         }
@@ -310,7 +316,7 @@ impl Node {
         let (role, mut cx) = self.role_in(now);
         let outcome = match role {
             Role::Primary(primary) if !beat.runs => primary.heard(at, &mut cx),
-            // One that may not run any more is as good as dead, however lively its process.
+            // A primary that may no longer run the VM counts as dead, however alive its process is.
             Role::Standby(standby) if !beat.runs => standby.primary_stopped(beat.term, mute, &mut cx),
             _ => None,
         };
@@ -336,7 +342,7 @@ impl Node {
         self.turn(outcome);
     }
 
-    /// The witness's record was read. It is the last word on who runs the VM, whatever was thought here.
+    /// The witness's record was read. It decides who runs the VM, whatever this node believes.
     fn record_read(&mut self, record: Option<Record>, now: Time) -> Option<Outcome> {
         let (id, term) = (self.id, self.term);
         let (role, mut cx) = self.role_in(now);
@@ -353,14 +359,14 @@ impl Node {
         }
     }
 
-    /// Before anything is done that may be out of date by now.
+    /// Notices that this process was stopped, before it acts on what may be out of date.
     fn notice_stall(&mut self, now: Time) {
         if !self.has_peer() || !self.detector.check(now) {
             return;
         }
         let beat_interval = self.detector.check_interval().unwrap_or_default();
         let (role, mut cx) = self.role_in(now);
-        cx.tell(Event::OwnStall);
+        cx.tell(Event::LocalStall);
         match role {
             Role::Primary(primary) => primary.woke(now, beat_interval),
             Role::Standby(standby) => standby.woke(now),
@@ -368,7 +374,7 @@ impl Node {
         }
     }
 
-    /// Looks at the clock: lights, silence, retries, cuts.
+    /// Acts on the time: link states, silence, retries, cuts.
     fn on_time(&mut self, now: Time) {
         if !self.has_peer() {
             return;

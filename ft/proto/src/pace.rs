@@ -1,26 +1,27 @@
-//! How long epochs are, between the shortest and the longest that the operator allows, by what the last ones have cost.
+//! How long epochs are, within the operator's limits, by what the last ones cost.
 //!
-//! Two targets pull at epochs that no output cuts. Output that comes in the middle of one waits until all of its pages have arrived:
-//! while that takes too long, epochs with many pages are made shorter. But each epoch costs the guest a pause and what it takes to
-//! touch its pages for the first time again: so the pause must stay a small share of the guest's time.
+//! An epoch that no output cuts must be neither too long nor too short. Output in the middle of it waits
+//! until all of its pages have arrived, so while that takes too long, epochs with many pages are made
+//! shorter. But each epoch costs the guest a pause, and write faults on its pages, so the pause must stay a
+//! small share of the guest's time.
 
 use std::time::Duration;
 
 use crate::events::Settings;
 
-/// An epoch that output cuts is at least so many times as long as the pause before it, so that a guest that always sends keeps most
-/// of its time.
+/// An epoch that output cuts lasts at least this many times the pause before it: a guest that always sends
+/// keeps most of its time.
 const REST: u32 = 2;
-/// What fewer pages take, a shorter epoch would take too.
+/// With fewer pages than this a shorter epoch would not be faster.
 const PAGES_FEW: u64 = 128;
 
-/// What the last epochs have taught.
+/// What the last epochs cost, and what follows for the next.
 #[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// How long the guest stood still the last time.
+    /// The guest's last pause.
     pause: Duration,
-    /// After this time an epoch is cut even if nothing asks for it.
+    /// The longest epoch, as far as the standby's latency decides it.
     longest: Duration,
 }
 
@@ -29,24 +30,24 @@ impl Pace {
         Self { pause: Duration::ZERO, longest: Duration::MAX }
     }
 
-    /// No epoch is cut earlier.
+    /// The shortest epoch.
     pub(crate) fn shortest(&self, settings: &Settings) -> Duration {
         settings.min_epoch.max(self.pause.saturating_mul(REST)).min(settings.max_epoch)
     }
 
-    /// No epoch is cut later.
+    /// The longest epoch.
     pub(crate) fn longest(&self, settings: &Settings) -> Duration {
         let share = settings.pause_share.clamp(1, 100);
         let least = self.pause.saturating_mul(100 - share) / share;
         self.longest.max(least).max(self.shortest(settings)).min(settings.max_epoch)
     }
 
-    /// The guest stood still for a checkpoint.
+    /// The guest was paused for a checkpoint.
     pub(crate) fn paused(&mut self, pause: Duration) {
         self.pause = pause;
     }
 
-    /// The standby has an epoch of so many pages, so long after the guest went on.
+    /// An epoch of `pages` is committed, this long after the guest resumed.
     pub(crate) fn committed(&mut self, pages: u64, took: Duration, settings: &Settings) {
         let longest = self.longest(settings);
         if took > settings.latency && pages > PAGES_FEW {

@@ -147,6 +147,12 @@ impl Pipeline {
         self.sealed.iter_mut().for_each(|sealed| sealed.since = now);
     }
 
+    /// What holds between an epoch's commit and the next cut; `committed` is the last one that was.
+    pub(crate) fn check_follows(&self, committed: Epoch) {
+        let oldest = self.sealed.front().map_or(self.running, |sealed| sealed.epoch);
+        assert_eq!(committed.next(), oldest, "epoch {committed} is committed, and {oldest} is next");
+    }
+
     /// No gap: the running epoch follows the last sealed one, and that the one before.
     fn check(&self) {
         let (Some(first), Some(last)) = (self.sealed.front(), self.sealed.back()) else { return };

@@ -6,20 +6,21 @@
 //!                      '--committed, and there is no witness to tell---'       last epoch committed: yield
 //! ```
 //!
-//! How it ends depends on whether the standby has a right to take over, which it has from `Registering` on, or
-//! from `Base` on if there is no witness; and then on who decides: the witness, or the policy.
+//! How it ends depends on whether the standby has a right to take over, which it has from `Registering` on,
+//! or from `Base` on if there is no witness; and then on who decides: the witness, or the policy.
 //!
 //! | | no right | witness | `primary`, `both` | `standby` |
 //! |---|---|---|---|---|
 //! | stream lost, silence, no acknowledgement, cut failed | Solo | Leaving | Solo | Fenced |
 //! | an operator stops the protection | Solo | Leaving | Solo | Dismissing |
 //! | the standby has dropped its copy | Solo | Leaving | Solo | Solo |
-//! | yield, before Protected or Moving | as for a lost stream, but in Registering it waits for Protected | | | |
 //! | yield, in Protected or Moving | | Fenced | Fenced | Fenced |
 //!
-//! `Leaving` claims to go alone: granted, Solo; refused, Fenced. `Dismissing` asks the standby to drop its copy: if
-//! it has, Solo; if the stream is lost before, Fenced. Nothing is cut or released in these two: the standby may be
-//! taking over.
+//! A yield in Registering waits for Protected; before, it counts as a lost stream.
+//!
+//! `Leaving` claims to go alone: granted, Solo; refused, Fenced. `Dismissing` asks the standby to drop its
+//! copy: if it has, Solo; if the stream is lost before, Fenced. Nothing is cut or released in these two: the
+//! standby may be taking over.
 
 use std::time::Duration;
 
@@ -57,15 +58,15 @@ enum State {
     Copying,
     /// The first checkpoint is cut and not committed; output is held.
     Base { epoch: Epoch },
-    /// The standby is complete; the witness is being told.
+    /// The standby's copy is complete; it is being registered at the witness.
     Registering(Registering),
     /// The standby may take over.
     Protected(Watch),
-    /// It may, and by an operator's wish it will.
+    /// It may, and an operator has asked for it.
     Moving { watch: Watch, last: LastCut },
-    /// The standby is being asked to drop its copy, by an operator's wish.
+    /// An operator ends the protection, and the standby has been asked to drop its copy.
     Dismissing { reason: String, was_protected: bool },
-    /// The witness is being asked to let this node go on alone.
+    /// The witness has been asked to let this node continue alone.
     Leaving(Leaving),
 }
 
@@ -73,18 +74,17 @@ enum State {
 #[derive(Debug)]
 struct Registering {
     claim: PendingClaim,
-    /// Why the VM shall go on at the standby as soon as that may run it.
+    /// Why the VM is to continue on the standby as soon as that may run it.
     then_yield: Option<String>,
 }
 
-/// Whether the witness still has the record of the protected pair.
+/// Whether the witness still has the record that says so.
 #[cfg_attr(feature = "model", derive(Clone, Eq, Hash, PartialEq))]
 #[derive(Debug, Default)]
 struct Watch {
-    /// It had none. When the standby acknowledges this epoch, which was cut later, it can be given the record
-    /// again.
+    /// It was lost. It can be restored once the standby acknowledges this epoch, which was cut afterwards.
     lost: Option<Epoch>,
-    /// It is being given the record again.
+    /// The claim that restores it.
     restore: Option<PendingClaim>,
 }
 
@@ -93,7 +93,7 @@ struct Watch {
 enum LastCut {
     /// The next cut is the last one.
     Wanted,
-    /// The guest has stopped; what it did and said is on its way.
+    /// The guest has stopped; its last epochs are on their way.
     Begun,
 }
 
@@ -103,15 +103,15 @@ struct Leaving {
     reason: String,
     claim: PendingClaim,
     was_protected: bool,
-    /// How often the claim found no witness; `None`: an operator wants to leave, so the standby is not asked
-    /// to take over.
+    /// How often the witness was unreachable; `None`: an operator wants to leave, and the standby is not
+    /// asked to take over.
     unanswered: Option<u32>,
 }
 
-/// This process was stopped. Acknowledgements wait until the standby is heard again.
+/// Acknowledgements that wait: this process was stopped, and the standby has not been heard since.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct HeldAcks {
-    /// What it says from then on counts.
+    /// It must be heard at this time or later.
     until: Time,
     newest: Option<Epoch>,
 }
@@ -156,9 +156,8 @@ impl Primary {
         matches!(self.state, State::Protected(_) | State::Moving { .. })
     }
 
-    /// Whether the standby is asked to take over: alone as it is, this node cannot let anything out or commit
-    /// it, and the witness that could change that is out of its reach. It may be within the standby's, and
-    /// only one can win.
+    /// Whether the standby is asked to take over: this node has left it, so it cannot commit or release
+    /// anything, and cannot reach the witness. The standby may reach it, and only one of the two can win.
     pub(crate) fn requests_takeover(&self) -> bool {
         let State::Leaving(Leaving { unanswered, .. }) = self.state else { return false };
         unanswered.is_some_and(|count| count >= UNANSWERED_MAX)
@@ -173,6 +172,40 @@ impl Primary {
         let retry = self.state.pending().and_then(PendingClaim::timeout);
         let cut = self.may_cut(settings).then(|| self.epochs.cut_at(settings));
         retry.into_iter().chain(cut).chain(self.ack_due(settings)).min()
+    }
+
+    /// What holds in each state, whatever the peer has sent.
+    pub(crate) fn check(&self) {
+        // The replica's next epoch is the oldest that was not committed, or the first one of all.
+        self.epochs.check_follows(self.replica.acknowledged().unwrap_or(Epoch(0)));
+        let committed = self.replica.acknowledged().is_some();
+        match &self.state {
+            State::Copying => {
+                assert!(self.epochs.is_drained(), "an epoch was cut before the first copy is complete");
+                assert!(!committed, "an epoch was committed that was never cut");
+            }
+            State::Base { epoch } => {
+                assert!(!committed, "the base is committed, and nobody was told");
+                assert!(*epoch <= self.running(), "the base is an epoch of the future");
+                assert!(!self.epochs.is_drained(), "the base is gone");
+            }
+            State::Registering(_) | State::Protected(_) => assert!(committed, "protected without a checkpoint"),
+            State::Moving { last, .. } => {
+                assert!(committed, "moving without a checkpoint");
+                assert!(*last == LastCut::Wanted || !self.epochs.is_drained(), "the last epoch is committed, and kept");
+            }
+            State::Dismissing { was_protected, .. } => {
+                assert!(committed || !was_protected, "protected without a checkpoint");
+            }
+            State::Leaving(_) => assert!(committed, "a claim against a standby that has no right"),
+        }
+        let claimed = match (&self.state, self.pending_claim()) {
+            (_, None) => true,
+            (State::Registering(_), Some(claim)) => matches!(claim, Claim::Register { .. }),
+            (State::Leaving(_), Some(claim)) => matches!(claim, Claim::GoAlone { .. }),
+            (_, Some(claim)) => matches!(claim, Claim::Restore { .. }),
+        };
+        assert!(claimed, "the witness was asked for something else: {:?}", self.state);
     }
 
     pub(crate) fn handle(&mut self, input: Input, cx: &mut Cx<'_>) -> Option<Outcome> {
@@ -190,7 +223,7 @@ impl Primary {
             }
             Input::SwitchoverRequested => self.begin_to_move(),
             // Not while it may be given the VM for itself alone: then nobody would run it.
-            Input::CeaseRequested if self.can_fail_over() => {
+            Input::SimulateCrash if self.can_fail_over() => {
                 return Some(cx.fence("ended by request, as if it had died".to_owned()));
             }
             Input::StopRequested => return self.stop(cx),
@@ -215,15 +248,15 @@ impl Primary {
             return self.standby_lost(reason, cx);
         }
         if self.ack_due(cx.settings).is_some_and(|due| due <= cx.now) {
-            return self.leave("the standby lives but acknowledges nothing".to_owned(), By::Failure, cx);
+            return self.leave("the standby is alive but acknowledges no epochs".to_owned(), By::Failure, cx);
         }
         self.maybe_cut(cx);
         None
     }
 
-    /// This process was stopped until `now`. Acknowledgements may be waiting to be read, and so may the news
-    /// that the standby has taken over since. What it has acknowledged does no harm if it is said late, but
-    /// the network would look for the VM here.
+    /// This process was stopped until `now`. Acknowledgements may be waiting to be read, but so may the news
+    /// that the standby has taken over since. A late release of what it acknowledged would do no harm by
+    /// itself, but the network would look for the VM here.
     pub(crate) fn woke(&mut self, now: Time, beat_interval: Duration) {
         self.epochs.woke(now);
         let newest = self.held_acks.and_then(|held| held.newest);
@@ -236,10 +269,10 @@ impl Primary {
         self.acked(held.newest?, &mut Cx { now: at, settings: cx.settings, out: cx.out })
     }
 
-    /// The standby says that it runs the VM in a later term.
+    /// The standby claims to run the VM in a later term.
     pub(crate) fn contested(&mut self, reason: String, cx: &mut Cx<'_>) -> Option<Outcome> {
         match cx.settings.on_partition {
-            // It does not take over by itself there.
+            // By this policy it does not take over by itself.
             Some(OnPartition::Primary) => None,
             Some(OnPartition::Standby | OnPartition::Both) => Some(cx.fence(reason)),
             None => self.leave(reason, By::Failure, cx),
@@ -263,7 +296,7 @@ impl Primary {
                 watch.lost = None;
                 None
             }
-            // Whatever happened there, a claim finds out.
+            // A claim finds out what happened.
             other => self.leave(refusal(other), By::Failure, cx),
         }
     }
@@ -282,7 +315,7 @@ impl Primary {
         }
     }
 
-    /// The state of this session allows a cut, and there is room for another sealed epoch.
+    /// Whether this state allows a cut, and another epoch may be sealed.
     fn may_cut(&self, settings: &Settings) -> bool {
         let cuts = match self.state {
             State::Copying | State::Dismissing { .. } | State::Leaving(_) => false,
@@ -313,7 +346,7 @@ impl Primary {
         self.leave(why, By::Failure, cx)
     }
 
-    /// When a standby that has acknowledged nothing since is left, although it lives.
+    /// When a standby that is alive but has not acknowledged the oldest epoch is left.
     fn ack_due(&self, settings: &Settings) -> Option<Time> {
         let patience = match self.state {
             State::Dismissing { .. } | State::Leaving(_) => return None,
@@ -358,9 +391,9 @@ impl Primary {
         cx.tell(Event::Protected { epoch: self.running(), term: self.term });
     }
 
-    /// The standby has acknowledged `epoch`. If that was cut after the witness's record was found lost, the
-    /// standby has not taken over before the loss, and cannot have since: the two agree, and the record can
-    /// be written anew.
+    /// The standby has acknowledged `epoch`. If that was cut after the loss of the witness's record was
+    /// noticed, the standby had not taken over before the loss, and cannot have since: the two agree, and the
+    /// record can be restored.
     fn restore_record(&mut self, epoch: Epoch, cx: &mut Cx<'_>) {
         let claim = Claim::Restore { primary: self.id, standby: self.peer(), term: self.term };
         if let Some(watch) = self.state.watch_mut()
@@ -372,8 +405,9 @@ impl Primary {
         }
     }
 
-    /// An operator wants no protection. Where the policy would let the standby go on it is asked to drop its
-    /// copy first; if the stream ends before it says that it has, nobody knows, and the policy decides.
+    /// An operator ends the protection. Where the policy lets the standby continue, it is asked to drop its
+    /// copy first; if the stream ends before it confirms, nobody knows whether it has, and the policy
+    /// decides.
     fn stop(&mut self, cx: &mut Cx<'_>) -> Option<Outcome> {
         let reason = "stopped by request".to_owned();
         let leaves = matches!(self.state, State::Leaving(_) | State::Dismissing { .. });
@@ -396,10 +430,10 @@ impl Primary {
         Some(self.alone(self.term.next(), reason, cx))
     }
 
-    /// The standby is not heard any more.
+    /// The standby is silent, or its stream has ended.
     fn standby_lost(&mut self, reason: String, cx: &mut Cx<'_>) -> Option<Outcome> {
         match self.state {
-            // Whether it has dropped its copy, nobody knows.
+            // It may have dropped its copy, or not.
             State::Dismissing { .. } => Some(leave_to_standby(&reason, cx)),
             _ => self.leave(reason, By::Failure, cx),
         }
@@ -436,7 +470,7 @@ impl Primary {
         }
     }
 
-    /// Hands the VM to the standby, or keeps it when there is no complete one.
+    /// Hands the VM over to the standby, or keeps it if the standby is not complete.
     fn yield_vm(&mut self, reason: String, cx: &mut Cx<'_>) -> Option<Outcome> {
         match &mut self.state {
             State::Registering(registering) => {
@@ -476,8 +510,8 @@ impl Primary {
         match record {
             // The record could not be restored: there is another one. A claim finds out.
             _ if self.can_fail_over() => self.leave(refusal(Some(record)), By::Failure, cx),
-            // It names this very node, alone, in another term: somebody has made it anew. Then nobody else
-            // can run the VM.
+            // It names this node, alone, in another term: somebody has created it anew, and no other node can
+            // run the VM.
             Record::Solo { owner, term, .. } if owner == self.id => {
                 let anew = || format!("the witness has another record, in term {term}, of this node alone");
                 let reason = self.state.reason_to_leave().unwrap_or_else(anew);
@@ -542,7 +576,7 @@ impl State {
         }
     }
 
-    /// Why this node has begun to leave the standby, if it has; taken out, as the session ends with it.
+    /// Takes out why this node is leaving the standby, if it is, for the end of the session.
     fn reason_to_leave(&mut self) -> Option<String> {
         match self {
             Self::Dismissing { reason, .. } | Self::Leaving(Leaving { reason, .. }) => Some(std::mem::take(reason)),

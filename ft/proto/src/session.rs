@@ -28,7 +28,7 @@ impl Cx<'_> {
         self.act(Action::Event(event));
     }
 
-    /// Stops the VM here for good.
+    /// Stops the VM on this node for good.
     pub(crate) fn fence(&mut self, reason: String) -> Outcome {
         self.act(Action::Fence { reason: reason.clone() });
         self.tell(Event::Fenced { reason });
@@ -41,7 +41,7 @@ impl Cx<'_> {
 pub(crate) enum Outcome {
     /// Runs the VM, unprotected, in this term.
     Solo(Term),
-    /// Must not run the VM any more.
+    /// May no longer run the VM.
     Fenced,
 }
 
@@ -97,7 +97,7 @@ impl PendingClaim {
     }
 }
 
-/// Why a node that `record` does not name may not run the VM.
+/// Why a node may not run the VM, according to `record`.
 pub(crate) fn refusal(record: Option<Record>) -> String {
     match record {
         Some(Record::Solo { owner, term, .. }) => {

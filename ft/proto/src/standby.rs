@@ -2,23 +2,26 @@
 //!
 //! ```text
 //! Empty --primary joined--> Copying --base complete--> Ready
-//!   ^                          |                         | copy superseded, primary left
-//!   '--stream lost, silence,---'<------------------------'
-//!      primary stopped / left
+//! Copying --stream lost, primary silent, stopped or left--> Empty
+//! Ready --primary left--> Empty
 //!
-//! Ready is, towards the witness,
-//!   Content --silence / yield / primary stopped--> TakingOver --granted--> Solo
-//!      ^                                            |      ^
-//!      |                       primary heard again  v      | silence / yield / primary stopped
-//!      '--granted, or not registered yet--------- Withdrawing --the takeover had been granted--> Solo
-//!   TakingOver or Withdrawing, refused: another node runs the VM --> Empty
-//!   without a witness: silence / yield / primary stopped --if the policy says so--> Solo
+//! Ready, with a witness:
+//!   Content --primary silent, stopped or yielded--> TakingOver --granted--> Solo
+//!   Content --primary says that it runs in a later term--> Withdrawing
+//!   TakingOver, no answer --primary heard again--> Withdrawing --granted--> Content
+//!   Withdrawing --primary silent, stopped or yielded--> TakingOver
+//!   Withdrawing --the takeover had been granted--> Solo
+//!   TakingOver, Withdrawing --not registered yet--> Content
+//!   TakingOver, Withdrawing --refused: another node runs the VM--> Empty
+//! Ready, without a witness:
+//!   primary silent, stopped or yielded --the policy says so--> Solo
+//!   primary says that it runs in a later term --> Empty
 //! ```
 //!
-//! Nothing is acknowledged in `TakingOver`. A claim that gets no answer, because the witness is out of reach,
-//! is withdrawn when the primary is heard again: epochs are committed as before, whatever the witness has
-//! made of the claim, since nobody but this standby can use the right that it was given. It asks until it
-//! knows: if the claim was granted after all, it takes over.
+//! Nothing is acknowledged in `TakingOver`. If the witness is unreachable, and the primary is heard again
+//! before it, the claim is withdrawn: epochs are committed again, whatever became of the claim, since only
+//! this standby could use what it grants. The standby asks until it knows; if the claim was granted after
+//! all, it takes over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -28,7 +31,7 @@ use crate::session::{Cx, Outcome, PendingClaim, RETRY};
 use crate::witness::{Claim, Record, Verdict};
 use crate::{Committed, Epoch, NodeId, Term, Time};
 
-/// How long a primary that lives, and has stopped, may take to say so on the stream.
+/// How long a primary that is alive but has stopped may take to say so on the stream.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A standby, with or without a primary.
@@ -62,7 +65,7 @@ struct Session {
 struct Copying {
     session: Session,
     arriving: Arriving,
-    /// Since when the primary's beats say that it does not run the VM any more.
+    /// Since when the primary's beats say that it no longer runs the VM.
     stopped: Option<Time>,
 }
 
@@ -70,16 +73,16 @@ struct Copying {
 #[derive(Debug)]
 struct Ready {
     session: Session,
-    /// The last epoch of which everything was complete.
+    /// The last complete epoch.
     committed: Epoch,
-    /// What has arrived of later ones; `None`: the stream has ended. A copy without one is still a copy.
+    /// Parts of later ones; `None`: the stream has ended, which leaves the copy as good as it is.
     arriving: Option<Arriving>,
     primary: PrimarySays,
     claim: ClaimState,
     no_claim_before: Time,
-    /// Before that the witness is not asked again whether this copy has its right.
+    /// Until then the witness is not asked again whether this copy may still take over.
     no_question_before: Time,
-    /// The policy was to wait although the primary is silent, and an operator was told.
+    /// It was reported that by the policy this standby does not take over although the primary is silent.
     suppressed: bool,
 }
 
@@ -88,23 +91,23 @@ struct Ready {
 enum PrimarySays {
     /// It runs the VM, as far as is known.
     Runs,
-    /// Its beats say that it does not any more, or wants to be taken over from: it will not be back. Since
-    /// then.
+    /// Since then its beats say that it no longer does, or that it asks to be taken over from: it will not
+    /// return.
     Stopped(Time),
-    /// Nothing of it is waited for any more.
+    /// It has yielded the VM, or is not waited for any longer.
     Yielded,
 }
 
-/// What a standby wants of the witness.
+/// What the standby has asked the witness for.
 #[cfg_attr(feature = "model", derive(Hash))]
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum ClaimState {
     /// Nothing: the primary runs the VM.
     Content,
-    /// To run the VM: nothing is acknowledged until the claim is refused or withdrawn.
+    /// To take over. Nothing is acknowledged until the claim is refused or withdrawn.
     TakingOver(PendingClaim),
-    /// That a claim to take over, to which there was no answer, does not count; or to know whether it has the
-    /// right to one.
+    /// To void an unanswered claim to take over; or, after the primary's beats named a later term, to confirm
+    /// that this copy may still take over.
     Withdrawing(PendingClaim),
 }
 
@@ -140,7 +143,7 @@ impl Standby {
         self.session().map(|session| session.term)
     }
 
-    /// The last epoch of which everything was complete.
+    /// The last complete epoch.
     pub(crate) fn committed(&self) -> Option<Epoch> {
         match &self.state {
             State::Empty | State::Copying(_) => None,
@@ -175,6 +178,15 @@ impl Standby {
         retry.into_iter().chain(self.stop_due()).min()
     }
 
+    /// What holds in each state, whatever the peer has sent.
+    pub(crate) fn check(&self) {
+        match &self.state {
+            State::Empty => {}
+            State::Copying(copying) => copying.arriving.check(Epoch(0)),
+            State::Ready(ready) => ready.check(),
+        }
+    }
+
     pub(crate) fn handle(&mut self, input: Input, cx: &mut Cx<'_>) -> Option<Outcome> {
         match input {
             Input::PrimaryJoined { peer, term, disks } => {
@@ -204,9 +216,9 @@ impl Standby {
         if suspects { self.on_silence(cx) } else { None }
     }
 
-    /// A beat of the primary says that it does not run the VM any more. What it sent before, and its `Yield`,
-    /// may still be on the stream: beats are no reason to take over without them before it ends, its link is
-    /// `mute`, or [`LAST_WORDS`] have passed.
+    /// A beat of the primary says that it no longer runs the VM. What it sent before, and its `Yield`, may
+    /// still be on the stream: they are waited for until the stream ends, its link is `mute`, or
+    /// [`LAST_WORDS`] have passed.
     pub(crate) fn primary_stopped(&mut self, term: Term, mute: bool, cx: &mut Cx<'_>) -> Option<Outcome> {
         if self.term() != Some(term) {
             return None;
@@ -227,7 +239,7 @@ impl Standby {
         if connected && !mute { None } else { self.take_over_from_stopped(cx) }
     }
 
-    /// Time that this process slept through was not given to the primary.
+    /// This process was stopped until `now`: the time before does not count against the primary.
     pub(crate) fn woke(&mut self, now: Time) {
         match &mut self.state {
             State::Copying(Copying { stopped: Some(since), .. }) => *since = now,
@@ -238,8 +250,8 @@ impl Standby {
         }
     }
 
-    /// A beat of the primary says that it runs the VM in a later term: then what is held here is of the past.
-    /// With a witness a beat is only a reason to ask whether this copy still has its right.
+    /// A beat of the primary says that it runs the VM in a later term: this copy is out of date. If there is
+    /// a witness, a beat is only a reason to ask it.
     pub(crate) fn superseded(&mut self, term: Term, cx: &mut Cx<'_>) {
         let State::Ready(ready) = &mut self.state else { return };
         if cx.settings.on_partition.is_some() {
@@ -257,7 +269,7 @@ impl Standby {
         }
     }
 
-    /// A part of an epoch has arrived: of one that is not committed, and while the stream lasts.
+    /// A part of an epoch has arrived. Ignored if the epoch is committed already, or the stream has ended.
     fn collect(&mut self, epoch: Epoch, part: impl FnOnce(&mut Parts), cx: &mut Cx<'_>) {
         let committed = self.committed().unwrap_or_default();
         let arriving = match &mut self.state {
@@ -294,7 +306,8 @@ impl Standby {
         }
     }
 
-    /// When a primary that has stopped is not waited for any longer, if it has and nothing has been claimed.
+    /// When a primary that has stopped is not waited for any longer, unless this standby is taking over
+    /// already.
     fn stop_due(&self) -> Option<Time> {
         match &self.state {
             State::Empty => None,
@@ -333,7 +346,7 @@ impl Standby {
             State::Ready(ready) if ready.primary != PrimarySays::Runs => self.take_over_from_stopped(cx),
             State::Ready(ready) if cx.settings.on_partition == Some(OnPartition::Primary) => {
                 if !std::mem::replace(&mut ready.suppressed, true) {
-                    cx.tell(Event::TakeOverHeldBack);
+                    cx.tell(Event::TakeoverSuppressed);
                 }
                 None
             }
@@ -346,7 +359,7 @@ impl Standby {
         let pending = ready.claim.pending_mut().filter(|claim| claim.is_answered_by(&answer))?;
         match answer {
             WitnessAnswer::Unreachable(_, reason) => pending.unreachable(reason, cx),
-            // The copy may be the only one: it is kept until there is a record again.
+            // The copy may be the only one left: it is kept until there is a record again.
             WitnessAnswer::Judged(_, Verdict::Refused(None)) => pending.record_lost(cx),
             WitnessAnswer::Judged(_, Verdict::Granted(record)) => return ready.granted(record, cx),
             WitnessAnswer::Judged(_, Verdict::Refused(Some(Record::Solo { owner, term, .. }))) => {
@@ -372,7 +385,7 @@ impl Standby {
 }
 
 impl Copying {
-    /// The first epoch becomes committed, if it is whole: the copy can be taken over from.
+    /// Commits the first epoch, if it is complete: there is a checkpoint to take over from.
     fn commit_base(mut self, cx: &mut Cx<'_>) -> State {
         let Self { session, stopped, .. } = self;
         let committed = Epoch(1);
@@ -395,6 +408,21 @@ impl Copying {
 }
 
 impl Ready {
+    fn check(&self) {
+        assert!(self.committed > Epoch(0), "ready without a checkpoint");
+        if let Some(arriving) = &self.arriving {
+            arriving.check(self.committed);
+        }
+        let claimed = match &self.claim {
+            ClaimState::Content => true,
+            ClaimState::TakingOver(claim) => matches!(claim.claim(), Claim::TakeOver { .. }),
+            ClaimState::Withdrawing(claim) => matches!(claim.claim(), Claim::Withdraw { .. }),
+        };
+        assert!(claimed, "the witness was asked for something else: {:?}", self.claim);
+        let term = self.claim.pending().map(|claim| claim.claim().term());
+        assert!(term.is_none_or(|term| term == self.session.term), "a claim of term {term:?} in another session");
+    }
+
     /// The only place on a standby where an epoch becomes committed, but for the first one.
     fn commit_whole_epochs(&mut self, cx: &mut Cx<'_>) {
         if matches!(self.claim, ClaimState::TakingOver(_)) {
@@ -405,17 +433,15 @@ impl Ready {
             self.committed = self.committed.next();
             cx.act(Action::Commit(Committed::new(self.committed)));
         }
-        let behind = arriving.epochs.first_key_value().is_some_and(|(first, _)| *first <= self.committed);
-        assert!(!behind, "parts of an epoch are left that is committed, up to {}", self.committed);
     }
 
-    /// If it is time to, asks the witness again: whether this copy may take over, or, if the primary is back
-    /// before the witness is, what became of the claim to.
+    /// If it is time to, repeats the claim; or withdraws it, if it is to take over and the primary is heard
+    /// again.
     fn ask_again(&mut self, id: NodeId, suspects: bool, cx: &mut Cx<'_>) {
         let Some(pending) = self.claim.pending_mut().filter(|claim| claim.is_due(cx.now)) else { return };
         let back = self.arriving.is_some() && self.primary != PrimarySays::Yielded && !suspects;
         if back && matches!(pending.claim(), Claim::TakeOver { .. }) {
-            cx.tell(Event::TakeOverWithdrawn);
+            cx.tell(Event::TakeoverWithdrawn);
             self.claim = ClaimState::Content;
             self.commit_whole_epochs(cx);
             self.claim = ClaimState::Withdrawing(PendingClaim::ask(self.session.withdrawal(id), cx));
@@ -444,7 +470,7 @@ impl Ready {
         None
     }
 
-    /// The primary has not registered this copy yet: it is good, and may soon be what the VM lives on.
+    /// The primary has not registered this copy yet, and may do so at any moment: the copy is kept.
     fn not_registered(&mut self, cx: &mut Cx<'_>) {
         self.claim = ClaimState::Content;
         self.no_claim_before = cx.now + RETRY;
@@ -491,7 +517,12 @@ impl Arriving {
         Self { disks, epochs: BTreeMap::new() }
     }
 
-    /// Takes `epoch` out if all of it has arrived.
+    fn check(&self, committed: Epoch) {
+        let first = self.epochs.first_key_value().map(|(first, _)| *first);
+        assert!(first.is_none_or(|first| first > committed), "parts of {first:?} are left, {committed} is committed");
+    }
+
+    /// Takes out `epoch` if it is complete.
     fn take_whole(&mut self, epoch: Epoch) -> bool {
         let disks = usize::from(self.disks);
         let whole = self.epochs.get(&epoch).is_some_and(|parts| parts.memory && parts.disks.len() == disks);

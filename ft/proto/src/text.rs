@@ -1,13 +1,14 @@
-//! Words that come from outside (a peer, a witness, a device process) and that people will read: made harmless where they enter.
+//! Text that comes from outside (a peer, a witness, a device process) and that people will read: made
+//! harmless where it enters.
 
 use serde::{Deserialize, Deserializer};
 
-/// The most characters of one text.
+/// The longest text, in characters.
 pub const CHARS_MAX: usize = 1000;
-/// The most texts of one list; one more says how many there were.
+/// The longest list of texts; one more says how many were left out.
 pub const LINES_MAX: usize = 32;
 
-/// `text` without what a terminal obeys or a reader does not see, and not longer than [`CHARS_MAX`].
+/// `text` without terminal control and invisible characters, cut to [`CHARS_MAX`].
 #[must_use]
 pub fn clean(text: &str) -> String {
     let mut clean: String = text
@@ -21,7 +22,7 @@ pub fn clean(text: &str) -> String {
     clean
 }
 
-/// [`clean`] for each of `texts`, and not more of them than [`LINES_MAX`].
+/// [`clean`] for each of `texts`, and at most [`LINES_MAX`] of them.
 #[must_use]
 pub fn clean_all(texts: &[String]) -> Vec<String> {
     let mut all: Vec<_> = texts.iter().take(LINES_MAX).map(|text| clean(text)).collect();
@@ -31,7 +32,7 @@ pub fn clean_all(texts: &[String]) -> Vec<String> {
     all
 }
 
-/// Whether it is shown as what it is: no control character, no mark that reorders or separates lines of a text.
+/// Whether it is shown as it is: not a control character, nor one that reorders text or separates lines.
 #[must_use]
 pub fn is_plain(char: char) -> bool {
     let invisible =
@@ -42,7 +43,7 @@ pub fn is_plain(char: char) -> bool {
 /// For `deserialize_with`: cleaned.
 ///
 /// # Errors
-/// When it is no text.
+/// When it is not a text.
 pub(crate) fn from_outside<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     String::deserialize(from).map(|text| clean(&text))
 }
@@ -50,7 +51,7 @@ pub(crate) fn from_outside<'de, D: Deserializer<'de>>(from: D) -> Result<String,
 /// For `deserialize_with`: each one cleaned.
 ///
 /// # Errors
-/// When it is no list of texts.
+/// When it is not a list of texts.
 pub(crate) fn all_from_outside<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     Vec::deserialize(from).map(|texts| clean_all(&texts))
 }

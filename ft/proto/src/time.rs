@@ -1,4 +1,5 @@
-//! Time as the shell tells it: nanoseconds on a monotonic clock of this process. The core never reads a clock.
+//! Time as the shell tells it: nanoseconds on a monotonic clock of this process. The core never reads a
+//! clock.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;

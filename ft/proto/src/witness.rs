@@ -1,8 +1,8 @@
 //! The witness's record of who may run the VM, and the only transitions it allows.
 //!
-//! The record is compare-and-swapped by whatever keeps it (a locked file, etcd); [`judge`] is the comparison. A change of
-//! who runs makes a new term. Every claim is idempotent: asked again by the node that already won, it is granted again, so
-//! an answer that got lost can be asked for.
+//! The record is compare-and-swapped by whatever stores it (a file, etcd); [`judge`] is the comparison. Each
+//! change of who runs the VM has a new term. Claims are idempotent: repeated by the node that won, a claim is
+//! granted again, so a lost answer can be asked for.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,41 +14,43 @@ pub use record::{Record, RecordError};
 
 use crate::{NodeId, Term, VmId};
 
-/// What a host's disks say, by their own records, about the last run of the VM from them.
+/// What the records of a host's disks say about the last run of the VM from them.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Disks {
-    /// The VM that they are of; `None`: no disk has that on record.
+    /// The VM that they belong to; `None`: no disk has one on record.
     pub vm: Option<VmId>,
-    /// What for, and when.
+    /// What they were last used for.
     pub state: DiskState,
 }
 
-/// What disks were last used for. Of several disks of one VM the one that proves least counts.
+/// What disks were last used for, and in which term. Of several disks of one VM the one that proves least
+/// counts.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskState {
-    /// There is no disk that the guest writes through us.
+    /// There is no disk whose writes Pollux sees.
     #[default]
     None,
-    /// There is no record, and there is content: a new image, or one that was never protected.
+    /// There is content and no record: a new image, or one that was never protected.
     Fresh,
-    /// There is no record, and the image is one hole: perhaps a new image, perhaps the place for a copy.
+    /// There is neither record nor content: a new image, or the place for a copy.
     Hole,
     /// The VM ran from them, and no other copy could be newer, since this term or one before.
     Alone(Term),
-    /// The VM was shut down in good order in this term.
+    /// The VM was shut down cleanly in this term.
     Ended(Term),
     /// The VM ran from them with a standby in sync, in this term.
     Protected(Term),
-    /// They are a copy of the VM that ran elsewhere in this term, whole as of some epoch.
+    /// They are a copy of the VM that ran elsewhere in this term, complete as of some epoch.
     Copy(Term),
-    /// Nothing can be started from them: a copy that is not whole, a damaged record, or disks that contradict each other.
+    /// No VM can be started from them: the copy is incomplete, a record is damaged, or the disks contradict
+    /// each other.
     Unusable,
 }
 
 impl DiskState {
-    /// The term of a run that ended or broke off on these disks; 0: they have seen none. `None`: no VM starts from them by
-    /// their own word.
+    /// The term of the run that ended or broke off on these disks; 0: there was none. `None`: by themselves
+    /// they do not allow a start.
     #[must_use]
     pub fn ran(self) -> Option<Term> {
         match self {
@@ -58,7 +60,7 @@ impl DiskState {
         }
     }
 
-    /// The term on record, whatever for.
+    /// The term on record, whatever the state.
     #[must_use]
     pub fn term(self) -> Term {
         match self {
@@ -68,26 +70,27 @@ impl DiskState {
     }
 }
 
-/// A transition that a node asks the witness for.
+/// A change of the record that a node asks for.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub enum Claim {
-    /// `node` runs the VM, unprotected, and wants a term after `term` on record before it looks for a standby: each
-    /// session has a term of its own, so that what a former standby still holds, or asks for, is plainly of the past.
+    /// `node` runs the VM, unprotected, and wants a term after `term` on record before it looks for a
+    /// standby: each session has its own term, so that what a former standby still holds, or claims, is
+    /// recognised as old.
     Own {
         /// Who asks.
         node: NodeId,
         /// Its term.
         term: Term,
-        /// The VM has never been on record: it may be from now on. Otherwise a record that is missing is one that was lost.
+        /// The VM has never been on record. Otherwise a missing record was lost, and the claim is refused.
         first: bool,
     },
-    /// `node` has just come up and wants to boot the VM.
+    /// `node` has just started and wants to boot the VM.
     Start {
         /// Who asks.
         node: NodeId,
         /// What its disks have on record.
         disks: DiskState,
-        /// It has waited for the host that has the newest disks for as long as an operator wants it to.
+        /// It has waited for the host with the newest disks, for as long as its operator configured.
         waited: bool,
     },
     /// `standby` holds a complete checkpoint: from now on it may take over.
@@ -99,8 +102,8 @@ pub enum Claim {
         /// Their term.
         term: Term,
     },
-    /// The record was lost while these two were in touch: the standby has acknowledged an epoch that was cut after that was
-    /// noticed, so it had not taken over before, and cannot have since.
+    /// The record was lost while these two were connected: the standby has acknowledged an epoch that was cut
+    /// after the loss was noticed, so it had not taken over before, and cannot have since.
     Restore {
         /// Who asks.
         primary: NodeId,
@@ -109,7 +112,7 @@ pub enum Claim {
         /// Their term.
         term: Term,
     },
-    /// The primary goes on without its standby.
+    /// The primary continues without its standby.
     GoAlone {
         /// Who asks.
         primary: NodeId,
@@ -127,16 +130,17 @@ pub enum Claim {
         /// Their term.
         term: Term,
     },
-    /// An operator says that every node of the record is gone for good, and that this one has the newest disks. Never asked
-    /// for by a node on its own.
+    /// An operator states that every node of the record is gone for good, and that this one has the newest
+    /// disks. No node claims it on its own.
     Force {
         /// Who runs the VM from now on.
         node: NodeId,
-        /// The term on record that the operator has seen: no later one is overridden, so the word is used up by its effect.
+        /// The term on record that the operator has seen. Later ones are not overridden, so the statement
+        /// works once.
         term: Term,
     },
-    /// The standby does not want to take over any more, and has no answer to its claim to. The record stays, but is written:
-    /// a claim that was judged before and is still under way finds it changed.
+    /// The standby no longer wants to take over, and its claim to was not answered. The record stays as it
+    /// is, but is written again: a claim that was judged before and is still under way finds it changed.
     Withdraw {
         /// Who runs the VM.
         primary: NodeId,
@@ -157,7 +161,7 @@ pub enum Claim {
 }
 
 impl Claim {
-    /// The term that it speaks of.
+    /// The term that it names.
     #[must_use]
     pub fn term(&self) -> Term {
         match *self {
@@ -174,19 +178,19 @@ impl Claim {
     }
 }
 
-/// What the witness makes of a claim.
+/// The witness's answer to a claim.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Verdict {
     /// The record is now this one.
     Granted(Record),
-    /// The record stays what it is.
+    /// The record stays as it is.
     Refused(Option<Record>),
 }
 
-/// What a claim wants the record to be: what a witness that never refuses would write.
+/// What a witness that grants everything would write.
 #[cfg(feature = "model")]
 #[must_use]
-pub fn wish(claim: Claim) -> Record {
+pub fn grant_unchecked(claim: Claim) -> Record {
     let solo = |owner, term| Record::Solo { owner, term, since: term };
     match claim {
         Claim::Start { node, disks, .. } => solo(node, disks.term().next()),
@@ -200,7 +204,7 @@ pub fn wish(claim: Claim) -> Record {
     }
 }
 
-/// Whether `claim` may follow `record`, and what the record becomes. What speaks of terms that cannot be is refused.
+/// Whether `claim` is granted, given `record`, and what the record becomes. Implausible terms are refused.
 #[must_use]
 pub fn judge(record: Option<Record>, claim: Claim) -> Verdict {
     let plausible = claim.term().is_plausible() && record.is_none_or(|record| record.is_plausible());
@@ -221,7 +225,7 @@ fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
         (Claim::Own { node, term, first: true }, Some(Stopped { term: last, .. })) => {
             Some(solo(node, term.max(last).next()))
         }
-        // Its own record is later already when an answer got lost: then it stays.
+        // Its own record is already later if an answer was lost: then it stays.
         (Claim::Own { node, term, .. }, Some(Solo { owner, term: last, since })) if owner == node => {
             Some(Solo { owner, term: last.max(term.next()), since })
         }
@@ -243,7 +247,7 @@ fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
         (Claim::GoAlone { primary, standby, term }, Some(now)) if now == (Protected { primary, standby, term }) => {
             Some(solo(primary, term.next()))
         }
-        // A registration that never arrived: nobody else ever had a right in this term.
+        // The registration never arrived: nobody else ever had a right in this term.
         (Claim::GoAlone { primary, term, .. }, Some(Solo { owner, term: t, .. })) if owner == primary && t == term => {
             Some(solo(primary, term.next()))
         }
@@ -264,7 +268,7 @@ fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
             record
         }
 
-        // Without a standby the owner may not have taken up the last term that it was given.
+        // Without a standby the owner may not know the last term that it was given.
         (Claim::Stop { node, term, disks }, Some(Solo { owner, term: t, .. })) if owner == node && t >= term => {
             Some(Stopped { term: t, disks })
         }
@@ -273,14 +277,14 @@ fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
     }
 }
 
-/// Who may boot the VM: only a host whose disks prove that none are newer. The exception is what an operator has said before:
-/// a standby's that has waited for so long.
+/// Who may boot the VM: only a host whose disks prove that no others are newer. The exception is what an
+/// operator has configured: a standby's host that has waited for long enough.
 ///
 /// | record | granted to | with disks |
 /// |---|---|---|
 /// | none | anybody | that were never on record |
 /// | `Stopped(t, d)` | anybody | of a run that ended in term d or later |
-/// | `Solo(A, t)` since s | A's host | of a run in a term from s - 1 to t, or a copy of s - 1 if it has waited |
+/// | `Solo(A, t)` since s | A's host | of a run in terms s - 1 to t, or a copy of s - 1 if it has waited |
 /// | `Protected(A, B), t` | A's host | that were protected in term t |
 /// | | B's host | that are a copy of term t, if it has waited |
 fn start(record: Option<Record>, node: NodeId, disks: DiskState, waited: bool) -> Option<Record> {
@@ -294,7 +298,8 @@ fn start(record: Option<Record>, node: NodeId, disks: DiskState, waited: bool) -
         }
         Some(Record::Solo { owner, .. }) if owner == node => record,
         Some(Record::Solo { owner, term, since }) if owner.host == node.host => {
-            // The last owner may not have come to note the term that it was given: then its disks are of the one before.
+            // The last owner may not have recorded the term that it was given: then its disks are of the one
+            // before.
             let ran = |ran: Term| ran > Term(0) && ran.next() >= since && ran <= term;
             let copied = |copy: Term| waited && copy.next() == since;
             let newest = match disks {

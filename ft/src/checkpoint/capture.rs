@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ft_proto::{CutKind, Time};
 
-use crate::devices::control::{Control, LinkError};
+use crate::devices::control::{DeviceControl, LinkError};
 use crate::devices::{Devices, Held};
 use crate::guest::staging::Staging;
 use crate::guest::{Guest, GuestError};
@@ -23,12 +23,13 @@ pub(crate) enum CaptureError {
     Busy,
 }
 
-/// Captures the epoch of `staging` into it; `cpu` is where that is worked on, if it is one processor. The guest goes on, unless it is
-/// the last cut; the devices do when they are told to.
+/// Captures the epoch of `staging` into it; `cpu` is where that is worked on, if it is one processor. The
+/// guest goes on, unless it is the last cut; the devices do when they are told to.
 ///
-/// Returns what devices held back when they were sealed, and how long the guest was paused; or, if a vCPU does not run again yet, how
-/// long the capture took. On failure every page that was harvested is marked dirty again.
-pub(crate) fn capture<C: Control>(
+/// Returns what devices held back when they were sealed, and how long the guest was paused; or, if a vCPU
+/// does not run again yet, how long the capture took. On failure every page that was harvested is marked
+/// dirty again.
+pub(crate) fn capture<C: DeviceControl>(
     guest: &mut dyn Guest,
     devices: &mut Devices<C>,
     kind: CutKind,

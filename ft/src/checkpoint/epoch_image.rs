@@ -1,4 +1,5 @@
-//! One epoch as captured: immutable, shared by all that send it, and its buffer reused when the last of them is through.
+//! One epoch as captured: immutable, shared by all that send it, and its buffer reused when the last of them
+//! is through.
 
 use std::ops::Deref;
 use std::sync::Arc;

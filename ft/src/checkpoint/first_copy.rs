@@ -1,7 +1,8 @@
-//! The first copy of guest memory, while the guest runs: all touched pages, then what was written meanwhile, until little
-//! is left for the first checkpoint.
+//! The first copy of guest memory, while the guest runs: all touched pages, then what was written meanwhile,
+//! until little is left for the first checkpoint.
 //!
-//! Pages are read live. One that is written while it is read, or afterwards, is in the next harvest and is sent again.
+//! Pages are read live. One that is written while it is read, or afterwards, is in the next harvest and is
+//! sent again.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -66,7 +67,8 @@ impl FirstCopy {
         }
     }
 
-    /// Decides the next step and fills `pages` when it is to send. `sending`: chunks that are still with the sender.
+    /// Decides the next step and fills `pages` when it is to send. `sending`: chunks that are still with the
+    /// sender.
     pub(crate) fn step(&mut self, pages: &mut Vec<u64>, sending: usize, disks_ready: bool, now: Time) -> Step {
         self.fill(pages);
         if !pages.is_empty() {
@@ -158,7 +160,8 @@ mod tests {
         assert_eq!(copy.step(&mut pages, 0, true, NOW), Step::Done);
     }
 
-    /// Pages sent and rounds until the first checkpoint, when the guest leaves so many pages after each round.
+    /// Pages sent and rounds until the first checkpoint, when the guest leaves so many pages after each
+    /// round.
     fn rounds(left: impl Fn(u32) -> usize) -> (u64, u32) {
         let mut copy = FirstCopy::new(std::iter::once(0..10_000).collect());
         for step in 0.. {

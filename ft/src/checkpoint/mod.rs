@@ -1,6 +1,7 @@
-//! One checkpoint per VM and epoch: how it is captured, into what, and on which processor; and the copy that comes before the first.
+//! One checkpoint per VM and epoch: capture, the immutable image, CPU placement, and the copy before the
+//! first checkpoint.
 
 pub(crate) mod capture;
+pub(crate) mod cpu_placement;
 pub(crate) mod epoch_image;
 pub(crate) mod first_copy;
-pub(crate) mod place;

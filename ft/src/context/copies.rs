@@ -1,4 +1,5 @@
-//! What is told of a session's first copy, the same in status and events of both hosts: the primary counts, and its standby is told.
+//! Reports the progress of a session's first copy, the same on both hosts: the primary counts and tells its
+//! standby.
 
 use ft_proto::wire::CopyProgress;
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ft_proto::{Beat, Epoch, LinkId, Time, WitnessAnswer};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use pollux_api::Refused;
 
 use crate::devices::DeviceEnd;
 use crate::options::ProtectOptions;
@@ -18,8 +19,8 @@ use crate::stream::ends::{Received, Sent};
 use crate::transport::listener::Incoming;
 use crate::witness::Stored;
 
-/// Where the answer to a call goes; every reason if it cannot be done.
-pub type Reply = Sender<Result<(), Vec<String>>>;
+/// Where the answer to a call goes.
+pub type Reply = Sender<Result<(), Refused>>;
 
 /// What other threads tell the engine. Those of a session carry its number, so that late ones are recognised.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub enum Message<P: Platform> {
     /// Somebody has connected and said what for.
     Incoming(Box<Incoming<P::Connection>>),
     /// What the witness says about a caller who waits since then.
-    Vouched(Box<Incoming<P::Connection>>, Time, Result<Option<Stored>, String>),
+    WitnessRead(Box<Incoming<P::Connection>>, Time, Result<Option<Stored>, String>),
     /// The witness's record was read, to see what it says of this VM.
     RecordRead(Result<Option<Stored>, String>),
     /// The receiving thread.
@@ -70,8 +71,8 @@ pub enum Message<P: Platform> {
     DeviceLeft(String, Reply),
 }
 
-/// The last beat of each link: one that is not read before the next one arrives is of no interest any more, and so, however
-/// many there are, they take no room.
+/// The last beat of each link: one that is not read before the next one arrives is of no interest any more,
+/// and so, however many there are, they take no room.
 type LastBeats = Mutex<[Option<(Time, Beat)>; LinkId::ALL.len()]>;
 
 /// The sending end; cheap to clone.

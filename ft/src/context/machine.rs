@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ft_proto::{Alone, Committed, Epoch, Time, VmId};
 
-use crate::devices::control::Control;
+use crate::devices::control::DeviceControl;
 use crate::devices::{DeviceEnd, DeviceKey, Devices};
 use crate::guest::{Guest, GuestError, HeldOutput, Memory, Shape};
 
@@ -16,8 +16,8 @@ pub(crate) struct Machine<C> {
     devices: Devices<C>,
     /// Since when the guest is stopped, if it was for more than a checkpoint.
     stopped: Option<Time>,
-    /// The session that is over whose last checkpoint the standby's memory still is, and since which a primary knows every page
-    /// that was written.
+    /// The session that is over whose last checkpoint the standby's memory still is, and since which a
+    /// primary knows every page that was written.
     base: Option<u64>,
     /// Why a device process is of no use any more.
     broken: Option<String>,
@@ -25,7 +25,7 @@ pub(crate) struct Machine<C> {
     told_unusable: bool,
 }
 
-impl<C: Control> Machine<C> {
+impl<C: DeviceControl> Machine<C> {
     /// A guest, and the ways to its device processes.
     pub(crate) fn new(guest: Box<dyn Guest>, ends: Vec<DeviceEnd<C>>) -> Self {
         let devices = Devices::new(ends, &guest.shape());
@@ -48,6 +48,10 @@ impl<C: Control> Machine<C> {
 
     pub(crate) fn control(&self, key: DeviceKey) -> Option<&C> {
         self.devices.control(key)
+    }
+
+    pub(crate) fn device_id(&self, key: DeviceKey) -> &str {
+        self.devices.id(key)
     }
 
     pub(crate) fn memory(&self) -> &Arc<dyn Memory> {
@@ -144,8 +148,8 @@ impl<C: Control> Machine<C> {
         self.base = session;
     }
 
-    /// The pages that a session begins with, and those written from now on are known: all of them, or, if the standby's memory
-    /// is the checkpoint `base`, since which they are known already, none.
+    /// The pages that a session begins with, and those written from now on are known: all of them, or, if the
+    /// standby's memory is the checkpoint `base`, since which they are known already, none.
     pub(crate) fn first_ranges(&mut self, base: Option<u64>) -> Result<Vec<Range<u64>>, GuestError> {
         let known = self.base.take();
         if base.is_some() {

@@ -1,7 +1,9 @@
-//! What every part of the engine works with: the core and what is to be told to it, this host's VM, and who is told what happens.
+//! What every part of the engine works with: the core and its queue of inputs, the VM on this host, and the
+//! reports to operators.
 //!
-//! Parts of the engine push [`Input`]s; only the executor takes them out and has the core decide. So nothing that is done in
-//! the middle of a decision is decided upon before that is performed, and nothing here calls itself.
+//! Parts of the engine push [`Input`]s; only the executor takes them out and has the core decide. So nothing
+//! that is done in the middle of a decision is decided upon before that is performed, and nothing here calls
+//! itself.
 
 mod copies;
 pub(crate) mod inbox;
@@ -16,6 +18,7 @@ use std::io;
 
 use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, Node, NodeId, Settings, State, Term, Time};
+use pollux_api::Refused;
 use serde_json::{Value, json};
 
 use self::inbox::{Message, Post, Reply};
@@ -24,7 +27,7 @@ pub(crate) use self::publish::Shown;
 use self::reporter::Reporter;
 use self::witness_link::WitnessLink;
 use crate::checkpoint::epoch_image::Buffers;
-use crate::devices::control::Control;
+use crate::devices::control::DeviceControl;
 use crate::devices::{DeviceKey, Devices};
 use crate::identity::Identity;
 use crate::note::Note;
@@ -33,7 +36,7 @@ use crate::transport::heartbeats::Heartbeats;
 use crate::witness::{Stored, WitnessAddress};
 
 /// What a call is answered.
-pub(crate) type Answer = Result<(), Vec<String>>;
+pub(crate) type Answer = Result<(), Refused>;
 
 /// What a context is made of: the arguments of [`Context::new`] by name.
 pub(crate) struct Parts<P: Platform> {
@@ -276,8 +279,8 @@ impl<P: Platform> Context<P> {
         self.witness.check_due().filter(|_| concerned)
     }
 
-    /// Has the record read, if it is time for that. Whoever runs the VM should not find out only when it needs the witness that there
-    /// is no record any more, or that it names somebody else.
+    /// Has the record read, if it is time for that. Whoever runs the VM should not find out only when it
+    /// needs the witness that there is no record any more, or that it names somebody else.
     pub(crate) fn check_record(&mut self) {
         let now = self.platform.now();
         if self.record_due().is_some_and(|due| due <= now) {

@@ -1,12 +1,16 @@
-//! What holds for the VM, in words for operators: not what was decided last, but whether the next failure is survived.
+//! What holds for the VM, in words for operators: not what was decided last, but whether the next failure is
+//! survived.
 
 use ft_proto::{LinkId, State, Time};
+use pollux_api::status::{
+    self as api, CompressionStatus, LinkStatus, Peer, Replica, Role, SearchStatus, Status, WitnessStatus,
+};
 
 use super::Context;
 use crate::claims::Pending;
 use crate::clock::millis;
 use crate::platform::Platform;
-use crate::status::{CompressionStatus, LinkStatus, Peer, SearchStatus, Status, WitnessStatus, light_name};
+use crate::status::{link_name, link_state};
 use crate::transport::heartbeats::Heartbeats;
 
 /// What a status shows that others know.
@@ -58,51 +62,52 @@ impl<P: Platform> Context<P> {
 
     fn link_status(&self, link: LinkId, now: Time) -> LinkStatus {
         let (light, silence) = self.node.link(link, now);
-        let name = match link {
-            LinkId::Replication => "replication",
-            LinkId::Heartbeat => "heartbeat",
-        };
-        LinkStatus { name, state: light_name(light), silence_ms: millis(silence) }
+        LinkStatus { name: link_name(link), state: link_state(light), silence_ms: millis(silence) }
     }
 
-    fn role_name(&self) -> &'static str {
+    fn role_name(&self) -> Role {
         match self.node.state() {
-            State::Solo => "solo",
-            State::Syncing | State::Protected => "primary",
-            State::StandbyEmpty | State::StandbySyncing | State::StandbyReady => "standby",
-            State::Fenced => "none",
+            State::Solo => Role::Solo,
+            State::Syncing | State::Protected => Role::Primary,
+            State::StandbyEmpty | State::StandbySyncing | State::StandbyReady => Role::Standby,
+            State::Fenced => Role::None,
         }
     }
 
     /// `suspended`: by an operator, for a while.
-    pub(crate) fn state_name(&mut self, suspended: bool) -> &'static str {
+    pub(crate) fn state_name(&mut self, suspended: bool) -> api::State {
         let has_been_more = self.reporter.has_taken_over() || self.reporter.measured().epochs() > 0;
         match self.node.state() {
-            State::Solo if suspended => "suspended",
-            State::Solo if has_been_more => "solo",
-            State::Solo => "unprotected",
-            State::Syncing => "syncing",
+            State::Solo if suspended => api::State::Suspended,
+            State::Solo if has_been_more => api::State::Solo,
+            State::Solo => api::State::Unprotected,
+            State::Syncing => api::State::Syncing,
             // It is about to leave its standby, and may not let anything out before the witness says so.
-            State::Protected if !self.node.has_a_successor() && self.open_claim().is_some() => "awaiting-witness",
-            State::Protected if !self.node.has_a_successor() => "leaving",
-            // Whichever host fails next, the other one would ask in vain: nobody answers, or there is no record that names it.
-            State::Protected if self.witness.is_lost() || self.open_claim().is_some() => "degraded",
-            State::Protected => "protected",
-            State::StandbyEmpty => "standby-empty",
-            State::StandbySyncing => "standby-syncing",
-            State::StandbyReady if self.node.awaits_witness() && self.open_claim().is_some() => "awaiting-witness",
-            State::StandbyReady => "standby-ready",
-            State::Fenced => "fenced",
+            State::Protected if !self.node.can_fail_over() && self.open_claim().is_some() => {
+                api::State::AwaitingWitness
+            }
+            State::Protected if !self.node.can_fail_over() => api::State::Leaving,
+            // Whichever host fails next, the other one would ask in vain: nobody answers, or there is no
+            // record that names it.
+            State::Protected if self.witness.is_lost() || self.open_claim().is_some() => api::State::Degraded,
+            State::Protected => api::State::Protected,
+            State::StandbyEmpty => api::State::StandbyEmpty,
+            State::StandbySyncing => api::State::StandbySyncing,
+            State::StandbyReady if self.node.awaits_witness() && self.open_claim().is_some() => {
+                api::State::AwaitingWitness
+            }
+            State::StandbyReady => api::State::StandbyReady,
+            State::Fenced => api::State::Fenced,
         }
     }
 
-    fn replica_name(&self) -> &'static str {
+    fn replica_name(&self) -> Replica {
         match self.node.state() {
-            State::Syncing | State::StandbySyncing => "copying",
-            State::Protected if self.node.has_a_successor() => "in-sync",
-            State::StandbyReady => "in-sync",
+            State::Syncing | State::StandbySyncing => Replica::Copying,
+            State::Protected if self.node.can_fail_over() => Replica::InSync,
+            State::StandbyReady => Replica::InSync,
             // One that is being left may be dead or behind.
-            State::Protected | State::Solo | State::StandbyEmpty | State::Fenced => "none",
+            State::Protected | State::Solo | State::StandbyEmpty | State::Fenced => Replica::None,
         }
     }
 

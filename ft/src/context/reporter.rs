@@ -1,15 +1,18 @@
-//! What status and events show that is nobody else's: measurements, the copy of memory, the last takeover, the last error.
+//! What status and events show that no other part owns: measurements, the copy of memory, the last takeover,
+//! the last error.
 
 use std::time::Duration;
 
 use ft_proto::{Event, Time};
+use pollux_api::EventRecord;
+use pollux_api::status::{Progress, Status, Takeover};
 use serde_json::Value;
 
 use super::memory_copy::MemoryCopy;
 use crate::clock::micros;
 use crate::devices::Held;
 use crate::note::Note;
-use crate::status::{Board, EventRecord, Progress, Recent, Status, Takeover};
+use crate::status::{Board, Recent};
 use crate::stream::coder::Volume;
 
 /// How often the status is brought up to date while a session is open.

@@ -1,15 +1,16 @@
-//! What the engine has to do with the witness: whom it asks, what it has asked for, and whether the record is what it should be.
+//! The engine's dealings with the witness: which one it is, which claim is pending, and whether its record is
+//! as expected.
 
 use std::io;
 use std::time::Duration;
 
 use ft_proto::witness::Claim;
 use ft_proto::{Time, VmId, WitnessAnswer};
+use pollux_api::status::WitnessStatus;
 
 use super::inbox::{Message, Post};
 use crate::claims::Pending;
 use crate::platform::Platform;
-use crate::status::WitnessStatus;
 use crate::witness::{AskWitness, WitnessAddress};
 
 /// How often the record is looked at while the VM runs here.

@@ -4,7 +4,8 @@ use std::fmt::Debug;
 use std::io;
 use std::time::Duration;
 
-use ft_proto::device_ctl::{Command, CtlError, Report};
+use device_api::link;
+use ft_proto::device_ctl::{Command, Report};
 
 /// A device process cannot be controlled any more.
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +18,9 @@ pub enum LinkError {
     Malformed {
         /// The device.
         id: String,
-        /// The decoder's answer.
+        /// What it sent.
         #[source]
-        source: CtlError,
+        source: link::LinkError,
     },
     /// It did not answer in time.
     #[error("device process of {id} did not answer within {limit:?}")]
@@ -49,7 +50,7 @@ pub enum LinkError {
 }
 
 /// Commands out, reports in.
-pub trait Control: Debug + Send {
+pub trait DeviceControl: Debug + Send {
     /// What it can be given to talk to the other host.
     type Stream;
     /// When a wait is over.

@@ -1,24 +1,21 @@
-//! How the copies of this host's disks on the other one come along: counted on the primary, told to the standby.
+//! The progress of the copies of this host's disks on the other host: counted on the primary, reported to the
+//! standby.
 
 use ft_proto::Time;
 use ft_proto::wire::DiskProgress;
+use pollux_api::status::{CopyState, DiskStatus};
 use serde_json::json;
 
-use super::control::Control;
+use super::control::DeviceControl;
+use super::disk_copy::DiskCopy;
 use super::{DeviceKey, Devices};
 use crate::guest::Shape;
 use crate::note::Note;
-use crate::status::DiskStatus;
 
-/// A disk of whose copy nothing is known, or that is not mirrored.
-const NONE: &str = "-";
-const COPYING: &str = "copying";
-const LOST: &str = "lost";
-
-impl<C: Control> Devices<C> {
+impl<C: DeviceControl> Devices<C> {
     /// For status: the disks.
     pub(crate) fn copies(&self) -> Vec<DiskStatus> {
-        self.all.iter().filter_map(|device| device.copy.clone()).collect()
+        self.all.iter().filter_map(|device| device.copy.as_ref()).map(DiskCopy::status).collect()
     }
 
     /// For the other host: how far the copy of each disk is that has begun, in the order of their numbers.
@@ -29,7 +26,7 @@ impl<C: Control> Devices<C> {
 
     /// Whether no disk is still being copied.
     pub(crate) fn are_copied(&self) -> bool {
-        self.all.iter().filter_map(|device| device.copy.as_ref()).all(|copy| copy.state != COPYING)
+        self.all.iter().filter_map(|device| device.copy.as_ref()).all(|copy| copy.state != CopyState::Copying)
     }
 
     /// A session begins for this disk.
@@ -41,7 +38,7 @@ impl<C: Control> Devices<C> {
 
     /// A session is over.
     pub(crate) fn end_copies(&mut self) {
-        self.all.iter_mut().filter_map(|device| device.copy.as_mut()).for_each(|copy| copy.state = NONE);
+        self.all.iter_mut().filter_map(|device| device.copy.as_mut()).for_each(|copy| copy.state = CopyState::Idle);
     }
 
     /// How far a copy is, and what is worth telling of that.
@@ -59,9 +56,10 @@ impl<C: Control> Devices<C> {
         }
     }
 
-    /// As [`Self::copy_progress`], where the other host counts. What it says of a disk that is not being copied is late.
+    /// As [`Self::copy_progress`], where the other host counts. What it says of a disk that is not being
+    /// copied is late.
     pub(crate) fn copy_told(&mut self, key: DeviceKey, progress: DiskProgress, now: Time) -> Option<Note> {
-        self.copy(key).filter(|copy| copy.state == COPYING)?;
+        self.copy(key).filter(|copy| copy.state == CopyState::Copying)?;
         self.copy_progress(key, progress, now)
     }
 
@@ -75,7 +73,7 @@ impl<C: Control> Devices<C> {
 
     /// All that are still being copied are complete.
     pub(crate) fn all_copies_done(&mut self, now: Time) -> Vec<Note> {
-        let copying = |key: &DeviceKey| self.copy(*key).is_some_and(|copy| copy.state == COPYING);
+        let copying = |key: &DeviceKey| self.copy(*key).is_some_and(|copy| copy.state == CopyState::Copying);
         let keys: Vec<_> = self.keys().into_iter().filter(copying).collect();
         keys.into_iter().filter_map(|key| self.copy_done(key, now)).collect()
     }
@@ -83,15 +81,15 @@ impl<C: Control> Devices<C> {
     /// The stream of a disk has ended.
     pub(crate) fn copy_lost(&mut self, key: DeviceKey) {
         if let Some(copy) = self.copy_mut(key) {
-            copy.state = LOST;
+            copy.state = CopyState::Lost;
         }
     }
 
-    fn copy(&self, key: DeviceKey) -> Option<&DiskStatus> {
+    fn copy(&self, key: DeviceKey) -> Option<&DiskCopy> {
         self.get(key)?.copy.as_ref()
     }
 
-    fn copy_mut(&mut self, key: DeviceKey) -> Option<&mut DiskStatus> {
+    fn copy_mut(&mut self, key: DeviceKey) -> Option<&mut DiskCopy> {
         self.get_mut(key)?.copy.as_mut()
     }
 }

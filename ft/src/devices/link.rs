@@ -6,7 +6,7 @@ use std::time::Duration;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{Command, Report};
 
-use super::control::{Control, LinkError};
+use super::control::{DeviceControl, LinkError};
 
 /// One device process.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct DeviceLink<C> {
     dropped: u32,
 }
 
-impl<C: Control> DeviceLink<C> {
+impl<C: DeviceControl> DeviceLink<C> {
     /// Takes over a device process that has answered `Hello`.
     #[must_use]
     pub fn new(control: C) -> Self {
@@ -44,8 +44,8 @@ impl<C: Control> DeviceLink<C> {
         self.control.send(command, stream)
     }
 
-    /// Drops what the device holds of a session. What it still reports of that session is not passed on: epochs of the
-    /// next one have the same numbers.
+    /// Drops what the device holds of a session. What it still reports of that session is not passed on:
+    /// epochs of the next one have the same numbers.
     ///
     /// # Errors
     /// When the process is gone.
@@ -112,24 +112,16 @@ fn is_of_a_session(report: &Report) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
-    use ft_proto::device_ctl;
-    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+    use device_api::link;
 
     use super::super::socket::ControlSocket;
     use super::*;
 
     #[test]
     fn reports_of_a_dropped_session_do_not_reach_the_next_one() {
-        let (ours, device) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let (device, ours) = link::Link::pair().unwrap();
         let mut link = DeviceLink::new(ControlSocket::new("disk".to_owned(), ours));
-        let say = |report: Report| {
-            let mut buffer = [0; 256];
-            let bytes = device_ctl::encode(&report, &mut buffer).unwrap();
-            send(device.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
-        };
+        let say = |report: Report| device.send(&report, None).unwrap();
         say(Report::Complete { epoch: Epoch(7) });
         link.drop_session().unwrap();
         say(Report::MirrorLost { reason: "closed".to_owned() });

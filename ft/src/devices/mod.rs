@@ -1,9 +1,12 @@
-//! The device processes of this VM: what each can do, and what all of them, or those that can do something, are told.
+//! The device processes of this VM: the capabilities of each, and the commands to all of them or to those
+//! with a capability.
 //!
-//! In: commands of the engine. Out: their reports. Never: a rule that depends on the place of a device in a list, or on its kind.
+//! In: commands of the engine. Out: their reports. Never: a rule that depends on the place of a device in a
+//! list, or on its kind.
 
 pub(crate) mod control;
 mod copies;
+mod disk_copy;
 pub(crate) mod link;
 pub(crate) mod socket;
 
@@ -12,10 +15,10 @@ use std::time::Duration;
 use ft_proto::device_ctl::{Command, Hold, InFlight, Report};
 use ft_proto::{Alone, Committed, Epoch, Term, VmId};
 
-use self::control::{Control, LinkError};
+use self::control::{DeviceControl, LinkError};
+use self::disk_copy::DiskCopy;
 use self::link::DeviceLink;
 use crate::guest::{DeviceCaps, Position, Shape};
-use crate::status::DiskStatus;
 
 /// A device process that takes longer than this to seal counts as dead. It has microseconds of work to do.
 const SEAL_LIMIT: Duration = Duration::from_secs(2);
@@ -79,7 +82,7 @@ struct Device<C> {
     /// Whether it had anything to release at its last seal.
     held: bool,
     /// How its copy on the other host is, if it is a disk.
-    copy: Option<DiskStatus>,
+    copy: Option<DiskCopy>,
 }
 
 /// All of them.
@@ -89,7 +92,7 @@ pub(crate) struct Devices<C> {
     next: u64,
 }
 
-impl<C: Control> Devices<C> {
+impl<C: DeviceControl> Devices<C> {
     /// Those of a VM of this shape.
     pub(crate) fn new(ends: Vec<DeviceEnd<C>>, shape: &Shape) -> Self {
         let mut devices = Self { all: Vec::new(), next: 0 };
@@ -105,7 +108,7 @@ impl<C: Control> Devices<C> {
         self.next += 1;
         let DeviceEnd { caps, control } = end;
         let id = control.id();
-        let copy = shape.disk_number(id).map(|_| DiskStatus::new(id.to_owned()));
+        let copy = shape.disk_number(id).map(|_| DiskCopy::new(id.to_owned()));
         self.all.push(Device { key, link: DeviceLink::new(control), caps, held: false, copy });
         key
     }
@@ -115,7 +118,7 @@ impl<C: Control> Devices<C> {
         self.all.retain(|device| device.key != key);
     }
 
-    /// Who is there now.
+    /// The keys of all devices.
     pub(crate) fn keys(&self) -> Vec<DeviceKey> {
         self.all.iter().map(|device| device.key).collect()
     }
@@ -167,9 +170,9 @@ impl<C: Control> Devices<C> {
         self.send_to_all(|| Command::Standby(true));
     }
 
-    /// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs come to a stop and capture
-    /// themselves. An interrupt that a device raises after a vCPU has captured its LAPIC is not in the checkpoint; takeover injects
-    /// every interrupt once for this reason.
+    /// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs come to a
+    /// stop and capture themselves. An interrupt that a device raises after a vCPU has captured its LAPIC is
+    /// not in the checkpoint; takeover injects every interrupt once for this reason.
     pub(crate) fn seal(
         &mut self,
         epoch: Epoch,
@@ -187,7 +190,8 @@ impl<C: Control> Devices<C> {
     /// They go on. With an epoch the output of that one, and of all after it, is held.
     pub(crate) fn resume(&mut self, hold_from: Option<Epoch>) {
         for device in &mut self.all {
-            // A device that is gone is noticed by its closed socket; the others must run again whatever happens to it.
+            // A device that is gone is noticed by its closed socket; the others must run again whatever
+            // happens to it.
             if let Some(epoch) = hold_from.filter(|_| device.caps.holds_output) {
                 device.tell(&Command::Protect { epoch, hold: Hold::on() });
             }
@@ -204,7 +208,8 @@ impl<C: Control> Devices<C> {
 
     /// Output up to an epoch may leave.
     pub(crate) fn release(&mut self, committed: &Committed) {
-        // Output first: somebody waits for it. A device that held nothing at the last seal has nothing of an earlier epoch.
+        // Output first: somebody waits for it. A device that held nothing at the last seal has nothing of an
+        // earlier epoch.
         for holds_output in [true, false] {
             for device in self.those(|caps| caps.holds_output == holds_output).filter(|device| device.held) {
                 device.tell(&Command::Release(committed.into()));
@@ -212,7 +217,8 @@ impl<C: Control> Devices<C> {
         }
     }
 
-    /// Standby: devices that have something of a committed epoch apply it. `idle`: has it nothing of this one? `applies`: it has.
+    /// Standby: devices that have something of a committed epoch apply it. `idle`: has it nothing of this
+    /// one? `applies`: it has.
     pub(crate) fn apply(
         &mut self,
         committed: &Committed,
@@ -269,7 +275,8 @@ impl<C: Control> Devices<C> {
         self.send_to_all(|| Command::Discard { after: Epoch(0) });
     }
 
-    /// What came after a checkpoint is dropped; `after` names its last epoch for a device. They answer: see [`Self::rolled_back`].
+    /// What came after a checkpoint is dropped; `after` names its last epoch for a device. They answer: see
+    /// [`Self::rolled_back`].
     pub(crate) fn roll_back(&mut self, after: impl Fn(DeviceKey) -> Epoch) -> Result<(), LinkError> {
         let mut all = self.those(DeviceCaps::rolls_back);
         all.try_for_each(|device| device.link.send(&Command::Discard { after: after(device.key) }, None))
@@ -281,7 +288,8 @@ impl<C: Control> Devices<C> {
         all.try_for_each(|device| device.await_report(ROLL_BACK_LIMIT, &Report::Discarded))
     }
 
-    /// The VM runs here from a checkpoint on. `from`: a device's requests in flight, and the addresses that it announces.
+    /// The VM runs here from a checkpoint on. `from`: a device's requests in flight, and the addresses that
+    /// it announces.
     pub(crate) fn start(&mut self, from: impl Fn(&str) -> (Vec<InFlight>, Vec<[u8; 6]>)) -> Result<(), LinkError> {
         for device in &mut self.all {
             let (in_flight, macs) = from(device.link.id());
@@ -306,7 +314,8 @@ impl<C: Control> Devices<C> {
         self.those(|caps| caps.mirrors).for_each(|device| device.tell(&Command::Own { vm, term }));
     }
 
-    /// The disks note that the VM was shut down in `term`, and that they are the newest. Returns what they say from now on.
+    /// The disks note that the VM was shut down in `term`, and that they are the newest. Returns what they
+    /// say from now on.
     pub(crate) fn note_end(&mut self, term: Term) -> Result<Term, LinkError> {
         self.note(|| Command::End(term), &Report::Ended)?;
         Ok(if self.all.iter().any(|device| device.caps.mirrors) { term } else { Term(0) })
@@ -324,7 +333,7 @@ impl<C: Control> Devices<C> {
     }
 }
 
-impl<C: Control> Device<C> {
+impl<C: DeviceControl> Device<C> {
     /// Sends what needs no answer. A device that is gone is noticed by its closed socket.
     fn tell(&mut self, command: &Command) {
         let _ = self.link.send(command, None);

@@ -1,32 +1,29 @@
-//! The control socket to one device process, in production: a datagram is a command, or a report.
+//! The control socket to one device process, in production.
 
-use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use ft_proto::device_ctl::{self, CTL_MAX, Command, Report};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
+use device_api::client::Client;
+use device_api::link;
+use ft_proto::device_ctl::{Command, Report};
 
-use super::control::{Control, LinkError};
+use super::control::{DeviceControl, LinkError};
 
 /// A connected socket on which `Hello` was answered.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     id: String,
-    socket: OwnedFd,
-    buffer: Box<[u8; CTL_MAX]>,
+    client: Client,
 }
 
 impl ControlSocket {
     pub(crate) fn new(id: String, socket: OwnedFd) -> Self {
-        Self { id, socket, buffer: Box::new([0; CTL_MAX]) }
+        Self { id, client: Client::new(socket) }
     }
 }
 
-impl Control for ControlSocket {
+impl DeviceControl for ControlSocket {
     type Stream = TcpStream;
     type Deadline = Instant;
 
@@ -35,38 +32,11 @@ impl Control for ControlSocket {
     }
 
     fn send(&mut self, command: &Command, stream: Option<&TcpStream>) -> Result<(), LinkError> {
-        let bytes = device_ctl::encode(command, &mut self.buffer[..])
-            .map_err(|source| LinkError::Malformed { id: self.id.clone(), source })?;
-        let fds: Vec<_> = stream.iter().map(|stream| stream.as_raw_fd()).collect();
-        let rights = [ControlMessage::ScmRights(&fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-        loop {
-            match sendmsg::<()>(
-                self.socket.as_raw_fd(),
-                &[io::IoSlice::new(bytes)],
-                rights,
-                MsgFlags::MSG_NOSIGNAL,
-                None,
-            ) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(broken(&self.id, errno)),
-            }
-        }
+        self.client.send(command, stream.map(AsFd::as_fd)).map_err(|error| broken(&self.id, error))
     }
 
     fn recv_now(&mut self) -> Result<Option<Report>, LinkError> {
-        loop {
-            return match recv(self.socket.as_raw_fd(), &mut self.buffer[..], MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => Err(LinkError::Gone(self.id.clone())),
-                Ok(len) => device_ctl::decode(&self.buffer[..len])
-                    .map(Some)
-                    .map_err(|source| LinkError::Malformed { id: self.id.clone(), source }),
-                Err(Errno::EAGAIN) => Ok(None),
-                Err(Errno::EINTR) => continue,
-                Err(errno) => Err(broken(&self.id, errno)),
-            };
-        }
+        self.client.receive().map_err(|error| broken(&self.id, error))
     }
 
     fn deadline(&self, limit: Duration) -> Instant {
@@ -78,23 +48,22 @@ impl Control for ControlSocket {
         if left.is_zero() {
             return Ok(false);
         }
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(true),
-            Err(errno) => Err(broken(&self.id, errno)),
-        }
+        self.client.wait(left).map_err(|error| broken(&self.id, error))?;
+        Ok(true)
     }
 }
 
 impl AsFd for ControlSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.client.as_fd()
     }
 }
 
-fn broken(id: &str, errno: Errno) -> LinkError {
-    match errno {
-        Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN => LinkError::Gone(id.to_owned()),
-        _ => LinkError::Socket { id: id.to_owned(), source: errno.into() },
+fn broken(id: &str, error: link::LinkError) -> LinkError {
+    let id = id.to_owned();
+    match error {
+        link::LinkError::Closed => LinkError::Gone(id),
+        link::LinkError::Socket(source) => LinkError::Socket { id, source },
+        source => LinkError::Malformed { id, source },
     }
 }

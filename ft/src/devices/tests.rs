@@ -1,4 +1,4 @@
-//! Devices by what they can do: whoever holds output is released first, whoever has a copy is rolled back, wherever it stands in the list.
+//! Devices are treated by their capabilities, wherever they stand in the list.
 #![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
 
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,8 +1,10 @@
-//! Who is let in: a primary that this node becomes the standby of, its disks, and hosts that only ask.
+//! Decides which connections are admitted: a primary that this node becomes the standby of, its disks, and
+//! hosts that only ask.
 //!
-//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller, this incarnation of
-//! it, in the term that it says. Without one, whoever comes from a session that is over shows that session's nonce, and nobody else
-//! takes the place of a session that lives. Policy is this host's own. Whoever is of another VM is told nothing.
+//! What a caller says of itself proves nothing. With a witness the record is the proof: it names the caller,
+//! this incarnation of it, in the term that it says. Without one, whoever comes from a session that is over
+//! shows that session's nonce, and nobody else takes the place of a session that lives. Policy is this host's
+//! own. Whoever is of another VM is told nothing.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,8 +18,8 @@ use crate::context::Context;
 use crate::context::inbox::Message;
 use crate::guest::Shape;
 use crate::options::{StandbyOptions, silence};
-use crate::peers::alike::differences;
-use crate::peers::bounds;
+use crate::peers::compatibility::differences;
+use crate::peers::limits;
 use crate::platform::Platform;
 use crate::replica::Session;
 use crate::replica::standby::{Join, welcome};
@@ -26,12 +28,12 @@ use crate::transport::listener::Incoming;
 use crate::witness::{AskWitness, Stored};
 
 /// A caller whose witness is read no sooner is not waiting any more.
-const VOUCH_LIMIT: Duration = Duration::from_secs(4);
+const WITNESS_LIMIT: Duration = Duration::from_secs(4);
 
 /// What the witness says, or why it does not.
 type Read = Result<Option<Stored>, String>;
 
-/// What comes of a caller that is let in.
+/// An admitted connection.
 pub(super) enum Admitted<C> {
     /// A primary, and what is noted of it.
     Session(Box<Join<C>>, Value),
@@ -39,19 +41,19 @@ pub(super) enum Admitted<C> {
     Disk(Box<Incoming<C>>, u16),
 }
 
-/// What this host lets in as a standby.
+/// The rules by which this host admits a primary.
 pub(super) struct Admission {
     options: Option<StandbyOptions>,
 }
 
 impl Admission {
-    /// By what an operator says of this host.
+    /// `options`: what an operator has configured for this host as a standby.
     pub(super) fn new(options: Option<StandbyOptions>) -> Self {
         Self { options }
     }
 
     /// Somebody said hello. Whoever wants a session waits until the witness has been read, if there is one.
-    pub(super) fn called<P: Platform>(
+    pub(super) fn connected<P: Platform>(
         &self,
         cx: &mut Context<P>,
         session: &Session<P>,
@@ -68,12 +70,12 @@ impl Admission {
             return self.judge(cx, session, incoming, None);
         };
         let (post, since) = (cx.post(), cx.now());
-        witness.read(move |record| post.send(Message::Vouched(Box::new(incoming), since, record)));
+        witness.read(move |record| post.send(Message::WitnessRead(Box::new(incoming), since, record)));
         None
     }
 
     /// The witness has been read for a caller.
-    pub(super) fn vouched<P: Platform>(
+    pub(super) fn witness_read<P: Platform>(
         &self,
         cx: &mut Context<P>,
         session: &Session<P>,
@@ -81,7 +83,7 @@ impl Admission {
         since: Time,
         record: Read,
     ) -> Option<Admitted<P::Connection>> {
-        if cx.now().since(since) > VOUCH_LIMIT {
+        if cx.now().since(since) > WITNESS_LIMIT {
             // It has given up; a session must not end for somebody who is gone.
             incoming.refuse(vec!["the witness took too long".to_owned()]);
             return None;
@@ -133,7 +135,7 @@ impl Admission {
         };
         let beats = [as_seen_here(first, incoming.address), self.on_second_link(second)];
         let mut reasons = objections(cx, &incoming, &shape);
-        reasons.extend(bounds::objection(disk_buffer));
+        reasons.extend(limits::objection(disk_buffer));
         reasons.extend(self.policy_objection(cx.witness().client().is_some(), on_partition));
         match record {
             Some(record) => reasons.extend(witness_objection(cx, &incoming, record)),
@@ -164,7 +166,7 @@ impl Admission {
         self.options.as_ref().map_or(address, |options| as_seen_here(address, options.heartbeat))
     }
 
-    /// Who decides when the two cannot see each other is this host's business as much as the caller's.
+    /// The policy for a partition is this host's decision as much as the caller's.
     fn policy_objection(&self, witnessed: bool, theirs: Option<OnPartition>) -> Option<String> {
         let ours = self.options.as_ref().and_then(|options| options.on_partition);
         match (witnessed, ours, theirs) {
@@ -230,8 +232,8 @@ fn objections<P: Platform>(cx: &mut Context<P>, incoming: &Incoming<P::Connectio
     reasons
 }
 
-/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody who is on record with
-/// a standby begins a session with another one.
+/// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody
+/// who is on record with a standby begins a session with another one.
 fn witness_objection<P: Platform>(cx: &Context<P>, incoming: &Incoming<P::Connection>, record: Read) -> Option<String> {
     let address = cx.witness().client()?.address();
     let stored = match record {
@@ -255,7 +257,8 @@ fn session_objection<P: Platform>(
     previous: u128,
 ) -> Option<String> {
     let Session::Standby(session) = session else { return None };
-    // A primary that calls again says itself that its session is over, however open our end of the stream looks.
+    // A primary that calls again says itself that its session is over, however open our end of the stream
+    // looks.
     let proven = previous != 0 && previous == cx.identity().proof();
     let is_past = !session.is_connected() && (incoming.term > cx.term() || !session.has_copy());
     (!proven && !is_past).then(|| format!("this node is the standby of host {} already", session.primary().host))

@@ -1,4 +1,5 @@
-//! Checkpoints of this VM: when one has to wait, where it is captured, and what it becomes. Who receives it is nothing to this file.
+//! Captures the checkpoints of this VM: postpones one while the guest cannot be stopped, chooses the CPU, and
+//! produces an immutable image. Knows nothing of the replicas that receive it.
 
 use std::time::Duration;
 
@@ -6,8 +7,8 @@ use ft_proto::{CutKind, Epoch, Time};
 use host_kit::cpu_load::CpuLoad;
 
 use crate::checkpoint::capture::{CaptureError, capture};
+use crate::checkpoint::cpu_placement::CpuPlacement;
 use crate::checkpoint::epoch_image::EpochImage;
-use crate::checkpoint::place::Place;
 use crate::context::Context;
 use crate::platform::Platform;
 
@@ -45,7 +46,7 @@ impl Checkpoint {
 
 /// Makes the checkpoints of a session.
 pub(super) struct Checkpointer {
-    place: Place,
+    place: CpuPlacement,
     /// Where the vCPUs run.
     vcpus: Vec<usize>,
     /// A cut that could not be made at once, and when to try again.
@@ -53,13 +54,13 @@ pub(super) struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// Nothing has been captured yet; `load`: how busy the processors are, if they differ.
+    /// Nothing has been captured yet.
+    /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to.
+    /// `None`: it has to wait, since the guest cannot be stopped now.
     pub(super) fn new(load: Option<CpuLoad>) -> Self {
-        Self { place: Place::begin(load), vcpus: Vec::new(), postponed: None }
+        Self { place: CpuPlacement::begin(load), vcpus: Vec::new(), postponed: None }
     }
 
-    /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to. `None`: it has to
-    /// wait, since the guest cannot be stopped now.
     pub(super) fn cut<P: Platform>(
         &mut self,
         cx: &mut Context<P>,
@@ -71,7 +72,7 @@ impl Checkpointer {
         let last_pause = cx.machine_mut().guest().last_pause().filter(|_| kind != CutKind::Base);
         let mut staging = cx.buffers().take(epoch);
         if kind == CutKind::Base {
-            self.place = Place::begin(cx.platform().cpu_load());
+            self.place = CpuPlacement::begin(cx.platform().cpu_load());
         }
         cx.machine_mut().guest().processors(&mut self.vcpus);
         let cpu = self.place.next(&self.vcpus);

@@ -1,12 +1,13 @@
-//! The executor: tells the core what has happened, and performs what the core decides, in that order, until there is nothing left.
+//! The executor: tells the core what has happened, and performs what the core decides, in that order, until
+//! there is nothing left.
 //!
 //! ```text
 //!  message, report, frame, timer --> session, checkpointer, protection ... --> inputs --> core
 //!                                                   ^------- perform <-------- actions ----'
 //! ```
 //!
-//! [`Executor::settle`] is the one loop. What is performed may add inputs, which are handled when the actions of the one before are
-//! done; nothing that is performed calls the loop.
+//! [`Executor::settle`] is the one loop. What is performed may add inputs, which are handled when the actions
+//! of the one before are done; nothing that is performed calls the loop.
 
 use std::ops::ControlFlow;
 
@@ -15,6 +16,8 @@ use ft_proto::Node;
 use ft_proto::device_ctl::Report;
 use ft_proto::{Action, Alone, CutKind, Epoch, Event, Input, State, Term, Time};
 use host_kit::error::chain;
+use pollux_api::Refused;
+use pollux_api::status::Takeover;
 use serde_json::json;
 
 use super::admission::{Admission, Admitted};
@@ -24,14 +27,13 @@ use super::protection::Protection;
 use crate::checkpoint::capture::CaptureError;
 use crate::context::inbox::{Message, Reply};
 use crate::context::{Context, Shown};
-use crate::devices::control::{Control, LinkError};
+use crate::devices::control::{DeviceControl, LinkError};
 use crate::devices::{DeviceEnd, DeviceKey};
 use crate::peers::application::Unopened;
 use crate::platform::{OpenedOn, Platform};
 use crate::replica::Session;
 use crate::replica::primary::{FRAMES_PER_LOOK, PrimarySession};
 use crate::replica::standby::StandbySession;
-use crate::status::Takeover;
 use crate::stream::ends::Job;
 
 /// Everything that the engine's thread owns but what it waits with.
@@ -195,8 +197,8 @@ impl<P: Platform> Executor<P> {
         }
     }
 
-    /// Tells the core everything that there is to tell, performs what it decides, and says what came of it. Called when something has
-    /// happened, and by nothing that is performed.
+    /// Tells the core everything that there is to tell, performs what it decides, and says what came of it.
+    /// Called when something has happened, and by nothing that is performed.
     fn settle(&mut self) {
         loop {
             while self.cx.feed() {
@@ -205,8 +207,8 @@ impl<P: Platform> Executor<P> {
                 }
                 if self.cx.state() == State::Fenced {
                     // Those that waited for a move that succeeded have been answered.
-                    let reasons = self.cx.reporter().last_error().map(str::to_owned);
-                    self.commands.moved(&mut self.cx, &Err(reasons.into_iter().collect()));
+                    let reason = self.cx.reporter().last_error().unwrap_or_default().to_owned();
+                    self.commands.moved(&mut self.cx, &Err(Refused::Fenced(reason)));
                 }
             }
             // Those that came while a device was waited for do not show up in epoll.
@@ -319,8 +321,7 @@ impl<P: Platform> Executor<P> {
         }
         self.end_primary(Job::Bye("the primary goes on alone".to_owned()));
         self.commands.ended(&mut self.cx, &Ok(()));
-        let lost = "the VM stays here: its standby was lost on the way, see `pollux ft events`";
-        self.commands.moved(&mut self.cx, &Err(vec![lost.to_owned()]));
+        self.commands.moved(&mut self.cx, &Err(Refused::StandbyLost));
     }
 
     /// The fence before it has noted why.
@@ -342,7 +343,7 @@ impl<P: Platform> Executor<P> {
         let now = self.cx.now();
         self.cx.machine_mut().fence(&reason, now);
         self.cx.reporter().failed(reason.clone());
-        self.commands.ended(&mut self.cx, &Err(vec![reason]));
+        self.commands.ended(&mut self.cx, &Err(Refused::Fenced(reason)));
     }
 
     fn reset(&mut self, reason: String) {
@@ -388,11 +389,11 @@ impl<P: Platform> Executor<P> {
             Message::Quit => return ControlFlow::Break(()),
             Message::Opened(opened, reply) => self.opened(opened, reply),
             Message::Incoming(incoming) => {
-                let admitted = self.admission.called(cx, &self.session, *incoming);
+                let admitted = self.admission.connected(cx, &self.session, *incoming);
                 self.admit(admitted);
             }
-            Message::Vouched(incoming, since, record) => {
-                let admitted = self.admission.vouched(cx, &self.session, *incoming, since, record);
+            Message::WitnessRead(incoming, since, record) => {
+                let admitted = self.admission.witness_read(cx, &self.session, *incoming, since, record);
                 self.admit(admitted);
             }
             Message::RecordRead(record) => cx.record_read(record),
@@ -444,7 +445,7 @@ impl<P: Platform> Executor<P> {
         }
         self.cx.reporter().publish_soon();
         if let Some(reply) = reply {
-            self.cx.answer(reply, result.map_err(|why| why.reasons));
+            self.cx.answer(reply, result.map_err(|why| Refused::Preflight(why.reasons)));
         }
     }
 
@@ -504,11 +505,7 @@ impl<P: Platform> Executor<P> {
     /// A device joins the VM. One that would have to be copied first has to wait until no session is open.
     fn device_joined(&mut self, end: DeviceEnd<P::Control>, reply: Reply) {
         if end.caps.rolls_back() && !self.session.is_none() {
-            let reason = format!(
-                "device {} has a copy on the other host, and cannot join while the VM is protected",
-                end.control.id()
-            );
-            return self.cx.answer(reply, Err(vec![reason]));
+            return self.cx.answer(reply, Err(Refused::DeviceNeedsCopy(end.control.id().to_owned())));
         }
         let key = self.cx.machine_mut().add_device(end);
         self.cx.watch_device(key);
@@ -523,7 +520,7 @@ impl<P: Platform> Executor<P> {
     /// A device leaves the VM. What it held goes with it.
     fn device_left(&mut self, id: &str, reply: Reply) {
         let Some(key) = self.cx.devices().by_id(id) else {
-            return self.cx.answer(reply, Err(vec![format!("there is no device {id}")]));
+            return self.cx.answer(reply, Err(Refused::NoDevice(id.to_owned())));
         };
         self.cx.unwatch_device(key);
         self.cx.devices().remove(key);

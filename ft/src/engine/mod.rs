@@ -1,7 +1,8 @@
 //! The engine's thread: waits for anything to happen and has the executor deal with it.
 //!
-//! One epoll over the inbox of the other threads, the device processes' sockets, the standby's acknowledgements and a
-//! timer. Between output held by a device and its release there is no other thread but the sender, and no lock.
+//! One epoll over the inbox of the other threads, the device processes' sockets, the standby's
+//! acknowledgements and a timer. Between output held by a device and its release there is no other thread but
+//! the sender, and no lock.
 
 mod admission;
 pub(crate) mod assembly;
@@ -121,8 +122,8 @@ impl Engine {
         }
     }
 
-    /// The kernel does not say what is ready: the engine looks at everything, slowly, rather than leave its VM without protection or,
-    /// worse, without anybody who lets its output go.
+    /// The kernel does not say what is ready: the engine looks at everything, slowly, rather than leave its
+    /// VM without protection or, worse, without anybody who lets its output go.
     fn look_at_all(&mut self, errno: Errno) -> ControlFlow<()> {
         self.executor.context().trouble_once(format!("epoll failed: {errno}"));
         std::thread::sleep(LOOK_AGAIN);

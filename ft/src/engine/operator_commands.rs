@@ -1,9 +1,10 @@
-//! What operators have the engine do with a VM that runs here: end its protection, for good or for a while, hand it over, move
-//! it, see it fail over. Calls are answered when the core has decided, and that has been done.
+//! Commands of operators for a VM that runs here: stop or suspend protection, hand the VM over, switch over,
+//! test a failover. A call is answered when the core has decided and the decision has been performed.
 
 use ft_proto::witness::Claim;
 use ft_proto::{Input, State};
 use host_kit::error::chain;
+use pollux_api::Refused;
 
 use super::protection::Protection;
 use crate::context::inbox::Reply;
@@ -39,7 +40,8 @@ impl OperatorCommands {
         cx.input(Input::StopRequested);
     }
 
-    /// As `stop`, but memory goes on to be tracked, and the standby keeps its copy. `session`: how it came about.
+    /// As `stop`, but memory goes on to be tracked, and the standby keeps its copy. `session`: how it came
+    /// about.
     pub(super) fn suspend<P: Platform>(
         &mut self,
         cx: &mut Context<P>,
@@ -48,8 +50,8 @@ impl OperatorCommands {
         reply: Reply,
     ) {
         let Some(options) = session else {
-            let reasons = not_protected(cx, protection);
-            return cx.answer(reply, Err(reasons));
+            let why = not_protected(cx, protection);
+            return cx.answer(reply, Err(why));
         };
         protection.suspend(options);
         self.ending.push(reply);
@@ -77,29 +79,29 @@ impl OperatorCommands {
 
     /// Moves the VM to its standby. Answered when it has left, or stays.
     pub(super) fn switchover<P: Platform>(&mut self, cx: &mut Context<P>, protection: &Protection, reply: Reply) {
-        if !cx.node().has_a_successor() {
-            let reasons = not_protected(cx, protection);
-            return cx.answer(reply, Err(reasons));
+        if !cx.node().can_fail_over() {
+            let why = not_protected(cx, protection);
+            return cx.answer(reply, Err(why));
         }
         self.moving.push(reply);
         cx.input(Input::SwitchoverRequested);
     }
 
-    /// Is to the standby as if this host had died: nothing leaves it any more, beats and goodbyes included. Returns the
-    /// call, which is to be answered when the session is broken off, too.
+    /// Is to the standby as if this host had died: nothing leaves it any more, beats and goodbyes included.
+    /// Returns the call, which is to be answered when the session is broken off, too.
     pub(super) fn test_failover<P: Platform>(
         &self,
         cx: &mut Context<P>,
         protection: &Protection,
         reply: Reply,
     ) -> Option<Reply> {
-        if !cx.node().has_a_successor() {
-            let reasons = not_protected(cx, protection);
-            cx.answer(reply, Err(reasons));
+        if !cx.node().can_fail_over() {
+            let why = not_protected(cx, protection);
+            cx.answer(reply, Err(why));
             return None;
         }
         cx.beats().route(Default::default(), None);
-        cx.input(Input::CeaseRequested);
+        cx.input(Input::SimulateCrash);
         Some(reply)
     }
 
@@ -130,10 +132,9 @@ impl OperatorCommands {
     }
 }
 
-fn not_protected<P: Platform>(cx: &mut Context<P>, protection: &Protection) -> Vec<String> {
-    let state = match cx.state() {
-        State::Protected => "about to go on alone",
-        _ => cx.state_name(protection.is_suspended(cx)),
-    };
-    vec![format!("this VM is not protected, it is {state}")]
+fn not_protected<P: Platform>(cx: &mut Context<P>, protection: &Protection) -> Refused {
+    match cx.state() {
+        State::Protected => Refused::AboutToGoAlone,
+        _ => Refused::NotProtected(cx.state_name(protection.is_suspended(cx))),
+    }
 }

@@ -1,8 +1,11 @@
-//! The way to protection: who is asked to be the standby, when, and for whom. Ends with a session, or with all reasons why there is none.
+//! Getting a standby: which hosts are asked, when, and on whose behalf. Ends with a session, or with every
+//! reason why there is none.
 
 use std::io;
 
 use ft_proto::{State, Time};
+use pollux_api::Refused;
+use pollux_api::status::SearchStatus;
 use serde_json::json;
 
 use crate::context::Context;
@@ -11,7 +14,6 @@ use crate::options::ProtectOptions;
 use crate::peers::application::{Applicant, Unopened};
 use crate::peers::search::Search;
 use crate::platform::{OpenedOn, Platform};
-use crate::status::SearchStatus;
 
 /// What is known of it.
 pub(super) struct Protection {
@@ -35,16 +37,14 @@ impl Protection {
     /// The API wants protection: find out whether it can be had, on a thread that may wait.
     pub(super) fn protect<P: Platform>(&mut self, cx: &mut Context<P>, options: Option<ProtectOptions>, reply: Reply) {
         if !self.is_open(cx) {
-            let state = if self.opening { "about to be protected" } else { cx.state_name(self.is_suspended(cx)) };
-            return cx.answer(reply, Err(vec![format!("this VM is {state} already: see `pollux ft status`")]));
+            let already = Refused::Already(cx.state_name(self.is_suspended(cx)));
+            return cx.answer(reply, Err(if self.opening { Refused::BeingProtected } else { already }));
         }
         self.suspended = None;
         self.search.switch(true);
         let peers = options.map_or_else(|| self.search.peers().to_vec(), |options| vec![options]);
         if peers.is_empty() {
-            let reason = "there is no standby to ask: name one with peer= and heartbeat=, or start pollux-vmm with --ft \
-                          standby-peers=";
-            return cx.answer(reply, Err(vec![reason.to_owned()]));
+            return cx.answer(reply, Err(Refused::NoPeers));
         }
         self.ask_peers(cx, peers, reply);
     }
@@ -53,7 +53,7 @@ impl Protection {
     pub(super) fn resume<P: Platform>(&mut self, cx: &mut Context<P>, reply: Reply) {
         let Some(first) = self.suspended.clone().filter(|_| self.is_open(cx)) else {
             let state = cx.state_name(self.is_suspended(cx));
-            return cx.answer(reply, Err(vec![format!("protection is not suspended, this VM is {state}")]));
+            return cx.answer(reply, Err(Refused::NotSuspended(state)));
         };
         let others = self.search.peers().iter().filter(|other| other.peer != first.peer).cloned();
         let peers = std::iter::once(first.clone()).chain(others).collect();
@@ -112,7 +112,7 @@ impl Protection {
     /// Has `peers` asked for somebody who waits.
     fn ask_peers<P: Platform>(&mut self, cx: &mut Context<P>, peers: Vec<ProtectOptions>, reply: Reply) {
         if let Err(error) = self.open(cx, peers, Some(reply.clone())) {
-            cx.answer(reply, Err(vec![format!("cannot start a thread: {error}")]));
+            cx.answer(reply, Err(Refused::NoThread(error.to_string())));
         }
     }
 
@@ -123,7 +123,8 @@ impl Protection {
         peers: Vec<ProtectOptions>,
         reply: Option<Reply>,
     ) -> io::Result<()> {
-        // From here on, also when no session comes of it: the record that the connecting thread makes is ours to end.
+        // From here on, also when no session comes of it: the record that the connecting thread makes is ours
+        // to end.
         cx.use_witness(peers.first().and_then(|options| options.witness.as_ref()))?;
         let identity = *cx.identity();
         let applicant = Applicant {
@@ -146,7 +147,8 @@ impl Protection {
         Ok(())
     }
 
-    /// The connecting thread is through. Returns whether anybody still wants what it brings; `asked`: somebody waits for it.
+    /// The connecting thread is through. Returns whether anybody still wants what it brings; `asked`:
+    /// somebody waits for it.
     pub(super) fn opened(&mut self, asked: bool) -> bool {
         self.opening = false;
         asked || self.search.is_on()

@@ -1,4 +1,5 @@
-//! What the engine knows of a device: what it can do, how its process is reached, where it stood when it was sealed.
+//! What the engine knows of a device: what it can do, how its process is reached, where it stood when it was
+//! sealed.
 
 use std::os::fd::OwnedFd;
 
@@ -14,7 +15,8 @@ pub struct Position {
     pub queues: Vec<QueueState>,
     /// Its requests in flight.
     pub in_flight: Vec<InFlight>,
-    /// A disk of which the epoch has nothing; a network card that holds nothing back, of this epoch or one before.
+    /// A disk of which the epoch has nothing; a network card that holds nothing back, of this epoch or one
+    /// before.
     pub idle: bool,
 }
 
@@ -30,7 +32,8 @@ pub struct DeviceCaps {
 }
 
 impl DeviceCaps {
-    /// Whether it has to be taken back to a checkpoint: when a session ends, or before it starts on the standby.
+    /// Whether it has to be taken back to a checkpoint: when a session ends, or before it starts on the
+    /// standby.
     #[must_use]
     pub fn rolls_back(self) -> bool {
         self.mirrors || self.in_flight

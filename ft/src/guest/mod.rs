@@ -1,4 +1,5 @@
-//! The VM as the engine sees it: a trait that the VMM implements. The engine never names a register, a page table or a bus.
+//! The VM as the engine sees it: a trait that the VMM implements. The engine never names a register, a page
+//! table or a bus.
 
 pub(crate) mod device;
 pub(crate) mod memory;
@@ -9,14 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ft_proto::{Alone, Committed, CutKind, Epoch};
+use pollux_api::EventRecord;
 
 pub use self::device::{DeviceCaps, LinkEnd, Position};
 pub use self::memory::{GuestError, Memory};
 pub use self::shape::{DiskShape, NetShape, Shape, VirtioShape};
-use self::staging::Staging;
-use crate::status::EventRecord;
 
-/// Tells the engine that output of an epoch is held by something that is no device process. Cheap to clone and to call.
+use self::staging::Staging;
+
+/// Tells the engine that output of an epoch is held by something that is no device process. Cheap to clone
+/// and to call.
 #[derive(Clone)]
 pub struct HeldOutput(Arc<dyn Fn(Epoch) + Send + Sync>);
 
@@ -60,15 +63,16 @@ pub trait Guest: Send {
 
     /// Makes `cpus` the host's processors on which the vCPUs were last.
     fn processors(&self, cpus: &mut Vec<usize>);
-    /// Begins to stop the vCPUs; they capture their state as soon as they have stopped. `checkpoint` or `resume` follows. Does
-    /// nothing and tells false when that could take long, since somebody changes the VM as a whole, or a vCPU waits for a device:
-    /// then the checkpoint has to wait, but not this thread.
+    /// Begins to stop the vCPUs; they capture their state as soon as they have stopped. `checkpoint` or
+    /// `resume` follows. Does nothing and tells false when that could take long, since somebody changes the
+    /// VM as a whole, or a vCPU waits for a device: then the checkpoint has to wait, but not this thread.
     #[must_use]
     fn stop(&mut self) -> bool;
-    /// Captures the epoch of `staging` when the vCPUs have stopped, and runs them again, unless it is the last cut. The pages that
-    /// were written since the last harvest are copied, and the state of the devices is appended, which are sealed and stand at the
-    /// positions in `staging`; the vCPUs' is kept for `save_vcpus`. From the base on console output is held; what comes after the
-    /// pause belongs to the next epoch. A guest that was paused before stays paused.
+    /// Captures the epoch of `staging` when the vCPUs have stopped, and runs them again, unless it is the
+    /// last cut. The pages that were written since the last harvest are copied, and the state of the devices
+    /// is appended, which are sealed and stand at the positions in `staging`; the vCPUs' is kept for
+    /// `save_vcpus`. From the base on console output is held; what comes after the pause belongs to the next
+    /// epoch. A guest that was paused before stays paused.
     ///
     /// # Errors
     /// When a part cannot be captured. The guest runs on; pages that were harvested are in `staging`.
@@ -82,8 +86,9 @@ pub trait Guest: Send {
     fn start_tracking(&mut self) -> Result<(), GuestError>;
     /// Ends that.
     fn stop_tracking(&mut self);
-    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be running. While somebody
-    /// changes the VM as a whole it may be that none are told; they are by a later call, or a checkpoint.
+    /// Appends the pages written since the last call, each once, and re-arms tracking. The guest may be
+    /// running. While somebody changes the VM as a whole it may be that none are told; they are by a later
+    /// call, or a checkpoint.
     ///
     /// # Errors
     /// When the kernel does not tell; nothing is lost then.
@@ -108,8 +113,8 @@ pub trait Guest: Send {
     /// # Errors
     /// When one of them does not answer.
     fn activate(&mut self) -> Result<(), GuestError>;
-    /// Standby: kicks every queue, injects every interrupt once, and runs the vCPUs, unless an operator has paused the VM before it
-    /// came here.
+    /// Standby: kicks every queue, injects every interrupt once, and runs the vCPUs, unless an operator has
+    /// paused the VM before it came here.
     ///
     /// # Errors
     /// When a vCPU cannot start.
@@ -123,7 +128,8 @@ pub trait Guest: Send {
     /// Something has happened that operators may want to know.
     fn told(&mut self, event: &EventRecord);
 
-    /// From now on the first console output that is held in an epoch is told to `held`, from whatever thread writes it.
+    /// From now on the first console output that is held in an epoch is told to `held`, from whatever thread
+    /// writes it.
     fn watch_console(&mut self, held: HeldOutput);
     /// Lets console output go.
     fn release_console(&mut self, committed: &Committed);

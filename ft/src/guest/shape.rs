@@ -20,12 +20,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Numbers of the disks that are mirrored. A disk that the guest cannot write needs no mirror: both hosts bring the same.
+    /// Numbers of the disks that are mirrored. A disk that the guest cannot write needs no mirror: both hosts
+    /// bring the same.
     pub fn mirrored(&self) -> impl Iterator<Item = u16> + '_ {
         (0..).zip(&self.disks).filter(|(_, disk)| !disk.read_only).map(|(number, _)| number)
     }
 
-    /// The id of the disk that messages between the hosts call by this number. The engine itself knows devices by their ids only.
+    /// The id of the disk that messages between the hosts call by this number. The engine itself knows
+    /// devices by their ids only.
     pub(crate) fn disk_id(&self, number: u16) -> Option<&str> {
         self.disks.get(usize::from(number)).map(|disk| disk.id.as_str())
     }
@@ -43,7 +45,8 @@ pub struct VirtioShape {
     pub slot: u16,
     /// Largest size of each queue.
     pub queue_sizes: Vec<u16>,
-    /// Features offered to the driver. A standby may have more of them; the driver goes on with those that it knows.
+    /// Features offered to the driver. A standby may have more of them; the driver goes on with those that it
+    /// knows.
     pub features: u64,
 }
 

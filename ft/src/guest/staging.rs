@@ -65,7 +65,8 @@ impl Staging {
         self.portions[..count].iter_mut().try_for_each(|portion| portion.copy(memory))
     }
 
-    /// Takes the portions of `pages` out, to be copied and put back by [`Staging::put_portion`] under the same number.
+    /// Takes the portions of `pages` out, to be copied and put back by [`Staging::put_portion`] under the
+    /// same number.
     pub fn take_portions(&mut self) -> Vec<(usize, Portion)> {
         self.split();
         let count = self.portion_count();

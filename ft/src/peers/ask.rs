@@ -1,4 +1,5 @@
-//! Asks other hosts what they do about a VM, before this one does anything about it that they might have done already.
+//! Asks other hosts what they do about a VM, before this one does anything about it that they might have done
+//! already.
 
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
@@ -9,7 +10,8 @@ use ft_proto::{Epoch, HostId, NodeId, Term, VmId};
 
 use crate::transport::frames::{Stamp, TransportError, read_message, write_frame};
 
-/// How long a host may take to accept a connection, and to answer. One that is up answers at once, whatever its VM does.
+/// How long a host may take to accept a connection, and to answer. One that is up answers at once, whatever
+/// its VM does.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a host answers.
@@ -30,8 +32,9 @@ pub(crate) fn ask_all(peers: impl IntoIterator<Item = SocketAddr>, vm: Option<Vm
     })
 }
 
-/// Why this host must leave the VM to another one, by what that one says itself. `may_take_over`: a standby has a right to the VM;
-/// one that was never registered, or has lost it, waits in vain, and so would whoever waits for it.
+/// Why this host must leave the VM to another one, by what that one says itself. `may_take_over`: a standby
+/// has a right to the VM; one that was never registered, or has lost it, waits in vain, and so would whoever
+/// waits for it.
 pub(crate) fn objection(answers: &[Answer], me: HostId, may_take_over: bool) -> Option<String> {
     answers.iter().find_map(|Answer { peer, standing }| {
         let Standing { node, term, part, .. } = (*standing)?;

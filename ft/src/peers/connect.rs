@@ -1,4 +1,5 @@
-//! The primary's way to a session: ask everything that could be wrong at once, register with the witness, connect.
+//! The primary's way to a session: ask everything that could be wrong at once, register with the witness,
+//! connect.
 //!
 //! Runs on a thread of its own, since hosts that are down take their time to be so.
 
@@ -56,7 +57,7 @@ fn open(
     options: ProtectOptions,
 ) -> Result<Opened<TcpStream, Vec<BeatSocket>>, Unopened> {
     let mut why = Unopened::settled(me.blockers.clone());
-    why.and(Unopened::settled(options.faults()));
+    why.and(Unopened::settled(options.faults().iter().map(ToString::to_string).collect()));
     let first = connect(options.peer);
     if me.brief {
         // A host that is down is no reason to bother the witness.
@@ -86,8 +87,8 @@ fn open(
         check,
         shape: encode_body(&me.shape),
         beats: addresses.clone(),
-        detect_ms: options.detect_ms,
-        disk_buffer: options.disk_buffer,
+        detect_ms: options.tuning.detect_ms,
+        disk_buffer: options.tuning.disk_buffer.0,
         took_over: me.took_over,
         on_partition: options.on_partition,
         base: me.base,
@@ -176,8 +177,8 @@ fn greet(
     }
 }
 
-/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of some hosts) would
-/// stretch it although the link is free.
+/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of
+/// some hosts) would stretch it although the link is free.
 fn send_in_bursts(stream: &TcpStream) {
     let set = |name: &&str| setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name)).is_ok();
     // With any other one it works, too, only slower.

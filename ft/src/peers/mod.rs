@@ -1,8 +1,9 @@
-//! Finding the other host: search, ask, compare, connect.
+//! Other hosts: finding one as a standby, connecting to it, asking what it does, and comparing its VM with
+//! ours.
 
-pub(crate) mod alike;
 pub(crate) mod application;
 pub(crate) mod ask;
-pub(crate) mod bounds;
+pub(crate) mod compatibility;
 pub(crate) mod connect;
+pub(crate) mod limits;
 pub(crate) mod search;

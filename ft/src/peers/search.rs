@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use ft_proto::Time;
+use pollux_api::status::SearchStatus;
 
 use crate::options::ProtectOptions;
-use crate::status::SearchStatus;
 
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -52,8 +52,8 @@ impl Search {
         (self.on && !self.peers.is_empty()).then_some(self.next)
     }
 
-    /// Nobody accepted. `settled`: the same question has the same answer until somebody changes something, so it is asked less and
-    /// less often. Returns whether the reasons are news.
+    /// Nobody accepted. `settled`: the same question has the same answer until somebody changes something, so
+    /// it is asked less and less often. Returns whether the reasons are news.
     pub(crate) fn failed(&mut self, reasons: &[String], settled: bool, now: Time) -> bool {
         let news = self.reasons != reasons;
         self.pause = if settled && !news { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN };

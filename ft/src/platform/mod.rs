@@ -14,7 +14,7 @@ use ft_proto::{Settings, Term, Time};
 use host_kit::cpu_load::CpuLoad;
 
 use crate::devices::DeviceKey;
-use crate::devices::control::Control;
+use crate::devices::control::DeviceControl;
 use crate::guest::Memory;
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
@@ -33,7 +33,7 @@ pub trait Platform: Debug + Sized + Send + 'static {
     /// A stream between the hosts.
     type Connection: Connection;
     /// The way to a device process, and what it can be given a stream by.
-    type Control: Control<Stream = Self::Connection>;
+    type Control: DeviceControl<Stream = Self::Connection>;
     /// Heartbeats of this node.
     type Beats: Heartbeats;
     /// The way to the witness.

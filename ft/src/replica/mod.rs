@@ -1,15 +1,18 @@
-//! Sessions with the other host: each is one end of a replication stream, with what is known of the other end.
+//! Sessions with the other host: each is one end of a replication stream, with what is known of the other
+//! end.
 //!
-//! A session is a receiver of what the engine captures, or of what the other host's does. It tells the core what it hears, by way
-//! of the [`Context`](crate::context::Context), and does what the core decides when the executor says so.
+//! A session is a receiver of what the engine captures, or of what the other host's does. It tells the core
+//! what it hears, by way of the [`Context`](crate::context::Context), and does what the core decides when the
+//! executor says so.
 
 pub(crate) mod primary;
 pub(crate) mod standby;
 
+use pollux_api::status::Peer;
+
 use self::primary::PrimarySession;
 use self::standby::StandbySession;
 use crate::platform::Platform;
-use crate::status::Peer;
 
 /// What this node holds open towards another one.
 pub(crate) enum Session<P: Platform> {

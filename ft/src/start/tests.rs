@@ -7,7 +7,7 @@ use crate::witness::Stored;
 const VM: VmId = VmId(7);
 const FRESH: Disks = Disks { vm: None, state: DiskState::Fresh };
 
-fn options(role: Role, folder: &tempfile::TempDir) -> NodeOptions {
+fn options(role: StartRole, folder: &tempfile::TempDir) -> NodeOptions {
     let witness = Some(folder.path().join("witness").as_path().into());
     NodeOptions { role, witness, ..NodeOptions::default() }
 }
@@ -46,7 +46,7 @@ fn waits(options: &NodeOptions, me: Candidate) -> String {
 #[test]
 fn the_first_of_two_equals_runs_and_the_other_waits() {
     let folder = tempfile::tempdir().unwrap();
-    let auto = options(Role::Auto, &folder);
+    let auto = options(StartRole::Auto, &folder);
     let first = runs(&auto, host("a", FRESH));
     let why = waits(&auto, host("b", FRESH));
     assert!(why.contains("host a runs this VM in term 1") && why.contains("have no record"), "{why}");
@@ -58,7 +58,7 @@ fn the_first_of_two_equals_runs_and_the_other_waits() {
 #[test]
 fn a_primary_does_not_start_against_the_record_and_a_forced_one_does_so_once() {
     let folder = tempfile::tempdir().unwrap();
-    let mut primary = options(Role::Primary, &folder);
+    let mut primary = options(StartRole::Primary, &folder);
     runs(&primary, host("a", FRESH));
     let error = part(&primary, host("b", FRESH)).unwrap_err().to_string();
     assert!(error.contains("host a") && error.contains("force=1"), "{error}");
@@ -73,7 +73,7 @@ fn a_primary_does_not_start_against_the_record_and_a_forced_one_does_so_once() {
 #[test]
 fn a_witness_that_is_not_mounted_starts_nobody() {
     let folder = tempfile::tempdir().unwrap();
-    let auto = options(Role::Auto, &folder);
+    let auto = options(StartRole::Auto, &folder);
     let term = Term(4);
     let states = [
         DiskState::Copy(term),
@@ -94,17 +94,17 @@ fn an_empty_image_starts_nothing_by_itself_where_there_are_other_hosts() {
     let folder = tempfile::tempdir().unwrap();
     let empty = host("b", Disks { vm: None, state: DiskState::Hole });
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-    let mut options = options(Role::Auto, &folder);
+    let mut options = options(StartRole::Auto, &folder);
     options.peers = vec![crate::ProtectOptions::by(nobody, nobody)];
     assert!(waits(&options, empty).contains("place for a copy"));
-    options.role = Role::Primary;
+    options.role = StartRole::Primary;
     runs(&options, empty);
 }
 
 #[test]
 fn after_a_blackout_the_last_runner_starts_and_its_standby_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
-    let auto = options(Role::Auto, &folder);
+    let auto = options(StartRole::Auto, &folder);
     put(&folder, Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) });
     let standby = host("b", disks(DiskState::Copy(Term(6))));
     let why = waits(&auto, standby);
@@ -137,7 +137,7 @@ fn peer_that(part: ft_proto::wire::Part, node: NodeId) -> std::net::SocketAddr {
 #[test]
 fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
     let folder = tempfile::tempdir().unwrap();
-    let mut auto = options(Role::Auto, &folder);
+    let mut auto = options(StartRole::Auto, &folder);
     let peer = peer_that(ft_proto::wire::Part::WillTakeOver(node("a")), node("b"));
     auto.peers = vec![crate::ProtectOptions::by(peer, peer)];
     let record = Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) };
@@ -152,7 +152,7 @@ fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
 #[test]
 fn a_host_that_runs_the_vm_is_believed_more_than_an_operator() {
     let folder = tempfile::tempdir().unwrap();
-    let mut primary = options(Role::Primary, &folder);
+    let mut primary = options(StartRole::Primary, &folder);
     let peer = peer_that(ft_proto::wire::Part::Runs, node("b"));
     primary.peers = vec![crate::ProtectOptions::by(peer, peer)];
     primary.force = Some(Term(6));
@@ -164,7 +164,7 @@ fn a_host_that_runs_the_vm_is_believed_more_than_an_operator() {
 #[test]
 fn a_standby_that_has_waited_long_enough_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let auto = options(Role::Auto, &folder);
+    let auto = options(StartRole::Auto, &folder);
     put(&folder, Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) });
     let standby = Candidate { waited: true, ..host("b", disks(DiskState::Copy(Term(6)))) };
     assert_eq!(runs(&auto, standby).term, Term(7));
@@ -174,12 +174,12 @@ fn a_standby_that_has_waited_long_enough_goes_on() {
 #[test]
 fn who_has_older_disks_waits_and_is_told_why() {
     let folder = tempfile::tempdir().unwrap();
-    let auto = options(Role::Auto, &folder);
+    let auto = options(StartRole::Auto, &folder);
     let first = runs(&auto, host("a", disks(DiskState::None)));
     give_back(&auto, first, disks(DiskState::Ended(first.term)));
     let why = waits(&auto, host("b", FRESH));
     assert!(why.contains("newer disks") && why.contains("start that host first"), "{why}");
-    let error = part(&options(Role::Primary, &folder), host("b", FRESH)).unwrap_err().to_string();
+    let error = part(&options(StartRole::Primary, &folder), host("b", FRESH)).unwrap_err().to_string();
     assert!(error.contains("newer disks") && error.contains("force=1"), "{error}");
     assert!(runs(&auto, host("a", disks(DiskState::Ended(first.term)))).term > first.term);
 }
@@ -189,17 +189,17 @@ fn the_disks_of_another_vm_are_named() {
     let folder = tempfile::tempdir().unwrap();
     put(&folder, Record::Stopped { term: Term(1), disks: Term(0) });
     let other = Disks { vm: Some(VmId(8)), state: DiskState::Ended(Term(9)) };
-    let error = part(&options(Role::Auto, &folder), host("a", other)).unwrap_err().to_string();
+    let error = part(&options(StartRole::Auto, &folder), host("a", other)).unwrap_err().to_string();
     assert!(error.contains(&VM.to_string()) && error.contains(&VmId(8).to_string()), "{error}");
 }
 
 #[test]
 fn a_damaged_record_and_one_that_cannot_be_are_errors() {
     let folder = tempfile::tempdir().unwrap();
-    let auto = options(Role::Auto, &folder);
+    let auto = options(StartRole::Auto, &folder);
     put(&folder, Record::Stopped { term: Term(u64::MAX), disks: Term(0) });
     assert!(waits(&auto, host("a", FRESH)).contains("is damaged"));
-    let error = part(&options(Role::Primary, &folder), host("a", FRESH)).unwrap_err().to_string();
+    let error = part(&options(StartRole::Primary, &folder), host("a", FRESH)).unwrap_err().to_string();
     assert!(error.contains("is damaged"), "{error}");
 }
 
@@ -209,9 +209,9 @@ fn a_witness_that_hangs_is_named_and_not_waited_for() {
     let path = folder.path().join("witness");
     let lock = std::fs::File::create(path.with_added_extension("lock")).unwrap();
     lock.lock().unwrap();
-    let error = part(&options(Role::Primary, &folder), host("a", FRESH)).unwrap_err().to_string();
+    let error = part(&options(StartRole::Primary, &folder), host("a", FRESH)).unwrap_err().to_string();
     // Who may wait is asked again later.
-    let why = waits(&options(Role::Auto, &folder), host("a", FRESH));
+    let why = waits(&options(StartRole::Auto, &folder), host("a", FRESH));
     for text in [error, why] {
         assert!(text.contains(&path.display().to_string()) && text.contains("no answer within 3 s"), "{text}");
     }
@@ -220,7 +220,7 @@ fn a_witness_that_hangs_is_named_and_not_waited_for() {
 #[test]
 fn a_standby_asks_nobody() {
     let folder = tempfile::tempdir().unwrap();
-    let standby = options(Role::Standby, &folder);
+    let standby = options(StartRole::Standby, &folder);
     let me = host("a", FRESH);
     assert_eq!(part(&standby, me).unwrap(), Part::StandBy(None));
     assert!(!folder.path().join("witness").exists());

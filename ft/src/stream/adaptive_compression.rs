@@ -1,12 +1,14 @@
-//! Whether packing pays: found out by measurement, since neither the link nor either host's spare time is known.
+//! Whether packing pays: found out by measurement, since neither the link nor either host's spare time is
+//! known.
 //!
-//! What counts is how much guest memory is acknowledged per time, with packing, link, and unpacking in it. For each size of
-//! epoch the better way is used; after a while the other one is tried for a few epochs, and after each trial that changed nothing
-//! the while is twice as long. A link with room to spare is left alone: there packing only takes time.
+//! What counts is how much guest memory is acknowledged per time, with packing, link, and unpacking in it.
+//! For each size of epoch the better way is used; after a while the other one is tried for a few epochs, and
+//! after each trial that changed nothing the while is twice as long. A link with room to spare is left alone:
+//! there packing only takes time.
 
 use std::time::Duration;
 
-use crate::options::Compression;
+use pollux_api::options::Compression;
 
 /// Epochs of a trial, and as many of the way in use are remembered to compare it with.
 const TRIAL: usize = 8;

@@ -1,4 +1,5 @@
-//! From a checkpoint to frames: pages as they are, as what changed in them, or not at all, and bodies packed where that pays.
+//! From a checkpoint to frames: pages as they are, as what changed in them, or not at all, and bodies packed
+//! where that pays.
 
 use std::io::Write;
 use std::ops::Range;
@@ -13,7 +14,8 @@ use crate::stream::history::{Form, History};
 use crate::stream::state_body::EncodedPositions;
 use crate::transport::frames::{Frame, Stamp, TransportError, write_frames};
 
-/// Pages that we put into one frame: coding, hashing, sending, checking and staging go on at the same time on different frames.
+/// Pages that we put into one frame: coding, hashing, sending, checking and staging go on at the same time on
+/// different frames.
 const _: () = assert!(PORTION_PAGES <= PAGES_PER_FRAME);
 
 /// Bytes of the frames of one job.

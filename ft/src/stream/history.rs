@@ -1,22 +1,25 @@
-//! The primary's memory of what it has sent: pages as the standby will know them when it has read the stream so far.
+//! The primary's memory of what it has sent: pages as the standby will know them when it has read the stream
+//! so far.
 //!
-//! **Why a delta to the last version sent is right**, whether or not the standby has applied, staged or acknowledged it. The
-//! stream is one ordered sequence. The standby writes what it brings to memory in this order: pages of the first copy as
-//! they come, epochs one after the other and each whole (the core commits them in order). So when it applies an epoch, its
-//! memory is what all frames before it made of it, however many epochs lay staged in between. An aborted capture never
-//! reaches the stream, and so never this memory. A stream that breaks ends the session; so does a standby that drops an
-//! epoch. The next session begins with a new history, which knows nothing of what an earlier session left at the standby.
+//! **Why a delta to the last version sent is right**, whether or not the standby has applied, staged or
+//! acknowledged it. The stream is one ordered sequence. The standby writes what it brings to memory in this
+//! order: pages of the first copy as they come, epochs one after the other and each whole (the core commits
+//! them in order). So when it applies an epoch, its memory is what all frames before it made of it, however
+//! many epochs lay staged in between. An aborted capture never reaches the stream, and so never this memory.
+//! A stream that breaks ends the session; so does a standby that drops an epoch. The next session begins with
+//! a new history, which knows nothing of what an earlier session left at the standby.
 //!
-//! The memory is bounded. Each guest page learns by itself whether it is worth a place: one that was rewritten as a
-//! whole, or lost its place before it was of use, is not looked at for a while, which becomes longer each time.
+//! The memory is bounded. Each guest page learns by itself whether it is worth a place: one that was
+//! rewritten as a whole, or lost its place before it was of use, is not looked at for a while, which becomes
+//! longer each time.
 
 use std::ops::Range;
 
 use ft_proto::delta;
 use ft_proto::pages::{PAGE, Page};
 
-/// A page that was not worth it is left alone for so many appearances, and up to twice as many: not all of them come back in
-/// the same epoch.
+/// A page that was not worth it is left alone for so many appearances, and up to twice as many: not all of
+/// them come back in the same epoch.
 const PAUSES: [u16; 4] = [0, 16, 64, 256];
 const NONE: u32 = u32::MAX;
 
@@ -83,7 +86,7 @@ impl History {
             ranges,
             known: vec![Known { slot: NONE, pause: 0, failures: 0 }; count],
             slots: vec![unused; slots],
-            // Not zeroes: those would be mapped, one fault a page, on the way of an epoch.
+            // Not zeroes: those would be mapped, one fault a page, on the epoch path.
             pages: vec![[0xff; PAGE]; slots],
             fresh: 0,
             hand: 0,

@@ -150,7 +150,8 @@ impl WholeImage {
     }
 }
 
-/// Writes the pages of one `Pages` or `Copy` body to memory, which is what all frames before this one made of it.
+/// Writes the pages of one `Pages` or `Copy` body to memory, which is what all frames before this one made of
+/// it.
 ///
 /// # Errors
 /// When the body is malformed or a page is not RAM here.

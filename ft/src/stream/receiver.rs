@@ -21,8 +21,8 @@ use crate::transport::frames::{TransportError, read_body, read_header};
 
 /// Small frames are read together with the header of the next one.
 const READ_AHEAD: usize = 16 << 10;
-/// Page buffers that are kept for reuse: about a sixteenth of guest memory. What a large epoch needed beyond that goes back
-/// to the host.
+/// Page buffers that are kept for reuse: about a sixteenth of guest memory. What a large epoch needed beyond
+/// that goes back to the host.
 const SPARE_SHARE: u64 = 16;
 /// About what a buffer takes, in pages.
 const SPARE_PAGES: u64 = 128;

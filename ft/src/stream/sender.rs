@@ -1,5 +1,5 @@
-//! The primary's sending thread: the network transfer of a checkpoint never happens inside the pause, nor on the engine's
-//! thread.
+//! The primary's sending thread: the network transfer of a checkpoint never happens inside the pause, nor on
+//! the engine's thread.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
@@ -89,8 +89,8 @@ impl SendingEnd for SenderHandle {
             let _ = self.stream.set_write_timeout(Some(FAREWELL));
             // The worker never sends on this channel; it ends by being dropped.
             let _ = self.ended.recv_timeout(FAREWELL);
-            // To close a stream with acknowledgements that nobody has read resets it, and the peer may lose what it has not
-            // read yet: the last message.
+            // To close a stream with acknowledgements that nobody has read resets it, and the peer may lose
+            // what it has not read yet: the last message.
             let _ = self.stream.shutdown(Shutdown::Write);
             read_until_closed(&self.stream);
         });

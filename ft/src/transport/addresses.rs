@@ -1,5 +1,6 @@
-//! Addresses as operators write them, by one rule wherever they do: `HOST:PORT`, where HOST is a name, an IPv4 address, or an IPv6
-//! address in brackets, with its interface if it counts on one link only: `[fe80::1%eth0]:7000`.
+//! Addresses as operators write them, by one rule wherever they do: `HOST:PORT`, where HOST is a name, an
+//! IPv4 address, or an IPv6 address in brackets, with its interface if it counts on one link only:
+//! `[fe80::1%eth0]:7000`.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 
@@ -42,8 +43,8 @@ fn v6(text: &str, port: u16) -> Result<SocketAddr, String> {
     Ok(SocketAddrV6::new(ip, port, 0, scope).into())
 }
 
-/// What another host calls its `address`, as this one reaches it: interfaces have numbers of their own on each host, and the one
-/// that `near` is on is on the same link.
+/// What another host calls its `address`, as this one reaches it: interfaces have numbers of their own on
+/// each host, and the one that `near` is on is on the same link.
 pub(crate) fn as_seen_here(address: SocketAddr, near: SocketAddr) -> SocketAddr {
     match (address, near) {
         (SocketAddr::V6(mut theirs), SocketAddr::V6(near)) if theirs.ip().is_unicast_link_local() => {

@@ -1,12 +1,13 @@
 //! Heartbeats: one thread that sends ours on both links and passes the peer's on, with the time they arrived.
 //!
-//! A beat is one UDP datagram of fixed form, [`Datagram`]. Anybody can send one, so a beat counts only within a session: it must
-//! name the VM, the session, the session's secret number (which crosses the network in its greeting only) and the peer that this node
-//! has the session with. Whatever does not is dropped before anything is made of it, and counted. What is passed on is
-//! bounded by whoever takes it: of each link only the last beat matters.
+//! A beat is one UDP datagram of fixed form, [`Datagram`]. Anybody can send one, so a beat counts only within
+//! a session: it must name the VM, the session, the session's secret number (which crosses the network in its
+//! greeting only) and the peer that this node has the session with. Whatever does not is dropped before
+//! anything is made of it, and counted. What is passed on is bounded by whoever takes it: of each link only
+//! the last beat matters.
 //!
-//! The thread stops beating when the engine has not shown itself for [`HUNG`]: a process whose engine hangs is no use to its
-//! peer, however well its threads run.
+//! The thread stops beating when the engine has not shown itself for [`HUNG`]: a process whose engine hangs
+//! is no use to its peer, however well its threads run.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -27,7 +28,8 @@ use crate::clock::Clock;
 use crate::transport::heartbeats::{BeatKey, Heartbeats, Ignored};
 use crate::transport::tally::Tally;
 
-/// An engine that was not seen for this long counts as hung. Far above any pause, far below what an operator would wait.
+/// An engine that was not seen for this long counts as hung. Far above any pause, far below what an operator
+/// would wait.
 const HUNG: Duration = Duration::from_secs(5);
 /// How often to beat when nobody is suspected.
 const LEISURE: Duration = Duration::from_millis(500);

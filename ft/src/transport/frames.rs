@@ -146,7 +146,8 @@ pub fn read_header(stream: &mut impl Read) -> Result<Header, TransportError> {
     Ok(Header::decode(&head)?)
 }
 
-/// Reads the body of a frame, blocking, and unpacks it if need be; `body` is overwritten and keeps its capacity.
+/// Reads the body of a frame, blocking, and unpacks it if need be; `body` is overwritten and keeps its
+/// capacity.
 ///
 /// # Errors
 /// When the stream breaks or the body is not what the header says.

@@ -1,11 +1,13 @@
-//! The listening socket: accepts connections, reads their greetings side by side, passes them to the engine, which answers.
+//! The listening socket: accepts connections, reads their greetings side by side, passes them to the engine,
+//! which answers.
 //!
-//! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a time, each with
-//! [`PATIENCE`] for its whole greeting, which is a short frame. When there are more, one that is not through with its
-//! greeting has to leave, the oldest of the address that has most of them. To refuse the newcomer instead would let
-//! [`GREETINGS`] idle connections shut everybody out; so, whoever wants to keep an honest caller from being heard has to open
-//! as many connections, from as many addresses, within the one round trip that its greeting takes. No thread waits for
-//! a single caller, and no error ends the one that waits for all.
+//! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a
+//! time, each with [`PATIENCE`] for its whole greeting, which is a short frame. When there are more, one that
+//! is not through with its greeting has to leave, the oldest of the address that has most of them. To refuse
+//! the newcomer instead would let [`GREETINGS`] idle connections shut everybody out; so, whoever wants to
+//! keep an honest caller from being heard has to open as many connections, from as many addresses, within the
+//! one round trip that its greeting takes. No thread waits for a single caller, and no error ends the one
+//! that waits for all.
 
 use std::fs::File;
 use std::io;
@@ -55,15 +57,15 @@ pub struct Incoming<C> {
     pub term: Term,
     /// Who and what for.
     pub hello: Hello,
-    /// Its place among those who wait for an answer.
-    _place: Option<Place>,
+    /// Its slot among those that wait for an answer.
+    _slot: Option<Slot>,
 }
 
 impl<C: Connection> Incoming<C> {
     /// Somebody who has said `hello` on a stream that is not this listener's.
     #[cfg(feature = "sim")]
     pub fn new(stream: C, address: SocketAddr, term: Term, hello: Hello) -> Self {
-        Self { stream, address, term, hello, _place: None }
+        Self { stream, address, term, hello, _slot: None }
     }
 
     /// Accepts; the connection goes on as what the caller wanted.
@@ -95,22 +97,22 @@ impl<C: Connection> Incoming<C> {
 #[derive(Clone, Debug, Default)]
 struct Waiting(Arc<Mutex<Vec<IpAddr>>>);
 
-/// A place among them, until it is dropped.
+/// A slot among them, until it is dropped.
 #[derive(Debug)]
-struct Place {
+struct Slot {
     address: IpAddr,
     all: Waiting,
 }
 
 impl Waiting {
-    fn take_place(&self, address: IpAddr) -> Option<Place> {
+    fn take_slot(&self, address: IpAddr) -> Option<Slot> {
         let mut all = self.lock();
         let same = all.iter().filter(|other| **other == address).count();
         if all.len() >= WAITING || same >= WAITING_PER_ADDRESS {
             return None;
         }
         all.push(address);
-        Some(Place { address, all: self.clone() })
+        Some(Slot { address, all: self.clone() })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<IpAddr>> {
@@ -118,7 +120,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut all = self.all.lock();
         if let Some(at) = all.iter().position(|address| *address == self.address) {
@@ -242,7 +244,8 @@ impl Greeting {
         }
     }
 
-    /// To close a connection with bytes that nobody has read resets it, and the caller may not see why it was refused.
+    /// To close a connection with bytes that nobody has read resets it, and the caller may not see why it was
+    /// refused.
     fn drain(&self) -> Step {
         let mut unread = [0; 4096];
         match recv(self.stream.as_raw_fd(), &mut unread, MsgFlags::MSG_DONTWAIT) {
@@ -257,7 +260,8 @@ const CROWDED: &str = "too many at once";
 
 struct Acceptor<L> {
     listener: L,
-    /// Given up to accept, and close, when there are no descriptors: a caller that is not let in must not wait to be.
+    /// Given up to accept, and close, when there are no descriptors: a caller that is not let in must not
+    /// wait to be.
     reserve: Option<File>,
     /// Oldest first.
     greetings: Vec<Greeting>,
@@ -332,13 +336,13 @@ impl<L: Accept> Acceptor<L> {
 
     fn pass_on(&mut self, greeting: Greeting, term: Term, hello: Hello, tell: &dyn Fn(Arrival)) {
         let Greeting { stream, address, .. } = greeting;
-        let Some(place) = self.waiting.take_place(address.ip()) else { return self.count(CROWDED, address) };
+        let Some(slot) = self.waiting.take_slot(address.ip()) else { return self.count(CROWDED, address) };
         let ready = stream
             .set_nodelay(true)
             .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
             .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         match ready {
-            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _place: Some(place) }))),
+            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _slot: Some(slot) }))),
             Err(_) => self.count("that hung up", address),
         }
     }
@@ -380,7 +384,8 @@ impl<L: Accept> Acceptor<L> {
         self.greetings.push(greeting);
     }
 
-    /// There are no descriptors: one that is kept for this lets the next caller in, and out. Returns whether it did.
+    /// There are no descriptors: one that is kept for this lets the next caller in, and out. Returns whether
+    /// it did.
     fn shed(&mut self) -> bool {
         let kept = self.reserve.take();
         let had_one = kept.is_some();

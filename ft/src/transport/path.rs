@@ -1,4 +1,5 @@
-//! The way between the hosts: what may be wrong with one that carries small packets and not large ones, in words.
+//! The way between the hosts: what may be wrong with one that carries small packets and not large ones, in
+//! words.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -9,11 +10,12 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage, getsockopt, setsockopt, so
 
 use crate::transport::frames::TransportError;
 
-/// How long what a session sends may stay without a TCP acknowledgement. Longer than anything but a broken path takes.
+/// How long what a session sends may stay without a TCP acknowledgement. Longer than anything but a broken
+/// path takes.
 pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
-/// A stream that sends and hears nothing for so long breaks. Without this a path that loses the large packets, while heartbeats
-/// pass, would keep a first copy waiting for a quarter of an hour.
+/// A stream that sends and hears nothing for so long breaks. Without this a path that loses the large
+/// packets, while heartbeats pass, would keep a first copy waiting for a quarter of an hour.
 pub(crate) fn limit_silence(stream: &TcpStream) {
     let millis = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
     // Without it the session takes longer to end.

@@ -6,7 +6,7 @@ use ft_proto::witness::Claim;
 use ft_proto::{VmId, WitnessAnswer};
 
 use super::{Stored, WitnessAddress};
-use crate::status::WitnessStatus;
+use pollux_api::status::WitnessStatus;
 
 /// Asks the witness, one question after the other, and waits for none of the answers. Clones are the same way.
 pub trait AskWitness: Clone + Debug + Send {

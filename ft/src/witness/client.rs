@@ -13,10 +13,10 @@ use ft_proto::text::clean;
 use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{VmId, WitnessAnswer};
 use host_kit::error::chain;
+use pollux_api::status::WitnessStatus;
 
 use super::{AskWitness, Stored, Witness, WitnessAddress};
 use crate::start::describe;
-use crate::status::WitnessStatus;
 
 /// How long the witness may take to answer; then it counts as unreachable.
 const LIMIT: Duration = Duration::from_secs(3);

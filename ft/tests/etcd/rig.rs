@@ -118,8 +118,8 @@ impl Cluster {
         kill(self.pid(at), signal).unwrap();
     }
 
-    /// Has a member stand still. Returns when each of its threads does, which is when its parent is told: until the one that the
-    /// signal was given to has run, the others go on and answer.
+    /// Has a member stand still. Returns when each of its threads does, which is when its parent is told:
+    /// until the one that the signal was given to has run, the others go on and answer.
     pub fn freeze(&self, at: usize) {
         self.signal(at, Signal::SIGSTOP);
         let status = waitpid(self.pid(at), Some(WaitPidFlag::WUNTRACED)).unwrap();

@@ -1,4 +1,5 @@
-//! Callers at the door whom nobody has asked: they speak the protocol, and know whatever does not cross the network in secret.
+//! Callers at the door whom nobody has asked: they speak the protocol, and know whatever does not cross the
+//! network in secret.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -67,7 +68,7 @@ fn unmoved(pair: &Pair, term: u64) {
     let before = committed(&pair.a().status());
     wait(|| committed(&pair.a().status()) > before + 3, || format!("{:?}", pair.a().status()));
     let (a, b) = (pair.a().status(), pair.b.status());
-    assert_eq!((a.state, a.term, b.state), ("protected", term, "standby-ready"));
+    assert_eq!((a.state, a.term, b.state), (State::Protected, term, State::StandbyReady));
     assert_eq!((pair.guest_a.fenced(), pair.guest_b.started()), (None, None));
 }
 
@@ -83,7 +84,7 @@ fn a_caller_does_not_choose_the_policy() {
         let reason = refused(by_policy.options.peer, Term(5), &hello(other));
         assert!(reason.contains("on_partition=primary") || reason.contains("has none"), "{other:?}: {reason}");
     }
-    assert_eq!(witnessed.b.status().state, "standby-empty");
+    assert_eq!(witnessed.b.status().state, State::StandbyEmpty);
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn a_session_that_lives_is_not_replaced_by_whoever_calls() {
     let shape = ToyGuest::new().shape();
     let protected = |pair: Pair| {
         pair.a().protect(Some(pair.options.clone())).unwrap();
-        wait_state(pair.a(), "protected");
+        wait_state(pair.a(), State::Protected);
         pair
     };
     let pairs = [
@@ -144,6 +145,6 @@ fn two_hosts_of_one_name_are_no_pair() {
     let host: HostId = pair.b.status().node.parse::<NodeId>().unwrap().host;
     let node_term = NodeTerm { node: ft::incarnation_of(host), ..NodeTerm::unasked() };
     let namesake = Ft::solo(Box::new(ToyGuest::new()), node_term, Setup::default()).unwrap();
-    let reasons = namesake.protect(Some(pair.options.clone())).unwrap_err().join("\n");
+    let reasons = namesake.protect(Some(pair.options.clone())).unwrap_err().to_string();
     assert!(reasons.contains("both hosts are called") && reasons.contains("node="), "{reasons}");
 }

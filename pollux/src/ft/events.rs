@@ -3,24 +3,16 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use pollux_api::{EventRecord, Route};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::client::{Client, ClientError};
-use crate::commands::CommandError;
+use crate::error::CommandError;
 use crate::plain;
 
 /// Time between two looks at the events.
 const INTERVAL: Duration = Duration::from_millis(500);
-
-#[derive(Debug, Deserialize)]
-struct Event {
-    seq: u64,
-    time: String,
-    event: String,
-    #[serde(default)]
-    detail: Value,
-}
 
 /// Runs it.
 ///
@@ -29,10 +21,10 @@ struct Event {
 pub fn run(client: &Client, json: bool, follow: bool) -> Result<(), CommandError> {
     let mut seen = 0;
     loop {
-        let events: Vec<Value> = serde_json::from_value(client.get("ft.events")?).map_err(ClientError::from)?;
+        let events: Vec<Value> = serde_json::from_value(client.get(Route::FtEvents)?).map_err(ClientError::from)?;
         let mut out = io::stdout().lock();
         for raw in events {
-            let event = Event::deserialize(plain::value(raw.clone())).map_err(ClientError::from)?;
+            let event = EventRecord::deserialize(plain::value(raw.clone())).map_err(ClientError::from)?;
             if event.seq <= seen {
                 continue;
             }
@@ -48,7 +40,7 @@ pub fn run(client: &Client, json: bool, follow: bool) -> Result<(), CommandError
 }
 
 /// One event in one line.
-fn line(event: &Event) -> String {
+fn line(event: &EventRecord) -> String {
     let mut line = format!("{} {}", event.time, event.event);
     match &event.detail {
         Value::Null => {}

@@ -2,6 +2,5 @@
 
 pub mod events;
 pub mod moves;
-pub mod pairs;
 pub mod protect;
 pub mod status;

@@ -1,17 +1,20 @@
-//! `ft protect` and `ft resume`: ask, then show the copy until the VM is protected or it is clear that it will not be.
+//! `ft protect` and `ft resume`: ask, then show the copy until the VM is protected or it is clear that it
+//! will not be.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use pollux_api::options::ProtectRequest;
+use pollux_api::status::{CopyState, State};
+use pollux_api::{Route, Status};
 use serde_json::Value;
 
-use super::pairs;
-use super::status::Status;
 use crate::args::{Protect, Shown};
 use crate::client::{Client, ClientError};
-use crate::commands::{CommandError, show};
+use crate::error::CommandError;
+use crate::print::show;
 
 /// Time between two looks at the status.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -23,11 +26,11 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Every reason why it cannot be protected, or why the copy did not complete.
 pub fn protect(client: &Client, protect: &Protect) -> Result<(), CommandError> {
-    let wishes = match &protect.options {
-        Some(options) => Value::Object(pairs::parse(options)?).to_string().into_bytes(),
+    let request = match &protect.options {
+        Some(options) => ProtectRequest::parse(options)?.to_json().map_err(ClientError::from)?.to_string().into_bytes(),
         None => Vec::new(),
     };
-    client.put("ft.protect", wishes)?;
+    client.put(Route::FtProtect, request)?;
     follow(client, &protect.shown)
 }
 
@@ -36,12 +39,12 @@ pub fn protect(client: &Client, protect: &Protect) -> Result<(), CommandError> {
 /// # Errors
 /// When there was none, every reason why the VM cannot be protected, or why the copy did not complete.
 pub fn resume(client: &Client, shown: &Shown) -> Result<(), CommandError> {
-    client.put("ft.resume", Vec::new())?;
+    client.put(Route::FtResume, Vec::new())?;
     follow(client, shown)
 }
 
 fn follow(client: &Client, shown: &Shown) -> Result<(), CommandError> {
-    let last = if shown.no_wait { client.look("ft.status")? } else { wait(client)? };
+    let last = if shown.no_wait { client.look(Route::FtStatus)? } else { wait(client)? };
     if shown.json {
         return show(&last);
     }
@@ -60,10 +63,10 @@ enum Outlook {
 /// Judges a status. `begun`: a copy has been seen. `waited`: since the request.
 fn judge(status: &Status, begun: bool, waited: Duration) -> Outlook {
     let reason = || status.last_error.clone().unwrap_or_else(|| format!("its state is {}", status.state));
-    match status.state.as_str() {
-        "protected" => Outlook::Protected,
-        "syncing" => Outlook::Wait,
-        "fenced" => Outlook::Failed(reason()),
+    match status.state {
+        State::Protected => Outlook::Protected,
+        State::Syncing => Outlook::Wait,
+        State::Fenced => Outlook::Failed(reason()),
         _ if begun => Outlook::Failed(reason()),
         _ if waited > START_LIMIT => Outlook::Failed(format!("the first copy has not begun, {}", reason())),
         _ => Outlook::Wait,
@@ -75,9 +78,9 @@ fn wait(client: &Client) -> Result<Value, CommandError> {
     let mut bars = Bars::default();
     let mut begun = false;
     loop {
-        let raw = client.look("ft.status")?;
+        let raw = client.look(Route::FtStatus)?;
         let status: Status = serde_json::from_value(raw.clone()).map_err(ClientError::from)?;
-        begun |= status.state == "syncing";
+        begun |= status.state == State::Syncing;
         bars.show(&status);
         match judge(&status, begun, started.elapsed()) {
             Outlook::Protected => {
@@ -105,7 +108,7 @@ impl Bars {
         if let Some(copy) = status.memory_sync {
             self.set("memory", copy.done, copy.total);
         }
-        for disk in status.disks.iter().filter(|disk| disk.state == "copying") {
+        for disk in status.disks.iter().filter(|disk| disk.state == CopyState::Copying) {
             self.set(&disk.id, disk.done, disk.total);
         }
     }
@@ -135,17 +138,20 @@ mod tests {
 
     #[test]
     fn when_to_stop_waiting() {
-        let status = |state: &str, error: Option<&str>| Status {
-            state: state.to_owned(),
+        let status = |state: State, error: Option<&str>| Status {
+            state,
             last_error: error.map(str::to_owned),
             ..Status::default()
         };
         let now = Duration::ZERO;
-        assert_eq!(judge(&status("protected", None), false, now), Outlook::Protected);
-        assert_eq!(judge(&status("syncing", Some("old news")), true, START_LIMIT * 9), Outlook::Wait);
-        assert_eq!(judge(&status("unprotected", None), false, now), Outlook::Wait);
-        assert_eq!(judge(&status("solo", Some("standby lost")), true, now), Outlook::Failed("standby lost".to_owned()));
-        assert_eq!(judge(&status("fenced", None), false, now), Outlook::Failed("its state is fenced".to_owned()));
-        assert!(matches!(judge(&status("unprotected", None), false, START_LIMIT * 2), Outlook::Failed(_)));
+        assert_eq!(judge(&status(State::Protected, None), false, now), Outlook::Protected);
+        assert_eq!(judge(&status(State::Syncing, Some("old news")), true, START_LIMIT * 9), Outlook::Wait);
+        assert_eq!(judge(&status(State::Unprotected, None), false, now), Outlook::Wait);
+        assert_eq!(
+            judge(&status(State::Solo, Some("standby lost")), true, now),
+            Outlook::Failed("standby lost".to_owned())
+        );
+        assert_eq!(judge(&status(State::Fenced, None), false, now), Outlook::Failed("its state is fenced".to_owned()));
+        assert!(matches!(judge(&status(State::Unprotected, None), false, START_LIMIT * 2), Outlook::Failed(_)));
     }
 }

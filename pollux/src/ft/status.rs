@@ -1,141 +1,13 @@
-//! The status of protection as the VMM tells it, and as a table for people.
+//! The status of protection as a table for people.
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{ContentArrangement, Table};
-use serde::Deserialize;
+use pollux_api::status::{
+    ClaimStatus, CompressionStatus, CopyState, DiskStatus, Percentiles, SearchStatus, State, Status, WitnessStatus,
+};
 
 /// Longer lines, those of errors, are wrapped; in columns.
 const WIDTH: u16 = 110;
-
-/// What `ft.status` answers. Fields that a VMM does not send take their defaults.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Status {
-    /// `primary`, `standby`, `solo` or `none`.
-    pub role: String,
-    /// `unprotected`, `syncing`, `protected`, `degraded`, `awaiting-witness`, `leaving`, `suspended`, `standby-empty`,
-    /// `standby-syncing`, `standby-ready`, `solo`, `fenced`.
-    pub state: String,
-    /// `none`, `copying`, `in-sync`.
-    pub replica: String,
-    pub term: u64,
-    pub epoch: u64,
-    pub node: String,
-    pub peer: Option<Peer>,
-    pub links: Vec<Link>,
-    pub witness: Option<Witness>,
-    pub claim: Option<Claim>,
-    pub ignored_beats: u64,
-    pub pause_us: Percentiles,
-    pub commit_us: Percentiles,
-    pub dirty_pages: Percentiles,
-    pub epoch_bytes: Percentiles,
-    pub compression: Option<Compression>,
-    pub held_frames: u64,
-    pub held_bytes: u64,
-    pub epochs: u64,
-    pub search: Option<Search>,
-    pub memory_sync: Option<Progress>,
-    pub disks: Vec<Disk>,
-    pub takeover: Option<Takeover>,
-    pub last_error: Option<String>,
-}
-
-/// The other node.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Peer {
-    pub address: String,
-    pub node: String,
-}
-
-/// Who decides when the hosts cannot see each other.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Witness {
-    pub name: String,
-    pub answered: Option<bool>,
-    pub error: Option<String>,
-    /// What its record said when it was last seen.
-    pub record: Option<String>,
-}
-
-/// What the witness was asked for and has not answered.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Claim {
-    /// `register`, `go-alone`, `take-over`, `withdraw`.
-    pub kind: String,
-    pub since_ms: u64,
-    pub error: Option<String>,
-}
-
-/// The search for a standby.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Search {
-    pub on: bool,
-    pub waiting_for: Vec<String>,
-}
-
-/// One link between the hosts.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Link {
-    pub name: String,
-    pub state: String,
-    pub silence_ms: u64,
-}
-
-/// Percentiles of the recent epochs.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Percentiles {
-    pub p50: u64,
-    pub p99: u64,
-}
-
-/// What a primary does so that less is sent, and the bytes of all epochs of the session without and with it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Compression {
-    pub setting: String,
-    pub packing: bool,
-    pub raw: u64,
-    pub sent: u64,
-}
-
-/// A copy under way, in bytes.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Progress {
-    pub done: u64,
-    pub total: u64,
-    pub eta_s: Option<u64>,
-}
-
-/// A disk; `state` is `-`, `copying`, `in-sync` or `lost`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Disk {
-    pub id: String,
-    pub state: String,
-    /// How it is made equal.
-    pub resync: Option<String>,
-    pub done: u64,
-    pub total: u64,
-    pub sent: u64,
-    pub eta_s: Option<u64>,
-}
-
-/// How the last takeover of this node went, in microseconds.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Takeover {
-    pub epoch: u64,
-    pub disks_us: u64,
-    pub total_us: u64,
-}
 
 /// The status as a table.
 pub fn table(status: &Status) -> Table {
@@ -144,9 +16,9 @@ pub fn table(status: &Status) -> Table {
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
-    row("role", status.role.clone());
-    row("state", state(&status.state));
-    row("copy of the VM", or_dash(&status.replica));
+    row("role", status.role.to_string());
+    row("state", state(status.state));
+    row("copy of the VM", status.replica.to_string());
     row("term", status.term.to_string());
     row("epoch", status.epoch.to_string());
     row("node", or_dash(&status.node));
@@ -183,14 +55,7 @@ pub fn table(status: &Status) -> Table {
         row("first memory copy", progress(copy.done, copy.total, copy.eta_s));
     }
     for disk in &status.disks {
-        let state = match disk.state.as_str() {
-            "copying" => {
-                let kind = disk.resync.as_ref().map_or_else(String::new, |kind| format!(" ({kind})"));
-                format!("copying{kind}, {}, {} sent", progress(disk.done, disk.total, disk.eta_s), bytes(disk.sent))
-            }
-            other => other.to_owned(),
-        };
-        row(&format!("disk {}", disk.id), state);
+        row(&format!("disk {}", disk.id), disk_text(disk));
     }
     if let Some(takeover) = status.takeover {
         let (all, disks) = (micros(takeover.total_us), micros(takeover.disks_us));
@@ -201,26 +66,32 @@ pub fn table(status: &Status) -> Table {
 }
 
 /// The state, and what it means where its name does not say it all.
-fn state(state: &str) -> String {
-    match state {
-        "degraded" => {
-            "degraded: the copy is good, but the witness does not answer: a failure would stop the VM".to_owned()
-        }
-        "awaiting-witness" => {
-            "awaiting-witness: not protected, and nothing leaves the VM until the witness answers".to_owned()
-        }
-        other => other.to_owned(),
-    }
+fn state(state: State) -> String {
+    let meaning = match state {
+        State::Degraded => "the copy is good, but the witness does not answer: a failure would stop the VM",
+        State::AwaitingWitness => "not protected, and nothing leaves the VM until the witness answers",
+        _ => return state.to_string(),
+    };
+    format!("{state}: {meaning}")
 }
 
-fn claim(claim: &Claim) -> String {
-    let Claim { kind, since_ms, error } = claim;
+fn disk_text(disk: &DiskStatus) -> String {
+    let DiskStatus { state, resync, done, total, sent, eta_s, .. } = disk;
+    if *state != CopyState::Copying {
+        return state.to_string();
+    }
+    let kind = resync.map_or_else(String::new, |kind| format!(" ({kind})"));
+    format!("{state}{kind}, {}, {} sent", progress(*done, *total, *eta_s), bytes(*sent))
+}
+
+fn claim(claim: &ClaimStatus) -> String {
+    let ClaimStatus { kind, since_ms, error } = claim;
     let error = error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
     format!("{kind}, for {} s{error}", since_ms / 1000)
 }
 
-fn witness(witness: &Witness) -> String {
-    let Witness { name, answered, error, .. } = witness;
+fn witness(witness: &WitnessStatus) -> String {
+    let WitnessStatus { name, answered, error, .. } = witness;
     match answered {
         None => name.clone(),
         Some(true) => format!("{name} (answers)"),
@@ -228,7 +99,7 @@ fn witness(witness: &Witness) -> String {
     }
 }
 
-fn search_text(status: &Status, search: &Search) -> String {
+fn search_text(status: &Status, search: &SearchStatus) -> String {
     match (search.on, status.peer.is_some()) {
         (false, _) => "no: `ft protect` looks for one again".to_owned(),
         (true, true) => "when this one is lost".to_owned(),
@@ -238,8 +109,8 @@ fn search_text(status: &Status, search: &Search) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people, to two digits")]
-fn compressed(compression: &Compression) -> String {
-    let Compression { setting, packing, raw, sent } = compression;
+fn compressed(compression: &CompressionStatus) -> String {
+    let CompressionStatus { setting, packing, raw, sent } = compression;
     let packed = if *packing { " (packed)" } else { "" };
     let ratio = *raw as f64 / (*sent).max(1) as f64;
     format!("{setting}{packed}, {} sent for {}: 1 to {ratio:.1}", bytes(*sent), bytes(*raw))

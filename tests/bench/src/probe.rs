@@ -10,8 +10,8 @@ use kvm_bindings::{
     kvm_segment,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use pollux_vmm::kvm;
-use pollux_vmm::memory::guest::{GuestMemory, RamOptions};
+use pollux_vmm::machine::kvm;
+use pollux_vmm::machine::memory::guest::{GuestMemory, RamOptions};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::ring::Ring;
@@ -89,7 +89,7 @@ impl Probe {
             Log::Ring => return None,
         }
         let memory = GuestMemory::new(&RamOptions { size, ..Default::default() }).expect("guest memory");
-        let _irqs = pollux_vmm::irq::IrqManager::new(vm.clone()).expect("split irqchip");
+        let _irqs = pollux_vmm::machine::irq::IrqManager::new(vm.clone()).expect("split irqchip");
         memory.set_slots(&vm, 0).expect("memory slots");
         let vcpu = vm.create_vcpu(0).expect("KVM_CREATE_VCPU");
         let ring = (log == Log::Ring).then(|| Ring::of(&vcpu));

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use pollux_vmm::config::{ConsoleOutputMode, PayloadConfig, SerialConfig, VmConfig};
-use pollux_vmm::cpu::{Capture, GuestEvent};
+use pollux_vmm::machine::cpu::{Capture, GuestEvent};
 use pollux_vmm::vm::Vm;
 use tempfile::TempDir;
 

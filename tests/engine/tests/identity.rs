@@ -74,7 +74,7 @@ fn a_standby_whose_witness_is_not_mounted_stays_one() {
     let mut second = pair.starting(1, &busy(), "role=auto", &unmounted.join("witness"));
     second.wait_api();
     stays_a_standby(&pair, &second);
-    wait_told(&second, "waits-as-standby", "no record of this VM");
+    wait_told(&second, "started-as-standby", "no record of this VM");
     let made: Vec<_> = fs::read_dir(&unmounted).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(made.iter().all(|name| name == "witness.lock"), "{made:?}");
     work(&mut client, 10);
@@ -118,7 +118,7 @@ fn after_a_blackout_the_last_runner_boots_the_vm_whoever_is_back_first() {
             vms[host] = pair.node(host, &busy());
             if host != runner && host == order[0] {
                 stays_a_standby(&pair, &vms[host]);
-                wait_told(&vms[host], "waits-as-standby", "the disks here are a copy");
+                wait_told(&vms[host], "started-as-standby", "the disks here are a copy");
             }
         }
         pair.wait_status(&vms[runner], "protected");

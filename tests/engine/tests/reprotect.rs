@@ -163,7 +163,7 @@ fn a_vm_that_was_shut_down_starts_from_its_newest_disks_whoever_comes_first() {
     let mut second = pair.node(1, &busy());
     pair.wait_status(&second, "standby-empty");
     let events = second.api().get("ft.events").ok().to_string();
-    assert!(events.contains("waits-as-standby") && events.contains("on a host with newer disks"), "{events}");
+    assert!(events.contains("started-as-standby") && events.contains("on a host with newer disks"), "{events}");
     let mut first = pair.node(0, &busy());
     first.wait_line("ready");
     pair.wait_status(&first, "protected");

@@ -31,7 +31,8 @@ impl Sys {
         self.hosts[at].node = Some(Node::standby(id, settings(self.policy), T0));
     }
 
-    /// What the host would ask the witness for, if it may hope for a grant: each question is that of a new incarnation.
+    /// What the host would ask the witness for, if it may hope for a grant: each question is that of a new
+    /// incarnation.
     pub(crate) fn start_claim(&self, at: usize, waited: bool) -> Option<Claim> {
         let Host { node: Some(node), disk, .. } = &self.hosts[at] else { return None };
         let pending = self.starts_under_way().any(|asker| asker == node.id());
@@ -46,7 +47,7 @@ impl Sys {
         NodeId::numbered(at as u64 + 1, self.incarnations[at] + 1)
     }
 
-    /// Who has asked whether it may start the VM, and has no answer yet.
+    /// Nodes that have asked whether they may start the VM, and have no answer yet.
     pub(crate) fn starts_under_way(&self) -> impl Iterator<Item = NodeId> {
         let asks = self.asks.iter().map(|(id, claim)| (*id, *claim));
         let all = asks.chain(self.answers.iter().map(|(id, answer)| (*id, answer.claim())));

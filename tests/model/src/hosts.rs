@@ -195,7 +195,7 @@ impl Sys {
         let (standby, its_term) = (peer.id(), peer.term());
         let waits = matches!(peer.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady);
         let on_record = matches!(self.record, Some(Record::Solo { owner, term: t, .. }) if owner == id && t == term);
-        // An answer to an old question: that reign has had its session.
+        // An answer to an old question: that term has had its session.
         let used = self.hosts[at].node.as_ref().is_none_or(|node| term <= node.term());
         if used || !waits || !on_record || term < its_term {
             return Some(());
@@ -222,7 +222,8 @@ impl Sys {
         self.input(at, Input::Synced);
     }
 
-    /// A node looks at its clock again and again without having heard anything; then its clock stands still again.
+    /// A node looks at its clock again and again without having heard anything; then its clock stands still
+    /// again.
     pub(crate) fn silence(&mut self, at: usize) {
         for now in [T0 + LIMIT / 3, T0 + LIMIT * 2 / 3, T0 + LIMIT, T0 + LIMIT + Duration::from_nanos(1), T0] {
             self.input_at(at, Input::Timeout, now);

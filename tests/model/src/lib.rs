@@ -1,8 +1,10 @@
-//! The term, witness and takeover core as a state space: two hosts with real nodes, a witness with the real judgement, and
-//! every order in which messages, answers, losses, silences, crashes and operators can come, within [`Bounds`].
+//! The term, witness and takeover core as a state space: two hosts with real nodes, a witness with the real
+//! judgement, and every order in which messages, answers, losses, silences, crashes and operators can come,
+//! within [`Bounds`].
 //!
-//! Time is taken out: a node's clock stands still, and silence is an action that may happen at any moment, rightly or
-//! wrongly. So what holds here holds for every timing. Pages and disks are taken out too: an epoch is its number.
+//! Time is taken out: a node's clock stands still, and silence is an action that may happen at any moment,
+//! rightly or wrongly. So what holds here holds for every timing. Pages and disks are taken out too: an epoch
+//! is its number.
 #![forbid(unsafe_code)]
 
 mod disks;

@@ -1,5 +1,5 @@
-//! Makes states equal that can never be told apart again: what is on its way to somebody who would not listen is forgotten, and
-//! what may arrive in any order has none.
+//! Makes states equal that can never be told apart again: what is on its way to somebody who would not listen
+//! is forgotten, and what may arrive in any order has none.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -30,7 +30,8 @@ impl Sys {
             self.answers.sort_by_key(|(id, _)| *id);
         }
         if self.record.is_none() {
-            // Nothing is granted, and everything is asked for again: one question of a kind is as good as many.
+            // Nothing is granted, and everything is asked for again: one question of a kind is as good as
+            // many.
             self.asks.dedup();
             self.answers.dedup();
         }

@@ -18,8 +18,8 @@ pub struct Bounds {
     pub breaks: u32,
     /// Claims or answers that are lost, or claims that take effect after their sender has given up.
     pub losses: u32,
-    /// Wishes of operators: stop the protection, yield the VM.
-    pub wishes: u32,
+    /// What operators do: stop the protection, move the VM, simulate a crash; and devices that die.
+    pub operations: u32,
     /// Questions of hosts that are back whether they may start the VM.
     pub starts: u32,
     /// Times that the witness loses its record.
@@ -156,8 +156,8 @@ pub struct Sys {
 pub enum LateClaims {
     /// It is judged whenever it arrives: worse than any keeper, for what must hold whatever happens.
     Judged,
-    /// It was judged when it was made, and takes effect only on that record; a node's questions and their answers keep
-    /// their order: what keepers and askers promise.
+    /// It was judged when it was made, and takes effect only on that record; a node's questions and their
+    /// answers keep their order: what keepers and askers promise.
     Compared,
 }
 
@@ -168,7 +168,7 @@ pub struct Left {
     pub(crate) blackouts: u32,
     pub(crate) breaks: u32,
     pub(crate) losses: u32,
-    pub(crate) wishes: u32,
+    pub(crate) operations: u32,
     pub(crate) starts: u32,
     pub(crate) record_losses: u32,
     pub(crate) looks: u32,
@@ -178,7 +178,7 @@ pub struct Left {
 /// Something that can happen. Numbers are hosts, or places in queues.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Act {
-    /// A node that is alone asks the witness for its next reign.
+    /// A node that is alone asks the witness for its next term.
     Own(usize),
     /// It opens a session with the other host.
     Open(usize),
@@ -245,12 +245,12 @@ pub enum Act {
     },
     /// An operator ends the protection.
     Stop(usize),
-    /// A device dies: the VM shall go on at the standby.
+    /// A device dies: the VM is to continue on the standby.
     Yield(usize),
     /// An operator moves the VM.
     Move(usize),
-    /// An operator has the VM's host be as good as dead.
-    Cease(usize),
+    /// An operator simulates a crash of the primary.
+    SimulateCrash(usize),
 }
 
 /// A defect to build in: a check that cannot fail is no check.

@@ -14,7 +14,7 @@ impl Model for System {
 
     fn init_states(&self) -> Vec<Sys> {
         let host = |node, disk, first| Host { node: Some(node), disk, first, ..Host::down() };
-        let Bounds { crashes, blackouts, breaks, losses, wishes, starts, record_losses, looks, forged, .. } =
+        let Bounds { crashes, blackouts, breaks, losses, operations, starts, record_losses, looks, forged, .. } =
             self.bounds;
         let settings = settings(self.policy);
         let ran = DiskState::Alone(Term(1));
@@ -34,7 +34,7 @@ impl Model for System {
             started: Started::default(),
             restored: false,
             incarnations: [1, 1],
-            left: Left { crashes, blackouts, breaks, losses, wishes, starts, record_losses, looks, forged },
+            left: Left { crashes, blackouts, breaks, losses, operations, starts, record_losses, looks, forged },
             flaw: self.flaw,
             policy: self.policy,
             late_claims: self.late_claims,
@@ -145,24 +145,24 @@ impl Sys {
                 let beat = Beat { from: sys.hosts[at].node.as_ref()?.peer()?, term, runs };
                 sys.input(at, Input::Beat { link: LinkId::Heartbeat, at: T0, beat });
             }
-            wish => sys.wished(&wish),
+            by_operator => sys.operator(&by_operator),
         }
         Some(())
     }
 
-    /// What an operator wants.
-    fn wished(&mut self, wish: &Act) {
+    /// What an operator does.
+    fn operator(&mut self, act: &Act) {
         let sys = self;
-        sys.left.wishes -= 1;
-        match *wish {
+        sys.left.operations -= 1;
+        match *act {
             Act::Stop(at) => {
                 sys.input(at, Input::StopRequested);
             }
             Act::Move(at) => {
                 sys.input(at, Input::SwitchoverRequested);
             }
-            Act::Cease(at) => {
-                sys.input(at, Input::CeaseRequested);
+            Act::SimulateCrash(at) => {
+                sys.input(at, Input::SimulateCrash);
                 if sys.hosts[at].node.as_ref().is_some_and(|node| node.state() == State::Fenced) {
                     sys.end_stream(false);
                 }
@@ -202,10 +202,10 @@ impl System {
                 if node.epoch().0 < self.bounds.epochs {
                     acts.push(Act::Want(at));
                 }
-                if sys.left.wishes > 0 {
+                if sys.left.operations > 0 {
                     acts.extend([Act::Stop(at), Act::Yield(at)]);
                     if state == State::Protected {
-                        acts.extend([Act::Move(at), Act::Cease(at)]);
+                        acts.extend([Act::Move(at), Act::SimulateCrash(at)]);
                     }
                 }
             }

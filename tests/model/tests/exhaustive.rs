@@ -11,7 +11,7 @@ const ONE_SESSION: Bounds = Bounds {
     blackouts: 0,
     breaks: 0,
     losses: 0,
-    wishes: 0,
+    operations: 0,
     starts: 0,
     record_losses: 0,
     looks: 0,
@@ -57,7 +57,7 @@ fn found(system: System) -> (Vec<&'static str>, Vec<&'static str>) {
 
 #[test]
 fn one_session_with_one_of_everything() {
-    let bounds = Bounds { crashes: 1, breaks: 1, losses: 1, wishes: 1, ..ONE_SESSION };
+    let bounds = Bounds { crashes: 1, breaks: 1, losses: 1, operations: 1, ..ONE_SESSION };
     check(bounds, &[Possible::TAKEOVER, Possible::ALONE, Possible::FENCED]);
 }
 
@@ -74,7 +74,7 @@ fn two_sessions_with_a_lost_claim_or_answer() {
 #[test]
 fn two_sessions_with_a_broken_stream_or_an_operator() {
     check(Bounds { breaks: 1, ..TWO_SESSIONS }, &[Possible::TAKEOVER, Possible::ALONE]);
-    check(Bounds { wishes: 1, ..TWO_SESSIONS }, &[Possible::TAKEOVER, Possible::ALONE]);
+    check(Bounds { operations: 1, ..TWO_SESSIONS }, &[Possible::TAKEOVER, Possible::ALONE]);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_witness_that_grants_everything_is_caught() {
 
 #[test]
 fn a_claim_to_take_over_is_withdrawn_for_good() {
-    let bounds = Bounds { losses: 3, crashes: 1, wishes: 1, ..ONE_SESSION };
+    let bounds = Bounds { losses: 3, crashes: 1, operations: 1, ..ONE_SESSION };
     check_with(LateClaims::Compared, bounds, &[Possible::WITHDRAWING, Possible::TAKEOVER, Possible::ALONE]);
     let (bounds, flaw) = (Bounds { losses: 2, ..ONE_SESSION }, Some(Flaw::UnwrittenGrants));
     let (broken, _) = found(System { bounds, flaw, policy: None, late_claims: LateClaims::Compared });
@@ -95,7 +95,7 @@ fn a_claim_to_take_over_is_withdrawn_for_good() {
 
 #[test]
 fn without_a_witness_one_side_goes_on_if_the_policy_names_one() {
-    let bounds = Bounds { crashes: 1, breaks: 1, wishes: 1, ..TWO_SESSIONS };
+    let bounds = Bounds { crashes: 1, breaks: 1, operations: 1, ..TWO_SESSIONS };
     for (policy, happens) in [(OnPartition::Primary, Possible::ALONE), (OnPartition::Standby, Possible::TAKEOVER)] {
         let (broken, possible) = found(System { bounds, flaw: None, policy: Some(policy), late_claims: JUDGED });
         // What the witness has on record means nothing then.

@@ -1,5 +1,5 @@
-//! The client outside: stores values, reads them back, and remembers what it was told. A request without an answer is
-//! unknown, never absent.
+//! The client outside: stores values, reads them back, and remembers what it was told. A request without an
+//! answer is unknown, never absent.
 
 use std::time::Duration;
 

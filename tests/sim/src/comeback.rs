@@ -1,5 +1,6 @@
-//! After a run: the VM is shut down and started again, more than once, on hosts that come back in any order and are told nothing
-//! but `role=auto`. The witness judges who may boot it; images and their records are those that the run has left behind.
+//! After a run: the VM is shut down and started again, more than once, on hosts that come back in any order
+//! and are told nothing but `role=auto`. The witness judges who may boot it; images and their records are
+//! those that the run has left behind.
 //!
 //! Nothing happens at the same time here: what is looked at is which disks a VM starts from.
 

@@ -1,5 +1,5 @@
-//! Model devices under the real contract (`ft_proto::device_ctl`): a net card that holds frames by epoch, and a disk that
-//! mirrors writes by epoch.
+//! Model devices under the real contract (`ft_proto::device_ctl`): a net card that holds frames by epoch, and
+//! a disk that mirrors writes by epoch.
 
 use std::collections::VecDeque;
 

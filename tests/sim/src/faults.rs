@@ -303,7 +303,8 @@ impl World {
         }
     }
 
-    /// Whether only a human can bring the VM back: nobody runs it, and whose disks are the newest cannot prove that.
+    /// Whether only a human can bring the VM back: nobody runs it, and whose disks are the newest cannot
+    /// prove that.
     fn lost(&self) -> Option<String> {
         let here = |node: NodeId| {
             self.hosts.iter().filter_map(|host| host.process.as_ref()).find(|process| process.id() == node)

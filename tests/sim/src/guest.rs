@@ -1,6 +1,8 @@
-//! The model guest: a vCPU, pages, a disk and a little key-value service that answers when the disk has its value.
+//! The model guest: a vCPU, pages, a disk and a little key-value service that answers when the disk has its
+//! value.
 //!
-//! Key *k* lives in page *k* and in block *k*. Each event of the guest is one step; every step changes its history.
+//! Key *k* lives in page *k* and in block *k*. Each event of the guest is one step; every step changes its
+//! history.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
@@ -129,7 +131,7 @@ pub(crate) struct Guest {
     pub(crate) dirty: BTreeSet<usize>,
     /// Whether it executes.
     pub(crate) running: bool,
-    /// Whether it stands still for a cut.
+    /// Whether it is paused for a cut.
     pub(crate) stopped: bool,
 }
 

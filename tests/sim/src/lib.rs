@@ -1,7 +1,9 @@
-//! The engine under every fault: real executors in a world of models, in virtual time, one seed deciding everything.
+//! The engine under every fault: real executors in a world of models, in virtual time, one seed deciding
+//! everything.
 //!
 //! ```text
-//! seed -> plan -> world: hosts { real engine | guest, devices } + network + witness + client + faults
+//! seed -> plan -> world: hosts { real engine | guest, devices }
+//!                   |    + network + witness + client + faults
 //!                   '-> moments -> invariants, one file each
 //! ```
 //!

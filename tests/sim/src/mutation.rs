@@ -1,4 +1,5 @@
-//! Deliberate defects of the model shell and its devices: each must be caught by the invariant that it is there for.
+//! Deliberate defects of the model shell and its devices: each must be caught by the invariant that it is
+//! there for.
 
 use clap::ValueEnum;
 
@@ -23,7 +24,8 @@ pub enum Mutation {
     SkipResync,
     /// A write to the disk is not marked in the image's record.
     ForgetMarks,
-    /// A primary takes a mark back when the write is committed, not when the standby has it on stable storage.
+    /// A primary takes a mark back when the write is committed, not when the standby has it on stable
+    /// storage.
     SettleOnAck,
     /// A host that wants to boot the VM says that its disks are the newest, whatever they are.
     StartFromAnyDisks,

@@ -1,4 +1,5 @@
-//! The network between the hosts: datagrams that get lost, and streams that are in order but stall, break and truncate.
+//! The network between the hosts: datagrams that get lost, and streams that are in order but stall, break and
+//! truncate.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

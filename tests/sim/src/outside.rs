@@ -1,5 +1,5 @@
-//! What operators, backups and strangers do to a VM: records that are lost, disks that are mislaid or put back, words that are used up,
-//! beats and callers that do not belong here.
+//! What operators, backups and strangers do to a VM: records that are lost, disks that are mislaid or put
+//! back, words that are used up, beats and callers that do not belong here.
 
 use std::time::Duration;
 

@@ -1,9 +1,11 @@
-//! What a seed decides before its run begins: how many hosts, how fast things are, and which faults there will be.
+//! What a seed decides before its run begins: how many hosts, how fast things are, and which faults there
+//! will be.
 
 use std::path::Path;
 use std::time::Duration;
 
-use ft::{Compression, ProtectOptions, StandbyOptions, WitnessAddress};
+use ft::sim::Compression;
+use ft::{ProtectOptions, StandbyOptions, Tuning, WitnessAddress};
 use ft_proto::{LinkId, Settings};
 
 use crate::body::Knobs;
@@ -40,7 +42,7 @@ pub(crate) enum Fault {
     BreakStream,
     /// A frame in a stream is changed on the way.
     CorruptStream,
-    /// A stream stands still for a while.
+    /// A stream stalls for a while.
     StallStream,
     /// A device process fails: disk full, tap gone, process dead.
     DeviceFailure,
@@ -185,16 +187,16 @@ impl Plan {
     pub(crate) fn protect_by(&self, host: usize) -> ProtectOptions {
         let micros = |span: Duration| span.as_micros() as u64;
         let by = ProtectOptions::by(address_of(host, LinkId::Replication), address_of(host, LinkId::Heartbeat));
-        ProtectOptions {
-            witness: Some(witness_address()),
+        let tuning = Tuning {
             detect_ms: self.settings.silence.map_or(0, |silence| silence.as_millis() as u64),
             min_epoch_us: micros(self.settings.min_epoch),
             max_epoch_us: micros(self.settings.max_epoch),
             latency_us: micros(self.settings.latency),
             pause_share: self.settings.pause_share,
             compression: self.compression,
-            ..by
-        }
+            ..Tuning::default()
+        };
+        ProtectOptions { witness: Some(witness_address()), tuning, ..by }
     }
 
     /// How a host stands by.

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use ft::guest::{DeviceCaps, Memory};
 use ft::sim::{
-    Applicant, AskWitness, BeatKey, Coder, Connection, Control, CpuLoad, DeviceKey, Done, Heartbeats, History, Ignored,
-    Job, LinkError, OpenedOn, Platform, Received, ReceivingEnd, RecvNow, SendingEnd, Sent, SessionKey, TransportError,
-    Unopened, WitnessStatus, perform,
+    Applicant, AskWitness, BeatKey, Coder, Connection, CpuLoad, DeviceControl, DeviceKey, Done, Heartbeats, History,
+    Ignored, Job, LinkError, OpenedOn, Platform, Received, ReceivingEnd, RecvNow, SendingEnd, Sent, SessionKey,
+    TransportError, Unopened, WitnessStatus, perform,
 };
 use ft::{ProtectOptions, Stored, WitnessAddress};
 use ft_proto::device_ctl::{self, Command, Report};
@@ -212,7 +212,7 @@ impl SimControl {
     }
 }
 
-impl Control for SimControl {
+impl DeviceControl for SimControl {
     type Stream = SimStream;
     type Deadline = ();
 

@@ -1,5 +1,6 @@
-//! The record of a model image, by the rules of `vhost-user-blk-repl`: what the image was last used for, the states that it has in
-//! common with a peer, and the blocks that may differ from them. It outlives processes. The one invariant:
+//! The record of a model image, by the rules of `vhost-user-blk-repl`: what the image was last used for, the
+//! states that it has in common with a peer, and the blocks that may differ from them. It outlives processes.
+//! The one invariant:
 //!
 //! > An image differs from the state that its base names at most in blocks that are marked in its own record.
 //!
@@ -58,8 +59,8 @@ impl Record {
         }
     }
 
-    /// What has to be looked at to make the standby's image, with its record, equal to this one's; and the state that they have in
-    /// common, if that makes it little.
+    /// What has to be looked at to make the standby's image, with its record, equal to this one's; and the
+    /// state that they have in common, if that makes it little.
     pub(crate) fn plan(&self, standby: &Self) -> (Marks, Option<u64>) {
         let names = [self.base, self.former].into_iter().flatten();
         let common = names.into_iter().find(|name| [standby.base, standby.former].contains(&Some(*name)));
@@ -106,8 +107,8 @@ impl Record {
         }
     }
 
-    /// Primary: the standby has everything up to `epoch` on stable storage and calls it `base`; blocks that were not written since
-    /// are equal.
+    /// Primary: the standby has everything up to `epoch` on stable storage and calls it `base`; blocks that
+    /// were not written since are equal.
     pub(crate) fn settle(&mut self, base: u64, epoch: Epoch, written: &[Epoch; BLOCKS]) {
         (self.base, self.former) = (Some(base), None);
         for (mark, at) in self.marks.iter_mut().zip(written) {

@@ -1,4 +1,5 @@
-//! The one source of chance of a run: everything that is drawn is drawn from its seed, in the order of the run.
+//! The one source of chance of a run: everything that is drawn is drawn from its seed, in the order of the
+//! run.
 
 use std::time::Duration;
 

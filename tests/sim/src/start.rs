@@ -1,5 +1,6 @@
-//! Hosts that are back with their disks and wait: who may start the VM by proof, and what it starts from. Follows `ft/src/start.rs`
-//! and `vmm/src/election.rs`. And the operator who gives a witness its record again.
+//! Hosts that are back with their disks and wait: who may start the VM by proof, and what it starts from.
+//! Follows `ft/src/start.rs` and `vmm/src/election.rs`. And the operator who gives a witness its record
+//! again.
 
 use ft::NodeTerm;
 use ft::sim::Begin;
@@ -109,7 +110,8 @@ impl World {
             (process.state() != State::Protected || process.executor.node().pending_claim().is_some())
                 .then(|| (process.id(), process.term()))
         };
-        // Of two that believe to run it the later one does, and disks that were run from later still are newer.
+        // Of two that believe to run it the later one does, and disks that were run from later still are
+        // newer.
         let newest = self.hosts.iter().map(|host| host.image.record.term).max();
         let runner = self.hosts.iter().filter_map(runs).max_by_key(|(_, term)| *term);
         if let Some((owner, term)) = runner.filter(|(_, term)| Some(*term) >= newest) {

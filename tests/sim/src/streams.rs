@@ -1,4 +1,5 @@
-//! How streams move through the network: in order, delayed, held up by partitions, ended by either side or by nobody.
+//! How streams move through the network: in order, delayed, held up by partitions, ended by either side or by
+//! nobody.
 
 use ft_proto::LinkId;
 use ft_proto::device_ctl::Report;

@@ -1,4 +1,5 @@
-//! What really happened, as only the simulator can know it: branches of the guest's history, checkpoints, who holds what.
+//! What really happened, as only the simulator can know it: branches of the guest's history, checkpoints, who
+//! holds what.
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,9 @@
-//! The model witness: the real judgement, behind a network that is slow, loses questions, and loses answers after the
-//! claim has taken effect.
+//! The model witness: the real judgement, behind a network that is slow, loses questions, and loses answers
+//! after the claim has taken effect.
 
 use std::time::Duration;
 
-use ft_proto::witness::{Claim, Record, Verdict, judge, wish};
+use ft_proto::witness::{Claim, Record, Verdict, grant_unchecked, judge};
 use ft_proto::{State, Term};
 
 use crate::body::{Question, Said};
@@ -58,7 +58,7 @@ impl World {
         let record = self.witness.record;
         let granted = |owner, term: Term| Verdict::Granted(Record::Solo { owner, term, since: term });
         match (self.mutation, claim, record) {
-            (Some(Mutation::WitnessGrantsAll), claim, _) => Verdict::Granted(wish(claim)),
+            (Some(Mutation::WitnessGrantsAll), claim, _) => Verdict::Granted(grant_unchecked(claim)),
             (Some(Mutation::StartOnAbsence), Claim::Start { node, .. }, None) => granted(node, claim.term().next()),
             (
                 Some(Mutation::HostNameOnly),

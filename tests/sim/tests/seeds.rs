@@ -1,4 +1,5 @@
-//! A thousand seeds hold, the same seed is the same run, and each invariant catches the defect that it is there for.
+//! A thousand seeds hold, the same seed is the same run, and each invariant catches the defect that it is
+//! there for.
 
 use sim::{Mutation, Options, run};
 

@@ -172,9 +172,6 @@ impl<'ast> Visit<'ast> for Uses<'_> {
         }
     }
 
-    /// Who may see an item is no use of a module: `pub(super)`.
-    fn visit_visibility(&mut self, _: &'ast Visibility) {}
-
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         self.path(&names);

@@ -1,23 +1,45 @@
 //! Who may import whom: the arrows of ARCHITECTURE.md, one way only.
 
+use tidy::imports::imports;
 use tidy::{Source, report, sources_ending};
 
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and are used by nothing.
-const ARROWS: [(&str, &[&str]); 9] = [
-    ("device-counters", &[]),
-    ("device-vring", &[]),
+const ARROWS: [(&str, &[&str]); 10] = [
+    ("device-kit", &["device-api", "ft-proto", "host-kit"]),
+    ("device-kit/api", &["ft-proto"]),
     ("ft/proto", &[]),
-    ("ft", &["ft-proto", "host-kit"]),
+    ("ft", &["device-api", "ft-proto", "host-kit", "pollux-api"]),
     ("host-kit", &[]),
-    ("pollux", &["ft", "ft-proto", "host-kit"]),
-    ("vhost-user-blk-repl", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
-    ("vhost-user-net-buffer", &["device-counters", "device-vring", "ft-proto", "host-kit"]),
-    ("vmm", &["device-counters", "ft", "ft-proto", "host-kit"]),
+    ("pollux", &["ft", "ft-proto", "host-kit", "pollux-api"]),
+    ("pollux-api", &[]),
+    ("vhost-user-blk-repl", &["device-api", "device-kit", "ft-proto", "host-kit"]),
+    ("vhost-user-net-buffer", &["device-api", "device-kit", "ft-proto", "host-kit"]),
+    ("vmm", &["device-api", "ft", "ft-proto", "host-kit", "pollux-api"]),
 ];
 
-/// Files of the VMM that may name the engine; all others are mechanism and know no epochs.
-const ENGINE_IN_VMM: [&str; 4] =
-    ["vmm/src/assemble.rs", "vmm/src/election.rs", "vmm/src/ft_api.rs", "vmm/src/guest_port.rs"];
+/// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and `ft_api` may name the
+/// engine, too; all others are mechanism and know no epochs.
+const VMM_ARROWS: [(&str, &[&str]); 17] = [
+    ("run", &["api", "cli", "contract", "control", "ft_adapter", "logging"]),
+    ("cli", &["api", "control", "ft_api"]),
+    ("control", &["api", "contract", "ft_api", "vm"]),
+    ("api", &["contract", "ft_api", "vm"]),
+    ("ft_adapter", &["contract", "devices", "ft_api", "legacy", "machine", "process", "virtio", "vm"]),
+    ("contract", &["ft_api"]),
+    ("ft_api", &[]),
+    ("vm", &["boot", "devices", "legacy", "machine"]),
+    ("devices", &["machine", "pci", "process", "vhost_user", "virtio"]),
+    ("process", &[]),
+    ("vhost_user", &["machine", "virtio"]),
+    ("virtio", &["machine", "pci"]),
+    ("pci", &["machine"]),
+    ("boot", &["legacy", "machine"]),
+    ("legacy", &["machine"]),
+    ("machine", &[]),
+    ("logging", &[]),
+];
+/// These two may name the engine.
+const ENGINE_IN_VMM: [&str; 2] = ["vmm/src/ft_adapter/", "vmm/src/ft_api.rs"];
 
 fn manifests() -> Vec<(String, Source)> {
     let folder = |path: &str| path.trim_end_matches("Cargo.toml").trim_end_matches('/').to_owned();
@@ -75,10 +97,29 @@ fn crates_depend_only_along_the_arrows() {
 }
 
 #[test]
-fn only_the_port_of_the_vmm_names_the_engine() {
+fn folders_of_the_vmm_use_each_other_along_the_arrows() {
+    let mut complaints = vec![];
+    for (at, (name, allowed)) in VMM_ARROWS.iter().enumerate() {
+        let above = allowed.iter().filter(|other| VMM_ARROWS[..=at].iter().any(|(name, _)| name == *other));
+        complaints.extend(above.map(|other| format!("{name}: {other} is not below it in the table")));
+    }
+    for (module, used) in imports(&sources_ending(".rs"), "vmm/src/") {
+        let Some((_, allowed)) = VMM_ARROWS.iter().find(|(name, _)| *name == module[0]) else {
+            complaints.push(format!("vmm/src/{}: needs its line in tests/tidy/tests/arrows.rs", module[0]));
+            continue;
+        };
+        for other in used.iter().filter(|other| other[0] != module[0] && !allowed.contains(&other[0].as_str())) {
+            complaints.push(format!("vmm: {} must not use {}", module.join("::"), other.join("::")));
+        }
+    }
+    report("the VMM's folders use what is below them", &complaints);
+}
+
+#[test]
+fn only_the_adapter_of_the_vmm_names_the_engine() {
     let mut complaints = vec![];
     for source in sources_ending(".rs") {
-        if !source.path.starts_with("vmm/src/") || ENGINE_IN_VMM.contains(&source.path.as_str()) {
+        if !source.path.starts_with("vmm/src/") || ENGINE_IN_VMM.iter().any(|at| source.path.starts_with(at)) {
             continue;
         }
         for (number, line) in source.text.lines().enumerate() {
@@ -92,7 +133,7 @@ fn only_the_port_of_the_vmm_names_the_engine() {
             }
         }
     }
-    report("the VMM is mechanism: only its assembler, election, FT API and guest port know the engine", &complaints);
+    report("the VMM is mechanism: only its FT adapter and its FT API know the engine", &complaints);
 }
 
 #[test]

@@ -4,8 +4,7 @@ use tidy::imports::{circles, imports};
 use tidy::{Source, report, sources_ending};
 
 /// Crates that have circles today. One that has none any more leaves this list, and none joins it.
-const OPEN: [&str; 5] =
-    ["pollux/src/", "tests/bench/src/", "tests/e2e/src/", "vhost-user-blk-repl/src/", "vmm/src/"];
+const OPEN: [&str; 2] = ["tests/bench/src/", "tests/e2e/src/"];
 
 #[test]
 fn no_files_import_each_other_in_a_circle() {
@@ -50,7 +49,6 @@ fn a_circle_is_found_whatever_way_it_is_written() {
         assert_eq!(found("mod b; pub use b::g;", above), 0, "passing on is no use: {above}");
         assert_eq!(found(below, &format!("#[cfg(test)] mod tests {{ {above} }}")), 0, "of tests: {above}");
     }
-    assert_eq!(found(below, "pub(super) fn g() {}"), 0, "who may see it");
     assert_eq!(found(below, "mod inner { use super::super::f; }"), 1);
     assert_eq!(found(below, "mod inner { use super::f; } fn f() {}"), 0);
     assert_eq!(found(below, "pub(super) fn g() {}"), 0, "whoever may use it, it uses nothing");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ft_proto::device_ctl::Command;
 use tempfile::TempDir;
 use vhost_user_blk_repl::image::{FileImage, Image};
-use vhost_user_blk_repl::record_file::{Purpose, RecordFile, Refuse, beside};
+use vhost_user_blk_repl::record::{Purpose, RecordFile, Refuse, beside};
 
 use super::{Guest, Sealed, Served, Setup, Vmm, make_image, release, tcp_pair};
 

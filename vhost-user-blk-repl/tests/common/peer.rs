@@ -95,7 +95,8 @@ impl Peer {
     }
 }
 
-/// A standby with a hand-made primary: in sync, epoch 1 released with sector 0 = 1, epoch 2 complete, epoch 3 open.
+/// A standby with a hand-made primary: in sync, epoch 1 released with sector 0 = 1, epoch 2 complete, epoch 3
+/// open.
 pub fn standby_with_peer(size: usize) -> (Host, Peer) {
     let standby = Host::new(&vec![0; size]);
     let (ours, theirs) = tcp_pair();

@@ -1,10 +1,11 @@
-//! The HTTP side of the API: a unix socket, the routes, and the answers in the exact shape that clients of Cloud Hypervisor
-//! parse.
+//! The HTTP side of the API: a unix socket, the routes, and the answers in the exact shape that clients of
+//! Cloud Hypervisor parse.
 //!
 //! In: HTTP/1.1 requests. Out: [`ApiRequest`]s, and answers. Never: a decision about the VM.
 //!
-//! The shape, all of it checked by `tests/http.rs`: empty reason phrase, title-case header names, exact Content-Length, no
-//! length and no type on 204, a JSON array of strings (outermost to root cause) as the body of an error.
+//! The shape, all of it checked by `tests/http.rs`: empty reason phrase, title-case header names, exact
+//! Content-Length, no length and no type on 204, a JSON array of strings (outermost to root cause) as the
+//! body of an error, unless a client asks for another one.
 
 use std::convert::Infallible;
 use std::io;
@@ -15,21 +16,23 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::ext::ReasonPhrase;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
-use serde::Serialize;
-use serde_json::json;
+use pollux_api::problem::{Blame, Problem};
+use pollux_api::routes::{self, BASE, Body, Route};
+use pollux_api::vm::{CH_VERSION, Ping};
 use tokio::sync::oneshot;
 
-use super::ft::{FtCall, absent};
+use super::answer::{Answer, ErrorShape};
+use super::ft::absent;
 use super::seats::{Noted, REQUEST_LIMIT, SEATS_MAX, Seat, Seats};
-use super::{ApiError, ApiReply, ApiRequest, CH_VERSION, Shared, VmmError};
+use super::{ApiError, ApiReply, ApiRequest, Shared, VmmError};
+use crate::ft_api::{Call, Control};
 use host_kit::warn_limited;
 
 /// Longest body of a request, in bytes; as in Cloud Hypervisor.
@@ -38,8 +41,6 @@ const BODY_MAX: usize = 51200;
 const DRAINED_MAX: usize = 16 << 20;
 /// How long clients get to take their last answer when the VMM ends.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// What every path starts with.
-const BASE: &str = "/api/v1/";
 
 /// The running server. Dropping it sends the answers that are due, then ends it.
 #[derive(Debug)]
@@ -74,7 +75,8 @@ impl HttpServer {
                     tracing::debug!("a client did not take its last answer in time");
                 }
             });
-            // A call that still waits for somebody else, on a thread of its own, does not hold up the end of this process.
+            // A call that still waits for somebody else, on a thread of its own, does not hold up the end of
+            // this process.
             runtime.shutdown_background();
         })?;
         Ok(Self { end: Some(end), thread: Some(thread) })
@@ -131,84 +133,30 @@ async fn accept(listener: tokio::net::UnixListener, shared: Arc<Shared>, gracefu
     }
 }
 
-/// An answer before it is put into its final shape.
-enum Answer {
-    /// 200 with JSON.
-    Json(Vec<u8>),
-    /// 200 without a body: `vmm.shutdown`.
-    Empty,
-    /// 204.
-    Done,
-    /// An error: its status and its chain. Without a chain the body is empty.
-    Failed(StatusCode, Vec<String>),
-}
-
-impl Answer {
-    fn json(value: &impl Serialize) -> Self {
-        match serde_json::to_vec(value) {
-            Ok(text) => Self::Json(text),
-            Err(error) => Self::Failed(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                vec!["Failed to serialize JSON".to_owned(), error.to_string()],
-            ),
-        }
-    }
-
-    fn bad_request() -> Self {
-        Self::Failed(StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned()])
-    }
-
-    fn not_found() -> Self {
-        Self::Failed(StatusCode::NOT_FOUND, vec!["Not Found".to_owned()])
-    }
-
-    fn api_error(text: Vec<String>, status: StatusCode) -> Self {
-        Self::Failed(status, std::iter::once("Error from API".to_owned()).chain(text).collect())
-    }
-
-    fn into_response(self) -> Response<Full<Bytes>> {
-        let (status, body) = match self {
-            Self::Json(text) => (StatusCode::OK, text),
-            Self::Empty => (StatusCode::OK, Vec::new()),
-            Self::Done => (StatusCode::NO_CONTENT, Vec::new()),
-            Self::Failed(status, texts) if texts.is_empty() => (status, Vec::new()),
-            Self::Failed(status, texts) => (status, json!(texts).to_string().into_bytes()),
-        };
-        let typed = !body.is_empty();
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status;
-        // `ch-remote` takes all that follows "HTTP/1.1 " for a number.
-        response.extensions_mut().insert(ReasonPhrase::from_static(b""));
-        response.headers_mut().insert(SERVER, HeaderValue::from_static("Cloud Hypervisor API"));
-        if typed {
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
-        response
-    }
-}
-
 fn busy() -> Answer {
     let text = format!("more than {SEATS_MAX} connections at once");
-    Answer::Failed(StatusCode::SERVICE_UNAVAILABLE, vec![text])
+    Answer::Failed(Box::new(Problem::new(503, "busy", Blame::Host, text)))
 }
 
 async fn answer(request: Request<Incoming>, shared: &Shared, seat: &Seat) -> Response<Full<Bytes>> {
     seat.has_head();
     let closes = request.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
     let (head, body) = request.into_parts();
-    // All of it before anything is answered: whoever still sends when the connection is closed never reads why.
+    // All of it before anything is answered: whoever still sends when the connection is closed never reads
+    // why.
     let body = tokio::time::timeout(REQUEST_LIMIT, receive(body)).await;
     seat.has_request();
     let answer = match body {
         Err(_) => {
             let text = format!("the body has not come within {} s", REQUEST_LIMIT.as_secs());
-            Answer::Failed(StatusCode::REQUEST_TIMEOUT, vec!["Request Timeout".to_owned(), text])
+            let problem = Problem::new(408, "request-timeout", Blame::Request, "Request Timeout");
+            Answer::Failed(Box::new(problem.because(vec![text])))
         }
         _ if seat.is_refused() => busy(),
-        Ok(Err(text)) => Answer::Failed(StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned(), text]),
+        Ok(Err(text)) => Answer::bad_request(Some(text)),
         Ok(Ok(body)) => dispatch(&head, &body, shared).await,
     };
-    let mut response = answer.into_response();
+    let mut response = answer.into_response(ErrorShape::of(&head.headers));
     seat.has_answer();
     if !closes {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("keep-alive"));
@@ -216,60 +164,7 @@ async fn answer(request: Request<Incoming>, shared: &Shared, seat: &Seat) -> Res
     response
 }
 
-/// What a path names.
-enum Route {
-    Ping,
-    Info,
-    FtStatus,
-    FtEvents,
-    Counters,
-    Create,
-    VmmShutdown,
-    FtProtect,
-    /// A change without parameters.
-    Plain(ApiRequest),
-    /// As above, of the engine.
-    Ft(FtCall),
-}
-
-impl Route {
-    fn of(path: &str) -> Option<Self> {
-        Some(match path.strip_prefix(BASE)? {
-            "vmm.ping" => Self::Ping,
-            "vmm.shutdown" => Self::VmmShutdown,
-            "vm.info" => Self::Info,
-            "vm.counters" => Self::Counters,
-            "vm.create" => Self::Create,
-            "vm.boot" => Self::Plain(ApiRequest::Boot),
-            "vm.shutdown" => Self::Plain(ApiRequest::Shutdown),
-            "vm.reboot" => Self::Plain(ApiRequest::Reboot),
-            "vm.delete" => Self::Plain(ApiRequest::Delete),
-            "vm.pause" => Self::Plain(ApiRequest::Pause),
-            "vm.resume" => Self::Plain(ApiRequest::Resume),
-            "vm.power-button" => Self::Plain(ApiRequest::PowerButton),
-            // The second is what the client library on crates.io asks for.
-            "vm.nmi" | "vmm.nmi" => Self::Plain(ApiRequest::Nmi),
-            "ft.status" => Self::FtStatus,
-            "ft.events" => Self::FtEvents,
-            "ft.protect" => Self::FtProtect,
-            "ft.stop" => Self::Ft(FtCall::Stop),
-            "ft.suspend" => Self::Ft(FtCall::Suspend),
-            "ft.resume" => Self::Ft(FtCall::Resume),
-            "ft.switchover" => Self::Ft(FtCall::Switchover),
-            "ft.test-failover" => Self::Ft(FtCall::TestFailover),
-            _ => return None,
-        })
-    }
-
-    fn method(&self) -> Method {
-        match self {
-            Self::Ping | Self::Info | Self::FtStatus | Self::FtEvents | Self::Counters => Method::GET,
-            Self::Create | Self::VmmShutdown | Self::FtProtect | Self::Plain(_) | Self::Ft(_) => Method::PUT,
-        }
-    }
-}
-
-/// Calls that Cloud Hypervisor has and this VMM has not, and the way out.
+/// Calls that Cloud Hypervisor has and this VMM has not, and what to do instead.
 const NOT_HERE: [(&str, &[&str]); 4] = [
     (
         "devices cannot be added or removed; name them all in vm.create",
@@ -295,9 +190,10 @@ const NOT_HERE: [(&str, &[&str]); 4] = [
 fn unknown(path: &str) -> Answer {
     let call = path.strip_prefix(BASE).and_then(|path| path.strip_prefix("vm.")).unwrap_or_default();
     match NOT_HERE.iter().find(|(_, calls)| calls.contains(&call)) {
-        Some((way_out, _)) => {
-            let texts = vec![format!("Pollux does not support vm.{call}"), (*way_out).to_owned()];
-            Answer::api_error(texts, StatusCode::INTERNAL_SERVER_ERROR)
+        Some((hint, _)) => {
+            let title = format!("Pollux does not support vm.{call}");
+            let problem = Problem::new(500, "not-supported", Blame::Request, title);
+            Answer::Refused(Box::new(problem.because(vec![(*hint).to_owned()])))
         }
         None => Answer::not_found(),
     }
@@ -319,39 +215,53 @@ async fn receive(mut body: Incoming) -> Result<Vec<u8>, String> {
 }
 
 async fn dispatch(head: &Parts, body: &[u8], shared: &Shared) -> Answer {
-    if head.method != Method::GET && head.method != Method::PUT {
-        return Answer::bad_request();
-    }
-    let Some(route) = Route::of(head.uri.path()).filter(|_| head.uri.query().is_none()) else {
-        return unknown(head.uri.path());
+    let method = match head.method {
+        Method::GET => routes::Method::Get,
+        Method::PUT => routes::Method::Put,
+        _ => return Answer::bad_request(None),
     };
-    if head.method != route.method() {
-        return Answer::bad_request();
+    let path = head.uri.path();
+    let Some(route) = path.strip_prefix(BASE).and_then(Route::named).filter(|_| head.uri.query().is_none()) else {
+        return unknown(path);
+    };
+    match route.body() {
+        _ if method != route.method() => return Answer::bad_request(None),
+        Body::None if !body.is_empty() => return Answer::bad_request(None),
+        Body::Required if body.is_empty() => return Answer::NoBody,
+        Body::None | Body::Optional | Body::Required => {}
     }
+    perform(route, body, shared).await
+}
+
+/// Does what a request asks for, whose form has been looked at.
+async fn perform(route: Route, body: &[u8], shared: &Shared) -> Answer {
     let request = match route {
-        Route::Create if body.is_empty() => return Answer::Failed(StatusCode::BAD_REQUEST, Vec::new()),
-        // By the peers that the VMM was started with.
-        Route::FtProtect if body.is_empty() => return ft_call(shared, FtCall::Protect(None)).await,
-        Route::Create => serde_json::from_slice(body).map(ApiRequest::Create),
-        Route::FtProtect => match serde_json::from_slice(body) {
-            Ok(options) => return ft_call(shared, FtCall::Protect(Some(options))).await,
-            Err(error) => Err(error),
+        Route::VmmPing => return Answer::json(&ping()),
+        Route::VmInfo => return info(shared),
+        Route::FtStatus => return ft_query(shared, |ft| Answer::json(&ft.status())),
+        Route::FtEvents => return ft_query(shared, |ft| Answer::json(&ft.events())),
+        Route::FtProtect => return protect(shared, body).await,
+        Route::FtStop => return ft_call(shared, Call::Stop).await,
+        Route::FtSuspend => return ft_call(shared, Call::Suspend).await,
+        Route::FtResume => return ft_call(shared, Call::Resume).await,
+        Route::FtSwitchover => return ft_call(shared, Call::Switchover).await,
+        Route::FtTestFailover => return ft_call(shared, Call::TestFailover).await,
+        Route::VmCreate => match serde_json::from_slice(body) {
+            Ok(config) => ApiRequest::Create(config),
+            Err(error) => return Answer::not_deserialized(&error),
         },
-        _ if !body.is_empty() => return Answer::bad_request(),
-        Route::Ping => return ping(),
-        Route::Info => return info(shared),
-        Route::FtStatus | Route::FtEvents => return ft_query(shared, &route),
-        Route::Counters => Ok(ApiRequest::Counters),
-        Route::VmmShutdown => Ok(ApiRequest::VmmShutdown),
-        Route::Plain(request) => Ok(request),
-        Route::Ft(call) => return ft_call(shared, call).await,
+        Route::VmCounters => ApiRequest::Counters,
+        Route::VmmShutdown => ApiRequest::VmmShutdown,
+        Route::VmBoot => ApiRequest::Boot,
+        Route::VmShutdown => ApiRequest::Shutdown,
+        Route::VmReboot => ApiRequest::Reboot,
+        Route::VmDelete => ApiRequest::Delete,
+        Route::VmPause => ApiRequest::Pause,
+        Route::VmResume => ApiRequest::Resume,
+        Route::VmPowerButton => ApiRequest::PowerButton,
+        Route::VmNmi => ApiRequest::Nmi,
     };
-    match request {
-        Ok(request) => forward(shared, request).await,
-        Err(error) => {
-            Answer::Failed(StatusCode::BAD_REQUEST, vec!["Failed to deserialize JSON".to_owned(), error.to_string()])
-        }
-    }
+    forward(shared, request).await
 }
 
 async fn forward(shared: &Shared, request: ApiRequest) -> Answer {
@@ -364,50 +274,48 @@ async fn forward(shared: &Shared, request: ApiRequest) -> Answer {
     }
 }
 
-async fn ft_call(shared: &Shared, call: FtCall) -> Answer {
+async fn ft_call(shared: &Shared, call: Call) -> Answer {
     match super::ft::call(shared, call).await {
         Ok(()) => Answer::Done,
         Err(error) => failed(&error),
     }
 }
 
-fn failed(error: &ApiError) -> Answer {
-    let status = match error.reason() {
-        VmmError::NotCreated => StatusCode::NOT_FOUND,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    let texts = match error.reason() {
-        // A list, not a chain: every reason is one string.
-        VmmError::Ft(reasons) => std::iter::once(error.to_string()).chain(reasons.iter().cloned()).collect(),
-        _ => host_kit::error::causes(error),
-    };
-    Answer::api_error(texts, status)
+/// By the peers that the VMM was started with, unless the body names one.
+async fn protect(shared: &Shared, body: &[u8]) -> Answer {
+    if body.is_empty() {
+        return ft_call(shared, Call::Protect(None)).await;
+    }
+    match serde_json::from_slice(body) {
+        Ok(options) => ft_call(shared, Call::Protect(Some(options))).await,
+        Err(error) => Answer::not_deserialized(&error),
+    }
 }
 
-fn ping() -> Answer {
-    Answer::json(&json!({
-        "build_version": format!("v{CH_VERSION}-pollux-{}", env!("CARGO_PKG_VERSION")),
-        "version": CH_VERSION,
-        "pid": std::process::id(),
-        "features": ["kvm", "ft"],
-    }))
+fn failed(error: &ApiError) -> Answer {
+    Answer::Refused(Box::new(error.problem()))
+}
+
+fn ping() -> Ping {
+    Ping {
+        build_version: format!("v{CH_VERSION}-pollux-{}", env!("CARGO_PKG_VERSION")),
+        features: ["kvm", "ft"].map(str::to_owned).into(),
+        pid: std::process::id(),
+        version: CH_VERSION.to_owned(),
+    }
 }
 
 fn info(shared: &Shared) -> Answer {
     match &shared.snapshot().vm {
         Some(vm) => Answer::json(vm),
-        None => {
-            let texts = vec!["The VM info is not available".to_owned(), VmmError::NotCreated.to_string()];
-            Answer::api_error(texts, StatusCode::NOT_FOUND)
-        }
+        None => failed(&ApiError::because("The VM info is not available", VmmError::NotCreated)),
     }
 }
 
-fn ft_query(shared: &Shared, route: &Route) -> Answer {
+fn ft_query(shared: &Shared, show: impl FnOnce(&dyn Control) -> Answer) -> Answer {
     let snapshot = shared.snapshot();
     match &snapshot.ft {
-        Some(ft) if matches!(route, Route::FtEvents) => Answer::json(&ft.events()),
-        Some(ft) => Answer::json(&ft.status()),
-        None => failed(&ApiError { failure: "The protection status is not available", source: absent(&snapshot) }),
+        Some(ft) => show(&**ft),
+        None => failed(&ApiError::because("The protection status is not available", absent(&snapshot))),
     }
 }

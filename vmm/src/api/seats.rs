@@ -1,7 +1,7 @@
 //! Who may be connected to the API, and for how long without asking for anything.
 //!
-//! In: new connections, and how far each has come with its request. Out: a seat each, and word to those that must go. Never: a client
-//! that is served made to go, or kept out by clients that are not.
+//! In: new connections, and how far each has come with its request. Out: a seat each, and word to those that
+//! must go. Never: a client that is served made to go, or kept out by clients that are not.
 
 use std::io;
 use std::pin::Pin;
@@ -70,8 +70,8 @@ impl State {
 pub struct Seats(Arc<Mutex<Vec<Arc<State>>>>);
 
 impl Seats {
-    /// A seat for a new connection. If all are taken, whoever has kept us waiting for longest has to leave his; if all are being
-    /// served, the new one is to be refused. `None`: there are even too many of those.
+    /// A seat for a new connection. If all are taken, whoever has kept us waiting for longest has to leave
+    /// his; if all are being served, the new one is to be refused. `None`: there are even too many of those.
     #[must_use]
     pub fn take(&self) -> Option<Seat> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,7 +139,8 @@ impl Seat {
         self.0.state.enter(Phase::Idle);
     }
 
-    /// Returns when this connection must go: somebody else needs its seat, or a head does not come to its end.
+    /// Returns when this connection must go: somebody else needs its seat, or a head does not come to its
+    /// end.
     pub async fn must_leave(&self) {
         let state = &self.0.state;
         loop {

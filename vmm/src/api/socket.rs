@@ -1,7 +1,7 @@
 //! The API's listening socket: made at a path that only we use, or inherited.
 //!
-//! Who holds the lock on `PATH.lock` owns `PATH`, so a socket file that was left behind by a killed VMM can be told from one
-//! in use and removed. Both files go away with [`ApiSocket`].
+//! Who holds the lock on `PATH.lock` owns `PATH`, so a socket file that was left behind by a killed VMM can
+//! be told from one in use and removed. Both files go away with [`ApiSocket`].
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-use crate::options::{OptionError, Options};
+use pollux_api::options::{OptionError, Options};
 
 /// Where the API listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,7 +170,8 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
             Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
-        // Its owner may have removed the file between our open and our lock: then we hold a lock that nobody else sees.
+        // Its owner may have removed the file between our open and our lock: then we hold a lock that nobody
+        // else sees.
         match std::fs::metadata(path) {
             Ok(named) if named.ino() == file.metadata()?.ino() => return Ok(Some(file)),
             Ok(_) => {}
@@ -180,8 +181,8 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Removes the socket of a VMM that is no more. Holding the lock proves that none of ours listens on it; connecting, that
-/// nobody else does.
+/// Removes the socket of a VMM that is no more. Holding the lock proves that none of ours listens on it;
+/// connecting, that nobody else does.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let failed = |source| SocketError::Bind { path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
@@ -202,7 +203,8 @@ fn inherit(fd: RawFd) -> io::Result<UnixListener> {
     if !nix::sys::socket::getsockopt(&own, nix::sys::socket::sockopt::AcceptConn)? {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen"));
     }
-    // SAFETY: the number was passed for us to own, it is open (the duplication succeeded), and nothing else here uses it.
+    // SAFETY: the number was passed for us to own, it is open (the duplication succeeded), and nothing else
+    // here uses it.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(UnixListener::from(own))
 }

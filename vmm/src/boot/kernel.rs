@@ -1,7 +1,8 @@
 //! Kernel and initramfs: checked when the VM is built, loaded at every boot.
 //!
-//! In: the files of the payload. Out: an [`Entry`], and the initramfs' place. Never: a half-loaded guest; sizes, offsets and
-//! addresses are all checked before the first byte is written, and files that changed meanwhile are an error.
+//! In: the files of the payload. Out: an [`Entry`], and the initramfs' place. Never: a half-loaded guest;
+//! sizes, offsets and addresses are all checked before the first byte is written, and files that changed
+//! meanwhile are an error.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -15,8 +16,8 @@ use linux_loader::loader::{KernelLoader, load_cmdline};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::config::PayloadConfig;
-use crate::memory::guest::{GuestMemory, GuestRam};
-use crate::memory::layout::{self, PAGE_SIZE};
+use crate::machine::memory::guest::{GuestMemory, GuestRam};
+use crate::machine::memory::layout::{self, PAGE_SIZE};
 
 /// Why there is nothing to boot.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +74,7 @@ pub enum BootError {
     Write(#[source] vm_memory::GuestMemoryError),
     /// The boot vCPU did not take its registers.
     #[error("cannot set the boot registers")]
-    Registers(#[source] crate::cpu::CpuError),
+    Registers(#[source] crate::machine::cpu::CpuError),
 }
 
 /// How the guest is entered.

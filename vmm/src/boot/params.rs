@@ -7,8 +7,8 @@ use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_st
 use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::{BootError, Entry, Initramfs, Loaded};
-use crate::memory::guest::{GuestMemory, GuestRam};
-use crate::memory::layout;
+use crate::machine::memory::guest::{GuestMemory, GuestRam};
+use crate::machine::memory::layout;
 
 /// Same numbers in e820 and in PVH's map.
 const RAM: u32 = 1;
@@ -140,8 +140,8 @@ pub fn write_gdt(ram: &GuestRam) -> Result<(), BootError> {
     ram.write_obj(0_u64, GuestAddress(layout::BOOT_IDT)).map_err(BootError::Write)
 }
 
-/// Writes what stands for a BIOS: code at the reset vector that resets by the keyboard controller. Linux takes this way when
-/// ACPI is hardware-reduced, as it then only knows EFI's reset and the BIOS.
+/// Writes what stands for a BIOS: code at the reset vector that resets by the keyboard controller. Linux
+/// takes this way when ACPI is hardware-reduced, as it then only knows EFI's reset and the BIOS.
 ///
 /// # Errors
 /// When guest memory does not take it.
@@ -188,7 +188,7 @@ pub fn set_registers(vcpu: &VcpuFd, entry: &Entry) -> Result<(), kvm_ioctls::Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::guest::RamOptions;
+    use crate::machine::memory::guest::RamOptions;
 
     #[test]
     fn the_map_leaves_the_hole_and_the_tables_out() {

@@ -6,19 +6,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ft_proto::device_ctl::DeviceInfo;
+use pollux_api::limits::PROCESS_QUEUES_MAX;
 
 use crate::config::{DiskConfig, DiskPurpose, NetConfig, VhostMode};
-use crate::device_process::{ChildExits, DeviceProcess};
-use crate::devices::DeviceError;
-use crate::memory::guest::GuestRam;
+use crate::devices::error::DeviceError;
+use crate::machine::memory::guest::GuestRam;
+use crate::process::{ChildExits, DeviceProcess};
 use crate::vhost_user::{DirtyLog, Kind, Link, NetOptions, VhostUserDevice, Watchdog};
 
 /// Program that serves disks.
 pub(crate) const DISK_PROGRAM: &str = "vhost-user-blk-repl";
 /// Program that serves network cards.
 const NET_PROGRAM: &str = "vhost-user-net-buffer";
-/// Most queues of a device, so that its interrupts' pending bits fit one word.
-const QUEUES_MAX: usize = 62;
 
 /// Where a device's queues are served.
 pub(super) enum Backend {
@@ -134,8 +133,8 @@ fn missing(field: String) -> DeviceError {
 }
 
 fn check_queues(field: &str, count: usize, unit: usize) -> Result<(), DeviceError> {
-    if count == 0 || count > QUEUES_MAX || !count.is_multiple_of(unit) {
-        let problem = format!("must be a multiple of {unit} from {unit} to {QUEUES_MAX}, not {count}");
+    if count == 0 || count > PROCESS_QUEUES_MAX || !count.is_multiple_of(unit) {
+        let problem = format!("must be a multiple of {unit} from {unit} to {PROCESS_QUEUES_MAX}, not {count}");
         return Err(DeviceError::Config { field: field.to_owned(), problem });
     }
     Ok(())

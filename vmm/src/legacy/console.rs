@@ -1,11 +1,13 @@
 //! Where the bytes of a serial line go, and that they go nowhere before they may.
 //!
-//! In: bytes the guest wrote. Out: bytes on a terminal or in a file. Never: while holding, a byte that was not released, since what
-//! a guest prints is output like a packet; and nobody but the thread that writes ever waits for a terminal or file.
+//! In: bytes the guest wrote. Out: bytes on a terminal or in a file. Never: while holding, a byte that was
+//! not released, since what a guest prints is output like a packet; and nobody but the thread that writes
+//! ever waits for a terminal or file.
 //!
-//! Holding is by number: bytes are tagged with the number in force when they were written, `release(n)` lets go of those with
-//! tags up to n. What is let go, and what is not held, waits in a buffer for the thread that writes it. Both are bounded: what does
-//! not fit is lost, as on a real line without flow control, and counted.
+//! Holding is by number: bytes are tagged with the number in force when they were written, `release(n)` lets
+//! go of those with tags up to n. What is let go, and what is not held, waits in a buffer for the thread that
+//! writes it. Both are bounded: what does not fit is lost, as on a real line without flow control, and
+//! counted.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -17,7 +19,8 @@ use host_kit::log_limit::Limit;
 
 /// The most bytes that are held.
 const HELD_MAX: usize = 4 << 20;
-/// The most bytes that wait to be written. No less than are held, so that a release loses nothing if the sink keeps up.
+/// The most bytes that wait to be written. No less than are held, so that a release loses nothing if the sink
+/// keeps up.
 const READY_MAX: usize = HELD_MAX;
 /// The most bytes that are handed to the sink at once.
 const WRITE_MAX: usize = 64 << 10;
@@ -172,7 +175,8 @@ impl ConsoleOut {
         }
     }
 
-    /// From now on `told` hears the number of output that is held, once for each number, on the thread that writes it.
+    /// From now on `told` hears the number of output that is held, once for each number, on the thread that
+    /// writes it.
     pub fn on_held(&self, told: impl Fn(u64) + Send + Sync + 'static) {
         self.shared.lock().on_held = Some(Arc::new(told));
     }

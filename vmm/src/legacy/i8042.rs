@@ -1,7 +1,7 @@
 //! The keyboard controller, of which only the reset line is left.
 
-use crate::bus::BusDevice;
-use crate::cpu::{GuestEvent, OnGuestEvent};
+use crate::machine::bus::BusDevice;
+use crate::machine::cpu::{GuestEvent, OnGuestEvent};
 
 /// Offsets from port 0x61.
 const PORT_B: u64 = 0;

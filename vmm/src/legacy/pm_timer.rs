@@ -1,13 +1,14 @@
 //! The ACPI power management timer: 32 bits at 3.579545 MHz, read-only, without interrupt.
 //!
-//! It tells kvmclock in other units. So it needs no state of its own: it pauses, and goes on on another host, with the guest's
-//! clocks. Firmware waits by it, and a kernel that does without kvmclock finds out by it how fast the time stamp counter is.
+//! It tells kvmclock in other units. So it needs no state of its own: it pauses, and goes on on another host,
+//! with the guest's clocks. Firmware waits by it, and a kernel that does without kvmclock finds out by it how
+//! fast the time stamp counter is.
 
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
-use crate::bus::BusDevice;
+use crate::machine::bus::BusDevice;
 
 /// Ticks a second.
 const FREQUENCY: u64 = 3_579_545;
@@ -57,7 +58,7 @@ mod tests {
     const HOUR: u64 = 3600 * NANOSECONDS;
 
     fn timer() -> PmTimer {
-        let vm = crate::kvm::open().unwrap().create_vm().unwrap();
+        let vm = crate::machine::kvm::open().unwrap().create_vm().unwrap();
         vm.create_irq_chip().unwrap();
         PmTimer::new(Arc::new(vm))
     }

@@ -2,11 +2,11 @@
 //!
 //! In: the guest's writes; presses of the button. Out: [`GuestEvent`]s; an edge on the GED's pin.
 
-use crate::bus::BusDevice;
-use crate::cpu::{GuestEvent, OnGuestEvent};
-use crate::ioapic::Pin;
-use crate::irq::IrqError;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::machine::bus::BusDevice;
+use crate::machine::cpu::{GuestEvent, OnGuestEvent};
+use crate::machine::ioapic::Pin;
+use crate::machine::irq::IrqError;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 
 /// Value that resets, in the reset register.
 pub const RESET_VALUE: u8 = 1;

@@ -1,15 +1,15 @@
 //! The CMOS clock: the host's time in UTC, and a few bytes of memory.
 //!
-//! In: index and data port accesses. Out: the host's time; a reset, when the guest asks the firmware for one. Never: a changed
-//! clock; setting the time has no effect.
+//! In: index and data port accesses. Out: the host's time; a reset, when the guest asks the firmware for one.
+//! Never: a changed clock; setting the time has no effect.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bus::BusDevice;
-use crate::cpu::{GuestEvent, OnGuestEvent};
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::machine::bus::BusDevice;
+use crate::machine::cpu::{GuestEvent, OnGuestEvent};
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 
 const ID: &str = "cmos";
 const VERSION: u16 = 1;
@@ -41,7 +41,8 @@ struct Registers {
     /// The index was written with NMIs masked.
     nmi_masked: bool,
     status_b: u8,
-    /// Bytes without a meaning here, from 0x0e on; 128 of them, a list only because serde has no arrays that long.
+    /// Bytes without a meaning here, from 0x0e on; 128 of them, a list only because serde has no arrays that
+    /// long.
     ram: Vec<u8>,
 }
 
@@ -49,7 +50,7 @@ impl Registers {
     fn new(ram_size: u64) -> Self {
         let mut ram = vec![0; 128];
         // Memory above 16 MiB below the hole in units of 64 KiB, and above 4 GiB in the same.
-        let below = ram_size.min(crate::memory::layout::HOLE_START);
+        let below = ram_size.min(crate::machine::memory::layout::HOLE_START);
         let low = below.saturating_sub(16 << 20).div_euclid(64 << 10).min(0xffff) as u16;
         let high = ((ram_size - below) / (64 << 10)).min(0xff_ffff) as u32;
         ram[0x34..0x36].copy_from_slice(&low.to_le_bytes());
@@ -121,8 +122,8 @@ impl BusDevice for Rtc {
         match (offset, self.registers.index) {
             // The top bit masks NMIs, of which there are none.
             (0, _) => (self.registers.index, self.registers.nmi_masked) = (value & 0x7f, value & 0x80 != 0),
-            // Linux is about to jump to the firmware's reset entry, where there is no firmware. With NMIs not masked it only
-            // cleans up after starting a CPU.
+            // Linux is about to jump to the firmware's reset entry, where there is no firmware. With NMIs not
+            // masked it only cleans up after starting a CPU.
             (_, SHUTDOWN_STATUS) if *value == 0 && self.registers.nmi_masked => (self.on_event)(GuestEvent::Reset),
             (_, STATUS_B) => self.registers.status_b = value & (B_24H | B_BINARY),
             (_, index) if index > STATUS_D && index != CENTURY => {

@@ -1,6 +1,7 @@
 //! COM1: a 16550 at port 0x3f8, its output to a [`ConsoleOut`], its input from a terminal.
 //!
-//! In: the guest's port accesses; keys. Out: bytes for the console, edges on pin 4. Never: a terminal left in raw mode.
+//! In: the guest's port accesses; keys. Out: bytes for the console, edges on pin 4. Never: a terminal left in
+//! raw mode.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -19,10 +20,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::terminal::Terminal;
 
 use super::console::ConsoleOut;
-use crate::bus::BusDevice;
 use crate::config::{ConsoleOutputMode, SerialConfig};
-use crate::ioapic::Pin;
-use crate::state::{Saved, StateError, StateReader, StateWriter};
+use crate::machine::bus::BusDevice;
+use crate::machine::ioapic::Pin;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 
 /// Name of the device: of its section in the saved state, and of its counters.
 pub const ID: &str = "__serial";
@@ -222,7 +223,8 @@ impl Drop for RawMode {
 }
 
 impl Line {
-    /// Opens what `config` says; `None` for mode `Off`. A new pseudo terminal's path is put into `config.file`.
+    /// Opens what `config` says; `None` for mode `Off`. A new pseudo terminal's path is put into
+    /// `config.file`.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -279,8 +281,8 @@ impl Line {
     }
 }
 
-/// The file for the output, emptied. A FIFO that nobody reads is an error: to wait for a reader would hold up everybody who wants
-/// something of this VMM. Writing to it may wait again, on a thread of its own.
+/// The file for the output, emptied. A FIFO that nobody reads is an error: to wait for a reader would hold up
+/// everybody who wants something of this VMM. Writing to it may wait again, on a thread of its own.
 fn create(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
@@ -408,11 +410,11 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::ioapic::Ioapic;
-    use crate::irq::IrqManager;
+    use crate::machine::ioapic::Ioapic;
+    use crate::machine::irq::IrqManager;
 
     fn port(out: Arc<ConsoleOut>) -> SerialPort {
-        let vm = Arc::new(crate::kvm::open().unwrap().create_vm().unwrap());
+        let vm = Arc::new(crate::machine::kvm::open().unwrap().create_vm().unwrap());
         let ioapic = Arc::new(Mutex::new(Ioapic::new(Arc::new(IrqManager::new(vm).unwrap()))));
         SerialPort::new(Pin::new(ioapic, 4), out).unwrap()
     }

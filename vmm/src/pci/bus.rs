@@ -1,12 +1,13 @@
 //! PCI bus 0 of segment 0: which function sits in which slot, and the two ways to its configuration space.
 //!
-//! In: ECAM accesses, and the address and data ports 0xcf8-0xcff. Out: calls of the functions. The host bridge is slot 0.
+//! In: ECAM accesses, and the address and data ports 0xcf8-0xcff. Out: calls of the functions. The host
+//! bridge is slot 0.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::bus::BusDevice;
+use crate::machine::bus::BusDevice;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use crate::pci::config_space::{ConfigSpace, Identity, SavedConfig};
-use crate::state::{Saved, StateError, StateReader, StateWriter};
 
 /// Slots of a bus.
 pub const SLOTS: usize = 32;

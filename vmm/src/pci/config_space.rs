@@ -1,7 +1,7 @@
 //! The 256 bytes of configuration space of one PCI function, with a write mask for every byte.
 //!
-//! In: reads and writes of any width. Out: the current bytes. Never: a side effect; whoever owns the function looks at the
-//! command register, the BARs and its capabilities after a write and acts.
+//! In: reads and writes of any width. Out: the current bytes. Never: a side effect; whoever owns the function
+//! looks at the command register, the BARs and its capabilities after a write and acts.
 
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +87,8 @@ impl ConfigSpace {
         space.set(COMMAND, &COMMAND_MEMORY.to_le_bytes());
         space.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         space.allow(INTERRUPT_LINE, &[0xff]);
-        // Cache line size and latency timer mean nothing here, but drivers expect to read back what they wrote.
+        // Cache line size and latency timer mean nothing here, but drivers expect to read back what they
+        // wrote.
         space.allow(0x0c, &[0xff, 0xff]);
         space
     }
@@ -109,7 +110,8 @@ impl ConfigSpace {
         u64::from_le_bytes(raw) & !0xf
     }
 
-    /// Appends a capability: `body` follows the id and the next pointer; `writable` masks the first bytes of the body.
+    /// Appends a capability: `body` follows the id and the next pointer; `writable` masks the first bytes of
+    /// the body.
     ///
     /// # Errors
     /// When the 256 bytes are used up.

@@ -1,4 +1,5 @@
-//! PCI: one bus of plain functions, reached through ECAM and the 0xcf8 ports. No bridges, no INTx, no hotplug.
+//! PCI: one bus of plain functions, reached through ECAM and the 0xcf8 ports. No bridges, no INTx, no
+//! hotplug.
 
 pub mod bar;
 pub mod bus;

@@ -1,7 +1,8 @@
 //! MSI-X: the table, the pending bits, and the lines behind the vectors.
 //!
-//! In: guest accesses to table, pending bits and message control. Out: routes and masks of the interrupt lines. Never: a lost
-//! signal; while a vector is masked its signals wait in the line's eventfd, and that is what the pending bit shows.
+//! In: guest accesses to table, pending bits and message control. Out: routes and masks of the interrupt
+//! lines. Never: a lost signal; while a vector is masked its signals wait in the line's eventfd, and that is
+//! what the pending bit shows.
 
 use std::borrow::Cow;
 use std::io;
@@ -9,7 +10,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::irq::{IrqError, MsiLine};
+use crate::machine::irq::{IrqError, MsiLine};
 
 /// Bytes of a table entry: address (8), data (4), vector control (4).
 pub const ENTRY_SIZE: u64 = 16;
@@ -128,7 +129,8 @@ impl Msix {
         data.copy_from_slice(&raw[at..at + data.len()]);
     }
 
-    /// Guest write of the table: aligned double and quad words, as the specification demands; others are dropped.
+    /// Guest write of the table: aligned double and quad words, as the specification demands; others are
+    /// dropped.
     pub fn write_table(&mut self, offset: u64, data: &[u8]) {
         let Some((index, at)) = self.locate(offset, data.len()) else { return };
         for (i, word) in data.chunks_exact(4).enumerate() {
@@ -213,8 +215,8 @@ impl Msix {
         }
     }
 
-    /// Tells a line what its entry says. A kernel that refuses leaves the vector dead, which only the guest can notice; so
-    /// it is logged and the VM goes on.
+    /// Tells a line what its entry says. A kernel that refuses leaves the vector dead, which only the guest
+    /// can notice; so it is logged and the VM goes on.
     fn apply(&mut self, index: usize) {
         let Entry { address, data, .. } = self.entries[index];
         let wanted = (!self.masked(index)).then_some((address, data));

@@ -1,7 +1,8 @@
-//! A virtio device whose queues are served by a vhost-user backend: one code for disks, network cards and all others.
+//! A virtio device whose queues are served by a vhost-user backend: one code for disks, network cards and all
+//! others.
 //!
-//! In: the driver's set-up, kicks of the control queue. Out: requests on the [`Link`]. Network cards have their
-//! configuration and their control queue here, everything else comes from the backend.
+//! In: the driver's set-up, kicks of the control queue. Out: requests on the [`Link`]. Network cards have
+//! their configuration and their control queue here, everything else comes from the backend.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,10 +13,11 @@ use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
 use virtio_bindings::virtio_net as net;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
+use crate::vhost_user::error::VhostUserError;
 use crate::vhost_user::link::{Link, Start};
+use crate::vhost_user::log::DirtyLog;
 use crate::vhost_user::net_control::{self, Command};
-use crate::vhost_user::{DirtyLog, VhostUserError};
 use crate::virtio::local_queue::LocalQueue;
 use crate::virtio::state::DeviceState;
 use crate::virtio::{ActiveQueue, F_EVENT_IDX, F_VERSION_1, RING_FEATURES, VirtioDevice, VirtioError};
@@ -181,8 +183,8 @@ impl VhostUserDevice {
         })
     }
 
-    /// Index of the control queue, if there is one, for a driver that has taken `features`: it comes after the pairs that the
-    /// driver can use (virtio 1.2, 5.1.2).
+    /// Index of the control queue, if there is one, for a driver that has taken `features`: it comes after
+    /// the pairs that the driver can use (virtio 1.2, 5.1.2).
     fn control_index(&self, features: u64) -> Option<u16> {
         match &self.kind {
             Kind::Net(_) if features & bit(net::VIRTIO_NET_F_MQ) == 0 => Some(2),

@@ -1,9 +1,10 @@
 //! The connection to one backend: handshake, vrings, dirty log.
 //!
-//! In: what the virtio device wants. Out: vhost-user requests. Never: an endless wait; every exchange has a limit, after
-//! which the connection is cut. Requests are sent in one go without asking for an acknowledgement each, and closed by one
-//! question whose answer proves that all before it have been carried out: backends that cannot acknowledge work the same
-//! way, and a takeover pays for one round trip instead of a dozen.
+//! In: what the virtio device wants. Out: vhost-user requests. Never: an endless wait; every exchange has a
+//! limit, after which the connection is cut. Requests are sent in one go without asking for an
+//! acknowledgement each, and closed by one question whose answer proves that all before it have been carried
+//! out: backends that cannot acknowledge work the same way, and a takeover pays for one round trip instead of
+//! a dozen.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -19,8 +20,10 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
-use crate::vhost_user::{DirtyLog, VhostUserError, Watchdog};
+use crate::machine::memory::guest::GuestRam;
+use crate::vhost_user::error::VhostUserError;
+use crate::vhost_user::log::DirtyLog;
+use crate::vhost_user::watchdog::Watchdog;
 use crate::virtio::ActiveQueue;
 
 /// How long a backend may take to answer.
@@ -64,7 +67,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects to the backend of device `id` that listens at `path`. One that is just starting is waited for.
+    /// Connects to the backend of device `id` that listens at `path`. One that is just starting is waited
+    /// for.
     ///
     /// # Errors
     /// When nobody listens there.
@@ -104,9 +108,9 @@ impl Link {
         result.map_err(failed)
     }
 
-    /// Makes the acquaintance of the backend at the other end of `stream`, for a device with `queues` queues. `name` says
-    /// in errors where it is. Features are exchanged and guest memory is handed over, so that nothing but the vrings is left
-    /// to do when the driver is ready.
+    /// Makes the acquaintance of the backend at the other end of `stream`, for a device with `queues` queues.
+    /// `name` says in errors where it is. Features are exchanged and guest memory is handed over, so that
+    /// nothing but the vrings is left to do when the driver is ready.
     ///
     /// # Errors
     /// When it does not answer as it should, or has not enough queues.
@@ -247,11 +251,12 @@ impl Link {
         Ok(())
     }
 
-    /// Switches the logging of writes to guest memory into `log`, on a backend that can. `running` are the driver's
-    /// features if there is a driver.
+    /// Switches the logging of writes to guest memory into `log`, on a backend that can. `running` are the
+    /// driver's features if there is a driver.
     ///
-    /// The vrings need no new `SET_VRING_ADDR`: they have had the log flag from the start, and it means nothing until
-    /// `VHOST_F_LOG_ALL` is set. Sending it now would race with a backend that is using the ring.
+    /// The vrings need no new `SET_VRING_ADDR`: they have had the log flag from the start, and it means
+    /// nothing until `VHOST_F_LOG_ALL` is set. Sending it now would race with a backend that is using the
+    /// ring.
     ///
     /// # Errors
     /// When the backend does not do it.
@@ -308,8 +313,8 @@ impl Link {
         self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0
     }
 
-    /// What goes into `SET_FEATURES` for a driver that took `features`: those of the backend among them, and the two bits
-    /// that belong to vhost-user itself.
+    /// What goes into `SET_FEATURES` for a driver that took `features`: those of the backend among them, and
+    /// the two bits that belong to vhost-user itself.
     fn wire_features(&self, features: u64, log: bool) -> u64 {
         let log_all = if log { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
         (features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | log_all) & self.features

@@ -1,7 +1,8 @@
 //! The dirty log: one bitmap, one bit a guest page, that all backends of the VM set bits in.
 //!
-//! In: bits set by other processes through shared memory. Out: the words with bits, each handed out once. Made once and kept
-//! for the life of the VM, so that a backend is told of it once and a harvest is nothing but atomic swaps.
+//! In: bits set by other processes through shared memory. Out: the words with bits, each handed out once.
+//! Made once and kept for the life of the VM, so that a backend is told of it once and a harvest is nothing
+//! but atomic swaps.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhost::VhostUserDirtyLogRegion;
 
-use crate::memory::guest::seek;
-use crate::memory::layout::PAGE_SIZE;
+use crate::machine::memory::guest::seek;
+use crate::machine::memory::layout::PAGE_SIZE;
 
 /// Guest pages that one word stands for.
 const PAGES_PER_WORD: u64 = 64;
@@ -71,7 +72,8 @@ impl DirtyLog {
         VhostUserDirtyLogRegion { mmap_size: self.words as u64 * 8, mmap_offset: 0, mmap_handle: self.file.as_raw_fd() }
     }
 
-    /// Hands every word with bits to `take` as (first guest frame number, bits) and cleans it. Allocates nothing.
+    /// Hands every word with bits to `take` as (first guest frame number, bits) and cleans it. Allocates
+    /// nothing.
     pub fn harvest(&self, take: &mut dyn FnMut(u64, u64)) {
         for range in &self.in_ram {
             let mut at = range.start;
@@ -82,13 +84,13 @@ impl DirtyLog {
         }
     }
 
-    /// The first words of `range` whose page of the bitmap exists. Nobody has ever set a bit in the others, which are most of a
-    /// large memory's, and to look at them would make them.
+    /// The first words of `range` whose page of the bitmap exists. Nobody has ever set a bit in the others,
+    /// which are most of a large memory's, and reading them would allocate them.
     fn next_part(&self, range: Range<usize>) -> Option<Range<usize>> {
         if range.is_empty() {
             return None;
         }
-        // Who cannot tell looks at everything.
+        // If the kernel cannot tell, scan everything.
         let Ok(data) = seek(&self.file, range.start as u64 * 8, libc::SEEK_DATA) else { return Some(range) };
         let start = range.start.max(data? as usize / 8);
         let hole = seek(&self.file, start as u64 * 8, libc::SEEK_HOLE).ok().flatten();
@@ -98,7 +100,8 @@ impl DirtyLog {
 
     fn harvest_part(&self, part: Range<usize>, take: &mut dyn FnMut(u64, u64)) {
         for (block, words) in self.words()[part.clone()].chunks(BLOCK).enumerate() {
-            // Plain loads first: swapping every word would pull all of them into this CPU's cache for writing.
+            // Plain loads first: swapping every word would pull all of them into this CPU's cache for
+            // writing.
             if words.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0 {
                 continue;
             }
@@ -112,8 +115,8 @@ impl DirtyLog {
     }
 
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping has `words` words, lives as long as `self`, and is page aligned. Other processes change it too,
-        // with atomic instructions, which is what `AtomicU64` is for.
+        // SAFETY: the mapping has `words` words, lives as long as `self`, and is page aligned. Other
+        // processes change it too, with atomic instructions, which is what `AtomicU64` is for.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr(), self.words) }
     }
 }

@@ -1,4 +1,5 @@
-//! The control queue of a network card, which stays in the VMM: number of queue pairs, and the announcement after a move.
+//! The control queue of a network card, which stays in the VMM: number of queue pairs, and the announcement
+//! after a move.
 
 use std::io::{Read, Write};
 
@@ -7,7 +8,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_ERR, VIRTIO_NET_OK,
 };
 
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
 use crate::virtio::local_queue::Chain;
 
 /// What the driver asks for.
@@ -19,8 +20,8 @@ pub enum Command {
     SetPairs(u16),
 }
 
-/// Reads the command in `chain`, lets `handle` carry it out, and writes whether that went well. The bytes written are
-/// returned; a chain that is not a command gets an error if it has room for one.
+/// Reads the command in `chain`, lets `handle` carry it out, and writes whether that went well. The bytes
+/// written are returned; a chain that is not a command gets an error if it has room for one.
 pub fn serve(chain: Chain<'_>, ram: &GuestRam, handle: impl FnOnce(Command) -> bool) -> u32 {
     let done = read(chain.clone(), ram).is_some_and(handle);
     let status = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR } as u8;

@@ -1,7 +1,7 @@
 //! A limit on how long a backend may keep the VMM waiting.
 //!
-//! The vhost crate waits for replies without a limit. One thread for all devices shuts a connection down when its time is
-//! over, which ends the wait with an error. Silent and asleep as long as nothing is armed.
+//! The vhost crate waits for replies without a limit. One thread for all devices shuts a connection down when
+//! its time is over, which ends the wait with an error. Silent and asleep as long as nothing is armed.
 
 use std::io;
 use std::net::Shutdown;
@@ -53,7 +53,8 @@ impl Watchdog {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Runs `work`; if it takes longer than `limit`, `socket` is shut down meanwhile. True: that has happened.
+    /// Runs `work`; if it takes longer than `limit`, `socket` is shut down meanwhile. True: that has
+    /// happened.
     pub(super) fn limit<T>(&self, socket: &Arc<UnixStream>, limit: Duration, work: impl FnOnce() -> T) -> (T, bool) {
         let ticket = {
             let mut state = self.shared.lock();
@@ -135,7 +136,8 @@ mod tests {
             while dog.shared.lock().armed.is_empty() {
                 std::thread::yield_now();
             }
-            // Time for the watching thread to go to sleep until that limit; too little only makes the test easier.
+            // Time for the watching thread to go to sleep until that limit; too little only makes the test
+            // easier.
             std::thread::sleep(Duration::from_millis(100));
             let began = Instant::now();
             let (_, expired) = dog.limit(&quick, Duration::from_millis(20), || (&*quick).read(&mut [0; 1]));

@@ -1,14 +1,14 @@
 //! The common configuration register block of virtio-pci (virtio 1.2, 4.1.4.3): negotiation and queue set-up.
 //!
-//! In: guest accesses. Out: a [`Change`] where the transport has to act. Never: a queue that the driver changes under a
-//! running device; writes after `DRIVER_OK` and to enabled queues are dropped.
+//! In: guest accesses. Out: a [`Change`] where the transport has to act. Never: a queue that the driver
+//! changes under a running device; writes after `DRIVER_OK` and to enabled queues are dropped.
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 
-use crate::virtio::Ring;
+use crate::virtio::ring::Ring;
 
 /// Bytes of the block.
 pub const SIZE: usize = 56;
@@ -197,7 +197,8 @@ impl CommonConfig {
         }
         let before = self.status;
         self.status |= value & !NEEDS_RESET;
-        // A driver may do without any of them, VERSION_1 included: the rings look the same to it on this machine.
+        // A driver may do without any of them, VERSION_1 included: the rings look the same to it on this
+        // machine.
         let negotiated = self.driver_features & !features == 0;
         if before & FEATURES_OK == 0 && !negotiated {
             self.status &= !FEATURES_OK;
@@ -269,7 +270,7 @@ impl CommonConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::F_VERSION_1;
+    use crate::virtio::ring::F_VERSION_1;
 
     const FEATURES: u64 = F_VERSION_1 | 1 << 9;
 

@@ -1,15 +1,16 @@
-//! A queue that the VMM serves itself, at once, on the vCPU that kicks it. One that makes no sense is an error, and is left
-//! alone from then on.
+//! A queue that the VMM serves itself, at once, on the vCPU that kicks it. One that makes no sense is an
+//! error, and is left alone from then on.
 //!
-//! That is why nothing has to be sealed before a checkpoint: with the vCPUs parked no such queue is being served, and what
-//! was written to guest memory is in the VMM's own write log.
+//! That is why nothing has to be sealed before a checkpoint: with the vCPUs parked no such queue is being
+//! served, and what was written to guest memory is in the VMM's own write log.
 
 use ft_proto::device_ctl::QueueState;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
-use crate::virtio::{ActiveQueue, VirtioError};
+use crate::machine::memory::guest::GuestRam;
+use crate::virtio::device::ActiveQueue;
+use crate::virtio::error::VirtioError;
 
 /// A request of the guest.
 pub type Chain<'a> = DescriptorChain<&'a GuestRam>;
@@ -63,8 +64,8 @@ impl LocalQueue {
         self.call = call;
     }
 
-    /// Hands every waiting request to `handle`, which says how many bytes it wrote to it, and interrupts the guest if it
-    /// wants that.
+    /// Hands every waiting request to `handle`, which says how many bytes it wrote to it, and interrupts the
+    /// guest if it wants that.
     ///
     /// # Errors
     /// When the driver's side of the queue makes no sense. That is said once.

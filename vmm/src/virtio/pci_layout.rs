@@ -1,7 +1,7 @@
 //! Where things are in BAR 0 and in the configuration space of a virtio device.
 //!
-//! Layout of BAR 0 (512 KiB), as in Cloud Hypervisor: common registers 0, interrupt status 0x2000, device configuration
-//! 0x4000, doorbells 0x6000 (4 bytes each), MSI-X table 0x8000, pending bits 0x48000.
+//! Layout of BAR 0 (512 KiB), as in Cloud Hypervisor: common registers 0, interrupt status 0x2000, device
+//! configuration 0x4000, doorbells 0x6000 (4 bytes each), MSI-X table 0x8000, pending bits 0x48000.
 
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
 

@@ -1,7 +1,8 @@
 //! What the guest sees of a virtio device: a PCI function with one memory BAR, MSI-X, and no INTx.
 //!
-//! In: configuration space and BAR accesses. Out: calls of the [`VirtioDevice`]; kicks reach their eventfds inside the kernel,
-//! without us. Never: a guest that can crash the VMM; what it sets up wrong makes the device ask for a reset.
+//! In: configuration space and BAR accesses. Out: calls of the [`VirtioDevice`]; kicks reach their eventfds
+//! inside the kernel, without us. Never: a guest that can crash the VMM; what it sets up wrong makes the
+//! device ask for a reset.
 
 use std::borrow::Cow;
 use std::io;
@@ -9,19 +10,20 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::{Bus, BusDevice, BusError};
-use crate::memory::guest::GuestRam;
+use crate::machine::bus::{Bus, BusDevice, BusError};
+use crate::machine::memory::guest::GuestRam;
+use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use crate::pci::bus::PciFunction;
 use crate::pci::config_space::ConfigSpace;
 use crate::pci::msix::{Line, Msix};
-use crate::state::{Saved, StateError, StateReader, StateWriter};
 use crate::virtio::common_config::{Change, CommonConfig};
+use crate::virtio::device::{ActiveQueue, DeviceEvent, VirtioDevice};
+use crate::virtio::error::VirtioError;
 pub use crate::virtio::pci_layout::BAR_SIZE;
 use crate::virtio::pci_layout::{
     DEVICE_CONFIG, ISR, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE, PENDING_BITS, WINDOW, configuration,
 };
 use crate::virtio::state::{TransportState, VERSION};
-use crate::virtio::{ActiveQueue, DeviceEvent, VirtioDevice, VirtioError};
 
 /// Interrupt status: the configuration has changed.
 const ISR_CONFIG: u8 = 2;
@@ -110,7 +112,8 @@ pub struct Counts {
 }
 
 impl VirtioPci {
-    /// Puts `device` behind a BAR at `base`; `lines` are one interrupt for the configuration and one for each queue.
+    /// Puts `device` behind a BAR at `base`; `lines` are one interrupt for the configuration and one for each
+    /// queue.
     ///
     /// # Errors
     /// When eventfds have run out, the place is taken or the kernel refuses the doorbells.
@@ -249,8 +252,9 @@ impl VirtioPci {
         if self.active && self.common.driver_ok() { self.start(true) } else { Ok(()) }
     }
 
-    /// After a takeover: as if every queue had been kicked and every interrupt sent once. What was under way at the
-    /// checkpoint may have been lost; what was not is a spurious notification, which drivers and devices must bear.
+    /// After a takeover: as if every queue had been kicked and every interrupt sent once. What was under way
+    /// at the checkpoint may have been lost; what was not is a spurious notification, which drivers and
+    /// devices must bear.
     pub fn kick_all(&mut self) {
         if !self.active || !self.common.driver_ok() {
             return;
@@ -312,7 +316,8 @@ impl VirtioPci {
         Ok(())
     }
 
-    /// The eventfd that interrupts for queue `index`; one that nobody listens to if the driver wants no interrupts.
+    /// The eventfd that interrupts for queue `index`; one that nobody listens to if the driver wants no
+    /// interrupts.
     fn call_of(&self, index: usize) -> Result<EventFd, VirtioError> {
         let event = match self.msix.event(self.common.queues()[index].vector) {
             Some(event) => event.try_clone(),
@@ -412,7 +417,8 @@ impl VirtioPci {
         (bar == 0 && fits).then_some((offset, len))
     }
 
-    /// Moves the BAR where the guest has put it; without decoding it answers nowhere. True: a place has become free.
+    /// Moves the BAR where the guest has put it; without decoding it answers nowhere. True: a place has
+    /// become free.
     fn follow_bar(&mut self) -> bool {
         let wanted = self.config.memory_enabled().then(|| self.config.bar64(0));
         if wanted == self.mapped {

@@ -9,10 +9,12 @@ use ft_proto::device_ctl::QueueState;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::guest::GuestRam;
+use crate::machine::memory::guest::GuestRam;
+use crate::virtio::device::{ActiveQueue, VirtioDevice};
+use crate::virtio::error::VirtioError;
 use crate::virtio::local_queue::{Chain, LocalQueue};
+use crate::virtio::ring::{F_EVENT_IDX, RING_FEATURES};
 use crate::virtio::state::DeviceState;
-use crate::virtio::{ActiveQueue, F_EVENT_IDX, RING_FEATURES, VirtioDevice, VirtioError};
 
 const QUEUE_SIZE: u16 = 256;
 /// The most bytes for one request: a request is served on a vCPU, which should not be away for long.

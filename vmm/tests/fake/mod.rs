@@ -7,17 +7,21 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use ft::{EventRecord, ProtectOptions, Status};
+use ft::{Call, Control, EventRecord, ProtectOptions, Refused, Status};
+use pollux_api::options::Compression;
+use pollux_api::status::{
+    ClaimKind, ClaimStatus, CompressionStatus, CopyState, DiskStatus, LinkName, LinkState, LinkStatus, Peer, Progress,
+    Replica, ResyncKind, Role, SearchStatus, State, Takeover, WitnessStatus,
+};
 use pollux_vmm::api::Shared;
 use pollux_vmm::api::http::HttpServer;
 use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
 use pollux_vmm::config::VmConfig;
-use pollux_vmm::event_monitor::{EventMonitor, EventTarget};
-use pollux_vmm::ft_api::FtControl;
-use pollux_vmm::gate::NotHere;
-use pollux_vmm::machine::{Assembler, BoxError, Built, Counters, Machine, Part, VmEvent};
+use pollux_vmm::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFactory};
+use pollux_vmm::control::control_loop::{Ending, Parts, Vmm};
+use pollux_vmm::control::event_monitor::{EventMonitor, EventTarget};
+use pollux_vmm::vm::NotHere;
 use pollux_vmm::vm::VmError;
-use pollux_vmm::vmm::{Ending, Parts, Vmm};
 use serde_json::{Value, json};
 
 /// What the fakes of one VMM have been told, in order.
@@ -107,57 +111,66 @@ impl Machine for FakeMachine {
 
 struct FakeFt(Diary);
 
-impl FtControl for FakeFt {
-    fn vm_started(&self) {}
-
-    fn end(&self) {
-        self.0.lock().unwrap().push("ft-end".to_owned());
+impl FakeFt {
+    fn note(&self, what: &str) -> Result<(), Refused> {
+        self.0.lock().unwrap().push(what.to_owned());
+        Ok(())
     }
 
-    fn protect(&self, options: Option<ProtectOptions>) -> Result<(), Vec<String>> {
-        let Some(options) = options else { return Err(vec!["nobody to ask".to_owned()]) };
-        self.0.lock().unwrap().push(format!("protect {}", options.peer));
+    fn protect(&self, options: &ProtectOptions) -> Result<(), Refused> {
+        self.note(&format!("protect {}", options.peer))?;
         while options.peer.port() == 3 {
             // As one does that waits for a host that is down.
             std::thread::park();
         }
-        if options.peer.port() == 1 { Err(vec!["no route".to_owned(), "no disk".to_owned()]) } else { Ok(()) }
+        let refused = Refused::Preflight(vec!["no route".to_owned(), "no disk".to_owned()]);
+        if options.peer.port() == 1 { Err(refused) } else { Ok(()) }
     }
+}
 
-    fn stop(&self) -> Result<(), Vec<String>> {
-        self.0.lock().unwrap().push("ft-stop".to_owned());
-        Ok(())
-    }
+impl Control for FakeFt {
+    fn vm_started(&self) {}
 
-    fn suspend(&self) -> Result<(), Vec<String>> {
-        self.0.lock().unwrap().push("suspend".to_owned());
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), Vec<String>> {
-        self.0.lock().unwrap().push("resume".to_owned());
-        Ok(())
-    }
-
-    fn switchover(&self) -> Result<(), Vec<String>> {
-        self.0.lock().unwrap().push("switchover".to_owned());
-        Ok(())
-    }
-
-    fn test_failover(&self) -> Result<(), Vec<String>> {
-        Err(vec!["not protected".to_owned()])
-    }
-
-    fn hand_over(&self, _: &str) -> Result<(), Vec<String>> {
-        Err(vec!["not protected".to_owned()])
+    fn call(&self, call: Call) -> Result<(), Refused> {
+        match call {
+            Call::Protect(None) => Err(Refused::NoPeers),
+            Call::Protect(Some(options)) => self.protect(&options),
+            Call::Stop => self.note("ft-stop"),
+            Call::Suspend => self.note("suspend"),
+            Call::Resume => self.note("resume"),
+            Call::Switchover => self.note("switchover"),
+            Call::TestFailover | Call::HandOver(_) => Err(Refused::NotProtected(State::Unprotected)),
+        }
     }
 
     fn vm_ended(&self) {
         self.0.lock().unwrap().push("vm-ended".to_owned());
     }
 
+    fn end(&self) {
+        self.0.lock().unwrap().push("ft-end".to_owned());
+    }
+
     fn status(&self) -> Status {
-        Status { role: "none", state: "unprotected", ..Status::default() }
+        let progress = Progress { done: 1, total: 2, eta_s: Some(3) };
+        let disk = DiskStatus { id: "_disk0".to_owned(), state: CopyState::Copying, ..DiskStatus::default() };
+        let link = LinkStatus { name: LinkName::Heartbeat, state: LinkState::Red, silence_ms: 4 };
+        let setting = Compression::DeltaZstd;
+        Status {
+            role: Role::None,
+            state: State::Unprotected,
+            replica: Replica::None,
+            peer: Some(Peer::default()),
+            links: vec![link],
+            witness: Some(WitnessStatus { answered: Some(true), ..WitnessStatus::default() }),
+            claim: Some(ClaimStatus { kind: ClaimKind::GoAlone, since_ms: 5, error: None }),
+            compression: Some(CompressionStatus { setting, packing: true, raw: 2, sent: 1 }),
+            search: Some(SearchStatus { on: true, waiting_for: vec!["nobody".to_owned()] }),
+            memory_sync: Some(progress),
+            disks: vec![DiskStatus { resync: Some(ResyncKind::Full), ..disk }],
+            takeover: Some(Takeover::default()),
+            ..Status::default()
+        }
     }
 
     fn events(&self) -> Vec<EventRecord> {
@@ -173,7 +186,7 @@ struct FakeAssembler {
     leaving: bool,
 }
 
-impl Assembler for FakeAssembler {
+impl VmFactory for FakeAssembler {
     fn part(&mut self, _: &VmConfig, boots: bool) -> Result<Part, BoxError> {
         Ok(if self.standby && !boots { Part::StandBy } else { Part::Run })
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use pollux_vmm::config::{ConsoleOutputMode, PayloadConfig, SerialConfig, VmConfig};
-use pollux_vmm::cpu::GuestEvent;
+use pollux_vmm::machine::cpu::GuestEvent;
 use pollux_vmm::vm::Vm;
 use tempfile::TempDir;
 

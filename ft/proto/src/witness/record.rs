@@ -7,10 +7,10 @@
 //!  "standby":"b/0000000000000002","term":7}
 //! ```
 //!
-//! Earlier releases know `standby` only. Their records are read as naming it in `in_sync`, and it is still written
-//! while there is one replica: an earlier release can then read the record, too. One with several replicas has no
-//! `standby`, so that a release that knows of one only refuses it and does not take it for that of a pair. This
-//! release protects a VM with one replica, and refuses several as well.
+//! Earlier releases know `standby` only. Their records are read as naming it in `in_sync`, and it is still
+//! written while there is one replica: an earlier release can then read the record, too. One with several
+//! replicas has no `standby`, so that a release that knows of one only refuses it and does not take it for
+//! that of a pair. This release protects a VM with one replica, and refuses several as well.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +38,7 @@ pub enum Record {
         /// The term in which the VM was last given to somebody: since then nobody else can have run it.
         since: Term,
     },
-    /// The VM was shut down; who has its newest disks may start it.
+    /// The VM was shut down; a host that has its newest disks may start it.
     Stopped {
         /// The last term.
         term: Term,

@@ -143,7 +143,8 @@ fn after_a_blackout_the_last_runner_comes_back_with_its_own_disks() {
     let next = solo(again, T.next());
     assert_eq!(granted(Some(PROTECTED), start(again, DiskState::Protected(T))), next);
     assert_eq!(granted(solo(A, T), start(again, DiskState::Alone(T))), next);
-    // It went alone, or had no time to note that it was given the VM, or shut it down and had no time to say so.
+    // It went alone, or had no time to note that it was given the VM, or shut it down and had no time to say
+    // so.
     for disks in [DiskState::Protected(Term(6)), DiskState::Alone(Term(6)), DiskState::Ended(T)] {
         assert_eq!(granted(solo(A, T), start(again, disks)), next, "{disks:?}");
     }
@@ -184,8 +185,8 @@ fn terms_that_cannot_be_are_refused() {
     assert_eq!(granted(stopped, start(A, DiskState::Ended(absurd))), None);
 }
 
-/// Hosts start, run, take over, shut down and crash, one or both, in any order, as far as the witness lets them: each start
-/// is from the newest disks.
+/// Hosts start, run, take over, shut down and crash, one or both, in any order, as far as the witness lets
+/// them: each start is from the newest disks.
 #[test]
 fn nobody_starts_from_old_disks() {
     let begin =

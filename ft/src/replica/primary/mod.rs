@@ -1,5 +1,5 @@
-//! A session in which this node is the primary: sends the first copy, then each epoch as it was captured, and hears what the standby
-//! has. It captures nothing itself, and lets nothing out.
+//! A session in which this node is the primary: sends the first copy, then each epoch as it was captured, and
+//! hears what the standby has. It captures nothing itself, and lets nothing out.
 //!
 //! ```text
 //!  begin --> pump: first copy ... --> Synced --> send_epoch(1), send_epoch(2) ...     end, or dropped
@@ -13,6 +13,8 @@ use ft_proto::pages::PAGE;
 use ft_proto::wire::{CopyProgress, DiskProgress, Header, Kind, Refusal, WireError, decode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Time};
 use host_kit::error::chain;
+use pollux_api::options::{Compression, Tuning};
+use pollux_api::status::{CompressionStatus, Peer};
 
 use self::unacknowledged::Unacknowledged;
 use crate::checkpoint::epoch_image::EpochImage;
@@ -21,10 +23,9 @@ use crate::context::Context;
 use crate::context::inbox::Message;
 use crate::devices::DeviceKey;
 use crate::identity::SessionKey;
-use crate::options::{Compression, ProtectOptions};
+use crate::options::ProtectOptions;
 use crate::peers::application::Opened;
 use crate::platform::{OpenedOn, Platform};
-use crate::status::{CompressionStatus, Peer};
 use crate::stream::adaptive_compression::Selector;
 use crate::stream::ends::{Done, Job, SendingEnd, Sent};
 use crate::stream::history::History;
@@ -32,7 +33,8 @@ use crate::transport::connection::Connection;
 use crate::transport::frames::FrameReader;
 use crate::transport::heartbeats::Heartbeats;
 
-/// Chunks of the first copy with the sender: one is being sent while one is being filled, so the link never waits for the copy.
+/// Chunks of the first copy with the sender: one is being sent while one is being filled, so the link never
+/// waits for the copy.
 const CHUNKS: usize = 2;
 
 /// Frames of the standby that are read before there is a look at everything else.
@@ -72,7 +74,8 @@ impl<S: SendingEnd> Outbound<S> {
         self.sender.send(job);
     }
 
-    /// Tells the standby something that the next word of its kind replaces: not more of it than the link carries.
+    /// Tells the standby something that the next word of its kind replaces: not more of it than the link
+    /// carries.
     fn tell(&mut self, job: Job) {
         if !std::mem::replace(&mut self.telling, true) {
             self.sender.send(job);
@@ -93,7 +96,7 @@ impl<P: Platform> PrimarySession<P> {
             }
             sent => post.send(Message::Sent(number, sent)),
         };
-        if options.detect_ms != 0 {
+        if options.tuning.detect_ms != 0 {
             stream.limit_silence();
         }
         let history = history(cx, &options);
@@ -128,7 +131,7 @@ impl<P: Platform> PrimarySession<P> {
             stream,
             reader: FrameReader::default(),
             unacknowledged: Unacknowledged::default(),
-            selector: Selector::new(options.compression),
+            selector: Selector::new(options.tuning.compression),
             packing: false,
             options,
         })
@@ -156,7 +159,7 @@ impl<P: Platform> PrimarySession<P> {
     /// For status.
     pub(crate) fn compression(&self, cx: &mut Context<P>) -> CompressionStatus {
         let volume = cx.reporter().measured().volume();
-        let (setting, packing) = (self.options.compression.name(), self.packing);
+        let (setting, packing) = (self.options.tuning.compression, self.packing);
         CompressionStatus { setting, packing, raw: volume.raw, sent: volume.sent }
     }
 
@@ -226,7 +229,8 @@ impl<P: Platform> PrimarySession<P> {
         }
     }
 
-    /// A checkpoint for the standby, begun at `begun`; `cpu` is where to send it from, if that is one processor.
+    /// A checkpoint for the standby, begun at `begun`; `cpu` is where to send it from, if that is one
+    /// processor.
     pub(crate) fn send_epoch(&mut self, cx: &Context<P>, image: EpochImage, begun: Time, cpu: Option<u16>) {
         let packed = self.selector.pack(image.pages.len());
         self.packing = packed;
@@ -290,8 +294,9 @@ impl<P: Platform> PrimarySession<P> {
         }
     }
 
-    /// The session may be followed by another one with the same standby: what that may not have counts as written again, if it
-    /// has a whole checkpoint at all. Nobody knows whether it has it: to send it twice does no harm.
+    /// The session may be followed by another one with the same standby: what that may not have counts as
+    /// written again, if it has a whole checkpoint at all. Nobody knows whether it has it: to send it twice
+    /// does no harm.
     pub(crate) fn keep_base(&self, cx: &mut Context<P>) -> bool {
         if self.unacknowledged.has_base() {
             self.unacknowledged.pages().for_each(|pages| cx.machine_mut().guest().put_back(pages));
@@ -328,7 +333,8 @@ fn peer_status(options: &ProtectOptions, peer: NodeId) -> Peer {
 fn history<P: Platform>(cx: &Context<P>, options: &ProtectOptions) -> impl FnOnce() -> Option<History> + Send + use<P> {
     let ram = cx.machine().memory().ranges();
     let quarter = ram.iter().map(|range| range.end - range.start).sum::<u64>() * PAGE as u64 / 4;
-    let (bytes, wanted) = (options.delta_cache.min(quarter), options.compression != Compression::Off);
+    let Tuning { delta_cache, compression, .. } = &options.tuning;
+    let (bytes, wanted) = (delta_cache.0.min(quarter), *compression != Compression::Off);
     move || wanted.then(|| History::new(&ram, bytes))
 }
 
@@ -337,7 +343,8 @@ fn mirror_disks<P: Platform>(
     options: &ProtectOptions,
     streams: Vec<(u16, P::Connection)>,
 ) -> Result<(), String> {
-    let command = Command::Mirror { epoch: Epoch(1), max_uncommitted: options.disk_buffer, rate: options.disk_rate };
+    let Tuning { disk_buffer, disk_rate, .. } = &options.tuning;
+    let command = Command::Mirror { epoch: Epoch(1), max_uncommitted: disk_buffer.0, rate: disk_rate.0 };
     let shape = cx.machine().shape();
     for (number, stream) in streams {
         let key = shape.disk_id(number).and_then(|id| cx.devices().by_id(id));

@@ -13,17 +13,17 @@ use ft_proto::device_ctl::Command;
 use ft_proto::wire::{Kind, Refusal, Welcome, Yielding, encode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term, Time};
 use host_kit::error::chain;
+use pollux_api::status::Peer;
 use serde_json::json;
 
-use crate::checkpoint::place::Place;
+use crate::checkpoint::cpu_placement::CpuPlacement;
 use crate::context::Context;
 use crate::context::inbox::Message;
 use crate::devices::DeviceKey;
 use crate::guest::Shape;
 use crate::identity::SessionKey;
-use crate::peers::bounds::runs_ahead;
+use crate::peers::limits::runs_ahead;
 use crate::platform::Platform;
-use crate::status::Peer;
 use crate::stream::ends::{Received, ReceivingEnd};
 use crate::stream::image::WholeImage;
 use crate::transport::frames::{Stamp, write_frame};
@@ -47,7 +47,7 @@ pub(crate) struct StandbySession<P: Platform> {
     latest: Option<Box<WholeImage>>,
     /// The last committed epoch that each device has something of.
     applied: BTreeMap<DeviceKey, Epoch>,
-    place: Place,
+    place: CpuPlacement,
     /// When the primary's word came that it has stopped, and for how long it had by then, in microseconds.
     yielded: Option<(Time, u64)>,
 }
@@ -69,7 +69,8 @@ pub(crate) fn welcome<P: Platform>(cx: &Context<P>, key: Option<SessionKey>, kep
 }
 
 impl<P: Platform> StandbySession<P> {
-    /// Begins a session with a primary; the one before it is over. `None`: nothing comes of it, and the caller knows why, or is gone.
+    /// Begins a session with a primary; the one before it is over. `None`: nothing comes of it, and the
+    /// caller knows why, or is gone.
     pub(crate) fn join(cx: &mut Context<P>, number: u64, join: Join<P::Connection>) -> Option<Self> {
         let Join { incoming, shape, beats, disk_buffer, base, settings } = join;
         let (vm, node, term, address) = (incoming.hello.vm, incoming.hello.node, incoming.term, incoming.address);
@@ -109,7 +110,7 @@ impl<P: Platform> StandbySession<P> {
             whole: BTreeMap::new(),
             latest: None,
             applied: BTreeMap::new(),
-            place: Place::begin(cx.platform().cpu_load()),
+            place: CpuPlacement::begin(cx.platform().cpu_load()),
             yielded: None,
         })
     }
@@ -206,11 +207,11 @@ impl<P: Platform> StandbySession<P> {
 
     /// A disk has all of an epoch.
     pub(crate) fn disk_complete(&mut self, cx: &mut Context<P>, key: DeviceKey, epoch: Epoch) {
-        let id = cx.devices().id(key).to_owned();
         let committed = cx.node().epoch();
         if runs_ahead(epoch, committed, cx.node().settings().depth) {
             // Said once; what a stream that has ended still brings is of no interest.
             if self.is_connected() {
+                let id = cx.devices().id(key);
                 let reason = format!(
                     "the peer misbehaves: it ends epoch {epoch} of {id} although {committed} is the last committed one"
                 );
@@ -218,13 +219,14 @@ impl<P: Platform> StandbySession<P> {
             }
             return;
         }
-        if let Some(disk) = self.shape.disk_number(&id) {
+        if let Some(disk) = self.shape.disk_number(cx.machine().device_id(key)) {
             cx.input(Input::DiskComplete { epoch, disk });
         }
     }
 
-    /// Performs `Action::Commit`: acknowledge first, so that the primary's output leaves, then apply. The base waits until its state has
-    /// been loaded: a VM that is not built like the primary's must not be found out when there is no other one any more.
+    /// Performs `Action::Commit`: acknowledge first, so that the primary's output leaves, then apply. The
+    /// base waits until its state has been loaded: a VM that is not built like the primary's must not be
+    /// found out when there is no other one any more.
     pub(crate) fn commit(&mut self, cx: &mut Context<P>, committed: &Committed) {
         let (epoch, term) = (committed.epoch(), cx.term());
         let Some(mut image) = self.whole.remove(&epoch) else { return };
@@ -247,7 +249,7 @@ impl<P: Platform> StandbySession<P> {
                 return cx.input(Input::PeerLeft { term, reason });
             }
             self.ack(term, epoch);
-            self.place = Place::begin(cx.platform().cpu_load());
+            self.place = CpuPlacement::begin(cx.platform().cpu_load());
         }
         self.recycle(&mut image);
         let applied = &mut self.applied;

@@ -2,6 +2,7 @@
 
 use ft_proto::Epoch;
 use ft_proto::wire::TookOver;
+use pollux_api::status::Takeover;
 
 use super::StandbySession;
 use crate::clock::micros;
@@ -9,7 +10,6 @@ use crate::context::Context;
 use crate::devices::control::LinkError;
 use crate::guest::{GuestError, Shape};
 use crate::platform::Platform;
-use crate::status::Takeover;
 use crate::stream::image::WholeImage;
 
 /// A takeover that could not be done.

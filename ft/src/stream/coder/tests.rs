@@ -1,4 +1,5 @@
-//! Random guests over the whole way: staged, coded, framed, read, staged again, applied. The copy is what the guest was.
+//! Random guests over the whole way: staged, coded, framed, read, staged again, applied. The copy is what the
+//! guest was.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -109,8 +110,8 @@ fn a_write() -> impl Strategy<Value = (Index, Write)> {
     (any::<Index>(), write)
 }
 
-/// One cut: what was written before it, whether it is packed, whether its capture is aborted, whether the standby applies one
-/// epoch that waits before it reads this one.
+/// One cut: what was written before it, whether it is packed, whether its capture is aborted, whether the
+/// standby applies one epoch that waits before it reads this one.
 type Cut = (Vec<(Index, Write)>, bool, bool, bool);
 
 fn cuts() -> impl Strategy<Value = Vec<Cut>> {
@@ -242,7 +243,8 @@ proptest! {
         prop_assert!(standby.waiting.is_empty());
     }
 
-    /// Whoever can forge hashes, too, gets a refusal or an epoch that stays within guest memory, and never a crash.
+    /// Whoever can forge hashes, too, gets a refusal or an epoch that stays within guest memory, and never a
+    /// crash.
     #[test]
     fn a_forged_body_does_no_harm(
         cuts in cuts(), wrong in vec((any::<Index>(), any::<u8>()), 1..6), raw in prop::option::of(any::<u32>()),

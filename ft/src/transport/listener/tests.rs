@@ -119,11 +119,11 @@ fn whoever_has_most_connections_loses_one() {
 fn who_waits_for_an_answer_is_counted_until_it_has_one() {
     let waiting = Waiting::default();
     let [one, other] = [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])];
-    let places: Vec<_> = std::iter::from_fn(|| waiting.take_place(one)).collect();
-    assert_eq!(places.len(), WAITING_PER_ADDRESS);
-    assert!(waiting.take_place(other).is_some());
-    drop(places);
-    assert!(waiting.take_place(one).is_some() && waiting.lock().is_empty());
+    let slots: Vec<_> = std::iter::from_fn(|| waiting.take_slot(one)).collect();
+    assert_eq!(slots.len(), WAITING_PER_ADDRESS);
+    assert!(waiting.take_slot(other).is_some());
+    drop(slots);
+    assert!(waiting.take_slot(one).is_some() && waiting.lock().is_empty());
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub fn unmounted_witness(pair: &mut Pair, topology: &Topology, host: u8) -> Resu
     wait::until("a word of why it waits", EVENT_LIMIT, || {
         let events = pair.host(host).ft_events()?;
         let told = events.iter().any(|event| {
-            event["event"] == "waits-as-standby" && event["detail"].to_string().contains("no record of this VM")
+            event["event"] == "started-as-standby" && event["detail"].to_string().contains("no record of this VM")
         });
         told.then_some(Some(())).ok_or_else(|| unexpected(host, format!("events {events:?}")))
     })?;

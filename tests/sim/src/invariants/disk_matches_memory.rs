@@ -1,5 +1,5 @@
-//! At a takeover the disk is exactly what the guest believes it to be: every write that it knows to be done is there, and
-//! nothing else is.
+//! At a takeover the disk is exactly what the guest believes it to be: every write that it knows to be done
+//! is there, and nothing else is.
 //!
 //! Reason: a file system that finds blocks from its own future is corrupt, one that misses blocks is too.
 

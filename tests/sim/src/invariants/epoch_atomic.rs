@@ -1,5 +1,5 @@
-//! What a standby has in memory after a commit, and what it runs after a takeover, is exactly what the primary was at the
-//! cut of that epoch.
+//! What a standby has in memory after a commit, and what it runs after a takeover, is exactly what the
+//! primary was at the cut of that epoch.
 //!
 //! Reason: half of an epoch is a state that the guest was never in; it crashes, or worse, goes on.
 

@@ -1,6 +1,8 @@
-//! A standby that was asleep itself does not take a primary for dead that was alive and could be heard all the time.
+//! A standby that was asleep itself does not take a primary for dead that was alive and could be heard all
+//! the time.
 //!
-//! Reason: the witness keeps a false takeover safe, but it costs the guest its time and the pair its protection.
+//! Reason: the witness keeps a false takeover safe, but it costs the guest its time and the pair its
+//! protection.
 
 use super::moment::{Invariant, Moment, Scene};
 

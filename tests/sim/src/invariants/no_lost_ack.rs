@@ -1,4 +1,5 @@
-//! What a client was told to be stored is in memory and on disk of whoever runs the VM next, and reads never go back.
+//! What a client was told to be stored is in memory and on disk of whoever runs the VM next, and reads never
+//! go back.
 //!
 //! Reason: this is what the product is for.
 

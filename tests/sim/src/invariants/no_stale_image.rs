@@ -1,5 +1,5 @@
-//! A guest never runs on an image that was not made a whole copy of its predecessor's in the session that it comes from, and never
-//! boots from one that is older than where it was shut down.
+//! A guest never runs on an image that was not made a whole copy of its predecessor's in the session that it
+//! comes from, and never boots from one that is older than where it was shut down.
 //!
 //! Reason: the disk of a host that was away is out of date, however much it looks like a disk.
 

@@ -1,7 +1,9 @@
-//! Nothing is seen outside that a failure could undo: a frame leaves a host only if the witness says that this host is
-//! alone, or if a host that may go on holds a whole checkpoint with everything that led to the frame.
+//! Nothing is seen outside that a failure could undo: a frame leaves a host only if the witness says that
+//! this host is alone, or if a host that may go on holds a whole checkpoint with everything that led to the
+//! frame.
 //!
-//! Reason: a client acts on what it was told. If the host dies and the copy does not know, the two disagree for ever.
+//! Reason: a client acts on what it was told. If the host dies and the copy does not know, the two disagree
+//! for ever.
 
 use ft_proto::NodeId;
 use ft_proto::witness::Record;

@@ -1,4 +1,5 @@
-//! When the faults end, a pair is protected again within a bound and answers its clients, unless all copies are gone.
+//! When the faults end, a pair is protected again within a bound and answers its clients, unless all copies
+//! are gone.
 //!
 //! Reason: a protocol that keeps still is always safe.
 

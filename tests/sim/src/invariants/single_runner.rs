@@ -1,8 +1,8 @@
-//! In each term one node at most believes that it may run the VM, and when a newer term has spoken, an older one says
-//! nothing that the newer one does not know of.
+//! In each term one node at most believes that it may run the VM, and when a newer term has spoken, an older
+//! one says nothing that the newer one does not know of.
 //!
-//! Reason: two that run write to two disks and answer the same clients; nothing can bring them together again. A frame
-//! that the newer term's history contains may be late, as any frame may be in a network.
+//! Reason: two that run write to two disks and answer the same clients; nothing can bring them together
+//! again. A frame that the newer term's history contains may be late, as any frame may be in a network.
 
 use std::collections::BTreeMap;
 

@@ -7,10 +7,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
 
 use super::*;
-use crate::memory::guest::{GuestMemory, RamOptions};
+use crate::machine::memory::guest::{GuestMemory, RamOptions};
 use crate::pci::msix::tests::{FakeLine, Told};
+use crate::virtio::ring::{F_VERSION_1, Ring};
 use crate::virtio::state::DeviceState;
-use crate::virtio::{F_VERSION_1, Ring};
 
 const BASE: u64 = 4 << 30;
 const RAM: u64 = 64 << 20;

@@ -1,0 +1,86 @@
+//! The life of a device process: from sockets to the end, which comes once and leaves nothing behind.
+
+use std::io;
+use std::sync::{Mutex, PoisonError, mpsc};
+
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::args::Common;
+use crate::device::Device;
+use crate::ends::{End, Ends};
+use crate::error::ProcessError;
+use crate::served::Served;
+use crate::sockets::{ControlSocket, RemoveAtEnd, VhostSocket};
+
+/// A process whose sockets are open.
+pub struct Process {
+    vhost: VhostSocket,
+    control: Option<ControlSocket>,
+    ends: Ends,
+    ended: mpsc::Receiver<End>,
+    signals: SigSet,
+}
+
+impl Process {
+    /// Blocks the signals that end the process, for this thread and those that it starts, then binds or takes over the sockets: call
+    /// it before any thread is started.
+    ///
+    /// # Errors
+    /// See [`ProcessError`].
+    pub fn open(common: &Common) -> Result<Self, ProcessError> {
+        let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+        signals.thread_block().map_err(|e| refused("signals cannot be blocked")(e.into()))?;
+        let vhost = VhostSocket::open("--socket", &common.socket)?;
+        let control = common.ft_ctl.as_ref().map(|at| ControlSocket::open("--ft-ctl", at)).transpose()?;
+        let (sender, ended) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let ends = Ends::new(move |end| {
+            // Nobody listens when the end has come already.
+            let _ = sender.lock().unwrap_or_else(PoisonError::into_inner).send(end);
+        });
+        Ok(Self { vhost, control, ends, ended, signals })
+    }
+
+    /// Serves until the frontend disconnects, the ft-ctl link closes or a signal comes. Whichever of them it is, the end is here:
+    /// nothing is left to be done when this returns.
+    ///
+    /// # Errors
+    /// When the device cannot start, or the frontend breaks the protocol.
+    pub fn serve<D: Device>(self, mut device: Served<D>) -> Result<(), ProcessError> {
+        let Self { vhost, control, ends, ended, signals } = self;
+        let with_control = control.is_some();
+        let files = [vhost.file(), control.as_ref().map(ControlSocket::file).unwrap_or_default()];
+        let _files = RemoveAtEnd(files);
+        if let Some(control) = control {
+            device.connect(control, ends.clone())?;
+        }
+        let told = ends.clone();
+        let wait = move || {
+            if let Ok(signal) = signals.wait() {
+                told.tell(End::Signal(signal));
+            }
+        };
+        host_kit::thread::spawn("signals", wait).map_err(refused("a thread cannot be started"))?;
+        let inner = device.inner();
+        // From here on nothing is opened by name: the place for a sandbox that all threads but those above are to inherit.
+        let serve = move || {
+            let accepted = device.accept(vhost, with_control);
+            ends.tell(End::Frontend(accepted.and_then(|()| device.wait())));
+        };
+        host_kit::thread::spawn("frontend", serve).map_err(refused("a thread cannot be started"))?;
+        let result = match ended.recv() {
+            Ok(End::Frontend(result)) => result,
+            Ok(End::Signal(signal)) => {
+                tracing::info!("{signal}: ending");
+                Ok(())
+            }
+            Ok(End::Vmm) | Err(_) => Ok(()),
+        };
+        inner.lock().unwrap_or_else(PoisonError::into_inner).close();
+        Ok(result?)
+    }
+}
+
+fn refused(what: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
+    move |source| ProcessError::Host { what, source }
+}

@@ -1,0 +1,83 @@
+//! What follows `--ft`: which part a host has in its pair, how it is a standby, and how it is protected.
+
+use super::define::{option_key, option_struct};
+use super::grammar::{OptionValue, TextList};
+use super::help::{OptionHelp, table};
+use super::protect::{ProtectRequest, Tuning};
+use crate::words::words;
+
+option_struct! {
+    /// What a host is in its pair. How it protects its VM is [`ProtectRequest`]'s, from the same text.
+    #[derive(Clone, Debug)]
+    pub struct NodeRequest {
+        required {
+            /// auto: the witness decides, the first host that starts boots the VM, the other one protects it;
+            /// primary: boots the VM; standby: waits for the host that runs it
+            role ("WHO"): StartRole,
+        }
+        optional {
+            /// where this host can be reached by the other one
+            listen ("ADDR:PORT"): String,
+            /// its address on the second link
+            heartbeat ("ADDR:PORT"): String,
+            /// hosts that may be the standby: listen and heartbeat of each
+            standby_peers as "standby-peers" ("[ADDR:PORT/ADDR:PORT,...]"): TextList,
+            /// what this host is called, always the same (made of the machine and its disks)
+            node ("NAME"): String,
+            /// how long a standby that came up alone waits for the host with the newest disks (for ever)
+            blackout_wait ("SECONDS"): u64,
+            /// with role=primary: run the VM although the witness, or the disks, are in that term
+            force ("TERM"): String,
+        }
+    }
+}
+
+words! {
+    /// What a host begins as.
+    pub enum StartRole: Default {
+        /// What the witness lets it be: the first host boots the VM, the other one is its standby.
+        Auto = "auto",
+        /// Boots the VM.
+        Primary = "primary" [default],
+        /// Waits for the host that runs it.
+        Standby = "standby",
+    }
+}
+
+impl OptionValue for StartRole {
+    const EXPECTED: &'static str = "auto, primary or standby";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|role| role.name() == text)
+    }
+}
+
+/// All options of `--ft`. Its keys for a VM's protection are those of `ft protect`, but for the standby's
+/// addresses.
+#[must_use]
+pub fn node_options() -> Vec<OptionHelp> {
+    let own = NodeRequest::help();
+    let shared = ProtectRequest::help().into_iter().filter(|option| own.iter().all(|other| other.key != option.key));
+    let policy: Vec<_> = shared.filter(|option| option.key != "peer").collect();
+    [own, policy, Tuning::help()].concat()
+}
+
+/// The options of `--ft`, one below the other.
+#[must_use]
+pub fn node_help() -> String {
+    table(&node_options())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_has_the_keys_of_both_definitions_once() {
+        let keys: Vec<_> = node_options().iter().map(|option| option.key).collect();
+        let expected = "role listen heartbeat standby-peers node blackout_wait force witness on_partition detect_ms min_epoch_us \
+                        max_epoch_us latency_us pause_share disk_buffer disk_rate compression delta_cache";
+        assert_eq!(keys.join(" "), expected);
+        assert!(node_help().contains("  standby-peers=[ADDR:PORT/ADDR:PORT,...]\n"));
+    }
+}

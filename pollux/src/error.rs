@@ -1,0 +1,106 @@
+//! Why a command failed, in the words that people read.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pollux_api::options::OptionError;
+
+use crate::client::ClientError;
+
+/// How long a witness may take: a file server that is dead does so for ever.
+pub const WITNESS_LIMIT: Duration = Duration::from_secs(10);
+/// The program that knows the records of images.
+pub const BLK_REPL: &str = "vhost-user-blk-repl";
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The request was not done.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The configuration file cannot be read.
+    #[error("cannot read the configuration from {name}: {source}")]
+    ReadConfig {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The configuration is not JSON.
+    #[error("the configuration in {name} is not JSON: {source}")]
+    ParseConfig {
+        /// Name of the file.
+        name: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// An option of `ft protect`.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// A witness's record.
+    #[error(transparent)]
+    Witness(#[from] RecordError),
+    /// Nobody to send the command to.
+    #[error("--api-socket PATH is missing: which VMM?")]
+    NoSocket,
+    /// Protection was not reached.
+    #[error("the VM is not protected: {0}")]
+    NotProtected(String),
+    /// What we print cannot be written.
+    #[error("cannot write: {0}")]
+    Print(#[from] io::Error),
+}
+
+impl CommandError {
+    /// Whether the reader of our output has gone.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Print(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Why a record was not shown or made.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The witness cannot be asked.
+    #[error("{0}")]
+    Keeper(String),
+    /// It does not answer.
+    #[error("the witness at {0} has not answered within {limit} s: whether anything was done is unknown", limit = WITNESS_LIMIT.as_secs())]
+    Silent(String),
+    /// There is no record.
+    #[error("the witness at {0} has no record: see `pollux witness create --help`")]
+    None(String),
+    /// There is one.
+    #[error("the witness at {place} has a record, which stays: {record}")]
+    Exists {
+        /// Where.
+        place: String,
+        /// In words.
+        record: String,
+    },
+    /// The program that is asked about an image.
+    #[error("cannot ask {BLK_REPL} about {}: {reason}", image.display())]
+    Image {
+        /// The image.
+        image: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The image is not one to make a record by.
+    #[error("{} does not say whose it is: {reason}", image.display())]
+    NoRecord {
+        /// The image.
+        image: PathBuf,
+        /// What it says.
+        reason: String,
+    },
+    /// What the VMM says makes no record.
+    #[error("the VMM at {} {reason}", socket.display())]
+    Vmm {
+        /// Its API socket.
+        socket: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}

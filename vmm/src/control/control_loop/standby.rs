@@ -1,0 +1,83 @@
+//! The control loop of a host that does not run the VM: it becomes a standby, in this process and as often as
+//! needed.
+
+use std::time::{Duration, Instant};
+
+use host_kit::error::chain;
+
+use super::{Live, Role, Vmm, end_or_log, warn_ignored};
+use crate::api::{VmState, VmmError};
+use crate::contract::Part;
+
+/// Between two tries to become a standby.
+const AGAIN: Duration = Duration::from_secs(1);
+
+impl Vmm {
+    pub(super) fn stand_by(&mut self) -> Result<(), VmmError> {
+        let config = self.config.clone().ok_or(VmmError::NotCreated)?;
+        config.validate_standby().map_err(VmmError::Config)?;
+        warn_ignored(&config);
+        if config.payload.is_none() {
+            tracing::warn!("this standby has no kernel: after a takeover the guest runs, but its reset will end it");
+        }
+        let live = self.assemble(config, Part::StandBy)?;
+        if live.ft.is_none() {
+            end_or_log(&live);
+            return Err(VmmError::FtUnavailable);
+        }
+        self.live = Some(Live { state: VmState::Paused, role: Role::Standby, ..live });
+        Ok(())
+    }
+
+    /// The VM may not run here any more: another host runs it, and can use a standby.
+    pub(super) fn fenced(&mut self) {
+        let ran_here = self.live.as_ref().is_some_and(|live| live.role == Role::Own);
+        self.turn_into(Role::Fenced, VmState::Shutdown);
+        self.parts.monitor.event("vm", "shutdown");
+        // What could not be taken over is left as it is, for people to look at: it may be the last copy.
+        if ran_here && self.parts.assembler.can_stand_by() {
+            self.stand_by_again();
+        }
+    }
+
+    /// This standby has waited in vain, and this host has been given the VM.
+    pub(super) fn boot_instead(&mut self) {
+        if self.live.as_ref().is_none_or(|live| live.role != Role::Standby) {
+            return;
+        }
+        self.end_standby();
+        self.live = None;
+        if let Err(error) = self.boot_here() {
+            tracing::error!("the VM cannot be booted here: {}", chain(&error));
+            self.stand_by_again();
+        }
+    }
+
+    /// Ends what waits here. Its status stays to be seen until there is another one.
+    fn end_standby(&self) {
+        let Some(live) = &self.live else { return };
+        let stopped = live.machine().stop();
+        if let Some(ft) = &live.ft {
+            ft.end();
+        }
+        let ended = live.machine().shutdown().and(stopped);
+        if let Err(error) = ended {
+            tracing::warn!("the VM did not end in order: {}", chain(&*error));
+        }
+    }
+
+    /// Puts the VM together anew, with fresh device processes. What cannot be had now, such as an address or
+    /// a file that is still in use, is tried again.
+    pub(super) fn stand_by_again(&mut self) {
+        self.stand_by_at = None;
+        self.end_standby();
+        match self.stand_by() {
+            Ok(()) => self.parts.monitor.event("vm", "standing-by"),
+            Err(error) => {
+                tracing::error!("cannot become a standby, will try again: {}", chain(&error));
+                self.stand_by_at = Some(Instant::now() + AGAIN);
+            }
+        }
+        self.publish();
+    }
+}

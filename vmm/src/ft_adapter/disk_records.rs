@@ -1,0 +1,211 @@
+//! What the disks of a host have on record about the VM's last run, asked of the disk program before any
+//! device is started.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ft_proto::VmId;
+use ft_proto::witness::{DiskState, Disks};
+use serde::Deserialize;
+
+use crate::config::{DiskConfig, VmConfig};
+use crate::devices::DISK_PROGRAM;
+use crate::process::find;
+
+/// What the disk program tells of one disk.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Told {
+    #[serde(default)]
+    vm: Option<VmId>,
+    state: DiskState,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+/// What the disks that the guest writes through us say, all together. What is wrong with them is logged.
+#[must_use]
+pub fn read(config: &VmConfig) -> Disks {
+    let (disks, doubt) = read_with_reason(config);
+    if let Some(doubt) = doubt {
+        tracing::warn!("disks: {doubt}");
+    }
+    disks
+}
+
+/// As [`read`]; and why, if nothing can be started from them, or it is not
+/// certain that they are what they say.
+#[must_use]
+pub fn read_with_reason(config: &VmConfig) -> (Disks, Option<String>) {
+    let told: Vec<(String, Told)> =
+        images(config).map(|image| (image.display().to_string(), ask(image).unwrap_or_else(unusable))).collect();
+    let vm = told.iter().find_map(|(_, told)| told.vm);
+    match combine(&told) {
+        Ok(state) => {
+            let doubt = told.iter().find_map(|(image, told)| Some(format!("{image}: {}", told.reason.as_ref()?)));
+            (Disks { vm, state }, doubt)
+        }
+        Err(why) => (Disks { vm, state: DiskState::Unusable }, Some(why)),
+    }
+}
+
+fn images(config: &VmConfig) -> impl Iterator<Item = &Path> {
+    let written = |disk: &&DiskConfig| !disk.readonly && !disk.vhost_user;
+    config.disks.iter().flatten().filter(written).filter_map(|disk| disk.path.as_deref())
+}
+
+fn ask(image: &Path) -> Result<Told, String> {
+    let program = find(DISK_PROGRAM).ok_or_else(|| format!("no program {DISK_PROGRAM}"))?;
+    let mut command = Command::new(program);
+    command.arg("record").arg("--json").arg("--").arg(image).stdin(Stdio::null());
+    let output = command.output().map_err(|e| format!("cannot ask {DISK_PROGRAM}: {e}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    serde_json::from_slice(&output.stdout).map_err(|e| format!("{DISK_PROGRAM} does not tell what is on record: {e}"))
+}
+
+fn unusable(why: String) -> Told {
+    Told { state: DiskState::Unusable, reason: Some(why), ..Told::default() }
+}
+
+/// The least that is proven by all, or why they contradict each other.
+fn combine(told: &[(String, Told)]) -> Result<DiskState, String> {
+    if let Some((image, told)) = told.iter().find(|(_, told)| told.state == DiskState::Unusable) {
+        return Err(format!("{image}: {}", told.reason.as_deref().unwrap_or("nothing can be started from it")));
+    }
+    let mut owned = told.iter().filter_map(|(image, told)| Some((image, told.vm?)));
+    if let Some((first, vm)) = owned.next()
+        && let Some((second, other)) = owned.find(|(_, other)| *other != vm)
+    {
+        return Err(format!("{first} is of VM {vm}, {second} of VM {other}"));
+    }
+    let mut all = told.iter();
+    let Some((mut image, mut least)) = all.next().map(|(image, told)| (image, told.state)) else {
+        return Ok(DiskState::None);
+    };
+    for (other_image, other) in all {
+        let both = both(least, other.state).ok_or_else(|| {
+            let [one, two] = [least, other.state].map(words);
+            format!("{image} {one}, {other_image} {two}: they are not of the same moment")
+        })?;
+        if both != least {
+            (image, least) = (other_image, both);
+        }
+    }
+    Ok(least)
+}
+
+/// What two disks of one VM prove together; `None`: that they do not belong together.
+fn both(one: DiskState, two: DiskState) -> Option<DiskState> {
+    use DiskState::{Alone, Copy, Ended, Fresh, Hole, Protected};
+    Some(match (one, two) {
+        (one, two) if one == two => one,
+        // Content without a record, and nothing: a new VM with a new disk.
+        (Fresh, Hole) | (Hole, Fresh) => Fresh,
+        (Ended(a), Ended(b)) => Ended(a.min(b)),
+        // Some have noted it and some have not yet, when the host died.
+        (Alone(a), Alone(b) | Ended(b)) | (Ended(a), Alone(b)) => Alone(a.min(b)),
+        (Protected(a), Protected(b) | Alone(b) | Ended(b)) | (Alone(a) | Ended(a), Protected(b)) => Protected(a.min(b)),
+        // It was taking over.
+        (Copy(copy), Alone(term)) | (Alone(term), Copy(copy)) if term > copy => Copy(copy),
+        // Copies of two sessions, a disk without a record beside one with, and what was overwritten only in
+        // part.
+        _ => return None,
+    })
+}
+
+fn words(state: DiskState) -> String {
+    match state {
+        DiskState::None => "is not written by the guest".to_owned(),
+        DiskState::Fresh => "has content and no record".to_owned(),
+        DiskState::Hole => "is empty and has no record".to_owned(),
+        DiskState::Alone(term) => format!("was run from alone in term {term}"),
+        DiskState::Ended(term) => format!("was shut down in term {term}"),
+        DiskState::Protected(term) => format!("was run from with a standby in term {term}"),
+        DiskState::Copy(term) => format!("is a copy of term {term}"),
+        DiskState::Unusable => "cannot be used".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ft_proto::Term;
+
+    use super::DiskState::{Alone, Copy, Ended, Fresh, Hole, Protected, Unusable};
+    use super::*;
+
+    fn told(states: &[DiskState]) -> Vec<(String, Told)> {
+        let told = |state: &DiskState| Told { state: *state, vm: Some(VmId(7)), ..Told::default() };
+        states.iter().enumerate().map(|(at, state)| (format!("/disk{at}"), told(state))).collect()
+    }
+
+    #[test]
+    fn what_the_program_says_is_understood() {
+        let text = br#"{"record":"/a.pollux","vm":"00000000000000000000000000000007","role":"alone","ended":12,
+            "hole":false,"state":{"ended":12}}"#;
+        let told: Told = serde_json::from_slice(text).unwrap();
+        assert_eq!((told.vm, told.state), (Some(VmId(7)), Ended(Term(12))));
+        let told: Told = serde_json::from_slice(br#"{"record":null,"hole":true,"state":"hole"}"#).unwrap();
+        assert_eq!((told.vm, told.state), (None, Hole));
+    }
+
+    #[test]
+    fn the_disk_that_proves_least_counts() {
+        let t = Term;
+        for (states, state) in [
+            (&[][..], DiskState::None),
+            (&[Hole, Hole], Hole),
+            (&[Hole, Fresh, Hole], Fresh),
+            (&[Ended(t(4)), Ended(t(3))], Ended(t(3))),
+            (&[Ended(t(3)), Alone(t(4)), Ended(t(3))], Alone(t(3))),
+            (&[Alone(t(4)), Protected(t(3))], Protected(t(3))),
+            (&[Protected(t(5)), Ended(t(3))], Protected(t(3))),
+            (&[Copy(t(5)), Copy(t(5))], Copy(t(5))),
+            (&[Alone(t(6)), Copy(t(5)), Copy(t(5))], Copy(t(5))),
+        ] {
+            assert_eq!(combine(&told(states)), Ok(state), "{states:?}");
+            let backwards: Vec<_> = states.iter().rev().copied().collect();
+            assert_eq!(combine(&told(&backwards)), Ok(state), "{backwards:?}");
+        }
+    }
+
+    #[test]
+    fn disks_that_do_not_belong_together_are_told() {
+        let t = Term;
+        for states in [
+            [Copy(t(5)), Copy(t(6))],
+            // It became a standby again, and only one of its disks was overwritten.
+            [Copy(t(6)), Alone(t(5))],
+            [Copy(t(6)), Protected(t(5))],
+            [Copy(t(6)), Ended(t(5))],
+            [Copy(t(6)), Hole],
+            [Alone(t(6)), Hole],
+            [Ended(t(6)), Fresh],
+            [Alone(t(6)), Unusable],
+        ] {
+            let why = combine(&told(&states)).unwrap_err();
+            assert!(why.contains("/disk1"), "{why}");
+            let backwards = [states[1], states[0]];
+            assert!(combine(&told(&backwards)).is_err(), "{backwards:?}");
+        }
+        let mut two = told(&[Alone(t(1)), Alone(t(1))]);
+        two[1].1.vm = Some(VmId(8));
+        let why = combine(&two).unwrap_err();
+        assert!(why.contains(&VmId(7).to_string()) && why.contains(&VmId(8).to_string()), "{why}");
+        two[1].1.vm = None;
+        assert_eq!(combine(&two), Ok(Alone(t(1))), "a record of an earlier version names no VM");
+    }
+
+    #[test]
+    fn disks_that_the_guest_does_not_write_do_not_count() {
+        let disk = |readonly, vhost_user| DiskConfig {
+            path: Some("/none".into()),
+            readonly,
+            vhost_user,
+            ..Default::default()
+        };
+        let config = VmConfig { disks: Some(vec![disk(true, false), disk(false, true)]), ..VmConfig::default() };
+        assert_eq!(read_with_reason(&config), (Disks::default(), None));
+        assert_eq!(read(&VmConfig::default()), Disks::default());
+    }
+}

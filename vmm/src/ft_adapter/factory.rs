@@ -1,0 +1,333 @@
+//! Builds real VMs for the control loop, and makes what happens in them its events.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::Sender;
+use ft::{Candidate, Ft, NodeOptions, NodeTerm, Setup};
+use ft_proto::HostId;
+use ft_proto::witness::Disks;
+use host_kit::event_loop::{EventLoop, readable};
+use host_kit::log_limit::{self, Limit};
+use pollux_api::options::StartRole;
+use serde_json::Value;
+
+use crate::config::{DiskPurpose, VmConfig};
+use crate::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFactory};
+use crate::ft_adapter::disk_records;
+use crate::ft_adapter::election::{Election, Granted, Voter};
+use crate::ft_adapter::guest::GuestAdapter;
+use crate::legacy::serial;
+use crate::machine::cpu::GuestEvent;
+use crate::process::ChildExits;
+use crate::virtio::DeviceEvent;
+use crate::virtio::pci_transport::Observer;
+use crate::vm::Vm;
+
+/// So many times in a [`log_limit::PERIOD`] it is told that drivers set devices up and take them down.
+const DEVICE_EVENTS_BURST: u32 = 100;
+
+/// Builds VMs on KVM, one after the other.
+#[derive(Debug, Default)]
+pub struct KvmFactory {
+    options: Option<NodeOptions>,
+    /// What the next engine begins with; its board is that of all of them.
+    setup: Setup,
+    /// The right to run the VM that is built next.
+    granted: Granted,
+    /// What the disks had on record when that right was given.
+    disks: Disks,
+}
+
+impl KvmFactory {
+    /// Builds VMs of a host with these FT options.
+    #[must_use]
+    pub fn new(options: Option<NodeOptions>) -> Self {
+        let mut setup = Setup::default();
+        if let Some(options) = &options {
+            setup.peers.clone_from(&options.peers);
+            setup.witness.clone_from(&options.witness);
+            setup.listen.clone_from(&options.standby);
+            setup.notes_disks = true;
+        }
+        Self { options, setup, granted: Granted::default(), disks: Disks::default() }
+    }
+
+    /// Who waits by its own decision asks on whether it has to.
+    fn election(&self, config: VmConfig, events: Sender<VmEvent>) -> Result<Option<Election>, BoxError> {
+        let decides = |options: &&NodeOptions| options.role == StartRole::Auto && options.witness.is_some();
+        let Some(options) = self.options.clone().as_ref().filter(decides).cloned() else { return Ok(None) };
+        let Setup { host, board, .. } = self.setup.clone();
+        let voter = Voter { options, host, config, board, granted: self.granted.clone() };
+        Ok(Some(Election::start(voter, events)?))
+    }
+
+    fn grant(&self, node_term: NodeTerm) {
+        *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(node_term);
+    }
+
+    fn granted(&self) -> Option<NodeTerm> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn build(
+        &mut self,
+        mut config: VmConfig,
+        part: Part,
+        node_term: Option<NodeTerm>,
+        events: Sender<VmEvent>,
+    ) -> Result<Built, BoxError> {
+        let witnessed = node_term.is_some() && self.setup.witness.is_some();
+        let purpose = match part {
+            Part::StandBy => DiskPurpose::StandBy,
+            Part::Run if witnessed => DiskPurpose::RunElected,
+            Part::Run => DiskPurpose::Run,
+        };
+        config.disks.iter_mut().flatten().for_each(|disk| disk.purpose = purpose);
+        let mut machine = KvmMachine::new(config.clone(), events.clone())?;
+        if part == Part::StandBy {
+            machine.election = self.election(config, events.clone())?;
+        }
+        let guest = Box::new(GuestAdapter::new(machine.vm()?, events));
+        let setup = self.setup.clone();
+        let ft = match part {
+            Part::Run => Ft::solo(guest, node_term.unwrap_or_else(NodeTerm::unasked), setup)?,
+            Part::StandBy => {
+                let options = self.options.as_ref().and_then(|options| options.standby.clone());
+                Ft::standby(guest, options.ok_or("--ft has no listen= to wait at")?, setup)?
+            }
+        };
+        Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(ft)) })
+    }
+}
+
+/// What this host is called: by its operator, or by the machine and what it has of the VM.
+fn host(options: &NodeOptions, config: &VmConfig) -> HostId {
+    options.node.unwrap_or_else(|| {
+        let images = config.disks.iter().flatten().filter_map(|disk| disk.path.as_deref());
+        let mut what: Vec<String> = images.map(|path| real(path).display().to_string()).collect();
+        if let Some(standby) = options.standby.as_ref().filter(|_| what.is_empty()) {
+            what.push(standby.listen.to_string());
+        }
+        ft::default_host(&what.join("\0"))
+    })
+}
+
+/// A VM that nobody was asked about, and that may be protected later: it is the one that its disks are of,
+/// and goes on from there.
+fn unasked(config: &VmConfig, disks: Disks) -> NodeTerm {
+    let options = NodeOptions::default();
+    let node = ft::incarnation_of(host(&options, config));
+    NodeTerm { vm: disks.vm.unwrap_or_else(ft::new_vm), node, term: disks.state.term().next(), first: true }
+}
+
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
+impl VmFactory for KvmFactory {
+    fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError> {
+        self.disks = disk_records::read(config);
+        self.setup.vm = self.disks.vm;
+        let Some(options) = &mut self.options else {
+            self.grant(unasked(config, self.disks));
+            return Ok(Part::Run);
+        };
+        ft::check_alone(options)?;
+        self.setup.host = host(options, config);
+        let me = Candidate { host: self.setup.host, disks: self.disks, boots, waited: false };
+        let part = ft::part(options, me)?;
+        // It was meant for one start, not for each one that this process sees.
+        options.force = None;
+        Ok(match part {
+            ft::Part::Run(node_term) => {
+                self.grant(node_term);
+                Part::Run
+            }
+            ft::Part::StandBy(why) => {
+                if let Some(why) = why {
+                    // Seen in the events of the engine that is about to be made.
+                    self.setup.board.note("started-as-standby", serde_json::json!({ "reason": why }));
+                }
+                Part::StandBy
+            }
+        })
+    }
+
+    fn can_stand_by(&self) -> bool {
+        self.options.as_ref().is_some_and(|options| options.standby.is_some())
+    }
+
+    fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
+        let node_term = self.granted();
+        let built = self.build(config, part, node_term, events);
+        if let (Err(_), Some(node_term), Some(options)) = (&built, node_term, &self.options) {
+            ft::give_back(options, node_term, self.disks);
+        }
+        built
+    }
+}
+
+/// A [`Vm`] for the control loop, with its events. Empty after `shutdown`.
+pub struct KvmMachine {
+    live: Option<Live>,
+    /// Of a standby.
+    election: Option<Election>,
+    config: VmConfig,
+}
+
+struct Live {
+    // Dropped first: it reports device processes that end, and they are about to be ended.
+    _watch: EventLoop,
+    vm: Vm,
+}
+
+impl KvmMachine {
+    /// Builds the VM of `config`.
+    ///
+    /// # Errors
+    /// When a part cannot be had.
+    pub fn new(config: VmConfig, events: Sender<VmEvent>) -> Result<Self, BoxError> {
+        let guest = events.clone();
+        let vm = Vm::new(config, Arc::new(move |event| send(&guest, event.into())))?;
+        let watch = {
+            let devices = vm.devices().lock().unwrap_or_else(PoisonError::into_inner);
+            devices.set_observer(&observer(events.clone()));
+            watch_exits(devices.child_exits().clone(), events)?
+        };
+        let config = vm.config().clone();
+        Ok(Self { live: Some(Live { _watch: watch, vm }), election: None, config })
+    }
+
+    /// The VM itself.
+    ///
+    /// # Errors
+    /// After `shutdown`.
+    pub fn vm(&mut self) -> Result<&mut Vm, BoxError> {
+        match &mut self.live {
+            Some(live) => Ok(&mut live.vm),
+            None => Err("the VM is shut down".into()),
+        }
+    }
+}
+
+/// Tells of what drivers do to their devices, but not as often as a guest can do it, which is faster than
+/// anybody reads of it. The counters count all of it.
+fn observer(events: Sender<VmEvent>) -> Observer {
+    let limit = Limit::new(DEVICE_EVENTS_BURST, log_limit::PERIOD);
+    Arc::new(move |id, event| {
+        if limit.admit().is_none() {
+            return;
+        }
+        let id = id.to_owned();
+        let event = match event {
+            DeviceEvent::Activated => VmEvent::DeviceActivated { id },
+            DeviceEvent::Reset => VmEvent::DeviceReset { id },
+        };
+        send(&events, event);
+    })
+}
+
+impl From<GuestEvent> for VmEvent {
+    fn from(event: GuestEvent) -> Self {
+        match event {
+            GuestEvent::Shutdown => Self::Shutdown,
+            GuestEvent::Reset => Self::Reset,
+            GuestEvent::Crash(reason) => Self::Crashed { reason },
+        }
+    }
+}
+
+fn send(events: &Sender<VmEvent>, event: VmEvent) {
+    if events.send(event).is_err() {
+        tracing::debug!("nobody listens to the VM's events any more");
+    }
+}
+
+impl Machine for KvmMachine {
+    fn boot(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.boot()?)
+    }
+
+    fn pause(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.pause()?)
+    }
+
+    fn resume(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.resume()?)
+    }
+
+    fn reset(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.reset()?)
+    }
+
+    fn taken_over(&mut self) -> Result<(), BoxError> {
+        self.election = None;
+        Ok(self.vm()?.taken_over()?)
+    }
+
+    fn stop(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.stop()?)
+    }
+
+    fn shutdown(&mut self) -> Result<(), BoxError> {
+        self.election = None;
+        self.live = None;
+        Ok(())
+    }
+
+    fn power_button(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.power_button()?)
+    }
+
+    fn nmi(&mut self) -> Result<(), BoxError> {
+        Ok(self.vm()?.nmi()?)
+    }
+
+    fn config(&self) -> VmConfig {
+        self.config.clone()
+    }
+
+    fn memory_size(&self) -> u64 {
+        self.config.memory.size
+    }
+
+    fn device_tree(&self) -> Value {
+        let Some(live) = &self.live else { return Value::Null };
+        live.vm.devices().lock().unwrap_or_else(PoisonError::into_inner).device_tree()
+    }
+
+    fn counters(&self) -> Counters {
+        let Some(live) = &self.live else { return Counters::default() };
+        let mut counters = live.vm.devices().lock().unwrap_or_else(PoisonError::into_inner).counters();
+        if let Some(console) = live.vm.console() {
+            counters.insert(serial::ID.to_owned(), [("lost_bytes".to_owned(), console.lost_bytes())].into());
+        }
+        counters
+    }
+}
+
+/// Reports device processes that end by themselves, on a thread of its own, until it is dropped.
+fn watch_exits(exits: Arc<ChildExits>, events: Sender<VmEvent>) -> io::Result<EventLoop> {
+    EventLoop::start("device-watch", vec![readable(exits.event(), 0)], move |_| {
+        for ended in exits.take() {
+            send(&events, VmEvent::DeviceExited { id: ended.id, status: ended.status.to_string() });
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_resets_its_device_for_ever_fills_no_queue() {
+        let (sender, events) = crossbeam_channel::unbounded();
+        let observer = observer(sender);
+        for _ in 0..100_000 {
+            observer("_disk0", DeviceEvent::Reset);
+        }
+        assert_eq!(events.len(), DEVICE_EVENTS_BURST as usize);
+    }
+}
