@@ -10,17 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ft::ProtectOptions;
-use ft::sim::{Applicant, BeatKey, OpenedOn, Unopened};
+use ft::guest::Shape;
+use ft::sim::{BeatKey, Unopened};
 use ft_proto::device_ctl::{Command, Report};
+use ft_proto::wire::{TookOver, Welcome};
 use ft_proto::witness::Claim;
-use ft_proto::{Epoch, Term, Time, WitnessAnswer};
+use ft_proto::{Epoch, NodeId, Term, Time, WitnessAnswer};
 
 use crate::devices::{Disk, Nic};
 use crate::guest::{Guest, Vcpu};
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::StreamId;
-use crate::platform::{Sim, SimWitness};
 use crate::rng::Rng;
 use crate::truth::Cut;
 
@@ -59,7 +60,29 @@ impl Said {
 
 pub(crate) type Later = Box<dyn FnOnce() + Send>;
 pub(crate) type Answer = Box<dyn FnOnce(Told) + Send>;
-pub(crate) type OpenedTo = Box<dyn FnOnce(Result<OpenedOn<Sim>, Unopened>) + Send>;
+pub(crate) type OpenedTo = Box<dyn FnOnce(Result<Accepted, Unopened>) + Send>;
+
+/// What a primary says of itself to a standby.
+#[derive(Debug)]
+pub(crate) struct Me {
+    pub(crate) node: NodeId,
+    pub(crate) term: Term,
+    pub(crate) first: bool,
+    pub(crate) previous: u128,
+    pub(crate) shape: Shape,
+    pub(crate) took_over: Option<TookOver>,
+    pub(crate) base: Option<u64>,
+}
+
+/// A session that a standby has accepted.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) options: ProtectOptions,
+    pub(crate) stream: StreamId,
+    pub(crate) disk: StreamId,
+    pub(crate) welcome: Welcome,
+    pub(crate) term: Term,
+}
 
 /// Something that the engine does to the world.
 pub(crate) enum Effect {
@@ -100,7 +123,7 @@ pub(crate) enum Effect {
     Connect(Command, StreamId),
     Ask(Question, Answer),
     /// The way to a session begins.
-    Open(Box<Applicant<SimWitness>>, Vec<ProtectOptions>, OpenedTo),
+    Open(Box<Me>, Vec<ProtectOptions>, OpenedTo),
     /// Something on another thread is through after so long.
     Later(Duration, Later),
     /// An event, for the trace.

@@ -86,16 +86,13 @@ impl World {
             }
             Fault::BreakStream | Fault::CorruptStream | Fault::StallStream => self.hurt_stream(fault, until),
             Fault::DeviceFailure => self.break_device(host),
-            Fault::StopProtection => {
-                let address = self.address(host);
-                self.note(host, || "operator stops the protection".to_owned());
-                self.after(Duration::ZERO, Event::Tell(address, Box::new(Message::Stop(nobody()))));
+            Fault::StopProtection => self.order(host, "stops the protection", Message::Stop(nobody())),
+            Fault::SuspendProtection => self.order(host, "suspends the protection", Message::Suspend(nobody())),
+            Fault::HandOver => {
+                let reason = "a disk is slow".to_owned();
+                self.order(host, "hands the VM over", Message::HandOver(reason, nobody()));
             }
-            Fault::Switchover => {
-                let address = self.address(host);
-                self.note(host, || "operator moves the VM".to_owned());
-                self.after(Duration::ZERO, Event::Tell(address, Box::new(Message::Switchover(nobody()))));
-            }
+            Fault::Switchover => self.order(host, "moves the VM", Message::Switchover(nobody())),
             Fault::TestFailover => self.test_failover(host),
             other => self.strike_from_outside(other, host, until),
         }

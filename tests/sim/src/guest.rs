@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ft::guest::{GuestError, Memory};
+use ft_proto::Epoch;
 
 use crate::truth::Point;
 
@@ -213,4 +214,27 @@ pub(crate) fn digest(pages: &[u64; PAGES], vcpu: &Vcpu) -> u64 {
 
 fn mix(hash: u64, word: u64) -> u64 {
     (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+/// A checkpoint's state: whose it is, and the vCPU.
+pub(crate) fn encode(session: u64, epoch: Epoch, vcpu: &Vcpu) -> Vec<u8> {
+    let head = [session, epoch.0, vcpu.at.branch as u64, vcpu.at.step, vcpu.history];
+    let write = |write: &Write| [write.block as u64, write.value, u64::from(write.asked)];
+    let words = head.into_iter().chain(vcpu.done).chain(vcpu.in_flight.iter().flat_map(write));
+    words.flat_map(u64::to_le_bytes).collect()
+}
+
+/// The state back: its session, its epoch, the vCPU.
+pub(crate) fn decode(state: &[u8]) -> (u64, Epoch, Vcpu) {
+    let (chunks, _) = state.as_chunks();
+    let mut words = chunks.iter().map(|bytes| u64::from_le_bytes(*bytes));
+    let mut next = || words.next().unwrap_or_default();
+    let (session, epoch) = (next(), Epoch(next()));
+    let at = Point { branch: next() as usize, step: next() };
+    let mut vcpu = Vcpu { at, history: next(), ..Vcpu::default() };
+    vcpu.done = std::array::from_fn(|_| next());
+    for _ in 0..(chunks.len().saturating_sub(5 + BLOCKS) / 3) {
+        vcpu.in_flight.push_back(Write { block: next() as usize, value: next(), asked: next() == 1 });
+    }
+    (session, epoch, vcpu)
 }

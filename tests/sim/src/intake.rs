@@ -10,8 +10,7 @@ use ft_proto::packing::Unpacker;
 use ft_proto::wire::Kind;
 use ft_proto::{Epoch, Time};
 
-use crate::guest::{SimMemory, Vcpu};
-use crate::vm::decode;
+use crate::guest::{SimMemory, Vcpu, decode};
 
 /// The receiving thread of a session.
 pub(crate) struct Feed {

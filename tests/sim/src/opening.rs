@@ -1,56 +1,23 @@
 //! The way to a session, which production goes on a thread of its own: own the VM at the witness, greet a standby, connect its disk.
 //! Follows `ft/src/peers/connect.rs`. And who lets callers in.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use ft::ProtectOptions;
-use ft::sim::{Applicant, Incoming, Message, Opened, SessionKey, Stamp, Unopened, read_body, read_header, write_frame};
+use ft::sim::{Incoming, Message, Stamp, Unopened, read_body, read_header, write_frame};
 use ft_proto::packing::Unpacker;
 use ft_proto::wire::{Header, Hello, Kind, Purpose, Refusal, Welcome, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, Term};
 
-use crate::body::{OpenedTo, Question, Said, Told};
+use crate::body::{Accepted, Me, OpenedTo, Question, Said, Told};
 use crate::network::{Payload, StreamId, address_of, host_at};
-use crate::platform::{SimStream, SimWitness};
-use crate::process::{Address, Asks};
+use crate::platform::{SimStream, VM};
+use crate::process::{Address, Asks, Opening, Stage};
 use crate::world::{Event, World};
 
 /// A peer that takes longer to greet is given up.
 const PATIENCE: Duration = Duration::from_millis(400);
-
-/// How far it is.
-#[derive(Clone, Debug)]
-enum Stage {
-    /// The witness is asked.
-    Owning,
-    /// The standby is asked whether it would accept.
-    Checking(StreamId),
-    Greeting(StreamId),
-    Disk(StreamId, StreamId, Welcome),
-}
-
-/// The way to a session.
-pub(crate) struct Opening {
-    number: u64,
-    applicant: Applicant<SimWitness>,
-    peers: VecDeque<ProtectOptions>,
-    done: OpenedTo,
-    term: Term,
-    stage: Stage,
-}
-
-impl Opening {
-    /// Whether it is on this stream.
-    pub(crate) fn is_on(&self, stream: StreamId) -> bool {
-        match self.stage {
-            Stage::Owning => false,
-            Stage::Checking(one) | Stage::Greeting(one) => one == stream,
-            Stage::Disk(one, other, _) => one == stream || other == stream,
-        }
-    }
-}
 
 /// The frames in some bytes.
 pub(crate) fn parse(mut bytes: &[u8]) -> Option<(Header, Vec<u8>)> {
@@ -61,18 +28,12 @@ pub(crate) fn parse(mut bytes: &[u8]) -> Option<(Header, Vec<u8>)> {
 }
 
 impl World {
-    pub(crate) fn open(
-        &mut self,
-        address: Address,
-        applicant: Applicant<SimWitness>,
-        peers: Vec<ProtectOptions>,
-        done: OpenedTo,
-    ) {
+    pub(crate) fn open(&mut self, address: Address, me: Me, peers: Vec<ProtectOptions>, done: OpenedTo) {
         let Some(process) = self.process(address) else { return };
         process.opened += 1;
-        let (number, term) = (process.opened, applicant.term);
-        let claim = Claim::Own { node: applicant.node, term, first: applicant.first };
-        let opening = Opening { number, applicant, peers: peers.into(), done, term, stage: Stage::Owning };
+        let (number, term) = (process.opened, me.term);
+        let claim = Claim::Own { node: me.node, term, first: me.first };
+        let opening = Opening { number, me, peers: peers.into(), done, term, stage: Stage::Owning };
         process.opening = Some(opening);
         self.after(PATIENCE, Event::OpeningTimeout(address, number));
         self.ask_witness(address, Question::Claim(claim), Asks::Opener(number));
@@ -96,13 +57,13 @@ impl World {
             Stage::Checking(stream) | Stage::Greeting(stream) => self.close(address.0, stream),
             Stage::Disk(stream, disk, _) => [stream, disk].into_iter().for_each(|one| self.close(address.0, one)),
         }
-        let Opening { applicant, mut peers, done, .. } = opening;
+        let Opening { me, mut peers, done, .. } = opening;
         peers.pop_front();
         if peers.is_empty() {
             done(Err(why));
             return self.work(address);
         }
-        self.open(address, applicant, peers.into(), done);
+        self.open(address, me, peers.into(), done);
     }
 
     /// The witness has answered the claim to own the VM.
@@ -110,7 +71,7 @@ impl World {
         let Some(opening) = self.opening(address).filter(|opening| opening.number == number) else { return };
         match told {
             // An older one answers an old question: that term has had its session.
-            Ok(Said::Verdict(Verdict::Granted(record))) if record.term() > opening.applicant.term => {
+            Ok(Said::Verdict(Verdict::Granted(record))) if record.term() > opening.me.term => {
                 opening.term = record.term();
                 if let Some(stream) = self.greet(address, true) {
                     self.stage(address, Stage::Checking(stream));
@@ -129,7 +90,7 @@ impl World {
 
     /// Says hello to the peer, on a new stream.
     fn greet(&mut self, address: Address, check: bool) -> Option<StreamId> {
-        let Opening { applicant: me, peers, .. } = self.opening(address)?;
+        let Opening { me, peers, .. } = self.opening(address)?;
         let options = peers.front()?;
         let purpose = Purpose::Session {
             check,
@@ -146,9 +107,9 @@ impl World {
     }
 
     fn call_peer(&mut self, address: Address, purpose: Purpose) -> Option<(usize, StreamId)> {
-        let Opening { applicant: me, peers, term, .. } = self.opening(address)?;
+        let Opening { me, peers, term, .. } = self.opening(address)?;
         let target = host_at(peers.front()?.peer);
-        let (hello, term) = (Hello { vm: Some(me.vm), node: me.node, purpose }, *term);
+        let (hello, term) = (Hello { vm: Some(VM), node: me.node, purpose }, *term);
         let callee = self.address(target);
         let stream = self.network.connect(address, callee);
         let bytes = frame(Kind::Hello, term, &encode_body(&hello));
@@ -187,23 +148,10 @@ impl World {
     }
 
     fn opened(&mut self, address: Address, stream: StreamId, disk: StreamId, welcome: Welcome) {
-        let Some(process) = self.process(address) else { return };
-        let Some(Opening { applicant, mut peers, done, term, .. }) = process.opening.take() else { return };
+        let Some(opening) = self.process(address).and_then(|process| process.opening.take()) else { return };
+        let Opening { mut peers, done, term, .. } = opening;
         let Some(options) = peers.pop_front() else { return };
-        let Welcome { node: peer, session, nonce, kept } = welcome;
-        process.body().session = session;
-        let shared = process.shared.clone();
-        let opened = Opened {
-            beats: Some(host_at(options.peer)),
-            options,
-            stream: SimStream::new(stream, shared.clone()),
-            disks: vec![(0, SimStream::new(disk, shared))],
-            peer,
-            term,
-            key: SessionKey { session, nonce },
-            base: applicant.base.filter(|_| kept),
-        };
-        done(Ok(opened));
+        done(Ok(Accepted { options, stream, disk, welcome, term }));
         self.work(address);
     }
 

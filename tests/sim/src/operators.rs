@@ -1,9 +1,12 @@
 //! Operators who look after the hosts: they ask for protection, and start again what has ended.
 
+use std::time::Duration;
+
 use crossbeam_channel::bounded;
 use ft::sim::{Message, Reply};
 use ft_proto::State;
 
+use crate::platform::Sim;
 use crate::world::{Event, World};
 
 /// Where an answer goes that nobody reads.
@@ -27,7 +30,10 @@ impl World {
             // Nobody restarts a VM that runs; one that lost a device waits to be taken over.
             State::Solo if process.opening.is_none() && !process.is_broken() => {
                 let options = self.plan.protect_by(target);
-                self.say_to(address, Message::Protect(Some(options), nobody()));
+                let resumes = self.rng.chance(500_000);
+                // Refused, unless protection is suspended.
+                let resume = resumes.then(|| Message::Resume(nobody()));
+                self.say_to(address, resume.unwrap_or_else(|| Message::Protect(Some(options), nobody())));
             }
             State::Solo if process.is_broken() => self.restart_soon(host),
             State::Fenced => self.restart_soon(host),
@@ -36,6 +42,12 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// An operator has the engine of a host do something.
+    pub(crate) fn order(&mut self, host: usize, what: &str, message: Message<Sim>) {
+        self.note(host, || format!("operator {what}"));
+        self.after(Duration::ZERO, Event::Tell(self.address(host), Box::new(message)));
     }
 
     fn restart_soon(&mut self, host: usize) {

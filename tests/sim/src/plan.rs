@@ -48,6 +48,10 @@ pub(crate) enum Fault {
     DeviceFailure,
     /// An operator ends the protection.
     StopProtection,
+    /// An operator ends it for a while.
+    SuspendProtection,
+    /// The VMM has the standby go on with the VM.
+    HandOver,
     /// An operator moves the VM to its standby.
     Switchover,
     /// An operator has the standby take over.
@@ -73,7 +77,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::CutLink,
         Self::Partition,
         Self::Kill,
@@ -90,6 +94,8 @@ impl Fault {
         Self::StallStream,
         Self::DeviceFailure,
         Self::StopProtection,
+        Self::SuspendProtection,
+        Self::HandOver,
         Self::Switchover,
         Self::TestFailover,
         Self::Blackout,

@@ -11,16 +11,16 @@ use std::time::Duration;
 use ft::guest::{DeviceCaps, Memory};
 use ft::sim::{
     Applicant, AskWitness, BeatKey, Coder, Connection, CpuLoad, DeviceControl, DeviceKey, Done, Heartbeats, History,
-    Ignored, Job, LinkError, OpenedOn, Platform, Received, ReceivingEnd, RecvNow, SendingEnd, Sent, SessionKey,
+    Ignored, Job, LinkError, Opened, OpenedOn, Platform, Received, ReceivingEnd, RecvNow, SendingEnd, Sent, SessionKey,
     TransportError, Unopened, WitnessStatus, perform,
 };
 use ft::{ProtectOptions, Stored, WitnessAddress};
 use ft_proto::device_ctl::{self, Command, Report};
-use ft_proto::wire::HEADER_LEN;
+use ft_proto::wire::{HEADER_LEN, Welcome};
 use ft_proto::witness::Claim;
 use ft_proto::{Beat, Epoch, LinkId, Settings, Term, Time, VmId, WitnessAnswer};
 
-use crate::body::{DISK, Effect, IDS, Question, Said, Shared};
+use crate::body::{Accepted, DISK, Effect, IDS, Me, Question, Said, Shared};
 use crate::guest::digest;
 use crate::intake::Feed;
 use crate::mutation::Mutation;
@@ -98,7 +98,12 @@ impl Platform for Sim {
         peers: Vec<ProtectOptions>,
         done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
     ) -> io::Result<()> {
-        self.0.effect(Effect::Open(Box::new(applicant), peers, Box::new(done)));
+        let Applicant { node, term, first, previous, shape, took_over, base, .. } = applicant;
+        let me = Box::new(Me { node, term, first, previous, shape, took_over, base });
+        let shared = self.0.clone();
+        let done =
+            move |accepted: Result<Accepted, Unopened>| done(accepted.map(|accepted| opened(accepted, base, &shared)));
+        self.0.effect(Effect::Open(me, peers, Box::new(done)));
         Ok(())
     }
 
@@ -127,6 +132,23 @@ impl Platform for Sim {
         body.feeds.insert(stream.id, feed);
         let session = body.session;
         Ok(SimReceiver { stream: stream.id, shared: self.0.clone(), session, committed })
+    }
+}
+
+/// A session that a standby has accepted, as the engine takes it over.
+fn opened(accepted: Accepted, base: Option<u64>, shared: &Shared) -> OpenedOn<Sim> {
+    let Accepted { options, stream, disk, welcome, term } = accepted;
+    let Welcome { node: peer, session, nonce, kept } = welcome;
+    shared.lock().session = session;
+    Opened {
+        beats: Some(host_at(options.peer)),
+        options,
+        stream: SimStream::new(stream, shared.clone()),
+        disks: vec![(0, SimStream::new(disk, shared.clone()))],
+        peer,
+        term,
+        key: SessionKey { session, nonce },
+        base: base.filter(|_| kept),
     }
 }
 

@@ -4,19 +4,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::MutexGuard;
 use std::time::Duration;
 
-use ft::sim::{BeatKey, Begin, DeviceEnd, Executor, Inbox, Message, Parts, assemble};
+use ft::sim::{BeatKey, Begin, DeviceEnd, Executor, Inbox, Message, Parts, Platform as _, assemble};
 use ft::{Board, ProtectOptions};
+use ft_proto::wire::Welcome;
 use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
 
-use crate::body::{Answer, Body, DISK, Effect, IDS, NIC, Question, Shared};
+use crate::body::{Answer, Body, DISK, Effect, IDS, Me, NIC, OpenedTo, Question, Shared};
 use crate::devices::DiskImage;
 use crate::network::{Segment, StreamId};
-use crate::opening::Opening;
 use crate::plan::{Plan, witness_address};
 use crate::platform::{DISK_CAPS, NIC_CAPS, Sim, SimBeats, SimControl, VM};
 use crate::record::Record;
 use crate::vm::SimGuest;
-use ft::sim::Platform as _;
 
 /// A host and which process on it: messages to a process that is gone reach nobody.
 pub(crate) type Address = (usize, u64);
@@ -64,6 +63,38 @@ pub(crate) struct Beats {
     pub(crate) route: Option<usize>,
     pub(crate) interval: Duration,
     pub(crate) generation: u64,
+}
+
+/// How far it is.
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    /// The witness is asked.
+    Owning,
+    /// The standby is asked whether it would accept.
+    Checking(StreamId),
+    Greeting(StreamId),
+    Disk(StreamId, StreamId, Welcome),
+}
+
+/// The way to a session.
+pub(crate) struct Opening {
+    pub(crate) number: u64,
+    pub(crate) me: Me,
+    pub(crate) peers: VecDeque<ProtectOptions>,
+    pub(crate) done: OpenedTo,
+    pub(crate) term: Term,
+    pub(crate) stage: Stage,
+}
+
+impl Opening {
+    /// Whether it is on this stream.
+    pub(crate) fn is_on(&self, stream: StreamId) -> bool {
+        match self.stage {
+            Stage::Owning => false,
+            Stage::Checking(one) | Stage::Greeting(one) => one == stream,
+            Stage::Disk(one, other, _) => one == stream || other == stream,
+        }
+    }
 }
 
 /// One pollux-vmm with its devices.

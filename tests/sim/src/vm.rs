@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use ft::guest::{DiskShape, Guest as Vm, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape};
 use ft::{EventRecord, Staging};
-use ft_proto::{Alone, Committed, CutKind, Epoch};
+use ft_proto::{Alone, Committed, CutKind};
 
 use crate::body::{Effect, IDS, Shared};
-use crate::guest::{BLOCKS, PAGES, SimMemory, Vcpu, Write};
-use crate::truth::{Cut, Point};
+use crate::guest::{PAGES, SimMemory, decode, encode};
+use crate::truth::Cut;
 
 /// The VM of a process.
 pub(crate) struct SimGuest {
@@ -155,27 +155,4 @@ impl Vm for SimGuest {
     fn release_console(&mut self, _: &Committed) {}
 
     fn free_console(&mut self, _: &Alone) {}
-}
-
-/// A checkpoint's state: whose it is, and the vCPU.
-fn encode(session: u64, epoch: Epoch, vcpu: &Vcpu) -> Vec<u8> {
-    let head = [session, epoch.0, vcpu.at.branch as u64, vcpu.at.step, vcpu.history];
-    let write = |write: &Write| [write.block as u64, write.value, u64::from(write.asked)];
-    let words = head.into_iter().chain(vcpu.done).chain(vcpu.in_flight.iter().flat_map(write));
-    words.flat_map(u64::to_le_bytes).collect()
-}
-
-/// The state back: its session, its epoch, the vCPU.
-pub(crate) fn decode(state: &[u8]) -> (u64, Epoch, Vcpu) {
-    let (chunks, _) = state.as_chunks();
-    let mut words = chunks.iter().map(|bytes| u64::from_le_bytes(*bytes));
-    let mut next = || words.next().unwrap_or_default();
-    let (session, epoch) = (next(), Epoch(next()));
-    let at = Point { branch: next() as usize, step: next() };
-    let mut vcpu = Vcpu { at, history: next(), ..Vcpu::default() };
-    vcpu.done = std::array::from_fn(|_| next());
-    for _ in 0..(chunks.len().saturating_sub(5 + BLOCKS) / 3) {
-        vcpu.in_flight.push_back(Write { block: next() as usize, value: next(), asked: next() == 1 });
-    }
-    (session, epoch, vcpu)
 }
