@@ -110,6 +110,7 @@ impl World {
             (body.spent, std::mem::take(&mut body.effects))
         };
         process.outbox.extend(effects.into_iter().map(|(spent, effect)| (now + spent, effect)));
+        let claims = process.outbox.iter().any(|(_, effect)| matches!(effect, Effect::Ask(Question::Claim(_), _)));
         let did = !process.outbox.is_empty();
         if spent > Duration::ZERO {
             process.busy_until = now + spent;
@@ -118,7 +119,8 @@ impl World {
         }
         self.flush(address);
         if did {
-            self.aimed_fault(address);
+            // Nothing is worth so much trouble as a claim.
+            self.aimed_fault(address, if claims { 20 } else { 1 });
         }
     }
 

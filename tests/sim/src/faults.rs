@@ -33,9 +33,9 @@ impl World {
         self.strike(host);
     }
 
-    /// A fault at the very moment at which a node acts.
-    pub(crate) fn aimed_fault(&mut self, address: Address) {
-        if self.healed_at.is_none() && self.plan.aimed > 0 && self.rng.chance(self.plan.aimed) {
+    /// A fault at the very moment at which a node acts; so many times as likely as at others.
+    pub(crate) fn aimed_fault(&mut self, address: Address, weight: u64) {
+        if self.healed_at.is_none() && self.plan.aimed > 0 && self.rng.chance(weight * self.plan.aimed) {
             self.strike(address.0);
         }
     }

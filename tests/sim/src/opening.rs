@@ -17,7 +17,7 @@ use crate::process::{Address, Asks, Opening, Stage};
 use crate::world::{Event, World};
 
 /// A peer that takes longer to greet is given up.
-const PATIENCE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The frames in some bytes.
 pub(crate) fn parse(mut bytes: &[u8]) -> Option<(Header, Vec<u8>)> {

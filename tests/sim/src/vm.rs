@@ -147,7 +147,7 @@ impl Vm for SimGuest {
     }
 
     fn told(&mut self, event: &EventRecord) {
-        self.shared.effect(Effect::Told(format!("{event:?}")));
+        self.shared.effect(Effect::Told(format!("{} {}", event.event, event.detail)));
     }
 
     fn watch_console(&mut self, _: HeldOutput) {}
