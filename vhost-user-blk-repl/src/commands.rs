@@ -64,13 +64,26 @@ impl Worker {
                 None => self.lost("the Receive command came without a stream"),
             },
             Command::Own { vm, term } => match self.tracker.own(vm, term) {
-                Ok(()) => self.report(&Report::Owned),
+                Ok(ticket) => {
+                    self.owning = Some(ticket);
+                    self.report_owned();
+                }
                 Err(e) => self.fail(&e.to_string()),
             },
             Command::End(term) => match self.tracker.end(term) {
                 Ok(()) => self.report(&Report::Ended),
                 Err(e) => warn!("{e}"),
             },
+        }
+    }
+
+    /// Reports that this host owns the image, once that is on stable storage. The guest's reads do not wait for it.
+    pub(crate) fn report_owned(&mut self) {
+        let Some(outcome) = self.owning.and_then(|ticket| self.tracker.outcome(ticket)) else { return };
+        self.owning = None;
+        match outcome {
+            Ok(()) => self.report(&Report::Owned),
+            Err(e) => self.fail(&e.to_string()),
         }
     }
 

@@ -180,9 +180,11 @@ impl Node {
         self.settings = settings;
     }
 
-    /// A term that the witness gave before the session opened.
+    /// A term that the witness gave before the session opened. An open one keeps its own.
     pub fn adopt_term(&mut self, term: Term) {
-        self.term = self.term.max(term);
+        if !self.has_peer() {
+            self.term = self.term.max(term);
+        }
     }
 
     /// This node's name.

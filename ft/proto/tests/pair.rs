@@ -8,8 +8,14 @@ use ft_proto::{
     WitnessAnswer,
 };
 
+#[path = "pair/acknowledgements.rs"]
+mod acknowledgements;
 #[path = "pair/identity.rs"]
 mod identity;
+#[path = "pair/stopped.rs"]
+mod stopped;
+#[path = "pair/withdrawal.rs"]
+mod withdrawal;
 
 const A: NodeId = NodeId::numbered(0xa, 1);
 const B: NodeId = NodeId::numbered(0xb, 1);
@@ -275,73 +281,6 @@ fn without_the_witness_nobody_moves_until_it_is_back() {
     assert_eq!(pair.runners(), 1);
 }
 
-/// A pair whose standby has claimed the VM without an answer while its primary was stopped.
-fn unanswered(mute: bool) -> Pair {
-    let mut pair = Pair::protected(Settings::default());
-    (pair.witness_up, pair.witness_mute) = (mute, mute);
-    pair.pass(Duration::from_millis(400), &[B]);
-    assert!(pair.b.awaits_witness());
-    assert!(pair.events.iter().any(|(on, event)| *on == B && matches!(event, Event::WitnessUnreachable { .. })));
-    pair
-}
-
-#[test]
-fn a_standby_without_an_answer_goes_on_with_a_primary_that_is_back() {
-    let mut pair = unanswered(false);
-    let before = pair.committed.len();
-    pair.pass(Duration::from_secs(1), &[A, B]);
-    assert!(pair.committed.len() > before + 10 && pair.released.last() == pair.committed.last(), "{:?}", pair.released);
-    assert_eq!((pair.a.state(), pair.b.state()), (State::Protected, State::StandbyReady));
-    assert!(pair.events.contains(&(B, Event::TakeoverWithdrawn)) && pair.b.awaits_witness());
-
-    pair.witness_up = true;
-    pair.pass(Duration::from_millis(500), &[A, B]);
-    assert!(!pair.b.awaits_witness());
-    assert_eq!(pair.record, Some(Record::Protected { primary: A, standby: B, term: Term(1) }));
-    pair.pass(Duration::from_secs(1), &[B]);
-    assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))), "the right to take over is not gone");
-}
-
-#[test]
-fn a_claim_that_was_granted_without_an_answer_is_used_when_that_is_known() {
-    let mut pair = unanswered(true);
-    assert_eq!(pair.record, Some(Record::Solo { owner: B, term: Term(2), since: Term(2) }));
-    pair.pass(Duration::from_secs(1), &[A, B]);
-    assert_eq!((pair.runners(), pair.takeover), (1, None), "the standby does not know, and commits");
-    let released = *pair.released.last().unwrap();
-    assert!(released > Epoch(10));
-
-    pair.witness_mute = false;
-    pair.pass(Duration::from_millis(500), &[A, B]);
-    let (epoch, term) = pair.takeover.unwrap();
-    assert!(epoch >= released && term == Term(2));
-    assert!(pair.b.runs() && pair.fenced == [A]);
-}
-
-#[test]
-fn a_standby_whose_primary_has_yielded_does_not_withdraw() {
-    let mut pair = Pair::protected(Settings::default());
-    pair.witness_up = false;
-    pair.a.handle(Input::YieldRequested { reason: "device".to_owned() }, pair.now);
-    pair.settle();
-    pair.pass(Duration::from_secs(2), &[A, B]);
-    assert!(!pair.events.contains(&(B, Event::TakeoverWithdrawn)), "{:?}", pair.events);
-    pair.witness_up = true;
-    pair.pass(Duration::from_millis(500), &[A, B]);
-    assert!(pair.b.runs());
-}
-
-#[test]
-fn silence_after_a_withdrawal_is_silence() {
-    let mut pair = unanswered(false);
-    pair.pass(Duration::from_millis(600), &[A, B]);
-    assert!(pair.events.contains(&(B, Event::TakeoverWithdrawn)));
-    pair.pass(Duration::from_millis(600), &[B]);
-    pair.witness_up = true;
-    pair.pass(Duration::from_millis(400), &[B]);
-    assert!(pair.b.runs());
-}
-
 #[test]
 fn a_primary_that_lost_its_standby_goes_on_and_the_stale_standby_never_runs() {
     let mut pair = Pair::protected(Settings::default());
@@ -419,94 +358,6 @@ fn a_failover_is_not_tested_while_the_standby_is_being_left() {
     pair.a.handle(Input::SimulateCrash, pair.now);
     pair.settle();
     assert!(pair.a.runs(), "the witness may give the VM to nobody else any more");
-}
-
-/// Beats that say that the primary has stopped, and are faster than the stream.
-fn stopped(pair: &mut Pair, links: &[LinkId]) {
-    let beat = Beat { runs: false, ..pair.a.beat() };
-    for link in links {
-        pair.b.handle(Input::Beat { link: *link, at: pair.now, beat }, pair.now);
-    }
-    pair.settle();
-}
-
-#[test]
-fn a_beat_does_not_overtake_what_the_primary_sent_before_it_stopped() {
-    let mut pair = Pair::protected(Settings::default());
-    stopped(&mut pair, &LinkId::ALL);
-    assert_eq!(pair.takeover, None, "its last epoch and its word may be on the stream");
-    pair.b.handle(Input::Yielded { term: Term(1) }, pair.now);
-    pair.settle();
-    assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))));
-}
-
-#[test]
-fn a_fenced_primary_does_not_keep_the_standby_waiting_with_its_beats() {
-    let lost = || Input::StreamLost { reason: "closed".to_owned() };
-    for beat_first in [true, false] {
-        let mut pair = Pair::protected(Settings::default());
-        if beat_first {
-            stopped(&mut pair, &LinkId::ALL);
-        }
-        pair.b.handle(lost(), pair.now);
-        pair.settle();
-        if !beat_first {
-            assert_eq!(pair.takeover, None);
-            stopped(&mut pair, &LinkId::ALL);
-        }
-        assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))), "{beat_first}");
-    }
-}
-
-#[test]
-fn the_last_beat_of_a_stopped_primary_is_enough_even_if_nobody_is_suspected() {
-    let mut pair = Pair::protected(Settings { silence: None, ..no_witness(OnPartition::Primary) });
-    stopped(&mut pair, &LinkId::ALL);
-    pair.pass(Duration::from_millis(900), &[B]);
-    assert_eq!(pair.takeover, None);
-    assert!(pair.b.poll_timeout().is_some_and(|at| at <= pair.now + Duration::from_millis(200)));
-    pair.pass(Duration::from_millis(200), &[B]);
-    assert!(pair.takeover.is_some());
-}
-
-#[test]
-fn a_standby_that_slept_does_not_hold_it_against_a_stopped_primary() {
-    let mut pair = Pair::protected(Settings::default());
-    stopped(&mut pair, &LinkId::ALL);
-    pair.now = pair.now + Duration::from_secs(5);
-    stopped(&mut pair, &LinkId::ALL);
-    assert_eq!(pair.takeover, None, "what it said in time has not been read");
-    pair.b.handle(Input::Yielded { term: Term(1) }, pair.now);
-    pair.settle();
-    assert!(pair.takeover.is_some());
-}
-
-#[test]
-fn a_primary_that_stops_before_its_first_checkpoint_is_left() {
-    let mut pair = Pair::new(Settings::default());
-    pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 1 }, pair.now);
-    for _ in 0..25 {
-        stopped(&mut pair, &LinkId::ALL);
-        pair.pass(Duration::from_millis(50), &[B]);
-    }
-    assert_eq!((pair.b.state(), pair.takeover), (State::StandbyEmpty, None));
-}
-
-#[test]
-fn a_stream_that_says_nothing_more_does_not_keep_the_standby_either() {
-    let both: &[LinkId] = &LinkId::ALL;
-    // Silence: as ever. With the stream's own link dead: no longer than that. Otherwise it gets a second.
-    for (links, waited) in [(&both[..0], 300..400), (&both[1..], 300..400), (both, 1000..1100)] {
-        let mut pair = Pair::protected(no_witness(OnPartition::Primary));
-        let since = pair.now;
-        stopped(&mut pair, both);
-        while pair.takeover.is_none() {
-            pair.pass(Duration::from_millis(50), &[B]);
-            stopped(&mut pair, links);
-        }
-        let took = pair.now.since(since).as_millis();
-        assert!(waited.contains(&took), "{took} ms with {links:?}");
-    }
 }
 
 #[test]
@@ -595,76 +446,9 @@ fn a_standby_ignores_answers_about_an_earlier_session() {
     assert_eq!(pair.takeover, Some((Epoch(1), Term(4))));
 }
 
-/// Beats and the witness work, but acknowledgements do not come.
-fn mute_standby(pair: &mut Pair, span: Duration) {
-    let end = pair.now + span;
-    while pair.now < end {
-        pair.now = pair.now + STEP;
-        let (now, beat) = (pair.now, pair.b.beat());
-        for link in LinkId::ALL {
-            pair.a.handle(Input::Beat { link, at: now, beat }, now);
-        }
-        pair.a.handle(Input::Timeout, now);
-        pair.settle();
-    }
-}
-
-#[test]
-fn a_standby_that_lives_but_acknowledges_nothing_is_left() {
-    let mut pair = Pair::protected(Settings::default());
-    pair.connected = false;
-    mute_standby(&mut pair, Duration::from_secs(9));
-    assert_eq!(pair.a.state(), State::Protected);
-    mute_standby(&mut pair, Duration::from_secs(2));
-    assert_eq!((pair.a.state(), pair.a.term()), (State::Solo, Term(2)));
-}
-
-#[test]
-fn acknowledgements_that_waited_for_a_stopped_primary_are_not_late() {
-    let mut pair = Pair::protected(Settings::default());
-    pair.connected = false;
-    mute_standby(&mut pair, Duration::from_millis(100));
-    pair.now = pair.now + Duration::from_secs(60);
-    mute_standby(&mut pair, Duration::from_millis(100));
-    assert_eq!(pair.a.state(), State::Protected);
-}
-
-/// A was stopped for longer than the limit, with an acknowledgement on its way; gives its epoch.
-fn woken_with_an_acknowledgement(pair: &mut Pair) -> Epoch {
-    pair.connected = false;
-    pair.released.clear();
-    let epoch = pair.a.epoch();
-    pair.now = pair.now + Duration::from_millis(100);
-    pair.a.handle(Input::CutWanted, pair.now);
-    pair.settle();
-    pair.now = pair.now + Duration::from_millis(2500);
-    pair.a.handle(Input::Acked { term: Term(1), epoch }, pair.now);
-    hear(pair, Beat { from: B, term: Term(1), runs: false });
-    assert_eq!(pair.released, [], "said before the standby was heard again");
-    epoch
-}
-
 fn hear(pair: &mut Pair, beat: Beat) {
     pair.a.handle(Input::Beat { link: LinkId::Heartbeat, at: pair.now, beat }, pair.now);
     pair.settle();
-}
-
-#[test]
-fn a_primary_that_was_stopped_speaks_when_it_has_heard_that_nobody_took_over() {
-    let mut pair = Pair::protected(Settings::default());
-    let epoch = woken_with_an_acknowledgement(&mut pair);
-    pair.now = pair.now + Duration::from_millis(50);
-    hear(&mut pair, Beat { from: B, term: Term(1), runs: false });
-    assert_eq!((pair.released.as_slice(), pair.a.state()), ([epoch].as_slice(), State::Protected));
-}
-
-#[test]
-fn a_primary_that_was_stopped_until_the_standby_took_over_does_not_say_what_was_acknowledged_before() {
-    let mut pair = Pair::protected(Settings::default());
-    woken_with_an_acknowledgement(&mut pair);
-    pair.record = Some(Record::Solo { owner: B, term: Term(2), since: Term(2) });
-    hear(&mut pair, Beat { from: B, term: Term(2), runs: true });
-    assert_eq!((pair.released.as_slice(), pair.a.state()), ([].as_slice(), State::Fenced));
 }
 
 #[test]

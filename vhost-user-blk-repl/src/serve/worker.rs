@@ -32,7 +32,7 @@ use crate::serve::flight::{Collected, Flight, Target};
 use crate::serve::pending::Pending;
 use crate::serve::request::{self, Body, Request, Span, scatter};
 use crate::serve::ring::{Guest, Memory, Taken, Vring, answer, signal};
-use crate::tracker::Tracker;
+use crate::tracker::{Ticket, Tracker};
 
 /// Bytes of the answer to GET_ID.
 pub const SERIAL_LEN: usize = 20;
@@ -64,6 +64,8 @@ pub struct Worker {
     pub(crate) wake: Arc<EventFd>,
     full: Option<Epoch>,
     pub(crate) failed: bool,
+    /// The change that says that this host owns the image, until it is on stable storage.
+    pub(crate) owning: Option<Ticket>,
 }
 
 impl Worker {
@@ -100,6 +102,7 @@ impl Worker {
             wake,
             full: None,
             failed: false,
+            owning: None,
         })
     }
 
@@ -322,6 +325,7 @@ impl Worker {
             self.mirror = None;
             self.deliver();
         }
+        self.report_owned();
         if let Some(trouble) = self.tracker.take_trouble() {
             self.fail(&trouble.to_string());
         }

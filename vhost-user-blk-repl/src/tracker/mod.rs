@@ -22,7 +22,7 @@ mod source;
 mod standby;
 mod state;
 
-pub use journal::RecordWriteError;
+pub use journal::{RecordWriteError, Ticket};
 pub use primary::PrimarySession;
 pub use standby::{PlanRejected, StandbyStream};
 pub use state::WrongImage;
@@ -157,13 +157,19 @@ impl Tracker {
         self.recorder.update(State::take_over);
     }
 
-    /// `vm` runs from this copy in `term`, and no other can be newer. Blocks until that is on stable storage.
+    /// `vm` runs from this copy in `term`, and no other can be newer. Does not block: [`Tracker::outcome`] says
+    /// when that is on stable storage. The guest's next write waits for it.
     ///
     /// # Errors
-    /// When the image is another VM's, or has been used later; when the record cannot be written.
-    pub fn own(&self, vm: VmId, term: Term) -> Result<(), WrongImage> {
-        let ticket = self.recorder.update(|state| state.own(vm, term))?;
-        Ok(self.recorder.wait(ticket)?)
+    /// When the image is another VM's, or has been used later.
+    pub fn own(&self, vm: VmId, term: Term) -> Result<Ticket, WrongImage> {
+        self.recorder.update(|state| state.own(vm, term))
+    }
+
+    /// Whether a change is on stable storage; `None`: not yet.
+    #[must_use]
+    pub fn outcome(&self, ticket: Ticket) -> Option<Result<(), RecordWriteError>> {
+        self.recorder.update(|state| state.journal().outcome(ticket))
     }
 
     /// The VM is shut down in `term`, and this is its newest image. Blocks until that is on stable storage.

@@ -17,7 +17,7 @@ use crate::image::range::Range;
 use crate::image::regions::Regions;
 use crate::mirror_wire::{Begin, Greeting};
 use crate::record::{Base, Purpose, Record, Refuse, Role, new_id};
-use crate::tracker::journal::{Journal, RecordWriteError, Ticket};
+use crate::tracker::journal::{Journal, Ticket};
 use crate::tracker::replica::Replica;
 use crate::tracker::source::Source;
 
@@ -42,9 +42,6 @@ pub enum WrongImage {
         /// The term that it is to be used in.
         term: Term,
     },
-    /// It cannot be noted.
-    #[error(transparent)]
-    Record(#[from] RecordWriteError),
 }
 
 /// The image's part in replication.
