@@ -1,5 +1,5 @@
-//! The engine's parts, for the simulator: the executor, the platform that it stands on, and what is pure of what production's
-//! platform runs on threads. Behind a feature: nobody else puts an engine together.
+//! The engine's parts, for the simulator: the executor, the platform that it stands on, and what is pure of
+//! what production's platform runs on threads. Behind a feature: nobody else puts an engine together.
 
 pub use crate::context::inbox::{Inbox, Message, Post, Reply};
 pub use crate::devices::control::{DeviceControl, LinkError};

@@ -32,7 +32,8 @@ pub(crate) struct CpuPlacement {
 }
 
 impl CpuPlacement {
-    /// Begins to look how busy the processors are: best when the first copy is over. Without a `load` nothing is chosen.
+    /// Begins to look how busy the processors are: best when the first copy is over. Without a `load`
+    /// nothing is chosen.
     pub(crate) fn begin(load: Option<CpuLoad>) -> Self {
         Self { load, since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
     }

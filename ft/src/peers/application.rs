@@ -33,7 +33,8 @@ pub struct Opened<C, S> {
 pub struct Unopened {
     /// All reasons, one sentence each.
     pub reasons: Vec<String>,
-    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody answered.
+    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody
+    /// answered.
     pub settled: bool,
 }
 

@@ -1,7 +1,8 @@
-//! What the engine stands on: time, threads, sockets, device processes, the witness. Production has [`linux::Linux`]; the simulator
-//! brings a platform in virtual time, and runs the same executor on it.
+//! What the engine stands on: time, threads, sockets, device processes, the witness. Production has
+//! [`linux::Linux`]; the simulator brings a platform in virtual time, and runs the same executor on it.
 //!
-//! Everything behind this trait either answers at once, or later with a message for the executor. Rules live above it.
+//! Everything behind this trait either answers at once, or later with a message for the executor. Rules
+//! live above it.
 
 pub(crate) mod linux;
 pub(crate) mod poller;
@@ -98,7 +99,8 @@ pub trait Platform: Debug + Sized + Send + 'static {
         done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
     ) -> io::Result<()>;
 
-    /// Begins to send on a session's stream. `history` may take a while to make; what becomes of jobs goes to `tell`.
+    /// Begins to send on a session's stream. `history` may take a while to make; what becomes of jobs goes
+    /// to `tell`.
     ///
     /// # Errors
     /// When there is no thread for it.

@@ -1,4 +1,5 @@
-//! The two ends of a replication stream as the engine's thread uses them: what it gives them, and what they tell it.
+//! The two ends of a replication stream as the engine's thread uses them: what it gives them, and what they
+//! tell it.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,8 +1,9 @@
 //! From frames to guest memory and whole epochs, on the standby. Pure, but for the memory that it writes to.
 //!
-//! What is staged is bounded whatever the peer does. An epoch has no more pages than the guest, and no more than
-//! [`Settings::depth`] epochs wait to be committed, since an honest primary cuts no further before it is told that one is: a stream
-//! that goes on ends. Of what the first copy is said to have reached the last word waits.
+//! What is staged is bounded whatever the peer does. An epoch has no more pages than the guest, and no more
+//! than [`Settings::depth`] epochs wait to be committed, since an honest primary cuts no further before it
+//! is told that one is: a stream that goes on ends. Of what the first copy is said to have reached the last
+//! word waits.
 
 use std::io;
 use std::ops::Range;

@@ -1,4 +1,5 @@
-//! A stream between the hosts, as the engine's thread uses it: it writes what is short, and reads only what is there already.
+//! A stream between the hosts, as the engine's thread uses it: it writes what is short, and reads only what
+//! is there already.
 
 use std::fmt::Debug;
 use std::io::{self, Write};

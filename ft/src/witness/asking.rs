@@ -8,7 +8,8 @@ use ft_proto::{VmId, WitnessAnswer};
 use super::{Stored, WitnessAddress};
 use pollux_api::status::WitnessStatus;
 
-/// Asks the witness, one question after the other, and waits for none of the answers. Clones are the same way.
+/// Asks the witness, one question after the other, and waits for none of the answers. Clones are the same
+/// way.
 pub trait AskWitness: Clone + Debug + Send {
     /// Whom it asks.
     fn address(&self) -> &WitnessAddress;

@@ -1,7 +1,8 @@
 //! The thread that asks the witness: calls one after the other, answers by callback, each within [`LIMIT`].
 //!
-//! Asking may block for as long as a dead file server likes. So a second thread does it, and the first one gives up waiting;
-//! what is asked next waits its turn, so the witness sees everything in the order in which it was asked.
+//! Asking may block for as long as a dead file server likes. So a second thread does it, and the first one
+//! gives up waiting; what is asked next waits its turn, so the witness sees everything in the order in
+//! which it was asked.
 
 use std::fmt;
 use std::io;
@@ -20,7 +21,8 @@ use crate::start::describe;
 
 /// How long the witness may take to answer; then it counts as unreachable.
 const LIMIT: Duration = Duration::from_secs(3);
-/// How long the last claims may take when the engine ends: a file server that hangs must not keep a process alive.
+/// How long the last claims may take when the engine ends: a file server that hangs must not keep a process
+/// alive.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The thread that asks. It ends when its last clone is gone and everything is asked.

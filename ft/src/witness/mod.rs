@@ -175,14 +175,15 @@ pub trait Witness: Send {
     /// # Errors
     /// When it cannot be read.
     fn read(&mut self) -> Result<Option<Stored>, WitnessError>;
-    /// Judges a claim of `vm` and makes the new record durable before it says that it is granted. A record that a grant leaves as it
-    /// is counts as changed all the same.
+    /// Judges a claim of `vm` and makes the new record durable before it says that it is granted. A record
+    /// that a grant leaves as it is counts as changed all the same.
     ///
     /// # Errors
-    /// When the record is another VM's, or the keeper cannot be reached: whether the claim took effect is unknown then. It may do so later, but not after a
-    /// later claim of this keeper has been granted.
+    /// When the record is another VM's, or the keeper cannot be reached: whether the claim took effect is
+    /// unknown then. It may do so later, but not after a later claim of this keeper has been granted.
     fn ask(&mut self, vm: VmId, claim: Claim) -> Result<Verdict, WitnessError>;
-    /// Makes the first record on an operator's word, and only where there is none: otherwise that one is in the refusal.
+    /// Makes the first record on an operator's word, and only where there is none: otherwise that one is in
+    /// the refusal.
     ///
     /// # Errors
     /// As for [`Self::ask`].

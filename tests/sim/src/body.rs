@@ -1,8 +1,9 @@
-//! What the engine of a process and the world around it share: the guest, its devices, what has arrived, and the effects of what the
-//! engine does.
+//! What the engine of a process and the world around it share: the guest, its devices, what has arrived,
+//! and the effects of what the engine does.
 //!
-//! An engine that is called runs to the end at one moment of virtual time. What takes its thread time is spent on its own account:
-//! effects carry how much was spent before them, and the world lets them happen by then, unless the process is dead.
+//! An engine that is called runs to the end at one moment of virtual time. What takes its thread time is
+//! spent on its own account: effects carry how much was spent before them, and the world lets them happen
+//! by then, unless the process is dead.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;

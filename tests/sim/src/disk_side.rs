@@ -1,5 +1,5 @@
-//! What the disks of a pair do for the guest's checkpoints: commands of the engines, the mirror stream between them, the records of
-//! their images.
+//! What the disks of a pair do for the guest's checkpoints: commands of the engines, the mirror stream
+//! between them, the records of their images.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The way to a session, which production goes on a thread of its own: own the VM at the witness, greet a standby, connect its disk.
-//! Follows `ft/src/peers/connect.rs`. And who lets callers in.
+//! The way to a session, which production goes on a thread of its own: own the VM at the witness, greet a
+//! standby, connect its disk. Follows `ft/src/peers/connect.rs`. And who lets callers in.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! The engine's platform in virtual time: clock, streams, device processes, heartbeats, the witness, and what production runs on
-//! threads. All of it turns what the engine does into effects, which the world lets happen.
+//! The engine's platform in virtual time: clock, streams, device processes, heartbeats, the witness, and
+//! what production runs on threads. All of it turns what the engine does into effects, which the world lets
+//! happen.
 
 use std::fmt;
 use std::io;
