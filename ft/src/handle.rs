@@ -12,13 +12,17 @@ use pollux_api::{EventRecord, Refused, Status};
 
 use crate::clock::Clock;
 use crate::context::inbox::{Inbox, Message, Post, Reply};
+use crate::devices::DeviceEnd;
+use crate::devices::socket::ControlSocket;
 use crate::engine::{Begin, Engine, EngineError, Parts};
 use crate::guest::{Guest, LinkEnd};
 use crate::identity::{incarnation_of, unnamed_host};
 use crate::options::{ProtectOptions, StandbyOptions};
+use crate::platform::linux::Linux;
 use crate::start::NodeTerm;
 use crate::status::Board;
 use crate::transport::beats::{BeatSocket, Beats};
+use crate::transport::heartbeats::Heartbeats;
 use crate::transport::listener::{Arrival, Listener};
 use crate::witness::{WitnessAddress, WitnessClient};
 
@@ -103,7 +107,7 @@ pub trait Control: Send + Sync {
 /// A VM's fault tolerance. Dropping it ends its threads; a peer notices that as the end of this node.
 #[derive(Debug)]
 pub struct Ft {
-    post: Post,
+    post: Post<Linux>,
     board: Board,
     /// Closed when the engine has ended. Whoever is to answer a call may outlive it, on its way to a host
     /// that is down.
@@ -130,7 +134,7 @@ impl Ft {
     }
 
     fn start(
-        guest: Box<dyn Guest>,
+        mut guest: Box<dyn Guest>,
         begin: Begin,
         setup: Setup,
         options: Option<StandbyOptions>,
@@ -141,8 +145,8 @@ impl Ft {
         let beat_post = post.clone();
         let beats = Beats::start(clock, move |link, at, beat| beat_post.heard(link, at, beat))?;
         let witness = witness.as_ref().map(WitnessClient::start).transpose()?;
-        let listener = match options {
-            None => None,
+        let (listen, listener) = match options {
+            None => (None, None),
             Some(options) => {
                 if matches!(begin, Begin::StandBy(_)) {
                     beats.route(listen_for_beats(&options)?, None);
@@ -156,23 +160,24 @@ impl Ft {
                 };
                 let listener =
                     Listener::open(options.listen, tell).map_err(|error| EngineError::Listen(options.listen, error))?;
-                Some((options, listener))
+                (Some(options), Some(listener))
             }
         };
+        let devices = guest.links()?.into_iter().map(device_end).collect();
         let parts = Parts {
+            platform: Linux::new(clock)?,
             guest,
-            inbox,
+            devices,
             post: post.clone(),
             board: board.clone(),
             beats,
-            clock,
             begin,
             vm,
-            listener,
+            listen,
             peers,
             witness,
         };
-        let mut engine = Engine::new(parts)?;
+        let mut engine = Engine::new(parts, inbox, listener)?;
         if notes_disks {
             engine.note_owner()?;
         }
@@ -247,7 +252,7 @@ impl Ft {
     /// # Errors
     /// When it has to wait.
     pub fn device_joined(&self, end: LinkEnd) -> Result<(), Refused> {
-        self.ask_and_wait(|reply| Message::DeviceJoined(end, reply))
+        self.ask_and_wait(|reply| Message::DeviceJoined(device_end(end), reply))
     }
 
     /// The device of this id has left the VM.
@@ -258,7 +263,7 @@ impl Ft {
         self.ask_and_wait(|reply| Message::DeviceLeft(id.to_owned(), reply))
     }
 
-    fn ask_and_wait(&self, message: impl FnOnce(Reply) -> Message) -> Result<(), Refused> {
+    fn ask_and_wait(&self, message: impl FnOnce(Reply) -> Message<Linux>) -> Result<(), Refused> {
         let answer = self.ask(message);
         let ended = || Err(Refused::Ended);
         // An answer that is there counts, even if the engine has ended since.
@@ -268,7 +273,7 @@ impl Ft {
         }
     }
 
-    fn ask(&self, message: impl FnOnce(Reply) -> Message) -> Receiver<Result<(), Refused>> {
+    fn ask(&self, message: impl FnOnce(Reply) -> Message<Linux>) -> Receiver<Result<(), Refused>> {
         let (reply, answer) = bounded(1);
         self.post.send(message(reply));
         answer
@@ -326,6 +331,10 @@ impl Drop for Ft {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn device_end(LinkEnd { id, caps, socket }: LinkEnd) -> DeviceEnd<ControlSocket> {
+    DeviceEnd { caps, control: ControlSocket::new(id, socket) }
 }
 
 fn listen_for_beats(options: &StandbyOptions) -> Result<Vec<BeatSocket>, EngineError> {

@@ -7,7 +7,7 @@ use ft_proto::wire::TookOver;
 use ft_proto::{HostId, NodeId, VmId};
 use twox_hash::XxHash3_64;
 
-use crate::transport::beats::BeatKey;
+use crate::transport::heartbeats::BeatKey;
 
 /// Where systemd, and D-Bus before it, keep what tells one machine from another.
 const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
@@ -85,9 +85,11 @@ impl Identity {
 
 /// What names a session, and proves that one belongs to it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct SessionKey {
-    pub(crate) session: u64,
-    pub(crate) nonce: u128,
+pub struct SessionKey {
+    /// Its number.
+    pub session: u64,
+    /// Known to its two ends only.
+    pub nonce: u128,
 }
 
 impl SessionKey {

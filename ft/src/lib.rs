@@ -21,8 +21,11 @@ mod identity;
 mod note;
 mod options;
 mod peers;
+mod platform;
 mod progress_meter;
 mod replica;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod start;
 mod status;
 mod stream;

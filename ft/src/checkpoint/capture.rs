@@ -1,10 +1,10 @@
 //! One checkpoint: devices sealed, the guest stopped, captured and running again, devices running again.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ft_proto::CutKind;
+use ft_proto::{CutKind, Time};
 
-use crate::devices::link::LinkError;
+use crate::devices::control::{DeviceControl, LinkError};
 use crate::devices::{Devices, Held};
 use crate::guest::staging::Staging;
 use crate::guest::{Guest, GuestError};
@@ -29,14 +29,15 @@ pub(crate) enum CaptureError {
 /// Returns what devices held back when they were sealed, and how long the guest was paused; or, if a vCPU
 /// does not run again yet, how long the capture took. On failure every page that was harvested is marked
 /// dirty again.
-pub(crate) fn capture(
+pub(crate) fn capture<C: DeviceControl>(
     guest: &mut dyn Guest,
-    devices: &mut Devices,
+    devices: &mut Devices<C>,
     kind: CutKind,
     staging: &mut Staging,
     cpu: Option<u16>,
+    now: impl Fn() -> Time,
 ) -> Result<(Held, Duration), CaptureError> {
-    let began = Instant::now();
+    let began = now();
     if !guest.stop() {
         return Err(CaptureError::Busy);
     }
@@ -47,7 +48,7 @@ pub(crate) fn capture(
             Err(error.into())
         }
     };
-    let stopped = stopped.map(|held| (held, guest.last_pause().unwrap_or(began.elapsed())));
+    let stopped = stopped.map(|held| (held, guest.last_pause().unwrap_or(now().since(began))));
     // What does not need the guest to be paused; or the undoing of what failed.
     let stays = kind == CutKind::Last && stopped.is_ok();
     let result = stopped.and_then(|captured| Ok(guest.save_vcpus(&mut staging.state).map(|()| captured)?));

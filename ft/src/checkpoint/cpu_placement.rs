@@ -18,7 +18,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// The choice of one session.
 #[derive(Debug)]
 pub(crate) struct CpuPlacement {
-    load: CpuLoad,
+    /// `None`: they are all alike.
+    load: Option<CpuLoad>,
     since: Instant,
     /// Inside, `None`: nothing is known of the processors.
     chosen: Option<Option<u16>>,
@@ -31,9 +32,10 @@ pub(crate) struct CpuPlacement {
 }
 
 impl CpuPlacement {
-    /// Begins to look how busy the processors are: best when the first copy is over.
-    pub(crate) fn begin() -> Self {
-        Self { load: CpuLoad::since_now(), since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
+    /// Begins to look how busy the processors are: best when the first copy is over. Without a `load`
+    /// nothing is chosen.
+    pub(crate) fn begin(load: Option<CpuLoad>) -> Self {
+        Self { load, since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
     }
 
     /// An epoch had so many pages, and frames that somebody waits for or none: the next one is likely to be
@@ -45,15 +47,14 @@ impl CpuPlacement {
 
     /// Where the next epoch is worked on; `taken` are the vCPUs' processors. `None`: anywhere.
     pub(crate) fn next(&mut self, taken: &[usize]) -> Option<u16> {
+        let load = self.load.as_mut()?;
         let in_the_way = |cpu: &Option<u16>| !self.crowded && cpu.is_some_and(|cpu| taken.contains(&cpu.into()));
         let age = self.since.elapsed();
         let better = match self.chosen {
             None if age < SETTLE => return None,
             Some(chosen) if !in_the_way(&chosen) && age < AGAIN => return chosen.filter(|_| self.together()),
-            Some(Some(cpu)) if !in_the_way(&Some(cpu)) && !self.crowded => {
-                self.load.better_than(cpu, taken).or(Some(cpu))
-            }
-            _ => self.load.least_loaded(taken),
+            Some(Some(cpu)) if !in_the_way(&Some(cpu)) && !self.crowded => load.better_than(cpu, taken).or(Some(cpu)),
+            _ => load.least_loaded(taken),
         };
         self.crowded = better.is_some_and(|cpu| taken.contains(&cpu.into()));
         (self.chosen, self.since) = (Some(better), Instant::now());
@@ -81,7 +82,7 @@ mod tests {
 
     /// A place that was chosen.
     fn chosen() -> (CpuPlacement, Option<u16>) {
-        let mut place = CpuPlacement::begin();
+        let mut place = CpuPlacement::begin(Some(CpuLoad::since_now()));
         std::thread::sleep(SETTLE);
         let first = place.next(&[]);
         assert!(first.is_some());
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_place_is_kept_until_a_vcpu_comes_there() {
-        assert_eq!(CpuPlacement::begin().next(&[]), None, "nothing is known yet");
+        assert_eq!(CpuPlacement::begin(Some(CpuLoad::since_now())).next(&[]), None, "nothing is known yet");
         let (mut place, first) = chosen();
         let Some(first) = first else { return };
         assert_eq!(place.next(&[usize::from(first) + 1]), Some(first));

@@ -10,7 +10,7 @@ use crate::guest::staging::Staging;
 
 /// A captured epoch, or pages of a first copy (of epoch 0).
 #[derive(Clone, Debug)]
-pub(crate) struct EpochImage(Arc<Staging>);
+pub struct EpochImage(Arc<Staging>);
 
 impl EpochImage {
     /// Nothing is changed from here on.

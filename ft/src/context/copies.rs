@@ -6,8 +6,9 @@ use ft_proto::wire::CopyProgress;
 use super::Context;
 use crate::devices::DeviceKey;
 use crate::guest::Shape;
+use crate::platform::Platform;
 
-impl Context {
+impl<P: Platform> Context<P> {
     /// A session begins. `kept`: the standby has a copy already, and gets what was written since.
     pub(crate) fn begin_memory_copy(&mut self, kept: bool) {
         let now = self.now();

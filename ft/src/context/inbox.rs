@@ -11,20 +11,20 @@ use ft_proto::{Beat, Epoch, LinkId, Time, WitnessAnswer};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use pollux_api::Refused;
 
-use crate::guest::LinkEnd;
+use crate::devices::DeviceEnd;
 use crate::options::ProtectOptions;
-use crate::peers::connect::{Opened, Unopened};
-use crate::stream::receiver::Received;
-use crate::stream::sender::Sent;
+use crate::peers::application::Unopened;
+use crate::platform::{OpenedOn, Platform};
+use crate::stream::ends::{Received, Sent};
 use crate::transport::listener::Incoming;
 use crate::witness::Stored;
 
 /// Where the answer to a call goes.
-pub(crate) type Reply = Sender<Result<(), Refused>>;
+pub type Reply = Sender<Result<(), Refused>>;
 
 /// What other threads tell the engine. Those of a session carry its number, so that late ones are recognised.
 #[derive(Debug)]
-pub(crate) enum Message {
+pub enum Message<P: Platform> {
     /// The VMM: the VM has booted.
     VmStarted,
     /// The API: protect this VM, by the configured peers if no options are given.
@@ -46,11 +46,11 @@ pub(crate) enum Message {
     /// The VMM: the engine shall end.
     Quit,
     /// The connecting thread is through. Without a reply nobody has asked: a standby is looked for.
-    Opened(Result<Box<Opened>, Unopened>, Option<Reply>),
+    Opened(Result<Box<OpenedOn<P>>, Unopened>, Option<Reply>),
     /// Somebody has connected and said what for.
-    Incoming(Box<Incoming>),
+    Incoming(Box<Incoming<P::Connection>>),
     /// What the witness says about a caller who waits since then.
-    WitnessRead(Box<Incoming>, Time, Result<Option<Stored>, String>),
+    WitnessRead(Box<Incoming<P::Connection>>, Time, Result<Option<Stored>, String>),
     /// The witness's record was read, to see what it says of this VM.
     RecordRead(Result<Option<Stored>, String>),
     /// The receiving thread.
@@ -66,7 +66,7 @@ pub(crate) enum Message {
     /// The VMM: something that is no device process holds the first output of this epoch.
     OutputHeld(Epoch),
     /// The VMM: a device has joined the VM.
-    DeviceJoined(LinkEnd, Reply),
+    DeviceJoined(DeviceEnd<P::Control>, Reply),
     /// The VMM: the device of this id has left it.
     DeviceLeft(String, Reply),
 }
@@ -76,23 +76,29 @@ pub(crate) enum Message {
 type LastBeats = Mutex<[Option<(Time, Beat)>; LinkId::ALL.len()]>;
 
 /// The sending end; cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Post {
-    queue: Sender<Message>,
+#[derive(Debug)]
+pub struct Post<P: Platform> {
+    queue: Sender<Message<P>>,
     beats: Arc<LastBeats>,
     /// The last epoch of which output is held, as told by the VMM; 0: that was read.
     held: Arc<AtomicU64>,
     wake: Arc<EventFd>,
 }
 
-impl Post {
+impl<P: Platform> Clone for Post<P> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), beats: self.beats.clone(), held: self.held.clone(), wake: self.wake.clone() }
+    }
+}
+
+impl<P: Platform> Post<P> {
     /// Queues a message that can wait until the engine looks for another reason.
-    pub(crate) fn send_later(&self, message: Message) {
+    pub fn send_later(&self, message: Message<P>) {
         let _ = self.queue.send(message);
     }
 
     /// A beat has arrived.
-    pub(crate) fn heard(&self, link: LinkId, at: Time, beat: Beat) {
+    pub fn heard(&self, link: LinkId, at: Time, beat: Beat) {
         let waits = lock(&self.beats)[link as usize].replace((at, beat)).is_some();
         if !waits {
             let _ = self.wake.write(1);
@@ -100,14 +106,14 @@ impl Post {
     }
 
     /// Output of an epoch is held: told on the thread that writes it, without a lock.
-    pub(crate) fn output_held(&self, epoch: Epoch) {
+    pub fn output_held(&self, epoch: Epoch) {
         if self.held.swap(epoch.0, Ordering::AcqRel) == 0 {
             let _ = self.wake.write(1);
         }
     }
 
     /// Queues a message. After the engine has ended it is dropped.
-    pub(crate) fn send(&self, message: Message) {
+    pub fn send(&self, message: Message<P>) {
         if self.queue.send(message).is_ok() {
             // Fails only when the counter is full, and then the engine wakes anyway.
             let _ = self.wake.write(1);
@@ -117,8 +123,8 @@ impl Post {
 
 /// The engine's end.
 #[derive(Debug)]
-pub(crate) struct Inbox {
-    queue: Receiver<Message>,
+pub struct Inbox<P: Platform> {
+    queue: Receiver<Message<P>>,
     beats: Arc<LastBeats>,
     held: Arc<AtomicU64>,
     /// Beats that are still read before the other messages have their turn again.
@@ -126,8 +132,12 @@ pub(crate) struct Inbox {
     wake: Arc<EventFd>,
 }
 
-impl Inbox {
-    pub(crate) fn new() -> io::Result<(Self, Post)> {
+impl<P: Platform> Inbox<P> {
+    /// Both ends.
+    ///
+    /// # Errors
+    /// When there is no descriptor for it.
+    pub fn new() -> io::Result<(Self, Post<P>)> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (sender, queue) = unbounded();
         let beats = Arc::<LastBeats>::default();
@@ -138,23 +148,24 @@ impl Inbox {
     }
 
     /// Before draining, so that a message queued meanwhile wakes again.
-    pub(crate) fn acknowledge(&self) {
+    pub fn acknowledge(&self) {
         let _ = self.wake.read();
         self.beats_left.set(LinkId::ALL.len());
     }
 
-    pub(crate) fn next(&self) -> Option<Message> {
+    /// What waits, beats first.
+    pub fn next(&self) -> Option<Message<P>> {
         self.next_beat().or_else(|| self.next_held()).or_else(|| self.queue.try_recv().ok())
     }
 
-    fn next_held(&self) -> Option<Message> {
+    fn next_held(&self) -> Option<Message<P>> {
         // Most rounds find nothing: to look costs less than to write.
         let held = self.held.load(Ordering::Acquire) != 0;
         let epoch = if held { self.held.swap(0, Ordering::AcqRel) } else { 0 };
         (epoch != 0).then_some(Message::OutputHeld(Epoch(epoch)))
     }
 
-    fn next_beat(&self) -> Option<Message> {
+    fn next_beat(&self) -> Option<Message<P>> {
         let left = self.beats_left.get().checked_sub(1)?;
         let mut beats = lock(&self.beats);
         let (link, (at, beat)) = LinkId::ALL.into_iter().find_map(|link| Some((link, beats[link as usize].take()?)))?;
@@ -167,7 +178,7 @@ fn lock(beats: &LastBeats) -> MutexGuard<'_, [Option<(Time, Beat)>; LinkId::ALL.
     beats.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl AsFd for Inbox {
+impl<P: Platform> AsFd for Inbox<P> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
@@ -178,10 +189,11 @@ mod tests {
     use ft_proto::{NodeId, Term};
 
     use super::*;
+    use crate::platform::linux::Linux;
 
     #[test]
     fn of_output_that_is_held_the_last_epoch_is_told_once() {
-        let (inbox, post) = Inbox::new().unwrap();
+        let (inbox, post) = Inbox::<Linux>::new().unwrap();
         for epoch in 2..1000 {
             post.output_held(Epoch(epoch));
         }
@@ -192,7 +204,7 @@ mod tests {
 
     #[test]
     fn beats_that_nobody_reads_take_no_room_and_the_last_one_is_read() {
-        let (inbox, post) = Inbox::new().unwrap();
+        let (inbox, post) = Inbox::<Linux>::new().unwrap();
         let beat = |term| Beat { from: NodeId::numbered(1, 1), term: Term(term), runs: true };
         for n in 0..100_000 {
             post.heard(LinkId::Replication, Time(n), beat(n));

@@ -1,22 +1,21 @@
 //! What runs, or may run, on this host: the guest, its memory and its devices.
 
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
 
-use ft_proto::{Alone, Committed, Epoch, VmId};
+use ft_proto::{Alone, Committed, Epoch, Time, VmId};
 
-use crate::devices::{DeviceKey, Devices};
-use crate::guest::{Guest, GuestError, HeldOutput, LinkEnd, Memory, Shape};
+use crate::devices::control::DeviceControl;
+use crate::devices::{DeviceEnd, DeviceKey, Devices};
+use crate::guest::{Guest, GuestError, HeldOutput, Memory, Shape};
 
 /// The VM on this host.
-pub(crate) struct Machine {
+pub(crate) struct Machine<C> {
     guest: Box<dyn Guest>,
     memory: Arc<dyn Memory>,
-    devices: Devices,
+    devices: Devices<C>,
     /// Since when the guest is stopped, if it was for more than a checkpoint.
-    stopped: Option<Instant>,
+    stopped: Option<Time>,
     /// The session that is over whose last checkpoint the standby's memory still is, and since which a
     /// primary knows every page that was written.
     base: Option<u64>,
@@ -26,28 +25,29 @@ pub(crate) struct Machine {
     told_unusable: bool,
 }
 
-impl Machine {
-    pub(crate) fn new(mut guest: Box<dyn Guest>) -> Result<Self, GuestError> {
-        let devices = Devices::new(guest.links()?, &guest.shape());
+impl<C: DeviceControl> Machine<C> {
+    /// A guest, and the ways to its device processes.
+    pub(crate) fn new(guest: Box<dyn Guest>, ends: Vec<DeviceEnd<C>>) -> Self {
+        let devices = Devices::new(ends, &guest.shape());
         let memory = guest.memory();
-        Ok(Self { guest, memory, devices, stopped: None, base: None, broken: None, told_unusable: false })
+        Self { guest, memory, devices, stopped: None, base: None, broken: None, told_unusable: false }
     }
 
     pub(crate) fn guest(&mut self) -> &mut dyn Guest {
         &mut *self.guest
     }
 
-    pub(crate) fn devices(&mut self) -> &mut Devices {
+    pub(crate) fn devices(&mut self) -> &mut Devices<C> {
         &mut self.devices
     }
 
     /// For what needs both at once.
-    pub(crate) fn parts(&mut self) -> (&mut dyn Guest, &mut Devices) {
+    pub(crate) fn parts(&mut self) -> (&mut dyn Guest, &mut Devices<C>) {
         (&mut *self.guest, &mut self.devices)
     }
 
-    pub(crate) fn device_fd(&self, key: DeviceKey) -> Option<BorrowedFd<'_>> {
-        self.devices.fd(key)
+    pub(crate) fn control(&self, key: DeviceKey) -> Option<&C> {
+        self.devices.control(key)
     }
 
     pub(crate) fn device_id(&self, key: DeviceKey) -> &str {
@@ -68,7 +68,7 @@ impl Machine {
     }
 
     /// A device joins. It is the guest's already.
-    pub(crate) fn add_device(&mut self, end: LinkEnd) -> DeviceKey {
+    pub(crate) fn add_device(&mut self, end: DeviceEnd<C>) -> DeviceKey {
         self.devices.add(end, &self.guest.shape())
     }
 
@@ -93,12 +93,12 @@ impl Machine {
     }
 
     /// The guest has been stopped since then, for good or until [`Self::go_alone`].
-    pub(crate) fn stopped(&mut self, since: Option<Instant>) {
+    pub(crate) fn stopped(&mut self, since: Option<Time>) {
         self.stopped = since;
     }
 
     /// Since when it is stopped.
-    pub(crate) fn stopped_since(&self) -> Option<Instant> {
+    pub(crate) fn stopped_since(&self) -> Option<Time> {
         self.stopped
     }
 
@@ -127,10 +127,10 @@ impl Machine {
     }
 
     /// Another node runs the VM: held output is dropped before anything else.
-    pub(crate) fn fence(&mut self, reason: &str) {
+    pub(crate) fn fence(&mut self, reason: &str, now: Time) {
         self.devices.discard();
         self.guest.fence(reason);
-        self.stopped.get_or_insert_with(Instant::now);
+        self.stopped.get_or_insert(now);
     }
 
     /// The session whose last checkpoint is kept.

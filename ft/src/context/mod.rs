@@ -9,13 +9,12 @@ mod copies;
 pub(crate) mod inbox;
 pub(crate) mod machine;
 mod memory_copy;
-pub(crate) mod poller;
 mod publish;
 pub(crate) mod reporter;
 pub(crate) mod witness_link;
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::io;
 
 use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, Node, NodeId, Settings, State, Term, Time};
@@ -24,59 +23,57 @@ use serde_json::{Value, json};
 
 use self::inbox::{Message, Post, Reply};
 use self::machine::Machine;
-use self::poller::{Poller, Token};
 pub(crate) use self::publish::Shown;
 use self::reporter::Reporter;
 use self::witness_link::WitnessLink;
 use crate::checkpoint::epoch_image::Buffers;
-use crate::clock::Clock;
+use crate::devices::control::DeviceControl;
 use crate::devices::{DeviceKey, Devices};
 use crate::identity::Identity;
 use crate::note::Note;
-use crate::transport::beats::Beats;
-use crate::witness::Stored;
+use crate::platform::Platform;
+use crate::transport::heartbeats::Heartbeats;
+use crate::witness::{Stored, WitnessAddress};
 
 /// What a call is answered.
 pub(crate) type Answer = Result<(), Refused>;
 
 /// What a context is made of: the arguments of [`Context::new`] by name.
-pub(crate) struct Parts {
+pub(crate) struct Parts<P: Platform> {
     pub(crate) node: Node,
-    pub(crate) clock: Clock,
-    pub(crate) machine: Machine,
+    pub(crate) platform: P,
+    pub(crate) machine: Machine<P::Control>,
     pub(crate) identity: Identity,
-    pub(crate) witness: WitnessLink,
-    pub(crate) beats: Beats,
+    pub(crate) witness: WitnessLink<P::Witness>,
+    pub(crate) beats: P::Beats,
     pub(crate) reporter: Reporter,
-    pub(crate) poller: Poller,
-    pub(crate) post: Post,
+    pub(crate) post: Post<P>,
 }
 
 /// What every part of the engine works with.
-pub(crate) struct Context {
+pub(crate) struct Context<P: Platform> {
     node: Node,
     /// What the core is to be told, in this order.
     inputs: VecDeque<Input>,
-    clock: Clock,
-    machine: Machine,
+    platform: P,
+    machine: Machine<P::Control>,
     buffers: Buffers,
     identity: Identity,
-    witness: WitnessLink,
-    beats: Beats,
+    witness: WitnessLink<P::Witness>,
+    beats: P::Beats,
     reporter: Reporter,
     /// Calls that have their answers. They leave when what they are the answers to has been done.
     answers: Vec<(Reply, Answer)>,
-    poller: Poller,
-    post: Post,
+    post: Post<P>,
 }
 
-impl Context {
-    pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { node, clock, machine, identity, witness, beats, reporter, poller, post } = parts;
+impl<P: Platform> Context<P> {
+    pub(crate) fn new(parts: Parts<P>) -> Self {
+        let Parts { node, platform, machine, identity, witness, beats, reporter, post } = parts;
         Self {
             node,
             inputs: VecDeque::new(),
-            clock,
+            platform,
             machine,
             buffers: Buffers::default(),
             identity,
@@ -84,7 +81,6 @@ impl Context {
             beats,
             reporter,
             answers: Vec::new(),
-            poller,
             post,
         }
     }
@@ -97,14 +93,14 @@ impl Context {
     /// Tells the core what is next. Returns whether there was anything.
     pub(crate) fn feed(&mut self) -> bool {
         let Some(input) = self.inputs.pop_front() else { return false };
-        self.node.handle(input, self.clock.now());
+        self.node.handle(input, self.platform.now());
         true
     }
 
     /// What the core decides. What the beats say never lags behind what is done.
     pub(crate) fn next_action(&mut self) -> Option<Action> {
         let action = self.node.poll_action();
-        self.beats.say(self.node.beat(), self.clock.now());
+        self.beats.say(self.node.beat(), self.platform.now());
         action
     }
 
@@ -123,7 +119,7 @@ impl Context {
 
     /// The core's settings for the session that opens next.
     pub(crate) fn configure(&mut self, settings: Settings) {
-        self.node.configure(settings, self.clock.now());
+        self.node.configure(self.platform.tune(settings), self.platform.now());
     }
 
     /// A term that the witness gave before the session opened.
@@ -132,18 +128,23 @@ impl Context {
     }
 
     pub(crate) fn now(&self) -> Time {
-        self.clock.now()
+        self.platform.now()
     }
 
-    pub(crate) fn machine(&self) -> &Machine {
+    pub(crate) fn machine(&self) -> &Machine<P::Control> {
         &self.machine
     }
 
-    pub(crate) fn machine_mut(&mut self) -> &mut Machine {
+    pub(crate) fn machine_mut(&mut self) -> &mut Machine<P::Control> {
         &mut self.machine
     }
 
-    pub(crate) fn devices(&mut self) -> &mut Devices {
+    /// For what needs both at once.
+    pub(crate) fn platform_and_machine(&mut self) -> (&P, &mut Machine<P::Control>) {
+        (&self.platform, &mut self.machine)
+    }
+
+    pub(crate) fn devices(&mut self) -> &mut Devices<P::Control> {
         self.machine.devices()
     }
 
@@ -159,11 +160,11 @@ impl Context {
         &mut self.identity
     }
 
-    pub(crate) fn witness(&self) -> &WitnessLink {
+    pub(crate) fn witness(&self) -> &WitnessLink<P::Witness> {
         &self.witness
     }
 
-    pub(crate) fn witness_mut(&mut self) -> &mut WitnessLink {
+    pub(crate) fn witness_mut(&mut self) -> &mut WitnessLink<P::Witness> {
         &mut self.witness
     }
 
@@ -171,11 +172,11 @@ impl Context {
         &mut self.reporter
     }
 
-    pub(crate) fn beats(&self) -> &Beats {
+    pub(crate) fn beats(&self) -> &P::Beats {
         &self.beats
     }
 
-    pub(crate) fn post(&self) -> Post {
+    pub(crate) fn post(&self) -> Post<P> {
         self.post.clone()
     }
 
@@ -228,16 +229,21 @@ impl Context {
         }
     }
 
-    /// Reports of this kind wake the engine from now on.
-    pub(crate) fn watch(&self, token: Token, fd: BorrowedFd<'_>) {
-        if let Err(error) = self.poller.watch(token, fd) {
-            self.post.send(Message::Trouble("ft", format!("cannot watch {token:?}: {error}")));
-        }
+    /// What the engine stands on.
+    pub(crate) fn platform(&self) -> &P {
+        &self.platform
     }
 
-    /// And no more. One that was not watched is none.
-    pub(crate) fn unwatch(&self, fd: BorrowedFd<'_>) {
-        self.poller.unwatch(fd);
+    /// This witness is asked from now on, or nobody.
+    pub(crate) fn use_witness(&mut self, address: Option<&WitnessAddress>) -> io::Result<()> {
+        self.witness.use_address(address, |address| self.platform.witness(address))
+    }
+
+    /// What a stream brings is read from now on.
+    pub(crate) fn watch_stream(&self, stream: &P::Connection) {
+        if let Err(error) = self.platform.watch_stream(stream) {
+            self.post.send(Message::Trouble("ft", format!("cannot watch the stream: {error}")));
+        }
     }
 
     /// All devices that are there are watched.
@@ -248,21 +254,22 @@ impl Context {
     }
 
     pub(crate) fn watch_device(&self, key: DeviceKey) {
-        if let Some(fd) = self.machine.device_fd(key) {
-            self.watch(Token::Device(key), fd);
+        let Some(control) = self.machine.control(key) else { return };
+        if let Err(error) = self.platform.watch_device(key, control) {
+            self.post.send(Message::Trouble("ft", format!("cannot watch device {}: {error}", control.id())));
         }
     }
 
     pub(crate) fn unwatch_device(&self, key: DeviceKey) {
-        if let Some(fd) = self.machine.device_fd(key) {
-            self.unwatch(fd);
+        if let Some(control) = self.machine.control(key) {
+            self.platform.unwatch_device(control);
         }
     }
 
     /// Performs `Action::AskWitness`.
     pub(crate) fn ask_witness(&mut self, claim: Claim) {
         if let Some(vm) = self.identity.vm() {
-            self.witness.ask(vm, claim, self.clock.now(), &self.post);
+            self.witness.ask(vm, claim, self.platform.now(), &self.post);
         }
     }
 
@@ -275,7 +282,7 @@ impl Context {
     /// Has the record read, if it is time for that. Whoever runs the VM should not find out only when it
     /// needs the witness that there is no record any more, or that it names somebody else.
     pub(crate) fn check_record(&mut self) {
-        let now = self.clock.now();
+        let now = self.platform.now();
         if self.record_due().is_some_and(|due| due <= now) {
             self.witness.check(now, &self.post);
         }

@@ -9,7 +9,9 @@ use pollux_api::status::{
 use super::Context;
 use crate::claims::Pending;
 use crate::clock::millis;
+use crate::platform::Platform;
 use crate::status::{link_name, link_state};
+use crate::transport::heartbeats::Heartbeats;
 
 /// What a status shows that others know.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ pub(crate) struct Shown {
     pub(crate) suspended: bool,
 }
 
-impl Context {
+impl<P: Platform> Context<P> {
     /// Makes the status on the board current.
     pub(crate) fn publish(&mut self, shown: Shown) {
         let now = self.now();

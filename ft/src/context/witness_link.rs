@@ -10,14 +10,15 @@ use pollux_api::status::WitnessStatus;
 
 use super::inbox::{Message, Post};
 use crate::claims::Pending;
-use crate::witness::{WitnessAddress, WitnessClient};
+use crate::platform::Platform;
+use crate::witness::{AskWitness, WitnessAddress};
 
 /// How often the record is looked at while the VM runs here.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The way to the witness, if there is one.
-pub(crate) struct WitnessLink {
-    client: Option<WitnessClient>,
+pub(crate) struct WitnessLink<W> {
+    client: Option<W>,
     /// What it has not answered yet.
     claim: Option<Pending>,
     /// When its record is to be looked at; `None`: there is none, or nothing is known to be there.
@@ -26,21 +27,25 @@ pub(crate) struct WitnessLink {
     lost: bool,
 }
 
-impl WitnessLink {
+impl<W: AskWitness> WitnessLink<W> {
     /// `on_record`: the VM is known to a witness.
-    pub(crate) fn new(client: Option<WitnessClient>, on_record: bool, now: Time) -> Self {
+    pub(crate) fn new(client: Option<W>, on_record: bool, now: Time) -> Self {
         let check_at = (client.is_some() && on_record).then_some(now);
         Self { client, claim: None, check_at, lost: false }
     }
 
-    pub(crate) fn client(&self) -> Option<&WitnessClient> {
+    pub(crate) fn client(&self) -> Option<&W> {
         self.client.as_ref()
     }
 
     /// This one is asked from now on, or nobody.
-    pub(crate) fn use_address(&mut self, address: Option<&WitnessAddress>) -> io::Result<()> {
-        if self.client.as_ref().map(WitnessClient::address) != address {
-            self.client = address.map(WitnessClient::start).transpose()?;
+    pub(crate) fn use_address(
+        &mut self,
+        address: Option<&WitnessAddress>,
+        start: impl FnOnce(&WitnessAddress) -> io::Result<W>,
+    ) -> io::Result<()> {
+        if self.client.as_ref().map(W::address) != address {
+            self.client = address.map(start).transpose()?;
         }
         Ok(())
     }
@@ -54,7 +59,7 @@ impl WitnessLink {
     }
 
     /// Has a claim judged. The answer comes as a message.
-    pub(super) fn ask(&mut self, vm: VmId, claim: Claim, now: Time, post: &Post) {
+    pub(super) fn ask<P: Platform>(&mut self, vm: VmId, claim: Claim, now: Time, post: &Post<P>) {
         if let Some(client) = &self.client {
             self.claim = Some(Pending::asked(self.claim.take(), claim, now));
             let post = post.clone();
@@ -77,7 +82,7 @@ impl WitnessLink {
     }
 
     /// Has the record read. It comes as a message.
-    pub(super) fn check(&mut self, now: Time, post: &Post) {
+    pub(super) fn check<P: Platform>(&mut self, now: Time, post: &Post<P>) {
         if let Some(client) = &self.client {
             self.check_at = Some(now + CHECK_INTERVAL);
             let post = post.clone();
@@ -102,7 +107,7 @@ impl WitnessLink {
 
     /// For status.
     pub(super) fn status(&self) -> Option<WitnessStatus> {
-        self.client.as_ref().map(WitnessClient::status)
+        self.client.as_ref().map(W::status)
     }
 
     /// The engine ends: waits, within reason, until everything is asked.

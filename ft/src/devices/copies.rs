@@ -6,12 +6,13 @@ use ft_proto::wire::DiskProgress;
 use pollux_api::status::{CopyState, DiskStatus};
 use serde_json::json;
 
+use super::control::DeviceControl;
 use super::disk_copy::DiskCopy;
 use super::{DeviceKey, Devices};
 use crate::guest::Shape;
 use crate::note::Note;
 
-impl Devices {
+impl<C: DeviceControl> Devices<C> {
     /// For status: the disks.
     pub(crate) fn copies(&self) -> Vec<DiskStatus> {
         self.all.iter().filter_map(|device| device.copy.as_ref()).map(DiskCopy::status).collect()

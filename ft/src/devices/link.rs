@@ -1,89 +1,47 @@
-//! The control socket to one device process: commands out, reports in, in datagrams.
+//! One device process as the engine sees it: commands out, reports in, and none of a session that is over.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use device_api::client::Client;
-use device_api::link;
 use ft_proto::Epoch;
 use ft_proto::device_ctl::{Command, Report};
 
-use crate::guest::device::LinkEnd;
-
-/// A device process cannot be controlled any more.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// Its end of the socket is closed.
-    #[error("device process of {0} is gone")]
-    Gone(String),
-    /// It sent something that is not a report.
-    #[error("device process of {id} sent a malformed report")]
-    Malformed {
-        /// The device.
-        id: String,
-        /// What it sent.
-        #[source]
-        source: link::LinkError,
-    },
-    /// It did not answer in time.
-    #[error("device process of {id} did not answer within {limit:?}")]
-    Silent {
-        /// The device.
-        id: String,
-        /// How long we waited.
-        limit: Duration,
-    },
-    /// It reported that it cannot go on.
-    #[error("device {id} failed: {reason}")]
-    Failed {
-        /// The device.
-        id: String,
-        /// In its own words.
-        reason: String,
-    },
-    /// The socket failed.
-    #[error("control socket of {id} failed")]
-    Socket {
-        /// The device.
-        id: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
+use super::control::{DeviceControl, LinkError};
 
 /// One device process.
 #[derive(Debug)]
-pub struct DeviceLink {
-    id: String,
-    client: Client,
+pub struct DeviceLink<C> {
+    control: C,
     /// Reports that arrived while another one was waited for.
     early: VecDeque<Report>,
     /// Sessions that were dropped and whose end the device has not confirmed.
     dropped: u32,
 }
 
-impl DeviceLink {
-    /// Takes over a connected socket on which `Hello` was answered.
+impl<C: DeviceControl> DeviceLink<C> {
+    /// Takes over a device process that has answered `Hello`.
     #[must_use]
-    pub fn new(end: LinkEnd) -> Self {
-        Self { id: end.id, client: Client::new(end.socket), early: VecDeque::new(), dropped: 0 }
+    pub fn new(control: C) -> Self {
+        Self { control, early: VecDeque::new(), dropped: 0 }
     }
 
     /// Id of the device.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.id
+        self.control.id()
     }
 
-    /// Sends a command, with a descriptor where the command has one.
+    /// The way to it.
+    pub(crate) fn control(&self) -> &C {
+        &self.control
+    }
+
+    /// Sends a command, with a stream where the command has one.
     ///
     /// # Errors
     /// When the process is gone.
-    pub fn send(&mut self, command: &Command, fd: Option<BorrowedFd<'_>>) -> Result<(), LinkError> {
-        self.client.send(command, fd).map_err(|error| broken(&self.id, error))
+    pub fn send(&mut self, command: &Command, stream: Option<&C::Stream>) -> Result<(), LinkError> {
+        self.control.send(command, stream)
     }
 
     /// Drops what the device holds of a session. What it still reports of that session is not passed on:
@@ -115,20 +73,20 @@ impl DeviceLink {
         limit: Duration,
         mut wanted: impl FnMut(Report) -> Result<T, Report>,
     ) -> Result<T, LinkError> {
-        let deadline = Instant::now() + limit;
+        let deadline = self.control.deadline(limit);
         loop {
             while let Some(report) = self.recv_now()? {
                 match wanted(report) {
                     Ok(value) => return Ok(value),
-                    Err(Report::Failed { reason }) => return Err(LinkError::Failed { id: self.id.clone(), reason }),
+                    Err(Report::Failed { reason }) => {
+                        return Err(LinkError::Failed { id: self.id().to_owned(), reason });
+                    }
                     Err(other) => self.early.push_back(other),
                 }
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(LinkError::Silent { id: self.id.clone(), limit });
+            if !self.control.wait(&deadline)? {
+                return Err(LinkError::Silent { id: self.id().to_owned(), limit });
             }
-            self.client.wait(left).map_err(|error| broken(&self.id, error))?;
         }
     }
 
@@ -139,22 +97,12 @@ impl DeviceLink {
 
     fn recv_now(&mut self) -> Result<Option<Report>, LinkError> {
         loop {
-            match self.recv_any()? {
+            match self.control.recv_now()? {
                 Some(Report::Discarded) if self.dropped > 0 => self.dropped -= 1,
                 Some(report) if self.dropped > 0 && is_of_a_session(&report) => {}
                 other => return Ok(other),
             }
         }
-    }
-
-    fn recv_any(&mut self) -> Result<Option<Report>, LinkError> {
-        self.client.receive().map_err(|error| broken(&self.id, error))
-    }
-}
-
-impl AsFd for DeviceLink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.client.as_fd()
     }
 }
 
@@ -162,24 +110,17 @@ fn is_of_a_session(report: &Report) -> bool {
     matches!(report, Report::Complete { .. } | Report::InSync | Report::MirrorLost { .. } | Report::Resync { .. })
 }
 
-fn broken(id: &str, error: link::LinkError) -> LinkError {
-    let id = id.to_owned();
-    match error {
-        link::LinkError::Closed => LinkError::Gone(id),
-        link::LinkError::Socket(source) => LinkError::Socket { id, source },
-        source => LinkError::Malformed { id, source },
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use device_api::link;
+
+    use super::super::socket::ControlSocket;
     use super::*;
-    use crate::guest::DeviceCaps;
 
     #[test]
     fn reports_of_a_dropped_session_do_not_reach_the_next_one() {
         let (device, ours) = link::Link::pair().unwrap();
-        let mut link = DeviceLink::new(LinkEnd { id: "disk".to_owned(), caps: DeviceCaps::default(), socket: ours });
+        let mut link = DeviceLink::new(ControlSocket::new("disk".to_owned(), ours));
         let say = |report: Report| device.send(&report, None).unwrap();
         say(Report::Complete { epoch: Epoch(7) });
         link.drop_session().unwrap();

@@ -4,19 +4,21 @@
 //! In: commands of the engine. Out: their reports. Never: a rule that depends on the place of a device in a
 //! list, or on its kind.
 
+pub(crate) mod control;
 mod copies;
 mod disk_copy;
 pub(crate) mod link;
+pub(crate) mod socket;
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use ft_proto::device_ctl::{Command, Hold, InFlight, Report};
 use ft_proto::{Alone, Committed, Epoch, Term, VmId};
 
+use self::control::{DeviceControl, LinkError};
 use self::disk_copy::DiskCopy;
-use self::link::{DeviceLink, LinkError};
-use crate::guest::{DeviceCaps, LinkEnd, Position, Shape};
+use self::link::DeviceLink;
+use crate::guest::{DeviceCaps, Position, Shape};
 
 /// A device process that takes longer than this to seal counts as dead. It has microseconds of work to do.
 const SEAL_LIMIT: Duration = Duration::from_secs(2);
@@ -29,7 +31,7 @@ const START_LIMIT: Duration = Duration::from_secs(5);
 
 /// Names a device as long as it is there, and never another one afterwards.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct DeviceKey(u64);
+pub struct DeviceKey(u64);
 
 impl DeviceKey {
     /// As a number that tells it from all others.
@@ -38,7 +40,7 @@ impl DeviceKey {
     }
 
     /// The key of that number.
-    pub(crate) fn from_number(number: u64) -> Self {
+    pub fn from_number(number: u64) -> Self {
         Self(number)
     }
 }
@@ -62,11 +64,20 @@ impl Held {
     }
 }
 
+/// A device that joins, and the way to its process.
+#[derive(Debug)]
+pub struct DeviceEnd<C> {
+    /// What the device can do.
+    pub caps: DeviceCaps,
+    /// The way to it.
+    pub control: C,
+}
+
 /// One device process.
 #[derive(Debug)]
-struct Device {
+struct Device<C> {
     key: DeviceKey,
-    link: DeviceLink,
+    link: DeviceLink<C>,
     caps: DeviceCaps,
     /// Whether it had anything to release at its last seal.
     held: bool,
@@ -76,14 +87,14 @@ struct Device {
 
 /// All of them.
 #[derive(Debug)]
-pub(crate) struct Devices {
-    all: Vec<Device>,
+pub(crate) struct Devices<C> {
+    all: Vec<Device<C>>,
     next: u64,
 }
 
-impl Devices {
+impl<C: DeviceControl> Devices<C> {
     /// Those of a VM of this shape.
-    pub(crate) fn new(ends: Vec<LinkEnd>, shape: &Shape) -> Self {
+    pub(crate) fn new(ends: Vec<DeviceEnd<C>>, shape: &Shape) -> Self {
         let mut devices = Self { all: Vec::new(), next: 0 };
         for end in ends {
             devices.add(end, shape);
@@ -92,12 +103,13 @@ impl Devices {
     }
 
     /// A device joins a VM that has this shape with it.
-    pub(crate) fn add(&mut self, end: LinkEnd, shape: &Shape) -> DeviceKey {
+    pub(crate) fn add(&mut self, end: DeviceEnd<C>, shape: &Shape) -> DeviceKey {
         let key = DeviceKey(self.next);
         self.next += 1;
-        let copy = shape.disk_number(&end.id).map(|_| DiskCopy::new(end.id.clone()));
-        let caps = end.caps;
-        self.all.push(Device { key, link: DeviceLink::new(end), caps, held: false, copy });
+        let DeviceEnd { caps, control } = end;
+        let id = control.id();
+        let copy = shape.disk_number(id).map(|_| DiskCopy::new(id.to_owned()));
+        self.all.push(Device { key, link: DeviceLink::new(control), caps, held: false, copy });
         key
     }
 
@@ -126,20 +138,20 @@ impl Devices {
         self.get(key).map(|device| device.caps).unwrap_or_default()
     }
 
-    /// What to wait on for its reports.
-    pub(crate) fn fd(&self, key: DeviceKey) -> Option<BorrowedFd<'_>> {
-        self.get(key).map(|device| device.link.as_fd())
+    /// The way to it.
+    pub(crate) fn control(&self, key: DeviceKey) -> Option<&C> {
+        self.get(key).map(|device| device.link.control())
     }
 
-    fn get(&self, key: DeviceKey) -> Option<&Device> {
+    fn get(&self, key: DeviceKey) -> Option<&Device<C>> {
         self.all.iter().find(|device| device.key == key)
     }
 
-    fn get_mut(&mut self, key: DeviceKey) -> Option<&mut Device> {
+    fn get_mut(&mut self, key: DeviceKey) -> Option<&mut Device<C>> {
         self.all.iter_mut().find(|device| device.key == key)
     }
 
-    fn those(&mut self, can: impl Fn(DeviceCaps) -> bool) -> impl Iterator<Item = &mut Device> {
+    fn those(&mut self, can: impl Fn(DeviceCaps) -> bool) -> impl Iterator<Item = &mut Device<C>> {
         self.all.iter_mut().filter(move |device| can(device.caps))
     }
 
@@ -310,12 +322,7 @@ impl Devices {
     }
 
     /// A stream to or from the device of the same id on the other host.
-    pub(crate) fn connect(
-        &mut self,
-        key: DeviceKey,
-        command: &Command,
-        stream: BorrowedFd<'_>,
-    ) -> Result<(), LinkError> {
+    pub(crate) fn connect(&mut self, key: DeviceKey, command: &Command, stream: &C::Stream) -> Result<(), LinkError> {
         let sent = self.get_mut(key).map_or(Ok(()), |device| device.link.send(command, Some(stream)));
         self.begin_copy(key);
         sent
@@ -326,7 +333,7 @@ impl Devices {
     }
 }
 
-impl Device {
+impl<C: DeviceControl> Device<C> {
     /// Sends what needs no answer. A device that is gone is noticed by its closed socket.
     fn tell(&mut self, command: &Command) {
         let _ = self.link.send(command, None);

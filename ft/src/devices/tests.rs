@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use ft_proto::device_ctl::{CTL_MAX, decode, encode};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
+use super::socket::ControlSocket;
 use super::*;
 
 const DISK: DeviceCaps = DeviceCaps { mirrors: true, holds_output: false, in_flight: true };
@@ -46,12 +47,12 @@ impl Fake {
     }
 }
 
-fn end(id: &str, caps: DeviceCaps) -> (LinkEnd, Fake) {
+fn end(id: &str, caps: DeviceCaps) -> (DeviceEnd<ControlSocket>, Fake) {
     let (ours, device) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    (LinkEnd { id: id.to_owned(), caps, socket: ours }, Fake(device))
+    (DeviceEnd { caps, control: ControlSocket::new(id.to_owned(), ours) }, Fake(device))
 }
 
-fn devices<const N: usize>(those: [(&str, DeviceCaps); N]) -> (Devices, [Fake; N]) {
+fn devices<const N: usize>(those: [(&str, DeviceCaps); N]) -> (Devices<ControlSocket>, [Fake; N]) {
     let (mut ends, mut fakes) = (Vec::new(), Vec::new());
     for (id, caps) in those {
         let (end, fake) = end(id, caps);

@@ -20,11 +20,12 @@ use crate::guest::Shape;
 use crate::options::{StandbyOptions, silence};
 use crate::peers::compatibility::differences;
 use crate::peers::limits;
+use crate::platform::Platform;
 use crate::replica::Session;
 use crate::replica::standby::{Join, welcome};
 use crate::transport::addresses::as_seen_here;
 use crate::transport::listener::Incoming;
-use crate::witness::Stored;
+use crate::witness::{AskWitness, Stored};
 
 /// A caller whose witness is read no sooner is not waiting any more.
 const WITNESS_LIMIT: Duration = Duration::from_secs(4);
@@ -33,11 +34,11 @@ const WITNESS_LIMIT: Duration = Duration::from_secs(4);
 type Read = Result<Option<Stored>, String>;
 
 /// An admitted connection.
-pub(super) enum Admitted {
+pub(super) enum Admitted<C> {
     /// A primary, and what is noted of it.
-    Session(Box<Join>, Value),
+    Session(Box<Join<C>>, Value),
     /// A disk of this number, of the primary of the open session.
-    Disk(Box<Incoming>, u16),
+    Disk(Box<Incoming<C>>, u16),
 }
 
 /// The rules by which this host admits a primary.
@@ -52,7 +53,12 @@ impl Admission {
     }
 
     /// Somebody said hello. Whoever wants a session waits until the witness has been read, if there is one.
-    pub(super) fn connected(&self, cx: &mut Context, session: &Session, incoming: Incoming) -> Option<Admitted> {
+    pub(super) fn connected<P: Platform>(
+        &self,
+        cx: &mut Context<P>,
+        session: &Session<P>,
+        incoming: Incoming<P::Connection>,
+    ) -> Option<Admitted<P::Connection>> {
         if let (Some(ours), Some(theirs)) = (cx.identity().vm(), incoming.hello.vm)
             && ours != theirs
         {
@@ -69,14 +75,14 @@ impl Admission {
     }
 
     /// The witness has been read for a caller.
-    pub(super) fn witness_read(
+    pub(super) fn witness_read<P: Platform>(
         &self,
-        cx: &mut Context,
-        session: &Session,
-        incoming: Incoming,
+        cx: &mut Context<P>,
+        session: &Session<P>,
+        incoming: Incoming<P::Connection>,
         since: Time,
         record: Read,
-    ) -> Option<Admitted> {
+    ) -> Option<Admitted<P::Connection>> {
         if cx.now().since(since) > WITNESS_LIMIT {
             // It has given up; a session must not end for somebody who is gone.
             incoming.refuse(vec!["the witness took too long".to_owned()]);
@@ -85,7 +91,13 @@ impl Admission {
         self.judge(cx, session, incoming, Some(record))
     }
 
-    fn judge(&self, cx: &mut Context, session: &Session, incoming: Incoming, record: Option<Read>) -> Option<Admitted> {
+    fn judge<P: Platform>(
+        &self,
+        cx: &mut Context<P>,
+        session: &Session<P>,
+        incoming: Incoming<P::Connection>,
+        record: Option<Read>,
+    ) -> Option<Admitted<P::Connection>> {
         match incoming.hello.purpose.clone() {
             Purpose::Ask => {
                 incoming.tell(&standing(cx, session));
@@ -103,13 +115,13 @@ impl Admission {
         }
     }
 
-    fn session_request(
+    fn session_request<P: Platform>(
         &self,
-        cx: &mut Context,
-        session: &Session,
-        incoming: Incoming,
+        cx: &mut Context<P>,
+        session: &Session<P>,
+        incoming: Incoming<P::Connection>,
         record: Option<Read>,
-    ) -> Option<Admitted> {
+    ) -> Option<Admitted<P::Connection>> {
         let Purpose::Session { check, shape, beats, detect_ms, disk_buffer, took_over, on_partition, base, previous } =
             incoming.hello.purpose.clone()
         else {
@@ -179,7 +191,7 @@ impl Admission {
 }
 
 /// What this node does about the VM.
-fn standing(cx: &Context, session: &Session) -> Standing {
+fn standing<P: Platform>(cx: &Context<P>, session: &Session<P>) -> Standing {
     let settings = cx.node().settings();
     // Whether this node, as a standby, takes over by itself.
     let takes_over = settings.silence.is_some() && settings.on_partition != Some(OnPartition::Primary);
@@ -194,7 +206,7 @@ fn standing(cx: &Context, session: &Session) -> Standing {
 }
 
 /// What speaks against any primary of this kind.
-fn objections(cx: &mut Context, incoming: &Incoming, shape: &Shape) -> Vec<String> {
+fn objections<P: Platform>(cx: &mut Context<P>, incoming: &Incoming<P::Connection>, shape: &Shape) -> Vec<String> {
     let mut reasons = Vec::new();
     if !matches!(cx.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady) {
         reasons.push(format!("this node is no standby, it is {}", cx.state_name(false)));
@@ -222,7 +234,7 @@ fn objections(cx: &mut Context, incoming: &Incoming, shape: &Shape) -> Vec<Strin
 
 /// Whether the witness names the caller: only whoever runs the VM can have written itself there, and nobody
 /// who is on record with a standby begins a session with another one.
-fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<String> {
+fn witness_objection<P: Platform>(cx: &Context<P>, incoming: &Incoming<P::Connection>, record: Read) -> Option<String> {
     let address = cx.witness().client()?.address();
     let stored = match record {
         Ok(stored) => stored,
@@ -238,7 +250,12 @@ fn witness_objection(cx: &Context, incoming: &Incoming, record: Read) -> Option<
 }
 
 /// Without a witness: a session that lives is not replaced by whoever calls next.
-fn session_objection(cx: &Context, session: &Session, incoming: &Incoming, previous: u128) -> Option<String> {
+fn session_objection<P: Platform>(
+    cx: &Context<P>,
+    session: &Session<P>,
+    incoming: &Incoming<P::Connection>,
+    previous: u128,
+) -> Option<String> {
     let Session::Standby(session) = session else { return None };
     // A primary that calls again says itself that its session is over, however open our end of the stream
     // looks.

@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use ft_proto::{CutKind, Epoch, Time};
+use host_kit::cpu_load::CpuLoad;
 
 use crate::checkpoint::capture::{CaptureError, capture};
 use crate::checkpoint::cpu_placement::CpuPlacement;
 use crate::checkpoint::epoch_image::EpochImage;
 use crate::context::Context;
+use crate::platform::Platform;
 
 /// How long a cut is put off while the guest cannot be stopped.
 const CUT_AGAIN: Duration = Duration::from_millis(2);
@@ -53,15 +55,15 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     /// Nothing has been captured yet.
-    pub(super) fn new() -> Self {
-        Self { place: CpuPlacement::begin(), vcpus: Vec::new(), postponed: None }
-    }
-
     /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to.
     /// `None`: it has to wait, since the guest cannot be stopped now.
-    pub(super) fn cut(
+    pub(super) fn new(load: Option<CpuLoad>) -> Self {
+        Self { place: CpuPlacement::begin(load), vcpus: Vec::new(), postponed: None }
+    }
+
+    pub(super) fn cut<P: Platform>(
         &mut self,
-        cx: &mut Context,
+        cx: &mut Context<P>,
         epoch: Epoch,
         kind: CutKind,
     ) -> Result<Option<Checkpoint>, CaptureError> {
@@ -70,13 +72,14 @@ impl Checkpointer {
         let last_pause = cx.machine_mut().guest().last_pause().filter(|_| kind != CutKind::Base);
         let mut staging = cx.buffers().take(epoch);
         if kind == CutKind::Base {
-            self.place = CpuPlacement::begin();
+            self.place = CpuPlacement::begin(cx.platform().cpu_load());
         }
         cx.machine_mut().guest().processors(&mut self.vcpus);
         let cpu = self.place.next(&self.vcpus);
-        host_kit::sched::pin_to_cpu(cpu);
-        let (guest, devices) = cx.machine_mut().parts();
-        let result = capture(guest, devices, kind, &mut staging, cpu);
+        cx.platform().pin_to_cpu(cpu);
+        let (platform, machine) = cx.platform_and_machine();
+        let (guest, devices) = machine.parts();
+        let result = capture(guest, devices, kind, &mut staging, cpu, || platform.now());
         if let Some(pause) = last_pause.filter(|_| !matches!(result, Err(CaptureError::Busy))) {
             cx.reporter().measured().paused(pause);
         }

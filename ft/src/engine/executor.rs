@@ -10,8 +10,9 @@
 //! of the one before are done; nothing that is performed calls the loop.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
 
+#[cfg(feature = "sim")]
+use ft_proto::Node;
 use ft_proto::device_ctl::Report;
 use ft_proto::{Action, Alone, CutKind, Epoch, Event, Input, State, Term, Time};
 use host_kit::error::chain;
@@ -26,19 +27,19 @@ use super::protection::Protection;
 use crate::checkpoint::capture::CaptureError;
 use crate::context::inbox::{Message, Reply};
 use crate::context::{Context, Shown};
-use crate::devices::DeviceKey;
-use crate::devices::link::LinkError;
-use crate::guest::LinkEnd;
-use crate::peers::connect::{Opened, Unopened};
+use crate::devices::control::{DeviceControl, LinkError};
+use crate::devices::{DeviceEnd, DeviceKey};
+use crate::peers::application::Unopened;
+use crate::platform::{OpenedOn, Platform};
 use crate::replica::Session;
 use crate::replica::primary::{FRAMES_PER_LOOK, PrimarySession};
 use crate::replica::standby::StandbySession;
-use crate::stream::sender::Job;
+use crate::stream::ends::Job;
 
 /// Everything that the engine's thread owns but what it waits with.
-pub(super) struct Executor {
-    cx: Context,
-    session: Session,
+pub struct Executor<P: Platform> {
+    cx: Context<P>,
+    session: Session<P>,
     /// Sessions so far.
     sessions: u64,
     checkpointer: Checkpointer,
@@ -47,13 +48,13 @@ pub(super) struct Executor {
     admission: Admission,
 }
 
-impl Executor {
-    pub(super) fn new(cx: Context, protection: Protection, admission: Admission) -> Self {
+impl<P: Platform> Executor<P> {
+    pub(super) fn new(cx: Context<P>, protection: Protection, admission: Admission) -> Self {
         Self {
             cx,
             session: Session::None,
             sessions: 0,
-            checkpointer: Checkpointer::new(),
+            checkpointer: Checkpointer::new(None),
             protection,
             commands: OperatorCommands::default(),
             admission,
@@ -61,13 +62,13 @@ impl Executor {
     }
 
     /// Has the disks note that this host runs the VM, before it does: afterwards they prove it.
-    pub(super) fn note_owner(&mut self) -> Result<(), LinkError> {
+    pub fn note_owner(&mut self) -> Result<(), LinkError> {
         let (Some(vm), term) = (self.cx.identity().vm(), self.cx.term()) else { return Ok(()) };
         if self.cx.node().runs() { self.cx.devices().note_owner(vm, term) } else { Ok(()) }
     }
 
     /// Before anything happens.
-    pub(super) fn begin(&mut self) {
+    pub fn begin(&mut self) {
         if !self.cx.node().runs() {
             self.cx.devices().stand_by();
         }
@@ -75,28 +76,34 @@ impl Executor {
     }
 
     /// The engine ends.
-    pub(super) fn end(&self) {
+    pub fn end(&self) {
         self.cx.witness().finish();
     }
 
-    pub(super) fn context(&mut self) -> &mut Context {
+    /// The core.
+    #[cfg(feature = "sim")]
+    pub fn node(&self) -> &Node {
+        self.cx.node()
+    }
+
+    pub(crate) fn context(&mut self) -> &mut Context<P> {
         &mut self.cx
     }
 
     /// Whether epochs are being made: somebody may wait for one.
-    pub(super) fn is_urgent(&self) -> bool {
+    pub(crate) fn is_urgent(&self) -> bool {
         matches!(self.cx.state(), State::Protected | State::StandbyReady)
     }
 
     /// What is to be done from time to time.
-    pub(super) fn look_around(&mut self) {
+    pub fn look_around(&mut self) {
         self.protection.look_for_standby(&mut self.cx);
         self.cx.check_record();
         self.settle();
     }
 
     /// When to call [`Self::timer_fired`] if nothing else happens.
-    pub(super) fn due(&mut self) -> Option<Time> {
+    pub fn due(&mut self) -> Option<Time> {
         let status = (!self.session.is_none()).then_some(self.cx.reporter().due());
         let (copy, cut) = match &self.session {
             Session::Primary(session) => (session.copy_due(), self.checkpointer.due()),
@@ -107,7 +114,7 @@ impl Executor {
     }
 
     /// Time has passed.
-    pub(super) fn timer_fired(&mut self) {
+    pub fn timer_fired(&mut self) {
         let now = self.cx.now();
         if let Some((epoch, kind)) = self.checkpointer.take_due(now) {
             self.cut(epoch, kind);
@@ -122,7 +129,7 @@ impl Executor {
     }
 
     /// The standby's side of the stream has something.
-    pub(super) fn read_stream(&mut self) {
+    pub fn read_stream(&mut self) {
         // What is left wakes us again: a standby that talks without end must not have all of this thread.
         for _ in 0..FRAMES_PER_LOOK {
             let Some(session) = self.session.primary() else { return };
@@ -135,7 +142,7 @@ impl Executor {
     }
 
     /// A device has something.
-    pub(super) fn read_device(&mut self, key: DeviceKey) {
+    pub fn read_device(&mut self, key: DeviceKey) {
         loop {
             match self.cx.devices().report(key) {
                 Ok(Some(report)) => self.report(key, report),
@@ -255,7 +262,8 @@ impl Executor {
                 session.send_epoch(&self.cx, image, begun, checkpoint.carriers());
                 let (paused, pages) = (checkpoint.paused(), checkpoint.pages());
                 if kind == CutKind::Last {
-                    self.cx.machine_mut().stopped(Instant::now().checked_sub(paused));
+                    let now = self.cx.now();
+                    self.cx.machine_mut().stopped(Some(now - paused));
                 }
                 Input::CutDone { epoch, paused, pages }
             }
@@ -275,8 +283,8 @@ impl Executor {
 
     fn take_over(&mut self, committed: Epoch, term: Term) {
         // Clients wait. The threads that it starts may run anywhere.
-        host_kit::sched::pin_to_cpu(None);
-        host_kit::sched::set_realtime(true);
+        self.cx.platform().pin_to_cpu(None);
+        self.cx.platform().set_realtime(true);
         let Some(session) = self.session.take_standby() else {
             return self.cx.input(Input::TakeOverFailed { reason: "there is no session".to_owned() });
         };
@@ -319,7 +327,7 @@ impl Executor {
     /// The fence before it has noted why.
     fn yield_to_standby(&mut self) {
         let reason = self.cx.reporter().last_error().unwrap_or_default().to_owned();
-        let stopped = self.cx.machine().stopped_since().unwrap_or_else(Instant::now);
+        let stopped = self.cx.machine().stopped_since().unwrap_or_else(|| self.cx.now());
         self.end_primary(Job::Yield(reason, stopped));
         self.commands.moved(&mut self.cx, &Ok(()));
     }
@@ -328,11 +336,12 @@ impl Executor {
         if let Some(session) = self.session.take_primary() {
             session.end(&mut self.cx, last);
         }
-        self.checkpointer = Checkpointer::new();
+        self.checkpointer = Checkpointer::new(self.cx.platform().cpu_load());
     }
 
     fn fence(&mut self, reason: String) {
-        self.cx.machine_mut().fence(&reason);
+        let now = self.cx.now();
+        self.cx.machine_mut().fence(&reason, now);
         self.cx.reporter().failed(reason.clone());
         self.commands.ended(&mut self.cx, &Err(Refused::Fenced(reason)));
     }
@@ -362,7 +371,7 @@ impl Executor {
     }
 
     /// Another thread has something to say, or somebody calls.
-    pub(super) fn message(&mut self, message: Message) -> ControlFlow<()> {
+    pub fn message(&mut self, message: Message<P>) -> ControlFlow<()> {
         let (cx, protection) = (&mut self.cx, &mut self.protection);
         match message {
             Message::VmStarted => protection.vm_started(),
@@ -413,7 +422,7 @@ impl Executor {
     }
 
     /// The connecting thread is through.
-    fn opened(&mut self, opened: Result<Box<Opened>, Unopened>, reply: Option<Reply>) {
+    fn opened(&mut self, opened: Result<Box<OpenedOn<P>>, Unopened>, reply: Option<Reply>) {
         let wanted = self.protection.opened(reply.is_some());
         let result = match opened {
             Ok(_) if self.cx.state() != State::Solo => {
@@ -440,11 +449,11 @@ impl Executor {
         }
     }
 
-    fn begin_primary(&mut self, opened: Opened) -> Result<(), String> {
+    fn begin_primary(&mut self, opened: OpenedOn<P>) -> Result<(), String> {
         let (peer, kept) = (opened.peer, opened.base.is_some());
         self.sessions += 1;
         let session = PrimarySession::begin(&mut self.cx, self.sessions, opened)?;
-        self.checkpointer = Checkpointer::new();
+        self.checkpointer = Checkpointer::new(self.cx.platform().cpu_load());
         self.session = Session::Primary(Box::new(session));
         self.protection.begun();
         self.cx.input(Input::SessionOpened { peer });
@@ -455,7 +464,7 @@ impl Executor {
     }
 
     /// Somebody is let in.
-    fn admit(&mut self, admitted: Option<Admitted>) {
+    fn admit(&mut self, admitted: Option<Admitted<P::Connection>>) {
         match admitted {
             None => {}
             Some(Admitted::Disk(incoming, number)) => match &self.session {
@@ -494,9 +503,9 @@ impl Executor {
     }
 
     /// A device joins the VM. One that would have to be copied first has to wait until no session is open.
-    fn device_joined(&mut self, end: LinkEnd, reply: Reply) {
+    fn device_joined(&mut self, end: DeviceEnd<P::Control>, reply: Reply) {
         if end.caps.rolls_back() && !self.session.is_none() {
-            return self.cx.answer(reply, Err(Refused::DeviceNeedsCopy(end.id)));
+            return self.cx.answer(reply, Err(Refused::DeviceNeedsCopy(end.control.id().to_owned())));
         }
         let key = self.cx.machine_mut().add_device(end);
         self.cx.watch_device(key);
@@ -525,7 +534,7 @@ impl Executor {
     }
 
     /// Brings the status up to date if it is time for that.
-    pub(super) fn publish_if_due(&mut self) {
+    pub fn publish_if_due(&mut self) {
         if self.cx.now() >= self.cx.reporter().due() {
             self.count_copies();
             self.publish();
@@ -533,7 +542,7 @@ impl Executor {
     }
 
     /// Makes the status on the board current.
-    pub(super) fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         let compression = match &self.session {
             Session::Primary(session) => Some(session.compression(&mut self.cx)),
             _ => None,

@@ -5,114 +5,54 @@
 //! the sender, and no lock.
 
 mod admission;
+pub(crate) mod assembly;
 mod checkpointer;
-mod executor;
+pub(crate) mod executor;
 mod operator_commands;
 mod protection;
 mod timer;
 
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
-use ft_proto::{Node, NodeId, Settings, VmId};
 use nix::errno::Errno;
 
-use self::admission::Admission;
+use self::assembly::assemble;
+pub(crate) use self::assembly::{Begin, Parts};
 use self::executor::Executor;
-use self::protection::Protection;
 use self::timer::Timer;
-use crate::clock::Clock;
-use crate::context::inbox::{Inbox, Post};
-use crate::context::machine::Machine;
-use crate::context::poller::{Poller, Ready, Token};
-use crate::context::reporter::Reporter;
-use crate::context::witness_link::WitnessLink;
-use crate::context::{self, Context};
-use crate::devices::link::LinkError;
-use crate::guest::{Guest, HeldOutput};
-use crate::identity::Identity;
-use crate::options::{ProtectOptions, StandbyOptions};
-use crate::peers::search::Search;
-use crate::start::NodeTerm;
-use crate::status::Board;
-use crate::transport::beats::Beats;
+use crate::context::inbox::Inbox;
+use crate::devices::control::LinkError;
+use crate::platform::linux::Linux;
+use crate::platform::poller::{Poller, Ready, Token};
 use crate::transport::listener::Listener;
-use crate::witness::WitnessClient;
 
 /// Between two looks at everything when the kernel does not say what is ready.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// What a node begins as.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Begin {
-    /// It runs the VM.
-    Run(NodeTerm),
-    /// It waits for a primary.
-    StandBy(NodeId),
-}
-
-/// What an engine is made of: the arguments of [`Engine::new`] by name.
-pub(crate) struct Parts {
-    pub(crate) guest: Box<dyn Guest>,
-    pub(crate) inbox: Inbox,
-    pub(crate) post: Post,
-    pub(crate) board: Board,
-    pub(crate) beats: Beats,
-    pub(crate) clock: Clock,
-    pub(crate) begin: Begin,
-    /// The VM, as far as it is known.
-    pub(crate) vm: Option<VmId>,
-    pub(crate) listener: Option<(StandbyOptions, Listener)>,
-    pub(crate) peers: Vec<ProtectOptions>,
-    pub(crate) witness: Option<WitnessClient>,
-}
-
 /// The executor, and what its thread waits with.
 pub(crate) struct Engine {
-    executor: Executor,
-    inbox: Inbox,
+    executor: Executor<Linux>,
+    inbox: Inbox<Linux>,
     poller: Poller,
     timer: Timer,
     _listener: Option<Listener>,
 }
 
 impl Engine {
-    pub(crate) fn new(parts: Parts) -> Result<Self, EngineError> {
-        let Parts { guest, inbox, post, board, beats, clock, begin, vm, listener, peers, witness } = parts;
-        let mut machine = Machine::new(guest)?;
-        let held = post.clone();
-        machine.watch_console(HeldOutput::new(move |epoch| held.output_held(epoch)));
-        let poller = Poller::new()?;
-        let now = clock.now();
-        let (node, identity, on_record) = match begin {
-            Begin::StandBy(node) => (Node::standby(node, Settings::default(), now), Identity::new(vm, false), true),
-            Begin::Run(node_term) => {
-                let node = Node::solo(node_term.node, node_term.term, Settings::default(), now);
-                (node, Identity::new(Some(node_term.vm), node_term.first), !node_term.first)
-            }
-        };
-        let mut search = Search::new(peers);
-        // The VM of a standby runs as soon as it has taken over.
-        search.switch(matches!(begin, Begin::StandBy(_)));
-        let (listen, listener) = listener.unzip();
-        let mut cx = Context::new(context::Parts {
-            node,
-            clock,
-            machine,
-            identity,
-            witness: WitnessLink::new(witness, on_record, now),
-            beats,
-            reporter: Reporter::new(board, now),
-            poller: poller.clone(),
-            post,
-        });
+    /// `listener`: who lets callers in, as long as the engine runs.
+    pub(crate) fn new(
+        parts: Parts<Linux>,
+        inbox: Inbox<Linux>,
+        listener: Option<Listener>,
+    ) -> Result<Self, EngineError> {
+        let poller = parts.platform.poller().clone();
         let timer = Timer::new()?;
-        cx.watch(Token::Inbox, inbox.as_fd());
-        cx.watch(Token::Timer, timer.as_fd());
-        cx.watch_devices();
-        let executor = Executor::new(cx, Protection::new(search), Admission::new(listen));
+        poller.watch(Token::Inbox, &inbox)?;
+        poller.watch(Token::Timer, &timer)?;
+        let mut executor = assemble(parts);
+        executor.context().watch_devices();
         Ok(Self { executor, inbox, poller, timer, _listener: listener })
     }
 

@@ -10,6 +10,8 @@ use super::protection::Protection;
 use crate::context::inbox::Reply;
 use crate::context::{Answer, Context};
 use crate::options::ProtectOptions;
+use crate::platform::Platform;
+use crate::transport::heartbeats::Heartbeats;
 
 /// Calls that wait for what becomes of the VM.
 #[derive(Default)]
@@ -22,7 +24,7 @@ pub(super) struct OperatorCommands {
 
 impl OperatorCommands {
     /// Ends protection for good.
-    pub(super) fn stop(&mut self, cx: &mut Context, protection: &mut Protection, reply: Reply) {
+    pub(super) fn stop<P: Platform>(&mut self, cx: &mut Context<P>, protection: &mut Protection, reply: Reply) {
         let ends_something = protection.stop();
         if cx.machine_mut().take_base().is_some() && cx.node().runs() {
             cx.machine_mut().guest().stop_tracking();
@@ -40,9 +42,9 @@ impl OperatorCommands {
 
     /// As `stop`, but memory goes on to be tracked, and the standby keeps its copy. `session`: how it came
     /// about.
-    pub(super) fn suspend(
+    pub(super) fn suspend<P: Platform>(
         &mut self,
-        cx: &mut Context,
+        cx: &mut Context<P>,
         protection: &mut Protection,
         session: Option<ProtectOptions>,
         reply: Reply,
@@ -58,7 +60,13 @@ impl OperatorCommands {
     }
 
     /// Lets the standby go on with the VM at once.
-    pub(super) fn hand_over(&self, cx: &mut Context, protection: &Protection, reason: String, reply: Reply) {
+    pub(super) fn hand_over<P: Platform>(
+        &self,
+        cx: &mut Context<P>,
+        protection: &Protection,
+        reason: String,
+        reply: Reply,
+    ) {
         let answer = if cx.state() == State::Protected {
             // Needs nobody's consent: when the core has been told, this node has stopped and said so.
             cx.input(Input::YieldRequested { reason });
@@ -70,7 +78,7 @@ impl OperatorCommands {
     }
 
     /// Moves the VM to its standby. Answered when it has left, or stays.
-    pub(super) fn switchover(&mut self, cx: &mut Context, protection: &Protection, reply: Reply) {
+    pub(super) fn switchover<P: Platform>(&mut self, cx: &mut Context<P>, protection: &Protection, reply: Reply) {
         if !cx.node().can_fail_over() {
             let why = not_protected(cx, protection);
             return cx.answer(reply, Err(why));
@@ -81,19 +89,24 @@ impl OperatorCommands {
 
     /// Is to the standby as if this host had died: nothing leaves it any more, beats and goodbyes included.
     /// Returns the call, which is to be answered when the session is broken off, too.
-    pub(super) fn test_failover(&self, cx: &mut Context, protection: &Protection, reply: Reply) -> Option<Reply> {
+    pub(super) fn test_failover<P: Platform>(
+        &self,
+        cx: &mut Context<P>,
+        protection: &Protection,
+        reply: Reply,
+    ) -> Option<Reply> {
         if !cx.node().can_fail_over() {
             let why = not_protected(cx, protection);
             cx.answer(reply, Err(why));
             return None;
         }
-        cx.beats().route(Vec::new(), None);
+        cx.beats().route(Default::default(), None);
         cx.input(Input::SimulateCrash);
         Some(reply)
     }
 
     /// The VM is shut down: whoever has its newest disks may start it.
-    pub(super) fn vm_ended(&self, cx: &mut Context, reply: Reply) {
+    pub(super) fn vm_ended<P: Platform>(&self, cx: &mut Context<P>, reply: Reply) {
         if cx.node().runs() && cx.witness().client().is_some() {
             let (node, term) = (cx.node().id(), cx.term());
             match cx.devices().note_end(term) {
@@ -109,17 +122,17 @@ impl OperatorCommands {
     }
 
     /// This node is alone, or fenced.
-    pub(super) fn ended(&mut self, cx: &mut Context, answer: &Answer) {
+    pub(super) fn ended<P: Platform>(&mut self, cx: &mut Context<P>, answer: &Answer) {
         self.ending.drain(..).for_each(|reply| cx.answer(reply, answer.clone()));
     }
 
     /// The VM has left, or stays.
-    pub(super) fn moved(&mut self, cx: &mut Context, answer: &Answer) {
+    pub(super) fn moved<P: Platform>(&mut self, cx: &mut Context<P>, answer: &Answer) {
         self.moving.drain(..).for_each(|reply| cx.answer(reply, answer.clone()));
     }
 }
 
-fn not_protected(cx: &mut Context, protection: &Protection) -> Refused {
+fn not_protected<P: Platform>(cx: &mut Context<P>, protection: &Protection) -> Refused {
     match cx.state() {
         State::Protected => Refused::AboutToGoAlone,
         _ => Refused::NotProtected(cx.state_name(protection.is_suspended(cx))),

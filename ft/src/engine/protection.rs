@@ -11,8 +11,9 @@ use serde_json::json;
 use crate::context::Context;
 use crate::context::inbox::{Message, Reply};
 use crate::options::ProtectOptions;
-use crate::peers::connect::{self, Applicant, Unopened};
+use crate::peers::application::{Applicant, Unopened};
 use crate::peers::search::Search;
+use crate::platform::{OpenedOn, Platform};
 
 /// What is known of it.
 pub(super) struct Protection {
@@ -34,7 +35,7 @@ impl Protection {
     }
 
     /// The API wants protection: find out whether it can be had, on a thread that may wait.
-    pub(super) fn protect(&mut self, cx: &mut Context, options: Option<ProtectOptions>, reply: Reply) {
+    pub(super) fn protect<P: Platform>(&mut self, cx: &mut Context<P>, options: Option<ProtectOptions>, reply: Reply) {
         if !self.is_open(cx) {
             let already = Refused::Already(cx.state_name(self.is_suspended(cx)));
             return cx.answer(reply, Err(if self.opening { Refused::BeingProtected } else { already }));
@@ -49,7 +50,7 @@ impl Protection {
     }
 
     /// Ends a suspension: asks the standby that was there before, then the configured ones.
-    pub(super) fn resume(&mut self, cx: &mut Context, reply: Reply) {
+    pub(super) fn resume<P: Platform>(&mut self, cx: &mut Context<P>, reply: Reply) {
         let Some(first) = self.suspended.clone().filter(|_| self.is_open(cx)) else {
             let state = cx.state_name(self.is_suspended(cx));
             return cx.answer(reply, Err(Refused::NotSuspended(state)));
@@ -73,7 +74,7 @@ impl Protection {
     }
 
     /// Whether the VM runs alone because an operator wants it to, for a while.
-    pub(super) fn is_suspended(&self, cx: &Context) -> bool {
+    pub(super) fn is_suspended<P: Platform>(&self, cx: &Context<P>) -> bool {
         self.will_resume() && cx.state() == State::Solo
     }
 
@@ -88,17 +89,17 @@ impl Protection {
     }
 
     /// Whether a session may be opened.
-    fn is_open(&self, cx: &Context) -> bool {
+    fn is_open<P: Platform>(&self, cx: &Context<P>) -> bool {
         cx.state() == State::Solo && !self.opening
     }
 
     /// When to ask the configured peers.
-    pub(super) fn due(&self, cx: &Context) -> Option<Time> {
+    pub(super) fn due<P: Platform>(&self, cx: &Context<P>) -> Option<Time> {
         self.search.due().filter(|_| self.is_open(cx))
     }
 
     /// Asks the configured peers if it is time for that.
-    pub(super) fn look_for_standby(&mut self, cx: &mut Context) {
+    pub(super) fn look_for_standby<P: Platform>(&mut self, cx: &mut Context<P>) {
         let now = cx.now();
         if self.due(cx).is_none_or(|due| due > now) {
             return;
@@ -109,17 +110,22 @@ impl Protection {
     }
 
     /// Has `peers` asked for somebody who waits.
-    fn ask_peers(&mut self, cx: &mut Context, peers: Vec<ProtectOptions>, reply: Reply) {
+    fn ask_peers<P: Platform>(&mut self, cx: &mut Context<P>, peers: Vec<ProtectOptions>, reply: Reply) {
         if let Err(error) = self.open(cx, peers, Some(reply.clone())) {
             cx.answer(reply, Err(Refused::NoThread(error.to_string())));
         }
     }
 
     /// Has `peers` asked one after the other.
-    fn open(&mut self, cx: &mut Context, peers: Vec<ProtectOptions>, reply: Option<Reply>) -> io::Result<()> {
+    fn open<P: Platform>(
+        &mut self,
+        cx: &mut Context<P>,
+        peers: Vec<ProtectOptions>,
+        reply: Option<Reply>,
+    ) -> io::Result<()> {
         // From here on, also when no session comes of it: the record that the connecting thread makes is ours
         // to end.
-        cx.witness_mut().use_address(peers.first().and_then(|options| options.witness.as_ref()))?;
+        cx.use_witness(peers.first().and_then(|options| options.witness.as_ref()))?;
         let identity = *cx.identity();
         let applicant = Applicant {
             node: cx.node().id(),
@@ -135,10 +141,8 @@ impl Protection {
             brief: reply.is_none(),
         };
         let post = cx.post();
-        host_kit::thread::spawn("ft-open", move || {
-            let opened = connect::open_first(&applicant, peers).map(Box::new);
-            post.send(Message::Opened(opened, reply));
-        })?;
+        let done = move |opened: Result<OpenedOn<P>, Unopened>| post.send(Message::Opened(opened.map(Box::new), reply));
+        cx.platform().open_session(applicant, peers, done)?;
         self.opening = true;
         Ok(())
     }
@@ -165,7 +169,7 @@ impl Protection {
     }
 
     /// A session is over. If the VM was never protected by it that is a failure like any other.
-    pub(super) fn session_ended(&mut self, cx: &mut Context, reason: &str) {
+    pub(super) fn session_ended<P: Platform>(&mut self, cx: &mut Context<P>, reason: &str) {
         if self.search.session_ended() && self.search.is_on() {
             cx.reporter().failed(reason.to_owned());
             self.not_found(cx, &Unopened { reasons: vec![reason.to_owned()], settled: true });
@@ -173,7 +177,7 @@ impl Protection {
     }
 
     /// Nobody accepts.
-    pub(super) fn not_found(&mut self, cx: &mut Context, Unopened { reasons, settled }: &Unopened) {
+    pub(super) fn not_found<P: Platform>(&mut self, cx: &mut Context<P>, Unopened { reasons, settled }: &Unopened) {
         let news = self.search.failed(reasons, *settled, cx.now());
         if news && !self.search.peers().is_empty() {
             cx.note("looking-for-standby", json!({ "reasons": reasons }));

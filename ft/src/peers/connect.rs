@@ -8,15 +8,15 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use ft_proto::wire::{Hello, Kind, Purpose, Refusal, TookOver, Welcome, WireError, decode_body, encode_body};
+use ft_proto::wire::{Hello, Kind, Purpose, Refusal, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
-use ft_proto::{Epoch, LinkId, NodeId, Term, VmId, WitnessAnswer};
+use ft_proto::{Epoch, LinkId, Term, WitnessAnswer};
 use host_kit::error::chain;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::guest::Shape;
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
+use crate::peers::application::{Applicant, Opened, Unopened};
 use crate::start::describe;
 use crate::transport::addresses::{any_port, anywhere};
 use crate::transport::beats::BeatSocket;
@@ -30,97 +30,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Kinds of congestion control that do not pace; the first one that this host has is used.
 const BURSTS: [&str; 2] = ["cubic", "reno"];
 
-/// A session that the standby has accepted.
-#[derive(Debug)]
-pub struct Opened {
-    /// What was asked for.
-    pub options: ProtectOptions,
-    /// Epochs and acknowledgements.
-    pub stream: TcpStream,
-    /// A mirror stream per mirrored disk, with its index.
-    pub disks: Vec<(u16, TcpStream)>,
-    /// Heartbeats.
-    pub beats: Vec<BeatSocket>,
-    /// The standby.
-    pub peer: NodeId,
-    /// The term that the witness has this node in.
-    pub term: Term,
-    /// The session.
-    pub(crate) key: SessionKey,
-    /// The session whose last checkpoint the standby's memory still is, if it was asked for.
-    pub base: Option<u64>,
-}
-
-/// Why there is no session.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Unopened {
-    /// All reasons, one sentence each.
-    pub reasons: Vec<String>,
-    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody
-    /// answered.
-    pub settled: bool,
-}
-
-impl Unopened {
-    /// For now; the next try may go better.
-    pub(crate) fn now(reason: String) -> Self {
-        Self { reasons: vec![reason], settled: false }
-    }
-
-    fn settled(reasons: Vec<String>) -> Self {
-        Self { reasons, settled: true }
-    }
-
-    /// And for these reasons, as far as they are not told yet.
-    fn and(&mut self, more: Self) {
-        if more.reasons.is_empty() {
-            return;
-        }
-        self.settled = more.settled && (self.settled || self.reasons.is_empty());
-        for reason in more.reasons {
-            if !self.reasons.contains(&reason) {
-                self.reasons.push(reason);
-            }
-        }
-    }
-
-    fn is_none(&self) -> bool {
-        self.reasons.is_empty()
-    }
-}
-
-/// Everything that speaks for this node.
-#[derive(Clone, Debug)]
-pub struct Applicant {
-    /// Its name.
-    pub node: NodeId,
-    /// Its term.
-    pub term: Term,
-    /// Its VM.
-    pub vm: VmId,
-    /// Which has never been on record at a witness.
-    pub first: bool,
-    /// What proves that it comes from the last session with whoever it calls; 0: nothing.
-    pub previous: u128,
-    /// What the VM is made of.
-    pub shape: Shape,
-    /// What speaks against it already.
-    pub blockers: Vec<String>,
-    /// The witness, which decides whether it may run the VM.
-    pub witness: Option<WitnessClient>,
-    /// How it came to run the VM.
-    pub took_over: Option<TookOver>,
-    /// The session since whose last checkpoint every write to memory is known.
-    pub base: Option<u64>,
-    /// Nobody waits for the reasons: the first ones are enough.
-    pub brief: bool,
-}
-
 /// Opens a session with the first of `peers` that accepts, or says every reason why none does.
 ///
 /// # Errors
 /// All reasons, one sentence each.
-pub fn open_first(me: &Applicant, peers: Vec<ProtectOptions>) -> Result<Opened, Unopened> {
+pub fn open_first(
+    me: &Applicant<WitnessClient>,
+    peers: Vec<ProtectOptions>,
+) -> Result<Opened<TcpStream, Vec<BeatSocket>>, Unopened> {
     let mut why = Unopened::default();
     for options in peers {
         match open(me, options) {
@@ -135,7 +52,10 @@ pub fn open_first(me: &Applicant, peers: Vec<ProtectOptions>) -> Result<Opened, 
 ///
 /// # Errors
 /// All reasons, one sentence each.
-fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
+fn open(
+    me: &Applicant<WitnessClient>,
+    options: ProtectOptions,
+) -> Result<Opened<TcpStream, Vec<BeatSocket>>, Unopened> {
     let mut why = Unopened::settled(me.blockers.clone());
     why.and(Unopened::settled(options.faults().iter().map(ToString::to_string).collect()));
     let first = connect(options.peer);
@@ -193,7 +113,7 @@ fn open(me: &Applicant, options: ProtectOptions) -> Result<Opened, Unopened> {
 }
 
 /// Has the witness know that this node runs the VM.
-fn own(witness: &WitnessClient, me: &Applicant) -> Result<Term, Unopened> {
+fn own(witness: &WitnessClient, me: &Applicant<WitnessClient>) -> Result<Term, Unopened> {
     let claim = Claim::Own { node: me.node, term: me.term, first: me.first };
     match witness.ask_and_wait(me.vm, claim, PATIENCE) {
         WitnessAnswer::Unreachable(_, reason) => Err(Unopened::now(format!("witness {}: {reason}", witness.address()))),
@@ -283,6 +203,7 @@ fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
 mod tests {
     use std::net::TcpListener;
 
+    use ft_proto::NodeId;
     use nix::sys::socket::getsockopt;
 
     use super::*;

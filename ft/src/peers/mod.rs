@@ -1,6 +1,7 @@
 //! Other hosts: finding one as a standby, connecting to it, asking what it does, and comparing its VM with
 //! ours.
 
+pub(crate) mod application;
 pub(crate) mod ask;
 pub(crate) mod compatibility;
 pub(crate) mod connect;

@@ -12,34 +12,35 @@ use pollux_api::status::Peer;
 
 use self::primary::PrimarySession;
 use self::standby::StandbySession;
+use crate::platform::Platform;
 
 /// What this node holds open towards another one.
-pub(crate) enum Session {
+pub(crate) enum Session<P: Platform> {
     /// Nothing.
     None,
     /// This node is the primary.
-    Primary(Box<PrimarySession>),
+    Primary(Box<PrimarySession<P>>),
     /// This node is the standby.
-    Standby(Box<StandbySession>),
+    Standby(Box<StandbySession<P>>),
 }
 
-impl Session {
+impl<P: Platform> Session<P> {
     pub(crate) fn is_none(&self) -> bool {
         matches!(self, Self::None)
     }
 
     /// The session, if this node is its primary.
-    pub(crate) fn primary(&mut self) -> Option<&mut PrimarySession> {
+    pub(crate) fn primary(&mut self) -> Option<&mut PrimarySession<P>> {
         if let Self::Primary(session) = self { Some(session) } else { None }
     }
 
     /// The session, if this node is its standby.
-    pub(crate) fn standby(&mut self) -> Option<&mut StandbySession> {
+    pub(crate) fn standby(&mut self) -> Option<&mut StandbySession<P>> {
         if let Self::Standby(session) = self { Some(session) } else { None }
     }
 
     /// Ends it, if this node is its primary.
-    pub(crate) fn take_primary(&mut self) -> Option<Box<PrimarySession>> {
+    pub(crate) fn take_primary(&mut self) -> Option<Box<PrimarySession<P>>> {
         match std::mem::replace(self, Self::None) {
             Self::Primary(session) => Some(session),
             other => {
@@ -50,7 +51,7 @@ impl Session {
     }
 
     /// Ends it, if this node is its standby.
-    pub(crate) fn take_standby(&mut self) -> Option<Box<StandbySession>> {
+    pub(crate) fn take_standby(&mut self) -> Option<Box<StandbySession<P>>> {
         match std::mem::replace(self, Self::None) {
             Self::Standby(session) => Some(session),
             other => {

@@ -2,8 +2,11 @@
 
 pub(crate) mod adaptive_compression;
 pub(crate) mod coder;
+pub(crate) mod ends;
 pub(crate) mod history;
 pub(crate) mod image;
+pub(crate) mod intake;
+pub(crate) mod outgoing;
 pub(crate) mod receiver;
 pub(crate) mod sender;
 pub(crate) mod state_body;

@@ -7,59 +7,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use ft_proto::wire::{CopyProgress, Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term};
 
-use crate::checkpoint::epoch_image::EpochImage;
-use crate::clock::micros;
-use crate::stream::coder::{Coder, Volume};
+use crate::clock::Clock;
+use crate::stream::coder::Coder;
+use crate::stream::ends::{Done, Job, SendingEnd, Sent};
 use crate::stream::history::History;
-use crate::transport::frames::{Stamp, TransportError, write_frame};
+use crate::stream::outgoing::perform;
 use crate::transport::path::explain;
 
 /// How long a session's last message may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// More than the peer has to say until it closes its side.
 const FAREWELL_BYTES: usize = 64 << 10;
-
-/// What to send.
-#[derive(Debug)]
-pub enum Job {
-    /// Pages of the first copy, packed or not.
-    Copy(EpochImage, bool),
-    /// How far the first copy is.
-    Progress(CopyProgress),
-    /// A checkpoint, packed or not, and the processor to send it from, if it is to be one.
-    Epoch(EpochImage, bool, Option<u16>),
-    /// This node has stopped, for this reason: the standby shall take over.
-    Yield(String, Instant),
-    /// This node leaves the session in good order.
-    Bye(String),
-}
-
-/// What became of a job.
-#[derive(Debug)]
-pub enum Sent {
-    /// The image is not needed here any more.
-    Done(Done),
-    /// The standby has been told how far the first copy is.
-    Told,
-    /// The stream broke; nothing more is sent.
-    Failed(String),
-}
-
-/// An image that has left.
-#[derive(Debug)]
-pub struct Done {
-    /// The image.
-    pub image: EpochImage,
-    /// Whether it was packed.
-    pub packed: bool,
-    /// Its bytes.
-    pub volume: Volume,
-    /// How long sending took.
-    pub took: Duration,
-}
 
 /// The thread, as its engine sees it. Dropping it breaks the stream: what is queued is lost.
 #[derive(Debug)]
@@ -77,6 +37,7 @@ impl SenderHandle {
     /// When the thread cannot be started.
     pub fn start(
         stream: TcpStream,
+        clock: Clock,
         term: Term,
         history: impl FnOnce() -> Option<History> + Send + 'static,
         tell: impl Fn(Sent) + Send + 'static,
@@ -96,7 +57,7 @@ impl SenderHandle {
                     host_kit::sched::pin_to_cpu(*cpu);
                 }
                 let started = Instant::now();
-                let result = perform(&mut coder, &mut writer, term, &job);
+                let result = perform(&mut coder, &mut writer, term, &job, clock.now());
                 match (result, job) {
                     (Ok(volume), Job::Copy(image, packed) | Job::Epoch(image, packed, _)) => {
                         tell(Sent::Done(Done { image, packed, volume, took: started.elapsed() }));
@@ -109,18 +70,18 @@ impl SenderHandle {
         })?;
         Ok(Self { jobs: Some(jobs), stream, ended, thread: Some(thread) })
     }
+}
 
-    /// Queues a job. Never blocks: what may be queued is bounded by the staging buffers there are.
-    pub fn send(&self, job: Job) {
+impl SendingEnd for SenderHandle {
+    fn send(&self, job: Job) {
         if let Some(jobs) = &self.jobs {
             // The thread has ended only after it told why.
             let _ = jobs.send(job);
         }
     }
 
-    /// Sends what is queued and `last`, then closes. A peer that does not read has [`FAREWELL`] to change its
-    /// mind; the caller does not wait for it.
-    pub fn leave(mut self, last: Job) {
+    /// A peer that does not read has [`FAREWELL`] to change its mind.
+    fn leave(mut self, last: Job) {
         self.send(last);
         self.jobs = None;
         // Without a thread to wait in, dropping breaks the stream at once: the peer notices either way.
@@ -159,19 +120,4 @@ impl Drop for SenderHandle {
             let _ = thread.join();
         }
     }
-}
-
-fn perform(coder: &mut Coder, stream: &mut TcpStream, term: Term, job: &Job) -> Result<Volume, TransportError> {
-    let (kind, body) = match job {
-        Job::Copy(image, pack) => return coder.send_copy(image, *pack, stream, term),
-        Job::Epoch(image, pack, _) => return coder.send_epoch(image, *pack, stream, term),
-        Job::Progress(progress) => (Kind::Progress, encode_body(progress)),
-        Job::Yield(reason, stopped) => {
-            let (reason, stopped_us) = (reason.clone(), micros(stopped.elapsed()));
-            (Kind::Yield, encode_body(&Yielding { reason, stopped_us }))
-        }
-        Job::Bye(reason) => (Kind::Bye, encode_body(&Refusal { reasons: vec![reason.clone()] })),
-    };
-    write_frame(stream, Stamp { kind, term, epoch: Epoch(0) }, &[&body])?;
-    Ok(Volume::default())
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft_proto::{Beat, HostId, LinkId, NodeId, Term, Time, VmId};
+use ft_proto::{Beat, HostId, LinkId, Term, Time};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use twox_hash::XxHash3_64;
@@ -25,6 +25,7 @@ use zerocopy::little_endian::{U16, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::clock::Clock;
+use crate::transport::heartbeats::{BeatKey, Heartbeats, Ignored};
 use crate::transport::tally::Tally;
 
 /// An engine that was not seen for this long counts as hung. Far above any pause, far below what an operator
@@ -60,45 +61,6 @@ struct Datagram {
 
 /// Bytes before the hash.
 const HASHED: usize = size_of::<Datagram>() - size_of::<U64>();
-
-/// What the beats of a session carry, and those of its peer must.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct BeatKey {
-    /// The VM that it protects.
-    pub vm: VmId,
-    /// The session.
-    pub session: u64,
-    /// Drawn for it at random, and told to the peer only.
-    pub nonce: u128,
-    /// This node.
-    pub me: NodeId,
-    /// The other one.
-    pub peer: NodeId,
-}
-
-/// Datagrams that were dropped, by cause.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Ignored {
-    /// Not a beat of this version: another length, magic, version or hash.
-    pub malformed: u64,
-    /// While there was no session.
-    pub unexpected: u64,
-    /// Of another VM.
-    pub other_vm: u64,
-    /// Of another session, or made up.
-    pub other_session: u64,
-    /// Of another node than the peer.
-    pub other_node: u64,
-}
-
-impl Ignored {
-    /// All of them.
-    #[must_use]
-    pub fn sum(&self) -> u64 {
-        let Self { malformed, unexpected, other_vm, other_session, other_node } = self;
-        malformed + unexpected + other_vm + other_session + other_node
-    }
-}
 
 /// Why a datagram is dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -192,44 +154,6 @@ impl Beats {
         Ok(Self { said, route, wake, thread: Some(thread) })
     }
 
-    /// A session begins: its beats count from now on, and no others. `None`: none do.
-    pub fn key(&self, key: Option<BeatKey>) {
-        self.change(|route| route.key = key);
-    }
-
-    /// Beats through these sockets from now on; a link without a peer address only listens.
-    pub fn route(&self, sockets: Vec<BeatSocket>, interval: Option<Duration>) {
-        self.change(|route| (route.sockets, route.interval) = (sockets, interval.unwrap_or(LEISURE)));
-    }
-
-    /// Changes where the beats go to, and how often; the sockets stay.
-    pub fn aim(&self, peers: [SocketAddr; LinkId::ALL.len()], interval: Option<Duration>) {
-        self.change(|route| {
-            for BeatSocket { link, peer, .. } in &mut route.sockets {
-                *peer = Some(peers[*link as usize]);
-            }
-            route.interval = interval.unwrap_or(LEISURE);
-        });
-    }
-
-    /// What the beats say from now on; also the engine's sign of life.
-    pub fn say(&self, Beat { term, runs, .. }: Beat, now: Time) {
-        self.said.engine_seen.store(now.0, Ordering::Relaxed);
-        let packed = pack(term, runs);
-        // A change is told at once: a fenced primary must not keep its standby waiting.
-        if self.said.beat.swap(packed, Ordering::Relaxed) != packed {
-            self.wake();
-        }
-    }
-
-    /// What was dropped so far.
-    #[must_use]
-    pub fn ignored(&self) -> Ignored {
-        let [malformed, unexpected, other_vm, other_session, other_node] =
-            Cause::ALL.map(|cause| self.said.ignored[cause as usize].load(Ordering::Relaxed));
-        Ignored { malformed, unexpected, other_vm, other_session, other_node }
-    }
-
     fn change(&self, change: impl FnOnce(&mut Route)) {
         change(Arc::make_mut(&mut self.route.lock().unwrap_or_else(PoisonError::into_inner)));
         self.wake();
@@ -238,6 +162,42 @@ impl Beats {
     fn wake(&self) {
         // Fails only when the counter is full, and then the thread wakes anyway.
         let _ = self.wake.write(1);
+    }
+}
+
+impl Heartbeats for Beats {
+    type Sockets = Vec<BeatSocket>;
+
+    fn key(&self, key: Option<BeatKey>) {
+        self.change(|route| route.key = key);
+    }
+
+    fn route(&self, sockets: Self::Sockets, interval: Option<Duration>) {
+        self.change(|route| (route.sockets, route.interval) = (sockets, interval.unwrap_or(LEISURE)));
+    }
+
+    fn aim(&self, peers: [SocketAddr; LinkId::ALL.len()], interval: Option<Duration>) {
+        self.change(|route| {
+            for BeatSocket { link, peer, .. } in &mut route.sockets {
+                *peer = Some(peers[*link as usize]);
+            }
+            route.interval = interval.unwrap_or(LEISURE);
+        });
+    }
+
+    fn say(&self, Beat { term, runs, .. }: Beat, now: Time) {
+        self.said.engine_seen.store(now.0, Ordering::Relaxed);
+        let packed = pack(term, runs);
+        // A change is told at once: a fenced primary must not keep its standby waiting.
+        if self.said.beat.swap(packed, Ordering::Relaxed) != packed {
+            self.wake();
+        }
+    }
+
+    fn ignored(&self) -> Ignored {
+        let [malformed, unexpected, other_vm, other_session, other_node] =
+            Cause::ALL.map(|cause| self.said.ignored[cause as usize].load(Ordering::Relaxed));
+        Ignored { malformed, unexpected, other_vm, other_session, other_node }
     }
 }
 
@@ -390,6 +350,20 @@ fn decode(bytes: &[u8], key: Option<&BeatKey>) -> Result<Beat, Cause> {
         return Err(Cause::Malformed);
     }
     Ok(Beat { from: key.peer, term, runs: datagram.runs == 1 })
+}
+
+/// A beat as it crosses the network.
+#[cfg(feature = "sim")]
+#[must_use]
+pub fn encode_beat(key: &BeatKey, term: Term, runs: bool) -> Vec<u8> {
+    encode(key, term, runs).as_bytes().to_vec()
+}
+
+/// What it says, if it is the peer's in this session.
+#[cfg(feature = "sim")]
+#[must_use]
+pub fn decode_beat(bytes: &[u8], key: Option<&BeatKey>) -> Option<Beat> {
+    decode(bytes, key).ok()
 }
 
 #[cfg(test)]

@@ -194,6 +194,21 @@ pub fn read_message(stream: &TcpStream, limit: Duration) -> Result<(Header, Vec<
     }
 }
 
+/// Bytes that are read as they come.
+pub trait RecvNow {
+    /// Reads what has arrived; nothing: the other end is closed.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing is there. Else the stream broke.
+    fn recv_now(&self, into: &mut [u8]) -> io::Result<usize>;
+}
+
+impl RecvNow for TcpStream {
+    fn recv_now(&self, into: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT)?)
+    }
+}
+
 /// Reads short frames, those without pages and state, from a stream that must not block its reader.
 #[derive(Debug, Default)]
 pub struct FrameReader {
@@ -211,18 +226,18 @@ impl FrameReader {
     ///
     /// # Errors
     /// When the stream breaks or the frame is not right.
-    pub fn poll(&mut self, stream: &TcpStream) -> Result<Option<(Header, Vec<u8>)>, TransportError> {
+    pub fn poll(&mut self, stream: &impl RecvNow) -> Result<Option<(Header, Vec<u8>)>, TransportError> {
         loop {
             if let Some(frame) = self.whole_frame()? {
                 return Ok(Some(frame));
             }
             let mut chunk = [0; 4096];
-            match recv(stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+            match stream.recv_now(&mut chunk) {
                 Ok(0) => return Err(TransportError::Closed),
                 Ok(len) => self.buffer.extend_from_slice(&chunk[..len]),
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(io::Error::from(errno).into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, recv};
 
+use crate::transport::connection::Connection;
 use crate::transport::frames::{FrameReader, Stamp, TransportError, write_frame};
 use crate::transport::tally::Tally;
 
@@ -47,9 +48,9 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// Somebody who said hello.
 #[derive(Debug)]
-pub struct Incoming {
+pub struct Incoming<C> {
     /// The connection.
-    pub stream: TcpStream,
+    pub stream: C,
     /// Where from.
     pub address: SocketAddr,
     /// Its term.
@@ -57,19 +58,24 @@ pub struct Incoming {
     /// Who and what for.
     pub hello: Hello,
     /// Its slot among those that wait for an answer.
-    _slot: Slot,
+    _slot: Option<Slot>,
 }
 
-impl Incoming {
+impl<C: Connection> Incoming<C> {
+    /// Somebody who has said `hello` on a stream that is not this listener's.
+    #[cfg(feature = "sim")]
+    pub fn new(stream: C, address: SocketAddr, term: Term, hello: Hello) -> Self {
+        Self { stream, address, term, hello, _slot: None }
+    }
+
     /// Accepts; the connection goes on as what the caller wanted.
     ///
     /// # Errors
     /// When it is gone already.
-    pub fn welcome(mut self, welcome: &Welcome) -> Result<TcpStream, TransportError> {
+    pub fn welcome(mut self, welcome: &Welcome) -> Result<C, TransportError> {
         let stamp = Stamp { kind: Kind::Welcome, term: self.term, epoch: Epoch(0) };
         write_frame(&mut self.stream, stamp, &[&encode_body(welcome)])?;
-        self.stream.set_read_timeout(None)?;
-        self.stream.set_write_timeout(None)?;
+        self.stream.end_greeting()?;
         Ok(self.stream)
     }
 
@@ -78,7 +84,7 @@ impl Incoming {
         let stamp = Stamp { kind: Kind::Standing, term: standing.term, epoch: Epoch(0) };
         // The caller may be gone; it will find out by itself.
         let _ = write_frame(&mut self.stream, stamp, &[&encode_body(standing)]);
-        let _ = self.stream.shutdown(Shutdown::Write);
+        self.stream.finish();
     }
 
     /// Refuses, with every reason.
@@ -127,7 +133,7 @@ impl Drop for Slot {
 #[derive(Debug)]
 pub enum Arrival {
     /// Somebody said hello.
-    Incoming(Box<Incoming>),
+    Incoming(Box<Incoming<TcpStream>>),
     /// Nobody can be let in, for this reason; it is tried again.
     Trouble(String),
 }
@@ -336,7 +342,7 @@ impl<L: Accept> Acceptor<L> {
             .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
             .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         match ready {
-            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _slot: slot }))),
+            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _slot: Some(slot) }))),
             Err(_) => self.count("that hung up", address),
         }
     }
@@ -435,11 +441,11 @@ fn is_want_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
 }
 
-fn refuse(stream: &mut TcpStream, term: Term, reasons: Vec<String>) {
+fn refuse(stream: &mut impl Connection, term: Term, reasons: Vec<String>) {
     let stamp = Stamp { kind: Kind::Refuse, term, epoch: Epoch(0) };
     // The caller may be gone; it will find out by itself.
     let _ = write_frame(stream, stamp, &[&encode_body(&Refusal { reasons })]);
-    let _ = stream.shutdown(Shutdown::Write);
+    stream.finish();
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 pub(crate) mod addresses;
 pub(crate) mod beats;
+pub(crate) mod connection;
 pub(crate) mod frames;
+pub(crate) mod heartbeats;
 pub(crate) mod listener;
 pub(crate) mod path;
 pub(crate) mod tally;

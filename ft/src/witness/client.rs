@@ -16,7 +16,7 @@ use ft_proto::{VmId, WitnessAnswer};
 use host_kit::error::chain;
 use pollux_api::status::WitnessStatus;
 
-use super::{Stored, Witness, WitnessAddress};
+use super::{AskWitness, Stored, Witness, WitnessAddress};
 use crate::start::describe;
 
 /// How long the witness may take to answer; then it counts as unreachable.
@@ -163,6 +163,28 @@ impl WitnessClient {
     fn call(&self, request: Request, answer: impl FnOnce(Answer) + Send + 'static) {
         // The thread ends only after the senders are gone.
         let _ = self.calls.send(Call { request, answer: Box::new(answer) });
+    }
+}
+
+impl AskWitness for WitnessClient {
+    fn address(&self) -> &WitnessAddress {
+        self.address()
+    }
+
+    fn ask(&self, vm: VmId, claim: Claim, answer: impl FnOnce(WitnessAnswer) + Send + 'static) {
+        self.ask(vm, claim, answer);
+    }
+
+    fn read(&self, answer: impl FnOnce(Result<Option<Stored>, String>) + Send + 'static) {
+        self.read(answer);
+    }
+
+    fn status(&self) -> WitnessStatus {
+        self.status()
+    }
+
+    fn finish(&self) {
+        self.finish();
     }
 }
 

@@ -5,6 +5,7 @@
 //! ```
 
 mod address;
+mod asking;
 mod client;
 mod etcd;
 mod file;
@@ -19,6 +20,7 @@ use ft_proto::witness::{Claim, Record, Verdict, judge};
 use serde::{Deserialize, Serialize};
 
 pub use address::{EtcdAddress, WitnessAddress, WitnessAddressError};
+pub use asking::AskWitness;
 pub use client::WitnessClient;
 pub use etcd::EtcdWitness;
 pub use file::FileWitness;

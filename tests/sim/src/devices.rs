@@ -32,6 +32,11 @@ impl Nic {
         (None, first.then_some(Report::Held { epoch: self.epoch }))
     }
 
+    /// Frames that are held.
+    pub(crate) fn held_frames(&self) -> u64 {
+        self.held.len() as u64
+    }
+
     /// Whether frames from outside reach the guest.
     pub(crate) fn takes_input(&self) -> bool {
         !self.standby
@@ -118,8 +123,12 @@ pub(crate) struct Receiver {
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     pub(crate) epoch: Epoch,
+    /// Primary: the standby's disk has not said yet what its image is.
+    pub(crate) greeting: Option<StreamId>,
     pub(crate) mirror: Option<Mirror>,
     pub(crate) receiver: Option<Receiver>,
+    /// Standby: the last committed epoch that the disk has something of.
+    pub(crate) committed: Epoch,
     /// On their way to the image, oldest first, and when each is there.
     applying: VecDeque<(Time, usize, u64)>,
     pub(crate) last_due: Time,
@@ -184,6 +193,7 @@ impl Disk {
     /// Standby: a new stream; the one before is closed.
     pub(crate) fn receive_from(&mut self, stream: StreamId) {
         let held = VecDeque::new();
+        self.committed = Epoch(1);
         self.receiver = Some(Receiver {
             stream,
             synced: None,

@@ -5,9 +5,13 @@ use std::time::Duration;
 use ft_proto::witness::Record;
 use ft_proto::{LinkId, NodeId, State, Time};
 
+use ft::sim::Message;
+
+use crate::body::DISK;
 use crate::invariants::Moment;
+use crate::operators::nobody;
 use crate::plan::Fault;
-use crate::process::{Address, Busy, Message};
+use crate::process::{Address, Delivery};
 use crate::world::{End, Event, World, name};
 
 /// After the faults, a pair must be protected within this time.
@@ -29,9 +33,9 @@ impl World {
         self.strike(host);
     }
 
-    /// A fault at the very moment at which a node acts.
-    pub(crate) fn aimed_fault(&mut self, address: Address) {
-        if self.healed_at.is_none() && self.plan.aimed > 0 && self.rng.chance(self.plan.aimed) {
+    /// A fault at the very moment at which a node acts; so many times as likely as at others.
+    pub(crate) fn aimed_fault(&mut self, address: Address, weight: u64) {
+        if self.healed_at.is_none() && self.plan.aimed > 0 && self.rng.chance(weight * self.plan.aimed) {
             self.strike(address.0);
         }
     }
@@ -82,16 +86,13 @@ impl World {
             }
             Fault::BreakStream | Fault::CorruptStream | Fault::StallStream => self.hurt_stream(fault, until),
             Fault::DeviceFailure => self.break_device(host),
-            Fault::StopProtection => {
-                let address = self.address(host);
-                self.note(host, || "operator stops the protection".to_owned());
-                self.after(Duration::ZERO, Event::Tell(address, Message::Stop));
+            Fault::StopProtection => self.order(host, "stops the protection", Message::Stop(nobody())),
+            Fault::SuspendProtection => self.order(host, "suspends the protection", Message::Suspend(nobody())),
+            Fault::HandOver => {
+                let reason = "a disk is slow".to_owned();
+                self.order(host, "hands the VM over", Message::HandOver(reason, nobody()));
             }
-            Fault::Switchover => {
-                let address = self.address(host);
-                self.note(host, || "operator moves the VM".to_owned());
-                self.after(Duration::ZERO, Event::Tell(address, Message::Move));
-            }
+            Fault::Switchover => self.order(host, "moves the VM", Message::Switchover(nobody())),
             Fault::TestFailover => self.test_failover(host),
             other => self.strike_from_outside(other, host, until),
         }
@@ -130,9 +131,9 @@ impl World {
         let now = self.now;
         self.disturb_all(host, now);
         let host_state = &mut self.hosts[host];
-        let Some(mut process) = host_state.process.take() else { return };
+        let Some(process) = host_state.process.take() else { return };
         // What the disk was given but had not done is lost.
-        process.disk.settle(now, &mut host_state.image);
+        process.body().disk.settle(now, &mut host_state.image);
         host_state.down = true;
         self.close_all((host, process.incarnation), tell);
     }
@@ -158,10 +159,9 @@ impl World {
     fn stall(&mut self, host: usize, until: Time) {
         self.note(host, || "FAULT engine stalls".to_owned());
         let address = self.address(host);
-        if let Some(process) = self.process(address)
-            && matches!(process.busy, Busy::No)
-        {
-            process.busy = Busy::Until(until);
+        if let Some(process) = self.process(address) {
+            process.stalled_until = process.stalled_until.max(until);
+            let until = process.stalled_until;
             self.disturb_all(host, until);
             self.at(until, Event::Wake(address));
         }
@@ -198,10 +198,10 @@ impl World {
     /// Refused by the engine when there is no standby to fail over to.
     fn test_failover(&mut self, host: usize) {
         let address = self.address(host);
-        if self.survivable(host) && self.process(address).is_some_and(|p| p.node.state() == State::Protected) {
+        if self.survivable(host) && self.process(address).is_some_and(|p| p.state() == State::Protected) {
             self.note(host, || "operator tests a failover".to_owned());
             self.disturb_all(host, self.now);
-            self.after(Duration::ZERO, Event::Tell(address, Message::SimulateCrash));
+            self.after(Duration::ZERO, Event::Tell(address, Box::new(Message::TestFailover(nobody()))));
         }
     }
 
@@ -212,12 +212,12 @@ impl World {
         }
         let Some(process) = self.process(address) else { return };
         // Of an unprotected VM nothing is left to test when its disk dies.
-        if process.broken || matches!(process.node.state(), State::Solo | State::Fenced) {
+        if process.is_broken() || matches!(process.state(), State::Solo | State::Fenced) {
             return;
         }
-        process.broken = true;
+        process.body().broken = true;
         self.note(host, || "FAULT device process dies".to_owned());
-        self.tell(address, Message::DeviceFailed);
+        self.tell(address, Delivery::Report(DISK));
     }
 
     /// Whether the VM has another copy if this host dies now.
@@ -226,12 +226,12 @@ impl World {
             return true;
         }
         let Some(process) = &self.hosts[host].process else { return false };
-        let id = process.node.id();
+        let id = process.id();
         let fit = |node: NodeId, ready: bool| {
             self.hosts.iter().filter_map(|host| host.process.as_ref()).any(|process| {
-                let state = process.node.state();
-                let ready = if ready { state == State::StandbyReady } else { process.node.runs() };
-                process.node.id() == node && ready && !process.broken
+                let state = process.state();
+                let ready = if ready { state == State::StandbyReady } else { process.runs() };
+                process.id() == node && ready && !process.is_broken()
             })
         };
         match self.witness.last {
@@ -265,9 +265,8 @@ impl World {
             }
             if let Some(process) = self.process(address) {
                 process.paused_until = process.paused_until.min(now);
-                if let Busy::Until(until) = &mut process.busy {
-                    *until = now;
-                }
+                process.stalled_until = process.stalled_until.min(now);
+                process.body().knobs.cut_fails = 0;
             }
             self.wake(address);
         }
@@ -294,7 +293,7 @@ impl World {
         } else if let Some(healed) = self.healed_at
             && self.now.since(healed) > BOUND
         {
-            let states = self.hosts.iter().map(|host| host.process.as_ref().map(|process| process.node.state()));
+            let states = self.hosts.iter().map(|host| host.process.as_ref().map(|process| process.state()));
             let states: Vec<_> = states.collect();
             self.moment(Moment::Late { states: format!("{states:?}, witness {:?}", self.witness.record) });
             self.end.get_or_insert(End::Lost("late".to_owned()));
@@ -305,16 +304,16 @@ impl World {
     /// prove that.
     fn lost(&self) -> Option<String> {
         let here = |node: NodeId| {
-            self.hosts.iter().filter_map(|host| host.process.as_ref()).find(|process| process.node.id() == node)
+            self.hosts.iter().filter_map(|host| host.process.as_ref()).find(|process| process.id() == node)
         };
-        let gone = |node: NodeId| here(node).is_none_or(|process| process.broken);
+        let gone = |node: NodeId| here(node).is_none_or(|process| process.is_broken());
         let back = |node: NodeId| self.comes_back(node);
         match self.witness.record {
             None if self.witness.last.is_none() => {
                 gone(self.first_owner).then(|| "the only owner died before it was on record".to_owned())
             }
             None => {
-                let alive = |node: NodeId| here(node).is_some_and(|process| process.node.runs() && !process.broken);
+                let alive = |node: NodeId| here(node).is_some_and(|process| process.runs() && !process.is_broken());
                 let runs = match self.witness.last {
                     Some(Record::Solo { owner, .. }) => alive(owner),
                     Some(Record::Protected { primary, .. }) => alive(primary),
@@ -326,7 +325,7 @@ impl World {
                 (gone(owner) && !back(owner)).then(|| format!("{owner} died while it was alone"))
             }
             Some(Record::Protected { primary, standby, .. }) => {
-                let yielded = here(primary).is_some_and(|process| process.node.state() == State::Fenced);
+                let yielded = here(primary).is_some_and(|process| process.state() == State::Fenced);
                 let both = (gone(primary) || yielded) && gone(standby);
                 (both && !back(primary)).then(|| "both copies died".to_owned())
             }

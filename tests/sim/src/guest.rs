@@ -5,7 +5,10 @@
 //! history.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ft::guest::{GuestError, Memory};
 use ft_proto::Epoch;
 
 use crate::truth::Point;
@@ -64,11 +67,68 @@ pub(crate) struct Vcpu {
     pub(crate) in_flight: VecDeque<Write>,
 }
 
+/// Memory of a process: real pages, each with one word.
+#[derive(Debug, Default)]
+pub(crate) struct SimMemory(Mutex<Pages>);
+
+impl SimMemory {
+    /// All words.
+    pub(crate) fn pages(&self) -> Pages {
+        *self.lock()
+    }
+
+    pub(crate) fn set(&self, page: usize, word: u64) {
+        self.lock()[page] = word;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, page: u64, word: u64) -> Result<(), GuestError> {
+        let mut pages = self.lock();
+        let place = usize::try_from(page).ok().and_then(|page| pages.get_mut(page));
+        *place.ok_or_else(|| GuestError::plain("a page that is not RAM"))? = word;
+        Ok(())
+    }
+}
+
+impl Memory for SimMemory {
+    fn ranges(&self) -> Vec<Range<u64>> {
+        std::iter::once(0..PAGES as u64).collect()
+    }
+
+    fn populated(&self) -> Result<Vec<Range<u64>>, GuestError> {
+        Ok(self.ranges())
+    }
+
+    fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError> {
+        into.fill(0);
+        into[..8].copy_from_slice(&self.lock()[page as usize].to_le_bytes());
+        Ok(())
+    }
+
+    fn copy_in(&self, page: u64, from: &[u8]) -> Result<(), GuestError> {
+        self.write(page, from.first_chunk().map_or(0, |word| u64::from_le_bytes(*word)))
+    }
+
+    fn zero(&self, page: u64) -> Result<(), GuestError> {
+        self.write(page, 0)
+    }
+
+    fn clear(&self) -> Result<(), GuestError> {
+        self.lock().fill(0);
+        Ok(())
+    }
+}
+
 /// Memory and vCPU of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Guest {
-    pub(crate) pages: [u64; PAGES],
+    pub(crate) memory: Arc<SimMemory>,
     pub(crate) vcpu: Vcpu,
+    /// Whether writes are tracked.
+    pub(crate) tracked: bool,
     pub(crate) dirty: BTreeSet<usize>,
     /// Whether it executes.
     pub(crate) running: bool,
@@ -76,20 +136,12 @@ pub(crate) struct Guest {
     pub(crate) stopped: bool,
 }
 
-/// A checkpoint: pages that changed, and state.
-#[derive(Clone, Debug)]
-pub(crate) struct Image {
-    pub(crate) epoch: Epoch,
-    pub(crate) pages: Vec<(usize, u64)>,
-    pub(crate) vcpu: Vcpu,
-    /// The disk has nothing of it.
-    pub(crate) idle: bool,
-}
-
 impl Guest {
     fn write(&mut self, page: usize, value: u64) {
-        self.pages[page] = value;
-        self.dirty.insert(page);
+        self.memory.set(page, value);
+        if self.tracked {
+            self.dirty.insert(page);
+        }
     }
 
     fn step(&mut self, what: u64) -> Point {
@@ -121,7 +173,7 @@ impl Guest {
         match request {
             Request::Put { key, value } => {
                 // A request that was overtaken by a later one.
-                if value <= self.pages[key] {
+                if value <= self.memory.pages()[key] {
                     return Err(None);
                 }
                 self.step(value);
@@ -130,7 +182,7 @@ impl Guest {
             }
             Request::Get { key, ticket } => {
                 let at = self.step(ticket);
-                Ok(Frame { at, saying: Saying::Value { key, value: self.pages[key], ticket } })
+                Ok(Frame { at, saying: Saying::Value { key, value: self.memory.pages()[key], ticket } })
             }
         }
     }
@@ -149,7 +201,7 @@ impl Guest {
     }
 
     pub(crate) fn digest(&self) -> u64 {
-        digest(&self.pages, &self.vcpu)
+        digest(&self.memory.pages(), &self.vcpu)
     }
 }
 
@@ -162,4 +214,27 @@ pub(crate) fn digest(pages: &[u64; PAGES], vcpu: &Vcpu) -> u64 {
 
 fn mix(hash: u64, word: u64) -> u64 {
     (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+/// A checkpoint's state: whose it is, and the vCPU.
+pub(crate) fn encode(session: u64, epoch: Epoch, vcpu: &Vcpu) -> Vec<u8> {
+    let head = [session, epoch.0, vcpu.at.branch as u64, vcpu.at.step, vcpu.history];
+    let write = |write: &Write| [write.block as u64, write.value, u64::from(write.asked)];
+    let words = head.into_iter().chain(vcpu.done).chain(vcpu.in_flight.iter().flat_map(write));
+    words.flat_map(u64::to_le_bytes).collect()
+}
+
+/// The state back: its session, its epoch, the vCPU.
+pub(crate) fn decode(state: &[u8]) -> (u64, Epoch, Vcpu) {
+    let (chunks, _) = state.as_chunks();
+    let mut words = chunks.iter().map(|bytes| u64::from_le_bytes(*bytes));
+    let mut next = || words.next().unwrap_or_default();
+    let (session, epoch) = (next(), Epoch(next()));
+    let at = Point { branch: next() as usize, step: next() };
+    let mut vcpu = Vcpu { at, history: next(), ..Vcpu::default() };
+    vcpu.done = std::array::from_fn(|_| next());
+    for _ in 0..(chunks.len().saturating_sub(5 + BLOCKS) / 3) {
+        vcpu.in_flight.push_back(Write { block: next() as usize, value: next(), asked: next() == 1 });
+    }
+    (session, epoch, vcpu)
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::body::NIC;
 use crate::guest::{Frame, Request};
 use crate::mutation::Mutation;
 use crate::network::Payload;
@@ -15,15 +16,18 @@ impl World {
         let (pause, chance) = (self.rng.micros(200, 1500), self.rng.word());
         let talks = self.rng.chance(300_000);
         let Some(process) = self.process(address) else { return };
-        if !process.guest.running {
+        if !process.body().guest.running {
             return;
         }
         if Self::guest_can(process, now) {
             if talks {
-                let frame = process.guest.chatter(chance);
+                let frame = process.body().guest.chatter(chance);
                 self.nic_send(address, frame);
-            } else if process.guest.work(chance).is_some() {
-                self.submit(address);
+            } else {
+                let write = process.body().guest.work(chance);
+                if write.is_some() {
+                    self.submit(address);
+                }
             }
         }
         self.after(pause, Event::GuestStep(address));
@@ -31,9 +35,9 @@ impl World {
 
     fn nic_send(&mut self, address: Address, frame: Frame) {
         let Some(process) = self.process(address) else { return };
-        let (out, report) = process.nic.send(frame);
+        let (out, report) = process.body().nic.send(frame);
         if let Some(report) = report {
-            self.report_later(address, report);
+            self.report_later(address, NIC, report);
         }
         self.leave_host(address, out.into_iter().collect());
     }
@@ -42,37 +46,40 @@ impl World {
     pub(crate) fn submit(&mut self, address: Address) {
         let (now, latency) = (self.now, self.disk_latency(address.0));
         let Some(process) = self.process(address) else { return };
-        let due = process.disk.due(now, latency);
+        let due = process.body().disk.due(now, latency);
         self.at(due, Event::DiskDone(address));
     }
 
     /// The oldest request of a guest is done.
     pub(crate) fn disk_done(&mut self, address: Address) {
         let now = self.now;
+        let forgets = self.mutation == Some(Mutation::ForgetMarks);
         let host = &mut self.hosts[address.0];
-        let Some(process) = host.process.as_mut().filter(|process| process.incarnation == address.1) else { return };
-        if !process.guest.running || process.broken {
+        let Some(process) = host.process.as_ref().filter(|process| process.incarnation == address.1) else { return };
+        if !process.body().guest.running || process.is_broken() {
             return;
         }
         if !process.guest_runs(now) {
             // Sealed or stopped: guest memory is not touched.
             return self.after(Duration::from_micros(100), Event::DiskDone(address));
         }
-        let Some(&write) = process.guest.vcpu.in_flight.front() else { return };
-        process.disk.settle(now, &mut host.image);
-        let epoch = process.disk.epoch;
-        let tracked = host.image.record.base.is_some() || process.disk.mirror.is_some();
-        if tracked && self.mutation != Some(Mutation::ForgetMarks) {
+        let mut body = process.body();
+        let Some(&write) = body.guest.vcpu.in_flight.front() else { return };
+        body.disk.settle(now, &mut host.image);
+        let epoch = body.disk.epoch;
+        let tracked = host.image.record.base.is_some() || body.disk.mirror.is_some();
+        if tracked && !forgets {
             // On stable storage before the write goes anywhere.
             host.image.record.marks[write.block] = true;
         }
         host.image.blocks[write.block] = write.value;
-        let mirror = process.disk.mirror.as_mut().map(|mirror| {
+        let mirror = body.disk.mirror.as_mut().map(|mirror| {
             mirror.written[write.block] = epoch;
             mirror.touched = true;
             mirror.stream
         });
-        let frame = process.guest.completed();
+        let frame = body.guest.completed();
+        drop(body);
         if let Some(stream) = mirror {
             self.send(address.0, stream, Payload::Mirrored { epoch, write });
         }
@@ -87,10 +94,11 @@ impl World {
         for host in 0..self.hosts.len() {
             let address = self.address(host);
             let Some(process) = self.process(address) else { continue };
-            if !process.nic.takes_input() || !Self::guest_can(process, now) {
+            if !process.body().nic.takes_input() || !Self::guest_can(process, now) {
                 continue;
             }
-            match process.guest.serve(request) {
+            let answer = process.body().guest.serve(request);
+            match answer {
                 Ok(frame) => self.nic_send(address, frame),
                 Err(Some(_)) => self.submit(address),
                 Err(None) => {}

@@ -1,8 +1,8 @@
-//! The protocol under every fault: nodes of the real core in a world of models, in virtual time, one seed
-//! deciding everything.
+//! The engine under every fault: real executors in a world of models, in virtual time, one seed deciding
+//! everything.
 //!
 //! ```text
-//! seed -> plan -> world: hosts { real Node, model engine, guest, devices }
+//! seed -> plan -> world: hosts { real engine | guest, devices }
 //!                   |    + network + witness + client + faults
 //!                   '-> moments -> invariants, one file each
 //! ```
@@ -10,29 +10,35 @@
 //! A run has two phases: faults, and then none. The same seed gives the same run, line by line.
 #![forbid(unsafe_code)]
 
+mod beats;
+mod body;
 mod client;
 mod comeback;
-mod connect;
 mod devices;
-mod engine;
+mod disk_side;
+mod driver;
 mod faults;
 mod guest;
 mod guest_side;
+mod intake;
 mod invariants;
 mod mutation;
 mod network;
 mod observer;
+mod opening;
+mod operators;
 mod outside;
 mod plan;
-mod primary_side;
+mod platform;
 mod process;
 mod record;
 mod rng;
-mod standby_side;
 mod start;
 mod streams;
+mod takeover;
 mod trace;
 mod truth;
+mod vm;
 mod witness;
 mod witness_record;
 mod world;

@@ -2,60 +2,20 @@
 //! truncate.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ft_proto::{Epoch, LinkId, NodeId, Term, Time};
+use ft_proto::{Epoch, LinkId, Term, Time};
 
-use crate::guest::{BLOCKS, Vcpu, Write};
+use crate::guest::{BLOCKS, Write};
 use crate::record::Record;
 
-/// What a stream carries. One of these is one frame.
+/// What a stream carries: bytes of the engines, and what disks say to each other.
 #[derive(Clone, Debug)]
 pub(crate) enum Payload {
-    /// Opens a session.
-    Hello {
-        node: NodeId,
-        term: Term,
-        from: usize,
-    },
-    /// Opens a disk's mirror.
-    DiskHello {
-        node: NodeId,
-        session: u64,
-    },
-    Welcome {
-        node: NodeId,
-        session: u64,
-    },
-    Refuse,
-    Copy {
-        pages: Vec<(usize, u64)>,
-    },
-    Pages {
-        pages: Vec<(usize, u64)>,
-    },
-    State {
-        vcpu: Box<Vcpu>,
-    },
-    End {
-        epoch: Epoch,
-        /// The disk has nothing of it.
-        idle: bool,
-    },
-    Ack {
-        term: Term,
-        epoch: Epoch,
-    },
-    Yield {
-        term: Term,
-    },
-    Bye {
-        term: Term,
-        reason: String,
-    },
-    /// Mirror: the standby's record, in answer to `DiskHello`.
-    DiskWelcome {
-        record: Record,
-    },
+    /// Of the engines: whole frames.
+    Bytes(Vec<u8>),
+    /// Mirror: the standby's record, when it is given the stream.
+    DiskWelcome { record: Record },
     /// Mirror: the plan.
     Begin {
         term: Term,
@@ -73,15 +33,9 @@ pub(crate) enum Payload {
     /// Mirror: the primary calls it so, too.
     Renamed,
     /// Mirror: a block of the background copy.
-    Block {
-        block: usize,
-        value: u64,
-    },
+    Block { block: usize, value: u64 },
     /// Mirror: a write of the guest.
-    Mirrored {
-        epoch: Epoch,
-        write: Write,
-    },
+    Mirrored { epoch: Epoch, write: Write },
     /// Mirror: the copy is complete in this epoch.
     Synced {
         epoch: Epoch,
@@ -90,9 +44,7 @@ pub(crate) enum Payload {
         truth: [u64; BLOCKS],
     },
     /// Mirror: the epoch is complete.
-    DiskEnd {
-        epoch: Epoch,
-    },
+    DiskEnd { epoch: Epoch },
 }
 
 /// A stretch of a stream.
@@ -130,6 +82,19 @@ pub(crate) struct Stream {
 }
 
 pub(crate) type StreamId = u64;
+
+/// Where a host is reached on a link.
+pub(crate) fn address_of(host: usize, link: LinkId) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, link as u8, host as u8 + 1)), 7000)
+}
+
+/// The host that is reached there.
+pub(crate) fn host_at(address: SocketAddr) -> usize {
+    match address.ip() {
+        IpAddr::V4(ip) => usize::from(ip.octets()[3]) - 1,
+        IpAddr::V6(_) => 0,
+    }
+}
 
 /// All links and streams.
 #[derive(Debug)]

@@ -3,13 +3,17 @@
 
 use std::time::Duration;
 
+use ft::sim::{BeatKey, encode_beat};
+use ft_proto::wire::{Hello, Kind, Purpose, encode_body};
 use ft_proto::witness::{Claim, Verdict};
-use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
+use ft_proto::{LinkId, NodeId, State, Term, Time, VmId};
 
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::Payload;
+use crate::opening::frame;
 use crate::plan::Fault;
+use crate::platform::VM;
 use crate::world::{Event, World};
 
 impl World {
@@ -79,7 +83,7 @@ impl World {
 
     /// Somebody saves a host's disk.
     pub(crate) fn back_up(&mut self) {
-        let again = self.rng.micros(20_000, 400_000);
+        let again = self.rng.micros(10_000, 200_000);
         self.after(again, Event::Backup);
         let host = self.rng.index(self.hosts.len());
         let blocks = self.settled_blocks(self.address(host));
@@ -100,7 +104,7 @@ impl World {
 
     /// It is found, unless the VM lives on what is in its place by now.
     pub(crate) fn remount(&mut self, host: usize) {
-        let runs = self.hosts[host].process.as_ref().is_some_and(|process| process.node.runs());
+        let runs = self.hosts[host].process.as_ref().is_some_and(|process| process.runs());
         if self.hosts[host].mislaid.is_none() || runs {
             return;
         }
@@ -123,8 +127,7 @@ impl World {
     /// A word of force that was good for a term which is over by now.
     fn stale_force(&mut self, host: usize) {
         let Some(record) = self.witness.record.filter(|record| record.term() > Term(1)) else { return };
-        let waits =
-            self.hosts[host].process.as_ref().is_some_and(|process| process.node.state() == State::StandbyEmpty);
+        let waits = self.hosts[host].process.as_ref().is_some_and(|process| process.state() == State::StandbyEmpty);
         if !waits {
             return;
         }
@@ -142,13 +145,15 @@ impl World {
     /// Somebody off the path knows names and addresses, but not what the two ends of the session know.
     fn forge_beats(&mut self, host: usize) {
         let Some(process) = &self.hosts[host].process else { return };
-        let from = process.node.peer().unwrap_or_else(|| NodeId::numbered(host as u64 + 1, 1));
-        let term = process.node.term();
+        let from = process.executor.node().peer().unwrap_or_else(|| NodeId::numbered(host as u64 + 1, 1));
+        let term = process.term();
         for _ in 0..self.rng.range(1, 20) {
             let ahead = [0, 1, 2, 1000][self.rng.index(4)];
-            let beat = Beat { from, term: Term(term.0 + ahead), runs: self.rng.chance(500_000) };
-            let (link, key, delay) = (LinkId::ALL[self.rng.index(2)], self.rng.word(), self.rng.micros(0, 5000));
-            self.after(delay, Event::Beat { to: host, link, key, beat });
+            let (session, nonce) = (self.rng.word(), self.rng.word().into());
+            let key = BeatKey { vm: VM, session, nonce, me: from, peer: from };
+            let bytes = encode_beat(&key, Term(term.0 + ahead), self.rng.chance(500_000));
+            let (link, delay) = (LinkId::ALL[self.rng.index(2)], self.rng.micros(0, 5000));
+            self.after(delay, Event::Beat { to: host, link, bytes });
         }
     }
 
@@ -163,6 +168,12 @@ impl World {
         let node = NodeId::numbered(from as u64, self.rng.word());
         let term = Term(self.rng.range(1, 2000));
         self.note(host, || format!("FAULT is called by a stranger in term {term}"));
-        self.send(from, stream, Payload::Hello { node, term, from });
+        let purpose = Purpose::Disk { index: 0, session: self.rng.word(), nonce: 1 };
+        let hello = if self.rng.chance(500_000) {
+            Hello { vm: Some(VmId(8)), node, purpose: Purpose::Ask }
+        } else {
+            Hello { vm: Some(VM), node, purpose }
+        };
+        self.send(from, stream, Payload::Bytes(frame(Kind::Hello, term, &encode_body(&hello))));
     }
 }

@@ -1,10 +1,16 @@
 //! What a seed decides before its run begins: how many hosts, how fast things are, and which faults there
 //! will be.
 
+use std::path::Path;
 use std::time::Duration;
 
-use ft_proto::Settings;
+use ft::sim::Compression;
+use ft::{ProtectOptions, StandbyOptions, Tuning, WitnessAddress};
+use ft_proto::{LinkId, Settings};
 
+use crate::body::Knobs;
+use crate::mutation::Mutation;
+use crate::network::address_of;
 use crate::rng::Rng;
 
 /// One kind of fault; a seed uses some of them.
@@ -42,6 +48,10 @@ pub(crate) enum Fault {
     DeviceFailure,
     /// An operator ends the protection.
     StopProtection,
+    /// An operator ends it for a while.
+    SuspendProtection,
+    /// The VMM has the standby go on with the VM.
+    HandOver,
     /// An operator moves the VM to its standby.
     Switchover,
     /// An operator has the standby take over.
@@ -67,7 +77,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::CutLink,
         Self::Partition,
         Self::Kill,
@@ -84,6 +94,8 @@ impl Fault {
         Self::StallStream,
         Self::DeviceFailure,
         Self::StopProtection,
+        Self::SuspendProtection,
+        Self::HandOver,
         Self::Switchover,
         Self::TestFailover,
         Self::Blackout,
@@ -103,6 +115,9 @@ impl Fault {
 pub(crate) struct Plan {
     pub(crate) hosts: usize,
     pub(crate) settings: Settings,
+    pub(crate) compression: Compression,
+    /// Hosts that run the VM look for a standby by themselves.
+    pub(crate) searches: bool,
     /// How long there are faults.
     pub(crate) faults_for: Duration,
     /// Longest time between two faults, in microseconds.
@@ -120,6 +135,8 @@ pub(crate) struct Plan {
     pub(crate) delay_us: (u64, u64),
     pub(crate) witness_delay_us: (u64, u64),
     pub(crate) witness_loses: u64,
+    /// The guest cannot be stopped at once.
+    pub(crate) busy: u64,
     pub(crate) cut_fails: u64,
     pub(crate) pause_us: (u64, u64),
     /// How long a disk takes for a write, in microseconds.
@@ -136,23 +153,26 @@ impl Plan {
             max_epoch: Duration::from_micros(pick(&[3000, 6000, 12_000])),
             latency: Duration::from_micros(pick(&[500, 2000])),
             pause_share: 25,
-            depth: pick(&[1, 2, 2, 2, 4]) as usize,
+            depth: pick(&[1, 2, 2]) as usize,
             on_partition: None,
         };
         let plan = Self {
             hosts: pick(&[2, 2, 3]) as usize,
             settings,
-            faults_for: Duration::from_millis(pick(&[600, 1200, 2400])),
+            compression: [Compression::Auto, Compression::Off, Compression::Delta][pick(&[0, 1, 2]) as usize],
+            searches: pick(&[0, 1]) == 1,
+            faults_for: Duration::from_millis(pick(&[1000, 2000, 4000])),
             fault_gap_us: pick(&[30_000, 100_000, 300_000]),
             faults: Vec::new(),
             fault_max_ms: pick(&[100, 400, 1600]),
-            aimed: pick(&[0, 0, 500, 5000]),
-            double_failures: pick(&[0, 0, 1]) == 1,
+            aimed: pick(&[0, 500, 5000]),
+            double_failures: pick(&[0, 1]) == 1,
             loss: pick(&[0, 0, 10_000, 50_000]),
             duplicates: pick(&[0, 0, 50_000]),
             delay_us: (20, pick(&[60, 300, 2000])),
             witness_delay_us: (100, pick(&[1000, 10_000, 60_000])),
             witness_loses: pick(&[0, 0, 50_000, 300_000]),
+            busy: pick(&[0, 0, 3000]),
             cut_fails: pick(&[0, 0, 0, 3000]),
             pause_us: (50, pick(&[100, 400, 2000])),
             disk_us: (10, pick(&[120, 120, 2000])),
@@ -162,4 +182,42 @@ impl Plan {
         let faults = (0..kinds).map(|_| Fault::ALL[rng.index(Fault::ALL.len())]).collect();
         Self { faults, ..plan }
     }
+
+    /// What a process is told of it.
+    pub(crate) fn knobs(&self, mutation: Option<Mutation>) -> Knobs {
+        let Self { cut_fails, busy, pause_us, ref settings, .. } = *self;
+        Knobs { cut_fails, busy, pause_us, ack_limit: settings.ack_limit, depth: settings.depth, mutation }
+    }
+
+    /// Protection by the standby on a host.
+    pub(crate) fn protect_by(&self, host: usize) -> ProtectOptions {
+        let micros = |span: Duration| span.as_micros() as u64;
+        let by = ProtectOptions::by(address_of(host, LinkId::Replication), address_of(host, LinkId::Heartbeat));
+        let tuning = Tuning {
+            detect_ms: self.settings.silence.map_or(0, |silence| silence.as_millis() as u64),
+            min_epoch_us: micros(self.settings.min_epoch),
+            max_epoch_us: micros(self.settings.max_epoch),
+            latency_us: micros(self.settings.latency),
+            pause_share: self.settings.pause_share,
+            compression: self.compression,
+            ..Tuning::default()
+        };
+        ProtectOptions { witness: Some(witness_address()), tuning, ..by }
+    }
+
+    /// How a host stands by.
+    pub(crate) fn stand_by(host: usize) -> StandbyOptions {
+        StandbyOptions {
+            listen: address_of(host, LinkId::Replication),
+            heartbeat: address_of(host, LinkId::Heartbeat),
+            witness: Some(witness_address()),
+            on_partition: None,
+            detect_ms: None,
+        }
+    }
+}
+
+/// Where the witness is: asked by the world.
+pub(crate) fn witness_address() -> WitnessAddress {
+    Path::new("/witness").into()
 }

@@ -1,216 +1,236 @@
-//! One host and the process on it: the real node, the model of everything around it.
+//! One host and the process on it: the real engine, and what of it the world keeps.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
-use ft_proto::device_ctl::Report;
-use ft_proto::witness::Claim;
-use ft_proto::{Beat, CutKind, Epoch, LinkId, Node, NodeId, Term, Time, WitnessAnswer};
+use ft::sim::{BeatKey, Begin, DeviceEnd, Executor, Inbox, Message, Parts, Platform as _, assemble};
+use ft::{Board, ProtectOptions};
+use ft_proto::wire::Welcome;
+use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
 
-use crate::devices::{Disk, DiskImage, Nic};
-use crate::guest::{Guest, Image};
+use crate::body::{Answer, Body, DISK, Effect, IDS, Me, NIC, OpenedTo, Question, Shared};
+use crate::devices::DiskImage;
 use crate::network::{Segment, StreamId};
+use crate::plan::{Plan, witness_address};
+use crate::platform::{DISK_CAPS, NIC_CAPS, Sim, SimBeats, SimControl, VM};
 use crate::record::Record;
+use crate::vm::SimGuest;
 
 /// A host and which process on it: messages to a process that is gone reach nobody.
 pub(crate) type Address = (usize, u64);
 
 /// What waits for the engine's thread.
 #[derive(Debug)]
-pub(crate) enum Message {
+pub(crate) enum Delivery {
     Beat {
         link: LinkId,
         at: Time,
         beat: Beat,
     },
-    Witness(WitnessAnswer),
-    /// The witness's answer to the question whether the VM may start here.
-    MayStart(WitnessAnswer),
-    /// What the witness has on record.
-    Record(Option<ft_proto::witness::Record>),
-    /// The witness's answer to the connecting thread.
-    Owned(WitnessAnswer),
-    OpeningTimeout(u64),
-    Stream(StreamId, Segment),
-    Report(Report),
-    DeviceFailed,
-    Pump(u64),
+    /// The session's stream.
+    Stream,
+    /// A device has reported.
+    Report(usize),
+    /// Somebody says something.
+    Message(Box<Message<Sim>>),
     Timer,
-    Stop,
-    /// An operator moves the VM.
-    Move,
-    /// An operator tests a failover.
-    SimulateCrash,
 }
 
-/// What keeps the engine's thread from its inbox.
-#[derive(Debug)]
-pub(crate) enum Busy {
-    No,
-    /// Starved.
-    Until(Time),
-    /// The guest is paused; `None`: the capture fails.
-    Cut {
-        epoch: Epoch,
-        kind: CutKind,
-        began: Time,
-        image: Option<Image>,
-    },
-    TakeOver {
-        committed: Epoch,
-        term: Term,
-        latest: Box<Image>,
-        session: u64,
-        primary: NodeId,
-        primary_host: usize,
-    },
+/// Who asks the witness.
+pub(crate) enum Asks {
+    /// The engine, and whoever works for it.
+    Engine(Answer),
+    /// The way to a session of this number.
+    Opener(u64),
+    /// A host that waits.
+    Starter,
 }
 
-/// What this node holds open towards another one.
-#[derive(Debug)]
-pub(crate) enum Session {
-    None,
-    Primary(PrimarySide),
-    Standby(Box<StandbySide>),
-}
-
-/// A session in which this node is the primary.
-#[derive(Debug)]
-pub(crate) struct PrimarySide {
-    pub(crate) stream: StreamId,
-    pub(crate) session: u64,
-    pub(crate) copy: Option<FirstCopy>,
-    pub(crate) disk_in_sync: bool,
-}
-
-/// How far the first copy of memory has come.
-#[derive(Debug, Default)]
-pub(crate) struct FirstCopy {
-    pub(crate) next_page: usize,
-    pub(crate) dirty: VecDeque<usize>,
-    pub(crate) small: bool,
-    pub(crate) rounds: u32,
-}
-
-/// A session in which this node is the standby.
-#[derive(Debug)]
-pub(crate) struct StandbySide {
-    pub(crate) primary: NodeId,
-    pub(crate) primary_host: usize,
-    pub(crate) session: u64,
-    /// `None` once the stream has ended; what was committed is still good.
-    pub(crate) stream: Option<StreamId>,
-    pub(crate) arriving: Image,
-    pub(crate) state_seen: bool,
-    pub(crate) whole: BTreeMap<Epoch, Image>,
-    pub(crate) latest: Option<Image>,
-    /// The last committed epoch that the disk has something of.
-    pub(crate) disk_epoch: Epoch,
-    /// When the takeover was claimed first, since a claim was withdrawn last.
-    pub(crate) claimed_at: Option<Time>,
-    /// The claim was withdrawn.
-    pub(crate) withdrawn: bool,
-}
-
-/// The way to a session, on a thread of its own.
-#[derive(Debug)]
-pub(crate) struct Opening {
-    pub(crate) number: u64,
-    pub(crate) target: usize,
-    pub(crate) term: Term,
-    pub(crate) stream: Option<StreamId>,
-    pub(crate) disk_stream: Option<StreamId>,
-    pub(crate) peer: Option<(NodeId, u64)>,
-    /// The record of the standby's image.
-    pub(crate) record: Option<Record>,
-}
-
-/// A thread that asks the witness, one claim after the other.
-#[derive(Debug, Default)]
+/// Questions to the witness, one after the other.
+#[derive(Default)]
 pub(crate) struct Asker {
-    pub(crate) claims: VecDeque<Claim>,
+    pub(crate) questions: VecDeque<(Question, Asks)>,
     /// Which attempt is open.
     pub(crate) token: u64,
 }
 
-/// One pollux-vmm with its devices.
+/// The heartbeat thread.
 #[derive(Debug)]
-pub(crate) struct Process {
-    pub(crate) incarnation: u64,
-    pub(crate) node: Node,
-    pub(crate) guest: Guest,
-    pub(crate) nic: Nic,
-    pub(crate) disk: Disk,
-    pub(crate) session: Session,
-    pub(crate) opening: Option<Opening>,
-    pub(crate) opened: u64,
-    pub(crate) inbox: VecDeque<Message>,
-    pub(crate) busy: Busy,
-    pub(crate) paused_until: Time,
-    pub(crate) timer: (u64, Option<Time>),
+pub(crate) struct Beats {
+    pub(crate) key: Option<BeatKey>,
     pub(crate) said: (Term, bool),
     pub(crate) route: Option<usize>,
-    /// What the two ends of the last session know, and nobody else.
-    pub(crate) key: u64,
-    pub(crate) beat_generation: u64,
-    pub(crate) beat_interval: Duration,
-    pub(crate) askers: BTreeMap<u64, Asker>,
-    pub(crate) asker: u64,
+    pub(crate) interval: Duration,
+    pub(crate) generation: u64,
+}
+
+/// How far it is.
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    /// The witness is asked.
+    Owning,
+    /// The standby is asked whether it would accept.
+    Checking(StreamId),
+    Greeting(StreamId),
+    Disk(StreamId, StreamId, Welcome),
+}
+
+/// The way to a session.
+pub(crate) struct Opening {
+    pub(crate) number: u64,
+    pub(crate) me: Me,
+    pub(crate) peers: VecDeque<ProtectOptions>,
+    pub(crate) done: OpenedTo,
+    pub(crate) term: Term,
+    pub(crate) stage: Stage,
+}
+
+impl Opening {
+    /// Whether it is on this stream.
+    pub(crate) fn is_on(&self, stream: StreamId) -> bool {
+        match self.stage {
+            Stage::Owning => false,
+            Stage::Checking(one) | Stage::Greeting(one) => one == stream,
+            Stage::Disk(one, other, _) => one == stream || other == stream,
+        }
+    }
+}
+
+/// One pollux-vmm with its devices.
+pub(crate) struct Process {
+    pub(crate) incarnation: u64,
+    pub(crate) executor: Executor<Sim>,
+    pub(crate) inbox: Inbox<Sim>,
+    pub(crate) shared: Shared,
+    /// What the engine has not been told.
+    pub(crate) waiting: VecDeque<Delivery>,
+    /// What it has done, and the world does not know yet.
+    pub(crate) outbox: VecDeque<(Time, Effect)>,
+    pub(crate) paused_until: Time,
+    /// The engine's thread waits for a guest or a device.
+    pub(crate) busy_until: Time,
+    /// Or is starved.
+    pub(crate) stalled_until: Time,
+    pub(crate) timer: (u64, Option<Time>),
+    pub(crate) beats: Beats,
+    pub(crate) opening: Option<Opening>,
+    pub(crate) opened: u64,
+    /// Streams on which somebody has said hello.
+    pub(crate) greeted: BTreeSet<StreamId>,
+    /// What came for a disk before it had its stream.
+    pub(crate) unclaimed: BTreeMap<StreamId, Vec<Segment>>,
+    pub(crate) asker: Asker,
+    pub(crate) starter: Asker,
     /// The incarnation that the VM would start as, while the witness is asked.
     pub(crate) starting: Option<NodeId>,
-    /// A device process is dead.
-    pub(crate) broken: bool,
-    /// Sessions that the disk was told to drop and has not confirmed: it still speaks of them.
-    pub(crate) dropped: u32,
+    /// The VMM is about to build its VM anew.
+    pub(crate) unusable: bool,
+    /// In which term it said last that it runs the VM.
+    pub(crate) ran: Option<Term>,
+    /// When a takeover was claimed, by whom the VM was run, and whether the claim was withdrawn since.
+    pub(crate) claimed: Option<(Time, NodeId, bool)>,
     /// When the last report on its way arrives: they keep their order.
     pub(crate) last_report: Time,
-    /// When the node last looked at the clock.
+    /// When the engine last did something.
     pub(crate) looked: Time,
 }
 
 impl Process {
-    pub(crate) fn new(incarnation: u64, node: Node, looked: Time) -> Self {
+    /// `peers`: whom the engine asks by itself to be its standby.
+    pub(crate) fn new(host: usize, incarnation: u64, begin: Begin, body: Body, peers: Vec<ProtectOptions>) -> Self {
+        let (inbox, post) = Inbox::new().expect("there is a descriptor");
+        let (looked, shared) = (body.local, Shared::new(body));
+        let platform = Sim(shared.clone());
+        let witness = platform.witness(&witness_address()).ok();
+        let device = |device, caps| DeviceEnd { caps, control: SimControl::new(device, shared.clone()) };
+        let executor = assemble(Parts {
+            platform,
+            guest: Box::new(SimGuest::new(shared.clone())),
+            devices: vec![device(DISK, DISK_CAPS), device(NIC, NIC_CAPS)],
+            post,
+            board: Board::default(),
+            beats: SimBeats(shared.clone()),
+            begin,
+            vm: Some(VM),
+            listen: Some(Plan::stand_by(host)),
+            peers,
+            witness,
+        });
+        debug_assert_eq!(IDS.len(), 2);
         Self {
             incarnation,
-            said: (node.term(), node.runs()),
-            node,
-            guest: Guest::default(),
-            nic: Nic::default(),
-            disk: Disk::default(),
-            session: Session::None,
+            beats: Beats {
+                key: None,
+                said: (executor.node().term(), executor.node().runs()),
+                route: None,
+                interval: Duration::from_millis(500),
+                generation: 0,
+            },
+            executor,
+            inbox,
+            shared,
+            waiting: VecDeque::new(),
+            outbox: VecDeque::new(),
+            paused_until: Time(0),
+            busy_until: Time(0),
+            stalled_until: Time(0),
+            timer: (0, None),
             opening: None,
             opened: 0,
-            inbox: VecDeque::new(),
-            busy: Busy::No,
-            paused_until: Time(0),
-            timer: (0, None),
-            route: None,
-            key: 0,
-            beat_generation: 0,
-            beat_interval: Duration::from_millis(500),
-            askers: BTreeMap::new(),
-            asker: 1,
+            greeted: BTreeSet::new(),
+            unclaimed: BTreeMap::new(),
+            asker: Asker::default(),
+            starter: Asker::default(),
             starting: None,
-            broken: false,
-            dropped: 0,
+            unusable: false,
+            ran: None,
+            claimed: None,
             last_report: Time(0),
             looked,
         }
     }
 
+    /// Guest and devices. Not to be held while the engine works.
+    pub(crate) fn body(&self) -> MutexGuard<'_, Body> {
+        self.shared.lock()
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.executor.node().id()
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        self.executor.node().term()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.executor.node().state()
+    }
+
+    /// Whether it believes to run the VM.
+    pub(crate) fn runs(&self) -> bool {
+        self.executor.node().runs()
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.body().broken
+    }
+
     /// Whether the engine's thread can do anything now.
     pub(crate) fn is_awake(&self, now: Time) -> bool {
-        self.paused_until <= now && matches!(self.busy, Busy::No)
+        self.paused_until.max(self.busy_until).max(self.stalled_until) <= now
     }
 
     /// Whether the guest can execute now.
     pub(crate) fn guest_runs(&self, now: Time) -> bool {
-        self.guest.running && !self.guest.stopped && self.paused_until <= now
+        let body = self.body();
+        body.guest.running && !body.guest.stopped && self.paused_until <= now
     }
 }
 
 /// A machine: what outlives its processes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Host {
     pub(crate) process: Option<Process>,
     pub(crate) incarnations: u64,

@@ -2,16 +2,18 @@
 //! Follows `ft/src/start.rs` and `vmm/src/election.rs`. And the operator who gives a witness its record
 //! again.
 
-use std::time::Duration;
-
+use ft::NodeTerm;
+use ft::sim::Begin;
 use ft_proto::witness::{Claim, Record, Verdict, judge};
-use ft_proto::{LinkId, Node, NodeId, State, Term, WitnessAnswer};
+use ft_proto::{LinkId, NodeId, State, Term, WitnessAnswer};
+
+use crate::body::Question;
 
 use crate::guest::KEYS;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
-use crate::process::{Address, Process};
-use crate::witness::STARTER;
+use crate::platform::VM;
+use crate::process::{Address, Asks};
 use crate::world::{Event, World};
 
 impl World {
@@ -24,8 +26,8 @@ impl World {
         let node = NodeId::numbered(host as u64, self.rng.word());
         let disks = self.hosts[host].image.record.state();
         let Some(process) = self.process(address) else { return };
-        let waits = process.node.state() == State::StandbyEmpty && process.starting.is_none();
-        if !waits || !process.is_awake(now) || process.broken || !self.witness_reachable(host) {
+        let waits = process.state() == State::StandbyEmpty && process.starting.is_none();
+        if !waits || !process.is_awake(now) || process.is_broken() || !self.witness_reachable(host) {
             return;
         }
         let claim = Claim::Start { node, disks, waited: copy_starts };
@@ -36,7 +38,7 @@ impl World {
             process.starting = Some(node);
         }
         self.note(host, || format!("asks to start the VM as {node:?}: {disks:?}"));
-        self.ask_witness(address, STARTER, claim);
+        self.ask_witness(address, Question::Claim(claim), Asks::Starter);
     }
 
     /// Whether a host that can be reached runs the VM, or is about to.
@@ -48,7 +50,7 @@ impl World {
         let others = self.hosts.iter().enumerate().filter(|(at, _)| *at != host);
         others.filter(|(at, _)| reaches(host, *at) && reaches(*at, host)).any(|(_, other)| {
             let up = other.process.as_ref().filter(|process| process.is_awake(self.now));
-            up.is_some_and(|process| process.node.runs() || registered && process.node.state() == State::StandbyReady)
+            up.is_some_and(|process| process.runs() || registered && process.state() == State::StandbyReady)
         })
     }
 
@@ -56,7 +58,7 @@ impl World {
     pub(crate) fn may_start(&mut self, address: Address, answer: WitnessAnswer) {
         let Some(process) = self.process(address) else { return };
         let Some(node) = process.starting.take() else { return };
-        let waits = process.node.state() == State::StandbyEmpty && !process.broken;
+        let waits = process.state() == State::StandbyEmpty && !process.is_broken();
         match answer {
             WitnessAnswer::Judged(_, Verdict::Granted(record)) if waits => self.start(address.0, node, record.term()),
             // It may take effect yet; then the next question finds this host on record.
@@ -72,23 +74,18 @@ impl World {
         // Its disk takes note before anything runs.
         self.hosts[host].image.record.run_alone(term);
         self.ran(host);
-        let now = self.local(host);
-        let mut process =
-            Process::new(self.next_incarnation(host), Node::solo(node, term, self.plan.settings, now), now);
         let blocks = self.hosts[host].image.blocks;
-        process.guest.running = true;
-        process.guest.vcpu.at = self.truth.new_branch(None);
-        process.guest.vcpu.done = blocks;
-        process.guest.pages[..KEYS].copy_from_slice(&blocks[..KEYS]);
-        let address = (host, process.incarnation);
+        let at = self.truth.new_branch(None);
         self.name_node(host, node);
-        self.hosts[host].process = Some(process);
         self.starts += 1;
         self.note(host, || format!("starts the VM as {node} in term {term}"));
         self.client.forget_unstored(&blocks);
         self.moment(Moment::Booted { node, stale, blocks: Some(blocks) });
-        self.moment(Moment::Runs { node, term });
-        self.after(Duration::from_micros(10), Event::GuestStep(address));
+        let begin = Begin::Run(NodeTerm { vm: VM, node, term, first: false });
+        self.start_process(host, begin, |guest| {
+            (guest.running, guest.vcpu.at, guest.vcpu.done) = (true, at, blocks);
+            (0..KEYS).for_each(|key| guest.memory.set(key, blocks[key]));
+        });
     }
 
     /// This host has the newest disks from now on.
@@ -109,9 +106,9 @@ impl World {
             return;
         }
         let runs = |host: &crate::process::Host| {
-            let process = host.process.as_ref().filter(|process| process.node.runs() && !process.broken)?;
-            (process.node.state() != State::Protected || process.node.pending_claim().is_some())
-                .then(|| (process.node.id(), process.node.term()))
+            let process = host.process.as_ref().filter(|process| process.runs() && !process.is_broken())?;
+            (process.state() != State::Protected || process.executor.node().pending_claim().is_some())
+                .then(|| (process.id(), process.term()))
         };
         // Of two that believe to run it the later one does, and disks that were run from later still are
         // newer.

@@ -2,9 +2,14 @@
 //! nobody.
 
 use ft_proto::LinkId;
+use ft_proto::device_ctl::Report;
+use ft_proto::wire::Kind;
 
+use crate::body::DISK;
+use crate::mutation::Mutation;
 use crate::network::{End, Payload, Segment, StreamId};
-use crate::process::{Address, Message};
+use crate::opening::parse;
+use crate::process::{Address, Delivery};
 use crate::world::{Event, World};
 
 impl World {
@@ -83,10 +88,17 @@ impl World {
 
     /// The next frame of a stream is changed on the way.
     pub(crate) fn corrupt_stream(&mut self, id: StreamId, lane: usize) {
+        let place = self.rng.word();
         if let Some(stream) = self.network.streams.get_mut(&id)
             && let Some((_, segment)) = stream.lanes[lane].segments.back_mut()
         {
-            *segment = Segment::Corrupt;
+            match segment {
+                Segment::Data(Payload::Bytes(bytes)) if !bytes.is_empty() => {
+                    let at = place as usize % bytes.len();
+                    bytes[at] ^= 1 << (place >> 61);
+                }
+                segment => *segment = Segment::Corrupt,
+            }
         }
     }
 
@@ -106,7 +118,7 @@ impl World {
             Some(process) if process.incarnation != to.incarnation => gone = true,
             Some(process) => {
                 again = again.max(process.paused_until);
-                let disk = process.disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
+                let disk = process.body().disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
                 if disk && self.hosts[to.host].hung_disk_until > self.now {
                     again = again.max(self.now + retry);
                 }
@@ -131,7 +143,7 @@ impl World {
             let due = *due;
             self.schedule_lane(id, lane, due);
         }
-        self.arrive((to.host, to.incarnation), id, segment);
+        self.arrive((to.host, to.incarnation), id, from.host, segment);
         self.forget_if_over(id);
     }
 
@@ -166,16 +178,80 @@ impl World {
         }
     }
 
-    /// A segment has arrived at a live process: mirror streams belong to the disk, all others to the engine.
-    fn arrive(&mut self, at: Address, id: StreamId, segment: Segment) {
+    /// A segment has arrived at a live process: find out whom it is for.
+    fn arrive(&mut self, at: Address, id: StreamId, from: usize, segment: Segment) {
+        let local = self.local(at.0);
         let Some(process) = self.process(at) else { return };
-        let disk = &process.disk;
-        let mirror = disk.mirror.as_ref().is_some_and(|mirror| mirror.stream == id);
-        let receiver = disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
-        if mirror || receiver {
-            self.disk_stream(at, id, segment);
-        } else {
-            self.tell(at, Message::Stream(id, segment));
+        if process.opening.as_ref().is_some_and(|opening| opening.is_on(id)) {
+            return match segment {
+                Segment::Data(Payload::Bytes(bytes)) => self.opening_hears(at, Some(&bytes)),
+                // The disk of the standby speaks first: ours is about to be given the stream.
+                Segment::Data(_) => self.unclaimed(at, id, segment),
+                Segment::Corrupt | Segment::Fin => self.opening_hears(at, None),
+            };
+        }
+        let mut body = process.body();
+        if body.feeds.contains_key(&id) {
+            let claims = body.has(Mutation::AckBeforeDisk);
+            let whole = body.feeds.get_mut(&id).map_or(Vec::new(), |feed| match segment {
+                Segment::Data(Payload::Bytes(bytes)) => feed.take(&bytes, local),
+                Segment::Data(_) | Segment::Corrupt | Segment::Fin => {
+                    feed.end("the stream is closed".to_owned());
+                    Vec::new()
+                }
+            });
+            drop(body);
+            for epoch in whole.into_iter().filter(|_| claims) {
+                self.report_later(at, DISK, Report::Complete { epoch });
+            }
+            return self.work(at);
+        }
+        let disk = &body.disk;
+        let of_disk = disk.greeting == Some(id)
+            || disk.mirror.as_ref().is_some_and(|mirror| mirror.stream == id)
+            || disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
+        let watched = body.watched == Some(id);
+        drop(body);
+        match segment {
+            segment if of_disk => self.disk_stream(at, id, segment),
+            Segment::Data(Payload::Bytes(bytes)) if !watched && !process.greeted.contains(&id) && !is_ours(&bytes) => {
+                self.caller(at, id, from, &bytes);
+            }
+            Segment::Data(Payload::Bytes(bytes)) => {
+                process.body().received.entry(id).or_default().bytes.extend(bytes);
+                self.readable(at, id);
+            }
+            Segment::Data(_) => self.unclaimed(at, id, segment),
+            Segment::Corrupt | Segment::Fin => {
+                process.body().received.entry(id).or_default().closed = true;
+                if process.unclaimed.contains_key(&id) {
+                    self.unclaimed(at, id, segment);
+                }
+                self.readable(at, id);
+            }
         }
     }
+
+    fn unclaimed(&mut self, at: Address, id: StreamId, segment: Segment) {
+        if let Some(process) = self.process(at) {
+            process.unclaimed.entry(id).or_default().push(segment);
+        }
+    }
+
+    /// There may be something to read for the engine's thread.
+    pub(crate) fn readable(&mut self, at: Address, id: StreamId) {
+        let Some(process) = self.process(at) else { return };
+        let readable = {
+            let body = process.body();
+            body.watched == Some(id) && body.received.contains_key(&id)
+        };
+        if readable {
+            self.tell(at, Delivery::Stream);
+        }
+    }
+}
+
+/// Whether these bytes are of a session, not a greeting.
+fn is_ours(bytes: &[u8]) -> bool {
+    parse(bytes).is_some_and(|(header, _)| header.kind != Kind::Hello)
 }

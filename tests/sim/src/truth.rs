@@ -30,15 +30,9 @@ pub(crate) struct Truth {
     pub(crate) held: BTreeMap<NodeId, Point>,
     /// Until when a node or its way to another host was disturbed; by host and host.
     pub(crate) disturbed: BTreeMap<(usize, usize), Time>,
-    sessions: u64,
 }
 
 impl Truth {
-    pub(crate) fn new_session(&mut self) -> u64 {
-        self.sessions += 1;
-        self.sessions
-    }
-
     /// A guest begins to run: the point it goes on from.
     pub(crate) fn new_branch(&mut self, from: Option<Point>) -> Point {
         self.branches.push(from);

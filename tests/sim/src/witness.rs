@@ -4,42 +4,43 @@
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, Record, Verdict, grant_unchecked, judge};
-use ft_proto::{State, Term, WitnessAnswer};
+use ft_proto::{State, Term};
 
+use crate::body::{Question, Said};
 use crate::mutation::Mutation;
 use crate::plan::Fault;
-use crate::process::{Address, Asker, Message};
+use crate::process::{Address, Asker, Asks};
 use crate::world::{Event, World};
 
-/// The connecting thread's place among the threads that ask.
-pub(crate) const OPENER: u64 = 0;
-/// The place of who asks whether the VM may start.
-pub(crate) const STARTER: u64 = u64::MAX;
 /// After this time a question counts as unanswered.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 impl World {
-    /// Queues a claim with a thread that asks one after the other.
-    pub(crate) fn ask_witness(&mut self, from: Address, asker: u64, claim: Claim) {
-        let Some(process) = self.process(from) else { return };
-        let thread = process.askers.entry(asker).or_default();
-        thread.claims.push_back(claim);
-        if thread.claims.len() == 1 {
-            self.ask_next(from, asker);
+    /// Queues a question with a thread that asks one after the other.
+    pub(crate) fn ask_witness(&mut self, from: Address, question: Question, asks: Asks) {
+        let starter = matches!(asks, Asks::Starter);
+        let Some(thread) = self.asker(from, starter) else { return };
+        thread.questions.push_back((question, asks));
+        if thread.questions.len() == 1 {
+            self.ask_next(from, starter);
         }
+    }
+
+    fn asker(&mut self, of: Address, starter: bool) -> Option<&mut Asker> {
+        let process = self.process(of)?;
+        Some(if starter { &mut process.starter } else { &mut process.asker })
     }
 
     pub(crate) fn witness_reachable(&self, host: usize) -> bool {
         self.witness.down_until <= self.now && self.hosts[host].witness_cut_until <= self.now
     }
 
-    fn ask_next(&mut self, from: Address, asker: u64) {
-        let Some(process) = self.process(from) else { return };
-        let Some(Asker { claims, token }) = process.askers.get_mut(&asker) else { return };
-        let Some(&claim) = claims.front() else { return };
+    fn ask_next(&mut self, from: Address, starter: bool) {
+        let Some(Asker { questions, token }) = self.asker(from, starter) else { return };
+        let Some(&(question, _)) = questions.front() else { return };
         *token += 1;
         let token = *token;
-        self.after(PATIENCE, Event::WitnessAnswers { to: from, asker, token, verdict: None });
+        self.after(PATIENCE, Event::WitnessAnswers { to: from, starter, token, said: None });
         let (low, high) = self.plan.witness_delay_us;
         let mut delay = self.rng.micros(low, high);
         if !self.witness_reachable(from.0) || self.rng.chance(self.plan.witness_loses) {
@@ -49,7 +50,7 @@ impl World {
             }
             delay += self.rng.micros(100_000, 900_000);
         }
-        self.after(delay, Event::WitnessJudges { from, asker, token, claim });
+        self.after(delay, Event::WitnessJudges { from, starter, token, question });
     }
 
     /// What the witness makes of a claim.
@@ -86,20 +87,23 @@ impl World {
         self.after(again, Event::Watch(host));
         let address = self.address(host);
         let Some(process) = self.process(address) else { return };
-        let concerned = matches!(process.node.state(), State::Solo | State::Protected);
+        let concerned = matches!(process.state(), State::Solo | State::Protected);
         if concerned && self.witness_reachable(host) {
             let (low, high) = self.plan.witness_delay_us;
             let delay = self.rng.micros(low, high);
-            self.after(delay, Event::Tell(address, Message::Record(self.witness.record)));
+            self.after(delay, Event::Record(address, self.witness.record));
         }
     }
 
     /// The claim takes effect, whether its sender still lives or not.
-    pub(crate) fn witness_judges(&mut self, from: Address, asker: u64, token: u64, claim: Claim) {
+    pub(crate) fn witness_judges(&mut self, from: Address, starter: bool, token: u64, question: Question) {
         if self.witness.down_until > self.now {
             let later = self.witness.down_until;
-            return self.at(later, Event::WitnessJudges { from, asker, token, claim });
+            return self.at(later, Event::WitnessJudges { from, starter, token, question });
         }
+        let Question::Claim(claim) = question else {
+            return self.witness_says(from, starter, token, Said::Record(self.witness.record));
+        };
         if self.is_outdated(from, claim) {
             return;
         }
@@ -109,11 +113,7 @@ impl World {
             self.witness.write(record);
         }
         self.trace.line(self.now, || format!("W {claim:?} -> {verdict:?}"));
-        if self.witness_reachable(from.0) && !self.rng.chance(self.plan.witness_loses) {
-            let (low, high) = self.plan.witness_delay_us;
-            let delay = self.rng.micros(low, high);
-            self.after(delay, Event::WitnessAnswers { to: from, asker, token, verdict: Some(verdict) });
-        }
+        self.witness_says(from, starter, token, Said::Verdict(verdict));
         // A record is never missed more than just after it has changed hands.
         let taken = matches!((claim, verdict), (Claim::TakeOver { .. }, Verdict::Granted(_)));
         let loses = self.healed_at.is_none() && self.plan.faults.contains(&Fault::LoseRecord);
@@ -122,25 +122,36 @@ impl World {
         }
     }
 
-    /// The answer, or the end of patience.
-    pub(crate) fn witness_answers(&mut self, to: Address, asker: u64, token: u64, verdict: Option<Verdict>) {
-        let forget = self.mutation == Some(Mutation::ForgetClaims) && verdict.is_none();
-        let Some(process) = self.process(to) else { return };
-        let Some(thread) = process.askers.get_mut(&asker).filter(|thread| thread.token == token) else { return };
-        let Some(claim) = thread.claims.pop_front() else { return };
-        thread.token += 1;
-        let answer = match verdict {
-            Some(verdict) => WitnessAnswer::Judged(claim, verdict),
-            None => WitnessAnswer::Unreachable(claim, "no answer".to_owned()),
-        };
-        let message = match asker {
-            OPENER => Message::Owned(answer),
-            STARTER => Message::MayStart(answer),
-            _ => Message::Witness(answer),
-        };
-        if !forget {
-            self.tell(to, message);
+    fn witness_says(&mut self, to: Address, starter: bool, token: u64, said: Said) {
+        if self.witness_reachable(to.0) && !self.rng.chance(self.plan.witness_loses) {
+            let (low, high) = self.plan.witness_delay_us;
+            let delay = self.rng.micros(low, high);
+            self.after(delay, Event::WitnessAnswers { to, starter, token, said: Some(said) });
         }
-        self.ask_next(to, asker);
+    }
+
+    /// The answer, or the end of patience.
+    pub(crate) fn witness_answers(&mut self, to: Address, starter: bool, token: u64, said: Option<Said>) {
+        let forget = self.mutation == Some(Mutation::ForgetClaims) && said.is_none();
+        let Some(thread) = self.asker(to, starter).filter(|thread| thread.token == token) else { return };
+        let Some((question, asks)) = thread.questions.pop_front() else { return };
+        thread.token += 1;
+        let told = said.ok_or_else(|| "no answer".to_owned());
+        let ask_next = !forget || !matches!(question, Question::Claim(_));
+        match asks {
+            _ if !ask_next => {}
+            Asks::Opener(number) => self.owned(to, number, told),
+            Asks::Starter => {
+                if let Question::Claim(claim) = question {
+                    self.may_start(to, Said::to(claim, told));
+                }
+            }
+            Asks::Engine(answer) => {
+                self.with_body(to, |body| body.answered = Some(told.is_ok()));
+                answer(told);
+                self.work(to);
+            }
+        }
+        self.ask_next(to, starter);
     }
 }

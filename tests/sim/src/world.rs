@@ -4,40 +4,45 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use ft_proto::device_ctl::Command;
-use ft_proto::witness::Claim;
-use ft_proto::{Beat, LinkId, Node, NodeId, State, Term, Time};
+use ft::NodeTerm;
+use ft::sim::{Begin, Executor, Message};
+use ft_proto::device_ctl::Report;
+use ft_proto::{LinkId, NodeId, State, Term, Time};
 
+use crate::body::{Body, Later, Question, Said};
 use crate::client::Client;
-use crate::guest::{BLOCKS, Frame, Request};
+use crate::guest::{BLOCKS, Frame, Guest, Request};
 use crate::invariants::{Checks, Moment, Violation};
 use crate::mutation::Mutation;
 use crate::network::{Network, StreamId};
 use crate::plan::Plan;
-use crate::process::{Address, Host, Message, Process};
+use crate::platform::{Sim, VM};
+use crate::process::{Address, Delivery, Host, Process};
 use crate::rng::Rng;
 use crate::trace::{BEGIN, Trace};
 use crate::truth::Truth;
 use crate::witness_record::Witness;
 
 /// Something that happens at a time.
-#[derive(Debug)]
 pub(crate) enum Event {
     /// For the inbox of an engine.
-    Tell(Address, Message),
+    Tell(Address, Box<Message<Sim>>),
+    /// A device reports.
+    Report(Address, usize, Report),
+    /// Another thread of a process is through with something.
+    Later(Address, Later),
+    /// What the witness has on record, for a host that looked.
+    Record(Address, Option<ft_proto::witness::Record>),
+    OpeningTimeout(Address, u64),
     Beat {
         to: usize,
         link: LinkId,
-        /// What only the two ends of the session know.
-        key: u64,
-        beat: Beat,
+        bytes: Vec<u8>,
     },
     BeatTick(Address, u64),
     Timer(Address, u64),
     /// A pause or a stall is over.
     Wake(Address),
-    CutEnd(Address),
-    TakeOverEnd(Address),
     /// The head of a stream's lane is due.
     Stream(StreamId, usize),
     GuestStep(Address),
@@ -49,15 +54,15 @@ pub(crate) enum Event {
     Durable(Address, StreamId, ft_proto::Epoch),
     WitnessJudges {
         from: Address,
-        asker: u64,
+        starter: bool,
         token: u64,
-        claim: Claim,
+        question: Question,
     },
     WitnessAnswers {
         to: Address,
-        asker: u64,
+        starter: bool,
         token: u64,
-        verdict: Option<ft_proto::witness::Verdict>,
+        said: Option<Said>,
     },
     Operator(usize),
     Restart(usize),
@@ -206,28 +211,39 @@ impl World {
 
     /// The VM is started on the first host, unprotected.
     fn boot(&mut self) -> NodeId {
-        let id = self.new_node(0);
-        let now = self.local(0);
-        let mut process = Process::new(self.next_incarnation(0), Node::solo(id, Term(1), self.plan.settings, now), now);
-        process.guest.running = true;
-        process.guest.vcpu.at = self.truth.new_branch(None);
-        let address = (0, process.incarnation);
+        let node = self.new_node(0);
+        let at = self.truth.new_branch(None);
         self.hosts[0].image.record.run_alone(Term(1));
-        self.hosts[0].process = Some(process);
-        self.moment(Moment::Runs { node: id, term: Term(1) });
-        self.after(Duration::from_micros(10), Event::GuestStep(address));
-        id
+        let begin = Begin::Run(NodeTerm { vm: VM, node, term: Term(1), first: true });
+        self.start_process(0, begin, |guest| (guest.running, guest.vcpu.at) = (true, at));
+        node
+    }
+
+    /// An engine begins, with its guest and devices.
+    pub(crate) fn start_process(&mut self, host: usize, begin: Begin, guest: impl FnOnce(&mut Guest)) {
+        let mut body = Body::new(Rng::new(self.rng.word()), self.plan.knobs(self.mutation));
+        (body.now, body.local) = (self.now, self.local(host));
+        guest(&mut body.guest);
+        let runs = body.guest.running;
+        let others = (0..self.plan.hosts).filter(|other| *other != host && self.plan.searches);
+        let peers = others.map(|other| self.plan.protect_by(other)).collect();
+        let process = Process::new(host, self.next_incarnation(host), begin, body, peers);
+        let address = (host, process.incarnation);
+        self.hosts[host].process = Some(process);
+        self.hosts[host].down = false;
+        self.call(address, Executor::begin);
+        if runs {
+            self.say_to(address, Message::VmStarted);
+            self.after(Duration::from_micros(10), Event::GuestStep(address));
+        } else {
+            self.work(address);
+        }
     }
 
     /// An empty standby is started on a host.
     pub(crate) fn start_standby(&mut self, host: usize) {
         let id = self.new_node(host);
-        let now = self.local(host);
-        let node = Node::standby(id, self.plan.settings, now);
-        let mut process = Process::new(self.next_incarnation(host), node, now);
-        process.nic.command(&Command::Standby(true), None);
-        self.hosts[host].process = Some(process);
-        self.hosts[host].down = false;
+        self.start_process(host, Begin::StandBy(id), |_| {});
         self.note(host, || format!("starts as standby {id}"));
     }
 
@@ -301,21 +317,25 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Tell(address, message) => self.tell(address, message),
-            Event::Beat { to, link, key, beat } => self.beat_arrives(to, link, key, beat),
+            Event::Tell(address, message) => self.tell(address, Delivery::Message(message)),
+            Event::Report(address, device, report) => self.reported(address, device, report),
+            Event::Later(address, call) => self.later(address, call),
+            Event::Record(address, record) => self.tell_record(address, record),
+            Event::OpeningTimeout(address, number) => self.opening_timeout(address, number),
+            Event::Beat { to, link, bytes } => self.beat_arrives(to, link, &bytes),
             Event::BeatTick(address, generation) => self.beat_tick(address, generation),
             Event::Timer(address, generation) => self.timer(address, generation),
             Event::Wake(address) => self.wake(address),
-            Event::CutEnd(address) => self.cut_end(address),
-            Event::TakeOverEnd(address) => self.take_over_end(address),
             Event::Stream(stream, lane) => self.stream_due(stream, lane),
             Event::GuestStep(address) => self.guest_step(address),
             Event::DiskDone(address) => self.disk_done(address),
             Event::CopyTick(address, stream) => self.copy_tick(address, stream),
             Event::Received(address, stream, base) => self.copy_received(address, stream, base),
             Event::Durable(address, stream, epoch) => self.tell_durable(address, stream, epoch),
-            Event::WitnessJudges { from, asker, token, claim } => self.witness_judges(from, asker, token, claim),
-            Event::WitnessAnswers { to, asker, token, verdict } => self.witness_answers(to, asker, token, verdict),
+            Event::WitnessJudges { from, starter, token, question } => {
+                self.witness_judges(from, starter, token, question);
+            }
+            Event::WitnessAnswers { to, starter, token, said } => self.witness_answers(to, starter, token, said),
             Event::Operator(host) => self.operator(host),
             Event::Restart(host) => self.restart(host),
             Event::Election(host) => self.election(host),
@@ -334,12 +354,12 @@ impl World {
     /// The host that runs the VM under protection, with its standby ready.
     pub(crate) fn protected_pair(&self) -> Option<(usize, usize)> {
         let processes = || self.hosts.iter().enumerate().filter_map(|(at, host)| Some((at, host.process.as_ref()?)));
-        let (primary, process) = processes().find(|(_, process)| process.node.state() == State::Protected)?;
-        let peer = process.node.peer()?;
+        let (primary, process) = processes().find(|(_, process)| process.state() == State::Protected)?;
+        let peer = process.executor.node().peer()?;
         let (standby, _) = processes().find(|(_, process)| {
-            process.node.id() == peer
-                && process.node.state() == State::StandbyReady
-                && process.node.term() == self.hosts[primary].process.as_ref().map_or(Term(0), |p| p.node.term())
+            process.id() == peer
+                && process.state() == State::StandbyReady
+                && process.term() == self.hosts[primary].process.as_ref().map_or(Term(0), |p| p.term())
         })?;
         Some((primary, standby))
     }

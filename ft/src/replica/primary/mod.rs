@@ -8,9 +8,6 @@
 
 mod unacknowledged;
 
-use std::net::TcpStream;
-use std::os::fd::{AsFd, OwnedFd};
-
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::pages::PAGE;
 use ft_proto::wire::{CopyProgress, DiskProgress, Header, Kind, Refusal, WireError, decode_body};
@@ -24,16 +21,17 @@ use crate::checkpoint::epoch_image::EpochImage;
 use crate::checkpoint::first_copy::{FirstCopy, Step};
 use crate::context::Context;
 use crate::context::inbox::Message;
-use crate::context::poller::Token;
 use crate::devices::DeviceKey;
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
-use crate::peers::connect::Opened;
+use crate::peers::application::Opened;
+use crate::platform::{OpenedOn, Platform};
 use crate::stream::adaptive_compression::Selector;
+use crate::stream::ends::{Done, Job, SendingEnd, Sent};
 use crate::stream::history::History;
-use crate::stream::sender::{Done, Job, SenderHandle, Sent};
+use crate::transport::connection::Connection;
 use crate::transport::frames::FrameReader;
-use crate::transport::path::{explain, limit_silence};
+use crate::transport::heartbeats::Heartbeats;
 
 /// Chunks of the first copy with the sender: one is being sent while one is being filled, so the link never
 /// waits for the copy.
@@ -43,7 +41,7 @@ const CHUNKS: usize = 2;
 pub(crate) const FRAMES_PER_LOOK: usize = 256;
 
 /// A session in which this node is the primary.
-pub(crate) struct PrimarySession {
+pub(crate) struct PrimarySession<P: Platform> {
     /// Tells messages of its threads from those of earlier ones.
     number: u64,
     peer: Peer,
@@ -52,8 +50,8 @@ pub(crate) struct PrimarySession {
     key: SessionKey,
     /// The first copy, until it is through.
     copy: Option<FirstCopy>,
-    outbound: Outbound,
-    stream: TcpStream,
+    outbound: Outbound<P::Sender>,
+    stream: P::Connection,
     reader: FrameReader,
     unacknowledged: Unacknowledged,
     selector: Selector,
@@ -62,15 +60,15 @@ pub(crate) struct PrimarySession {
 }
 
 /// The sending thread, and what it has been given.
-struct Outbound {
-    sender: SenderHandle,
+struct Outbound<S> {
+    sender: S,
     /// Images that it has not sent yet.
     sending: usize,
     /// What the standby was told last of the first copy is on its way.
     telling: bool,
 }
 
-impl Outbound {
+impl<S: SendingEnd> Outbound<S> {
     fn send_image(&mut self, job: Job) {
         self.sending += 1;
         self.sender.send(job);
@@ -85,9 +83,9 @@ impl Outbound {
     }
 }
 
-impl PrimarySession {
+impl<P: Platform> PrimarySession<P> {
     /// Begins the session that a standby has accepted. The core is not told yet.
-    pub(crate) fn begin(cx: &mut Context, number: u64, opened: Opened) -> Result<Self, String> {
+    pub(crate) fn begin(cx: &mut Context<P>, number: u64, opened: OpenedOn<P>) -> Result<Self, String> {
         let Opened { options, stream, disks, beats, peer, term, key, base } = opened;
         let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
         let post = cx.post();
@@ -99,10 +97,10 @@ impl PrimarySession {
             sent => post.send(Message::Sent(number, sent)),
         };
         if options.tuning.detect_ms != 0 {
-            limit_silence(&stream);
+            stream.limit_silence();
         }
-        let writer = stream.try_clone().map_err(|error| failed("cannot use the connection", &error))?;
-        let sender = SenderHandle::start(writer, term, history(cx, &options), tell)
+        let history = history(cx, &options);
+        let sender = (cx.platform().start_sender(&stream, term, history, tell))
             .map_err(|error| failed("cannot start a thread", &error))?;
         let ranges = cx.machine_mut().first_ranges(base);
         let ranges = ranges.map_err(|error| failed("cannot track guest memory", &error))?;
@@ -115,7 +113,7 @@ impl PrimarySession {
         }
         cx.configure(options.settings());
         cx.adopt_term(term);
-        cx.watch(Token::Stream, stream.as_fd());
+        cx.watch_stream(&stream);
         cx.identity_mut().begin(key);
         cx.beat_with(peer);
         let now = cx.now();
@@ -159,14 +157,14 @@ impl PrimarySession {
     }
 
     /// For status.
-    pub(crate) fn compression(&self, cx: &mut Context) -> CompressionStatus {
+    pub(crate) fn compression(&self, cx: &mut Context<P>) -> CompressionStatus {
         let volume = cx.reporter().measured().volume();
         let (setting, packing) = (self.options.tuning.compression, self.packing);
         CompressionStatus { setting, packing, raw: volume.raw, sent: volume.sent }
     }
 
     /// How far the copies are. The standby is told, unless it has not even been sent what was told before.
-    pub(crate) fn report_copies(&mut self, cx: &mut Context) {
+    pub(crate) fn report_copies(&mut self, cx: &mut Context<P>) {
         let Some(copy) = &self.copy else { return };
         let memory = copy.counted();
         let shape = cx.machine().shape();
@@ -176,7 +174,7 @@ impl PrimarySession {
     }
 
     /// Moves the first copy on as far as it goes now.
-    pub(crate) fn pump(&mut self, cx: &mut Context) {
+    pub(crate) fn pump(&mut self, cx: &mut Context<P>) {
         let disks_ready = cx.devices().are_copied();
         while self.outbound.sending < CHUNKS {
             let now = cx.now();
@@ -210,7 +208,7 @@ impl PrimarySession {
     }
 
     /// The sending thread told something.
-    pub(crate) fn sent(&mut self, cx: &mut Context, sent: Sent) {
+    pub(crate) fn sent(&mut self, cx: &mut Context<P>, sent: Sent) {
         match sent {
             Sent::Done(Done { image, packed, volume, took }) => {
                 self.outbound.sending -= 1;
@@ -233,7 +231,7 @@ impl PrimarySession {
 
     /// A checkpoint for the standby, begun at `begun`; `cpu` is where to send it from, if that is one
     /// processor.
-    pub(crate) fn send_epoch(&mut self, cx: &Context, image: EpochImage, begun: Time, cpu: Option<u16>) {
+    pub(crate) fn send_epoch(&mut self, cx: &Context<P>, image: EpochImage, begun: Time, cpu: Option<u16>) {
         let packed = self.selector.pack(image.pages.len());
         self.packing = packed;
         self.unacknowledged.push(&image, begun, cx.now(), packed);
@@ -241,7 +239,7 @@ impl PrimarySession {
     }
 
     /// The standby has everything up to this epoch.
-    pub(crate) fn committed(&mut self, cx: &mut Context, committed: &Committed) {
+    pub(crate) fn committed(&mut self, cx: &mut Context<P>, committed: &Committed) {
         let now = cx.now();
         let selector = &mut self.selector;
         self.unacknowledged.acknowledged(committed.epoch(), |epoch| {
@@ -251,7 +249,7 @@ impl PrimarySession {
     }
 
     /// Reads one frame of the standby. Returns whether there may be more.
-    pub(crate) fn read_frame(&mut self, cx: &mut Context) -> bool {
+    pub(crate) fn read_frame(&mut self, cx: &mut Context<P>) -> bool {
         match self.reader.poll(&self.stream) {
             Ok(None) => false,
             Ok(Some((header, body))) => {
@@ -259,9 +257,9 @@ impl PrimarySession {
                 true
             }
             Err(error) => {
-                let reason = explain(&error, &self.stream, None);
+                let reason = self.stream.explain(&error);
                 // A stream at its end stays readable for ever.
-                cx.unwatch(self.stream.as_fd());
+                cx.platform().unwatch_stream(&self.stream);
                 cx.input(Input::StreamLost { reason });
                 false
             }
@@ -269,12 +267,12 @@ impl PrimarySession {
     }
 
     /// Reads what there is. A standby that talks without end must not have all of this thread.
-    fn read_frames(&mut self, cx: &mut Context) {
+    fn read_frames(&mut self, cx: &mut Context<P>) {
         let _ = (0..FRAMES_PER_LOOK).all(|_| self.read_frame(cx));
     }
 
     /// The mirror of a disk told something.
-    pub(crate) fn disk_report(&mut self, cx: &mut Context, key: DeviceKey, report: Report) {
+    pub(crate) fn disk_report(&mut self, cx: &mut Context<P>, key: DeviceKey, report: Report) {
         match report {
             Report::Resync { kind, done, total, sent } => {
                 let now = cx.now();
@@ -299,7 +297,7 @@ impl PrimarySession {
     /// The session may be followed by another one with the same standby: what that may not have counts as
     /// written again, if it has a whole checkpoint at all. Nobody knows whether it has it: to send it twice
     /// does no harm.
-    pub(crate) fn keep_base(&self, cx: &mut Context) -> bool {
+    pub(crate) fn keep_base(&self, cx: &mut Context<P>) -> bool {
         if self.unacknowledged.has_base() {
             self.unacknowledged.pages().for_each(|pages| cx.machine_mut().guest().put_back(pages));
             cx.machine_mut().keep_base(Some(self.key.session));
@@ -313,16 +311,16 @@ impl PrimarySession {
     }
 
     /// Ends the session with a last message.
-    pub(crate) fn end(self, cx: &mut Context, last: Job) {
-        cx.unwatch(self.stream.as_fd());
+    pub(crate) fn end(self, cx: &mut Context<P>, last: Job) {
+        cx.platform().unwatch_stream(&self.stream);
         cx.devices().end_copies();
         cx.buffers().free();
         self.outbound.sender.leave(last);
     }
 
     /// Ends it as if this host had died: with whatever is on its way.
-    pub(crate) fn break_off(self, cx: &mut Context) {
-        cx.unwatch(self.stream.as_fd());
+    pub(crate) fn break_off(self, cx: &mut Context<P>) {
+        cx.platform().unwatch_stream(&self.stream);
         cx.buffers().free();
     }
 }
@@ -332,7 +330,7 @@ fn peer_status(options: &ProtectOptions, peer: NodeId) -> Peer {
 }
 
 /// What makes the session's memory of what it has sent.
-fn history(cx: &Context, options: &ProtectOptions) -> impl FnOnce() -> Option<History> + Send + use<> {
+fn history<P: Platform>(cx: &Context<P>, options: &ProtectOptions) -> impl FnOnce() -> Option<History> + Send + use<P> {
     let ram = cx.machine().memory().ranges();
     let quarter = ram.iter().map(|range| range.end - range.start).sum::<u64>() * PAGE as u64 / 4;
     let Tuning { delta_cache, compression, .. } = &options.tuning;
@@ -340,15 +338,18 @@ fn history(cx: &Context, options: &ProtectOptions) -> impl FnOnce() -> Option<Hi
     move || wanted.then(|| History::new(&ram, bytes))
 }
 
-fn mirror_disks(cx: &mut Context, options: &ProtectOptions, streams: Vec<(u16, TcpStream)>) -> Result<(), String> {
+fn mirror_disks<P: Platform>(
+    cx: &mut Context<P>,
+    options: &ProtectOptions,
+    streams: Vec<(u16, P::Connection)>,
+) -> Result<(), String> {
     let Tuning { disk_buffer, disk_rate, .. } = &options.tuning;
     let command = Command::Mirror { epoch: Epoch(1), max_uncommitted: disk_buffer.0, rate: disk_rate.0 };
     let shape = cx.machine().shape();
     for (number, stream) in streams {
         let key = shape.disk_id(number).and_then(|id| cx.devices().by_id(id));
         let Some(key) = key else { return Err(format!("there is no disk {number} any more")) };
-        let stream = OwnedFd::from(stream);
-        cx.devices().connect(key, &command, stream.as_fd()).map_err(|error| chain(&error))?;
+        cx.devices().connect(key, &command, &stream).map_err(|error| chain(&error))?;
     }
     Ok(())
 }

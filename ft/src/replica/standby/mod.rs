@@ -7,13 +7,11 @@
 mod takeover;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::net::SocketAddr;
 
 use ft_proto::device_ctl::Command;
 use ft_proto::wire::{Kind, Refusal, Welcome, Yielding, encode_body};
-use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term};
+use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term, Time};
 use host_kit::error::chain;
 use pollux_api::status::Peer;
 use serde_json::json;
@@ -25,13 +23,15 @@ use crate::devices::DeviceKey;
 use crate::guest::Shape;
 use crate::identity::SessionKey;
 use crate::peers::limits::runs_ahead;
+use crate::platform::Platform;
+use crate::stream::ends::{Received, ReceivingEnd};
 use crate::stream::image::WholeImage;
-use crate::stream::receiver::{Received, ReceiverHandle};
 use crate::transport::frames::{Stamp, write_frame};
+use crate::transport::heartbeats::Heartbeats;
 use crate::transport::listener::Incoming;
 
 /// A session in which this node is the standby.
-pub(crate) struct StandbySession {
+pub(crate) struct StandbySession<P: Platform> {
     /// Tells messages of its thread from those of earlier ones.
     number: u64,
     peer: Peer,
@@ -40,7 +40,7 @@ pub(crate) struct StandbySession {
     shape: Shape,
     disk_buffer: u64,
     /// `None` once the stream has ended; what was committed is still good.
-    stream: Option<(ReceiverHandle, TcpStream)>,
+    stream: Option<(P::Receiver, P::Connection)>,
     /// Whole in memory and state, waiting for disks.
     whole: BTreeMap<Epoch, Box<WholeImage>>,
     /// The committed checkpoint's state; its pages are in guest memory.
@@ -49,12 +49,12 @@ pub(crate) struct StandbySession {
     applied: BTreeMap<DeviceKey, Epoch>,
     place: CpuPlacement,
     /// When the primary's word came that it has stopped, and for how long it had by then, in microseconds.
-    yielded: Option<(Instant, u64)>,
+    yielded: Option<(Time, u64)>,
 }
 
 /// What a primary wants that is let in.
-pub(crate) struct Join {
-    pub(crate) incoming: Incoming,
+pub(crate) struct Join<C> {
+    pub(crate) incoming: Incoming<C>,
     pub(crate) shape: Shape,
     pub(crate) beats: [SocketAddr; 2],
     pub(crate) disk_buffer: u64,
@@ -63,20 +63,20 @@ pub(crate) struct Join {
 }
 
 /// What a caller is told that is let in.
-pub(crate) fn welcome(cx: &Context, key: Option<SessionKey>, kept: bool) -> Welcome {
+pub(crate) fn welcome<P: Platform>(cx: &Context<P>, key: Option<SessionKey>, kept: bool) -> Welcome {
     let (session, nonce) = key.map_or((0, 0), |key| (key.session, key.nonce));
     Welcome { node: cx.node().id(), session, nonce, kept }
 }
 
-impl StandbySession {
+impl<P: Platform> StandbySession<P> {
     /// Begins a session with a primary; the one before it is over. `None`: nothing comes of it, and the
     /// caller knows why, or is gone.
-    pub(crate) fn join(cx: &mut Context, number: u64, join: Join) -> Option<Self> {
+    pub(crate) fn join(cx: &mut Context<P>, number: u64, join: Join<P::Connection>) -> Option<Self> {
         let Join { incoming, shape, beats, disk_buffer, base, settings } = join;
         let (vm, node, term, address) = (incoming.hello.vm, incoming.hello.node, incoming.term, incoming.address);
-        let key = SessionKey::draw();
+        let key = cx.platform().draw_session();
         // What follows is work in bulk again, and that of threads that inherit it.
-        host_kit::sched::set_realtime(false);
+        cx.platform().set_realtime(false);
         // Whatever becomes of this session, memory is not that checkpoint any more.
         let kept = cx.machine_mut().take_base().is_some_and(|ours| base == Some(ours));
         let adopted = cx.machine_mut().guest().adopt(&shape);
@@ -110,24 +110,24 @@ impl StandbySession {
             whole: BTreeMap::new(),
             latest: None,
             applied: BTreeMap::new(),
-            place: CpuPlacement::begin(),
+            place: CpuPlacement::begin(cx.platform().cpu_load()),
             yielded: None,
         })
     }
 
     fn open_stream(
-        cx: &Context,
+        cx: &Context<P>,
         number: u64,
-        incoming: Incoming,
+        incoming: Incoming<P::Connection>,
         key: SessionKey,
         kept: bool,
-    ) -> Result<(ReceiverHandle, TcpStream), String> {
+    ) -> Result<(P::Receiver, P::Connection), String> {
         let post = cx.post();
         let tell = move |received| post.send(Message::Received(number, received));
         let stream = incoming.welcome(&welcome(cx, Some(key), kept)).map_err(|error| chain(&error))?;
         let memory = cx.machine().memory().clone();
-        let reader = stream.try_clone().and_then(|reader| ReceiverHandle::start(reader, memory, tell));
-        Ok((reader.map_err(|error| chain(&error))?, stream))
+        let receiver = cx.platform().start_receiver(&stream, memory, tell);
+        Ok((receiver.map_err(|error| chain(&error))?, stream))
     }
 
     /// Whether a message with this number is of this session.
@@ -155,24 +155,24 @@ impl StandbySession {
     }
 
     /// The stream of a disk, which the stream between the hosts calls by this number.
-    pub(crate) fn disk_stream(&self, cx: &mut Context, incoming: Incoming, number: u16) {
+    pub(crate) fn disk_stream(&self, cx: &mut Context<P>, incoming: Incoming<P::Connection>, number: u16) {
         let id = self.shape.disk_id(number).filter(|_| self.shape.mirrored().any(|disk| disk == number));
         let key = id.and_then(|id| cx.devices().by_id(id));
         let Some(key) = key.filter(|_| self.primary == incoming.hello.node) else {
             return incoming.refuse(vec!["there is no session that this disk belongs to".to_owned()]);
         };
         let stream = match incoming.welcome(&welcome(cx, cx.identity().session(), false)) {
-            Ok(stream) => OwnedFd::from(stream),
+            Ok(stream) => stream,
             Err(error) => return cx.note("caller-lost", json!({ "reason": chain(&error) })),
         };
         let command = Command::Receive { max_uncommitted: self.disk_buffer };
-        if let Err(error) = cx.devices().connect(key, &command, stream.as_fd()) {
+        if let Err(error) = cx.devices().connect(key, &command, &stream) {
             cx.input(Input::PeerLeft { term: cx.term(), reason: chain(&error) });
         }
     }
 
     /// The receiving thread told something.
-    pub(crate) fn received(&mut self, cx: &mut Context, received: Received) {
+    pub(crate) fn received(&mut self, cx: &mut Context<P>, received: Received) {
         match received {
             Received::Progress(last) => {
                 if let Some(progress) = last.take() {
@@ -196,7 +196,7 @@ impl StandbySession {
         }
     }
 
-    fn stream_ended(&mut self, cx: &mut Context, reason: String) {
+    fn stream_ended(&mut self, cx: &mut Context<P>, reason: String) {
         self.say_why(Kind::Refuse, cx.term(), &reason);
         self.stream = None;
         self.whole.clear();
@@ -206,7 +206,7 @@ impl StandbySession {
     }
 
     /// A disk has all of an epoch.
-    pub(crate) fn disk_complete(&mut self, cx: &mut Context, key: DeviceKey, epoch: Epoch) {
+    pub(crate) fn disk_complete(&mut self, cx: &mut Context<P>, key: DeviceKey, epoch: Epoch) {
         let committed = cx.node().epoch();
         if runs_ahead(epoch, committed, cx.node().settings().depth) {
             // Said once; what a stream that has ended still brings is of no interest.
@@ -227,7 +227,7 @@ impl StandbySession {
     /// Performs `Action::Commit`: acknowledge first, so that the primary's output leaves, then apply. The
     /// base waits until its state has been loaded: a VM that is not built like the primary's must not be
     /// found out when there is no other one any more.
-    pub(crate) fn commit(&mut self, cx: &mut Context, committed: &Committed) {
+    pub(crate) fn commit(&mut self, cx: &mut Context<P>, committed: &Committed) {
         let (epoch, term) = (committed.epoch(), cx.term());
         let Some(mut image) = self.whole.remove(&epoch) else { return };
         let is_base = epoch == Epoch(1);
@@ -249,7 +249,7 @@ impl StandbySession {
                 return cx.input(Input::PeerLeft { term, reason });
             }
             self.ack(term, epoch);
-            self.place = CpuPlacement::begin();
+            self.place = CpuPlacement::begin(cx.platform().cpu_load());
         }
         self.recycle(&mut image);
         let applied = &mut self.applied;
@@ -258,7 +258,7 @@ impl StandbySession {
         };
         cx.devices().apply(committed, |id| image.is_idle(id), applies);
         let awaited = cx.devices().any_output(|id| image.position(id).is_some_and(|position| !position.idle));
-        self.find_place(image.page_count(), awaited);
+        self.find_place(cx, image.page_count(), awaited);
         self.latest = Some(image);
         cx.reporter().measured().applied();
         if is_base {
@@ -267,7 +267,7 @@ impl StandbySession {
     }
 
     /// Performs `Action::Reset`: what was received is useless.
-    pub(crate) fn reset(mut self, cx: &mut Context, reason: &str) {
+    pub(crate) fn reset(mut self, cx: &mut Context<P>, reason: &str) {
         self.say_why(Kind::Bye, cx.term(), reason);
         // The same primary may go on from there.
         let session = cx.identity().session().filter(|_| self.has_copy());
@@ -275,9 +275,9 @@ impl StandbySession {
     }
 
     /// Where the threads of the next epoch work, by what the last one was like.
-    fn find_place(&mut self, pages: usize, awaited: bool) {
+    fn find_place(&mut self, cx: &Context<P>, pages: usize, awaited: bool) {
         self.place.epoch(pages, awaited);
-        host_kit::sched::pin_to_cpu(self.place.next(&[]));
+        cx.platform().pin_to_cpu(self.place.next(&[]));
         if let Some((receiver, _)) = &self.stream {
             receiver.stay_on(self.place.of_carriers());
         }

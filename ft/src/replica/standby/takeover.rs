@@ -1,7 +1,5 @@
 //! The standby becomes the host that runs the VM, from the last committed checkpoint on.
 
-use std::time::Instant;
-
 use ft_proto::Epoch;
 use ft_proto::wire::TookOver;
 use pollux_api::status::Takeover;
@@ -9,8 +7,9 @@ use pollux_api::status::Takeover;
 use super::StandbySession;
 use crate::clock::micros;
 use crate::context::Context;
-use crate::devices::link::LinkError;
+use crate::devices::control::LinkError;
 use crate::guest::{GuestError, Shape};
+use crate::platform::Platform;
 use crate::stream::image::WholeImage;
 
 /// A takeover that could not be done.
@@ -24,11 +23,11 @@ pub(crate) enum TakeOverError {
     Guest(#[from] GuestError),
 }
 
-impl StandbySession {
+impl<P: Platform> StandbySession<P> {
     /// Performs `Action::TakeOver`: the session is over, and the VM runs here.
-    pub(crate) fn take_over(self, cx: &mut Context, committed: Epoch) -> Result<Takeover, TakeOverError> {
+    pub(crate) fn take_over(self, cx: &mut Context<P>, committed: Epoch) -> Result<Takeover, TakeOverError> {
         let begun = cx.now();
-        let passed = |cx: &Context| micros(cx.now().since(begun));
+        let passed = |cx: &Context<P>| micros(cx.now().since(begun));
         let Self { latest, applied, shape, yielded, primary, stream, .. } = self;
         // Ends the receiving thread: nothing writes to memory behind our back from here on.
         drop(stream);
@@ -40,7 +39,7 @@ impl StandbySession {
         let disks_us = passed(cx);
         start(cx, &image, &shape)?;
         cx.devices().end_copies();
-        let gap_us = yielded.map(|(at, stopped_us): (Instant, u64)| stopped_us.saturating_add(micros(at.elapsed())));
+        let gap_us = yielded.map(|(at, stopped_us)| stopped_us.saturating_add(micros(cx.now().since(at))));
         let total_us = passed(cx);
         let suspected = cx.reporter().suspected().filter(|_| gap_us.is_none());
         let silence_ms = suspected.map(|(silence_ms, _)| silence_ms);
@@ -51,7 +50,7 @@ impl StandbySession {
 }
 
 /// The guest and its devices, which stand at the checkpoint, run.
-fn start(cx: &mut Context, image: &WholeImage, shape: &Shape) -> Result<(), TakeOverError> {
+fn start<P: Platform>(cx: &mut Context<P>, image: &WholeImage, shape: &Shape) -> Result<(), TakeOverError> {
     cx.machine_mut().guest().activate()?;
     cx.devices().start(|id| {
         let in_flight = image.position(id).map(|position| position.in_flight.clone()).unwrap_or_default();

@@ -1,10 +1,12 @@
 //! A peer that is no honest primary, and what it makes a standby hold.
 
 use std::net::TcpListener;
+use std::ops::Range;
 use std::sync::mpsc;
 
 use ft_proto::packing::Packer;
-use ft_proto::wire::{Digest, EpochEnd, MESSAGE_MAX, encode_body};
+use ft_proto::wire::{CopyProgress, Digest, EpochEnd, MESSAGE_MAX, Refusal, encode_body};
+use ft_proto::{Settings, Term};
 
 use super::*;
 use crate::guest::GuestError;
@@ -51,7 +53,8 @@ fn connected() -> (TcpStream, ReceiverHandle, mpsc::Receiver<Received>) {
     let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (stream, _) = listener.accept().unwrap();
     let (tell, told) = mpsc::channel();
-    let receiver = ReceiverHandle::start(stream, Arc::new(Sink), move |received| drop(tell.send(received))).unwrap();
+    let receiver =
+        ReceiverHandle::start(stream, Clock::new(), Arc::new(Sink), move |received| drop(tell.send(received))).unwrap();
     (peer, receiver, told)
 }
 

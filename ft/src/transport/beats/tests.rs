@@ -2,6 +2,8 @@
 
 use crossbeam_channel::{Receiver, unbounded};
 
+use ft_proto::{NodeId, VmId};
+
 use super::*;
 
 /// Far more than anything takes here on a busy machine.

@@ -44,7 +44,7 @@ impl Token {
 }
 
 /// The epoll; clones are the same one.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Poller(Arc<Epoll>);
 
 /// What was ready.

@@ -1,0 +1,26 @@
+//! The engine's parts, for the simulator: the executor, the platform that it stands on, and what is pure of
+//! what production's platform runs on threads. Behind a feature: nobody else puts an engine together.
+
+pub use crate::context::inbox::{Inbox, Message, Post, Reply};
+pub use crate::devices::control::{DeviceControl, LinkError};
+pub use crate::devices::{DeviceEnd, DeviceKey};
+pub use crate::engine::assembly::{Begin, Parts, assemble};
+pub use crate::engine::executor::Executor;
+pub use crate::identity::SessionKey;
+pub use crate::peers::application::{Applicant, Opened, Unopened};
+pub use crate::platform::{OpenedOn, Platform};
+pub use crate::stream::coder::Coder;
+pub use crate::stream::ends::{Done, Job, Received, ReceivingEnd, SendingEnd, Sent};
+pub use crate::stream::history::History;
+pub use crate::stream::image::apply_pages;
+pub use crate::stream::intake::Intake;
+pub use crate::stream::outgoing::perform;
+pub use crate::transport::beats::{decode_beat, encode_beat};
+pub use crate::transport::connection::Connection;
+pub use crate::transport::frames::{RecvNow, Stamp, TransportError, read_body, read_header, write_frame};
+pub use crate::transport::heartbeats::{BeatKey, Heartbeats, Ignored};
+pub use crate::transport::listener::Incoming;
+pub use crate::witness::AskWitness;
+pub use host_kit::cpu_load::CpuLoad;
+pub use pollux_api::options::Compression;
+pub use pollux_api::status::WitnessStatus;

@@ -1,0 +1,350 @@
+//! Drives the engine of a process: gives it what waits, and lets what it does happen.
+//!
+//! ```text
+//! waiting, inbox --> executor (real) --> effects --> outbox --> world
+//!                      '-- spends time: busy until then, and effects happen by then
+//! ```
+
+use std::time::Duration;
+
+use ft::sim::{DeviceKey, Executor, Message};
+use ft_proto::device_ctl::{Command, Report};
+use ft_proto::witness::{Claim, Record};
+use ft_proto::{State, Time};
+
+use crate::body::{Body, Effect, NIC, Question};
+use crate::guest::Frame;
+use crate::invariants::Moment;
+use crate::mutation::Mutation;
+use crate::network::Payload;
+use crate::platform::Sim;
+use crate::process::{Address, Asks, Delivery, Process};
+use crate::truth::Cut;
+use crate::world::{Event, World, name};
+
+impl World {
+    /// Leaves something for an engine, which works on it if it can.
+    pub(crate) fn tell(&mut self, address: Address, delivery: Delivery) {
+        let Some(process) = self.process(address) else { return };
+        process.waiting.push_back(delivery);
+        self.work(address);
+    }
+
+    /// Somebody says something to an engine.
+    pub(crate) fn say_to(&mut self, address: Address, message: Message<Sim>) {
+        self.tell(address, Delivery::Message(Box::new(message)));
+    }
+
+    /// Works until there is nothing to do, or the thread is busy.
+    pub(crate) fn work(&mut self, address: Address) {
+        let now = self.now;
+        let mut through = false;
+        while self.end.is_none() {
+            let Some(process) = self.process(address).filter(|process| process.is_awake(now)) else { return };
+            match next(process) {
+                Some(delivery) => {
+                    through = false;
+                    self.deliver(address, delivery);
+                }
+                None if through => break,
+                None => {
+                    through = true;
+                    self.call(address, |executor| {
+                        executor.publish_if_due();
+                        executor.look_around();
+                    });
+                }
+            }
+        }
+        self.arm_timer(address);
+    }
+
+    fn deliver(&mut self, address: Address, delivery: Delivery) {
+        match delivery {
+            Delivery::Beat { link, at, beat } => {
+                self.say(address, Message::Beat(link, at, beat));
+            }
+            Delivery::Stream => self.call(address, Executor::read_stream),
+            Delivery::Report(device) => {
+                self.call(address, |executor| executor.read_device(DeviceKey::from_number(device as u64)));
+            }
+            Delivery::Message(message) => self.say(address, *message),
+            Delivery::Timer => self.look_at_clock(address),
+        }
+    }
+
+    fn say(&mut self, address: Address, message: Message<Sim>) {
+        // Nobody tells it to quit.
+        self.call(address, |executor| {
+            let _ = executor.message(message);
+        });
+    }
+
+    fn look_at_clock(&mut self, address: Address) {
+        let local = self.local(address.0);
+        let Some(process) = self.process(address) else { return };
+        process.timer.1 = None;
+        let catch_up = process.body().has(Mutation::CatchUpClock) && process.executor.node().peer().is_some();
+        let mut at = if catch_up { process.looked } else { local };
+        while at < local {
+            self.call_at(address, at, Executor::timer_fired);
+            at = at + Duration::from_millis(10);
+        }
+        self.call(address, Executor::timer_fired);
+    }
+
+    pub(crate) fn call(&mut self, address: Address, work: impl FnOnce(&mut Executor<Sim>)) {
+        let local = self.local(address.0);
+        self.call_at(address, local, work);
+    }
+
+    /// The engine works, at this time by its clock.
+    fn call_at(&mut self, address: Address, local: Time, work: impl FnOnce(&mut Executor<Sim>)) {
+        let now = self.now;
+        let Some(process) = self.process(address) else { return };
+        process.looked = local;
+        begin(&mut process.body(), now, local);
+        work(&mut process.executor);
+        let (spent, effects) = {
+            let mut body = process.body();
+            (body.spent, std::mem::take(&mut body.effects))
+        };
+        process.outbox.extend(effects.into_iter().map(|(spent, effect)| (now + spent, effect)));
+        let claims = process.outbox.iter().any(|(_, effect)| matches!(effect, Effect::Ask(Question::Claim(_), _)));
+        let did = !process.outbox.is_empty();
+        if spent > Duration::ZERO {
+            process.busy_until = now + spent;
+            let until = process.busy_until;
+            self.at(until, Event::Wake(address));
+        }
+        self.flush(address);
+        if did {
+            // Nothing is worth so much trouble as a claim.
+            self.aimed_fault(address, if claims { 20 } else { 1 });
+        }
+    }
+
+    /// What is due by now happens.
+    pub(crate) fn flush(&mut self, address: Address) {
+        let now = self.now;
+        while let Some(process) = self.process(address).filter(|process| process.paused_until <= now) {
+            let Some((_, effect)) = process.outbox.pop_front_if(|(due, _)| *due <= now) else { break };
+            self.happens(address, effect);
+        }
+        let Some(process) = self.process(address) else { return };
+        let (node, term) = (process.id(), process.term());
+        if process.runs() && process.ran.replace(term) != Some(term) {
+            self.moment(Moment::Runs { node, term });
+        }
+    }
+
+    fn happens(&mut self, address: Address, effect: Effect) {
+        match effect {
+            Effect::Key(key) => self.beats_of(address, |beats| beats.key = key),
+            Effect::Say(term, runs) => {
+                self.beats_of(address, |beats| beats.said = (term, runs));
+                self.send_beats(address);
+            }
+            Effect::Route(to, interval) => self.route_beats(address, to, interval),
+            Effect::Write(stream, bytes) => self.send(address.0, stream, Payload::Bytes(bytes)),
+            Effect::Close(stream) => self.close(address.0, stream),
+            Effect::Readable(stream) => self.readable(address, stream),
+            Effect::Cut(session, epoch, cut) => self.was_cut(address, session, epoch, cut),
+            Effect::GoesOn => self.with_body(address, |body| body.guest.stopped = false),
+            Effect::Applied { session, epoch, digest, idle } => self.applied(address, session, epoch, digest, idle),
+            Effect::Starts { session, epoch } => self.taken_over(address, session, epoch),
+            Effect::Fenced(reason) => self.fenced(address, &reason),
+            Effect::Unusable => {
+                if let Some(process) = self.process(address) {
+                    process.unusable = true;
+                }
+            }
+            Effect::DiskEnd(epoch) => self.disk_end(address, epoch),
+            Effect::Command(NIC, command) => {
+                let frames = self.command_nic(address, &command);
+                if let Command::Release(release) = &command {
+                    self.note(address.0, || format!("-> release {} ({} frames)", release.epoch(), frames.len()));
+                }
+                self.leave_host(address, frames);
+            }
+            Effect::Command(_, command) => self.command_disk(address, &command),
+            Effect::Connect(command, stream) => self.connect_disk(address, &command, stream),
+            Effect::Ask(question, answer) => self.ask(address, question, answer),
+            Effect::Open(applicant, peers, done) => self.open(address, *applicant, peers, done),
+            Effect::Later(after, call) => self.after(after, Event::Later(address, call)),
+            Effect::Told(event) => self.note(address.0, || format!("-> {event}")),
+        }
+    }
+
+    pub(crate) fn with_body(&mut self, address: Address, change: impl FnOnce(&mut Body)) {
+        if let Some(process) = self.process(address) {
+            change(&mut process.body());
+        }
+    }
+
+    /// Another thread of the process is through with something.
+    pub(crate) fn later(&mut self, address: Address, call: crate::body::Later) {
+        let now = self.now;
+        let Some(process) = self.process(address) else { return };
+        if process.paused_until > now {
+            let until = process.paused_until;
+            return self.at(until, Event::Later(address, call));
+        }
+        call();
+        self.work(address);
+    }
+
+    fn ask(&mut self, address: Address, question: Question, answer: crate::body::Answer) {
+        let now = self.now;
+        if let (Question::Claim(claim), Some(process)) = (question, self.process(address)) {
+            let (peer, claimed) = (process.executor.node().peer(), process.claimed);
+            match (claim, claimed) {
+                (Claim::TakeOver { primary, .. }, None | Some((_, _, true))) => {
+                    process.claimed = Some((now, peer.unwrap_or(primary), false));
+                }
+                (Claim::Withdraw { .. }, Some((at, primary, false))) => {
+                    process.claimed = Some((at, primary, true));
+                    self.withdrawals += 1;
+                }
+                _ => {}
+            }
+        }
+        self.ask_witness(address, question, Asks::Engine(answer));
+    }
+
+    /// A host that runs the VM looks at the record now and then, more often than the engine does by itself.
+    pub(crate) fn tell_record(&mut self, address: Address, record: Option<Record>) {
+        let Some(process) = self.process(address) else { return };
+        let at_once = process.body().has(Mutation::RestoreWithoutAck) && record.is_none();
+        let node = process.executor.node();
+        if let Some(standby) = node.peer().filter(|_| at_once && node.state() == State::Protected) {
+            let claim = Claim::Restore { primary: node.id(), standby, term: node.term() };
+            self.ask_witness(address, Question::Claim(claim), Asks::Engine(Box::new(drop)));
+        }
+        let stored = record.map(|record| ft::Stored { vm: Some(crate::platform::VM), record });
+        self.say_to(address, Message::RecordRead(Ok(stored)));
+    }
+
+    fn was_cut(&mut self, address: Address, session: u64, epoch: ft_proto::Epoch, cut: Cut) {
+        self.truth.cuts.insert((session, epoch), cut);
+        self.note(address.0, || format!("-> cut {epoch} at {:?}", cut.at));
+    }
+
+    fn fenced(&mut self, address: Address, reason: &str) {
+        let record = self.witness.record;
+        let Some(process) = self.process(address) else { return };
+        let node = process.id();
+        process.body().guest.running = false;
+        if record.is_some_and(|record| matches!(record, Record::Solo { owner, .. } if owner == node))
+            && !reason.starts_with("there is no")
+            && !reason.starts_with("the disk")
+        {
+            self.moment(Moment::Fenced { node, reason: reason.to_owned() });
+        }
+    }
+
+    pub(crate) fn arm_timer(&mut self, address: Address) {
+        let ahead = self.hosts[address.0].ahead;
+        let Some(process) = self.process(address) else { return };
+        let next = process.executor.due();
+        if next == process.timer.1 {
+            return;
+        }
+        process.timer.0 += 1;
+        process.timer.1 = next;
+        let generation = process.timer.0;
+        if let Some(next) = next {
+            let at = Time(next.0.saturating_sub(ahead.as_nanos() as u64));
+            self.at(at.max(Time(self.now.0 + 1)), Event::Timer(address, generation));
+        }
+    }
+
+    pub(crate) fn timer(&mut self, address: Address, generation: u64) {
+        if self.process(address).is_some_and(|process| process.timer.0 == generation) {
+            self.tell(address, Delivery::Timer);
+        }
+    }
+
+    /// A pause, a stall or a wait may be over.
+    pub(crate) fn wake(&mut self, address: Address) {
+        let (now, local) = (self.now, self.local(address.0));
+        let Some(process) = self.process(address) else { return };
+        if process.paused_until > now {
+            return;
+        }
+        // Datagrams waited in the kernel: they are read, and timed, only now.
+        let paused = process.paused_until == now;
+        for delivery in &mut process.waiting {
+            if let Delivery::Beat { at, .. } = delivery
+                && paused
+            {
+                *at = local;
+            }
+        }
+        self.flush(address);
+        self.work(address);
+    }
+
+    pub(crate) fn command_nic(&mut self, address: Address, command: &Command) -> Vec<Frame> {
+        let mutation = self.mutation;
+        self.process(address).map_or(Vec::new(), |process| process.body().nic.command(command, mutation))
+    }
+
+    /// Frames leave a host: from here on they cannot be taken back.
+    pub(crate) fn leave_host(&mut self, address: Address, frames: Vec<Frame>) {
+        let Some(process) = self.process(address).filter(|process| !process.is_broken()) else { return };
+        let (node, term) = (process.id(), process.term());
+        for frame in frames {
+            self.trace.line(self.now, || format!("{} ** {frame:?}", name(address.0)));
+            self.moment(Moment::Visible { node, term, frame });
+            if !self.rng.chance(self.plan.loss) {
+                let delay = self.rng.micros(20, 300);
+                self.after(delay, Event::Reply(frame));
+            }
+        }
+    }
+
+    /// A device reports: the message takes a moment.
+    pub(crate) fn report_later(&mut self, address: Address, device: usize, report: Report) {
+        let (now, delay) = (self.now, self.rng.micros(3, 40));
+        let Some(process) = self.process(address) else { return };
+        process.last_report = process.last_report.max(now + delay);
+        let due = process.last_report;
+        self.at(due, Event::Report(address, device, report));
+    }
+
+    pub(crate) fn reported(&mut self, address: Address, device: usize, report: Report) {
+        self.with_body(address, |body| body.reports[device].push_back(report));
+        self.tell(address, Delivery::Report(device));
+    }
+
+    /// When a disk request that comes now costs its time.
+    pub(crate) fn disk_latency(&mut self, host: usize) -> Duration {
+        if self.hosts[host].slow_disk_until > self.now {
+            self.rng.micros(3000, 30_000)
+        } else {
+            let (low, high) = self.plan.disk_us;
+            self.rng.micros(low, high)
+        }
+    }
+
+    /// The guest can execute.
+    pub(crate) fn guest_can(process: &Process, now: Time) -> bool {
+        process.guest_runs(now) && !process.is_broken()
+    }
+}
+
+/// What the engine's thread does next: beats that have arrived are told before the clock is looked at.
+fn next(process: &mut Process) -> Option<Delivery> {
+    let not_the_clock = process.waiting.iter().position(|delivery| !matches!(delivery, Delivery::Timer));
+    if let Some(at) = not_the_clock {
+        return process.waiting.remove(at);
+    }
+    process.inbox.acknowledge();
+    let message = process.inbox.next().map(|message| Delivery::Message(Box::new(message)));
+    message.or_else(|| process.waiting.pop_front())
+}
+
+fn begin(body: &mut Body, now: Time, local: Time) {
+    (body.now, body.local, body.spent) = (now, local, Duration::ZERO);
+}

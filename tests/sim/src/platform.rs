@@ -1,0 +1,491 @@
+//! The engine's platform in virtual time: clock, streams, device processes, heartbeats, the witness, and
+//! what production runs on threads. All of it turns what the engine does into effects, which the world lets
+//! happen.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ft::guest::{DeviceCaps, Memory};
+use ft::sim::{
+    Applicant, AskWitness, BeatKey, Coder, Connection, CpuLoad, DeviceControl, DeviceKey, Done, Heartbeats, History,
+    Ignored, Job, LinkError, Opened, OpenedOn, Platform, Received, ReceivingEnd, RecvNow, SendingEnd, Sent, SessionKey,
+    TransportError, Unopened, WitnessStatus, perform,
+};
+use ft::{ProtectOptions, Stored, WitnessAddress};
+use ft_proto::device_ctl::{self, Command, Report};
+use ft_proto::wire::{HEADER_LEN, Welcome};
+use ft_proto::witness::Claim;
+use ft_proto::{Beat, Epoch, LinkId, Settings, Term, Time, VmId, WitnessAnswer};
+
+use crate::body::{Accepted, DISK, Effect, IDS, Me, Question, Said, Shared};
+use crate::guest::digest;
+use crate::intake::Feed;
+use crate::mutation::Mutation;
+use crate::network::{StreamId, host_at};
+
+/// The VM of all runs.
+pub(crate) const VM: VmId = VmId(7);
+/// What the devices can do.
+pub(crate) const DISK_CAPS: DeviceCaps = DeviceCaps { mirrors: true, holds_output: false, in_flight: true };
+pub(crate) const NIC_CAPS: DeviceCaps = DeviceCaps { mirrors: false, holds_output: true, in_flight: false };
+/// How often to beat when nobody is suspected.
+const LEISURE: Duration = Duration::from_millis(500);
+
+/// What an engine stands on here.
+#[derive(Clone, Debug)]
+pub(crate) struct Sim(pub(crate) Shared);
+
+impl Platform for Sim {
+    type Connection = SimStream;
+    type Control = SimControl;
+    type Beats = SimBeats;
+    type Witness = SimWitness;
+    type Sender = SimSender;
+    type Receiver = SimReceiver;
+
+    fn now(&self) -> Time {
+        let body = self.0.lock();
+        body.local + body.spent
+    }
+
+    fn tune(&self, settings: Settings) -> Settings {
+        let knobs = self.0.lock().knobs;
+        Settings { ack_limit: knobs.ack_limit, depth: knobs.depth, ..settings }
+    }
+
+    fn draw_session(&self) -> SessionKey {
+        let mut body = self.0.lock();
+        let (session, nonce) = (body.rng.word(), u128::from(body.rng.word()) << 64 | u128::from(body.rng.word() | 1));
+        body.session = session;
+        SessionKey { session, nonce }
+    }
+
+    fn set_realtime(&self, _: bool) {}
+
+    fn pin_to_cpu(&self, _: Option<u16>) {}
+
+    fn cpu_load(&self) -> Option<CpuLoad> {
+        None
+    }
+
+    fn watch_stream(&self, stream: &SimStream) -> io::Result<()> {
+        let mut body = self.0.lock();
+        body.watched = Some(stream.id);
+        body.effect(Effect::Readable(stream.id));
+        Ok(())
+    }
+
+    fn unwatch_stream(&self, stream: &SimStream) {
+        self.0.lock().watched.take_if(|watched| *watched == stream.id);
+    }
+
+    fn watch_device(&self, _: DeviceKey, _: &SimControl) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unwatch_device(&self, _: &SimControl) {}
+
+    fn witness(&self, address: &WitnessAddress) -> io::Result<SimWitness> {
+        Ok(SimWitness { address: address.clone(), shared: self.0.clone() })
+    }
+
+    fn open_session(
+        &self,
+        applicant: Applicant<SimWitness>,
+        peers: Vec<ProtectOptions>,
+        done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
+    ) -> io::Result<()> {
+        let Applicant { node, term, first, previous, shape, took_over, base, .. } = applicant;
+        let me = Box::new(Me { node, term, first, previous, shape, took_over, base });
+        let shared = self.0.clone();
+        let done =
+            move |accepted: Result<Accepted, Unopened>| done(accepted.map(|accepted| opened(accepted, base, &shared)));
+        self.0.effect(Effect::Open(me, peers, Box::new(done)));
+        Ok(())
+    }
+
+    fn start_sender(
+        &self,
+        stream: &SimStream,
+        term: Term,
+        history: impl FnOnce() -> Option<History> + Send + 'static,
+        tell: impl Fn(Sent) + Send + 'static,
+    ) -> io::Result<SimSender> {
+        let coder = Mutex::new(Coder::new(history()));
+        let tell: Tell = Arc::new(Mutex::new(Box::new(tell)));
+        Ok(SimSender { stream: stream.id, shared: self.0.clone(), term, coder, tell })
+    }
+
+    fn start_receiver(
+        &self,
+        stream: &SimStream,
+        _: Arc<dyn Memory>,
+        tell: impl Fn(Received) + Send + 'static,
+    ) -> io::Result<SimReceiver> {
+        let committed = Arc::new(AtomicU64::new(0));
+        let mut body = self.0.lock();
+        let early = body.has(Mutation::ApplyOnArrival);
+        let feed = Feed::new(body.guest.memory.clone(), committed.clone(), early, Box::new(tell));
+        body.feeds.insert(stream.id, feed);
+        let session = body.session;
+        Ok(SimReceiver { stream: stream.id, shared: self.0.clone(), session, committed })
+    }
+}
+
+/// A session that a standby has accepted, as the engine takes it over.
+fn opened(accepted: Accepted, base: Option<u64>, shared: &Shared) -> OpenedOn<Sim> {
+    let Accepted { options, stream, disk, welcome, term } = accepted;
+    let Welcome { node: peer, session, nonce, kept } = welcome;
+    shared.lock().session = session;
+    Opened {
+        beats: Some(host_at(options.peer)),
+        options,
+        stream: SimStream::new(stream, shared.clone()),
+        disks: vec![(0, SimStream::new(disk, shared.clone()))],
+        peer,
+        term,
+        key: SessionKey { session, nonce },
+        base: base.filter(|_| kept),
+    }
+}
+
+/// One end of a stream. Dropped, it is closed, unless it was given to a device.
+#[derive(Debug)]
+pub(crate) struct SimStream {
+    id: StreamId,
+    shared: Shared,
+    given: AtomicBool,
+}
+
+impl SimStream {
+    pub(crate) fn new(id: StreamId, shared: Shared) -> Self {
+        Self { id, shared, given: AtomicBool::new(false) }
+    }
+}
+
+impl Drop for SimStream {
+    fn drop(&mut self) {
+        if !self.given.load(Ordering::Relaxed) {
+            self.shared.effect(Effect::Close(self.id));
+        }
+    }
+}
+
+impl io::Write for SimStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.shared.effect(Effect::Write(self.id, bytes.to_vec()));
+        Ok(bytes.len())
+    }
+
+    fn write_vectored(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        self.write(&bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl RecvNow for SimStream {
+    fn recv_now(&self, into: &mut [u8]) -> io::Result<usize> {
+        let mut body = self.shared.lock();
+        let Some(received) = body.received.get_mut(&self.id) else { return Err(io::ErrorKind::WouldBlock.into()) };
+        let len = received.bytes.len().min(into.len());
+        if len == 0 && !received.closed {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        into.iter_mut().zip(received.bytes.drain(..len)).for_each(|(into, byte)| *into = byte);
+        Ok(len)
+    }
+}
+
+impl Connection for SimStream {
+    fn end_greeting(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn finish(&self) {}
+
+    fn limit_silence(&self) {}
+
+    fn explain(&self, error: &TransportError) -> String {
+        error.to_string()
+    }
+}
+
+/// The control socket of a device.
+#[derive(Debug)]
+pub(crate) struct SimControl {
+    device: usize,
+    shared: Shared,
+}
+
+impl SimControl {
+    pub(crate) fn new(device: usize, shared: Shared) -> Self {
+        Self { device, shared }
+    }
+
+    fn gone(&self) -> LinkError {
+        LinkError::Gone(self.id().to_owned())
+    }
+}
+
+impl DeviceControl for SimControl {
+    type Stream = SimStream;
+    type Deadline = ();
+
+    fn id(&self) -> &str {
+        IDS[self.device]
+    }
+
+    fn send(&mut self, command: &Command, stream: Option<&SimStream>) -> Result<(), LinkError> {
+        let mut body = self.shared.lock();
+        if body.broken {
+            return Err(self.gone());
+        }
+        match command {
+            Command::Seal { epoch, .. } => {
+                let report = if self.device == DISK { body.seal_disk(*epoch) } else { body.seal_nic(*epoch) };
+                body.reports[self.device].push_back(report);
+            }
+            Command::Discard { after } if self.device == DISK && *after > Epoch(0) => {
+                if body.has(Mutation::TakeOverWithoutDiscard) {
+                    let now = body.now;
+                    body.disk.apply_everything(now);
+                }
+                body.disk.discard(*after);
+                body.answers[DISK] = Some(Report::Discarded);
+            }
+            Command::Start { .. } => body.answers[self.device] = Some(Report::Started),
+            _ => {}
+        }
+        // It crosses a socket.
+        let mut buffer = [0; 256];
+        let bytes = device_ctl::encode(command, &mut buffer).expect("it is short");
+        let command = device_ctl::decode(bytes).expect("it was encoded");
+        match stream {
+            Some(stream) => {
+                stream.given.store(true, Ordering::Relaxed);
+                body.effect(Effect::Connect(command, stream.id));
+            }
+            None => body.effect(Effect::Command(self.device, command)),
+        }
+        Ok(())
+    }
+
+    fn recv_now(&mut self) -> Result<Option<Report>, LinkError> {
+        let mut body = self.shared.lock();
+        if body.broken { Err(self.gone()) } else { Ok(body.reports[self.device].pop_front()) }
+    }
+
+    fn deadline(&self, _: Duration) {}
+
+    fn wait(&mut self, (): &()) -> Result<bool, LinkError> {
+        let mut body = self.shared.lock();
+        if body.broken {
+            return Err(self.gone());
+        }
+        let Some(answer) = body.answers[self.device].take() else { return Ok(false) };
+        if answer == Report::Discarded {
+            let drained = body.disk.drained_at().unwrap_or(body.now);
+            body.spent = body.spent.max(drained.since(body.now));
+        } else {
+            let span = body.micros(100, 1000);
+            body.spend(span);
+        }
+        body.reports[self.device].push_back(answer);
+        Ok(true)
+    }
+}
+
+impl crate::body::Body {
+    /// The disk ends an epoch, and says whether it has anything of it.
+    fn seal_disk(&mut self, epoch: Epoch) -> Report {
+        let always = self.has(Mutation::AlwaysIdle) && epoch > Epoch(1);
+        self.disk.epoch = epoch.next();
+        let mirror = self.disk.mirror.as_mut();
+        let mirrored = mirror.is_some();
+        // What has no stream cannot tell that there was nothing.
+        let idle = mirror.is_some_and(|mirror| !std::mem::take(&mut mirror.touched) || always);
+        if mirrored && !idle {
+            self.effect(Effect::DiskEnd(epoch));
+        }
+        sealed(epoch, 0, u64::from(mirrored), idle)
+    }
+
+    /// The card ends an epoch.
+    fn seal_nic(&mut self, epoch: Epoch) -> Report {
+        let frames = self.nic.held_frames();
+        sealed(epoch, frames, frames, frames == 0)
+    }
+}
+
+fn sealed(epoch: Epoch, held_frames: u64, held_bytes: u64, idle: bool) -> Report {
+    Report::Sealed { epoch, queues: Vec::new(), in_flight: Vec::new(), held_frames, held_bytes, idle }
+}
+
+/// The heartbeats of a process.
+#[derive(Debug)]
+pub(crate) struct SimBeats(pub(crate) Shared);
+
+impl Heartbeats for SimBeats {
+    /// The host at the other end.
+    type Sockets = Option<usize>;
+
+    fn key(&self, key: Option<BeatKey>) {
+        self.0.effect(Effect::Key(key));
+    }
+
+    fn route(&self, to: Option<usize>, interval: Option<Duration>) {
+        self.0.effect(Effect::Route(to, interval.unwrap_or(LEISURE)));
+    }
+
+    fn aim(&self, peers: [SocketAddr; LinkId::ALL.len()], interval: Option<Duration>) {
+        self.0.effect(Effect::Route(Some(host_at(peers[0])), interval.unwrap_or(LEISURE)));
+    }
+
+    fn say(&self, beat: Beat, _: Time) {
+        let mut body = self.0.lock();
+        let says = (beat.term, beat.runs);
+        if body.said.replace(says) != Some(says) {
+            body.effect(Effect::Say(beat.term, beat.runs));
+        }
+    }
+
+    fn ignored(&self) -> Ignored {
+        Ignored::default()
+    }
+}
+
+/// The way to the witness.
+#[derive(Clone, Debug)]
+pub(crate) struct SimWitness {
+    address: WitnessAddress,
+    shared: Shared,
+}
+
+impl AskWitness for SimWitness {
+    fn address(&self) -> &WitnessAddress {
+        &self.address
+    }
+
+    fn ask(&self, _: VmId, claim: Claim, answer: impl FnOnce(WitnessAnswer) + Send + 'static) {
+        self.shared.effect(Effect::Ask(Question::Claim(claim), Box::new(move |told| answer(Said::to(claim, told)))));
+    }
+
+    fn read(&self, answer: impl FnOnce(Result<Option<Stored>, String>) + Send + 'static) {
+        let stored = |said| match said {
+            Said::Record(record) => record.map(|record| Stored { vm: Some(VM), record }),
+            Said::Verdict(_) => None,
+        };
+        self.shared.effect(Effect::Ask(Question::Read, Box::new(move |told| answer(told.map(stored)))));
+    }
+
+    fn status(&self) -> WitnessStatus {
+        let answered = self.shared.lock().answered;
+        WitnessStatus { name: self.address.to_string(), answered, error: None, record: None }
+    }
+
+    fn finish(&self) {}
+}
+
+type Tell = Arc<Mutex<Box<dyn Fn(Sent) + Send>>>;
+
+/// The sending thread of a primary: bytes leave when they are given to it, and it says so a little later.
+pub(crate) struct SimSender {
+    stream: StreamId,
+    shared: Shared,
+    term: Term,
+    coder: Mutex<Coder>,
+    tell: Tell,
+}
+
+impl fmt::Debug for SimSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimSender({})", self.stream)
+    }
+}
+
+impl SendingEnd for SimSender {
+    fn send(&self, job: Job) {
+        let mut coder = self.coder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut body = self.shared.lock();
+        let mut bytes = Vec::new();
+        let volume =
+            perform(&mut coder, &mut bytes, self.term, &job, body.local + body.spent).expect("memory takes all");
+        for frame in frames(&bytes) {
+            body.effect(Effect::Write(self.stream, frame.to_vec()));
+        }
+        let took = body.micros(30, 600);
+        let sent = match job {
+            Job::Copy(image, packed) | Job::Epoch(image, packed, _) => Sent::Done(Done { image, packed, volume, took }),
+            Job::Progress(_) => Sent::Told,
+            Job::Yield(..) | Job::Bye(_) => return,
+        };
+        let tell = self.tell.clone();
+        let tell = move || tell.lock().unwrap_or_else(PoisonError::into_inner)(sent);
+        body.effect(Effect::Later(took, Box::new(tell)));
+    }
+
+    fn leave(self, last: Job) {
+        self.send(last);
+    }
+}
+
+impl Drop for SimSender {
+    fn drop(&mut self) {
+        self.shared.effect(Effect::Close(self.stream));
+    }
+}
+
+/// The bytes of whole frames, frame by frame.
+fn frames(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let head = bytes.first_chunk::<HEADER_LEN>()?;
+        let len = ft_proto::wire::Header::decode(head).map_or(bytes.len(), |header| HEADER_LEN + header.len as usize);
+        let (frame, rest) = bytes.split_at(len.min(bytes.len()));
+        bytes = rest;
+        Some(frame)
+    })
+}
+
+/// The receiving thread of a standby, as its engine sees it.
+#[derive(Debug)]
+pub(crate) struct SimReceiver {
+    stream: StreamId,
+    shared: Shared,
+    session: u64,
+    committed: Arc<AtomicU64>,
+}
+
+impl ReceivingEnd for SimReceiver {
+    /// Called when an epoch has been applied.
+    fn stay_on(&self, _: Option<u16>) {
+        let epoch = Epoch(self.committed.load(Ordering::Relaxed));
+        let mut body = self.shared.lock();
+        let Some((vcpu, idle)) = body.feeds.get_mut(&self.stream).and_then(|feed| feed.whole.remove(&epoch)) else {
+            return;
+        };
+        let digest = digest(&body.guest.memory.pages(), &vcpu);
+        body.effect(Effect::Applied { session: self.session, epoch, digest, idle });
+    }
+
+    fn committed(&self, epoch: Epoch) {
+        self.committed.store(epoch.0, Ordering::Relaxed);
+    }
+
+    fn give_back(&self, _: Vec<u8>) {}
+}
+
+impl Drop for SimReceiver {
+    fn drop(&mut self) {
+        let mut body = self.shared.lock();
+        body.feeds.remove(&self.stream);
+        body.effect(Effect::Close(self.stream));
+    }
+}
