@@ -1,5 +1,5 @@
-//! Deliberate defects of the platform that the engine runs on here, its devices above all: each must be caught
-//! by the invariant that it is there for.
+//! Deliberate defects of the platform that the engine runs on here, its devices above all: each must be
+//! caught by the invariant that it is there for.
 
 use clap::ValueEnum;
 
