@@ -1,5 +1,7 @@
 //! Guests that break their rings: chains without an end, queues that make no sense.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
+
 mod rig;
 
 use std::time::{Duration, Instant};
