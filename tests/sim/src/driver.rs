@@ -10,7 +10,7 @@ use std::time::Duration;
 use ft::sim::{DeviceKey, Executor, Message};
 use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::{Claim, Record};
-use ft_proto::{State, Time};
+use ft_proto::{Epoch, State, Time};
 
 use crate::body::{Body, Effect, NIC, Question};
 use crate::guest::Frame;
@@ -110,7 +110,9 @@ impl World {
             (body.spent, std::mem::take(&mut body.effects))
         };
         process.outbox.extend(effects.into_iter().map(|(spent, effect)| (now + spent, effect)));
-        let claims = process.outbox.iter().any(|(_, effect)| matches!(effect, Effect::Ask(Question::Claim(_), _)));
+        let any = |what: fn(&Effect) -> bool| process.outbox.iter().any(|(_, effect)| what(effect));
+        let claims = any(|effect| matches!(effect, Effect::Ask(Question::Claim(_), _)));
+        let has_base = any(|effect| matches!(effect, Effect::Applied { epoch: Epoch(1), .. }));
         let did = !process.outbox.is_empty();
         if spent > Duration::ZERO {
             process.busy_until = now + spent;
@@ -119,8 +121,12 @@ impl World {
         }
         self.flush(address);
         if did {
-            // Nothing is worth so much trouble as a claim.
-            self.aimed_fault(address, if claims { 20 } else { 1 });
+            // Nothing is worth so much trouble as a claim, or a copy that nobody knows of yet.
+            self.aimed_fault(address.0, if claims { 20 } else { 1 });
+        }
+        if has_base {
+            let host = self.rng.index(self.plan.hosts);
+            self.aimed_fault(host, 40);
         }
     }
 
@@ -225,7 +231,7 @@ impl World {
         self.say_to(address, Message::RecordRead(Ok(stored)));
     }
 
-    fn was_cut(&mut self, address: Address, session: u64, epoch: ft_proto::Epoch, cut: Cut) {
+    fn was_cut(&mut self, address: Address, session: u64, epoch: Epoch, cut: Cut) {
         self.truth.cuts.insert((session, epoch), cut);
         self.note(address.0, || format!("-> cut {epoch} at {:?}", cut.at));
     }

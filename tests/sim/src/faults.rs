@@ -11,7 +11,7 @@ use crate::body::DISK;
 use crate::invariants::Moment;
 use crate::operators::nobody;
 use crate::plan::Fault;
-use crate::process::{Address, Delivery};
+use crate::process::Delivery;
 use crate::world::{End, Event, World, name};
 
 /// After the faults, a pair must be protected within this time.
@@ -34,9 +34,9 @@ impl World {
     }
 
     /// A fault at the very moment at which a node acts; so many times as likely as at others.
-    pub(crate) fn aimed_fault(&mut self, address: Address, weight: u64) {
+    pub(crate) fn aimed_fault(&mut self, host: usize, weight: u64) {
         if self.healed_at.is_none() && self.plan.aimed > 0 && self.rng.chance(weight * self.plan.aimed) {
-            self.strike(address.0);
+            self.strike(host);
         }
     }
 

@@ -179,7 +179,11 @@ impl Plan {
         };
         // Few kinds at a time: faults of all kinds at once hide what each of them does.
         let kinds = rng.range(1, 6);
-        let faults = (0..kinds).map(|_| Fault::ALL[rng.index(Fault::ALL.len())]).collect();
+        let mut faults: Vec<_> = (0..kinds).map(|_| Fault::ALL[rng.index(Fault::ALL.len())]).collect();
+        // These do harm only together with others, in few of the runs that have them.
+        if rng.chance(400_000) {
+            faults.push([Fault::LoseRecord, Fault::RestoreDisk][rng.index(2)]);
+        }
         Self { faults, ..plan }
     }
 
