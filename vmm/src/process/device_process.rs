@@ -220,7 +220,13 @@ mod tests {
         let (_directory, program) = script("kill -9 $$");
         let process = DeviceProcess::spawn("_disk0", &program, &[], &exits).unwrap();
         assert!(process.shared.wait(READY_LIMIT).is_some());
-        let ended: Vec<_> = exits.take().iter().map(ToString::to_string).collect();
+        // Reported after it is reaped.
+        let until = std::time::Instant::now() + READY_LIMIT;
+        let mut ended = Vec::new();
+        while ended.is_empty() && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+            ended.extend(exits.take().iter().map(ToString::to_string));
+        }
         assert_eq!(ended, ["device process _disk0 ended: signal: 9 (SIGKILL)"]);
         drop(process);
         let (_directory, program) = script("exec sleep 1000");
