@@ -168,8 +168,12 @@ impl<P: Platform> Executor<P> {
                 }
             }
             report @ (Report::Resync { .. } | Report::InSync | Report::MirrorLost { .. }) if mirrors => {
-                if let Some(session) = self.session.primary() {
-                    session.disk_report(&mut self.cx, key, report);
+                match (&mut self.session, report) {
+                    (Session::Primary(session), report) => session.disk_report(&mut self.cx, key, report),
+                    (Session::Standby(session), Report::MirrorLost { reason }) => {
+                        session.mirror_lost(&mut self.cx, key, &reason);
+                    }
+                    _ => {}
                 }
             }
             // Answers that nobody waits for any more.
