@@ -1,6 +1,7 @@
 //! Reports the progress of a session's first copy, the same on both hosts: the primary counts and tells its
 //! standby.
 
+use ft_proto::Input;
 use ft_proto::wire::CopyProgress;
 
 use super::Context;
@@ -48,6 +49,13 @@ impl<P: Platform> Context<P> {
         let now = self.now();
         let notes = self.devices().all_copies_done(now);
         self.note_all(notes);
+    }
+
+    /// The mirror of a disk has ended: what it brought is of no use without what follows.
+    pub(crate) fn mirror_lost(&mut self, key: DeviceKey, reason: &str) {
+        self.devices().copy_lost(key);
+        let reason = format!("mirror of {}: {reason}", self.devices().id(key));
+        self.input(Input::StreamLost { reason });
     }
 
     /// A disk's copy is complete.

@@ -170,9 +170,7 @@ impl<P: Platform> Executor<P> {
             report @ (Report::Resync { .. } | Report::InSync | Report::MirrorLost { .. }) if mirrors => {
                 match (&mut self.session, report) {
                     (Session::Primary(session), report) => session.disk_report(&mut self.cx, key, report),
-                    (Session::Standby(session), Report::MirrorLost { reason }) => {
-                        session.mirror_lost(&mut self.cx, key, &reason);
-                    }
+                    (Session::Standby(_), Report::MirrorLost { reason }) => self.cx.mirror_lost(key, &reason),
                     _ => {}
                 }
             }

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::context::inbox::{Message, Reply};
 use crate::options::ProtectOptions;
-use crate::peers::application::{Applicant, Unopened};
+use crate::peers::application::{Applicant, Introduction, Unopened};
 use crate::peers::search::Search;
 use crate::platform::{OpenedOn, Platform};
 
@@ -128,16 +128,18 @@ impl Protection {
         cx.use_witness(peers.first().and_then(|options| options.witness.as_ref()))?;
         let identity = *cx.identity();
         let applicant = Applicant {
-            node: cx.node().id(),
+            introduction: Introduction {
+                node: cx.node().id(),
+                vm: identity.vm().ok_or_else(|| io::Error::other("the VM has no identity"))?,
+                previous: identity.proof(),
+                shape: cx.machine().shape(),
+                took_over: identity.took_over(),
+                base: cx.machine().base(),
+            },
             term: cx.term(),
-            vm: identity.vm().ok_or_else(|| io::Error::other("the VM has no identity"))?,
             first: identity.is_first(),
-            previous: identity.proof(),
-            shape: cx.machine().shape(),
             blockers: cx.machine().blockers(),
             witness: cx.witness().client().cloned(),
-            took_over: identity.took_over(),
-            base: cx.machine().base(),
             brief: reply.is_none(),
         };
         let post = cx.post();

@@ -1,7 +1,7 @@
 //! What a primary asks of a standby, and what comes of it: a session, or all reasons why there is none.
 
-use ft_proto::wire::TookOver;
-use ft_proto::{NodeId, Term, VmId};
+use ft_proto::wire::{Hello, Purpose, TookOver, encode_body};
+use ft_proto::{LinkId, NodeId, Term, VmId};
 
 use crate::guest::Shape;
 use crate::identity::SessionKey;
@@ -69,29 +69,64 @@ impl Unopened {
     }
 }
 
-/// Everything that speaks for this node.
+/// What a primary says of itself to a standby.
 #[derive(Clone, Debug)]
-pub struct Applicant<W> {
+pub struct Introduction {
     /// Its name.
     pub node: NodeId,
-    /// Its term.
-    pub term: Term,
     /// Its VM.
     pub vm: VmId,
-    /// Which has never been on record at a witness.
-    pub first: bool,
     /// What proves that it comes from the last session with whoever it calls; 0: nothing.
     pub previous: u128,
     /// What the VM is made of.
     pub shape: Shape,
-    /// What speaks against it already.
-    pub blockers: Vec<String>,
-    /// Who says whether it may run the VM.
-    pub witness: Option<W>,
     /// How it came to run the VM.
     pub took_over: Option<TookOver>,
     /// The session since whose last checkpoint every write to memory is known.
     pub base: Option<u64>,
+}
+
+impl Introduction {
+    /// Asks for a session, or (`check`) what would speak against one; heartbeats come from `beats`.
+    #[must_use]
+    pub fn session(&self, check: bool, options: &ProtectOptions, beats: [String; LinkId::ALL.len()]) -> Hello {
+        self.hello(Purpose::Session {
+            check,
+            shape: encode_body(&self.shape),
+            beats,
+            detect_ms: options.tuning.detect_ms,
+            disk_buffer: options.tuning.disk_buffer.0,
+            took_over: self.took_over,
+            on_partition: options.on_partition,
+            base: self.base,
+            previous: self.previous,
+        })
+    }
+
+    /// Brings the mirror stream of a disk of the session.
+    #[must_use]
+    pub fn disk(&self, index: u16, SessionKey { session, nonce }: SessionKey) -> Hello {
+        self.hello(Purpose::Disk { index, session, nonce })
+    }
+
+    fn hello(&self, purpose: Purpose) -> Hello {
+        Hello { vm: Some(self.vm), node: self.node, purpose }
+    }
+}
+
+/// Everything that speaks for this node.
+#[derive(Clone, Debug)]
+pub struct Applicant<W> {
+    /// What it says to a standby.
+    pub introduction: Introduction,
+    /// Its term.
+    pub term: Term,
+    /// Its VM has never been on record at a witness.
+    pub first: bool,
+    /// What speaks against it already.
+    pub blockers: Vec<String>,
+    /// Who says whether it may run the VM.
+    pub witness: Option<W>,
     /// Nobody waits for the reasons: the first ones are enough.
     pub brief: bool,
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use ft_proto::wire::{Hello, Kind, Purpose, Refusal, Welcome, WireError, decode_body, encode_body};
+use ft_proto::wire::{Hello, Kind, Refusal, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, Term, WitnessAnswer};
 use host_kit::error::chain;
@@ -16,7 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
-use crate::peers::application::{Applicant, Opened, Unopened};
+use crate::peers::application::{Applicant, Introduction, Opened, Unopened};
 use crate::start::describe;
 use crate::transport::addresses::{any_port, anywhere};
 use crate::transport::beats::BeatSocket;
@@ -83,39 +83,29 @@ fn open(
         }
     };
     let addresses = beats.as_ref().map_or([String::new(), String::new()], |(_, addresses)| addresses.clone());
-    let purpose = |check| Purpose::Session {
-        check,
-        shape: encode_body(&me.shape),
-        beats: addresses.clone(),
-        detect_ms: options.tuning.detect_ms,
-        disk_buffer: options.tuning.disk_buffer.0,
-        took_over: me.took_over,
-        on_partition: options.on_partition,
-        base: me.base,
-        previous: me.previous,
-    };
-    let hello = |purpose| Hello { vm: Some(me.vm), node: me.node, purpose };
+    let introduction = &me.introduction;
+    let hello = |check| introduction.session(check, &options, addresses.clone());
     // The standby's reasons are asked for even when ours suffice: an operator wants to see all of them.
-    if let Err(theirs) = greet(&hello(purpose(true)), term, options.peer, first) {
+    if let Err(theirs) = greet(&hello(true), term, options.peer, first) {
         why.and(theirs);
     }
     let Some((beats, _)) = beats.filter(|_| why.is_none()) else { return Err(why) };
     let (stream, Welcome { node: peer, session, nonce, kept }) =
-        greet(&hello(purpose(false)), term, options.peer, connect(options.peer))?;
+        greet(&hello(false), term, options.peer, connect(options.peer))?;
+    let key = SessionKey { session, nonce };
     let disk = |index| {
-        let disk = hello(Purpose::Disk { index, session, nonce });
-        let (stream, _) = greet(&disk, term, options.peer, connect(options.peer))?;
+        let (stream, _) = greet(&introduction.disk(index, key), term, options.peer, connect(options.peer))?;
         Ok::<_, Unopened>((index, stream))
     };
-    let disks = me.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
-    let key = SessionKey { session, nonce };
-    Ok(Opened { options, stream, disks, beats, peer, term, key, base: me.base.filter(|_| kept) })
+    let disks = introduction.shape.mirrored().map(disk).collect::<Result<_, _>>()?;
+    Ok(Opened { options, stream, disks, beats, peer, term, key, base: introduction.base.filter(|_| kept) })
 }
 
 /// Has the witness know that this node runs the VM.
 fn own(witness: &WitnessClient, me: &Applicant<WitnessClient>) -> Result<Term, Unopened> {
-    let claim = Claim::Own { node: me.node, term: me.term, first: me.first };
-    match witness.ask_and_wait(me.vm, claim, PATIENCE) {
+    let Introduction { node, vm, .. } = me.introduction;
+    let claim = Claim::Own { node, term: me.term, first: me.first };
+    match witness.ask_and_wait(vm, claim, PATIENCE) {
         WitnessAnswer::Unreachable(_, reason) => Err(Unopened::now(format!("witness {}: {reason}", witness.address()))),
         WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => Ok(record.term()),
         // Each session needs a term of its own.
@@ -204,6 +194,7 @@ mod tests {
     use std::net::TcpListener;
 
     use ft_proto::NodeId;
+    use ft_proto::wire::Purpose;
     use nix::sys::socket::getsockopt;
 
     use super::*;

@@ -11,12 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ft::ProtectOptions;
-use ft::guest::Shape;
-use ft::sim::{BeatKey, Unopened};
+use ft::sim::{BeatKey, Introduction, Unopened};
 use ft_proto::device_ctl::{Command, Report};
-use ft_proto::wire::{TookOver, Welcome};
+use ft_proto::wire::Welcome;
 use ft_proto::witness::Claim;
-use ft_proto::{Epoch, NodeId, Term, Time, WitnessAnswer};
+use ft_proto::{Epoch, Term, Time, WitnessAnswer};
 
 use crate::devices::{Disk, Nic};
 use crate::guest::{Guest, Vcpu};
@@ -63,16 +62,12 @@ pub(crate) type Later = Box<dyn FnOnce() + Send>;
 pub(crate) type Answer = Box<dyn FnOnce(Told) + Send>;
 pub(crate) type OpenedTo = Box<dyn FnOnce(Result<Accepted, Unopened>) + Send>;
 
-/// What a primary says of itself to a standby.
+/// Who opens a session.
 #[derive(Debug)]
-pub(crate) struct Me {
-    pub(crate) node: NodeId,
+pub(crate) struct Opener {
+    pub(crate) introduction: Introduction,
     pub(crate) term: Term,
     pub(crate) first: bool,
-    pub(crate) previous: u128,
-    pub(crate) shape: Shape,
-    pub(crate) took_over: Option<TookOver>,
-    pub(crate) base: Option<u64>,
 }
 
 /// A session that a standby has accepted.
@@ -124,7 +119,7 @@ pub(crate) enum Effect {
     Connect(Command, StreamId),
     Ask(Question, Answer),
     /// The way to a session begins.
-    Open(Box<Me>, Vec<ProtectOptions>, OpenedTo),
+    Open(Box<Opener>, Vec<ProtectOptions>, OpenedTo),
     /// Something on another thread is through after so long.
     Later(Duration, Later),
     /// An event, for the trace.

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use ft::ProtectOptions;
-use ft::sim::{Incoming, Message, Stamp, Unopened, read_body, read_header, write_frame};
+use ft::sim::{Incoming, Message, SessionKey, Stamp, Unopened, read_body, read_header, write_frame};
 use ft_proto::packing::Unpacker;
-use ft_proto::wire::{Header, Hello, Kind, Purpose, Refusal, Welcome, decode_body, encode_body};
+use ft_proto::wire::{Header, Hello, Kind, Refusal, Welcome, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, Term};
 
-use crate::body::{Accepted, Me, OpenedTo, Question, Said, Told};
+use crate::body::{Accepted, OpenedTo, Opener, Question, Said, Told};
 use crate::network::{Payload, StreamId, address_of, host_at};
-use crate::platform::{SimStream, VM};
+use crate::platform::SimStream;
 use crate::process::{Address, Asks, Opening, Stage};
 use crate::world::{Event, World};
 
@@ -28,11 +28,11 @@ pub(crate) fn parse(mut bytes: &[u8]) -> Option<(Header, Vec<u8>)> {
 }
 
 impl World {
-    pub(crate) fn open(&mut self, address: Address, me: Me, peers: Vec<ProtectOptions>, done: OpenedTo) {
+    pub(crate) fn open(&mut self, address: Address, me: Opener, peers: Vec<ProtectOptions>, done: OpenedTo) {
         let Some(process) = self.process(address) else { return };
         process.opened += 1;
         let (number, term) = (process.opened, me.term);
-        let claim = Claim::Own { node: me.node, term, first: me.first };
+        let claim = Claim::Own { node: me.introduction.node, term, first: me.first };
         let opening = Opening { number, me, peers: peers.into(), done, term, stage: Stage::Owning };
         process.opening = Some(opening);
         self.after(PATIENCE, Event::OpeningTimeout(address, number));
@@ -92,29 +92,19 @@ impl World {
     fn greet(&mut self, address: Address, check: bool) -> Option<StreamId> {
         let Opening { me, peers, .. } = self.opening(address)?;
         let options = peers.front()?;
-        let purpose = Purpose::Session {
-            check,
-            shape: encode_body(&me.shape),
-            beats: LinkId::ALL.map(|link| address_of(address.0, link).to_string()),
-            detect_ms: options.tuning.detect_ms,
-            disk_buffer: options.tuning.disk_buffer.0,
-            took_over: me.took_over,
-            on_partition: options.on_partition,
-            base: me.base,
-            previous: me.previous,
-        };
-        Some(self.call_peer(address, purpose)?.1)
+        let beats = LinkId::ALL.map(|link| address_of(address.0, link).to_string());
+        let hello = me.introduction.session(check, options, beats);
+        self.call_peer(address, &hello)
     }
 
-    fn call_peer(&mut self, address: Address, purpose: Purpose) -> Option<(usize, StreamId)> {
-        let Opening { me, peers, term, .. } = self.opening(address)?;
-        let target = host_at(peers.front()?.peer);
-        let (hello, term) = (Hello { vm: Some(VM), node: me.node, purpose }, *term);
+    fn call_peer(&mut self, address: Address, hello: &Hello) -> Option<StreamId> {
+        let Opening { peers, term, .. } = self.opening(address)?;
+        let (target, term) = (host_at(peers.front()?.peer), *term);
         let callee = self.address(target);
         let stream = self.network.connect(address, callee);
-        let bytes = frame(Kind::Hello, term, &encode_body(&hello));
+        let bytes = frame(Kind::Hello, term, &encode_body(hello));
         self.send(address.0, stream, Payload::Bytes(bytes));
-        Some((target, stream))
+        Some(stream)
     }
 
     /// A stream of the opening brought something, or its end.
@@ -138,8 +128,11 @@ impl World {
                 }
             }
             Stage::Greeting(stream) => {
-                let purpose = Purpose::Disk { index: 0, session: welcome.session, nonce: welcome.nonce };
-                if let Some((_, disk)) = self.call_peer(address, purpose) {
+                let key = SessionKey { session: welcome.session, nonce: welcome.nonce };
+                let Some(hello) = self.opening(address).map(|opening| opening.me.introduction.disk(0, key)) else {
+                    return;
+                };
+                if let Some(disk) = self.call_peer(address, &hello) {
                     self.stage(address, Stage::Disk(stream, disk, welcome));
                 }
             }

@@ -21,7 +21,7 @@ use ft_proto::wire::{HEADER_LEN, Welcome};
 use ft_proto::witness::Claim;
 use ft_proto::{Beat, Epoch, LinkId, Settings, Term, Time, VmId, WitnessAnswer};
 
-use crate::body::{Accepted, DISK, Effect, IDS, Me, Question, Said, Shared};
+use crate::body::{Accepted, DISK, Effect, IDS, Opener, Question, Said, Shared};
 use crate::guest::digest;
 use crate::intake::Feed;
 use crate::mutation::Mutation;
@@ -99,8 +99,9 @@ impl Platform for Sim {
         peers: Vec<ProtectOptions>,
         done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
     ) -> io::Result<()> {
-        let Applicant { node, term, first, previous, shape, took_over, base, .. } = applicant;
-        let me = Box::new(Me { node, term, first, previous, shape, took_over, base });
+        let Applicant { introduction, term, first, .. } = applicant;
+        let base = introduction.base;
+        let me = Box::new(Opener { introduction, term, first });
         let shared = self.0.clone();
         let done =
             move |accepted: Result<Accepted, Unopened>| done(accepted.map(|accepted| opened(accepted, base, &shared)));

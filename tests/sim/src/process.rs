@@ -9,7 +9,7 @@ use ft::{Board, ProtectOptions};
 use ft_proto::wire::Welcome;
 use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
 
-use crate::body::{Answer, Body, DISK, Effect, IDS, Me, NIC, OpenedTo, Question, Shared};
+use crate::body::{Answer, Body, DISK, Effect, IDS, NIC, OpenedTo, Opener, Question, Shared};
 use crate::devices::DiskImage;
 use crate::network::{Segment, StreamId};
 use crate::plan::{Plan, witness_address};
@@ -79,7 +79,7 @@ pub(crate) enum Stage {
 /// The way to a session.
 pub(crate) struct Opening {
     pub(crate) number: u64,
-    pub(crate) me: Me,
+    pub(crate) me: Opener,
     pub(crate) peers: VecDeque<ProtectOptions>,
     pub(crate) done: OpenedTo,
     pub(crate) term: Term,

@@ -286,9 +286,7 @@ impl<P: Platform> PrimarySession<P> {
             Report::MirrorLost { reason } => {
                 // The standby may have said why before it closed the mirror.
                 self.read_frames(cx);
-                cx.devices().copy_lost(key);
-                let reason = format!("mirror of {}: {reason}", cx.devices().id(key));
-                cx.input(Input::StreamLost { reason });
+                cx.mirror_lost(key, &reason);
             }
             _ => {}
         }

@@ -205,13 +205,6 @@ impl<P: Platform> StandbySession<P> {
         cx.input(Input::StreamLost { reason });
     }
 
-    /// The mirror of a disk has ended: what it holds is of no use without what follows.
-    pub(crate) fn mirror_lost(&self, cx: &mut Context<P>, key: DeviceKey, reason: &str) {
-        cx.devices().copy_lost(key);
-        let reason = format!("mirror of {}: {reason}", cx.devices().id(key));
-        cx.input(Input::StreamLost { reason });
-    }
-
     /// A disk has all of an epoch.
     pub(crate) fn disk_complete(&mut self, cx: &mut Context<P>, key: DeviceKey, epoch: Epoch) {
         let committed = cx.node().epoch();
