@@ -182,7 +182,7 @@ impl Plan {
         let mut faults: Vec<_> = (0..kinds).map(|_| Fault::ALL[rng.index(Fault::ALL.len())]).collect();
         // These do harm only together with others, in few of the runs that have them.
         if rng.chance(400_000) {
-            faults.push([Fault::LoseRecord, Fault::RestoreDisk][rng.index(2)]);
+            faults.push([Fault::LoseRecord, Fault::RestoreDisk, Fault::PowerLoss][rng.index(3)]);
         }
         Self { faults, ..plan }
     }
