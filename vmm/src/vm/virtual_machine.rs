@@ -59,7 +59,8 @@ pub struct Vm {
 
 impl Vm {
     /// Builds a VM that waits for [`Vm::boot`], or for [`Vm::load`] and [`Vm::start_restored`]; `earlier` is
-    /// about the output of its serial line. Ids, addresses and the path of a pseudo terminal are filled into the configuration.
+    /// about the output of its serial line. Ids, addresses and the path of a pseudo terminal are filled into
+    /// the configuration.
     ///
     /// # Errors
     /// When any part cannot be had. Nothing is left behind.
