@@ -1,8 +1,8 @@
 //! Heartbeats: one thread that sends ours on both links and passes the peer's on, with the time they arrived.
 //!
-//! A datagram that is not a [beat](ft_wire::beat) of the peer's in the open session is dropped before anything
-//! is made of it, and counted. What is passed on is bounded by whoever takes it: of each link only the last
-//! beat matters.
+//! A datagram that is not a [beat](ft_wire::beat) of the peer's in the open session is dropped before
+//! anything is made of it, and counted. What is passed on is bounded by whoever takes it: of each link only
+//! the last beat matters.
 //!
 //! The thread stops beating when the engine has not shown itself for [`HUNG`]: a process whose engine hangs
 //! is no use to its peer, however well its threads run.

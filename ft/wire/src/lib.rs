@@ -1,4 +1,5 @@
-//! What crosses the network and the control sockets, as bytes: codecs only. No sockets, no threads, no clocks.
+//! What crosses the network and the control sockets, as bytes: codecs only, without sockets, threads or
+//! clocks.
 //!
 //! ```text
 //!  between two VMMs      session: frames, and the messages in them      state: the body of a `State` frame

@@ -1,5 +1,5 @@
-//! What the frames of a session say: the greeting of a connection, and the bodies of short frames. Text of the
-//! peer is cleaned as it is decoded.
+//! What the frames of a session say: the greeting of a connection, and the bodies of short frames. Text of
+//! the peer is cleaned as it is decoded.
 
 use ft_proto::{NodeId, OnPartition, Term, VmId};
 use serde::{Deserialize, Serialize};
