@@ -189,6 +189,10 @@ impl Worker {
         if self.applier.as_ref().is_some_and(|applier| !applier.drain()) {
             return;
         }
+        if self.tracker.image_failure().is_some() {
+            // That has been reported, as for a change that could not be applied.
+            return;
+        }
         info!("this host runs the VM now, {} requests in flight", in_flight.len());
         self.resubmit = in_flight.into();
         (self.standby, self.sealed) = (false, false);
@@ -202,6 +206,9 @@ impl Worker {
         let Some(reporter) = self.reporter() else { return };
         (self.mirror, self.failed) = (None, false);
         self.set_epoch(epoch);
+        if let Some(why) = self.tracker.image_failure() {
+            return self.lost(&why);
+        }
         let settings = Settings { epoch, max_uncommitted, rate, serial: self.serial.clone() };
         let before = self.unfinished_writes().collect();
         let image = self.disk.image().clone();
@@ -227,6 +234,9 @@ impl Worker {
         }
         if self.geometry.read_only {
             return self.lost("the standby's disk is read-only");
+        }
+        if let Some(why) = self.tracker.image_failure() {
+            return self.lost(&why);
         }
         // The image belongs to the stream from here on.
         while !self.is_idle() {

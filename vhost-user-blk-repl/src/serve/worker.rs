@@ -326,11 +326,14 @@ impl Worker {
             self.deliver();
         }
         self.report_owned();
+        if let Some(failure) = self.tracker.image_failure() {
+            self.fail(&failure);
+        }
         if let Some(trouble) = self.tracker.take_trouble() {
             self.fail(&trouble.to_string());
         }
         let (flight, target) = self.flight();
-        flight.start_marked(&target);
+        flight.start_recorded(&target);
         if let Some(mirror) = &self.mirror {
             mirror.settle_if_due();
         }
@@ -496,7 +499,7 @@ impl Worker {
             self.flight.drop_waiting();
         }
         let (flight, target) = self.flight();
-        flight.start_marked(&target);
+        flight.start_recorded(&target);
     }
 
     /// This host does not run the VM any more: drops requests that are not done, and notifies the guest of
