@@ -5,7 +5,7 @@
 //! other's way by the VM's gate.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
@@ -13,6 +13,7 @@ use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, M
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
+use host_kit::sync::lock;
 use serde_json::Value;
 
 use crate::contract::VmEvent;
@@ -39,10 +40,6 @@ pub struct GuestAdapter {
     snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
     events: Sender<VmEvent>,
-}
-
-fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl GuestAdapter {
