@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
+use host_kit::sync::lock;
 use tracing::warn;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::frame_socket::FrameSocket;
 use crate::image::range::Range;
-use crate::lock;
 use crate::mirror::outbox::Body;
 use crate::mirror::state::State;
 use crate::mirror_wire::Frame;

@@ -28,9 +28,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use ft_proto::Epoch;
+use host_kit::sync::lock;
 
 use crate::frame_socket::FrameSocket;
-use crate::lock;
 use crate::mirror_wire::MAX_BODY;
 use crate::session::Session;
 use crate::tracker::Tracker;

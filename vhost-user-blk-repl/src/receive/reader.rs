@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use ft_proto::Epoch;
 use ft_proto::device_ctl::Report;
+use host_kit::sync::lock;
 use tracing::{info, warn};
 
 use crate::blocks::differing;
@@ -17,7 +18,6 @@ use crate::frame_socket::ReadError;
 use crate::image::Image;
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
-use crate::lock;
 use crate::mirror_wire::{Begin, CHANGE_OVERHEAD, Frame, Greeting, Kind, Name, WireError, decode_fields};
 use crate::receive::applier::Applier;
 use crate::receive::epoch_log::{Change, OverLimit};

@@ -6,9 +6,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ft_proto::Epoch;
+use host_kit::sync::lock;
 
 use crate::frame_socket::FrameSocket;
-use crate::lock;
 use crate::mirror_wire::{Answer, Frame, Kind, encode, encode_fields};
 
 /// How long a refused peer may take to read why.
