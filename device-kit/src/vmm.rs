@@ -2,7 +2,7 @@
 //! then nobody is told, and nothing is commanded.
 
 use device_api::link::Received;
-use ft_proto::device_ctl::{Command, DeviceInfo, Report};
+use ft_wire::device_ctl::{Command, DeviceInfo, Report};
 
 use crate::control::{Control, Reporter};
 

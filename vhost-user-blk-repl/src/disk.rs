@@ -9,7 +9,7 @@ use std::sync::Arc;
 use device_kit::Vring;
 use device_kit::control::Control;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, DeviceInfo, InFlight, Report};
+use ft_wire::device_ctl::{Command, DeviceInfo, InFlight, Report};
 use tracing::{info, warn};
 
 use crate::Options;

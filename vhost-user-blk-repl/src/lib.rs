@@ -8,7 +8,7 @@
 //!                                /  \
 //!                            serve  replication
 //!                              | \      |
-//!                      tracker |  mirror == mirror_wire ==> receive
+//!                      tracker |  mirror == ft_wire =====> receive
 //!                          \   |                             |   tracker
 //!                            image                           |   /
 //!                          (primary)                        image
@@ -33,11 +33,9 @@ pub mod args;
 mod backend;
 mod blocks;
 mod disk;
-mod frame_socket;
 mod geometry;
 pub mod image;
 mod mirror;
-pub mod mirror_wire;
 mod receive;
 pub mod record;
 mod replication;

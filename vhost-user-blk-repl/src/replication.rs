@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use device_kit::Vmm;
 use device_kit::control::Reporter;
-use ft_proto::device_ctl::Report;
 use ft_proto::{Epoch, Term, VmId};
+use ft_wire::device_ctl::Report;
 use tracing::{error, warn};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 

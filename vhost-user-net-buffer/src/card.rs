@@ -13,7 +13,7 @@ use device_kit::gate::Gate;
 use device_kit::vring::positions;
 use device_kit::{Memory, Vmm, Vring};
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, DeviceInfo, QueueState, Report};
+use ft_wire::device_ctl::{Command, DeviceInfo, QueueState, Report};
 use vm_memory::GuestMemoryAtomic;
 
 use crate::announce::{Announcer, Mac};

@@ -9,7 +9,7 @@ use device_api::counters::NetCounters;
 use device_kit::gate::Gate;
 use device_kit::{Memory, Vmm, Vring};
 use ft_proto::Epoch;
-use ft_proto::device_ctl::Report;
+use ft_wire::device_ctl::Report;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 

@@ -12,7 +12,7 @@ use device_api::counters::{DiskCounters, Page};
 use device_kit::gate::Gate;
 use device_kit::vring;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{InFlight, QueueState, Report};
+use ft_wire::device_ctl::{InFlight, QueueState, Report};
 use tracing::debug;
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::memory::guest::GuestRam;
