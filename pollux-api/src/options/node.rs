@@ -2,7 +2,7 @@
 
 use super::define::{option_key, option_struct};
 use super::grammar::{OptionValue, TextList};
-use super::help::{OptionHelp, table};
+use super::help::OptionHelp;
 use super::protect::{ProtectRequest, Tuning};
 use crate::words::words;
 
@@ -62,15 +62,10 @@ pub fn node_options() -> Vec<OptionHelp> {
     [own, policy, Tuning::help()].concat()
 }
 
-/// The options of `--ft`, one below the other.
-#[must_use]
-pub fn node_help() -> String {
-    table(&node_options())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::table;
 
     #[test]
     fn help_has_the_keys_of_both_definitions_once() {
@@ -78,6 +73,6 @@ mod tests {
         let expected = "role listen heartbeat standby-peers node blackout_wait force witness on_partition detect_ms min_epoch_us \
                         max_epoch_us latency_us pause_share disk_buffer disk_rate compression delta_cache";
         assert_eq!(keys.join(" "), expected);
-        assert!(node_help().contains("  standby-peers=[ADDR:PORT/ADDR:PORT,...]\n"));
+        assert!(table(&node_options()).contains("  standby-peers=[ADDR:PORT/ADDR:PORT,...]\n"));
     }
 }

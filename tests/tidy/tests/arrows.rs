@@ -6,15 +6,15 @@ use tidy::{Source, report, sources_ending};
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and
 /// are used by nothing.
 const ARROWS: [(&str, &[&str]); 10] = [
-    ("device-kit", &["device-api", "ft-proto", "host-kit"]),
+    ("device-kit", &["device-api", "ft-proto", "host-kit", "pollux-api"]),
     ("device-kit/api", &["ft-proto"]),
     ("ft/proto", &[]),
     ("ft", &["device-api", "ft-proto", "host-kit", "pollux-api"]),
     ("host-kit", &[]),
     ("pollux", &["ft", "ft-proto", "host-kit", "pollux-api"]),
     ("pollux-api", &[]),
-    ("vhost-user-blk-repl", &["device-api", "device-kit", "ft-proto", "host-kit"]),
-    ("vhost-user-net-buffer", &["device-api", "device-kit", "ft-proto", "host-kit"]),
+    ("vhost-user-blk-repl", &["device-api", "device-kit", "ft-proto", "host-kit", "pollux-api"]),
+    ("vhost-user-net-buffer", &["device-api", "device-kit", "ft-proto", "host-kit", "pollux-api"]),
     ("vmm", &["device-api", "ft", "ft-proto", "host-kit", "pollux-api"]),
 ];
 

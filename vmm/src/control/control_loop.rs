@@ -195,7 +195,7 @@ impl Vmm {
         if self.config.is_some() {
             return Err(VmmError::AlreadyCreated);
         }
-        config.validate_ids().map_err(VmmError::Config)?;
+        config.validate_limits().map_err(VmmError::Config)?;
         let mut config = config.clone();
         // Known from now on, and the same at every boot.
         config.fill_in_macs(host_kit::random::bytes).map_err(|error| VmmError::Machine(error.into()))?;
