@@ -155,7 +155,7 @@ impl Ft {
                 let tell = move |arrival| {
                     listener_post.send(match arrival {
                         Arrival::Incoming(caller) => Message::Incoming(caller),
-                        Arrival::Trouble(reason) => Message::Trouble("ft-listen", reason),
+                        Arrival::Trouble(reason) => Message::LocalError("ft-listen", reason),
                     })
                 };
                 let listener =

@@ -6,6 +6,7 @@
 
 mod words;
 
+pub mod blocker;
 pub mod config;
 pub mod event;
 pub mod limits;
@@ -17,6 +18,7 @@ pub mod routes;
 pub mod status;
 pub mod vm;
 
+pub use blocker::Blocker;
 pub use event::EventRecord;
 pub use refused::Refused;
 pub use routes::Route;

@@ -95,14 +95,14 @@ fn of_image(image: &Path) -> Result<(Stored, Option<String>), RecordError> {
     let none = |reason: &str| RecordError::NoRecord { image: image.to_owned(), reason: clean(reason) };
     let reason = told.reason.as_deref();
     if told.state == DiskState::Unusable {
-        return Err(none(reason.unwrap_or("nothing can be started from it")));
+        return Err(none(reason.unwrap_or("no VM can be started from it")));
     }
     let vm = told.vm.ok_or_else(|| none(reason.unwrap_or("it has no record, or an earlier release wrote it")))?;
     let newest = told.state.term();
     let term = newest.max(told.term).max(told.ended);
     let record = Record::Stopped { term, disks: newest };
     if !record.is_plausible() {
-        return Err(none("its term cannot be"));
+        return Err(none("it names an impossible term"));
     }
     let hint = matches!(told.state, DiskState::Copy(_)).then(|| {
         format!("the image is a copy: if it is the newest there is, start pollux-vmm here with --ft role=primary,force={term}")
@@ -135,7 +135,7 @@ fn of_vmm(socket: &Path) -> Result<Stored, CommandError> {
     let record = Record::Solo { owner, term: Term(term), since: Term(term) };
     match vm {
         Some(vm) if record.is_plausible() => Ok(Stored { vm: Some(vm), record }),
-        _ => Err(refused("names no VM, or a term that cannot be".to_owned()).into()),
+        _ => Err(refused("names no VM, or an impossible term".to_owned()).into()),
     }
 }
 

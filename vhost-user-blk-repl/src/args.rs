@@ -12,7 +12,7 @@ use pollux_api::limits::{DISK_QUEUES_MAX, check_disk_serial};
 #[command(
     version,
     after_help = "Works with any vhost-user frontend (Pollux, Cloud Hypervisor, QEMU). Ends when \
-    the frontend disconnects, or when the ft-ctl link closes. `vhost-user-blk-repl record IMAGE` tells what is on record about an image."
+    the frontend disconnects, or when the ft-ctl link closes. `vhost-user-blk-repl record IMAGE` shows the record of an image."
 )]
 pub struct Args {
     /// What all device processes are told.
@@ -45,7 +45,7 @@ pub struct Args {
     /// The image is a standby's: the guest is served only after a takeover.
     #[arg(long, conflicts_with_all = ["readonly", "force"])]
     pub standby: bool,
-    /// Who decides where the VM runs says that it is here: refuse only a copy that is no whole disk.
+    /// The witness gave the VM to this host: refuse only an incomplete copy.
     #[arg(long)]
     pub elected: bool,
     /// Serve the image even if its record says that it is half-synchronised or that another copy may be

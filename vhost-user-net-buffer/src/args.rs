@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = queue_size)]
     pub queue_size: u16,
 
-    /// Most bytes of output that are held; when they are used up the guest's sending waits
+    /// Most bytes of output that are held; beyond that the guest's transmission waits
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20, value_parser = parse_hold_bytes)]
     pub hold_bytes: usize,
 

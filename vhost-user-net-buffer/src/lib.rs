@@ -42,7 +42,7 @@ pub enum Error {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The host is out of something.
-    #[error("a timer or event counter cannot be had")]
+    #[error("a timer or event counter cannot be created")]
     Host(#[source] io::Error),
 }
 

@@ -43,7 +43,7 @@ pub enum TapError {
     },
     /// It exists with a number of queues that does not fit.
     #[error(
-        "tap {name} was not made for {queues} queue pairs, or is no tap; give another --tap, or other --num-queues"
+        "tap {name} was not created for {queues} queue pairs, or is not a tap; give another --tap, or other --num-queues"
     )]
     WrongKind {
         /// The tap.

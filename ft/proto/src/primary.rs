@@ -342,7 +342,7 @@ impl Primary {
             return None;
         }
         let why = format!("the checkpoint could not be captured: {reason}");
-        cx.tell(Event::CutFailed { reason });
+        cx.tell(Event::CheckpointFailed { reason });
         self.leave(why, By::Failure, cx)
     }
 

@@ -13,6 +13,7 @@ use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, Term, WitnessAnswer};
 use host_kit::error::chain;
 use nix::sys::socket::{setsockopt, sockopt};
+use pollux_api::Blocker;
 
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
@@ -33,7 +34,7 @@ const BURSTS: [&str; 2] = ["cubic", "reno"];
 /// Opens a session with the first of `peers` that accepts, or says every reason why none does.
 ///
 /// # Errors
-/// All reasons, one sentence each.
+/// All reasons.
 pub fn open_first(
     me: &Applicant<WitnessClient>,
     peers: Vec<ProtectOptions>,
@@ -51,18 +52,18 @@ pub fn open_first(
 /// Opens a session, or says every reason why it cannot be.
 ///
 /// # Errors
-/// All reasons, one sentence each.
+/// All reasons.
 fn open(
     me: &Applicant<WitnessClient>,
     options: ProtectOptions,
 ) -> Result<Opened<TcpStream, Vec<BeatSocket>>, Unopened> {
-    let mut why = Unopened::settled(me.blockers.clone());
-    why.and(Unopened::settled(options.faults().iter().map(ToString::to_string).collect()));
+    let mut why = Unopened { blockers: me.blockers.clone() };
+    why.and(Unopened { blockers: options.faults().into_iter().map(Blocker::from).collect() });
     let first = connect(options.peer);
     if me.brief {
         // A host that is down is no reason to bother the witness.
         if let Err(reason) = &first {
-            why.and(Unopened::now(reason.clone()));
+            why.and(reason.clone());
         }
         if !why.is_none() {
             return Err(why);
@@ -78,7 +79,7 @@ fn open(
     let beats = match beat_sockets(&options) {
         Ok(beats) => Some(beats),
         Err(error) => {
-            why.and(Unopened::now(format!("no heartbeat link to {}: {error}", options.heartbeat)));
+            why.and(Blocker::NoHeartbeatLink { peer: options.heartbeat.to_string(), reason: error.to_string() });
             None
         }
     };
@@ -105,19 +106,16 @@ fn open(
 fn own(witness: &WitnessClient, me: &Applicant<WitnessClient>) -> Result<Term, Unopened> {
     let Introduction { node, vm, .. } = me.introduction;
     let claim = Claim::Own { node, term: me.term, first: me.first };
-    match witness.ask_and_wait(vm, claim, PATIENCE) {
-        WitnessAnswer::Unreachable(_, reason) => Err(Unopened::now(format!("witness {}: {reason}", witness.address()))),
-        WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => Ok(record.term()),
+    let address = || witness.address().to_string();
+    let blocker = match witness.ask_and_wait(vm, claim, PATIENCE) {
+        WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => return Ok(record.term()),
         // Each session needs a term of its own.
-        WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
-            Err(Unopened::now(format!("the witness gave term {} twice: try again", record.term())))
-        }
-        WitnessAnswer::Judged(_, Verdict::Refused(None)) => Err(Unopened::settled(vec![format!(
-            "the witness at {} has lost its record of this VM: `pollux witness create --help` says what to do",
-            witness.address()
-        )])),
-        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Err(Unopened::settled(vec![describe(record)])),
-    }
+        WitnessAnswer::Judged(_, Verdict::Granted(record)) => Blocker::TermRepeated { term: record.term().0 },
+        WitnessAnswer::Judged(_, Verdict::Refused(None)) => Blocker::WitnessRecordLost { witness: address() },
+        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Blocker::RefusedByWitness { record: describe(record) },
+        WitnessAnswer::Unreachable(_, reason) => Blocker::WitnessUnreachable { witness: address(), reason },
+    };
+    Err(blocker.into())
 }
 
 /// A socket for each link, towards the standby, and the addresses they are bound to.
@@ -141,16 +139,14 @@ fn greet(
     hello: &Hello,
     term: Term,
     peer: SocketAddr,
-    connected: Result<TcpStream, String>,
+    connected: Result<TcpStream, Blocker>,
 ) -> Result<(TcpStream, Welcome), Unopened> {
-    let failed = |error: TransportError| Unopened::now(format!("standby at {peer}: {}", chain(&error)));
-    let mut stream = connected.map_err(Unopened::now)?;
+    let failed = |error: TransportError| Blocker::ConnectionFailed { peer: peer.to_string(), reason: chain(&error) };
+    let mut stream = connected?;
     let hello = encode_body(hello);
     write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
-    let unanswered = |error| {
-        let reason = explain(&error, &stream, Some(hello.len()));
-        Unopened::now(format!("standby at {peer} has accepted the connection, but not answered: {reason}"))
-    };
+    let unanswered =
+        |error| Blocker::StandbySilent { peer: peer.to_string(), reason: explain(&error, &stream, Some(hello.len())) };
     let (header, body) = read_message(&stream, PATIENCE).map_err(unanswered)?;
     match header.kind {
         Kind::Welcome => {
@@ -161,9 +157,10 @@ fn greet(
         }
         Kind::Refuse => {
             let Refusal { reasons } = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
-            Err(Unopened::settled(reasons.into_iter().map(|reason| format!("standby at {peer}: {reason}")).collect()))
+            let refused = |reason| Blocker::RefusedByStandby { peer: peer.to_string(), reason };
+            Err(Unopened { blockers: reasons.into_iter().map(refused).collect() })
         }
-        got => Err(failed(WireError::Unexpected { got, expected: "welcome or refuse" }.into())),
+        got => Err(failed(WireError::Unexpected { got, expected: "welcome or refuse" }.into()).into()),
     }
 }
 
@@ -175,7 +172,7 @@ fn send_in_bursts(stream: &TcpStream) {
     let _ = BURSTS.iter().any(set);
 }
 
-fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
+fn connect(peer: SocketAddr) -> Result<TcpStream, Blocker> {
     let connect = || -> io::Result<TcpStream> {
         let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
         stream.set_nodelay(true)?;
@@ -184,9 +181,7 @@ fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(stream)
     };
-    connect().map_err(|error| {
-        format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft listen={peer}?")
-    })
+    connect().map_err(|error| Blocker::StandbyUnreachable { peer: peer.to_string(), reason: error.to_string() })
 }
 
 #[cfg(test)]
@@ -207,9 +202,9 @@ mod tests {
         let hello = Hello { vm: None, node, purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
         let size = encode_body(&hello).len();
         let why = greet(&hello, Term(1), peer, connect(peer)).unwrap_err();
-        let reason = why.reasons.join("");
+        let reason = why.sentences().join("");
         assert!(reason.contains(&format!("the {size} bytes that were sent")) && reason.contains("MTU"), "{reason}");
-        assert!(!why.settled, "it may be well again soon");
+        assert!(!why.persists(), "it may be well again soon");
     }
 
     #[test]

@@ -96,7 +96,7 @@ fn an_empty_image_starts_nothing_by_itself_where_there_are_other_hosts() {
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
     let mut options = options(StartRole::Auto, &folder);
     options.peers = vec![crate::ProtectOptions::by(nobody, nobody)];
-    assert!(waits(&options, empty).contains("place for a copy"));
+    assert!(waits(&options, empty).contains("prepared for a copy"));
     options.role = StartRole::Primary;
     runs(&options, empty);
 }

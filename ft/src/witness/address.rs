@@ -55,7 +55,7 @@ pub enum WitnessAddressError {
     #[error("no key after the etcd endpoints: give etcd://HOST:PORT/KEY, with a key for each VM")]
     Key,
     /// An option that does not exist, has no value, or comes twice.
-    #[error("the etcd option {0:?} is none of {keys}, each once with a value", keys = KEYS.map(|key| format!("{key}=")).join(", "))]
+    #[error("unknown etcd option {0:?}: the options are {keys}, each given at most once and with a value", keys = KEYS.map(|key| format!("{key}=")).join(", "))]
     Option(String),
     /// Options that need each other.
     #[error("{0}")]

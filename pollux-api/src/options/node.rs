@@ -13,18 +13,18 @@ option_struct! {
         required {
             /// auto: the witness decides, the first host that starts boots the VM, the other one protects it;
             /// primary: boots the VM; standby: waits for the host that runs it
-            role ("WHO"): StartRole,
+            role ("ROLE"): StartRole,
         }
         optional {
-            /// where this host can be reached by the other one
+            /// the address at which the other host reaches this one
             listen ("ADDR:PORT"): String,
             /// its address on the second link
             heartbeat ("ADDR:PORT"): String,
             /// hosts that may be the standby: listen and heartbeat of each
             standby_peers as "standby-peers" ("[ADDR:PORT/ADDR:PORT,...]"): TextList,
-            /// what this host is called, always the same (made of the machine and its disks)
+            /// name of this host, which never changes (derived from the machine-id and the disks)
             node ("NAME"): String,
-            /// how long a standby that came up alone waits for the host with the newest disks (for ever)
+            /// how long a standby that starts alone waits for the host with the newest disks (forever)
             blackout_wait ("SECONDS"): u64,
             /// with role=primary: run the VM although the witness, or the disks, are in that term
             force ("TERM"): String,

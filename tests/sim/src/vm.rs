@@ -31,7 +31,7 @@ impl Vm for SimGuest {
         Shape { memory: (PAGES as u64) << 12, vcpus: 1, disks: vec![disk], nets: vec![net], ..Shape::default() }
     }
 
-    fn blockers(&self) -> Vec<String> {
+    fn blockers(&self) -> Vec<ft::Blocker> {
         Vec::new()
     }
 

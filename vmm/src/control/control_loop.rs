@@ -122,7 +122,7 @@ impl Vmm {
                 }
                 recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
                 recv(signals) -> signal => signal.ok().map(|signal| {
-                    tracing::info!("ends on signal {signal}");
+                    tracing::info!("ending on signal {signal}");
                     self.hand_over();
                     Ending::Clean
                 }),
@@ -142,7 +142,7 @@ impl Vmm {
     /// Ends the VM, if there is one, and says that the VMM ends.
     pub fn end_vmm(&mut self) {
         if let Err(error) = self.delete() {
-            tracing::error!("the VM did not end in order: {}", chain(&error));
+            tracing::error!("the VM did not shut down cleanly: {}", chain(&error));
         }
         self.parts.monitor.event("vmm", "shutdown");
     }
@@ -357,7 +357,7 @@ impl Vmm {
                 self.fenced();
             }
             VmEvent::Unusable { reason } => {
-                tracing::warn!("this standby is built anew: {reason}");
+                tracing::warn!("this standby is rebuilt: {reason}");
                 self.stand_by_again();
             }
             VmEvent::MayRun => self.boot_instead(),
@@ -418,7 +418,7 @@ impl Vmm {
             return Some(ending);
         }
         if let Err(error) = self.shutdown() {
-            tracing::error!("the VM did not end in order: {}", chain(&error));
+            tracing::error!("the VM did not shut down cleanly: {}", chain(&error));
         }
         self.publish();
         None
@@ -473,7 +473,7 @@ fn machine_error(error: BoxError) -> VmmError {
 /// Ends a VM that did not come to life; why it did not is the error that matters.
 fn end_or_log(live: &Live) {
     if let Err(error) = end(live) {
-        tracing::warn!("the VM did not end in order: {}", chain(&error));
+        tracing::warn!("the VM did not shut down cleanly: {}", chain(&error));
     }
 }
 

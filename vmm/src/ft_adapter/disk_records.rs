@@ -57,11 +57,11 @@ fn ask(image: &Path) -> Result<Told, String> {
     let program = find(DISK_PROGRAM).ok_or_else(|| format!("no program {DISK_PROGRAM}"))?;
     let mut command = Command::new(program);
     command.arg("record").arg("--json").arg("--").arg(image).stdin(Stdio::null());
-    let output = command.output().map_err(|e| format!("cannot ask {DISK_PROGRAM}: {e}"))?;
+    let output = command.output().map_err(|e| format!("cannot run {DISK_PROGRAM}: {e}"))?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
-    serde_json::from_slice(&output.stdout).map_err(|e| format!("{DISK_PROGRAM} does not tell what is on record: {e}"))
+    serde_json::from_slice(&output.stdout).map_err(|e| format!("{DISK_PROGRAM} gave no usable answer: {e}"))
 }
 
 fn unusable(why: String) -> Told {
@@ -71,7 +71,7 @@ fn unusable(why: String) -> Told {
 /// The least that is proven by all, or why they contradict each other.
 fn combine(told: &[(String, Told)]) -> Result<DiskState, String> {
     if let Some((image, told)) = told.iter().find(|(_, told)| told.state == DiskState::Unusable) {
-        return Err(format!("{image}: {}", told.reason.as_deref().unwrap_or("nothing can be started from it")));
+        return Err(format!("{image}: {}", told.reason.as_deref().unwrap_or("no VM can be started from it")));
     }
     let mut owned = told.iter().filter_map(|(image, told)| Some((image, told.vm?)));
     if let Some((first, vm)) = owned.next()
@@ -86,7 +86,7 @@ fn combine(told: &[(String, Told)]) -> Result<DiskState, String> {
     for (other_image, other) in all {
         let both = both(least, other.state).ok_or_else(|| {
             let [one, two] = [least, other.state].map(words);
-            format!("{image} {one}, {other_image} {two}: they are not of the same moment")
+            format!("{image} {one}, {other_image} {two}: they are from different points in time")
         })?;
         if both != least {
             (image, least) = (other_image, both);
@@ -119,9 +119,9 @@ fn words(state: DiskState) -> String {
         DiskState::None => "is not written by the guest".to_owned(),
         DiskState::Fresh => "has content and no record".to_owned(),
         DiskState::Hole => "is empty and has no record".to_owned(),
-        DiskState::Alone(term) => format!("was run from alone in term {term}"),
+        DiskState::Alone(term) => format!("ran alone in term {term}"),
         DiskState::Ended(term) => format!("was shut down in term {term}"),
-        DiskState::Protected(term) => format!("was run from with a standby in term {term}"),
+        DiskState::Protected(term) => format!("ran with a standby in term {term}"),
         DiskState::Copy(term) => format!("is a copy of term {term}"),
         DiskState::Unusable => "cannot be used".to_owned(),
     }

@@ -1,4 +1,4 @@
-//! A host that waits for somebody who may never come: asks again and again whether it may run the VM itself
+//! A host that waits for another one that may never come: asks repeatedly whether it may run the VM itself
 //! by now.
 //!
 //! In: the disks' records, the witness, the other hosts, by way of [`ft::part`]. Out: [`VmEvent::MayRun`],
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use ft::{Candidate, NodeOptions, NodeTerm};
 use ft_proto::HostId;
+use pollux_api::event::EventName;
 use pollux_api::status::State;
 use serde_json::json;
 
@@ -90,7 +91,7 @@ impl Voter {
                 Err(error) => error.to_string(),
             };
             if told.as_ref() != Some(&why) {
-                self.board.note("started-as-standby", json!({ "reason": why }));
+                self.board.note(EventName::StartedAsStandby, json!({ "reason": why }));
                 told = Some(why);
             }
         }

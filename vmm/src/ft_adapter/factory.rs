@@ -10,6 +10,7 @@ use ft_proto::HostId;
 use ft_proto::witness::Disks;
 use host_kit::event_loop::{EventLoop, readable};
 use host_kit::log_limit::{self, Limit};
+use pollux_api::event::EventName;
 use pollux_api::options::StartRole;
 use serde_json::Value;
 
@@ -148,7 +149,7 @@ impl VmFactory for KvmFactory {
             ft::Part::StandBy(why) => {
                 if let Some(why) = why {
                     // Seen in the events of the engine that is about to be made.
-                    self.setup.board.note("started-as-standby", serde_json::json!({ "reason": why }));
+                    self.setup.board.note(EventName::StartedAsStandby, serde_json::json!({ "reason": why }));
                 }
                 Part::StandBy
             }

@@ -171,7 +171,7 @@ impl Drop for DeviceProcess {
         };
         self.shared.signal(Signal::SIGTERM);
         if self.shared.wait(END_LIMIT).is_none() {
-            tracing::warn!(device = self.id, "device process does not end when asked to; it is killed");
+            tracing::warn!(device = self.id, "device process did not end when asked to; killing it");
             self.shared.signal(Signal::SIGKILL);
         }
         // Ends when the process is reaped.

@@ -65,7 +65,7 @@ pub enum ProcessError {
         found: u16,
     },
     /// It answered something else than it should.
-    #[error("device {id}: {program} does not greet as a device process does")]
+    #[error("device {id}: {program} does not answer like a device process")]
     Greeting {
         /// Device.
         id: String,

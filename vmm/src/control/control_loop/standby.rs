@@ -62,7 +62,7 @@ impl Vmm {
         }
         let ended = live.machine().shutdown().and(stopped);
         if let Err(error) = ended {
-            tracing::warn!("the VM did not end in order: {}", chain(&*error));
+            tracing::warn!("the VM did not shut down cleanly: {}", chain(&*error));
         }
     }
 
@@ -72,7 +72,7 @@ impl Vmm {
         self.stand_by_at = None;
         self.end_standby();
         match self.stand_by() {
-            Ok(()) => self.parts.monitor.event("vm", "standing-by"),
+            Ok(()) => self.parts.monitor.event("vm", "standby"),
             Err(error) => {
                 tracing::error!("cannot become a standby, will try again: {}", chain(&error));
                 self.stand_by_at = Some(Instant::now() + AGAIN);
