@@ -6,6 +6,8 @@ pub const VCPUS_MAX: u32 = 254;
 pub const PHYS_BITS_MIN: u8 = 32;
 /// The widest guest-physical addresses, in bits.
 pub const PHYS_BITS_MAX: u8 = 52;
+/// The most memory of a VM, in bytes: 16 TiB. What keeps account of its pages takes a 16,384th of it.
+pub const MEMORY_MAX: u64 = 16 << 40;
 
 /// The most entries of a virtqueue.
 pub const QUEUE_SIZE_MAX: u16 = 32768;

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::console::{CONSOLE_MODES, SERIAL_MODES, names};
 use super::{ConsoleOutputMode, DiskConfig, HotplugMethod, ImageType, NetConfig, Unsupported, VmConfig};
 use crate::limits::{
-    DEVICE_QUEUES_MAX, DISK_QUEUES_MAX, NET_QUEUE_PAIRS_MAX, QUEUE_SIZE_MIN, VCPUS_MAX, check_disk_serial,
+    DEVICE_QUEUES_MAX, DISK_QUEUES_MAX, MEMORY_MAX, NET_QUEUE_PAIRS_MAX, QUEUE_SIZE_MIN, VCPUS_MAX, check_disk_serial,
     check_interface, check_mac, check_queue_size,
 };
 
@@ -190,6 +190,9 @@ impl VmConfig {
         require(memory.zones.as_ref().is_none_or(Vec::is_empty), || unsupported("memory.zones", "use memory.size"))?;
         require(memory.size >= MEMORY_MIN, || {
             invalid("memory.size", format!("must be at least {MEMORY_MIN} bytes, not {}", memory.size))
+        })?;
+        require(memory.size <= MEMORY_MAX, || {
+            invalid("memory.size", format!("must be at most {MEMORY_MAX} bytes, not {}", memory.size))
         })?;
         require(memory.size.is_multiple_of(PAGE), || {
             invalid("memory.size", format!("must be a multiple of {PAGE} bytes, not {}", memory.size))
