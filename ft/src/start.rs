@@ -18,7 +18,7 @@ use crate::peers::ask::{Answer, ask_all, known_vm, objection};
 use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How long the witness may take; its own limit is shorter, and tells why.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WITNESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The right to run a VM: which node has it, and since when.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -143,7 +143,7 @@ impl Start<'_> {
         let silent = |reason| StartError::Witness { witness: address.to_string(), reason };
         let client =
             WitnessClient::start(address).map_err(|error| silent(format!("cannot start a thread: {error}")))?;
-        let stored = client.read_and_wait(PATIENCE).map_err(silent)?;
+        let stored = client.read_and_wait(WITNESS_TIMEOUT).map_err(silent)?;
         let on_record = stored.and_then(|stored| stored.vm);
         if let (Some(disks), Some(found)) = (self.me.disks.vm, on_record)
             && disks != found
@@ -162,9 +162,8 @@ impl Start<'_> {
             return Ok(Err(why));
         }
         let vm = known.unwrap_or_else(new_vm);
-        let regret =
-            Claim::Stop { node: self.node, term: Term(0), disks: self.me.disks.state.ran().unwrap_or_default() };
-        match ask(&client, vm, claim, Some(regret)) {
+        let undo = Claim::Stop { node: self.node, term: Term(0), disks: self.me.disks.state.ran().unwrap_or_default() };
+        match ask(&client, vm, claim, Some(undo)) {
             WitnessAnswer::Unreachable(_, reason) => Err(silent(reason)),
             WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
                 Ok(Ok(NodeTerm { vm, node: self.node, term: record.term(), first: false }))
@@ -290,11 +289,11 @@ pub fn give_back(options: &NodeOptions, NodeTerm { vm, node, term, .. }: NodeTer
 }
 
 /// Asks and waits, but not for ever. Without an answer the claim may still take effect, and nobody would be
-/// there to use it: then it is followed by `regret`, if the witness can be asked once more.
-fn ask(client: &WitnessClient, vm: VmId, claim: Claim, regret: Option<Claim>) -> WitnessAnswer {
-    let answer = client.ask_and_wait(vm, claim, PATIENCE);
-    if let (WitnessAnswer::Unreachable(..), Some(regret)) = (&answer, regret) {
-        client.ask(vm, regret, |_| {});
+/// there to use it: then it is followed by `undo`, if the witness can be asked once more.
+fn ask(client: &WitnessClient, vm: VmId, claim: Claim, undo: Option<Claim>) -> WitnessAnswer {
+    let answer = client.ask_and_wait(vm, claim, WITNESS_TIMEOUT);
+    if let (WitnessAnswer::Unreachable(..), Some(undo)) = (&answer, undo) {
+        client.ask(vm, undo, |_| {});
         client.finish();
     }
     answer

@@ -1,10 +1,7 @@
 //! Why a VM cannot be protected: every reason as a type, with what is to blame and what to do about it.
 
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
-
 use crate::options::Fault;
-use crate::problem::Blame;
+use crate::reason::{Blame, BlockerReport};
 use crate::status::State;
 
 /// A reason why a VM cannot be protected now.
@@ -202,21 +199,6 @@ impl Blocker {
             | Self::HostExhausted { .. } => false,
         }
     }
-}
-
-/// A [`Blocker`] in JSON.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-#[serde(default)]
-pub struct BlockerReport {
-    /// What programs know it by; stays the same when the sentence changes.
-    pub code: String,
-    /// What has to change before the VM can be protected.
-    pub blame: Blame,
-    /// The reason, as a sentence.
-    pub reason: String,
-    /// What to do next.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
 }
 
 impl From<&Blocker> for BlockerReport {

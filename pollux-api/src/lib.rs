@@ -13,6 +13,7 @@ pub mod limits;
 pub mod openapi;
 pub mod options;
 pub mod problem;
+pub mod reason;
 pub mod refused;
 pub mod routes;
 pub mod status;

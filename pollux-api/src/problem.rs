@@ -8,7 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::blocker::BlockerReport;
+pub use crate::reason::Blame;
+use crate::reason::BlockerReport;
 use crate::words::words;
 
 /// What a client names in `Accept`, and the VMM in `Content-Type` (RFC 9457).
@@ -92,22 +93,6 @@ impl fmt::Display for Problem {
             }
         }
         self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n({hint})"))
-    }
-}
-
-words! {
-    /// What has to change before a request can succeed.
-    pub enum Blame: Default {
-        /// The request: the same one fails again, whenever it is made.
-        Request = "request",
-        /// The state of the VM: the same request may succeed later.
-        State = "state",
-        /// Something around the VMM: the other host, a link, the witness, a file.
-        Environment = "environment",
-        /// This host: it has run out of something.
-        Host = "host",
-        /// The VMM: please report it.
-        Internal = "internal" [default, serde(other)],
     }
 }
 

@@ -1,7 +1,7 @@
 //! Why the fault-tolerance engine does not do what an operator asks.
 
-use crate::blocker::{Blocker, BlockerReport};
-use crate::problem::Blame;
+use crate::blocker::Blocker;
+use crate::reason::{Blame, BlockerReport};
 use crate::status::State;
 
 /// Why the engine refuses a call.

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::blocker::BlockerReport;
 use crate::options::Compression;
+use crate::reason::BlockerReport;
 use crate::words::words;
 
 /// A pair's status as one node sees it.

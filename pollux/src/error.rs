@@ -64,7 +64,7 @@ impl CommandError {
 pub enum RecordError {
     /// The witness cannot be asked.
     #[error("{0}")]
-    Keeper(String),
+    Witness(String),
     /// It does not answer.
     #[error("the witness at {0} has not answered within {limit} s: whether anything was done is unknown", limit = WITNESS_LIMIT.as_secs())]
     Silent(String),

@@ -1,7 +1,7 @@
 //! What a server says, made fit for a terminal: nothing in it that a terminal obeys, or that a reader does
 //! not see.
 
-use pollux_api::blocker::BlockerReport;
+use pollux_api::reason::BlockerReport;
 use serde_json::Value;
 
 /// `text` with a replacement character for whatever is not plain.

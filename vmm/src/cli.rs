@@ -53,8 +53,11 @@ const UNSUPPORTED: [(&str, &str); 24] = [
 const VM_FLAGS: [&str; 10] =
     ["cmdline", "console", "cpus", "disk", "initramfs", "memory", "net", "platform", "rng", "serial"];
 
-/// Flags whose options are defined in one place, with what follows the heading of their table.
-const TABLES: [(&str, fn() -> Vec<OptionHelp>); 9] = [
+/// The options of a flag.
+type HelpOf = fn() -> Vec<OptionHelp>;
+
+/// Flags whose options are defined in one place, with the headings of their tables.
+const TABLES: [(&str, HelpOf); 9] = [
     ("Options of --cpus", CpusConfig::help),
     ("Options of --memory", MemoryConfig::help),
     ("Options of --disk, which needs a path, or vhost_user=on and a socket", DiskConfig::help),
@@ -198,7 +201,7 @@ fn command() -> Command {
 }
 
 fn after_help() -> String {
-    let table = |(heading, help): (&str, fn() -> Vec<OptionHelp>)| format!("{heading}:\n{}\n", table(&help()));
+    let table = |(heading, help): (&str, HelpOf)| format!("{heading}:\n{}\n", table(&help()));
     let tables: String = TABLES.into_iter().map(table).collect();
     format!("OPTIONS are KEY=VALUE,KEY=VALUE. In brackets: what holds without them.\n\n{tables}{EXAMPLES}")
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ft_proto::Time;
-use pollux_api::blocker::BlockerReport;
+use pollux_api::reason::BlockerReport;
 use pollux_api::status::SearchStatus;
 
 use crate::options::ProtectOptions;

@@ -124,7 +124,7 @@ fn peer_that(part: ft_proto::wire::Part, node: NodeId) -> std::net::SocketAddr {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            crate::transport::frames::read_message(&stream, PATIENCE).unwrap();
+            crate::transport::frames::read_message(&stream, WITNESS_TIMEOUT).unwrap();
             let standing = encode_body(&Standing { node, vm: Some(VM), term: Term(6), part });
             let stamp =
                 crate::transport::frames::Stamp { kind: Kind::Standing, term: Term(6), epoch: ft_proto::Epoch(0) };
@@ -143,7 +143,7 @@ fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
     let record = Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) };
     put(&folder, record);
     let me = host("a", disks(DiskState::Protected(Term(6))));
-    assert!(waits(&auto, me).contains("takes over"));
+    assert!(waits(&auto, me).contains("will take over"));
     // It was never registered, so the witness gives it nothing: who waited for it would wait for ever.
     put(&folder, Record::Solo { owner: node("a"), term: Term(6), since: Term(5) });
     assert_eq!(runs(&auto, me).term, Term(7));

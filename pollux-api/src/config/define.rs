@@ -63,8 +63,7 @@ macro_rules! config_struct {
             /// # Errors
             /// When the text does not follow the grammar or a value is not what it should be.
             pub fn from_option(text: &str) -> Result<Self, $crate::options::OptionError> {
-                let mut keys = Vec::new();
-                $( push_keys!(keys, $field [$($key)?] [$($also)?] [$($value)?]); )+
+                let keys = [$( config_keys!($field [$($key)?] [$($also)?] [$($value)?]), )+].concat();
                 let refused: &[&str] = &[$($($refused),+)?];
                 Self::from_options(&$crate::options::Options::parse($flag, text, &keys, refused)?)
             }
@@ -86,14 +85,13 @@ macro_rules! config_struct {
             #[must_use]
             pub fn help() -> Vec<$crate::options::OptionHelp> {
                 let _default = Self::default();
-                let mut help = Vec::new();
-                $(
-                    push_help!(
-                        help, _default.$field, $field [$($key)?] [$($value [$($via)?] [$($range)?])?]
+                let help = [$(
+                    config_help!(
+                        _default.$field, $field [$($key)?] [$($value [$($via)?] [$($range)?])?]
                         [concat!($($field_doc),+)] [$($fallback)? $($default)?]
-                    );
-                )+
-                help
+                    ),
+                )+];
+                help.into_iter().flatten().collect()
             }
 
             /// Whether its numbers are within their limits; `at` is where it is in the configuration.
@@ -165,11 +163,13 @@ macro_rules! config_key {
     };
 }
 
-macro_rules! push_keys {
-    ($keys:ident, $field:ident $key:tt $also:tt []) => {};
-    ($keys:ident, $field:ident $key:tt [$($also:literal)?] [$value:tt]) => {
-        $keys.push(config_key!($field $key));
-        $( $keys.push($also); )?
+/// The keys of a field that is an option.
+macro_rules! config_keys {
+    ($field:ident $key:tt $also:tt []) => {
+        [].as_slice()
+    };
+    ($field:ident $key:tt [$($also:literal)?] [$value:tt]) => {
+        [config_key!($field $key) $(, $also)?].as_slice()
     };
 }
 
@@ -197,15 +197,18 @@ macro_rules! or_absent {
     };
 }
 
-macro_rules! push_help {
-    ($help:ident, $value:expr, $field:ident $key:tt [] $doc:tt $default:tt) => {};
-    ($help:ident, $value:expr, $field:ident $key:tt ["" $via:tt $range:tt] $doc:tt $default:tt) => {};
-    ($help:ident, $value:expr, $field:ident $key:tt [$write:tt $via:tt $range:tt] [$doc:expr] $default:tt) => {
-        let option = $crate::options::OptionHelp::new(
-            config_key!($field $key), $write, $doc, default_text!($value, $via $default),
-        );
-        $help.push(with_range!(option, $range));
+macro_rules! config_help {
+    ($value:expr, $field:ident $key:tt [] $doc:tt $default:tt) => {
+        None
     };
+    ($value:expr, $field:ident $key:tt ["" $via:tt $range:tt] $doc:tt $default:tt) => {
+        None
+    };
+    ($value:expr, $field:ident $key:tt [$write:tt $via:tt $range:tt] [$doc:expr] $default:tt) => {{
+        let default = default_text!($value, $via $default);
+        let option = $crate::options::OptionHelp::new(config_key!($field $key), $write, $doc, default);
+        Some(with_range!(option, $range))
+    }};
 }
 
 macro_rules! default_text {

@@ -57,7 +57,8 @@ config_struct! {
         pci_segment (""): u16 = 0,
         /// Slot on the PCI bus; chosen when absent.
         pci_device_id ("N", 1..=PCI_SLOT_MAX): Option<u8>,
-        /// Use the image even if its record says that it is half-synchronised or that another copy may be newer.
+        /// Use the image even if its record says that it is half-synchronised or that another copy may be
+        /// newer.
         force [hidden] ("on|off"): bool = false,
     }
     refuses [
@@ -127,8 +128,8 @@ config_struct! {
         mtu ("N", MTU_MIN..=MTU_MAX): Option<u16>,
         /// Behind the virtual IOMMU; must be false.
         iommu (""): bool = false,
-        /// Virtqueues, receive and transmit counted apart, so an even number; a device process of Pollux serves
-        /// 32 at most.
+        /// Virtqueues, receive and transmit counted apart, so an even number; a device process of Pollux
+        /// serves 32 at most.
         num_queues ("N", 1..=DEVICE_QUEUES_MAX): usize = 2,
         /// Entries of each virtqueue, a power of two.
         queue_size ("N", 1..=QUEUE_SIZE_MAX): u16 = 256,

@@ -2,7 +2,7 @@
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{ContentArrangement, Table};
-use pollux_api::blocker::BlockerReport;
+use pollux_api::reason::BlockerReport;
 use pollux_api::status::{
     ClaimStatus, CompressionStatus, CopyState, DiskStatus, Percentiles, SearchStatus, State, Status, WitnessStatus,
 };
@@ -202,7 +202,7 @@ mod tests {
             "2 frames, 128 B",
             "auto (packed), 1.0 MiB sent for 7.0 MiB: 1 to 7.0",
             "/w (no answer: gone)",
-            "`ft protect` looks for one",
+            "`ft protect` turns it on",
             "copying",
             "node cd runs this VM",
             "go-alone, for 7 s: gone",

@@ -33,7 +33,7 @@ pub enum Ending {
 /// What the VMM is started with.
 pub struct Parts {
     /// Puts VMs together.
-    pub assembler: Box<dyn VmFactory>,
+    pub factory: Box<dyn VmFactory>,
     /// The event stream.
     pub monitor: EventMonitor,
     /// The copy that the API reads.
@@ -48,7 +48,7 @@ pub struct Vmm {
     config: Option<VmConfig>,
     live: Option<Live>,
     /// When to try again to become a standby.
-    stand_by_at: Option<Instant>,
+    standby_retry_at: Option<Instant>,
     /// The guest has asked for a reset while the VM was about to leave.
     reset_due: bool,
 }
@@ -91,7 +91,7 @@ impl Vmm {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         parts.monitor.event("vmm", "starting");
-        Self { parts, config: None, live: None, stand_by_at: None, reset_due: false }
+        Self { parts, config: None, live: None, standby_retry_at: None, reset_due: false }
     }
 
     /// What the command line asks for before the loop starts: create, then boot or wait as a standby.
@@ -101,7 +101,7 @@ impl Vmm {
     pub fn start(&mut self, config: VmConfig) -> Result<(), ApiError> {
         let create = ApiRequest::Create(Box::new(config.clone()));
         self.handle(create)?;
-        let part = self.parts.assembler.part(&config, false).map_err(VmmError::Machine);
+        let part = self.parts.factory.part(&config, false).map_err(VmmError::Machine);
         let started = part.and_then(|part| match part {
             Part::Run => self.boot_here(),
             Part::StandBy => self.stand_by(),
@@ -114,10 +114,10 @@ impl Vmm {
     pub fn run(mut self, calls: &Receiver<ApiCall>, signals: &Receiver<i32>) -> Ending {
         let ending = loop {
             let events = self.live.as_ref().map_or_else(never, |live| live.events.clone());
-            let again = self.stand_by_at.map_or_else(never, at);
+            let again = self.standby_retry_at.map_or_else(never, at);
             let ended = select! {
                 recv(again) -> _ => {
-                    self.stand_by_again();
+                    self.rebuild_standby();
                     None
                 }
                 recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
@@ -212,7 +212,7 @@ impl Vmm {
         }
         let config = self.config.as_ref().ok_or(VmmError::NotCreated)?;
         config.validate().map_err(VmmError::Config)?;
-        self.parts.assembler.part(config, true).map_err(VmmError::Machine)?;
+        self.parts.factory.part(config, true).map_err(VmmError::Machine)?;
         self.boot_here()
     }
 
@@ -239,14 +239,14 @@ impl Vmm {
     fn assemble(&mut self, config: VmConfig, part: Part) -> Result<Live, VmmError> {
         let (sender, events): (Sender<VmEvent>, _) = unbounded();
         self.reset_due = false;
-        let built = self.parts.assembler.assemble(config, part, sender).map_err(VmmError::Machine)?;
+        let built = self.parts.factory.assemble(config, part, sender).map_err(VmmError::Machine)?;
         Ok(Live { machine: built.machine, ft: built.ft, events, state: VmState::Created, role: Role::Own })
     }
 
     /// `vm.shutdown`: the VM is gone, its configuration stays.
     fn shutdown(&mut self) -> Result<(), VmmError> {
         let live = self.live.take().ok_or(VmmError::NotRunning)?;
-        self.stand_by_at = None;
+        self.standby_retry_at = None;
         let ended = end(&live);
         self.parts.monitor.event("vm", "shutdown");
         ended
@@ -358,7 +358,7 @@ impl Vmm {
             }
             VmEvent::Unusable { reason } => {
                 tracing::warn!("this standby is rebuilt: {reason}");
-                self.stand_by_again();
+                self.rebuild_standby();
             }
             VmEvent::MayRun => self.boot_instead(),
             VmEvent::TakenOver { paused } => self.on_taken_over(paused),

@@ -1,6 +1,6 @@
 //! Watches a device process: passes on what it logs, reaps it, and reports its end unless that was wanted.
 //!
-//! In: its standard error and its pidfd. Out: log lines, its last words, its exit status. Never: the lock
+//! In: its standard error and its pidfd. Out: log lines, its last lines, its exit status. Never: the lock
 //! while it waits.
 
 use std::collections::VecDeque;

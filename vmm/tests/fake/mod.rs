@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ft::{Call, Control, EventRecord, ProtectOptions, Refused, Status};
 use pollux_api::Blocker;
-use pollux_api::blocker::BlockerReport;
 use pollux_api::options::Compression;
+use pollux_api::reason::BlockerReport;
 use pollux_api::status::{
     ClaimKind, ClaimStatus, CompressionStatus, CopyState, DiskStatus, LinkName, LinkState, LinkStatus, Peer, Progress,
     Replica, ResyncKind, Role, SearchStatus, State, Takeover, WitnessStatus,
@@ -235,7 +235,7 @@ impl FakeVmm {
     pub fn start(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (diary, events) = (Diary::default(), Arc::default());
-        let assembler = FakeAssembler {
+        let factory = FakeAssembler {
             diary: Arc::clone(&diary),
             gate: setup.gate,
             events: Arc::clone(&events),
@@ -248,7 +248,7 @@ impl FakeVmm {
         let socket = ApiSocket::open(&SocketTarget::Path(dir.path().join("api"))).unwrap();
         let http = HttpServer::start(socket.listener().unwrap(), Arc::clone(&shared)).unwrap();
         let (signal_sender, signals) = unbounded();
-        let parts = Parts { assembler: Box::new(assembler), monitor, shared, no_shutdown: setup.no_shutdown };
+        let parts = Parts { factory: Box::new(factory), monitor, shared, no_shutdown: setup.no_shutdown };
         let thread = std::thread::spawn(move || {
             let mut vmm = Vmm::new(parts);
             if setup.standby {

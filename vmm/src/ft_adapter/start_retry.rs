@@ -27,13 +27,13 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub type Granted = Arc<Mutex<Option<NodeTerm>>>;
 
 /// The thread that asks; dropping it ends it.
-pub struct Election {
+pub struct StartRetry {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What it needs to ask.
-pub struct Voter {
+pub struct StartRequest {
     /// How this host takes part.
     pub options: NodeOptions,
     /// Its name.
@@ -46,16 +46,16 @@ pub struct Voter {
     pub granted: Granted,
 }
 
-impl Election {
+impl StartRetry {
     /// Begins to ask, after the first pause.
     ///
     /// # Errors
-    /// When there is no thread to be had.
-    pub fn start(voter: Voter, events: Sender<VmEvent>) -> io::Result<Self> {
+    /// When no thread can be started.
+    pub fn start(request: StartRequest, events: Sender<VmEvent>) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
         let thread = host_kit::thread::spawn("ft-start", move || {
-            if let Some(node_term) = voter.run(&stopped) {
-                *voter.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(node_term);
+            if let Some(node_term) = request.run(&stopped) {
+                *request.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(node_term);
                 // A VM that ends at this moment gives the right back when the next one is built, or not.
                 let _ = events.send(VmEvent::MayRun);
             }
@@ -64,7 +64,7 @@ impl Election {
     }
 }
 
-impl Drop for Election {
+impl Drop for StartRetry {
     fn drop(&mut self) {
         self.stop = None;
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
@@ -73,7 +73,7 @@ impl Drop for Election {
     }
 }
 
-impl Voter {
+impl StartRequest {
     /// Asks until it is granted or told to stop.
     fn run(&self, stopped: &Receiver<()>) -> Option<NodeTerm> {
         let (mut told, mut since) = (None, Instant::now());
