@@ -7,7 +7,8 @@
 //! ```
 //!
 //! How it ends depends on whether the standby has a right to take over, which it has from `Registering` on,
-//! or, if there is no witness, as soon as the first checkpoint is on its way to it; and then on who decides: the witness, or the policy.
+//! or, if there is no witness, as soon as the first checkpoint is on its way to it; and then on who decides:
+//! the witness, or the policy.
 //!
 //! | | no right | witness | `primary`, `both` | `standby` |
 //! |---|---|---|---|---|
