@@ -31,6 +31,8 @@ mod backend;
 mod blocks;
 mod commands;
 mod frame_socket;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod geometry;
 pub mod image;
 mod mirror;
