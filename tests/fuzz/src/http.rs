@@ -1,4 +1,5 @@
-//! The API's socket: whatever a client sends, the server answers in HTTP or hangs up, and serves the next one.
+//! The API's socket: whatever a client sends, the server answers in HTTP or hangs up, and serves the next
+//! one.
 //!
 //! Input: what one client sends before it hangs up.
 

@@ -5,7 +5,7 @@
 //!   scripts/fuzz ──► fuzz_targets/NAME ──┐
 //!                                        ├──► fuzz::NAME::run(input) ──► the real reader
 //!   scripts/test ──► tests/corpora ──────┘
-//!                      corpus/NAME/*: seeds that the real encoders wrote (`seeds`), and inputs that runs found
+//!                      corpus/NAME/*: seeds that the real encoders wrote (`seeds`), and what runs found
 //! ```
 //! A reader behind a checksum gets frames that the real encoder has put around the input, beside the raw
 //! input: a fuzzer does not find hashes.
@@ -15,6 +15,7 @@ mod bytes;
 mod guest_ring;
 mod memory;
 mod pci_machine;
+pub mod seed;
 pub mod seeds;
 
 /// Declares the targets.

@@ -7,8 +7,8 @@ use ft::guest::{GuestError, Memory};
 use ft_proto::pages::{PAGE, Page};
 
 /// Pages below the hole, and above it.
-const LOW: Range<u64> = 0..48;
-const HIGH: Range<u64> = 0x10_0000..0x10_0010;
+const LOW: Range<u64> = 0..16;
+const HIGH: Range<u64> = 0x10_0000..0x10_0004;
 
 /// The memory.
 pub(crate) struct Ram(Mutex<Vec<Page>>);

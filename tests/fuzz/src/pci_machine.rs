@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pollux_vmm::machine::bus::{Bus, BusDevice};
 use pollux_vmm::machine::irq::IrqError;
@@ -92,6 +92,6 @@ impl PciMachine {
 impl Drop for PciMachine {
     fn drop(&mut self) {
         // The bus of memory-mapped I/O holds it.
-        self.device().unplug();
+        self.device.lock().unwrap_or_else(PoisonError::into_inner).unplug();
     }
 }

@@ -5,25 +5,7 @@ mod guest;
 mod network;
 mod texts;
 
-/// An input to begin with.
-pub struct Seed {
-    /// Whose.
-    pub target: &'static str,
-    /// What it is.
-    pub name: String,
-    /// The bytes.
-    pub input: Vec<u8>,
-}
-
-/// Seeds being collected.
-#[derive(Default)]
-struct Seeds(Vec<Seed>);
-
-impl Seeds {
-    fn add(&mut self, target: &'static str, name: impl Into<String>, input: impl Into<Vec<u8>>) {
-        self.0.push(Seed { target, name: name.into(), input: input.into() });
-    }
-}
+use crate::seed::{Seed, Seeds};
 
 /// All of them.
 #[must_use]

@@ -1,5 +1,5 @@
-//! A checkpoint's state of the VM: sections that a peer has written, loaded into the devices that need no KVM,
-//! which a guest then uses.
+//! A checkpoint's state of the VM: sections that a peer has written, loaded into the devices that need no
+//! KVM, which a guest then uses.
 //!
 //! Input: the state.
 

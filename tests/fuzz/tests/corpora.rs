@@ -1,7 +1,7 @@
 //! Each target does what it should with every input of its corpus, and with changed ones of it.
 //!
-//! `cargo test -p fuzz` needs no fuzzing engine; `scripts/fuzz` makes new inputs up. An input that fails stays
-//! in the corpus.
+//! `cargo test -p fuzz` needs no fuzzing engine; `scripts/fuzz` makes new inputs up. An input that fails
+//! stays in the corpus.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -121,6 +121,16 @@ fn every_target_is_tested_and_built() {
         assert!(TESTED.contains(name), "{name} has no test");
         let binary = format!("[[bin]]\nname = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"\n");
         assert!(manifest.contains(&binary), "{name} has no program");
+    }
+}
+
+#[test]
+fn seeds_are_what_the_encoders_write() {
+    for seed in fuzz::seeds::all() {
+        let file =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(seed.target).join(format!("seed-{}", seed.name));
+        let is_current = fs::read(&file).is_ok_and(|input| input == seed.input);
+        assert!(is_current, "{} is outdated: cargo run -p fuzz --bin seeds", file.display());
     }
 }
 

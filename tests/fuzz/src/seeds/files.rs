@@ -5,8 +5,8 @@ use ft_proto::{NodeId, Term, VmId, device_ctl};
 use pollux_vmm::machine::state::StateWriter;
 use vhost_user_blk_repl::record::{Base, Record, Role, encode};
 
-use super::Seeds;
 use crate::pci_machine::PciMachine;
+use crate::seed::Seeds;
 use crate::vm_state;
 
 pub(super) fn add(seeds: &mut Seeds) {

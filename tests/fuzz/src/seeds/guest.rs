@@ -1,7 +1,7 @@
 //! What a guest's drivers write: virtqueues with requests and frames in memory, accesses to registers.
 
-use super::Seeds;
 use crate::guest_ring::{AVAIL, STRIDE};
+use crate::seed::Seeds;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;

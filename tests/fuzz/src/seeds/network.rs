@@ -13,8 +13,8 @@ use ft_proto::{Epoch, NodeId, Term, VmId};
 use vhost_user_blk_repl::image::regions::Regions;
 use vhost_user_blk_repl::mirror_wire::{Begin, Digest, Frame, Greeting, Kind, Name, encode as frame, encode_fields};
 
-use super::Seeds;
 use crate::memory::Ram;
+use crate::seed::Seeds;
 use crate::{beats, mirror};
 
 pub(super) fn add(seeds: &mut Seeds) {

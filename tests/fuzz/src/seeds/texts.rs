@@ -1,6 +1,6 @@
 //! Texts: options, JSON, requests in HTTP.
 
-use super::Seeds;
+use crate::seed::Seeds;
 
 const OPTIONS: [(u8, &str); 16] = [
     (0, "boot=2,max=4,topology=1:2:1:2,affinity=[0@[0,2],1@[1-3]],nested=off,max_phys_bits=46"),
