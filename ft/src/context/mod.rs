@@ -18,6 +18,7 @@ use std::io;
 
 use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, Node, NodeId, Settings, State, Term, Time};
+use ft_transport::heartbeats::Heartbeats;
 use pollux_api::Refused;
 use serde_json::{Value, json};
 
@@ -32,7 +33,6 @@ use crate::devices::{DeviceKey, Devices};
 use crate::identity::Identity;
 use crate::note::Note;
 use crate::platform::Platform;
-use crate::transport::heartbeats::Heartbeats;
 use crate::witness::{Stored, WitnessAddress};
 
 /// What a call is answered.
@@ -88,6 +88,12 @@ impl<P: Platform> Context<P> {
     /// The core is to be told.
     pub(crate) fn input(&mut self, input: Input) {
         self.inputs.push_back(input);
+    }
+
+    /// What the core is told before anything that happened meanwhile: that an epoch is on its way. Until then
+    /// it goes by the standby having nothing of it.
+    pub(crate) fn input_first(&mut self, input: Input) {
+        self.inputs.push_front(input);
     }
 
     /// Tells the core what is next. Returns whether there was anything.

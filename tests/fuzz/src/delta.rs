@@ -2,8 +2,8 @@
 //!
 //! Input: the old page, then what differs in the new one; the rest once more as a delta that nobody encoded.
 
-use ft_proto::delta::{DELTA_MAX, Delta, encode};
-use ft_proto::pages::PAGE;
+use ft_wire::delta::{DELTA_MAX, Delta, encode};
+use ft_wire::pages::PAGE;
 
 use crate::bytes::Bytes;
 

@@ -2,7 +2,7 @@
 //!
 //! Input: the file as it is, or two bodies of slots behind headers whose checksums are right.
 
-use ft_proto::wire::hash_of_parts;
+use ft_wire::hash::hash_of_parts;
 use vhost_user_blk_repl::record::{FILE_MAX, decode, encode};
 
 use crate::bytes::Bytes;

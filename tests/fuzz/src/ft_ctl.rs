@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use device_api::link::{Link, LinkError};
-use ft_proto::device_ctl::{CTL_MAX, Command, Report, decode, encode};
+use ft_wire::device_ctl::{CTL_MAX, Command, Report, decode, encode};
 use nix::sys::socket::{MsgFlags, send};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use ft::guest::{GuestError, Memory};
-use ft_proto::pages::{PAGE, Page};
+use ft_wire::pages::{PAGE, Page};
 
 /// Pages below the hole, and above it.
 const LOW: Range<u64> = 0..16;

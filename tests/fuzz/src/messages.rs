@@ -2,8 +2,9 @@
 //!
 //! Input: the kind, then the body.
 
-use ft::guest::{Position, Shape};
-use ft_proto::wire::{
+use ft::guest::Shape;
+use ft_wire::state::Position;
+use ft_wire::session::{
     BODY_MAX, CopyProgress, EpochEnd, Hello, Kind, Purpose, Refusal, Standing, Welcome, Yielding, decode_body,
     encode_body,
 };

@@ -7,9 +7,10 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use ft_proto::Epoch;
-use vhost_user_blk_repl::fuzzing::{Change, FrameSocket, Incoming, Received, Step};
+use ft_transport::mirror::{FrameSocket, Received};
+use vhost_user_blk_repl::fuzzing::{Change, Incoming, Range, Step};
 use vhost_user_blk_repl::image::regions::Regions;
-use vhost_user_blk_repl::mirror_wire::{Answer, Begin, Frame, Greeting, Kind, Name, decode_fields, encode};
+use ft_wire::mirror::{Answer, Begin, Frame, Greeting, Kind, Name, decode_fields, encode};
 
 use crate::bytes::Bytes;
 
@@ -117,8 +118,8 @@ fn take(incoming: &mut Incoming, (frame, body, checksum): Received) -> Option<()
 
 /// One that can be applied: inside the disk, and as many bytes as it says.
 fn change(frame: &Frame, data: Option<Vec<u8>>) -> Change {
-    let range = frame.range();
-    assert!(range.end() <= SIZE && range.offset.checked_add(range.len) == Some(range.end()));
+    let range = Range::new(frame.offset, frame.len);
+    assert!(range.offset.checked_add(range.len).is_some_and(|end| end <= SIZE));
     assert!(data.as_ref().is_none_or(|data| data.len() as u64 == range.len));
     Change { range, data }
 }

@@ -2,8 +2,8 @@
 //!
 //! Input: an announced length, then a body that is packed, and unpacked as if it were packed.
 
-use ft_proto::packing::{Packed, Packer, Unpacker};
-use ft_proto::wire::{Header, Kind};
+use ft_wire::packing::{Packed, Packer, Unpacker};
+use ft_wire::session::{Header, Kind};
 use ft_proto::{Epoch, Term};
 
 use crate::bytes::Bytes;

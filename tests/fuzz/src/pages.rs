@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ft::Staging;
-use ft::guest::{Memory, Position};
-use ft::sim::{Coder, History, Intake, Received, read_body, read_header};
-use ft_proto::packing::Unpacker;
-use ft_proto::pages::PAGE;
+use ft::guest::Memory;
+use ft_wire::state::Position;
+use ft::sim::{Coder, History, Intake, Received};
+use ft_transport::frames::{read_body, read_header};
+use ft_wire::packing::Unpacker;
+use ft_wire::pages::PAGE;
 use ft_proto::{Epoch, Term, Time};
 
 use crate::bytes::Bytes;

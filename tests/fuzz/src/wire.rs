@@ -6,9 +6,11 @@ use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 
-use ft::sim::{FrameReader, Intake, Received, RecvNow, read_body, read_header};
-use ft_proto::packing::Unpacker;
-use ft_proto::wire::{BODY_MAX, Header, Kind, MESSAGE_MAX, hash_of_parts};
+use ft::sim::{Intake, Received};
+use ft_transport::frames::{FrameReader, RecvNow, read_body, read_header};
+use ft_wire::packing::Unpacker;
+use ft_wire::session::{BODY_MAX, Header, Kind, MESSAGE_MAX};
+use ft_wire::hash::hash_of_parts;
 use ft_proto::{Epoch, Term, Time};
 
 use crate::bytes::Bytes;

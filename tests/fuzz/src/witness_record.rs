@@ -3,7 +3,7 @@
 //! Input: a claim, then the text of the record.
 
 use ft::sim::decode_stored;
-use ft_proto::device_ctl as codec;
+use ft_wire::device_ctl as codec;
 use ft_proto::witness::{Claim, Record, Verdict, judge};
 
 use crate::bytes::Bytes;

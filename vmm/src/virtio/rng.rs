@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmm_sys_util::eventfd::EventFd;
 

@@ -1,7 +1,8 @@
 //! Files: records, kernels, and the state in a checkpoint.
 
 use ft_proto::witness::{Claim, DiskState, Record as WitnessRecord};
-use ft_proto::{NodeId, Term, VmId, device_ctl};
+use ft_proto::{NodeId, Term, VmId};
+use ft_wire::device_ctl;
 use pollux_vmm::machine::state::StateWriter;
 use vhost_user_blk_repl::record::{Base, Record, Role, encode};
 

@@ -1,17 +1,19 @@
 //! What crosses the network, or the socket of a device process.
 
 use ft::Staging;
-use ft::guest::{DiskShape, NetShape, Position, Shape};
-use ft::sim::{Coder, History, encode_beat};
-use ft_proto::device_ctl::{Command, DeviceInfo, Hold, InFlight, QueueState, Report, ResyncKind, encode};
-use ft_proto::pages::PAGE;
-use ft_proto::wire::{
+use ft::guest::{DiskShape, NetShape, Shape};
+use ft::sim::{Coder, History};
+use ft_proto::{Epoch, NodeId, Term, VmId};
+use ft_wire::beat;
+use ft_wire::device_ctl::{Command, DeviceInfo, Hold, InFlight, QueueState, Report, ResyncKind, encode};
+use ft_wire::mirror::{Begin, Digest, Frame, Greeting, Kind, Name, encode as frame, encode_fields};
+use ft_wire::pages::PAGE;
+use ft_wire::session::{
     CopyProgress, DiskProgress, EpochEnd, Hello, Part, Purpose, Refusal, Standing, TookOver, Welcome, Yielding,
     encode_body,
 };
-use ft_proto::{Epoch, NodeId, Term, VmId};
+use ft_wire::state::Position;
 use vhost_user_blk_repl::image::regions::Regions;
-use vhost_user_blk_repl::mirror_wire::{Begin, Digest, Frame, Greeting, Kind, Name, encode as frame, encode_fields};
 
 use crate::memory::Ram;
 use crate::seed::Seeds;
@@ -22,8 +24,8 @@ pub(super) fn add(seeds: &mut Seeds) {
     add_streams(seeds);
     add_mirror(seeds);
     add_ctl(seeds);
-    seeds.add("beats", "runs", encode_beat(&beats::theirs(), Term(5), true));
-    seeds.add("beats", "stands-by", encode_beat(&beats::theirs(), Term(6), false));
+    seeds.add("beats", "runs", beat::encode(&beats::theirs(), Term(5), true));
+    seeds.add("beats", "stands-by", beat::encode(&beats::theirs(), Term(6), false));
     seeds.add("beats", "changed", [&[1, 5, 0, 0, 0, 0, 0, 0, 0][..], &[40, 7]].concat());
 }
 
@@ -132,7 +134,7 @@ fn add_streams(seeds: &mut Seeds) {
     seeds.add("delta", "nothing", [0, 0, 0]);
     let text = b"memory repeats itself, memory repeats itself, noise does not";
     seeds.add("packing", "text", [&[64, 0, 0, 0, 15], &text[..]].concat());
-    let mut packer = ft_proto::packing::Packer::default();
+    let mut packer = ft_wire::packing::Packer::default();
     if let Some(packed) = packer.pack(&[&text.repeat(20)]) {
         seeds.add("packing", "packed", [&packed.raw.to_le_bytes(), &[0][..], packed.parts[0]].concat());
     }

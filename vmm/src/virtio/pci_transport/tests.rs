@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
 
