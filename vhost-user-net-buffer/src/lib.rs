@@ -14,6 +14,8 @@ pub mod backend;
 mod commands;
 mod control_queue;
 pub mod epoch_buffer;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gate;
 mod input;
 mod output;

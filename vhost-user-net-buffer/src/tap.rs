@@ -101,6 +101,13 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Of descriptors that carry whole frames as a tap does: for the fuzz target.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn of_sockets(sockets: Vec<OwnedFd>) -> Self {
+        let queues = sockets.into_iter().map(|socket| TapQueue(socket.into())).collect();
+        Self { name: "socket".to_owned(), queues, mtu: 1500 }
+    }
+
     /// Name of the interface.
     #[must_use]
     pub fn name(&self) -> &str {

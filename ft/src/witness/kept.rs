@@ -111,6 +111,13 @@ fn replicas(bytes: &[u8]) -> usize {
     serde_json::from_slice::<Replicas>(bytes).map_or(0, |replicas| replicas.in_sync.len())
 }
 
+/// Reads what is stored at a place, whichever it is: for the fuzz target.
+#[cfg(feature = "sim")]
+#[must_use]
+pub fn decode_stored(bytes: &[u8]) -> Option<Stored> {
+    Kept::decode(bytes, "").ok().map(|kept| kept.stored)
+}
+
 /// What a keeper has seen of its witness.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Memory(Option<Seen>);

@@ -24,6 +24,8 @@ pub use asking::AskWitness;
 pub use client::WitnessClient;
 pub use etcd::EtcdWitness;
 pub use file::FileWitness;
+#[cfg(feature = "sim")]
+pub use kept::decode_stored;
 
 /// The witness could not be asked.
 #[derive(Debug, thiserror::Error)]
