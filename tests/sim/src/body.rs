@@ -122,6 +122,8 @@ pub(crate) enum Effect {
     Open(Box<Opener>, Vec<ProtectOptions>, OpenedTo),
     /// Something on another thread is through after so long.
     Later(Duration, Later),
+    /// The engine has asked of its guest or a device what that may not be asked.
+    Forbidden(String),
     /// An event, for the trace.
     Told(String),
 }
@@ -132,6 +134,7 @@ pub(crate) struct Knobs {
     pub(crate) cut_fails: u64,
     pub(crate) busy: u64,
     pub(crate) pause_us: (u64, u64),
+    pub(crate) lag_us: u64,
     pub(crate) ack_limit: Duration,
     pub(crate) depth: usize,
     pub(crate) mutation: Option<Mutation>,
@@ -169,8 +172,10 @@ pub(crate) struct Body {
     pub(crate) watched: Option<StreamId>,
     /// What receives on a standby.
     pub(crate) feeds: BTreeMap<StreamId, Feed>,
-    /// The session that is open, or was the last one.
+    /// The session that is open, or was the last one; by its secret, which is never another one's.
     pub(crate) session: u64,
+    /// Standby: the last epoch of it that is committed.
+    pub(crate) committed: Epoch,
     /// How long the guest was paused last.
     pub(crate) last_pause: Option<Duration>,
     /// What the vCPU was at the last checkpoint, and of which epoch that is.
@@ -191,7 +196,7 @@ impl Body {
             effects: VecDeque::new(),
             rng,
             knobs,
-            guest: Guest::default(),
+            guest: Guest::new(knobs.mutation),
             nic: Nic::default(),
             disk: Disk::default(),
             broken: false,
@@ -201,6 +206,7 @@ impl Body {
             watched: None,
             feeds: BTreeMap::new(),
             session: 0,
+            committed: Epoch(0),
             last_pause: None,
             captured: (Epoch(0), Vcpu::default()),
             loaded: (0, Epoch(0)),

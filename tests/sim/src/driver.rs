@@ -139,8 +139,12 @@ impl World {
         }
         let Some(process) = self.process(address) else { return };
         let (node, term) = (process.id(), process.term());
+        let leftover = process.leftover();
         if process.runs() && process.ran.replace(term) != Some(term) {
             self.moment(Moment::Runs { node, term });
+        }
+        if let Some(what) = leftover {
+            self.moment(Moment::LeftOver { node, what });
         }
     }
 
@@ -167,7 +171,8 @@ impl World {
             }
             Effect::DiskEnd(epoch) => self.disk_end(address, epoch),
             Effect::Command(NIC, command) => {
-                let frames = self.command_nic(address, &command);
+                let mut frames = self.command_nic(address, &command);
+                frames.extend(self.send_waiting(address));
                 if let Command::Release(release) = &command {
                     self.note(address.0, || format!("-> release {} ({} frames)", release.epoch(), frames.len()));
                 }
@@ -178,6 +183,7 @@ impl World {
             Effect::Ask(question, answer) => self.ask(address, question, answer),
             Effect::Open(applicant, peers, done) => self.open(address, *applicant, peers, done),
             Effect::Later(after, call) => self.after(after, Event::Later(address, call)),
+            Effect::Forbidden(what) => self.forbidden(address, what),
             Effect::Told(event) => self.note(address.0, || format!("-> {event}")),
         }
     }
@@ -198,6 +204,13 @@ impl World {
         }
         call();
         self.work(address);
+    }
+
+    /// The engine may not do this.
+    pub(crate) fn forbidden(&mut self, address: Address, what: String) {
+        let Some(process) = self.process(address) else { return };
+        let node = process.id();
+        self.moment(Moment::Forbidden { node, what });
     }
 
     fn ask(&mut self, address: Address, question: Question, answer: crate::body::Answer) {
@@ -296,6 +309,24 @@ impl World {
         self.process(address).map_or(Vec::new(), |process| process.body().nic.command(command, mutation))
     }
 
+    /// What the guest has sent while its card was sealed, now that it is not.
+    fn send_waiting(&mut self, address: Address) -> Vec<Frame> {
+        let Some(process) = self.process(address) else { return Vec::new() };
+        let sent: Vec<_> = {
+            let mut body = process.body();
+            let waiting = body.nic.take_waiting();
+            waiting.into_iter().map(|frame| body.nic.send(frame)).collect()
+        };
+        let mut out = Vec::new();
+        for (frame, report) in sent {
+            out.extend(frame);
+            if let Some(report) = report {
+                self.report_later(address, NIC, report);
+            }
+        }
+        out
+    }
+
     /// Frames leave a host: from here on they cannot be taken back.
     pub(crate) fn leave_host(&mut self, address: Address, frames: Vec<Frame>) {
         let Some(process) = self.process(address).filter(|process| !process.is_broken()) else { return };
@@ -312,7 +343,7 @@ impl World {
 
     /// A device reports: the message takes a moment.
     pub(crate) fn report_later(&mut self, address: Address, device: usize, report: Report) {
-        let (now, delay) = (self.now, self.rng.micros(3, 40));
+        let (now, delay) = (self.now, self.rng.micros(3, self.plan.lag_us));
         let Some(process) = self.process(address) else { return };
         process.last_report = process.last_report.max(now + delay);
         let due = process.last_report;

@@ -59,7 +59,7 @@ impl World {
         if !process.body().guest.running || process.is_broken() {
             return;
         }
-        if !process.guest_runs(now) {
+        if !process.guest_runs(now) || process.body().disk.sealed {
             // Sealed or stopped: guest memory is not touched.
             return self.after(Duration::from_micros(100), Event::DiskDone(address));
         }

@@ -217,6 +217,23 @@ impl Process {
         self.body().broken
     }
 
+    /// What is left over of a session, if the VM runs alone and the world knows.
+    pub(crate) fn leftover(&self) -> Option<&'static str> {
+        let body = self.body();
+        if self.state() != State::Solo || !self.outbox.is_empty() || body.broken || !body.guest.running {
+            return None;
+        }
+        let found = [
+            (body.guest.stopped, "its guest stands still"),
+            (body.disk.sealed || body.nic.is_sealed(), "a device does not serve"),
+            (body.nic.holds(), "its output is held"),
+            (body.disk.is_mirrored(), "its disk is mirrored"),
+            (body.guest.tracked && !self.executor.keeps_base(), "its writes are tracked for nobody"),
+            (!body.guest.tracked && self.executor.keeps_base(), "what follows its last checkpoint is not tracked"),
+        ];
+        found.into_iter().find_map(|(is, what)| is.then_some(what))
+    }
+
     /// Whether the engine's thread can do anything now.
     pub(crate) fn is_awake(&self, now: Time) -> bool {
         self.paused_until.max(self.busy_until).max(self.stalled_until) <= now
