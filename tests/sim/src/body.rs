@@ -17,8 +17,9 @@ use ft_proto::wire::Welcome;
 use ft_proto::witness::Claim;
 use ft_proto::{Epoch, Term, Time, WitnessAnswer};
 
+use crate::console::Console;
 use crate::devices::{Disk, Nic};
-use crate::guest::{Guest, Vcpu};
+use crate::guest::{Frame, Guest, Vcpu};
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::StreamId;
@@ -115,6 +116,8 @@ pub(crate) enum Effect {
     /// The disk ends an epoch of which it has something.
     DiskEnd(Epoch),
     Command(usize, Command),
+    /// Console output leaves.
+    Print(Vec<Frame>),
     /// A disk is given a stream.
     Connect(Command, StreamId),
     Ask(Question, Answer),
@@ -161,6 +164,7 @@ pub(crate) struct Body {
     pub(crate) guest: Guest,
     pub(crate) nic: Nic,
     pub(crate) disk: Disk,
+    pub(crate) console: Console,
     /// A device process is dead.
     pub(crate) broken: bool,
     /// Reports that the engine has not read.
@@ -199,6 +203,7 @@ impl Body {
             guest: Guest::new(knobs.mutation),
             nic: Nic::default(),
             disk: Disk::default(),
+            console: Console::default(),
             broken: false,
             reports: Default::default(),
             answers: [None, None],
@@ -217,6 +222,13 @@ impl Body {
 
     pub(crate) fn effect(&mut self, effect: Effect) {
         self.effects.push_back((self.spent, effect));
+    }
+
+    /// Console output leaves.
+    pub(crate) fn print(&mut self, frames: Vec<Frame>) {
+        if !frames.is_empty() {
+            self.effect(Effect::Print(frames));
+        }
     }
 
     /// The engine's thread is kept for so long.

@@ -47,6 +47,10 @@ impl World {
                     self.settle_on_ack(address, release.epoch());
                 }
             }
+            Command::End(term) => {
+                self.settled_blocks(address);
+                self.hosts[address.0].image.record.ended = *term;
+            }
             Command::Unmirror => self.unmirror(address),
             Command::Discard { after: Epoch(0) } => {
                 let receiver = self.process(address).and_then(|process| process.body().disk.receiver.take());

@@ -22,6 +22,9 @@ use crate::process::{Address, Asks, Delivery, Process};
 use crate::truth::Cut;
 use crate::world::{Event, World, name};
 
+/// An engine that is woken so many times in a row for what is due already waits for something else.
+const SPINS: u32 = 1000;
+
 impl World {
     /// Leaves something for an engine, which works on it if it can.
     pub(crate) fn tell(&mut self, address: Address, delivery: Delivery) {
@@ -178,6 +181,7 @@ impl World {
                 }
                 self.leave_host(address, frames);
             }
+            Effect::Print(frames) => self.leave_host(address, frames),
             Effect::Command(_, command) => self.command_disk(address, &command),
             Effect::Connect(command, stream) => self.connect_disk(address, &command, stream),
             Effect::Ask(question, answer) => self.ask(address, question, answer),
@@ -263,7 +267,7 @@ impl World {
     }
 
     pub(crate) fn arm_timer(&mut self, address: Address) {
-        let ahead = self.hosts[address.0].ahead;
+        let (ahead, local) = (self.hosts[address.0].ahead, self.local(address.0));
         let Some(process) = self.process(address) else { return };
         let next = process.executor.due();
         if next == process.timer.1 {
@@ -272,6 +276,12 @@ impl World {
         process.timer.0 += 1;
         process.timer.1 = next;
         let generation = process.timer.0;
+        let overdue = next.is_some_and(|next| next <= local);
+        process.overdue = if overdue { process.overdue + 1 } else { 0 };
+        if process.overdue > SPINS {
+            let node = process.id();
+            self.moment(Moment::Spins { node });
+        }
         if let Some(next) = next {
             let at = Time(next.0.saturating_sub(ahead.as_nanos() as u64));
             self.at(at.max(Time(self.now.0 + 1)), Event::Timer(address, generation));

@@ -43,6 +43,8 @@ pub(crate) enum Saying {
     Value { key: usize, value: u64, ticket: u64 },
     /// Anything.
     Chatter,
+    /// Anything, on the serial console.
+    Printed,
 }
 
 /// What the guest sends, and the point of its history at which it did.
@@ -193,8 +195,10 @@ impl Guest {
         Some(self.submit(Write { block, value: at.step, asked: false }))
     }
 
+    /// Says something, one time in four on its console.
     pub(crate) fn chatter(&mut self, chance: u64) -> Frame {
-        Frame { at: self.step(chance), saying: Saying::Chatter }
+        let saying = if chance.is_multiple_of(4) { Saying::Printed } else { Saying::Chatter };
+        Frame { at: self.step(chance), saying }
     }
 
     /// Serves a request: an answer, or a write that must be done first.

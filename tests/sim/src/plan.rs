@@ -54,6 +54,8 @@ pub(crate) enum Fault {
     HandOver,
     /// An operator moves the VM to its standby.
     Switchover,
+    /// An operator shuts the VM down; some host starts it again.
+    ShutDown,
     /// An operator has the standby take over.
     TestFailover,
     /// All hosts lose their power.
@@ -77,7 +79,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::CutLink,
         Self::Partition,
         Self::Kill,
@@ -97,6 +99,7 @@ impl Fault {
         Self::SuspendProtection,
         Self::HandOver,
         Self::Switchover,
+        Self::ShutDown,
         Self::TestFailover,
         Self::Blackout,
         Self::LoseRecord,

@@ -267,6 +267,7 @@ impl DeviceControl for SimControl {
                 body.disk.discard(after);
                 body.answers[DISK] = Some(Report::Discarded);
             }
+            Command::End(_) => body.answers[self.device] = Some(Report::Ended),
             Command::Start { .. } => body.answers[self.device] = Some(Report::Started),
             _ => {}
         }

@@ -113,6 +113,8 @@ pub(crate) struct Process {
     /// Or is starved.
     pub(crate) stalled_until: Time,
     pub(crate) timer: (u64, Option<Time>),
+    /// How many times in a row that was in the past.
+    pub(crate) overdue: u32,
     pub(crate) beats: Beats,
     pub(crate) opening: Option<Opening>,
     pub(crate) opened: u64,
@@ -176,6 +178,7 @@ impl Process {
             busy_until: Time(0),
             stalled_until: Time(0),
             timer: (0, None),
+            overdue: 0,
             opening: None,
             opened: 0,
             greeted: BTreeSet::new(),
@@ -220,14 +223,15 @@ impl Process {
     /// What is left over of a session, if the VM runs alone and the world knows.
     pub(crate) fn leftover(&self) -> Option<&'static str> {
         let body = self.body();
-        if self.state() != State::Solo || !self.outbox.is_empty() || body.broken || !body.guest.running {
+        if self.state() != State::Solo || !self.outbox.is_empty() || !body.guest.running {
             return None;
         }
+        let (disk, nic) = (&body.disk, &body.nic);
         let found = [
             (body.guest.stopped, "its guest stands still"),
-            (body.disk.sealed || body.nic.is_sealed(), "a device does not serve"),
-            (body.nic.holds(), "its output is held"),
-            (body.disk.is_mirrored(), "its disk is mirrored"),
+            (!body.broken && (disk.sealed || nic.is_sealed()), "a device does not serve"),
+            (!body.broken && nic.holds() || body.console.holds(), "its output is held"),
+            (!body.broken && disk.is_mirrored(), "its disk is mirrored"),
             (body.guest.tracked && !self.executor.keeps_base(), "its writes are tracked for nobody"),
             (!body.guest.tracked && self.executor.keeps_base(), "what follows its last checkpoint is not tracked"),
         ];

@@ -84,6 +84,7 @@ impl Vm for SimGuest {
         staging.copy_pages(&*self.memory)?;
         body.captured = (epoch, body.guest.vcpu.clone());
         if kind != CutKind::Last {
+            body.console.cut(epoch.next(), kind == CutKind::Base);
             body.effect(Effect::GoesOn);
         }
         Ok(())
@@ -156,7 +157,9 @@ impl Vm for SimGuest {
     }
 
     fn fence(&mut self, reason: &str) {
-        self.shared.effect(Effect::Fenced(reason.to_owned()));
+        let mut body = self.shared.lock();
+        body.console.discard();
+        body.effect(Effect::Fenced(reason.to_owned()));
     }
 
     fn unusable(&mut self, _: &str) {
@@ -164,12 +167,27 @@ impl Vm for SimGuest {
     }
 
     fn told(&mut self, event: &EventRecord) {
-        self.shared.effect(Effect::Told(format!("{} {}", event.event, event.detail)));
+        let what = format!("{} {}", event.event, event.detail);
+        if what.contains("misbehaves") {
+            // Nobody does here.
+            self.shared.effect(Effect::Forbidden(format!("a peer is accused: {what}")));
+        }
+        self.shared.effect(Effect::Told(what));
     }
 
-    fn watch_console(&mut self, _: HeldOutput) {}
+    fn watch_console(&mut self, held: HeldOutput) {
+        self.shared.lock().console.watch(held);
+    }
 
-    fn release_console(&mut self, _: &Committed) {}
+    fn release_console(&mut self, committed: &Committed) {
+        let mut body = self.shared.lock();
+        let frames = body.console.release(committed.epoch());
+        body.print(frames);
+    }
 
-    fn free_console(&mut self, _: &Alone) {}
+    fn free_console(&mut self, _: &Alone) {
+        let mut body = self.shared.lock();
+        let frames = body.console.free();
+        body.print(frames);
+    }
 }

@@ -66,6 +66,10 @@ pub(crate) enum Event {
     },
     Operator(usize),
     Restart(usize),
+    /// The VM is being shut down; its protection may take until then to end.
+    Ending(Address, Time),
+    /// And is.
+    Ended(Address),
     /// A host that waits may ask for the VM.
     Election(usize),
     /// A host that runs the VM looks at the witness's record.
@@ -337,6 +341,8 @@ impl World {
             }
             Event::WitnessAnswers { to, starter, token, said } => self.witness_answers(to, starter, token, said),
             Event::Operator(host) => self.operator(host),
+            Event::Ending(address, limit) => self.ending(address, limit),
+            Event::Ended(address) => self.ended(address),
             Event::Restart(host) => self.restart(host),
             Event::Election(host) => self.election(host),
             Event::Watch(host) => self.watch(host),

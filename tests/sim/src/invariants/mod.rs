@@ -7,6 +7,7 @@ mod moment;
 mod no_false_fence;
 mod no_false_takeover;
 mod no_lost_ack;
+mod no_spin;
 mod no_stale_image;
 mod nothing_left;
 mod output_commit;
@@ -36,13 +37,14 @@ pub(crate) struct Checks(Vec<Box<dyn Invariant>>);
 impl Checks {
     /// All of them, or the one of that name.
     pub(crate) fn new(only: Option<&str>) -> Self {
-        let all: [Box<dyn Invariant>; 12] = [
+        let all: [Box<dyn Invariant>; 13] = [
             Box::new(contract::Contract),
             Box::new(disk_matches_memory::DiskMatchesMemory),
             Box::new(epoch_atomic::EpochAtomic),
             Box::new(no_false_fence::NoFalseFence),
             Box::new(no_false_takeover::NoFalseTakeover),
             Box::new(no_lost_ack::NoLostAck::default()),
+            Box::new(no_spin::NoSpin),
             Box::new(no_stale_image::NoStaleImage),
             Box::new(nothing_left::NothingLeft),
             Box::new(output_commit::OutputCommit),

@@ -45,6 +45,8 @@ pub(crate) enum Moment {
     Forbidden { node: NodeId, what: String },
     /// A node runs the VM alone, and something of a session is left.
     LeftOver { node: NodeId, what: &'static str },
+    /// An engine is woken by its clock again and again, at once.
+    Spins { node: NodeId },
     /// A standby took its primary for dead.
     Suspected { wrongly: bool },
     /// The client read a value; `floor` was known when it asked.
