@@ -94,8 +94,8 @@ pub(crate) enum Effect {
     Close(StreamId),
     /// There may be something to read.
     Readable(StreamId),
-    /// A checkpoint was cut.
-    Cut(u64, Epoch, Cut),
+    /// A checkpoint was cut; perhaps the last one, before the VM moves.
+    Cut(u64, Epoch, Cut, bool),
     /// Everything that was stopped for it goes on.
     GoesOn,
     /// A standby has committed and applied an epoch.

@@ -162,7 +162,7 @@ impl World {
             Effect::Write(stream, bytes) => self.send(address.0, stream, Payload::Bytes(bytes)),
             Effect::Close(stream) => self.close(address.0, stream),
             Effect::Readable(stream) => self.readable(address, stream),
-            Effect::Cut(session, epoch, cut) => self.was_cut(address, session, epoch, cut),
+            Effect::Cut(session, epoch, cut, last) => self.was_cut(address, (session, epoch), cut, last),
             Effect::GoesOn => self.with_body(address, |body| body.guest.stopped = false),
             Effect::Applied { session, epoch, digest, idle } => self.applied(address, session, epoch, digest, idle),
             Effect::Starts { session, epoch } => self.taken_over(address, session, epoch),
@@ -248,9 +248,14 @@ impl World {
         self.say_to(address, Message::RecordRead(Ok(stored)));
     }
 
-    fn was_cut(&mut self, address: Address, session: u64, epoch: Epoch, cut: Cut) {
-        self.truth.cuts.insert((session, epoch), cut);
-        self.note(address.0, || format!("-> cut {epoch} at {:?}", cut.at));
+    fn was_cut(&mut self, address: Address, of: (u64, Epoch), cut: Cut, last: bool) {
+        self.truth.cuts.insert(of, cut);
+        self.note(address.0, || format!("-> cut {} at {:?}", of.1, cut.at));
+        if last {
+            // A VM that is about to move may have to stay.
+            let host = self.rng.index(self.plan.hosts);
+            self.aimed_fault(host, 100);
+        }
     }
 
     fn fenced(&mut self, address: Address, reason: &str) {

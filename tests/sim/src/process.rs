@@ -128,6 +128,8 @@ pub(crate) struct Process {
     pub(crate) starting: Option<NodeId>,
     /// The VMM is about to build its VM anew.
     pub(crate) unusable: bool,
+    /// The VM is being shut down.
+    pub(crate) ending: bool,
     /// In which term it said last that it runs the VM.
     pub(crate) ran: Option<Term>,
     /// When a takeover was claimed, by whom the VM was run, and whether the claim was withdrawn since.
@@ -187,6 +189,7 @@ impl Process {
             starter: Asker::default(),
             starting: None,
             unusable: false,
+            ending: false,
             ran: None,
             claimed: None,
             last_report: Time(0),

@@ -16,7 +16,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(1);
 
 impl World {
-    /// The VM ends; its host is back at `until`.
+    /// The VM ends. Its host is back when it has been away from now until then.
     pub(crate) fn shut_vm_down(&mut self, host: usize, until: Time) {
         let (now, address) = (self.now, self.address(host));
         let Some(process) = self.process(address).filter(|process| process.is_awake(now)) else { return };
@@ -25,31 +25,33 @@ impl World {
             return;
         }
         process.body().guest.running = false;
+        process.ending = true;
         self.note(host, || "operator shuts the VM down".to_owned());
         self.say_to(address, Message::Stop(nobody()));
-        self.after(AGAIN, Event::Ending(address, now + LAST_WORD));
-        self.at(until.max(now + 2 * LAST_WORD), Event::Restart(host));
+        let back = until.since(now);
+        self.after(AGAIN, Event::Ending { address, limit: now + LAST_WORD, back });
     }
 
     /// It ends as soon as nobody is to be told any more.
-    pub(crate) fn ending(&mut self, address: Address, limit: Time) {
+    pub(crate) fn ending(&mut self, address: Address, limit: Time, back: Duration) {
         let now = self.now;
         let Some(process) = self.process(address) else { return };
         let alone = !matches!(process.state(), State::Syncing | State::Protected);
         if (!alone && now < limit) || !process.is_awake(now) {
-            return self.after(AGAIN, Event::Ending(address, limit));
+            return self.after(AGAIN, Event::Ending { address, limit, back });
         }
         self.say_to(address, Message::VmEnded(nobody()));
         // The witness may have answered by then.
         let soon = self.rng.micros(0, 100_000);
-        self.after(soon, Event::Ended(address));
+        self.after(soon, Event::Ended(address, back));
     }
 
-    /// The process ends.
-    pub(crate) fn ended(&mut self, address: Address) {
+    /// The process ends. Its host starts another one so much later.
+    pub(crate) fn ended(&mut self, address: Address, back: Duration) {
         if self.process(address).is_some() {
             self.note(address.0, || "ends".to_owned());
             self.kill(address.0, true);
+            self.after(back, Event::Restart(address.0));
         }
     }
 }

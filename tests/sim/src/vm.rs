@@ -72,7 +72,7 @@ impl Vm for SimGuest {
         body.last_pause = Some(pause);
         let (session, epoch) = (body.session, staging.epoch);
         let cut = Cut { at: body.guest.vcpu.at, digest: body.guest.digest() };
-        body.effect(Effect::Cut(session, epoch, cut));
+        body.effect(Effect::Cut(session, epoch, cut, kind == CutKind::Last));
         body.spend(pause);
         if !failed || !early {
             staging.pages.extend(std::mem::take(&mut body.guest.dirty).into_iter().map(|page| page as u64));
