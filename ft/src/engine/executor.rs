@@ -87,6 +87,12 @@ impl<P: Platform> Executor<P> {
         self.cx.node()
     }
 
+    /// Whether a checkpoint is kept for the next session.
+    #[cfg(feature = "sim")]
+    pub fn keeps_base(&self) -> bool {
+        self.cx.machine().base().is_some()
+    }
+
     pub(crate) fn context(&mut self) -> &mut Context<P> {
         &mut self.cx
     }

@@ -120,6 +120,18 @@ impl World {
         }
     }
 
+    /// Whether some host's disks are those from which the VM was shut down.
+    pub(crate) fn starts_again(&self) -> bool {
+        let images = self.hosts.iter().enumerate().flat_map(|(at, host)| {
+            let images = std::iter::once(&host.image).chain(&host.mislaid);
+            images.map(move |image| (NodeId::numbered(at as u64, 0), image))
+        });
+        images.into_iter().any(|(node, image)| {
+            let asks = Claim::Start { node, disks: image.record.state(), waited: false };
+            matches!(judge(self.witness.record, asks), Verdict::Granted(_))
+        })
+    }
+
     /// Whether the VM comes back by itself: the disks of that node's host prove that they are the newest.
     pub(crate) fn comes_back(&self, node: NodeId) -> bool {
         let Some(record) = self.witness.record else { return false };
