@@ -209,8 +209,8 @@ impl Guest for GuestAdapter {
     }
 
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        // A thread that changes the VM as a whole may be waiting for a device. Nothing is lost: what is not told
-        // now is told later, to the base's cut at the latest, which waits until they are through.
+        // A thread that changes the VM as a whole may be waiting for a device. Nothing is lost: what is not
+        // told now is told later, to the base's cut at the latest, which waits until they are through.
         let Some(_inside) = self.parts.gate.try_enter() else { return Ok(()) };
         // Rounds of a first copy want to know what is still being written, not what was.
         lock(&self.snapshot).harvest(Watch::All, pages)
