@@ -87,6 +87,13 @@ impl Disk {
         self.server.stop_queue(queue, &mut self.replication);
     }
 
+    /// Whether nothing is being written to the image.
+    #[cfg(feature = "fuzzing")]
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.server.is_idle()
+    }
+
     /// The mirror has room again or is lost; or the record is written, or cannot be.
     pub fn replication_changed(&mut self) {
         if self.replication.take_news() {

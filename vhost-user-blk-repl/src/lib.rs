@@ -33,6 +33,8 @@ pub mod args;
 mod backend;
 mod blocks;
 mod disk;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod geometry;
 pub mod image;
 mod mirror;

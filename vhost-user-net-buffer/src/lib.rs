@@ -15,6 +15,8 @@ mod card;
 mod control_queue;
 mod driver;
 pub mod epoch_buffer;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod input;
 mod output;
 mod ports;
@@ -43,7 +45,7 @@ pub enum Error {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The host is out of something.
-    #[error("a timer or event counter cannot be had")]
+    #[error("a timer or event counter cannot be created")]
     Host(#[source] io::Error),
 }
 

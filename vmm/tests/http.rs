@@ -364,7 +364,7 @@ fn standby_is_not_to_be_touched_until_it_takes_over() {
     let texts = json!([
         "Error from API",
         "The VM could not reboot",
-        "there is nothing to boot: this VM was a standby that was given no kernel"
+        "there is nothing to boot: this VM was a standby without a kernel"
     ]);
     assert_eq!(body(&vmm.put("vm.reboot", "")), texts);
     assert_eq!(body(&vmm.get("vm.info"))["state"], "Running");

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use ft_proto::Time;
+use pollux_api::reason::BlockerReport;
 use pollux_api::status::SearchStatus;
 
 use crate::options::ProtectOptions;
+use crate::peers::application::Unopened;
 
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -22,13 +24,13 @@ pub(crate) struct Search {
     /// A standby has accepted, and the VM is not protected yet.
     trying: bool,
     /// Why it is not, until it is.
-    reasons: Vec<String>,
+    why: Unopened,
 }
 
 impl Search {
     /// A search among `peers` that begins when it is switched on.
     pub(crate) fn new(peers: Vec<ProtectOptions>) -> Self {
-        Self { peers, on: false, next: Time::default(), pause: AGAIN, trying: false, reasons: Vec::new() }
+        Self { peers, on: false, next: Time::default(), pause: AGAIN, trying: false, why: Unopened::default() }
     }
 
     /// Whom to ask.
@@ -52,14 +54,14 @@ impl Search {
         (self.on && !self.peers.is_empty()).then_some(self.next)
     }
 
-    /// Nobody accepted. `settled`: the same question has the same answer until somebody changes something, so
-    /// it is asked less and less often. Returns whether the reasons are news.
-    pub(crate) fn failed(&mut self, reasons: &[String], settled: bool, now: Time) -> bool {
-        let news = self.reasons != reasons;
-        self.pause = if settled && !news { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN };
+    /// Nobody accepted. As long as the same question has the same answer, it is asked less and less often.
+    /// Returns whether the reasons are news.
+    pub(crate) fn failed(&mut self, why: &Unopened, now: Time) -> bool {
+        let news = self.why != *why;
+        self.pause = if why.persists() && !news { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN };
         self.next = now + self.pause;
         if news {
-            self.reasons = reasons.to_vec();
+            self.why = why.clone();
         }
         news
     }
@@ -81,18 +83,30 @@ impl Search {
 
     fn begin_anew(&mut self) {
         (self.next, self.pause, self.trying) = (Time::default(), AGAIN, false);
-        self.reasons.clear();
+        self.why = Unopened::default();
     }
 
     /// For status.
     pub(crate) fn status(&self) -> Option<SearchStatus> {
-        (!self.peers.is_empty()).then(|| SearchStatus { on: self.on, waiting_for: self.reasons.clone() })
+        let blockers = || self.why.blockers.iter().map(BlockerReport::from).collect();
+        let status = || SearchStatus { on: self.on, waiting_for: self.why.sentences(), blockers: blockers() };
+        (!self.peers.is_empty()).then(status)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use pollux_api::Blocker;
+
     use super::*;
+
+    fn away() -> Unopened {
+        Blocker::StandbyUnreachable { peer: "b:1".to_owned(), reason: "away".to_owned() }.into()
+    }
+
+    fn refused(reason: &str) -> Unopened {
+        Blocker::RefusedByStandby { peer: "b:1".to_owned(), reason: reason.to_owned() }.into()
+    }
 
     #[test]
     fn the_same_reasons_are_told_once_and_tries_keep_their_distance() {
@@ -102,10 +116,8 @@ mod tests {
         search.switch(true);
         let now = Time(1 << 40);
         assert!(search.due().unwrap() <= now);
-        let (away, busy) = (["away".to_owned()], ["busy".to_owned()]);
-        assert!(
-            search.failed(&away, false, now) && !search.failed(&away, false, now) && search.failed(&busy, true, now)
-        );
+        let (away, busy) = (away(), refused("busy"));
+        assert!(search.failed(&away, now) && !search.failed(&away, now) && search.failed(&busy, now));
         assert_eq!(search.due(), Some(now + AGAIN));
         search.found();
         assert!(search.due().unwrap() <= now, "lost again: at once");
@@ -119,17 +131,17 @@ mod tests {
         let mut search = Search::new(vec![ProtectOptions::by(address, address)]);
         search.switch(true);
         let now = Time(1 << 40);
-        let refused = ["another queue size".to_owned()];
-        let mut pause = |reasons: &[String], settled| {
-            search.failed(reasons, settled, now);
+        let size = refused("another queue size");
+        let mut pause = |why: &Unopened| {
+            search.failed(why, now);
             search.due().unwrap().since(now).as_secs()
         };
-        let pauses: Vec<_> = (0..9).map(|_| pause(&refused, true)).collect();
+        let pauses: Vec<_> = (0..9).map(|_| pause(&size)).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        assert_eq!(pause(&["another serial".to_owned()], true), 1, "something has changed");
-        let away = ["away".to_owned()];
-        assert_eq!([pause(&away, false), pause(&away, false), pause(&away, false)], [1; 3]);
-        assert_eq!((pause(&refused, true), pause(&refused, true)), (1, 2));
+        assert_eq!(pause(&refused("another serial")), 1, "something has changed");
+        let away = away();
+        assert_eq!([pause(&away), pause(&away), pause(&away)], [1; 3]);
+        assert_eq!((pause(&size), pause(&size)), (1, 2));
         search.switch(true);
         assert!(search.due().unwrap() <= now, "an operator asks");
     }
@@ -139,15 +151,16 @@ mod tests {
         let address = ([127, 0, 0, 1], 1).into();
         let mut search = Search::new(vec![ProtectOptions::by(address, address)]);
         search.switch(true);
-        let (now, reason) = (Time(1 << 40), ["not built like the primary's".to_owned()]);
+        let reason = "not built like the primary's";
+        let (now, why) = (Time(1 << 40), Unopened::from(Blocker::SessionFailed { reason: reason.to_owned() }));
         for pause in [1, 2, 4] {
             search.accepted();
             assert!(search.session_ended());
-            search.failed(&reason, true, now);
+            search.failed(&why, now);
             assert_eq!(search.due(), Some(now + Duration::from_secs(pause)));
         }
         search.accepted();
-        assert_eq!(search.status().unwrap().waiting_for, reason, "until it is protected");
+        assert_eq!(search.status().unwrap().waiting_for, [reason], "until it is protected");
         search.found();
         assert!(!search.session_ended() && search.status().unwrap().waiting_for.is_empty());
     }

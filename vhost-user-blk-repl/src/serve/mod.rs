@@ -16,4 +16,4 @@ mod ring;
 mod server;
 
 pub use ring::Memory;
-pub use server::{SERIAL_LEN, Server};
+pub use server::Server;

@@ -30,7 +30,7 @@ use crate::serve::request::{self, Body, Request, Span, scatter};
 use crate::serve::ring::{Guest, Memory, Taken, Vring, answer, signal};
 
 /// Bytes of the answer to GET_ID.
-pub const SERIAL_LEN: usize = 20;
+const SERIAL_LEN: usize = pollux_api::limits::DISK_SERIAL_MAX;
 
 /// What serves the guest's requests.
 pub struct Server {
@@ -542,9 +542,15 @@ impl Server {
         self.flight.unfinished_writes()
     }
 
+    /// Whether nothing is being written to the image.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.unfinished_writes().next().is_none()
+    }
+
     /// Blocks until nothing is being written to the image.
     pub fn finish_writes(&mut self, replication: &mut Replication) {
-        while self.unfinished_writes().next().is_some() {
+        while !self.is_idle() {
             self.disk.wait();
             self.collect(replication);
         }

@@ -35,8 +35,8 @@ impl Vmm {
         self.turn_into(Role::Fenced, VmState::Shutdown);
         self.parts.monitor.event("vm", "shutdown");
         // What could not be taken over is left as it is, for people to look at: it may be the last copy.
-        if ran_here && self.parts.assembler.can_stand_by() {
-            self.stand_by_again();
+        if ran_here && self.parts.factory.can_stand_by() {
+            self.rebuild_standby();
         }
     }
 
@@ -49,7 +49,7 @@ impl Vmm {
         self.live = None;
         if let Err(error) = self.boot_here() {
             tracing::error!("the VM cannot be booted here: {}", chain(&error));
-            self.stand_by_again();
+            self.rebuild_standby();
         }
     }
 
@@ -62,20 +62,20 @@ impl Vmm {
         }
         let ended = live.machine().shutdown().and(stopped);
         if let Err(error) = ended {
-            tracing::warn!("the VM did not end in order: {}", chain(&*error));
+            tracing::warn!("the VM did not shut down cleanly: {}", chain(&*error));
         }
     }
 
     /// Puts the VM together anew, with fresh device processes. What cannot be had now, such as an address or
     /// a file that is still in use, is tried again.
-    pub(super) fn stand_by_again(&mut self) {
-        self.stand_by_at = None;
+    pub(super) fn rebuild_standby(&mut self) {
+        self.standby_retry_at = None;
         self.end_standby();
         match self.stand_by() {
-            Ok(()) => self.parts.monitor.event("vm", "standing-by"),
+            Ok(()) => self.parts.monitor.event("vm", "standby"),
             Err(error) => {
                 tracing::error!("cannot become a standby, will try again: {}", chain(&error));
-                self.stand_by_at = Some(Instant::now() + AGAIN);
+                self.standby_retry_at = Some(Instant::now() + AGAIN);
             }
         }
         self.publish();
