@@ -7,9 +7,11 @@
 //! - [`error`] writes an error with its causes.
 //! - `event_loop` waits for several descriptors at once (feature `event-loop`).
 //! - [`log_limit`] keeps others from filling the log.
+//! - [`backoff`] keeps tries of what fails again and again apart.
 //!
 //! Never: anything about guests, epochs or devices.
 
+pub mod backoff;
 pub mod cpu_load;
 pub mod error;
 #[cfg(feature = "event-loop")]

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use ft_proto::Time;
+use host_kit::backoff::Backoff;
 use pollux_api::status::SearchStatus;
 
 use crate::options::ProtectOptions;
 
-/// Between two tries.
+/// Between two tries while nobody answers: whoever comes back is to be found soon.
 const AGAIN: Duration = Duration::from_secs(1);
-/// After the same refusal, again and again: whoever gives it has to be changed by somebody.
-const AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Whom to ask, and what came of it.
 #[derive(Debug)]
@@ -18,17 +17,34 @@ pub(crate) struct Search {
     peers: Vec<ProtectOptions>,
     on: bool,
     next: Time,
-    pause: Duration,
     /// A standby has accepted, and the VM is not protected yet.
     trying: bool,
-    /// Why it is not, until it is.
+    /// Such a session is over, and that is not told yet as a failure.
+    ended: bool,
+    /// After sessions that never protected, for whatever reason: each has copied in vain.
+    sessions: Backoff,
+    /// After the same refusal: whoever gives it has to be changed by somebody.
+    refusals: Backoff,
+    /// What was refused last, without its numbers.
+    refusal: Vec<String>,
+    /// Why the VM is not protected, until it is.
     reasons: Vec<String>,
 }
 
 impl Search {
     /// A search among `peers` that begins when it is switched on.
     pub(crate) fn new(peers: Vec<ProtectOptions>) -> Self {
-        Self { peers, on: false, next: Time::default(), pause: AGAIN, trying: false, reasons: Vec::new() }
+        Self {
+            peers,
+            on: false,
+            next: Time::default(),
+            trying: false,
+            ended: false,
+            sessions: Backoff::default(),
+            refusals: Backoff::default(),
+            refusal: Vec::new(),
+            reasons: Vec::new(),
+        }
     }
 
     /// Whom to ask.
@@ -52,16 +68,30 @@ impl Search {
         (self.on && !self.peers.is_empty()).then_some(self.next)
     }
 
-    /// Nobody accepted. `settled`: the same question has the same answer until somebody changes something, so
-    /// it is asked less and less often. Returns whether the reasons are news.
+    /// Nobody accepted, or the session is over that somebody had accepted. `settled`: the same question has
+    /// the same answer until somebody changes something, so it is asked less and less often, whoever cannot be
+    /// reached in between. Returns whether the reasons are news.
     pub(crate) fn failed(&mut self, reasons: &[String], settled: bool, now: Time) -> bool {
-        let news = self.reasons != reasons;
-        self.pause = if settled && !news { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN };
-        self.next = now + self.pause;
-        if news {
-            self.reasons = reasons.to_vec();
-        }
+        let news = kind(&self.reasons) != kind(reasons);
+        let pause = if std::mem::take(&mut self.ended) {
+            self.sessions.failed()
+        } else if settled {
+            self.refused(reasons)
+        } else {
+            AGAIN
+        };
+        self.next = now + pause;
+        self.reasons = reasons.to_vec();
         news
+    }
+
+    fn refused(&mut self, reasons: &[String]) -> Duration {
+        let refusal = kind(reasons);
+        if self.refusal != refusal {
+            self.refusals.begin_anew();
+            self.refusal = refusal;
+        }
+        self.refusals.failed()
     }
 
     /// Somebody accepted: whether that was of use is known when the first copy is complete.
@@ -76,11 +106,15 @@ impl Search {
 
     /// The session is over. Returns whether the VM has never been protected by it.
     pub(crate) fn session_ended(&mut self) -> bool {
-        std::mem::take(&mut self.trying)
+        self.ended = std::mem::take(&mut self.trying);
+        self.ended
     }
 
     fn begin_anew(&mut self) {
-        (self.next, self.pause, self.trying) = (Time::default(), AGAIN, false);
+        (self.next, self.trying, self.ended) = (Time::default(), false, false);
+        self.sessions.begin_anew();
+        self.refusals.begin_anew();
+        self.refusal.clear();
         self.reasons.clear();
     }
 
@@ -88,6 +122,13 @@ impl Search {
     pub(crate) fn status(&self) -> Option<SearchStatus> {
         (!self.peers.is_empty()).then(|| SearchStatus { on: self.on, waiting_for: self.reasons.clone() })
     }
+}
+
+/// Reasons without what may be another number each time: an offset, a port, a term.
+fn kind(reasons: &[String]) -> Vec<String> {
+    let word = |word: &str| if word.contains(|c: char| c.is_ascii_digit()) { String::new() } else { word.to_owned() };
+    let reason = |reason: &String| reason.split_inclusive(|c: char| !c.is_alphanumeric()).map(word).collect::<String>();
+    reasons.iter().map(reason).collect()
 }
 
 #[cfg(test)]
@@ -150,6 +191,44 @@ mod tests {
         assert_eq!(search.status().unwrap().waiting_for, reason, "until it is protected");
         search.found();
         assert!(!search.session_ended() && search.status().unwrap().waiting_for.is_empty());
+    }
+
+    #[test]
+    fn other_numbers_and_hosts_that_are_away_for_a_moment_are_no_other_refusal() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let mut search = Search::new(vec![ProtectOptions::by(address, address)]);
+        search.switch(true);
+        let now = Time(1 << 40);
+        let mut told = Vec::new();
+        let mut pause = |reason: String, settled| {
+            told.push(search.failed(&[reason], settled, now));
+            search.due().unwrap().since(now).as_secs()
+        };
+        let mut pauses = Vec::new();
+        for offset in [0x1000, 0x8f000, 81920, 7] {
+            pauses.push(pause(format!("write of {offset} bytes at {offset:#x}: no space left"), true));
+            pauses.push(pause("connection refused".to_owned(), false));
+        }
+        assert_eq!(pauses, [1, 1, 2, 1, 4, 1, 8, 1]);
+        pause("connection refused (os error 111)".to_owned(), false);
+        pause("connection refused (os error 112)".to_owned(), false);
+        assert_eq!(told[8..], [true, false], "another number is no news");
+    }
+
+    #[test]
+    fn sessions_that_never_protect_keep_their_distance_whatever_ends_them() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let mut search = Search::new(vec![ProtectOptions::by(address, address)]);
+        search.switch(true);
+        let now = Time(1 << 40);
+        for (pause, reason) in [(1, "disk full"), (2, "reset by peer"), (4, "disk full"), (8, "no memory")] {
+            search.accepted();
+            assert!(search.session_ended());
+            search.failed(&[reason.to_owned()], true, now);
+            assert_eq!(search.due(), Some(now + Duration::from_secs(pause)));
+            search.failed(&["it still has a session".to_owned()], true, now);
+            search.failed(&["connection refused".to_owned()], false, now);
+        }
     }
 
     #[test]
