@@ -240,7 +240,7 @@ impl Vm {
         self.parts.paused.store(false, Ordering::SeqCst);
         self.started = false;
         self.parts.reset_devices()?;
-        self.parts.cpus.load(&mut StateReader::new(&self.power_on)?)?;
+        self.parts.cpus.power_on(&mut StateReader::new(&self.power_on)?)?;
         self.load_payload()?;
         self.start()
     }
