@@ -1,7 +1,7 @@
 //! What a primary asks of a standby, and what comes of it: a session, or all reasons why there is none.
 
-use ft_proto::wire::{Hello, Purpose, TookOver, encode_body};
 use ft_proto::{LinkId, NodeId, Term, VmId};
+use ft_wire::session::{Hello, Purpose, TookOver, encode_body};
 
 use crate::guest::Shape;
 use crate::identity::SessionKey;

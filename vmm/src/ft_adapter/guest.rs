@@ -11,8 +11,8 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape};
 use ft::{EventRecord, PORTION_PAGES, Staging};
-use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
+use ft_wire::device_ctl::DeviceInfo;
 use serde_json::Value;
 
 use crate::contract::VmEvent;
