@@ -41,8 +41,8 @@ impl Board {
         lock(&self.history).events.iter().cloned().collect()
     }
 
-    /// No standby can be built on this host, and what waited here before has ended. An event once, until there
-    /// is one again.
+    /// No standby can be built on this host, and what waited here before has ended. An event once, until
+    /// there is one again.
     pub fn standby_failed(&self, reason: &str) {
         let former = self.status();
         if former.state != State::StandbyFailed {

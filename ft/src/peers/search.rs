@@ -69,8 +69,8 @@ impl Search {
     }
 
     /// Nobody accepted, or the session is over that somebody had accepted. `settled`: the same question has
-    /// the same answer until somebody changes something, so it is asked less and less often, whoever cannot be
-    /// reached in between. Returns whether the reasons are news.
+    /// the same answer until somebody changes something, so it is asked less and less often, whoever cannot
+    /// be reached in between. Returns whether the reasons are news.
     pub(crate) fn failed(&mut self, reasons: &[String], settled: bool, now: Time) -> bool {
         let news = kind(&self.reasons) != kind(reasons);
         let pause = if std::mem::take(&mut self.ended) {
