@@ -66,4 +66,4 @@ pub type Memory = GuestMemoryMmap<BitmapMmapRegion>;
 pub type Vring = vring::Vring<GuestMemoryAtomic<Memory>>;
 
 /// The largest queue that virtio knows. The frontend may have any size up to it.
-pub const QUEUE_SIZE_MAX: usize = 32768;
+pub const QUEUE_SIZE_MAX: usize = pollux_api::limits::QUEUE_SIZE_MAX as usize;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ft_proto::{Event, Light, LinkId};
 use pollux_api::EventRecord;
+use pollux_api::event::EventName;
 use pollux_api::status::{LinkName, LinkState, Percentiles, Replica, Role, State, Status};
 
 /// Events that are kept.
@@ -46,7 +47,7 @@ impl Board {
     pub fn standby_failed(&self, reason: &str) {
         let former = self.status();
         if former.state != State::StandbyFailed {
-            self.note("standby-failed", serde_json::json!({ "reason": reason }));
+            self.note(EventName::StandbyFailed, serde_json::json!({ "reason": reason }));
         }
         self.publish(Status {
             role: Role::None,
@@ -71,18 +72,18 @@ impl Board {
     /// Appends an event and logs it.
     pub(crate) fn event(&self, event: &Event) -> EventRecord {
         let mut detail = serde_json::to_value(event).unwrap_or_default();
-        let name = detail.as_object_mut().and_then(|map| map.remove("event"));
-        let name = name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
-        self.note(&name, detail)
+        // Its tag: the name says it.
+        detail.as_object_mut().and_then(|map| map.remove("event"));
+        self.note(event_name(event), detail)
     }
 
     /// Appends an event that the core does not know.
-    pub fn note(&self, event: &str, detail: serde_json::Value) -> EventRecord {
+    pub fn note(&self, event: EventName, detail: serde_json::Value) -> EventRecord {
         tracing::info!(target: "ft", "{event} {detail}");
         let mut history = lock(&self.history);
         history.seq += 1;
         let time = jiff::Timestamp::now().to_string();
-        let record = EventRecord { seq: history.seq, time, event: event.to_owned(), detail };
+        let record = EventRecord { seq: history.seq, time, event: event.name().to_owned(), detail };
         if history.events.len() == EVENTS_MAX {
             history.events.pop_front();
         }
@@ -123,6 +124,29 @@ impl Recent {
         sorted.sort_unstable();
         let at = |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)));
         Percentiles { p50: at(50).copied().unwrap_or_default(), p99: at(99).copied().unwrap_or_default() }
+    }
+}
+
+/// An event of the core as the API calls it.
+fn event_name(event: &Event) -> EventName {
+    match event {
+        Event::SyncStarted => EventName::SyncStarted,
+        Event::Protected { .. } => EventName::Protected,
+        Event::ProtectionLost { .. } => EventName::ProtectionLost,
+        Event::LinkSilent { .. } => EventName::LinkSilent,
+        Event::LinkRestored { .. } => EventName::LinkRestored,
+        Event::PeerSuspected { .. } => EventName::PeerSuspected,
+        Event::LocalStall => EventName::LocalStall,
+        Event::TakeoverStarted { .. } => EventName::TakeoverStarted,
+        Event::WitnessUnreachable { .. } => EventName::WitnessUnreachable,
+        Event::WitnessRecordLost => EventName::WitnessRecordLost,
+        Event::WitnessRecordRestored => EventName::WitnessRecordRestored,
+        Event::TakeoverWithdrawn => EventName::TakeoverWithdrawn,
+        Event::StandbyReady { .. } => EventName::StandbyReady,
+        Event::StandbyReset { .. } => EventName::StandbyReset,
+        Event::TakeoverSuppressed => EventName::TakeoverSuppressed,
+        Event::Fenced { .. } => EventName::Fenced,
+        Event::CheckpointFailed { .. } => EventName::CheckpointFailed,
     }
 }
 

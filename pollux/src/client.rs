@@ -152,6 +152,7 @@ fn made_plain(problem: Problem) -> Problem {
         title: plain::text(&problem.title),
         code: plain::text(&problem.code),
         reasons: problem.reasons.iter().map(|reason| plain::text(reason)).collect(),
+        blockers: problem.blockers.iter().map(plain::blocker).collect(),
         hint: problem.hint.as_deref().map(plain::text),
         ..problem
     }

@@ -30,6 +30,8 @@ pub mod args;
 mod backend;
 mod blocks;
 mod commands;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod geometry;
 pub mod image;
 mod mirror;

@@ -17,7 +17,7 @@ pub enum LinkError {
     #[error("the VMM has closed the ft-ctl link")]
     Closed,
     /// The VMM does not speak this protocol.
-    #[error("the VMM sent what is no ft-ctl command")]
+    #[error("the VMM sent something that is not an ft-ctl command")]
     Malformed(#[source] CtlError),
     /// A system call failed.
     #[error("the ft-ctl link failed")]

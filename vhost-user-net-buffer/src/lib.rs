@@ -14,6 +14,8 @@ pub mod backend;
 mod commands;
 mod control_queue;
 pub mod epoch_buffer;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gate;
 mod input;
 mod output;
@@ -42,7 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The host is out of something.
-    #[error("a timer or event counter cannot be had")]
+    #[error("a timer or event counter cannot be created")]
     Host(#[source] io::Error),
 }
 

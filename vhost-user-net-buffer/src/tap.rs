@@ -43,7 +43,7 @@ pub enum TapError {
     },
     /// It exists with a number of queues that does not fit.
     #[error(
-        "tap {name} was not made for {queues} queue pairs, or is no tap; give another --tap, or other --num-queues"
+        "tap {name} was not created for {queues} queue pairs, or is not a tap; give another --tap, or other --num-queues"
     )]
     WrongKind {
         /// The tap.
@@ -99,6 +99,13 @@ impl Tap {
         tap.set_offloads(0).map_err(|e| tap.setting("offloads", e))?;
         tap.configure(args)?;
         Ok(tap)
+    }
+
+    /// Of descriptors that carry whole frames as a tap does: for the fuzz target.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn of_sockets(sockets: Vec<OwnedFd>) -> Self {
+        let queues = sockets.into_iter().map(|socket| TapQueue(socket.into())).collect();
+        Self { name: "socket".to_owned(), queues, mtu: 1500 }
     }
 
     /// Name of the interface.

@@ -413,7 +413,7 @@ fn standby_is_not_to_be_touched_until_it_takes_over() {
     let texts = json!([
         "Error from API",
         "The VM could not reboot",
-        "there is nothing to boot: this VM was a standby that was given no kernel"
+        "there is nothing to boot: this VM was a standby without a kernel"
     ]);
     assert_eq!(body(&vmm.put("vm.reboot", "")), texts);
     assert_eq!(body(&vmm.get("vm.info"))["state"], "Running");
@@ -462,10 +462,10 @@ fn a_standby_that_cannot_be_built_anew_is_told_once_and_tried_again() {
         assert!(expected.starts_with(&diary()), "{}", diary());
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    while !vmm.event_names().contains(&"vm.standing-by".to_owned()) {
+    while !vmm.event_names().contains(&"vm.standby".to_owned()) {
         std::thread::yield_now();
     }
-    assert_eq!(vmm.event_names().join(" "), "vmm.starting ft.standby-failed vm.standing-by");
+    assert_eq!(vmm.event_names().join(" "), "vmm.starting ft.standby-failed vm.standby");
     // What was built anew lately dies again.
     vmm.tell(VmEvent::Unusable { reason: "its disk is gone".to_owned() });
     let expected = format!("{expected} stop ft-end shutdown standby-failed (its disk is gone)");

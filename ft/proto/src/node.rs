@@ -404,7 +404,7 @@ impl Node {
         for (link, (was, is)) in LinkId::ALL.into_iter().zip(before.into_iter().zip(red)) {
             match (was, is) {
                 (false, true) => self.actions.push_back(Action::Event(Event::LinkSilent { link })),
-                (true, false) => self.actions.push_back(Action::Event(Event::LinkBack { link })),
+                (true, false) => self.actions.push_back(Action::Event(Event::LinkRestored { link })),
                 _ => {}
             }
         }

@@ -480,7 +480,7 @@ impl Ready {
     fn take_over(&self, term: Term, cx: &mut Cx<'_>) -> Outcome {
         let committed = self.committed;
         assert!(term > self.session.term, "a takeover from term {} in term {term}", self.session.term);
-        cx.tell(Event::TakingOver { epoch: committed, term });
+        cx.tell(Event::TakeoverStarted { epoch: committed, term });
         cx.act(Action::TakeOver { committed, term });
         Outcome::Solo(term)
     }

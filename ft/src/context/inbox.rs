@@ -60,7 +60,7 @@ pub enum Message<P: Platform> {
     /// The witness thread.
     Witness(WitnessAnswer),
     /// Another thread, by its name: something that it cannot help.
-    Trouble(&'static str, String),
+    LocalError(&'static str, String),
     /// The heartbeat thread.
     Beat(LinkId, Time, Beat),
     /// The VMM: something that is no device process holds the first output of this epoch.

@@ -3,6 +3,7 @@
 
 use ft_proto::Time;
 use ft_wire::session::DiskProgress;
+use pollux_api::event::EventName;
 use pollux_api::status::{CopyState, DiskStatus};
 use serde_json::json;
 
@@ -49,10 +50,10 @@ impl<C: DeviceControl> Devices<C> {
         let steps = copy.progress(progress, now);
         let (id, sent, eta_s) = (&copy.id, copy.sent, copy.eta_s);
         if begins {
-            Some(("resync-started", json!({ "disk": id, "kind": kind.name(), "bytes": total })))
+            Some((EventName::ResyncStarted, json!({ "disk": id, "kind": kind.name(), "bytes": total })))
         } else {
             let detail = || json!({ "disk": id, "done": done, "total": total, "bytes_sent": sent, "eta_s": eta_s });
-            steps.then(|| ("resync-progress", detail()))
+            steps.then(|| (EventName::ResyncProgress, detail()))
         }
     }
 
@@ -68,7 +69,7 @@ impl<C: DeviceControl> Devices<C> {
         let copy = self.copy_mut(key)?;
         let ms = copy.in_sync(now);
         let kind = copy.resync.map(|kind| kind.name());
-        Some(("resync-done", json!({ "disk": copy.id, "kind": kind, "bytes_sent": copy.sent, "ms": ms })))
+        Some((EventName::ResyncDone, json!({ "disk": copy.id, "kind": kind, "bytes_sent": copy.sent, "ms": ms })))
     }
 
     /// All that are still being copied are complete.

@@ -114,7 +114,7 @@ impl OperatorCommands {
                 Ok(disks) => cx.ask_witness(Claim::Stop { node, term, disks }),
                 // Then nobody could tell which disks are the newest.
                 Err(error) => {
-                    tracing::warn!(target: "ft", "the witness goes on to say that this VM runs: {}", chain(&error));
+                    tracing::warn!(target: "ft", "the witness still says that this VM runs: {}", chain(&error));
                 }
             }
         }

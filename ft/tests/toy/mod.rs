@@ -141,7 +141,7 @@ impl Guest for ToyGuest {
         Shape { memory: PAGES * PAGE as u64, vcpus: 1, disks, ..Shape::default() }
     }
 
-    fn blockers(&self) -> Vec<String> {
+    fn blockers(&self) -> Vec<ft::Blocker> {
         Vec::new()
     }
 

@@ -12,7 +12,7 @@ use crate::args::Planned;
 use crate::client::{Client, ClientError};
 use crate::error::CommandError;
 
-/// Time between two looks.
+/// Interval between two reads of the events.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// How long the other host may take to run the VM and ask for this one as its standby.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);

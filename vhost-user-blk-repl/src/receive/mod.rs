@@ -19,7 +19,9 @@ mod reader;
 mod reply;
 
 pub use applier::Applier;
-pub use incoming::StateError;
+pub use epoch_log::Change;
+pub use incoming::{Incoming, StateError};
+pub use protocol::Step;
 pub use reader::Disk;
 
 use std::io;
@@ -34,7 +36,6 @@ use ft_wire::mirror::MAX_BODY;
 use crate::lock;
 use crate::session::Session;
 use crate::tracker::Tracker;
-use incoming::Incoming;
 use reader::Reader;
 use reply::Replies;
 

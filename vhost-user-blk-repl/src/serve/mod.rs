@@ -16,4 +16,4 @@ mod ring;
 mod worker;
 
 pub use ring::Memory;
-pub use worker::{SERIAL_LEN, Worker};
+pub use worker::Worker;

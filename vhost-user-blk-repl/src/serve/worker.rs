@@ -35,7 +35,7 @@ use crate::serve::ring::{Guest, Memory, Taken, Vring, answer, signal};
 use crate::tracker::{Ticket, Tracker};
 
 /// Bytes of the answer to GET_ID.
-pub const SERIAL_LEN: usize = 20;
+const SERIAL_LEN: usize = pollux_api::limits::DISK_SERIAL_MAX;
 
 /// The device's state, owned by the vhost worker thread.
 pub struct Worker {

@@ -13,6 +13,7 @@ use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, M
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use ft_wire::device_ctl::DeviceInfo;
+use pollux_api::Blocker;
 use serde_json::Value;
 
 use crate::contract::VmEvent;
@@ -32,7 +33,7 @@ pub struct GuestAdapter {
     stopped: Option<Inside>,
     /// Whether it was stopped and no checkpoint has been taken since.
     untaken: bool,
-    /// Whether the last cut was made, and the guest stands still until it is known who runs it.
+    /// Whether the last cut was made, and the guest stays stopped until it is known which node runs it.
     leaving: bool,
     dirty: Arc<Mutex<DirtyTracker>>,
     memory: Arc<AdapterMemory>,
@@ -108,15 +109,9 @@ impl Guest for GuestAdapter {
         shape
     }
 
-    fn blockers(&self) -> Vec<String> {
+    fn blockers(&self) -> Vec<Blocker> {
         let devices = lock(&self.parts.devices);
-        let foreign = devices.foreign().map(|id| {
-            format!(
-                "device {id} is served by a vhost-user process that is not ours and cannot be sealed: \
-                 use path= or tap= instead of vhost_user=true"
-            )
-        });
-        foreign.collect()
+        devices.foreign().map(|id| Blocker::ForeignDevice { device: id.to_string() }).collect()
     }
 
     fn check_cpu(&self, shape: &Shape) -> Vec<String> {
@@ -220,8 +215,8 @@ impl Guest for GuestAdapter {
     }
 
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        // Who changes the VM as a whole may be waiting for a device. Nothing is lost: what is not told now is
-        // told later, to the base's cut at the latest, which waits until they are through.
+        // A thread that changes the VM as a whole may be waiting for a device. Nothing is lost: what is not
+        // told now is told later, to the base's cut at the latest, which waits until they are through.
         let Some(_inside) = self.parts.gate.try_enter() else { return Ok(()) };
         // Rounds of a first copy want to know what is still being written, not what was.
         lock(&self.snapshot).harvest(Watch::All, pages)
@@ -254,7 +249,7 @@ impl Guest for GuestAdapter {
         devices.kick_all();
         if paused && let Err(error) = devices.quiesce() {
             // It is not worth the takeover: what the device does, the guest sees when it is resumed.
-            tracing::warn!("a device of the paused VM goes on: {}", host_kit::error::chain(&error));
+            tracing::warn!("a device of the paused VM continues: {}", host_kit::error::chain(&error));
         }
         drop(devices);
         // Before the guest can do anything that is told too.

@@ -205,7 +205,7 @@ impl Vm {
         if !self.parts.confirmed.wait(paused, CONFIRM_LIMIT) {
             let what = if paused { "paused" } else { "resumed" };
             tracing::warn!(
-                "the standby does not know yet that this VM was {what}: should it take over now, it is not there"
+                "the standby does not know yet that this VM was {what}: should it take over now, the VM is not {what} there"
             );
         }
     }

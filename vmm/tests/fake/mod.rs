@@ -8,7 +8,9 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ft::{Call, Control, EventRecord, ProtectOptions, Refused, Status};
+use pollux_api::Blocker;
 use pollux_api::options::Compression;
+use pollux_api::reason::BlockerReport;
 use pollux_api::status::{
     ClaimKind, ClaimStatus, CompressionStatus, CopyState, DiskStatus, LinkName, LinkState, LinkStatus, Peer, Progress,
     Replica, ResyncKind, Role, SearchStatus, State, Takeover, WitnessStatus,
@@ -133,7 +135,8 @@ impl FakeFt {
             // As one does that waits for a host that is down.
             std::thread::park();
         }
-        let refused = Refused::Preflight(vec!["no route".to_owned(), "no disk".to_owned()]);
+        let failed = |reason: &str| Blocker::SessionFailed { reason: reason.to_owned() };
+        let refused = Refused::Preflight(vec![failed("no route"), failed("no disk")]);
         if options.peer.port() == 1 { Err(refused) } else { Ok(()) }
     }
 }
@@ -176,7 +179,11 @@ impl Control for FakeFt {
             witness: Some(WitnessStatus { answered: Some(true), ..WitnessStatus::default() }),
             claim: Some(ClaimStatus { kind: ClaimKind::GoAlone, since_ms: 5, error: None }),
             compression: Some(CompressionStatus { setting, packing: true, raw: 2, sent: 1 }),
-            search: Some(SearchStatus { on: true, waiting_for: vec!["nobody".to_owned()] }),
+            search: Some(SearchStatus {
+                on: true,
+                waiting_for: vec!["nobody".to_owned()],
+                blockers: vec![BlockerReport::default()],
+            }),
             memory_sync: Some(progress),
             disks: vec![DiskStatus { resync: Some(ResyncKind::Full), ..disk }],
             takeover: Some(Takeover::default()),
@@ -254,14 +261,14 @@ impl FakeVmm {
     pub fn start(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (diary, events) = (Diary::default(), Arc::default());
-        let assembler = FakeAssembler { diary: Arc::clone(&diary), events: Arc::clone(&events), setup: setup.clone() };
+        let factory = FakeAssembler { diary: Arc::clone(&diary), events: Arc::clone(&events), setup: setup.clone() };
         let monitor = EventMonitor::open(&EventTarget::Path(dir.path().join("events"))).unwrap();
         let (sender, calls) = unbounded();
         let shared = Shared::new(sender);
         let socket = ApiSocket::open(&SocketTarget::Path(dir.path().join("api"))).unwrap();
         let http = HttpServer::start(socket.listener().unwrap(), Arc::clone(&shared)).unwrap();
         let (signal_sender, signals) = unbounded();
-        let parts = Parts { assembler: Box::new(assembler), monitor, shared, no_shutdown: setup.no_shutdown };
+        let parts = Parts { factory: Box::new(factory), monitor, shared, no_shutdown: setup.no_shutdown };
         let thread = std::thread::spawn(move || {
             let mut vmm = Vmm::new(parts);
             if setup.standby {

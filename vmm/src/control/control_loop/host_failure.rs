@@ -27,7 +27,7 @@ impl Vmm {
             && !self.hand_over(&format!("the VM cannot be reset: {}", chain(&**error)))
             && let Err(error) = self.shutdown()
         {
-            tracing::error!("the VM did not end in order: {}", chain(&error));
+            tracing::error!("the VM did not shut down cleanly: {}", chain(&error));
         }
         rebooted
     }

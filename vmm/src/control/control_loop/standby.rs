@@ -34,8 +34,8 @@ impl Vmm {
         self.turn_into(Role::Fenced, VmState::Shutdown);
         self.parts.monitor.event("vm", "shutdown");
         // What could not be taken over is left as it is, for people to look at: it may be the last copy.
-        if ran_here && self.parts.assembler.can_stand_by() {
-            self.stand_by_again();
+        if ran_here && self.parts.factory.can_stand_by() {
+            self.rebuild_standby();
         }
     }
 
@@ -48,7 +48,7 @@ impl Vmm {
         self.live = None;
         if let Err(error) = self.boot_here() {
             tracing::error!("the VM cannot be booted here: {}", chain(&error));
-            self.stand_by_again();
+            self.rebuild_standby();
         }
     }
 
@@ -61,46 +61,46 @@ impl Vmm {
         }
         let ended = live.machine().shutdown().and(stopped);
         if let Err(error) = ended {
-            tracing::warn!("the VM did not end in order: {}", chain(&*error));
+            tracing::warn!("the VM did not shut down cleanly: {}", chain(&*error));
         }
     }
 
     /// A part of this standby is dead. One that was built anew lately is not built anew again at once: what
     /// has killed it may still be there.
     pub(super) fn standby_unusable(&mut self, reason: &str) {
-        warn_limited!("this standby is built anew: {reason}");
+        warn_limited!("this standby is rebuilt: {reason}");
         if self.rebuilds.is_lasting() {
-            self.stand_by_again();
+            self.rebuild_standby();
         } else {
             self.end_standby();
-            self.stand_by_later(reason);
+            self.rebuild_later(reason);
             self.publish();
         }
     }
 
     /// Puts the VM together anew, with fresh device processes. What cannot be had now, such as an address or
     /// a file that is still in use, is tried again.
-    pub(super) fn stand_by_again(&mut self) {
-        if self.stand_by_at.take().is_none() {
+    pub(super) fn rebuild_standby(&mut self) {
+        if self.standby_retry_at.take().is_none() {
             self.end_standby();
         }
         match self.stand_by() {
             Ok(()) => {
                 self.rebuilds.built();
-                self.parts.monitor.event("vm", "standing-by");
+                self.parts.monitor.event("vm", "standby");
             }
-            Err(error) => self.stand_by_later(&chain(&error)),
+            Err(error) => self.rebuild_later(&chain(&error)),
         }
         self.publish();
     }
 
-    fn stand_by_later(&mut self, reason: &str) {
+    fn rebuild_later(&mut self, reason: &str) {
         log_limited!(error, "cannot be a standby, will try again: {reason}");
-        self.parts.assembler.standby_failed(reason);
+        self.parts.factory.standby_failed(reason);
         if !self.rebuilds.have_failed() {
             self.parts.monitor.event_with("ft", "standby-failed", &[("reason".to_owned(), reason.to_owned())].into());
         }
-        self.stand_by_at = Some(Instant::now() + self.rebuilds.failed());
+        self.standby_retry_at = Some(Instant::now() + self.rebuilds.failed());
     }
 }
 
