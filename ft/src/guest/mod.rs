@@ -46,8 +46,8 @@ pub trait Guest: Send {
     fn shape(&self) -> Shape;
     /// Why it cannot be protected: all reasons.
     fn blockers(&self) -> Vec<Blocker>;
-    /// Why it cannot run a guest that was started with these CPU features.
-    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String>;
+    /// Why it cannot run a guest that was started on CPUs like these, of features and speed.
+    fn check_cpu(&self, shape: &Shape) -> Vec<String>;
     /// Standby: becomes like the primary in what [`Shape`] says and may differ (CPU features).
     ///
     /// # Errors

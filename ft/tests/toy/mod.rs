@@ -145,7 +145,7 @@ impl Guest for ToyGuest {
         Vec::new()
     }
 
-    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
+    fn check_cpu(&self, _: &Shape) -> Vec<String> {
         Vec::new()
     }
 

@@ -84,7 +84,8 @@ impl Guest for GuestAdapter {
         let mut shape = Shape {
             memory: self.memory.memory.size(),
             vcpus: self.parts.cpus.count(),
-            cpuid: cpuid::to_bytes(self.parts.cpus.cpuid()),
+            cpuid: cpuid::to_bytes(&self.parts.cpus.guest_cpuid()),
+            tsc_khz: self.parts.cpus.tsc_khz(),
             serial: self.parts.has_serial(),
             ..Shape::default()
         };
@@ -110,11 +111,16 @@ impl Guest for GuestAdapter {
         devices.foreign().map(|id| Blocker::ForeignDevice { device: id.to_string() }).collect()
     }
 
-    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String> {
-        match cpuid::from_bytes(cpuid) {
-            Some(theirs) => cpuid::missing(&theirs, self.parts.cpus.cpuid()),
+    fn check_cpu(&self, shape: &Shape) -> Vec<String> {
+        let cpus = &self.parts.cpus;
+        let mut reasons = match cpuid::from_bytes(&shape.cpuid) {
+            Some(theirs) => cpuid::missing(&theirs, cpus.cpuid()),
             None => vec!["the primary's CPU features do not decode".to_owned()],
+        };
+        if let Err(error) = cpus.features().can_run_tsc_at(shape.tsc_khz) {
+            reasons.push(format!("{error}: use a host whose TSC runs as fast, or whose KVM can scale it"));
         }
+        reasons
     }
 
     fn adopt(&mut self, shape: &Shape) -> Result<(), GuestError> {
