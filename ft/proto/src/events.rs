@@ -158,7 +158,8 @@ pub struct Beat {
 #[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[derive(Debug, Eq, PartialEq)]
 pub enum Action {
-    /// Seal `epoch`: stop, capture, resume, send. Answer with `CutDone` or `CutFailed`.
+    /// Seal `epoch`: stop, capture, resume, send. Answer with `CutDone` or `CutFailed`,
+    /// before anything else that has happened since.
     Cut {
         /// The epoch that ends.
         epoch: Epoch,

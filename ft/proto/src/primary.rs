@@ -7,7 +7,8 @@
 //! ```
 //!
 //! How it ends depends on whether the standby has a right to take over, which it has from `Registering` on,
-//! or from `Base` on if there is no witness; and then on who decides: the witness, or the policy.
+//! or, if there is no witness, as soon as the first checkpoint is on its way to it; and then on who decides:
+//! the witness, or the policy.
 //!
 //! | | no right | witness | `primary`, `both` | `standby` |
 //! |---|---|---|---|---|
@@ -439,11 +440,12 @@ impl Primary {
         }
     }
 
-    /// Whether the standby could take over: then leaving it needs a claim.
+    /// Whether the standby could take over: then leaving it needs a claim. It could not while it has nothing
+    /// of the first checkpoint.
     fn standby_has_a_right(&self, settings: &Settings) -> bool {
         match self.state {
             State::Copying => false,
-            State::Base { .. } => settings.on_partition.is_some(),
+            State::Base { epoch } => settings.on_partition.is_some() && epoch < self.running(),
             _ => true,
         }
     }

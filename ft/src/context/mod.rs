@@ -90,6 +90,12 @@ impl<P: Platform> Context<P> {
         self.inputs.push_back(input);
     }
 
+    /// What the core is told before anything that happened meanwhile: that an epoch is on its way. Until then
+    /// it goes by the standby having nothing of it.
+    pub(crate) fn input_first(&mut self, input: Input) {
+        self.inputs.push_front(input);
+    }
+
     /// Tells the core what is next. Returns whether there was anything.
     pub(crate) fn feed(&mut self) -> bool {
         let Some(input) = self.inputs.pop_front() else { return false };

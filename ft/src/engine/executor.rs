@@ -270,17 +270,18 @@ impl<P: Platform> Executor<P> {
                 Input::CutDone { epoch, paused, pages }
             }
             Ok(None) => return,
-            Err(CaptureError::Device(error)) => Input::YieldRequested { reason: chain(&error) },
-            Err(error @ (CaptureError::Guest(_) | CaptureError::Busy)) => {
-                Input::CutFailed { epoch, reason: chain(&error) }
+            // Before the first checkpoint there is nobody to yield to.
+            Err(CaptureError::Device(error)) if kind != CutKind::Base => {
+                Input::YieldRequested { reason: chain(&error) }
             }
+            Err(error) => Input::CutFailed { epoch, reason: chain(&error) },
         };
         let done = matches!(input, Input::CutDone { .. });
         if kind != CutKind::Last || !done {
             // After the epoch is on its way: somebody may wait for it.
             self.cx.machine_mut().resume_devices(kind == CutKind::Base && done, epoch.next());
         }
-        self.cx.input(input);
+        self.cx.input_first(input);
     }
 
     fn take_over(&mut self, committed: Epoch, term: Term) {
