@@ -143,7 +143,9 @@ impl Ft {
         let Setup { board, peers, witness, vm, notes_disks, .. } = setup;
         let clock = Clock::new();
         let beat_post = post.clone();
-        let beats = Beats::start(clock, move |link, at, beat| beat_post.heard(link, at, beat))?;
+        let device_wait = guest.device_wait();
+        let beats =
+            Beats::start(clock, move || device_wait.is_on(), move |link, at, beat| beat_post.heard(link, at, beat))?;
         let witness = witness.as_ref().map(WitnessClient::start).transpose()?;
         let (listen, listener) = match options {
             None => (None, None),
