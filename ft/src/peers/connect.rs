@@ -105,7 +105,9 @@ fn open(
 fn own(witness: &WitnessClient, me: &Applicant<WitnessClient>) -> Result<Term, Unopened> {
     let Introduction { node, vm, .. } = me.introduction;
     let claim = Claim::Own { node, term: me.term, first: me.first };
-    match witness.ask_and_wait(vm, claim, PATIENCE) {
+    let asked = me.mandate.claim(|| witness.ask_for(vm, claim));
+    let asked = asked.ok_or_else(|| Unopened::settled(vec!["the VM has ended".to_owned()]))?;
+    match asked.wait(PATIENCE) {
         WitnessAnswer::Unreachable(_, reason) => Err(Unopened::now(format!("witness {}: {reason}", witness.address()))),
         WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => Ok(record.term()),
         // Each session needs a term of its own.
