@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ft_proto::wire::{Hello, Kind, Refusal, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
@@ -26,6 +26,8 @@ use crate::witness::WitnessClient;
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// After so long without an answer the greeting has not arrived: a standby gives a caller five seconds for it.
+const IN_VAIN: Duration = Duration::from_secs(4);
 
 /// Kinds of congestion control that do not pace; the first one that this host has is used.
 const BURSTS: [&str; 2] = ["cubic", "reno"];
@@ -147,9 +149,10 @@ fn greet(
 ) -> Result<(TcpStream, Welcome), Unopened> {
     let failed = |error: TransportError| Unopened::now(format!("standby at {peer}: {}", chain(&error)));
     let mut stream = connected.map_err(Unopened::now)?;
-    let hello = encode_body(hello);
+    let (hello, called) = (encode_body(hello), Instant::now());
     write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
     let unanswered = |error| {
+        let error = if called.elapsed() >= IN_VAIN { late_if_closed(error) } else { error };
         let reason = explain(&error, &stream, Some(hello.len()));
         Unopened::now(format!("standby at {peer} has accepted the connection, but not answered: {reason}"))
     };
@@ -167,6 +170,12 @@ fn greet(
         }
         got => Err(failed(WireError::Unexpected { got, expected: "welcome or refuse" }.into())),
     }
+}
+
+/// A standby that has waited in vain for the rest of a greeting closes the connection, perhaps a moment before
+/// we give up.
+fn late_if_closed(error: TransportError) -> TransportError {
+    if matches!(error, TransportError::Closed) { TransportError::Late } else { error }
 }
 
 /// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of
@@ -212,6 +221,29 @@ mod tests {
         let reason = why.reasons.join("");
         assert!(reason.contains(&format!("the {size} bytes that were sent")) && reason.contains("MTU"), "{reason}");
         assert!(!why.settled, "it may be well again soon");
+    }
+
+    #[test]
+    fn a_greeting_that_a_standby_has_waited_for_in_vain_is_told_alike() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = listener.local_addr().unwrap();
+        let hello =
+            Hello { vm: None, node: NodeId::numbered(1, 1), purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
+        let reason = |patience| {
+            std::thread::scope(|scope| {
+                let listener = &listener;
+                scope.spawn(move || {
+                    // Reads what comes: what is unread would be a reset.
+                    let (mut stream, _) = listener.accept().unwrap();
+                    std::io::Read::read(&mut stream, &mut [0; 4096]).unwrap();
+                    std::thread::sleep(patience);
+                });
+                greet(&hello, Term(1), peer, connect(peer)).unwrap_err().reasons.join("")
+            })
+        };
+        assert!(reason(IN_VAIN).contains("MTU"));
+        let at_once = reason(Duration::ZERO);
+        assert!(at_once.contains("closed the connection") && !at_once.contains("MTU"), "{at_once}");
     }
 
     #[test]
