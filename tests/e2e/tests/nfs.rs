@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use e2e::artifacts::Artifacts;
 use e2e::nfs::{FileServer, LEASE};
-use e2e::process::{signal_one, stopped};
+use e2e::process::signal_one;
 use e2e::topology::Topology;
 use ft::witness::{FileWitness, Witness};
 use ft_proto::witness::{Claim, Verdict};
@@ -82,7 +82,6 @@ fn claimants_that_are_frozen_are_granted_nothing_twice() {
         won_meanwhile += usize::from(terms(&outputs[1 - frozen]).len() > before);
         topology.hosts[frozen].ip("link set up0 up\n").unwrap();
         signal_one(racers[frozen].id(), Signal::SIGCONT).unwrap();
-        assert!(!stopped(racers[frozen].id()));
     }
     sleep(LEASE);
     for racer in &mut racers {
