@@ -116,8 +116,8 @@ impl Introduction {
     }
 }
 
-/// The right to claim anything for a VM, which ends with it: what the VM's end says to the witness is the last
-/// that is said.
+/// The right to claim anything for a VM, which ends with it: what the witness is told of the VM's end is the
+/// last that it is told.
 #[derive(Clone, Debug, Default)]
 pub struct Mandate(Arc<Mutex<bool>>);
 

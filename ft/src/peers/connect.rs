@@ -26,7 +26,8 @@ use crate::witness::WitnessClient;
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// After so long without an answer the greeting has not arrived: a standby gives a caller five seconds for it.
+/// After so long without an answer the greeting has not arrived: a standby gives a caller five seconds for
+/// it.
 const IN_VAIN: Duration = Duration::from_secs(4);
 
 /// Kinds of congestion control that do not pace; the first one that this host has is used.
@@ -172,8 +173,8 @@ fn greet(
     }
 }
 
-/// A standby that has waited in vain for the rest of a greeting closes the connection, perhaps a moment before
-/// we give up.
+/// A standby that has waited in vain for the rest of a greeting closes the connection, perhaps a moment
+/// before we give up.
 fn late_if_closed(error: TransportError) -> TransportError {
     if matches!(error, TransportError::Closed) { TransportError::Late } else { error }
 }

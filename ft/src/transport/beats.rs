@@ -140,8 +140,8 @@ pub struct Beats {
 }
 
 impl Beats {
-    /// Starts the thread, with no links and no session yet; arriving beats go to `heard`. `busy` tells whether
-    /// an engine that has not been seen for long waits for something that has a limit.
+    /// Starts the thread, with no links and no session yet; arriving beats go to `heard`. `busy` tells
+    /// whether an engine that has not been seen for long waits for something that has a limit.
     ///
     /// # Errors
     /// When the thread or its event descriptor cannot be made.

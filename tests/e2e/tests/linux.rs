@@ -172,8 +172,8 @@ mcopy -i "$3" "$1/vmlinuz" "$1/initramfs.gz" ::/
 printf 'linux /vmlinuz console=ttyS0 root=/dev/vdb panic=-1\ninitrd /initramfs.gz\nboot\n' | mcopy -i "$3" - ::/EFI/debian/grub.cfg
 cp --sparse=always "$1/root.img" "$4""#;
 
-/// `POLLUX_FIRMWARE` as above, `POLLUX_GRUB` is grubx64.efi.signed of Debian's package grub-efi-amd64-signed, and
-/// mtools is installed.
+/// `POLLUX_FIRMWARE` as above, `POLLUX_GRUB` is grubx64.efi.signed of Debian's package
+/// grub-efi-amd64-signed, and mtools is installed.
 #[test]
 fn debian_boots_by_uefi_and_grub() {
     let (Some(firmware), Some(grub)) = (std::env::var_os("POLLUX_FIRMWARE"), std::env::var_os("POLLUX_GRUB")) else {

@@ -18,13 +18,12 @@ use ft_proto::{Alone, Committed, CutKind, Epoch};
 use serde_json::Value;
 
 use crate::contract::VmEvent;
-use crate::devices::FtLink;
+use crate::devices::{DirtyLog, FtLink};
 use crate::legacy::console::ConsoleOut;
 use crate::machine::cpu::{PausedWork, Task, WorkerPool, cpuid};
 use crate::machine::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::machine::memory::guest::GuestMemory;
 use crate::machine::memory::view::MemoryView;
-use crate::vhost_user::DirtyLog;
 use crate::vm::Inside;
 use crate::vm::{SavedParts, Vm};
 
