@@ -1,13 +1,15 @@
 //! The engine as the VMM sees it: start it, call it, read its board.
 
 use std::convert::Infallible;
-use std::net::UdpSocket;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
 use ft_proto::{HostId, LinkId, VmId};
+use ft_transport::beats::{BeatSocket, Beats};
+use ft_transport::heartbeats::Heartbeats;
+use ft_transport::listener::{Arrival, Listener};
 use pollux_api::{EventRecord, Refused, Status};
 
 use crate::clock::Clock;
@@ -21,9 +23,6 @@ use crate::options::{ProtectOptions, StandbyOptions};
 use crate::platform::linux::Linux;
 use crate::start::NodeTerm;
 use crate::status::Board;
-use crate::transport::beats::{BeatSocket, Beats};
-use crate::transport::heartbeats::Heartbeats;
-use crate::transport::listener::{Arrival, Listener};
 use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How long the end of a VM waits for the witness to say that its standby must not go on with it.
@@ -144,8 +143,11 @@ impl Ft {
         let clock = Clock::new();
         let beat_post = post.clone();
         let device_wait = guest.device_wait();
-        let beats =
-            Beats::start(clock, move || device_wait.is_on(), move |link, at, beat| beat_post.heard(link, at, beat))?;
+        let beats = Beats::start(
+            move || clock.now(),
+            move || device_wait.is_on(),
+            move |link, at, beat| beat_post.heard(link, at, beat),
+        )?;
         let witness = witness.as_ref().map(WitnessClient::start).transpose()?;
         let (listen, listener) = match options {
             None => (None, None),
@@ -340,11 +342,6 @@ fn device_end(LinkEnd { id, caps, socket }: LinkEnd) -> DeviceEnd<ControlSocket>
 }
 
 fn listen_for_beats(options: &StandbyOptions) -> Result<Vec<BeatSocket>, EngineError> {
-    let bind = |(link, address)| {
-        let socket = UdpSocket::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-        socket
-            .map(|socket| BeatSocket { link, socket: socket.into(), peer: None })
-            .map_err(|error| EngineError::Listen(address, error))
-    };
+    let bind = |(link, address)| BeatSocket::listen(link, address).map_err(|error| EngineError::Listen(address, error));
     LinkId::ALL.into_iter().zip([options.listen, options.heartbeat]).map(bind).collect()
 }

@@ -29,10 +29,10 @@ pub mod sim;
 mod start;
 mod status;
 mod stream;
-mod transport;
 pub mod witness;
 
 pub use engine::EngineError;
+pub use ft_transport::addresses::resolve;
 pub use guest::staging::{PORTION_PAGES, Portion, Staging};
 pub use handle::{Call, Control, Ft, Setup};
 pub use identity::{default_host, incarnation_of, new_vm};
@@ -41,5 +41,4 @@ pub use pollux_api::options::{StartRole, Tuning};
 pub use pollux_api::{EventRecord, Refused, Status};
 pub use start::{Candidate, NodeTerm, Part, StartError, check_alone, give_back, part};
 pub use status::Board;
-pub use transport::addresses::resolve;
 pub use witness::{Stored, WitnessAddress};

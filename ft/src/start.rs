@@ -5,11 +5,11 @@
 //! this host acts on a record that says more than that the VM was shut down, the other hosts are asked what
 //! they do.
 
-use std::net::TcpListener;
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
 use ft_proto::{HostId, NodeId, Term, VmId, WitnessAnswer};
+use ft_transport::listener::is_taken;
 use pollux_api::options::StartRole;
 
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
@@ -101,11 +101,7 @@ pub struct Candidate {
 /// When it listens where this one is to listen.
 pub fn check_alone(options: &NodeOptions) -> Result<(), StartError> {
     let Some(standby) = &options.standby else { return Ok(()) };
-    match TcpListener::bind(standby.listen) {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(StartError::Running(standby.listen)),
-        // What else is wrong with the address is told when it is needed.
-        _ => Ok(()),
-    }
+    if is_taken(standby.listen) { Err(StartError::Running(standby.listen)) } else { Ok(()) }
 }
 
 /// Decides what this host does with the VM. May take some seconds.

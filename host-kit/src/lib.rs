@@ -5,8 +5,10 @@
 //!   least to do.
 //! - [`random`] is the one source of random numbers.
 //! - [`error`] writes an error with its causes.
+//! - [`file`] opens what an operator names, without waiting for it.
 //! - `event_loop` waits for several descriptors at once (feature `event-loop`).
-//! - [`log_limit`] keeps others from filling the log.
+//! - [`log_writer`] writes the log without waiting and without failing; [`log_limit`] keeps others from
+//!   filling it.
 //!
 //! Never: anything about guests, epochs or devices.
 
@@ -14,7 +16,9 @@ pub mod cpu_load;
 pub mod error;
 #[cfg(feature = "event-loop")]
 pub mod event_loop;
+pub mod file;
 pub mod log_limit;
+pub mod log_writer;
 pub mod random;
 pub mod sched;
 pub mod thread;

@@ -8,9 +8,9 @@ use std::sync::mpsc;
 
 use ft::witness::{Witness, WitnessError};
 use ft::{Stored, WitnessAddress};
-use ft_proto::text::clean;
 use ft_proto::witness::{DiskState, Record, Verdict};
 use ft_proto::{NodeId, Term, VmId};
+use ft_wire::text::clean;
 use host_kit::error::chain;
 use pollux_api::status::Role;
 use pollux_api::{Route, Status};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use device_kit::control::{Control, Reporter};
 use device_kit::vring::positions;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, DeviceInfo, InFlight, Report};
+use ft_wire::device_ctl::{Command, DeviceInfo, InFlight, Report};
 use tracing::{info, warn};
 
 use crate::image::OpError;

@@ -6,7 +6,7 @@
 //!                   |                        |
 //!   guest ring -> backend -> serve <- commands
 //!                            |   \
-//!                    tracker |    mirror == mirror_wire ==> receive
+//!                    tracker |    mirror == ft_wire ====> receive
 //!                        \   |                               |   tracker
 //!                          image                             |   /
 //!                        (primary)                          image
@@ -30,11 +30,9 @@ pub mod args;
 mod backend;
 mod blocks;
 mod commands;
-mod frame_socket;
 mod geometry;
 pub mod image;
 mod mirror;
-pub mod mirror_wire;
 mod receive;
 pub mod record;
 pub mod run;

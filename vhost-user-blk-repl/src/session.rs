@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use device_kit::control::Reporter;
-use ft_proto::device_ctl::Report;
+use ft_wire::device_ctl::Report;
 
 use crate::lock;
 

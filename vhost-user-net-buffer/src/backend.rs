@@ -13,7 +13,7 @@ use device_kit::control::Control;
 use device_kit::events::{Event, Events, exit_event};
 use device_kit::sockets::accept;
 use device_kit::{Device, Memory, QUEUE_SIZE_MAX, Vring};
-use ft_proto::device_ctl::{QueueState, Report};
+use ft_wire::device_ctl::{QueueState, Report};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackendMut;
 use vhost_user_backend::bitmap::BitmapMmapRegion;

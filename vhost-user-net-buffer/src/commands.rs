@@ -4,7 +4,7 @@ use device_kit::Vring;
 use device_kit::control::Control;
 use device_kit::vring::positions;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, DeviceInfo, Report};
+use ft_wire::device_ctl::{Command, DeviceInfo, Report};
 
 use crate::announce::{Mac, RARP_LEN, rarp};
 use crate::backend::Net;

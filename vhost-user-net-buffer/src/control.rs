@@ -1,4 +1,4 @@
-//! The ft-ctl link: messages of `ft_proto::device_ctl` over a SEQPACKET socket.
+//! The ft-ctl link: messages of `ft_wire::device_ctl` over a SEQPACKET socket.
 //!
 //! In: an inherited socket, or a path to listen at for one VMM. Out: commands, one at a time, never waiting
 //! for one. Never: a second VMM, or a second chance. Once the link is lost the process has no reason to live.
@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use ft_proto::device_ctl::{CTL_MAX, Command, CtlError, Report, decode, encode};
+use ft_wire::device_ctl::{CTL_MAX, Command, CtlError, Report, decode, encode};
 
 use crate::sockets::UnlinkOnDrop;
 

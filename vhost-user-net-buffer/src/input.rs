@@ -9,7 +9,7 @@ use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddressSpace;
 
-use ft_proto::device_ctl::Report;
+use ft_wire::device_ctl::Report;
 
 use device_kit::Vring;
 

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use ft_proto::device_ctl::Report;
+use ft_wire::device_ctl::Report;
 use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, VolatileSlice};

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use ft_proto::device_ctl::{CTL_MAX, CTL_VERSION, Command, DeviceInfo, Report};
+use ft_wire::device_ctl::{CTL_MAX, CTL_VERSION, Command, DeviceInfo, Report};
 use nix::poll::PollTimeout;
 
 use crate::link::{Link, LinkError};

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ft_proto::{Beat, Epoch, LinkId, Time, WitnessAnswer};
+use ft_transport::listener::Incoming;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use pollux_api::Refused;
 
@@ -16,7 +17,6 @@ use crate::options::ProtectOptions;
 use crate::peers::application::Unopened;
 use crate::platform::{OpenedOn, Platform};
 use crate::stream::ends::{Received, Sent};
-use crate::transport::listener::Incoming;
 use crate::witness::Stored;
 
 /// Where the answer to a call goes.

@@ -18,6 +18,7 @@ use std::io;
 
 use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, Node, NodeId, Settings, State, Term, Time};
+use ft_transport::heartbeats::Heartbeats;
 use pollux_api::Refused;
 use serde_json::{Value, json};
 
@@ -32,7 +33,6 @@ use crate::devices::{DeviceKey, Devices};
 use crate::identity::Identity;
 use crate::note::Note;
 use crate::platform::Platform;
-use crate::transport::heartbeats::Heartbeats;
 use crate::witness::{Stored, WitnessAddress};
 
 /// What a call is answered.

@@ -2,6 +2,7 @@
 //! survived.
 
 use ft_proto::{LinkId, State, Time};
+use ft_transport::heartbeats::Heartbeats;
 use pollux_api::status::{
     self as api, CompressionStatus, LinkStatus, Peer, Replica, Role, SearchStatus, Status, WitnessStatus,
 };
@@ -11,7 +12,6 @@ use crate::claims::Pending;
 use crate::clock::millis;
 use crate::platform::Platform;
 use crate::status::{link_name, link_state};
-use crate::transport::heartbeats::Heartbeats;
 
 /// What a status shows that others know.
 #[derive(Debug)]

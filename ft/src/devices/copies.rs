@@ -2,7 +2,7 @@
 //! standby.
 
 use ft_proto::Time;
-use ft_proto::wire::DiskProgress;
+use ft_wire::session::DiskProgress;
 use pollux_api::status::{CopyState, DiskStatus};
 use serde_json::json;
 

@@ -1,8 +1,8 @@
 //! A disk's copy in the current session: how far it is, as told in status and events.
 
 use ft_proto::Time;
-use ft_proto::device_ctl::ResyncKind;
-use ft_proto::wire::DiskProgress;
+use ft_wire::device_ctl::ResyncKind;
+use ft_wire::session::DiskProgress;
 use pollux_api::status as api;
 use pollux_api::status::CopyState;
 

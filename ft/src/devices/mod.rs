@@ -12,13 +12,14 @@ pub(crate) mod socket;
 
 use std::time::Duration;
 
-use ft_proto::device_ctl::{Command, Hold, InFlight, Report};
 use ft_proto::{Alone, Committed, Epoch, Term, VmId};
+use ft_wire::device_ctl::{Command, Hold, InFlight, Report};
+use ft_wire::state::Position;
 
 use self::control::{DeviceControl, LinkError};
 use self::disk_copy::DiskCopy;
 use self::link::DeviceLink;
-use crate::guest::{DeviceCaps, DeviceWait, Position, Shape};
+use crate::guest::{DeviceCaps, DeviceWait, Shape};
 
 /// A device process that takes longer than this to seal counts as dead. It has microseconds of work to do.
 const SEAL_LIMIT: Duration = Duration::from_secs(2);

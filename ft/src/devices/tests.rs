@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use ft_proto::device_ctl::{CTL_MAX, decode, encode};
+use ft_wire::device_ctl::{CTL_MAX, decode, encode};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
 use super::socket::ControlSocket;

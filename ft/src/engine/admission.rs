@@ -9,9 +9,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ft_proto::wire::{Kind, Part, Purpose, Standing, decode_body};
 use ft_proto::witness::Record;
 use ft_proto::{OnPartition, Settings, State, Time};
+use ft_transport::addresses::as_seen_here;
+use ft_transport::listener::Incoming;
+use ft_wire::session::{Kind, Part, Purpose, Standing, decode_body};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -23,8 +25,6 @@ use crate::peers::limits;
 use crate::platform::Platform;
 use crate::replica::Session;
 use crate::replica::standby::{Join, welcome};
-use crate::transport::addresses::as_seen_here;
-use crate::transport::listener::Incoming;
 use crate::witness::{AskWitness, Stored};
 
 /// A caller whose witness is read no sooner is not waiting any more.

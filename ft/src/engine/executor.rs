@@ -13,8 +13,8 @@ use std::ops::ControlFlow;
 
 #[cfg(feature = "sim")]
 use ft_proto::Node;
-use ft_proto::device_ctl::Report;
 use ft_proto::{Action, Alone, CutKind, Epoch, Event, Input, State, Term, Time};
+use ft_wire::device_ctl::Report;
 use host_kit::error::chain;
 use pollux_api::Refused;
 use pollux_api::status::Takeover;

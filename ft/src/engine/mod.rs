@@ -16,6 +16,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use ft_transport::listener::Listener;
 use nix::errno::Errno;
 
 use self::assembly::assemble;
@@ -26,7 +27,6 @@ use crate::context::inbox::Inbox;
 use crate::devices::control::LinkError;
 use crate::platform::linux::Linux;
 use crate::platform::poller::{Poller, Ready, Token};
-use crate::transport::listener::Listener;
 
 /// Between two looks at everything when the kernel does not say what is ready.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);

@@ -3,6 +3,7 @@
 
 use ft_proto::witness::Claim;
 use ft_proto::{Input, State};
+use ft_transport::heartbeats::Heartbeats;
 use host_kit::error::chain;
 use pollux_api::Refused;
 
@@ -11,7 +12,6 @@ use crate::context::inbox::Reply;
 use crate::context::{Answer, Context};
 use crate::options::ProtectOptions;
 use crate::platform::Platform;
-use crate::transport::heartbeats::Heartbeats;
 
 /// Calls that wait for what becomes of the VM.
 #[derive(Default)]

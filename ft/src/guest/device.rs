@@ -1,26 +1,8 @@
-//! What the engine knows of a device: what it can do, how its process is reached, where it stood when it was
-//! sealed.
+//! What the engine knows of a device: what it can do, and how its process is reached.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-
-use ft_proto::device_ctl::{InFlight, QueueState};
-use serde::{Deserialize, Serialize};
-
-/// Where a sealed device stands.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Position {
-    /// Id of the device.
-    pub id: String,
-    /// Its queues.
-    pub queues: Vec<QueueState>,
-    /// Its requests in flight.
-    pub in_flight: Vec<InFlight>,
-    /// A disk of which the epoch has nothing; a network card that holds nothing back, of this epoch or one
-    /// before.
-    pub idle: bool,
-}
 
 /// What a device can do, as far as a checkpoint depends on it: any of these, or none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

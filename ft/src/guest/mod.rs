@@ -12,7 +12,7 @@ use std::time::Duration;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use pollux_api::EventRecord;
 
-pub use self::device::{DeviceCaps, DeviceWait, LinkEnd, Position};
+pub use self::device::{DeviceCaps, DeviceWait, LinkEnd};
 pub use self::memory::{GuestError, Memory};
 pub use self::shape::{DiskShape, NetShape, Shape, VirtioShape};
 

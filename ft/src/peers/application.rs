@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ft_proto::wire::{Hello, Purpose, TookOver, encode_body};
 use ft_proto::{LinkId, NodeId, Term, VmId};
+use ft_wire::session::{Hello, Purpose, TookOver, encode_body};
 
 use crate::guest::Shape;
 use crate::identity::SessionKey;

@@ -3,36 +3,27 @@
 //!
 //! Runs on a thread of its own, since hosts that are down take their time to be so.
 
-use std::ffi::OsString;
 use std::io;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use ft_proto::wire::{Hello, Kind, Refusal, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
-use ft_proto::{Epoch, LinkId, Term, WitnessAnswer};
+use ft_proto::{LinkId, Term, WitnessAnswer};
+use ft_transport::beats::BeatSocket;
+use ft_transport::dial::{self, Answer, GreetError};
+use ft_transport::frames::TransportError;
+use ft_transport::stream::Stream;
+use ft_wire::session::{Hello, Kind, Welcome, WireError};
 use host_kit::error::chain;
-use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
 use crate::peers::application::{Applicant, Introduction, Opened, Unopened};
 use crate::start::describe;
-use crate::transport::addresses::{any_port, anywhere};
-use crate::transport::beats::BeatSocket;
-use crate::transport::frames::{Stamp, TransportError, read_message, write_frame};
-use crate::transport::path::explain;
 use crate::witness::WitnessClient;
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// After so long without an answer the greeting has not arrived: a standby gives a caller five seconds for
-/// it.
-const IN_VAIN: Duration = Duration::from_secs(4);
-
-/// Kinds of congestion control that do not pace; the first one that this host has is used.
-const BURSTS: [&str; 2] = ["cubic", "reno"];
-
 /// Opens a session with the first of `peers` that accepts, or says every reason why none does.
 ///
 /// # Errors
@@ -40,7 +31,7 @@ const BURSTS: [&str; 2] = ["cubic", "reno"];
 pub fn open_first(
     me: &Applicant<WitnessClient>,
     peers: Vec<ProtectOptions>,
-) -> Result<Opened<TcpStream, Vec<BeatSocket>>, Unopened> {
+) -> Result<Opened<Stream, Vec<BeatSocket>>, Unopened> {
     let mut why = Unopened::default();
     for options in peers {
         match open(me, options) {
@@ -55,10 +46,7 @@ pub fn open_first(
 ///
 /// # Errors
 /// All reasons, one sentence each.
-fn open(
-    me: &Applicant<WitnessClient>,
-    options: ProtectOptions,
-) -> Result<Opened<TcpStream, Vec<BeatSocket>>, Unopened> {
+fn open(me: &Applicant<WitnessClient>, options: ProtectOptions) -> Result<Opened<Stream, Vec<BeatSocket>>, Unopened> {
     let mut why = Unopened::settled(me.blockers.clone());
     why.and(Unopened::settled(options.faults().iter().map(ToString::to_string).collect()));
     let first = connect(options.peer);
@@ -130,73 +118,39 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
     let mut sockets = Vec::new();
     let mut addresses = [String::new(), String::new()];
     for (link, peer) in LinkId::ALL.into_iter().zip([options.peer, options.heartbeat]) {
-        // Connecting a throw-away socket asks the routing table which of our addresses faces the peer.
-        let probe = UdpSocket::bind(anywhere(peer))?;
-        probe.connect(peer)?;
-        let socket = UdpSocket::bind(any_port(probe.local_addr()?))?;
-        socket.set_nonblocking(true)?;
-        addresses[link as usize] = socket.local_addr()?.to_string();
-        sockets.push(BeatSocket { link, socket: socket.into(), peer: Some(peer) });
+        let socket = BeatSocket::towards(link, peer)?;
+        addresses[link as usize] = socket.address()?.to_string();
+        sockets.push(socket);
     }
     Ok((sockets, addresses))
 }
 
-/// Says hello and waits for the answer.
+/// Says hello and waits to be welcome.
 fn greet(
     hello: &Hello,
     term: Term,
     peer: SocketAddr,
-    connected: Result<TcpStream, String>,
-) -> Result<(TcpStream, Welcome), Unopened> {
+    connected: Result<Stream, String>,
+) -> Result<(Stream, Welcome), Unopened> {
     let failed = |error: TransportError| Unopened::now(format!("standby at {peer}: {}", chain(&error)));
     let mut stream = connected.map_err(Unopened::now)?;
-    let (hello, called) = (encode_body(hello), Instant::now());
-    write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
-    let unanswered = |error| {
-        let error = if called.elapsed() >= IN_VAIN { late_if_closed(error) } else { error };
-        let reason = explain(&error, &stream, Some(hello.len()));
-        Unopened::now(format!("standby at {peer} has accepted the connection, but not answered: {reason}"))
-    };
-    let (header, body) = read_message(&stream, PATIENCE).map_err(unanswered)?;
-    match header.kind {
-        Kind::Welcome => {
-            let welcome = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
-            let forever = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
-            forever.map_err(|error| failed(TransportError::Io(error)))?;
-            Ok((stream, welcome))
-        }
-        Kind::Refuse => {
-            let Refusal { reasons } = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
+    match dial::greet(&mut stream, hello, term, PATIENCE) {
+        Ok(Answer::Welcome(welcome)) => Ok((stream, welcome)),
+        Ok(Answer::Refused(reasons)) => {
             Err(Unopened::settled(reasons.into_iter().map(|reason| format!("standby at {peer}: {reason}")).collect()))
         }
-        got => Err(failed(WireError::Unexpected { got, expected: "welcome or refuse" }.into())),
+        Ok(Answer::Standing(_)) => {
+            Err(failed(WireError::Unexpected { got: Kind::Standing, expected: "welcome or refuse" }.into()))
+        }
+        Err(GreetError::Failed(error)) => Err(failed(error)),
+        Err(GreetError::Unanswered(reason)) => {
+            Err(Unopened::now(format!("standby at {peer} has accepted the connection, but not answered: {reason}")))
+        }
     }
 }
 
-/// A standby that has waited in vain for the rest of a greeting closes the connection, perhaps a moment
-/// before we give up.
-fn late_if_closed(error: TransportError) -> TransportError {
-    if matches!(error, TransportError::Closed) { TransportError::Late } else { error }
-}
-
-/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of
-/// some hosts) would stretch it although the link is free.
-fn send_in_bursts(stream: &TcpStream) {
-    let set = |name: &&str| setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name)).is_ok();
-    // With any other one it works, too, only slower.
-    let _ = BURSTS.iter().any(set);
-}
-
-fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
-    let connect = || -> io::Result<TcpStream> {
-        let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
-        stream.set_nodelay(true)?;
-        send_in_bursts(&stream);
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(stream)
-    };
-    connect().map_err(|error| {
+fn connect(peer: SocketAddr) -> Result<Stream, String> {
+    dial::connect(peer, PATIENCE).map_err(|error| {
         format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft listen={peer}?")
     })
 }
@@ -206,8 +160,7 @@ mod tests {
     use std::net::TcpListener;
 
     use ft_proto::NodeId;
-    use ft_proto::wire::Purpose;
-    use nix::sys::socket::getsockopt;
+    use ft_wire::session::{Purpose, encode_body};
 
     use super::*;
 
@@ -222,36 +175,5 @@ mod tests {
         let reason = why.reasons.join("");
         assert!(reason.contains(&format!("the {size} bytes that were sent")) && reason.contains("MTU"), "{reason}");
         assert!(!why.settled, "it may be well again soon");
-    }
-
-    #[test]
-    fn a_greeting_that_a_standby_has_waited_for_in_vain_is_told_alike() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let peer = listener.local_addr().unwrap();
-        let hello =
-            Hello { vm: None, node: NodeId::numbered(1, 1), purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
-        let reason = |patience| {
-            std::thread::scope(|scope| {
-                let listener = &listener;
-                scope.spawn(move || {
-                    // Reads what comes: what is unread would be a reset.
-                    let (mut stream, _) = listener.accept().unwrap();
-                    std::io::Read::read(&mut stream, &mut [0; 4096]).unwrap();
-                    std::thread::sleep(patience);
-                });
-                greet(&hello, Term(1), peer, connect(peer)).unwrap_err().reasons.join("")
-            })
-        };
-        assert!(reason(IN_VAIN).contains("MTU"));
-        let at_once = reason(Duration::ZERO);
-        assert!(at_once.contains("closed the connection") && !at_once.contains("MTU"), "{at_once}");
-    }
-
-    #[test]
-    fn the_stream_is_not_paced() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = connect(listener.local_addr().unwrap()).unwrap();
-        let name = getsockopt(&stream, sockopt::TcpCongestion).unwrap();
-        assert!(BURSTS.iter().any(|burst| name.to_string_lossy().trim_end_matches('\0') == *burst), "{name:?}");
     }
 }

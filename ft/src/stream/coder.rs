@@ -4,15 +4,15 @@
 use std::io::Write;
 use std::ops::Range;
 
-use ft_proto::packing::{Packed, Packer};
-use ft_proto::pages::{DELTA_PAGE, PAGE, PAGES_PER_FRAME, Page, ZERO_PAGE};
-use ft_proto::wire::{Digest, EpochEnd, Kind, encode_body};
 use ft_proto::{Epoch, Term};
+use ft_transport::frames::{Frame, Stamp, TransportError, write_frames};
+use ft_wire::packing::{Packed, Packer};
+use ft_wire::pages::{DELTA_PAGE, PAGE, PAGES_PER_FRAME, Page, ZERO_PAGE};
+use ft_wire::session::{Digest, EpochEnd, Kind, encode_body};
+use ft_wire::state::EncodedPositions;
 
 use crate::guest::staging::{PORTION_PAGES, Staging};
 use crate::stream::history::{Form, History};
-use crate::stream::state_body::EncodedPositions;
-use crate::transport::frames::{Frame, Stamp, TransportError, write_frames};
 
 /// Pages that we put into one frame: coding, hashing, sending, checking and staging go on at the same time on
 /// different frames.

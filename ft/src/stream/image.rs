@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ft_proto::Epoch;
-use ft_proto::pages::{Content, PAGE, PageList};
-use ft_proto::wire::{Digest, EpochEnd, Header, Kind, WireError, decode_body};
+use ft_wire::pages::{Content, PAGE, PageList};
+use ft_wire::session::{Digest, EpochEnd, Header, Kind, WireError, decode_body};
+use ft_wire::state::{Position, split_state};
 
-use crate::guest::{GuestError, Memory, Position};
-use crate::stream::state_body::split_state;
+use crate::guest::{GuestError, Memory};
 
 /// The received frames of one epoch. Only [`Image::close`] makes it a [`WholeImage`].
 #[derive(Debug)]

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use ft_proto::text::clean;
 use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{VmId, WitnessAnswer};
+use ft_wire::text::clean;
 use host_kit::error::chain;
 use pollux_api::status::WitnessStatus;
 

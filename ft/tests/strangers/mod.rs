@@ -5,10 +5,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use ft::guest::{Guest, Shape};
-use ft_proto::wire::{
-    HEADER_LEN, Header, Hello, Kind, Part, Purpose, Refusal, Standing, decode_body, encode_body, hash_of_parts,
-};
 use ft_proto::{Epoch, HostId, NodeId, Term, VmId};
+use ft_wire::hash::hash_of_parts;
+use ft_wire::session::{HEADER_LEN, Header, Hello, Kind, Part, Purpose, Refusal, Standing, decode_body, encode_body};
 
 use super::*;
 

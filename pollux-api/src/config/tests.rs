@@ -106,6 +106,7 @@ fn what_is_refused_names_its_field() {
         (json!({"disks": [{"path": "/a", "pci_device_id": 32}]}), "disks[0].pci_device_id: must be 1 to 31"),
         (json!({"memory": {"size": 2 << 20, "hugepages": true, "hugepage_size": 4096}}), "memory.hugepage_size: "),
         (json!({"memory": {"size": 0}}), "memory.size: must be at least"),
+        (json!({"memory": {"size": 1_u64 << 62}}), "memory.size: must be at most 17592186044416 bytes"),
         (json!({"memory": {"size": (2 << 20) + 1}}), "memory.size: must be a multiple of 4096"),
         (
             json!({"memory": {"size": (2 << 20) + 4096, "hugepages": true}}),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::{ConsoleOutputMode, DiskConfig, HotplugMethod, ImageType, NetConfig, Unsupported, VmConfig};
-use crate::limits::{PCI_SLOT_MAX, QUEUE_SIZE_MAX, QUEUES_MAX, VCPUS_MAX};
+use crate::limits::{MEMORY_MAX, PCI_SLOT_MAX, QUEUE_SIZE_MAX, QUEUES_MAX, VCPUS_MAX};
 
 /// Least memory, in bytes: the first MiB holds tables, the kernel goes above it.
 const MEMORY_MIN: u64 = 2 << 20;
@@ -179,6 +179,9 @@ impl VmConfig {
         require(memory.zones.as_ref().is_none_or(Vec::is_empty), || unsupported("memory.zones", "use memory.size"))?;
         require(memory.size >= MEMORY_MIN, || {
             invalid("memory.size", format!("must be at least {MEMORY_MIN} bytes, not {}", memory.size))
+        })?;
+        require(memory.size <= MEMORY_MAX, || {
+            invalid("memory.size", format!("must be at most {MEMORY_MAX} bytes, not {}", memory.size))
         })?;
         require(memory.size.is_multiple_of(PAGE), || {
             invalid("memory.size", format!("must be a multiple of {PAGE} bytes, not {}", memory.size))

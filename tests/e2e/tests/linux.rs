@@ -9,6 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use pollux_vmm::config::{ConsoleOutputMode, PayloadConfig, SerialConfig, VmConfig};
+use pollux_vmm::legacy::serial::Earlier;
 use pollux_vmm::machine::cpu::{Capture, GuestEvent};
 use pollux_vmm::vm::Vm;
 use tempfile::TempDir;
@@ -54,7 +55,7 @@ impl Linux {
         config.disks = Some(images.iter().map(disk).collect::<Result<_, _>>().unwrap());
         config.serial = SerialConfig { mode: ConsoleOutputMode::File, file: Some(serial.clone()), socket: None };
         let (send, events) = mpsc::channel();
-        let vm = Vm::new(config, Arc::new(move |event| send.send(event).unwrap())).unwrap();
+        let vm = Vm::new(config, Earlier::Removed, Arc::new(move |event| send.send(event).unwrap())).unwrap();
         Self { vm, events, serial, _dir: dir }
     }
 

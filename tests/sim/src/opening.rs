@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use ft::ProtectOptions;
-use ft::sim::{Incoming, Message, SessionKey, Stamp, Unopened, read_body, read_header, write_frame};
-use ft_proto::packing::Unpacker;
-use ft_proto::wire::{Header, Hello, Kind, Refusal, Welcome, decode_body, encode_body};
+use ft::sim::{Message, SessionKey, Unopened};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{Epoch, LinkId, Term};
+use ft_transport::frames::{Stamp, read_body, read_header, write_frame};
+use ft_transport::listener::Incoming;
+use ft_wire::packing::Unpacker;
+use ft_wire::session::{Header, Hello, Kind, Refusal, Welcome, decode_body, encode_body};
 
 use crate::body::{Accepted, OpenedTo, Opener, Question, Said, Told};
 use crate::network::{Payload, StreamId, address_of, host_at};

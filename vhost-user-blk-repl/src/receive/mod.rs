@@ -1,7 +1,7 @@
 //! Standby end of the mirror stream: takes frames in, holds writes by epoch, applies them on release.
 //!
 //! ```text
-//!   primary ══ mirror_wire ══► reader ──► incoming ──release──► applier ──► image
+//!   primary ════ ft_wire ════► reader ──► incoming ──release──► applier ──► image
 //!      ║                         │           protocol: in which order          │
 //!      ║                         ▼           epoch_log: held until released    │
 //!      ╚══════════════════════ reply ◄────── naming: on stable storage ◄───────┘
@@ -28,10 +28,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use ft_proto::Epoch;
+use ft_transport::mirror::FrameSocket;
+use ft_wire::mirror::MAX_BODY;
 
-use crate::frame_socket::FrameSocket;
 use crate::lock;
-use crate::mirror_wire::MAX_BODY;
 use crate::session::Session;
 use crate::tracker::Tracker;
 use incoming::Incoming;

@@ -6,10 +6,10 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ft_proto::Epoch;
+use ft_transport::mirror::FrameSocket;
+use ft_wire::mirror::{Answer, Frame, Kind, encode, encode_fields};
 
-use crate::frame_socket::FrameSocket;
 use crate::lock;
-use crate::mirror_wire::{Answer, Frame, Kind, encode, encode_fields};
 
 /// How long a refused peer may take to read why.
 const LINGER: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::InFlight;
+use ft_wire::device_ctl::InFlight;
 
 use crate::image::range::Range;
 use crate::mirror::Mirror;

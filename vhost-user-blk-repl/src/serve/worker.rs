@@ -14,7 +14,7 @@ use std::sync::Arc;
 use device_api::counters::{DiskCounters, Page};
 use device_kit::control::Control;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{InFlight, Report};
+use ft_wire::device_ctl::{InFlight, Report};
 use tracing::{debug, error};
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};

@@ -86,6 +86,9 @@ pub enum VmmError {
     /// The engine refuses.
     #[error(transparent)]
     Ft(#[from] Refused),
+    /// No name server tells where a peer is.
+    #[error("no name server has told the peer's address in time: give an IP address, or try again")]
+    NameServer,
     /// The control loop has ended.
     #[error("the VMM is shutting down")]
     Ending,
@@ -107,6 +110,7 @@ impl VmmError {
             Self::NotHere(_) => "not-here",
             Self::FtUnavailable => "ft-unavailable",
             Self::Ft(refused) => refused.code(),
+            Self::NameServer => "name-server",
             Self::Ending => "ending",
         }
     }
@@ -123,7 +127,7 @@ impl VmmError {
             | Self::NotHere(_)
             | Self::Ending => Blame::State,
             Self::Config(_) | Self::NothingToBoot | Self::FtUnavailable => Blame::Request,
-            Self::Machine(_) => Blame::Environment,
+            Self::Machine(_) | Self::NameServer => Blame::Environment,
             Self::Ft(refused) => refused.blame(),
         }
     }

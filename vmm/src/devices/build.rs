@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use ft_proto::device_ctl::DeviceInfo;
+use ft_wire::device_ctl::DeviceInfo;
 use pollux_api::limits::PROCESS_QUEUES_MAX;
 
 use crate::config::{DiskConfig, DiskPurpose, NetConfig, VhostMode};

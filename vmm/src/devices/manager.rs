@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device_api::counters::{DiskCounters, NetCounters};
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use serde_json::{Value, json};
 
 use crate::config::VmConfig;

@@ -1,9 +1,12 @@
 //! What the disks of a host have on record about the VM's last run, asked of the disk program before any
 //! device is started.
 
+use std::io::{self, Read};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use crossbeam_channel::bounded;
 use ft_proto::VmId;
 use ft_proto::witness::{DiskState, Disks};
 use serde::Deserialize;
@@ -11,6 +14,9 @@ use serde::Deserialize;
 use crate::config::{DiskConfig, VmConfig};
 use crate::devices::DISK_PROGRAM;
 use crate::process::find;
+
+/// How long a disk may take to tell its record.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the disk program tells of one disk.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -57,11 +63,35 @@ fn ask(image: &Path) -> Result<Told, String> {
     let program = find(DISK_PROGRAM).ok_or_else(|| format!("no program {DISK_PROGRAM}"))?;
     let mut command = Command::new(program);
     command.arg("record").arg("--json").arg("--").arg(image).stdin(Stdio::null());
-    let output = command.output().map_err(|e| format!("cannot ask {DISK_PROGRAM}: {e}"))?;
+    let output = output(command, ANSWER_LIMIT).map_err(|e| format!("cannot ask {DISK_PROGRAM}: {e}"))?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
     serde_json::from_slice(&output.stdout).map_err(|e| format!("{DISK_PROGRAM} does not tell what is on record: {e}"))
+}
+
+/// What `command` prints. One that takes too long, as on a file system that hangs, is killed, and left to end
+/// when it can.
+fn output(mut command: Command, limit: Duration) -> io::Result<Output> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
+    let (tell, told) = bounded(1);
+    host_kit::thread::spawn("disk-record", move || {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let read = |from: &mut dyn Read, to: &mut Vec<u8>| from.read_to_end(to).map(drop);
+        let all = out.as_mut().map_or(Ok(()), |out| read(out, &mut stdout));
+        let all = all.and_then(|()| err.as_mut().map_or(Ok(()), |err| read(err, &mut stderr)));
+        // Nobody may wait for it any more.
+        let _ = tell.send(all.map(|()| (stdout, stderr)));
+    })?;
+    if let Ok(read) = told.recv_timeout(limit) {
+        let (stdout, stderr) = read?;
+        return Ok(Output { status: child.wait()?, stdout, stderr });
+    }
+    // It may have ended just now.
+    let _ = child.kill();
+    host_kit::thread::spawn("disk-record", move || drop(child.wait()))?;
+    Err(io::Error::other(format!("no answer in {} s: does the file system of the image hang?", limit.as_secs())))
 }
 
 fn unusable(why: String) -> Told {
@@ -137,6 +167,17 @@ mod tests {
     fn told(states: &[DiskState]) -> Vec<(String, Told)> {
         let told = |state: &DiskState| Told { state: *state, vm: Some(VmId(7)), ..Told::default() };
         states.iter().enumerate().map(|(at, state)| (format!("/disk{at}"), told(state))).collect()
+    }
+
+    #[test]
+    fn a_program_that_does_not_answer_is_not_waited_for() {
+        let mut sleeps = Command::new("sleep");
+        sleeps.arg("1000");
+        let error = output(sleeps, Duration::from_millis(50)).unwrap_err();
+        assert!(error.to_string().starts_with("no answer in"), "{error}");
+        let mut says = Command::new("echo");
+        says.arg("word");
+        assert_eq!(output(says, ANSWER_LIMIT).unwrap().stdout, b"word\n");
     }
 
     #[test]

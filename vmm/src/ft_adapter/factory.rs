@@ -18,7 +18,7 @@ use crate::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFacto
 use crate::ft_adapter::disk_records;
 use crate::ft_adapter::election::{Election, Granted, Voter};
 use crate::ft_adapter::guest::GuestAdapter;
-use crate::legacy::serial;
+use crate::legacy::serial::{self, Earlier};
 use crate::machine::cpu::GuestEvent;
 use crate::process::ChildExits;
 use crate::virtio::DeviceEvent;
@@ -85,7 +85,7 @@ impl KvmFactory {
             Part::Run => DiskPurpose::Run,
         };
         config.disks.iter_mut().flatten().for_each(|disk| disk.purpose = purpose);
-        let mut machine = KvmMachine::new(config.clone(), events.clone())?;
+        let mut machine = KvmMachine::new(config.clone(), part, events.clone())?;
         if part == Part::StandBy {
             machine.election = self.election(config, events.clone())?;
         }
@@ -184,13 +184,17 @@ struct Live {
 }
 
 impl KvmMachine {
-    /// Builds the VM of `config`.
+    /// Builds the VM of `config`, to be this `part` of a pair.
     ///
     /// # Errors
     /// When a part cannot be had.
-    pub fn new(config: VmConfig, events: Sender<VmEvent>) -> Result<Self, BoxError> {
+    pub fn new(config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Self, BoxError> {
         let guest = events.clone();
-        let vm = Vm::new(config, Arc::new(move |event| send(&guest, event.into())))?;
+        let earlier = match part {
+            Part::Run => Earlier::Removed,
+            Part::StandBy => Earlier::Kept,
+        };
+        let vm = Vm::new(config, earlier, Arc::new(move |event| send(&guest, event.into())))?;
         let watch = {
             let devices = vm.devices().lock().unwrap_or_else(PoisonError::into_inner);
             devices.set_observer(&observer(events.clone()));

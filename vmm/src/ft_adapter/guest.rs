@@ -13,8 +13,8 @@ use ft::guest::{
     DeviceCaps, DeviceWait, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape,
 };
 use ft::{EventRecord, PORTION_PAGES, Staging};
-use ft_proto::device_ctl::DeviceInfo;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
+use ft_wire::device_ctl::DeviceInfo;
 use serde_json::Value;
 
 use crate::contract::VmEvent;

@@ -19,7 +19,7 @@ use std::time::Duration;
 use device_api::client::{self, HelloError};
 use device_api::counters::Page;
 use device_api::link::{Link, LinkError};
-use ft_proto::device_ctl::DeviceInfo;
+use ft_wire::device_ctl::DeviceInfo;
 use nix::sys::signal::Signal;
 
 use crate::process::descriptors::{inherit, pidfd_open, private_listener};

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use ft_proto::device_ctl::CTL_VERSION;
+use ft_wire::device_ctl::CTL_VERSION;
 
 use crate::process::program::DIRECTORY_VARIABLE;
 

@@ -17,7 +17,7 @@ use crate::config::VmConfig;
 use crate::devices::{DeviceManager, DeviceParts};
 use crate::legacy::console::ConsoleOut;
 use crate::legacy::pm_timer::PmTimer;
-use crate::legacy::serial::{InputThread, Line};
+use crate::legacy::serial::{Earlier, InputThread, Line};
 use crate::machine::bus::Bus;
 use crate::machine::clock::Clock;
 use crate::machine::cpu::state::VcpuStateError;
@@ -58,14 +58,16 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Builds a VM that waits for [`Vm::boot`], or for [`Vm::load`] and [`Vm::start_restored`]. Ids,
-    /// addresses and the path of a pseudo terminal are filled into the configuration.
+    /// Builds a VM that waits for [`Vm::boot`], or for [`Vm::load`] and [`Vm::start_restored`]; `earlier` is
+    /// about the output of its serial line. Ids, addresses and the path of a pseudo terminal are filled into
+    /// the configuration.
     ///
     /// # Errors
     /// When any part cannot be had. Nothing is left behind.
-    pub fn new(mut config: VmConfig, on_event: OnGuestEvent) -> Result<Self, VmError> {
+    pub fn new(mut config: VmConfig, earlier: Earlier, on_event: OnGuestEvent) -> Result<Self, VmError> {
         let payload = config.payload.as_ref().map(Payload::open).transpose()?;
         let kvm = kvm::open()?;
+        hardware::check_size(&kvm, &config)?;
         let vm = Arc::new(hardware::create_vm(&kvm)?);
         let memory = GuestMemory::new(&hardware::ram_options(&config))?;
         if let Some(payload) = &payload {
@@ -73,7 +75,7 @@ impl Vm {
         }
         memory.set_slots(&vm, 0)?;
         let dirty = Arc::new(Mutex::new(DirtyTracker::new(vm.clone(), &memory)));
-        let line = Line::open(&mut config.serial)?;
+        let line = Line::open(&mut config.serial, earlier)?;
 
         let irq = Arc::new(IrqManager::new(vm.clone())?);
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
@@ -82,7 +84,6 @@ impl Vm {
         let ports = CpuPorts { pio: pio.clone(), mmio: mmio.clone(), on_event: on_event.clone() };
         let cpus = CpuManager::new(&kvm, &vm, &hardware::cpu_options(&config), &ports)?;
         let phys_bits = cpus.phys_bits();
-        hardware::check_size(&memory, phys_bits)?;
         let ioapic = Arc::new(Mutex::new(Ioapic::new(irq.clone())));
         pio.insert(
             Arc::new(Mutex::new(PmTimer::new(vm.clone()))),

@@ -9,9 +9,12 @@ mod takeover;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use ft_proto::device_ctl::Command;
-use ft_proto::wire::{Kind, Refusal, Welcome, Yielding, encode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term, Time};
+use ft_transport::frames::{Stamp, write_frame};
+use ft_transport::heartbeats::Heartbeats;
+use ft_transport::listener::Incoming;
+use ft_wire::device_ctl::Command;
+use ft_wire::session::{Kind, Refusal, Welcome, Yielding, encode_body};
 use host_kit::error::chain;
 use pollux_api::status::Peer;
 use serde_json::json;
@@ -26,9 +29,6 @@ use crate::peers::limits::runs_ahead;
 use crate::platform::Platform;
 use crate::stream::ends::{Received, ReceivingEnd};
 use crate::stream::image::WholeImage;
-use crate::transport::frames::{Stamp, write_frame};
-use crate::transport::heartbeats::Heartbeats;
-use crate::transport::listener::Incoming;
 
 /// A session in which this node is the standby.
 pub(crate) struct StandbySession<P: Platform> {

@@ -1,7 +1,7 @@
 //! The standby becomes the host that runs the VM, from the last committed checkpoint on.
 
 use ft_proto::Epoch;
-use ft_proto::wire::TookOver;
+use ft_wire::session::TookOver;
 use pollux_api::status::Takeover;
 
 use super::StandbySession;

@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use ft_proto::packing::Unpacker;
-use ft_proto::pages::DELTA_PAGE;
-use ft_proto::wire::{HEADER_LEN, Header};
+use ft_transport::frames::{read_body, read_header};
+use ft_wire::packing::Unpacker;
+use ft_wire::pages::DELTA_PAGE;
+use ft_wire::session::{HEADER_LEN, Header};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -14,7 +15,6 @@ use proptest::sample::Index;
 use super::*;
 use crate::guest::{GuestError, Memory};
 use crate::stream::image::{Image, WholeImage, apply_pages};
-use crate::transport::frames::{read_body, read_header};
 
 /// Guest memory has a hole and does not begin at zero.
 const RAM: [Range<u64>; 2] = [3..20, 40..43];

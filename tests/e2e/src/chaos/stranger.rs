@@ -12,8 +12,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft_proto::wire::{Header, Hello, Kind, Purpose, encode_body, hash_of_parts};
 use ft_proto::{Epoch, NodeId, Term, VmId};
+use ft_wire::hash::hash_of_parts;
+use ft_wire::session::{Header, Hello, Kind, Purpose, encode_body};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 

@@ -1,16 +1,11 @@
-//! Frames on a TCP stream: written from slices, read whole or bit by bit.
+//! Frames on a stream: written from slices, read whole or bit by bit.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd};
-use std::time::{Duration, Instant};
 
-use ft_proto::packing::Unpacker;
-use ft_proto::wire::{HEADER_LEN, Header, Kind, MESSAGE_MAX, WireError, hash_of_parts};
 use ft_proto::{Epoch, Term};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv};
+use ft_wire::hash::hash_of_parts;
+use ft_wire::packing::Unpacker;
+use ft_wire::session::{HEADER_LEN, Header, Kind, MESSAGE_MAX, WireError};
 
 /// The stream ended, broke, or carried something wrong.
 #[derive(Debug, thiserror::Error)]
@@ -171,29 +166,6 @@ fn read_bytes(stream: &mut impl Read, header: &Header, bytes: &mut Vec<u8>) -> R
     Ok(header.check_body(bytes)?)
 }
 
-/// Reads one short frame, blocking, and all of it within `limit`, however slowly it comes.
-///
-/// # Errors
-/// When the stream breaks, the frame is not right, or does not come in time.
-pub fn read_message(stream: &TcpStream, limit: Duration) -> Result<(Header, Vec<u8>), TransportError> {
-    let deadline = Instant::now() + limit;
-    let mut reader = FrameReader::default();
-    loop {
-        if let Some(frame) = reader.poll(stream)? {
-            return Ok(frame);
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(TransportError::Late);
-        }
-        let timeout = PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(io::Error::from(errno).into()),
-        }
-    }
-}
-
 /// Bytes that are read as they come.
 pub trait RecvNow {
     /// Reads what has arrived; nothing: the other end is closed.
@@ -201,12 +173,6 @@ pub trait RecvNow {
     /// # Errors
     /// `WouldBlock`: nothing is there. Else the stream broke.
     fn recv_now(&self, into: &mut [u8]) -> io::Result<usize>;
-}
-
-impl RecvNow for TcpStream {
-    fn recv_now(&self, into: &mut [u8]) -> io::Result<usize> {
-        Ok(recv(self.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT)?)
-    }
 }
 
 /// Reads short frames, those without pages and state, from a stream that must not block its reader.
@@ -261,7 +227,11 @@ impl FrameReader {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
     use super::*;
+    use crate::stream::Stream;
 
     const STAMP: Stamp = Stamp { kind: Kind::Pages, term: Term(2), epoch: Epoch(3) };
 
@@ -290,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_polled_stream_yields_a_frame_only_when_it_is_whole() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut out = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
         let mut wire = Vec::new();
@@ -299,6 +269,7 @@ mod tests {
         let (last, most) = wire.split_last().unwrap();
         out.write_all(most).unwrap();
         stream.peek(&mut [0]).unwrap();
+        let stream = Stream::accepted(stream, Duration::from_secs(60)).unwrap();
         assert!(reader.poll(&stream).unwrap().is_none());
         out.write_all(&[*last]).unwrap();
         let (_, body) = loop {
@@ -307,38 +278,5 @@ mod tests {
             }
         };
         assert_eq!(body, b"abcde");
-    }
-
-    fn connected() -> (TcpStream, TcpStream) {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let out = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (out, listener.accept().unwrap().0)
-    }
-
-    #[test]
-    fn a_message_that_announces_pages_is_not_waited_for() {
-        let (mut out, stream) = connected();
-        let header =
-            Header { kind: Kind::Pages, term: Term(1), epoch: Epoch(1), len: 1 << 20, raw: 1 << 20, body_hash: 0 };
-        out.write_all(&header.encode()).unwrap();
-        let error = read_message(&stream, Duration::from_secs(60)).unwrap_err();
-        assert!(matches!(error, TransportError::Wire(WireError::Unexpected { got: Kind::Pages, .. })), "{error}");
-    }
-
-    #[test]
-    fn a_message_that_drips_is_late_as_a_whole() {
-        let (mut out, stream) = connected();
-        let mut wire = Vec::new();
-        write_frame(&mut wire, Stamp { kind: Kind::Bye, ..STAMP }, &[&[7; 4096]]).unwrap();
-        let dripping = std::thread::spawn(move || {
-            // A byte each time, long before a reader would lose patience between two of them.
-            wire.chunks(1).take_while(|byte| out.write_all(byte).is_ok()).for_each(|_| {
-                std::thread::sleep(Duration::from_millis(5));
-            });
-        });
-        let error = read_message(&stream, Duration::from_millis(200)).unwrap_err();
-        assert!(matches!(error, TransportError::Late), "{error}");
-        drop(stream);
-        dripping.join().unwrap();
     }
 }

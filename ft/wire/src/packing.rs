@@ -5,7 +5,7 @@ use std::io;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::compress_bound;
 
-use crate::wire::{BODY_MAX, Header, WireError};
+use crate::session::{BODY_MAX, Header, WireError};
 
 /// Of a long body so much is tried before all of it is packed.
 const TRIED: usize = 16 << 10;
@@ -91,12 +91,12 @@ impl Unpacker {
 
 #[cfg(test)]
 mod tests {
+    use ft_proto::{Epoch, Term};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::Kind;
-    use crate::{Epoch, Term};
+    use crate::session::Kind;
 
     fn unpack(packed: &[u8], raw: u32, body: &mut Vec<u8>) -> Result<(), WireError> {
         let len = u32::try_from(packed.len()).unwrap();

@@ -6,9 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use ft_wire::mirror::{Frame, HEADER_LEN, WireError, decode};
 use nix::sys::socket::{setsockopt, sockopt::TcpNoDelay};
-
-use crate::mirror_wire::{Frame, HEADER_LEN, WireError, decode};
 
 /// Why no frame was read.
 #[derive(Debug)]
@@ -27,6 +26,7 @@ pub enum ReadError {
 pub type Received = (Frame, Vec<u8>, u64);
 
 /// A blocking, undelayed stream.
+#[derive(Debug)]
 pub struct FrameSocket {
     stream: UnixStream,
 }

@@ -8,7 +8,7 @@ use host_kit::error::chain;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{SockaddrLike, SockaddrStorage, getsockopt, setsockopt, sockopt};
 
-use crate::transport::frames::TransportError;
+use crate::frames::TransportError;
 
 /// How long what a session sends may stay without a TCP acknowledgement. Longer than anything but a broken
 /// path takes.

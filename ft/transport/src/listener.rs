@@ -12,23 +12,23 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft_proto::wire::{Hello, Kind, Refusal, Standing, Welcome, WireError, decode_body, encode_body};
 use ft_proto::{Epoch, Term};
+use ft_wire::session::{Hello, Kind, Refusal, Standing, Welcome, WireError, decode_body, encode_body};
 use host_kit::error::chain;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{MsgFlags, recv};
 
-use crate::transport::connection::Connection;
-use crate::transport::frames::{FrameReader, Stamp, TransportError, write_frame};
-use crate::transport::tally::Tally;
+use crate::connection::Connection;
+use crate::frames::{FrameReader, RecvNow, Stamp, TransportError, write_frame};
+use crate::stream::Stream;
+use crate::tally::Tally;
 
 /// How long a caller may take to say who it is, from first to last byte.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,8 +62,7 @@ pub struct Incoming<C> {
 }
 
 impl<C: Connection> Incoming<C> {
-    /// Somebody who has said `hello` on a stream that is not this listener's.
-    #[cfg(feature = "sim")]
+    /// Somebody who has said `hello` on a stream that is not a [`Listener`]'s.
     pub fn new(stream: C, address: SocketAddr, term: Term, hello: Hello) -> Self {
         Self { stream, address, term, hello, _slot: None }
     }
@@ -133,9 +132,16 @@ impl Drop for Slot {
 #[derive(Debug)]
 pub enum Arrival {
     /// Somebody said hello.
-    Incoming(Box<Incoming<TcpStream>>),
+    Incoming(Box<Incoming<Stream>>),
     /// Nobody can be let in, for this reason; it is tried again.
     Trouble(String),
+}
+
+/// Whether some process of this host listens at `address`, or keeps others from it.
+#[must_use]
+pub fn is_taken(address: SocketAddr) -> bool {
+    // What else is wrong with the address is told when it is needed.
+    TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// The accepting thread; dropping it closes the socket.
@@ -209,7 +215,7 @@ impl Accept for TcpListener {
 
 /// A caller that is still speaking, or that reads why it is not listened to.
 struct Greeting {
-    stream: TcpStream,
+    stream: Stream,
     address: SocketAddr,
     deadline: Instant,
     /// `None`: it was refused.
@@ -248,8 +254,9 @@ impl Greeting {
     /// refused.
     fn drain(&self) -> Step {
         let mut unread = [0; 4096];
-        match recv(self.stream.as_raw_fd(), &mut unread, MsgFlags::MSG_DONTWAIT) {
-            Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR) => Step::More,
+        match self.stream.recv_now(&mut unread) {
+            Ok(1..) => Step::More,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Step::More,
             Ok(_) | Err(_) => Step::Leave(""),
         }
     }
@@ -321,7 +328,7 @@ impl<L: Accept> Acceptor<L> {
                 Step::Hello(term, hello) => self.pass_on(greeting, term, *hello, tell),
                 Step::OtherVersion(error) => {
                     greeting.reader = None;
-                    if greeting.stream.set_nonblocking(true).is_ok() {
+                    if greeting.stream.set_nonblocking().is_ok() {
                         refuse(&mut greeting.stream, Term(0), vec![error.to_string()]);
                     }
                     self.count("of another version", greeting.address);
@@ -337,14 +344,7 @@ impl<L: Accept> Acceptor<L> {
     fn pass_on(&mut self, greeting: Greeting, term: Term, hello: Hello, tell: &dyn Fn(Arrival)) {
         let Greeting { stream, address, .. } = greeting;
         let Some(slot) = self.waiting.take_slot(address.ip()) else { return self.count(CROWDED, address) };
-        let ready = stream
-            .set_nodelay(true)
-            .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
-            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
-        match ready {
-            Ok(()) => tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _slot: Some(slot) }))),
-            Err(_) => self.count("that hung up", address),
-        }
+        tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _slot: Some(slot) })));
     }
 
     /// Lets in who waits, but not for ever.
@@ -354,12 +354,11 @@ impl<L: Accept> Acceptor<L> {
             match self.listener.accept() {
                 Ok((stream, address)) => {
                     self.pause = PAUSE;
-                    self.admit(Greeting {
-                        stream,
-                        address,
-                        deadline: now + PATIENCE,
-                        reader: Some(FrameReader::default()),
-                    });
+                    let (deadline, reader) = (now + PATIENCE, Some(FrameReader::default()));
+                    match Stream::accepted(stream, PATIENCE) {
+                        Ok(stream) => self.admit(Greeting { stream, address, deadline, reader }),
+                        Err(_) => self.count("that hung up", address),
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_of_the_peer(&error) => {

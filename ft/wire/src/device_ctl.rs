@@ -7,9 +7,8 @@
 //! `Release` can only be built from a [`Committed`] token, so output commit is a type error to break here
 //! too.
 
+use ft_proto::{Alone, Committed, Epoch, Term, VmId};
 use serde::{Deserialize, Serialize};
-
-use crate::{Alone, Committed, Epoch, Term, VmId};
 
 /// Version of this message set; a device of another version is refused at `Hello`.
 pub const CTL_VERSION: u16 = 4;

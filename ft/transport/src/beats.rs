@@ -1,8 +1,6 @@
 //! Heartbeats: one thread that sends ours on both links and passes the peer's on, with the time they arrived.
 //!
-//! A beat is one UDP datagram of fixed form, [`Datagram`]. Anybody can send one, so a beat counts only within
-//! a session: it must name the VM, the session, the session's secret number (which crosses the network in its
-//! greeting only) and the peer that this node has the session with. Whatever does not is dropped before
+//! A datagram that is not a [beat](ft_wire::beat) of the peer's in the open session is dropped before
 //! anything is made of it, and counted. What is passed on is bounded by whoever takes it: of each link only
 //! the last beat matters.
 //!
@@ -18,16 +16,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft_proto::{Beat, HostId, LinkId, Term, Time};
+use ft_proto::{Beat, LinkId, Term, Time};
+use ft_wire::beat::{BeatKey, Cause, LEN, decode, encode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use twox_hash::XxHash3_64;
-use zerocopy::little_endian::{U16, U64, U128};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::clock::Clock;
-use crate::transport::heartbeats::{BeatKey, Heartbeats, Ignored};
-use crate::transport::tally::Tally;
+use crate::addresses::{any_port, anywhere};
+use crate::heartbeats::{Heartbeats, Ignored};
+use crate::tally::Tally;
 
 /// An engine that was not seen for this long counts as hung. Far above any pause, far below what an operator
 /// would wait.
@@ -39,56 +35,6 @@ const BUSY: Duration = Duration::from_secs(75);
 const LEISURE: Duration = Duration::from_millis(500);
 /// Datagrams read from a link before the clock is looked at again: a flood must not keep ours from leaving.
 const BURST: usize = 64;
-const MAGIC: [u8; 4] = *b"PLXB";
-const VERSION: u16 = 2;
-
-/// A beat as it crosses the network.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
-#[repr(C)]
-struct Datagram {
-    magic: [u8; 4],
-    version: U16,
-    /// 1: it runs the VM.
-    runs: u8,
-    /// 0.
-    reserved: u8,
-    vm: U128,
-    session: U64,
-    nonce: U128,
-    /// Who sends it.
-    host: [u8; HostId::LEN],
-    incarnation: U64,
-    term: U64,
-    /// XXH3 of what comes before it.
-    hash: U64,
-}
-
-/// Bytes before the hash.
-const HASHED: usize = size_of::<Datagram>() - size_of::<U64>();
-
-/// Why a datagram is dropped.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Cause {
-    Malformed,
-    Unexpected,
-    OtherVm,
-    OtherSession,
-    OtherNode,
-}
-
-impl Cause {
-    const ALL: [Self; 5] = [Self::Malformed, Self::Unexpected, Self::OtherVm, Self::OtherSession, Self::OtherNode];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::Unexpected => "without a session",
-            Self::OtherVm => "of another VM",
-            Self::OtherSession => "of another session",
-            Self::OtherNode => "of another node",
-        }
-    }
-}
 
 /// What the beats say, kept current by the engine without locks.
 #[derive(Debug, Default)]
@@ -113,12 +59,46 @@ fn unpack(packed: u64) -> (Term, bool) {
 /// One link's socket.
 #[derive(Clone, Debug)]
 pub struct BeatSocket {
-    /// The link.
-    pub link: LinkId,
+    link: LinkId,
     /// Non-blocking, bound on our side.
-    pub socket: Arc<UdpSocket>,
+    socket: Arc<UdpSocket>,
     /// The other side; without it the link only listens.
-    pub peer: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+}
+
+impl BeatSocket {
+    /// Where beats of `link` are awaited, from whoever sends them.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn listen(link: LinkId, address: SocketAddr) -> io::Result<Self> {
+        Self::bind(link, address, None)
+    }
+
+    /// The end of `link` on this side, when `peer` is the other one.
+    ///
+    /// # Errors
+    /// When no address of this host reaches it.
+    pub fn towards(link: LinkId, peer: SocketAddr) -> io::Result<Self> {
+        // Connecting a throw-away socket asks the routing table which of our addresses faces the peer.
+        let probe = UdpSocket::bind(anywhere(peer))?;
+        probe.connect(peer)?;
+        Self::bind(link, any_port(probe.local_addr()?), Some(peer))
+    }
+
+    fn bind(link: LinkId, address: SocketAddr, peer: Option<SocketAddr>) -> io::Result<Self> {
+        let socket = UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { link, socket: socket.into(), peer })
+    }
+
+    /// The address on this side.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
 }
 
 /// Where the beats go, how often, and of which session they are.
@@ -140,13 +120,13 @@ pub struct Beats {
 }
 
 impl Beats {
-    /// Starts the thread, with no links and no session yet; arriving beats go to `heard`. `busy` tells
-    /// whether an engine that has not been seen for long waits for something that has a limit.
+    /// Starts the thread, with no links and no session yet. `now` is the time; arriving beats go to `heard`.
+    /// `busy` tells whether an engine that has not been seen for long waits for something that has a limit.
     ///
     /// # Errors
     /// When the thread or its event descriptor cannot be made.
     pub fn start(
-        clock: Clock,
+        now: impl Fn() -> Time + Send + 'static,
         busy: impl Fn() -> bool + Send + 'static,
         heard: impl Fn(LinkId, Time, Beat) + Send + 'static,
     ) -> io::Result<Self> {
@@ -158,7 +138,7 @@ impl Beats {
         let thread = host_kit::thread::spawn("ft-beat", move || {
             host_kit::sched::set_realtime(true);
             let tally = Tally::new("heartbeats ignored");
-            Worker { clock, said: said_too, route: route_too, wake: woken, tally, busy, heard }.run();
+            Worker { now, said: said_too, route: route_too, wake: woken, tally, busy, heard }.run();
         })?;
         Ok(Self { said, route, wake, thread: Some(thread) })
     }
@@ -220,8 +200,8 @@ impl Drop for Beats {
     }
 }
 
-struct Worker<B, H> {
-    clock: Clock,
+struct Worker<N, B, H> {
+    now: N,
     said: Arc<Said>,
     route: Arc<Mutex<Arc<Route>>>,
     wake: Arc<EventFd>,
@@ -230,14 +210,14 @@ struct Worker<B, H> {
     heard: H,
 }
 
-impl<B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<B, H> {
+impl<N: Fn() -> Time, B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<N, B, H> {
     /// Ends when it is told to, and for no other reason.
     fn run(mut self) {
-        let mut next = self.clock.now();
+        let mut next = (self.now)();
         // A link whose socket fails is left alone until the next beat: its error would wake us again at once.
         let mut failed = [false; LinkId::ALL.len()];
         while !self.said.quit.load(Ordering::Acquire) {
-            let now = self.clock.now();
+            let now = (self.now)();
             let route = self.route.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if now >= next {
                 next = now + route.interval;
@@ -247,7 +227,7 @@ impl<B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<B, H> {
             let left = next.since(now).min(route.interval);
             if self.wait(&route, &failed, left) {
                 let _ = self.wake.read();
-                next = self.clock.now();
+                next = (self.now)();
             }
             for BeatSocket { link, socket, .. } in &route.sockets {
                 let at = *link as usize;
@@ -270,7 +250,7 @@ impl<B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<B, H> {
         for BeatSocket { socket, peer, .. } in &route.sockets {
             if let Some(peer) = peer {
                 // A beat that cannot be sent is a beat that is not heard: the detector's business.
-                let _ = socket.send_to(datagram.as_bytes(), peer);
+                let _ = socket.send_to(&datagram, peer);
             }
         }
     }
@@ -296,11 +276,11 @@ impl<B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<B, H> {
     /// Reads what has arrived, up to [`BURST`]. Returns whether the socket works.
     fn receive(&mut self, link: LinkId, socket: &UdpSocket, key: Option<&BeatKey>) -> bool {
         // One more than a beat has: what is longer is not cut to the right length.
-        let mut bytes = [0; size_of::<Datagram>() + 1];
+        let mut bytes = [0; LEN + 1];
         for _ in 0..BURST {
             match socket.recv_from(&mut bytes) {
                 Ok((len, from)) => match decode(&bytes[..len], key) {
-                    Ok(beat) => (self.heard)(link, self.clock.now(), beat),
+                    Ok(beat) => (self.heard)(link, (self.now)(), beat),
                     Err(cause) => {
                         self.said.ignored[cause as usize].fetch_add(1, Ordering::Relaxed);
                         self.tally.add(cause.name(), || format!("from {from}"));
@@ -311,70 +291,6 @@ impl<B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<B, H> {
         }
         true
     }
-}
-
-fn host_bytes(host: HostId) -> [u8; HostId::LEN] {
-    let mut bytes = [0; HostId::LEN];
-    let name = host.as_str().as_bytes();
-    bytes[..name.len()].copy_from_slice(name);
-    bytes
-}
-
-fn encode(key: &BeatKey, term: Term, runs: bool) -> Datagram {
-    let mut datagram = Datagram {
-        magic: MAGIC,
-        version: VERSION.into(),
-        runs: runs.into(),
-        reserved: 0,
-        vm: key.vm.0.into(),
-        session: key.session.into(),
-        nonce: key.nonce.into(),
-        host: host_bytes(key.me.host),
-        incarnation: key.me.incarnation.into(),
-        term: term.0.into(),
-        hash: U64::ZERO,
-    };
-    datagram.hash = XxHash3_64::oneshot(&datagram.as_bytes()[..HASHED]).into();
-    datagram
-}
-
-/// The beat of a datagram that is the peer's in this session.
-fn decode(bytes: &[u8], key: Option<&BeatKey>) -> Result<Beat, Cause> {
-    // The cheap questions first: a flood must not cost a hash each.
-    let datagram = Datagram::ref_from_bytes(bytes).map_err(|_| Cause::Malformed)?;
-    if datagram.magic != MAGIC || datagram.version != VERSION {
-        return Err(Cause::Malformed);
-    }
-    let key = key.ok_or(Cause::Unexpected)?;
-    if datagram.vm != key.vm.0 {
-        return Err(Cause::OtherVm);
-    }
-    if datagram.session != key.session || datagram.nonce != key.nonce {
-        return Err(Cause::OtherSession);
-    }
-    if datagram.host != host_bytes(key.peer.host) || datagram.incarnation != key.peer.incarnation {
-        return Err(Cause::OtherNode);
-    }
-    let term = Term(datagram.term.get());
-    let whole = datagram.hash == XxHash3_64::oneshot(&bytes[..HASHED]);
-    if !whole || datagram.runs > 1 || datagram.reserved != 0 || !term.is_plausible() {
-        return Err(Cause::Malformed);
-    }
-    Ok(Beat { from: key.peer, term, runs: datagram.runs == 1 })
-}
-
-/// A beat as it crosses the network.
-#[cfg(feature = "sim")]
-#[must_use]
-pub fn encode_beat(key: &BeatKey, term: Term, runs: bool) -> Vec<u8> {
-    encode(key, term, runs).as_bytes().to_vec()
-}
-
-/// What it says, if it is the peer's in this session.
-#[cfg(feature = "sim")]
-#[must_use]
-pub fn decode_beat(bytes: &[u8], key: Option<&BeatKey>) -> Option<Beat> {
-    decode(bytes, key).ok()
 }
 
 #[cfg(test)]

@@ -27,26 +27,27 @@
 //! | Renamed | epoch now | – | – : so it is here |
 //! | Refused (from the standby) | – | – | reason |
 
+use ft_proto::{Epoch, Term, VmId};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use ft_proto::wire::hash_of_parts;
-use ft_proto::{Epoch, Term, VmId};
-
-use crate::blocks::{BLOCK, BLOCKS, HASH_LEN};
-use crate::geometry::MAX_DATA;
-use crate::image::range::Range;
-
-pub use ft_proto::device_ctl::ResyncKind;
+pub use crate::device_ctl::ResyncKind;
+use crate::hash::hash_of_parts;
 
 /// Version of the frames; a peer of another version is refused.
 pub const VERSION: u16 = 3;
 /// Bytes of an encoded header.
 pub const HEADER_LEN: usize = size_of::<Raw>();
-/// No body is longer.
-pub const MAX_BODY: usize = MAX_DATA as usize;
+/// No body is longer: what the longest request of a driver that heeds a disk's limits carries.
+pub const MAX_BODY: usize = 126 * (64 << 10);
+/// Unit of comparison in bytes: a page of the guest's file system, mostly.
+pub const BLOCK: u64 = 4096;
+/// Most blocks that are compared at once.
+pub const BLOCKS: u64 = 64;
+/// Bytes of a block's hash.
+pub const HASH_LEN: usize = 16;
 
 /// What a change counts for besides its data, in bytes, so that bounds on bytes also bound the number of
 /// empty changes.
@@ -124,7 +125,7 @@ pub struct Answer {
     pub former: Option<u128>,
     /// Generation.
     pub generation: u64,
-    /// Regions that may differ from the base: [`crate::image::regions::Regions::to_bytes`].
+    /// Regions that may differ from the base, as the disks encode them.
     pub marks: Vec<u8>,
     /// The image is one hole.
     pub empty: bool,
@@ -190,14 +191,6 @@ pub struct Frame {
     pub offset: u64,
     /// Byte length, or a digest.
     pub len: u64,
-}
-
-impl Frame {
-    /// The part of the image it is about.
-    #[must_use]
-    pub fn range(&self) -> Range {
-        Range::new(self.offset, self.len)
-    }
 }
 
 /// A header whose body has not arrived yet.

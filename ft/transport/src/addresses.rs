@@ -45,7 +45,8 @@ fn v6(text: &str, port: u16) -> Result<SocketAddr, String> {
 
 /// What another host calls its `address`, as this one reaches it: interfaces have numbers of their own on
 /// each host, and the one that `near` is on is on the same link.
-pub(crate) fn as_seen_here(address: SocketAddr, near: SocketAddr) -> SocketAddr {
+#[must_use]
+pub fn as_seen_here(address: SocketAddr, near: SocketAddr) -> SocketAddr {
     match (address, near) {
         (SocketAddr::V6(mut theirs), SocketAddr::V6(near)) if theirs.ip().is_unicast_link_local() => {
             theirs.set_scope_id(near.scope_id());

@@ -9,7 +9,7 @@
 
 use crate::delta::Delta;
 pub use crate::page::{PAGE, Page};
-use crate::wire::{Kind, WireError};
+use crate::session::{Kind, WireError};
 
 /// The most pages in one frame.
 pub const PAGES_PER_FRAME: usize = 4096;

@@ -3,10 +3,8 @@
 
 use std::fmt::Debug;
 use std::io::{self, Write};
-use std::net::{Shutdown, TcpStream};
 
-use super::frames::{RecvNow, TransportError};
-use super::path;
+use crate::frames::{RecvNow, TransportError};
 
 /// A stream between the hosts. Each call of `write` may wake the reader.
 pub trait Connection: Debug + RecvNow + Send + Write {
@@ -24,24 +22,4 @@ pub trait Connection: Debug + RecvNow + Send + Write {
 
     /// Why it failed, for people.
     fn explain(&self, error: &TransportError) -> String;
-}
-
-impl Connection for TcpStream {
-    fn end_greeting(&self) -> io::Result<()> {
-        self.set_read_timeout(None)?;
-        self.set_write_timeout(None)
-    }
-
-    fn finish(&self) {
-        // The other end may be gone; it finds out by itself.
-        let _ = self.shutdown(Shutdown::Write);
-    }
-
-    fn limit_silence(&self) {
-        path::limit_silence(self);
-    }
-
-    fn explain(&self, error: &TransportError) -> String {
-        path::explain(error, self, None)
-    }
 }

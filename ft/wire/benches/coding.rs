@@ -4,11 +4,11 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use ft_proto::delta::{Delta, encode};
-use ft_proto::packing::{Packer, Unpacker};
-use ft_proto::pages::{PAGE, Page};
-use ft_proto::wire::{Header, Kind};
 use ft_proto::{Epoch, Term};
+use ft_wire::delta::{Delta, encode};
+use ft_wire::packing::{Packer, Unpacker};
+use ft_wire::pages::{PAGE, Page};
+use ft_wire::session::{Header, Kind};
 
 /// Pages of a frame.
 const FRAME: usize = 128;

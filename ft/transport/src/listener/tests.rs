@@ -5,11 +5,12 @@ use std::process::Command;
 use std::sync::mpsc;
 
 use ft_proto::NodeId;
-use ft_proto::wire::{Header, Purpose};
+use ft_wire::session::{Header, Purpose};
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::*;
-use crate::transport::frames::{read_frame, read_message};
+use crate::dial::{connect, read_message};
+use crate::frames::read_frame;
 
 /// Far more than anything takes here on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -44,7 +45,7 @@ fn greeting() -> Vec<u8> {
 
 /// Says hello; returns the kind of the answer, if there is one.
 fn call(address: SocketAddr) -> Option<Kind> {
-    let mut stream = TcpStream::connect(address).ok()?;
+    let mut stream = connect(address, LONG).ok()?;
     stream.write_all(&greeting()).ok()?;
     read_message(&stream, LONG).ok().map(|(header, _)| header.kind)
 }
@@ -105,7 +106,7 @@ fn whoever_has_most_connections_loses_one() {
     let mut admit = |acceptor: &mut Acceptor<Scripted>, ip: [u8; 4], port| {
         kept.push(TcpStream::connect(at).unwrap());
         let (stream, _) = acceptor.listener.listener.accept().unwrap();
-        let deadline = Instant::now() + LONG;
+        let (stream, deadline) = (Stream::accepted(stream, LONG).unwrap(), Instant::now() + LONG);
         acceptor.admit(Greeting { stream, address: (ip, port).into(), deadline, reader: Some(FrameReader::default()) });
     };
     admit(&mut acceptor, [10, 0, 0, 1], 1);
@@ -224,7 +225,7 @@ fn in_a_process_with_few_descriptors() {
 
 #[test]
 fn descriptors_run_out_and_come_back() {
-    let test = "transport::listener::tests::in_a_process_with_few_descriptors";
+    let test = "listener::tests::in_a_process_with_few_descriptors";
     let child = Command::new(std::env::current_exe().unwrap()).args(["--exact", test, "--ignored"]).output().unwrap();
     assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
     assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "no such test");

@@ -4,22 +4,8 @@ use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ft_proto::{Beat, LinkId, NodeId, Time, VmId};
-
-/// What the beats of a session carry, and those of its peer must.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct BeatKey {
-    /// The VM that it protects.
-    pub vm: VmId,
-    /// The session.
-    pub session: u64,
-    /// Drawn for it at random, and told to the peer only.
-    pub nonce: u128,
-    /// This node.
-    pub me: NodeId,
-    /// The other one.
-    pub peer: NodeId,
-}
+use ft_proto::{Beat, LinkId, Time};
+use ft_wire::beat::BeatKey;
 
 /// Datagrams that were dropped, by cause.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
