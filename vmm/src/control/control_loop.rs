@@ -5,6 +5,7 @@
 //! at once.
 
 mod host_failure;
+mod rebuilds;
 mod standby;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,7 @@ use crate::ft_api::Control;
 use crate::vm::NotHere;
 use crate::vm::VmError;
 use host_kit::warn_limited;
-use standby::Rebuilds;
+use rebuilds::Rebuilds;
 
 /// How the VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
