@@ -26,7 +26,7 @@ use crate::status::Board;
 use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How long the end of a VM waits for the witness to say that its standby must not go on with it.
-const LAST_WORD: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What an engine begins with, whatever its role.
 #[derive(Clone, Debug)]
@@ -154,7 +154,7 @@ impl Ft {
                 let tell = move |arrival| {
                     listener_post.send(match arrival {
                         Arrival::Incoming(caller) => Message::Incoming(caller),
-                        Arrival::Trouble(reason) => Message::Trouble("ft-listen", reason),
+                        Arrival::Trouble(reason) => Message::LocalError("ft-listen", reason),
                     })
                 };
                 let listener =
@@ -299,12 +299,12 @@ impl Control for Ft {
     fn vm_ended(&self) {
         // A standby is told not to take over; having none is as good. An engine that has ended has nothing to
         // tell.
-        if let Err(RecvTimeoutError::Timeout) = self.ask(Message::Stop).recv_timeout(LAST_WORD) {
+        if let Err(RecvTimeoutError::Timeout) = self.ask(Message::Stop).recv_timeout(STOP_TIMEOUT) {
             let witness = self.status().witness.map(|witness| witness.name).unwrap_or_default();
             tracing::warn!(
                 target: "ft",
                 "witness {witness} has not answered within {} s: the VM ends here, and its standby may go on with it",
-                LAST_WORD.as_secs()
+                STOP_TIMEOUT.as_secs()
             );
         }
         let _ = self.ask_and_wait(Message::VmEnded);

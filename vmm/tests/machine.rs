@@ -4,11 +4,13 @@
 
 mod tiny;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pollux_vmm::machine::cpu::{Capture, GuestEvent, PausedWork, Task, WorkerPool};
 use pollux_vmm::machine::memory::dirty::{DirtySet, Watch};
+use pollux_vmm::vm::{NotHere, VmError};
 use tiny::{COUNTER, Code, Tiny};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -270,6 +272,30 @@ fn what_the_guest_writes_is_harvested_once() {
     wait_for("guest does not count", || counter(&tiny, 0) != before);
     tiny.vm.cpus().pause(Capture::No).unwrap();
     assert_eq!(harvest(&tiny), (true, false, false));
+}
+
+#[test]
+fn a_vm_whose_reset_has_failed_is_in_no_checkpoint() {
+    let mut tiny = Tiny::new(Code::default().halt(), 1);
+    tiny.vm.boot().unwrap();
+    let kernel = tiny.dir.path().join("kernel");
+    let image = std::fs::read(&kernel).unwrap();
+    File::options().write(true).open(&kernel).unwrap().set_len(70).unwrap();
+    assert!(tiny.vm.reset().is_err());
+    assert!(tiny.vm.parts().gate.try_enter().is_none());
+    std::fs::write(&kernel, image).unwrap();
+    tiny.vm.reset().unwrap();
+    assert!(tiny.vm.parts().gate.try_enter().is_some());
+}
+
+#[test]
+fn the_power_button_of_a_vm_that_is_about_to_leave_is_not_there() {
+    let mut tiny = Tiny::new(Code::default().halt(), 1);
+    tiny.vm.boot().unwrap();
+    tiny.vm.parts().gate.leaving();
+    assert!(matches!(tiny.vm.power_button(), Err(VmError::NotHere(NotHere::Leaving))));
+    tiny.vm.parts().gate.stays();
+    tiny.vm.power_button().unwrap();
 }
 
 #[test]

@@ -4,8 +4,9 @@
 use std::io;
 
 use ft_proto::{State, Time};
-use pollux_api::Refused;
+use pollux_api::event::EventName;
 use pollux_api::status::SearchStatus;
+use pollux_api::{Blocker, Refused};
 use serde_json::json;
 
 use crate::context::Context;
@@ -105,7 +106,7 @@ impl Protection {
             return;
         }
         if let Err(error) = self.open(cx, self.search.peers().to_vec(), None) {
-            self.not_found(cx, &Unopened::now(format!("cannot start a thread: {error}")));
+            self.not_found(cx, &Blocker::HostExhausted { reason: error.to_string() }.into());
         }
     }
 
@@ -174,15 +175,15 @@ impl Protection {
     pub(super) fn session_ended<P: Platform>(&mut self, cx: &mut Context<P>, reason: &str) {
         if self.search.session_ended() && self.search.is_on() {
             cx.reporter().failed(reason.to_owned());
-            self.not_found(cx, &Unopened { reasons: vec![reason.to_owned()], settled: true });
+            self.not_found(cx, &Blocker::SessionFailed { reason: reason.to_owned() }.into());
         }
     }
 
     /// Nobody accepts.
-    pub(super) fn not_found<P: Platform>(&mut self, cx: &mut Context<P>, Unopened { reasons, settled }: &Unopened) {
-        let news = self.search.failed(reasons, *settled, cx.now());
+    pub(super) fn not_found<P: Platform>(&mut self, cx: &mut Context<P>, why: &Unopened) {
+        let news = self.search.failed(why, cx.now());
         if news && !self.search.peers().is_empty() {
-            cx.note("looking-for-standby", json!({ "reasons": reasons }));
+            cx.note(EventName::StandbyUnavailable, json!({ "reasons": why.sentences() }));
             cx.reporter().publish_soon();
         }
     }

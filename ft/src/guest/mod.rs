@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ft_proto::{Alone, Committed, CutKind, Epoch};
-use pollux_api::EventRecord;
+use pollux_api::{Blocker, EventRecord};
 
 pub use self::device::{DeviceCaps, LinkEnd};
 pub use self::memory::{GuestError, Memory};
@@ -44,10 +44,10 @@ impl std::fmt::Debug for HeldOutput {
 pub trait Guest: Send {
     /// What it is made of.
     fn shape(&self) -> Shape;
-    /// Why it cannot be protected: all reasons, each with its way out.
-    fn blockers(&self) -> Vec<String>;
-    /// Why it cannot run a guest that was started with these CPU features.
-    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String>;
+    /// Why it cannot be protected: all reasons.
+    fn blockers(&self) -> Vec<Blocker>;
+    /// Why it cannot run a guest that was started on CPUs like these, of features and speed.
+    fn check_cpu(&self, shape: &Shape) -> Vec<String>;
     /// Standby: becomes like the primary in what [`Shape`] says and may differ (CPU features).
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use ft_proto::{LinkId, NodeId, Term, VmId};
 use ft_wire::session::{Hello, Purpose, TookOver, encode_body};
+use pollux_api::Blocker;
 
 use crate::guest::Shape;
 use crate::identity::SessionKey;
@@ -31,41 +32,38 @@ pub struct Opened<C, S> {
 /// Why there is no session.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Unopened {
-    /// All reasons, one sentence each.
-    pub reasons: Vec<String>,
-    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody
-    /// answered.
-    pub settled: bool,
+    /// All reasons.
+    pub blockers: Vec<Blocker>,
 }
 
 impl Unopened {
-    /// For now; the next try may go better.
-    #[must_use]
-    pub fn now(reason: String) -> Self {
-        Self { reasons: vec![reason], settled: false }
-    }
-
-    /// Until somebody changes something.
-    #[must_use]
-    pub fn settled(reasons: Vec<String>) -> Self {
-        Self { reasons, settled: true }
-    }
-
     /// And for these reasons, as far as they are not told yet.
-    pub(super) fn and(&mut self, more: Self) {
-        if more.reasons.is_empty() {
-            return;
-        }
-        self.settled = more.settled && (self.settled || self.reasons.is_empty());
-        for reason in more.reasons {
-            if !self.reasons.contains(&reason) {
-                self.reasons.push(reason);
+    pub(super) fn and(&mut self, more: impl Into<Self>) {
+        for blocker in more.into().blockers {
+            if !self.blockers.contains(&blocker) {
+                self.blockers.push(blocker);
             }
         }
     }
 
     pub(super) fn is_none(&self) -> bool {
-        self.reasons.is_empty()
+        self.blockers.is_empty()
+    }
+
+    /// Whether the next try has the same answer until somebody changes something.
+    pub(crate) fn persists(&self) -> bool {
+        self.blockers.iter().all(Blocker::persists)
+    }
+
+    /// All reasons, one sentence each.
+    pub(crate) fn sentences(&self) -> Vec<String> {
+        self.blockers.iter().map(Blocker::to_string).collect()
+    }
+}
+
+impl From<Blocker> for Unopened {
+    fn from(blocker: Blocker) -> Self {
+        Self { blockers: vec![blocker] }
     }
 }
 
@@ -124,7 +122,7 @@ pub struct Applicant<W> {
     /// Its VM has never been on record at a witness.
     pub first: bool,
     /// What speaks against it already.
-    pub blockers: Vec<String>,
+    pub blockers: Vec<Blocker>,
     /// Who says whether it may run the VM.
     pub witness: Option<W>,
     /// Nobody waits for the reasons: the first ones are enough.

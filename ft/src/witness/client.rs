@@ -23,7 +23,7 @@ use crate::start::describe;
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long the last claims may take when the engine ends: a file server that hangs must not keep a process
 /// alive.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The thread that asks. It ends when its last clone is gone and everything is asked.
 #[derive(Clone, Debug)]
@@ -157,7 +157,7 @@ impl WitnessClient {
         let (through, asked) = bounded::<()>(0);
         // Nothing is ever sent here; the last answer drops its end.
         self.call(Request::Read, move |_| drop(through));
-        let _ = asked.recv_timeout(FAREWELL);
+        let _ = asked.recv_timeout(FINISH_TIMEOUT);
     }
 
     fn call(&self, request: Request, answer: impl FnOnce(Answer) + Send + 'static) {

@@ -141,11 +141,11 @@ impl Guest for ToyGuest {
         Shape { memory: PAGES * PAGE as u64, vcpus: 1, disks, ..Shape::default() }
     }
 
-    fn blockers(&self) -> Vec<String> {
+    fn blockers(&self) -> Vec<ft::Blocker> {
         Vec::new()
     }
 
-    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
+    fn check_cpu(&self, _: &Shape) -> Vec<String> {
         Vec::new()
     }
 

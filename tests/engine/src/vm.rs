@@ -29,6 +29,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What VM to start. Both sides of a pair are started from the same options.
 #[derive(Clone, Debug)]
 pub struct VmOptions {
+    kernel: PathBuf,
     memory_mib: u64,
     vcpus: u32,
     disk: Option<PathBuf>,
@@ -51,6 +52,7 @@ impl VmOptions {
     #[must_use]
     pub fn new() -> Self {
         Self {
+            kernel: GUEST.into(),
             memory_mib: 128,
             vcpus: 1,
             disk: None,
@@ -61,6 +63,13 @@ impl VmOptions {
             command_line: String::new(),
             flags: Vec::new(),
         }
+    }
+
+    /// Another file that the guest is in.
+    #[must_use]
+    pub fn kernel(mut self, path: &Path) -> Self {
+        self.kernel = path.to_path_buf();
+        self
     }
 
     /// Memory in MiB.
@@ -137,7 +146,7 @@ impl VmOptions {
     #[must_use]
     pub fn boot(&self, machine: &Machine, netns: &Netns) -> Vm {
         let line = format!("ip={GUEST_IP}{}", self.command_line);
-        self.spawn(machine, netns, &["--kernel", GUEST, "--cmdline", &line])
+        self.spawn(machine, netns, &["--kernel", &self.kernel.to_string_lossy(), "--cmdline", &line])
     }
 
     /// Start the VMM in `netns` as a standby: `ft` is the value of `--ft`.

@@ -122,7 +122,7 @@ fn after_a_blackout_the_last_runner_boots_the_vm_whoever_is_back_first() {
             }
         }
         pair.wait_status(&vms[runner], "protected");
-        assert!(told(&vms[1 - runner], "took-over").is_empty(), "round {round}");
+        assert!(told(&vms[1 - runner], "takeover-completed").is_empty(), "round {round}");
         if round % 2 == 1 {
             // The next blackout finds it on the other host.
             vms[runner].api().put("ft.switchover", None).ok();
@@ -304,6 +304,6 @@ fn strangers_move_nothing() {
         );
         assert!(log.len() < 64 << 10, "{} bytes of log", log.len());
         assert!(grown < 64 << 10, "{grown} KiB more memory");
-        assert!(told(vm, "took-over").is_empty() && told(vm, "protection-lost").is_empty());
+        assert!(told(vm, "takeover-completed").is_empty() && told(vm, "protection-lost").is_empty());
     }
 }

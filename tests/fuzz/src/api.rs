@@ -9,7 +9,7 @@ pub fn run(input: &[u8]) {
     if let Ok(config) = serde_json::from_slice::<VmConfig>(input) {
         let shown = serde_json::to_vec(&config).unwrap();
         assert_eq!(serde_json::from_slice::<VmConfig>(&shown).unwrap(), config);
-        let _ = (config.validate(), config.validate_standby(), config.validate_ids(), config.ignored());
+        let _ = (config.validate(), config.validate_standby(), config.validate_limits(), config.ignored());
     }
     if let Ok(request) = serde_json::from_slice::<ProtectRequest>(input) {
         let shown = request.to_json().unwrap();

@@ -76,14 +76,14 @@ impl DeviceManager {
             let (id, kind, queues, slot) = (plan.id.clone(), plan.kind, plan.queues.0 as u16, plan.wished_slot);
             let connected = plan.connect(&shared)?;
             let device = rack.insert(&id, Box::new(connected.device), slot)?;
-            rack.devices.push(Device { kind: Some(kind), queues, process: connected.process, ..device });
+            rack.keep(Device { kind: Some(kind), queues, process: connected.process, ..device });
         }
         let rng = Rng::new(&config.rng.src, ram.clone()).map_err(|e| DeviceError::Config {
             field: "rng.src".to_owned(),
             problem: format!("cannot open {}: {e}", config.rng.src.display()),
         })?;
         let device = rack.insert(RNG_ID, Box::new(rng), None)?;
-        rack.devices.push(device);
+        rack.keep(device);
         let (pio, mmio) = (parts.pio, parts.mmio);
         let Filled { pci, devices, broken_queues } = rack.finish()?;
         Ok(Self { pci, devices, log, log_on: false, exits, pio, mmio, _broken_queues: broken_queues })

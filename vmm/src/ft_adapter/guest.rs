@@ -5,7 +5,7 @@
 //! other's way by the VM's gate.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
@@ -13,6 +13,8 @@ use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, M
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use ft_wire::device_ctl::DeviceInfo;
+use host_kit::sync::lock;
+use pollux_api::Blocker;
 use serde_json::Value;
 
 use crate::contract::VmEvent;
@@ -32,17 +34,13 @@ pub struct GuestAdapter {
     stopped: Option<Inside>,
     /// Whether it was stopped and no checkpoint has been taken since.
     untaken: bool,
-    /// Whether the last cut was made, and the guest stands still until it is known who runs it.
+    /// Whether the last cut was made, and the guest stays stopped until it is known which node runs it.
     leaving: bool,
     dirty: Arc<Mutex<DirtyTracker>>,
     memory: Arc<AdapterMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
     events: Sender<VmEvent>,
-}
-
-fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl GuestAdapter {
@@ -86,7 +84,8 @@ impl Guest for GuestAdapter {
         let mut shape = Shape {
             memory: self.memory.memory.size(),
             vcpus: self.parts.cpus.count(),
-            cpuid: cpuid::to_bytes(self.parts.cpus.cpuid()),
+            cpuid: cpuid::to_bytes(&self.parts.cpus.guest_cpuid()),
+            tsc_khz: self.parts.cpus.tsc_khz(),
             serial: self.parts.has_serial(),
             ..Shape::default()
         };
@@ -107,22 +106,21 @@ impl Guest for GuestAdapter {
         shape
     }
 
-    fn blockers(&self) -> Vec<String> {
+    fn blockers(&self) -> Vec<Blocker> {
         let devices = lock(&self.parts.devices);
-        let foreign = devices.foreign().map(|id| {
-            format!(
-                "device {id} is served by a vhost-user process that is not ours and cannot be sealed: \
-                 use path= or tap= instead of vhost_user=true"
-            )
-        });
-        foreign.collect()
+        devices.foreign().map(|id| Blocker::ForeignDevice { device: id.to_string() }).collect()
     }
 
-    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String> {
-        match cpuid::from_bytes(cpuid) {
-            Some(theirs) => cpuid::missing(&theirs, self.parts.cpus.cpuid()),
+    fn check_cpu(&self, shape: &Shape) -> Vec<String> {
+        let cpus = &self.parts.cpus;
+        let mut reasons = match cpuid::from_bytes(&shape.cpuid) {
+            Some(theirs) => cpuid::missing(&theirs, cpus.cpuid()),
             None => vec!["the primary's CPU features do not decode".to_owned()],
+        };
+        if let Err(error) = cpus.features().can_run_tsc_at(shape.tsc_khz) {
+            reasons.push(format!("{error}: use a host whose TSC runs as fast, or whose KVM can scale it"));
         }
+        reasons
     }
 
     fn adopt(&mut self, shape: &Shape) -> Result<(), GuestError> {
@@ -214,8 +212,8 @@ impl Guest for GuestAdapter {
     }
 
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        // Who changes the VM as a whole may be waiting for a device. Nothing is lost: what is not told now is
-        // told later, to the base's cut at the latest, which waits until they are through.
+        // A thread that changes the VM as a whole may be waiting for a device. Nothing is lost: what is not
+        // told now is told later, to the base's cut at the latest, which waits until they are through.
         let Some(_inside) = self.parts.gate.try_enter() else { return Ok(()) };
         // Rounds of a first copy want to know what is still being written, not what was.
         lock(&self.snapshot).harvest(Watch::All, pages)
@@ -248,7 +246,7 @@ impl Guest for GuestAdapter {
         devices.kick_all();
         if paused && let Err(error) = devices.quiesce() {
             // It is not worth the takeover: what the device does, the guest sees when it is resumed.
-            tracing::warn!("a device of the paused VM goes on: {}", host_kit::error::chain(&error));
+            tracing::warn!("a device of the paused VM continues: {}", host_kit::error::chain(&error));
         }
         drop(devices);
         // Before the guest can do anything that is told too.

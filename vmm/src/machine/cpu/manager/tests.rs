@@ -49,6 +49,51 @@ fn aim(vcpu: &mut VcpuFd) -> Result<(), VcpuStateError> {
     Ok(())
 }
 
+/// vCPUs that were never run, and their machine.
+fn fresh() -> (CpuManager, Arc<VmFd>) {
+    let kvm = crate::machine::kvm::open().unwrap();
+    let vm = Arc::new(kvm.create_vm().unwrap());
+    IrqManager::new(vm.clone()).unwrap();
+    let bus = || Arc::new(Bus::new());
+    let ports = CpuPorts { pio: bus(), mmio: bus(), on_event: Arc::new(|event| panic!("{event:?}")) };
+    let options = CpuOptions { count: 2, max_phys_bits: 46, amx: false, nested: false, affinity: Vec::new() };
+    (CpuManager::new(&kvm, &vm, &options, &ports).unwrap(), vm)
+}
+
+#[test]
+fn a_guest_from_elsewhere_keeps_its_cpu_features() {
+    let (cpus, _vm) = fresh();
+    let own = cpus.cpuid().to_vec();
+    assert_eq!(cpus.guest_cpuid(), own);
+    // One of an older host: without the processor's name.
+    let older: Vec<_> = own.iter().copied().filter(|entry| entry.function != 0x8000_0004).collect();
+    assert_ne!(older, own);
+    cpus.adopt_cpuid(&older).unwrap();
+    assert_eq!(cpus.guest_cpuid(), older, "the next host is told what the guest has");
+    assert_eq!(cpus.cpuid(), own, "what it can have is another matter");
+}
+
+#[test]
+fn a_reset_keeps_the_speed_of_the_tsc() {
+    let (cpus, _vm) = fresh();
+    let captured = cpus.pause(Capture::Yes);
+    cpus.resume();
+    captured.unwrap();
+    let mut bytes = Vec::new();
+    cpus.save(&mut StateWriter::new(&mut bytes)).unwrap();
+    let native = cpus.features().tsc_khz;
+    cpus.power_on(&mut StateReader::new(&bytes).unwrap()).unwrap();
+    assert_eq!(cpus.tsc_khz(), native);
+    // As after a takeover from a host that is twice as fast.
+    let elsewhere = native * 2;
+    cpus.tsc_khz.store(elsewhere, Ordering::Relaxed);
+    match cpus.power_on(&mut StateReader::new(&bytes).unwrap()) {
+        Ok(()) => assert_eq!((cpus.tsc_khz(), cpus.is_tsc_scaled()), (elsewhere, true)),
+        // This host could not have run the guest either.
+        Err(error) => assert!(host_kit::error::chain(&error).contains(&format!("{elsewhere} kHz")), "{error}"),
+    }
+}
+
 #[test]
 fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
     let kvm = crate::machine::kvm::open().unwrap();

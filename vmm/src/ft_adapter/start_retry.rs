@@ -1,4 +1,4 @@
-//! A host that waits for somebody who may never come: asks again and again whether it may run the VM itself
+//! A host that waits for another one that may never come: asks repeatedly whether it may run the VM itself
 //! by now.
 //!
 //! In: the disks' records, the witness, the other hosts, by way of [`ft::part`]. Out: [`VmEvent::MayRun`],
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use ft::{Candidate, NodeOptions, NodeTerm};
 use ft_proto::HostId;
+use pollux_api::event::EventName;
 use pollux_api::status::State;
 use serde_json::json;
 
@@ -26,13 +27,13 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub type Granted = Arc<Mutex<Option<NodeTerm>>>;
 
 /// The thread that asks; dropping it ends it.
-pub struct Election {
+pub struct StartRetry {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What it needs to ask.
-pub struct Voter {
+pub struct StartRequest {
     /// How this host takes part.
     pub options: NodeOptions,
     /// Its name.
@@ -45,16 +46,16 @@ pub struct Voter {
     pub granted: Granted,
 }
 
-impl Election {
+impl StartRetry {
     /// Begins to ask, after the first pause.
     ///
     /// # Errors
-    /// When there is no thread to be had.
-    pub fn start(voter: Voter, events: Sender<VmEvent>) -> io::Result<Self> {
+    /// When no thread can be started.
+    pub fn start(request: StartRequest, events: Sender<VmEvent>) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
         let thread = host_kit::thread::spawn("ft-start", move || {
-            if let Some(node_term) = voter.run(&stopped) {
-                *voter.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(node_term);
+            if let Some(node_term) = request.run(&stopped) {
+                *request.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(node_term);
                 // A VM that ends at this moment gives the right back when the next one is built, or not.
                 let _ = events.send(VmEvent::MayRun);
             }
@@ -63,7 +64,7 @@ impl Election {
     }
 }
 
-impl Drop for Election {
+impl Drop for StartRetry {
     fn drop(&mut self) {
         self.stop = None;
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
@@ -72,7 +73,7 @@ impl Drop for Election {
     }
 }
 
-impl Voter {
+impl StartRequest {
     /// Asks until it is granted or told to stop.
     fn run(&self, stopped: &Receiver<()>) -> Option<NodeTerm> {
         let (mut told, mut since) = (None, Instant::now());
@@ -90,7 +91,7 @@ impl Voter {
                 Err(error) => error.to_string(),
             };
             if told.as_ref() != Some(&why) {
-                self.board.note("started-as-standby", json!({ "reason": why }));
+                self.board.note(EventName::StartedAsStandby, json!({ "reason": why }));
                 told = Some(why);
             }
         }
