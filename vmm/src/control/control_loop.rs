@@ -5,6 +5,7 @@
 //! at once.
 
 mod host_failure;
+mod rebuilds;
 mod standby;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, at, never, select, unbounded};
 use host_kit::error::chain;
 
+use self::rebuilds::Rebuilds;
 use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError};
 use crate::config::VmConfig;
 use crate::contract::{BoxError, Machine, Part, VmEvent, VmFactory};
@@ -21,7 +23,6 @@ use crate::ft_api::Control;
 use crate::vm::NotHere;
 use crate::vm::VmError;
 use host_kit::warn_limited;
-use standby::Rebuilds;
 
 /// How the VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,8 @@
 //! The control loop of a host that does not run the VM: it becomes a standby, in this process and as often as
 //! needed.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use host_kit::backoff::{Backoff, LONGEST};
 use host_kit::error::chain;
 use host_kit::{log_limited, warn_limited};
 
@@ -101,36 +100,5 @@ impl Vmm {
             self.parts.monitor.event_with("ft", "standby-failed", &[("reason".to_owned(), reason.to_owned())].into());
         }
         self.standby_retry_at = Some(Instant::now() + self.rebuilds.failed());
-    }
-}
-
-/// How often this host has become a standby, and has failed to.
-#[derive(Debug, Default)]
-pub(super) struct Rebuilds {
-    backoff: Backoff,
-    /// When it did the last time, after the first.
-    built: Option<Instant>,
-}
-
-impl Rebuilds {
-    /// Whether what was built the last time has lasted; so has what was never built anew.
-    fn is_lasting(&self) -> bool {
-        self.built.is_none_or(|built| built.elapsed() >= LONGEST)
-    }
-
-    fn have_failed(&self) -> bool {
-        self.backoff.has_failed() && !(self.built.is_some() && self.is_lasting())
-    }
-
-    fn built(&mut self) {
-        self.built = Some(Instant::now());
-    }
-
-    /// When to try again.
-    fn failed(&mut self) -> Duration {
-        if self.built.take().is_some_and(|built| built.elapsed() >= LONGEST) {
-            self.backoff.begin_anew();
-        }
-        self.backoff.failed()
     }
 }
