@@ -46,9 +46,11 @@ pub mod ends;
 mod entry;
 mod error;
 pub mod events;
+pub mod gate;
 pub mod process;
 mod served;
 pub mod sockets;
+mod vmm;
 pub mod vring;
 
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -58,6 +60,7 @@ pub use device::Device;
 pub use entry::main;
 pub use error::{ProcessError, ServeError};
 pub use served::Served;
+pub use vmm::Vmm;
 
 /// Guest memory, with a dirty log that the frontend may put underneath.
 pub type Memory = GuestMemoryMmap<BitmapMmapRegion>;

@@ -1,9 +1,10 @@
 //! What `ft status` and `ft events` show: kept by the engine, read by the API without making the engine wait.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ft_proto::{Event, Light, LinkId};
+use host_kit::sync::lock;
 use pollux_api::EventRecord;
 use pollux_api::event::EventName;
 use pollux_api::status::{LinkName, LinkState, Percentiles, Replica, Role, State, Status};
@@ -90,10 +91,6 @@ impl Board {
         history.events.push_back(record.clone());
         record
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last [`RECENT`] samples of something.

@@ -16,6 +16,7 @@ mod moves;
 mod output;
 mod strangers;
 mod toy;
+mod waits;
 
 use toy::{FIRST, PAGE, PAGES, ToyGuest};
 

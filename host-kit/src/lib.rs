@@ -3,6 +3,7 @@
 //! - [`thread`] starts threads and names them.
 //! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the CPU that has
 //!   least to do.
+//! - [`sync`] locks.
 //! - [`random`] is the one source of random numbers.
 //! - [`error`] writes an error with its causes.
 //! - [`file`] opens what an operator names, without waiting for it.
@@ -23,4 +24,5 @@ pub mod log_limit;
 pub mod log_writer;
 pub mod random;
 pub mod sched;
+pub mod sync;
 pub mod thread;

@@ -69,8 +69,8 @@ impl Search {
     }
 
     /// Nobody accepted, or the session is over that somebody had accepted. As long as the same question has
-    /// the same answer, it is asked less and less often, whoever cannot be reached in between. Returns whether
-    /// the reasons are news.
+    /// the same answer, it is asked less and less often, whoever cannot be reached in between. Returns
+    /// whether the reasons are news.
     pub(crate) fn failed(&mut self, why: &Unopened, now: Time) -> bool {
         let news = kind(&self.why) != kind(why);
         let pause = if why.blockers.iter().any(|blocker| matches!(blocker, Blocker::SessionFailed { .. })) {

@@ -39,6 +39,7 @@ pub struct VmOptions {
     net: String,
     command_line: String,
     flags: Vec<String>,
+    host_boot: Option<u8>,
 }
 
 impl Default for VmOptions {
@@ -62,6 +63,7 @@ impl VmOptions {
             net: String::new(),
             command_line: String::new(),
             flags: Vec::new(),
+            host_boot: None,
         }
     }
 
@@ -142,6 +144,14 @@ impl VmOptions {
         self
     }
 
+    /// The host has been booted so often since the test began: to these processes it has another boot id, and
+    /// what was under /run is gone.
+    #[must_use]
+    pub fn host_boot(mut self, boot: u8) -> Self {
+        self.host_boot = Some(boot);
+        self
+    }
+
     /// Start the VMM in `netns` and boot the guest.
     #[must_use]
     pub fn boot(&self, machine: &Machine, netns: &Netns) -> Vm {
@@ -170,7 +180,7 @@ impl VmOptions {
         let log = std::fs::File::create(socket.with_extension("log")).expect("log file");
         // Before other work on this machine: a host that gets no processor looks dead to its peer, and is
         // meant to.
-        let mut command = Command::new("nice");
+        let mut command = self.host_boot.map_or_else(|| Command::new("nice"), |boot| after_reboot(machine.dir(), boot));
         command.args(["-n", "-10"]).arg(binaries::path("pollux-vmm")).arg("--api-socket").arg(&socket);
         command.args([
             "--cpus",
@@ -195,6 +205,17 @@ impl VmOptions {
         die_with_us(&mut command);
         Vm::start(command, &socket, self.serial_unread)
     }
+}
+
+/// The beginning of a command that runs on what looks like another boot of this host; `dir` keeps its id.
+fn after_reboot(dir: &Path, boot: u8) -> Command {
+    const PREPARE: &str =
+        r#"mount --bind "$1" /proc/sys/kernel/random/boot_id && mount -t tmpfs run /run && shift && exec "$@""#;
+    let id = dir.join(format!("boot{boot}"));
+    std::fs::write(&id, format!("00000000-0000-4000-8000-0000000000{boot:02x}\n")).expect("file of a boot id");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(id).arg("nice");
+    command
 }
 
 /// Whatever ends this process: a guest that polls must not be left behind. Counts from the thread that starts

@@ -1,4 +1,4 @@
-//! Descriptor chains of the disk, served by the real worker from an image in memory.
+//! Descriptor chains of the disk, served by the real disk from an image in memory.
 //!
 //! Input: what the driver has taken of the features, then guest memory from address 0 on (see `guest_ring`).
 
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use vhost_user_backend::VringT;
 use vhost_user_blk_repl::Options;
-use vhost_user_blk_repl::fuzzing::Worker;
+use vhost_user_blk_repl::fuzzing::Disk;
 use vhost_user_blk_repl::image::Image;
 use vhost_user_blk_repl::image::stamp::{Moment, Stamp};
 use virtio_queue::QueueT;
@@ -64,7 +64,7 @@ impl Image for InMemory {
 
 struct Rig {
     rings: Rings,
-    worker: Worker,
+    disk: Disk,
 }
 
 impl Rig {
@@ -80,19 +80,19 @@ impl Rig {
             counters: None,
         };
         let rings = Rings::new(1);
-        let mut worker = Worker::new(Arc::new(InMemory(Mutex::new(vec![7; SIZE]))), options).unwrap();
-        worker.set_memory(rings.memory.clone());
-        worker.set_vrings(&rings.vrings);
-        Self { rings, worker }
+        let mut disk = Disk::new(Arc::new(InMemory(Mutex::new(vec![7; SIZE]))), options).unwrap();
+        disk.set_memory(rings.memory.clone());
+        disk.set_vrings(&rings.vrings);
+        Self { rings, disk }
     }
 
     /// Serves what the driver has made available, until everything is answered or the ring is found broken.
     fn serve(&mut self, features: u8, memory: &[u8]) {
         self.rings.set_up(memory, features & 4 != 0);
-        self.worker.set_driver(features & 1 != 0, features & 2 != 0);
-        self.worker.serve(0);
-        self.worker.stop_queue(0);
-        assert!(self.worker.is_idle());
+        self.disk.set_driver(features & 1 != 0, features & 2 != 0);
+        self.disk.serve(0);
+        self.disk.stop_queue(0);
+        assert!(self.disk.is_idle());
         self.rings.check(0);
         if !self.rings.vrings[0].is_broken() {
             let ring = self.rings.vrings[0].get_ref();

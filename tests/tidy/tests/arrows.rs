@@ -6,7 +6,7 @@ use tidy::{Source, report, sources_ending};
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and
 /// are used by nothing.
 const ARROWS: [(&str, &[&str]); 12] = [
-    ("device-kit", &["device-api", "ft-wire", "host-kit", "pollux-api"]),
+    ("device-kit", &["device-api", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
     ("device-kit/api", &["ft-wire"]),
     ("ft/proto", &[]),
     ("ft/wire", &["ft-proto"]),

@@ -32,8 +32,8 @@ use std::sync::{Arc, Mutex};
 use ft_proto::Epoch;
 use ft_transport::mirror::FrameSocket;
 use ft_wire::mirror::MAX_BODY;
+use host_kit::sync::lock;
 
-use crate::lock;
 use crate::session::Session;
 use crate::tracker::Tracker;
 use reader::Reader;

@@ -14,7 +14,6 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, at, never, select, unbounded};
 use host_kit::error::chain;
 
-use self::rebuilds::Rebuilds;
 use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmInfo, VmState, VmmError};
 use crate::config::VmConfig;
 use crate::contract::{BoxError, Machine, Part, VmEvent, VmFactory};
@@ -23,6 +22,7 @@ use crate::ft_api::Control;
 use crate::vm::NotHere;
 use crate::vm::VmError;
 use host_kit::warn_limited;
+use rebuilds::Rebuilds;
 
 /// How the VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

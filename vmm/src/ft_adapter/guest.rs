@@ -5,21 +5,24 @@
 //! other's way by the VM's gate.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape};
+use ft::guest::{
+    DeviceCaps, DeviceWait, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape,
+};
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use ft_wire::device_ctl::DeviceInfo;
+use host_kit::sync::lock;
 use pollux_api::Blocker;
 use serde_json::Value;
 
 use crate::contract::VmEvent;
-use crate::devices::FtLink;
+use crate::devices::{DirtyLog, FtLink};
 use crate::legacy::console::ConsoleOut;
-use crate::machine::cpu::{Capture, PausedWork, Task, WorkerPool, cpuid};
+use crate::machine::cpu::{PausedWork, Task, WorkerPool, cpuid};
 use crate::machine::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::machine::memory::guest::GuestMemory;
 use crate::machine::memory::view::MemoryView;
@@ -39,11 +42,8 @@ pub struct GuestAdapter {
     memory: Arc<AdapterMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
+    device_wait: DeviceWait,
     events: Sender<VmEvent>,
-}
-
-fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl GuestAdapter {
@@ -52,9 +52,11 @@ impl GuestAdapter {
     pub fn new(vm: &Vm, events: Sender<VmEvent>) -> Self {
         let memory = AdapterMemory { view: vm.memory_view(), memory: vm.memory().clone() };
         let memory = Arc::new(memory);
+        let watchdog = lock(vm.devices()).watchdog().clone();
         let snapshot = Snapshot {
             parts: vm.parts().clone(),
             dirty: vm.dirty().clone(),
+            device_log: lock(vm.devices()).dirty_log().clone(),
             set: DirtySet::new(vm.memory()),
             memory: memory.clone(),
             console: vm.console(),
@@ -72,6 +74,7 @@ impl GuestAdapter {
             memory,
             snapshot: Arc::new(Mutex::new(snapshot)),
             console: vm.console(),
+            device_wait: DeviceWait::new(move || watchdog.is_waited_for()),
             events,
         }
     }
@@ -145,6 +148,10 @@ impl Guest for GuestAdapter {
 
     fn processors(&self, cpus: &mut Vec<usize>) {
         self.parts.cpus.processors(cpus);
+    }
+
+    fn device_wait(&self) -> DeviceWait {
+        self.device_wait.clone()
     }
 
     fn stop(&mut self) -> bool {
@@ -262,9 +269,7 @@ impl Guest for GuestAdapter {
 
     fn fence(&mut self, reason: &str) {
         // One pause more than is ever ended.
-        if let Err(error) = self.parts.cpus.pause(Capture::No) {
-            tracing::warn!("while fencing: {}", host_kit::error::chain(&error));
-        }
+        self.parts.cpus.park();
         self.parts.gate.gone();
         self.parts.confirmed.end();
         self.stopped = None;
@@ -321,6 +326,8 @@ fn caps(info: &DeviceInfo) -> DeviceCaps {
 struct Snapshot {
     parts: Arc<SavedParts>,
     dirty: Arc<Mutex<DirtyTracker>>,
+    /// The devices' writes. Without the lock of the devices, which the API may hold while it waits for one.
+    device_log: Arc<DirtyLog>,
     set: DirtySet,
     memory: Arc<AdapterMemory>,
     console: Option<Arc<ConsoleOut>>,
@@ -332,8 +339,7 @@ struct Snapshot {
 
 impl Snapshot {
     fn harvest(&mut self, watch: Watch, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        let devices = lock(&self.parts.devices);
-        let mut logs = |take: &mut dyn FnMut(u64, u64)| devices.harvest_dirty(take);
+        let mut logs = |take: &mut dyn FnMut(u64, u64)| self.device_log.harvest(take);
         let harvested = lock(&self.dirty).harvest(&mut self.set, watch, &mut logs);
         harvested.map_err(|error| GuestError::new("cannot read the dirty log", error))?;
         pages.extend_from_slice(self.set.gfns());

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use host_kit::sync::lock;
 use kvm_ioctls::VmFd;
 
 use crate::boot::acpi::{self, AcpiOptions};
@@ -34,7 +35,7 @@ use crate::vm::confirmed::Confirmed;
 use crate::vm::error::VmError;
 use crate::vm::gate::Gate;
 use crate::vm::hardware::{self, Legacy};
-use crate::vm::parts::{SavedParts, lock};
+use crate::vm::parts::SavedParts;
 
 /// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two
 /// of the longest epochs.

@@ -181,7 +181,7 @@ impl<P: Platform> StandbySession<P> {
                 }
             }
             Received::Whole(image) => {
-                let epoch = image.epoch;
+                let epoch = image.epoch();
                 let is_idle = |number: &u16| self.shape.disk_id(*number).is_some_and(|id| image.is_idle(id));
                 let idle = self.shape.mirrored().filter(is_idle).collect();
                 self.whole.insert(epoch, image);

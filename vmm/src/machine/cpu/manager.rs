@@ -148,6 +148,20 @@ impl CpuManager {
         report(self.sync.settle(), CAPTURE)
     }
 
+    /// Parks all vCPUs, as [`CpuManager::pause`] does, but waits for none that is in the middle of an access
+    /// to a device: it finishes that, and executes no instruction of the guest before it parks.
+    pub fn park(&self) {
+        self.stop(Purpose::Stop);
+        // In this order: whoever parks in between is counted once.
+        while self.sync.parked() as usize + self.at_devices() < self.vcpus.len() {
+            std::thread::sleep(SPIN);
+        }
+    }
+
+    fn at_devices(&self) -> usize {
+        self.vcpus.iter().filter(|vcpu| vcpu.in_device.load(Ordering::Acquire)).count()
+    }
+
     /// Whether all vCPUs would park in next to no time. One that is in the middle of an access to a device
     /// finishes it first, which takes as long as the device does: to reset a disk, until the storage below it
     /// has answered all requests. Spins for a moment, since almost all accesses take a microsecond.

@@ -1,4 +1,4 @@
-//! What is captured of one vCPU while another one still runs, on the real /dev/kvm.
+//! What is captured of one vCPU while another one still runs, or waits for a device, on the real /dev/kvm.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -94,8 +94,14 @@ fn a_reset_keeps_the_speed_of_the_tsc() {
     }
 }
 
-#[test]
-fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
+/// Two vCPUs, the first of which is at the device.
+struct AtDevice {
+    cpus: CpuManager,
+    go_on: Sender<()>,
+    _memory: GuestMemory,
+}
+
+fn at_device() -> AtDevice {
     let kvm = crate::machine::kvm::open().unwrap();
     let vm = Arc::new(kvm.create_vm().unwrap());
     let memory = GuestMemory::new(&RamOptions { size: 2 << 20, ..Default::default() }).unwrap();
@@ -120,6 +126,12 @@ fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
     .unwrap();
     cpus.resume();
     in_device.recv().unwrap();
+    AtDevice { cpus, go_on, _memory: memory }
+}
+
+#[test]
+fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
+    let AtDevice { cpus, go_on, _memory } = at_device();
     assert!(!cpus.can_stop_soon(), "a vCPU waits for a device");
     std::thread::scope(|scope| {
         let pause = scope.spawn(|| cpus.pause(Capture::Yes));
@@ -132,4 +144,14 @@ fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
     let state = cpus.vcpus[1].state.lock().unwrap();
     let register = REQUESTS + usize::from(VECTOR) / 32 * 16 + usize::from(VECTOR) % 32 / 8;
     assert_ne!(state.lapic().regs[register] & 1 << (VECTOR % 8), 0, "the interrupt is lost");
+}
+
+#[test]
+fn whoever_parks_the_vcpus_for_good_waits_for_no_device() {
+    let AtDevice { cpus, go_on, _memory } = at_device();
+    // Does not return if it waits: the device is told to go on only afterwards.
+    cpus.park();
+    assert_eq!((cpus.sync.parked(), cpus.at_devices()), (1, 1));
+    go_on.send(()).unwrap();
+    report(cpus.sync.settle(), "park").unwrap();
 }

@@ -1,48 +1,43 @@
 //! The queues: takes requests from the avail rings, hands them to the disk, puts finished ones into the used
 //! rings.
 //!
-//! In: kicks, finished operations, ft-ctl commands (see `commands`), all on the vhost worker thread. Out:
-//! used entries, interrupts, mirrored writes. Never touches guest memory while sealed or while this host is
-//! the standby.
+//! In: kicks, finished operations, all on the vhost worker thread. Out: used entries, interrupts, mirrored
+//! writes. Never touches guest memory while sealed or while this host is the standby.
 
-use std::collections::VecDeque;
 use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use device_api::counters::{DiskCounters, Page};
-use device_kit::control::Control;
+use device_kit::gate::Gate;
+use device_kit::vring;
 use ft_proto::Epoch;
-use ft_wire::device_ctl::{InFlight, Report};
-use tracing::{debug, error};
+use ft_wire::device_ctl::{InFlight, QueueState, Report};
+use tracing::debug;
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::Options;
 use crate::geometry::{Geometry, MAX_DATA};
 use crate::image::Image;
-use crate::mirror::{Mirror, Room};
-use crate::receive::{Applier, Receiver};
-use crate::record::Purpose;
+use crate::mirror::Room;
+use crate::replication::Replication;
 use crate::serve::executor::{Completion, Executor, Op};
 use crate::serve::flight::{Collected, Flight, Target};
 use crate::serve::pending::Pending;
 use crate::serve::request::{self, Body, Request, Span, scatter};
 use crate::serve::ring::{Guest, Memory, Taken, Vring, answer, signal};
-use crate::tracker::{Ticket, Tracker};
 
 /// Bytes of the answer to GET_ID.
 const SERIAL_LEN: usize = pollux_api::limits::DISK_SERIAL_MAX;
 
-/// The device's state, owned by the vhost worker thread.
-pub struct Worker {
-    pub(crate) disk: Executor,
-    pub(crate) geometry: Geometry,
-    pub(crate) serial: String,
-    pub(crate) vrings: Vec<Vring>,
+/// What serves the guest's requests.
+pub struct Server {
+    disk: Executor,
+    geometry: Geometry,
+    serial: String,
+    vrings: Vec<Vring>,
     memory: Option<Memory>,
     counters: DiskCounters,
     flight: Flight,
@@ -50,37 +45,19 @@ pub struct Worker {
     stalled: bool,
     /// The driver takes completed writes for durable.
     writethrough: bool,
-    pub(crate) resubmit: VecDeque<InFlight>,
-    pub(crate) sealed: bool,
-    pub(crate) standby: bool,
-    pub(crate) epoch: Epoch,
-    /// The epoch that begins with `Resume`.
-    pub(crate) next_epoch: Epoch,
-    pub(crate) tracker: Tracker,
-    pub(crate) mirror: Option<Mirror>,
-    pub(crate) receiver: Option<Receiver>,
-    pub(crate) applier: Option<Arc<Applier>>,
-    pub(crate) control: Option<Control>,
-    pub(crate) wake: Arc<EventFd>,
-    full: Option<Epoch>,
-    pub(crate) failed: bool,
-    /// The change that says that this host owns the image, until it is on stable storage.
-    pub(crate) owning: Option<Ticket>,
+    gate: Gate,
 }
 
-impl Worker {
-    /// A disk on `image`.
+impl Server {
+    /// Of `image`, on a host that is the standby or not.
     ///
     /// # Errors
     /// When the kernel refuses threads or eventfds.
-    pub fn new(image: Arc<dyn Image>, options: Options) -> io::Result<Self> {
+    pub fn new(image: Arc<dyn Image>, options: Options, standby: bool) -> io::Result<Self> {
         let geometry =
             Geometry { size: image.size(), block: options.block_size, read_only: options.read_only, limited: true };
-        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let standby = options.record.as_ref().is_some_and(|record| record.purpose() == Purpose::StandBy);
-        let tracker = Tracker::new(options.record, image, wake.clone())?;
         Ok(Self {
-            disk: Executor::new(tracker.image().clone(), options.threads)?,
+            disk: Executor::new(image, options.threads)?,
             geometry,
             serial: options.serial,
             vrings: Vec::new(),
@@ -89,33 +66,26 @@ impl Worker {
             flight: Flight::default(),
             stalled: false,
             writethrough: false,
-            resubmit: VecDeque::new(),
-            sealed: false,
-            standby,
-            epoch: Epoch(0),
-            next_epoch: Epoch(0),
-            tracker,
-            mirror: None,
-            receiver: None,
-            applier: None,
-            control: None,
-            wake,
-            full: None,
-            failed: false,
-            owning: None,
+            gate: Gate::new(standby),
         })
     }
 
-    /// Readable when [`Worker::collect`] has something to do.
+    /// What the guest sees of the disk.
     #[must_use]
-    pub fn disk_event(&self) -> RawFd {
-        self.disk.event()
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
     }
 
-    /// Readable when [`Worker::mirror_changed`] has something to do.
+    /// Serial number.
     #[must_use]
-    pub fn wake_event(&self) -> RawFd {
-        self.wake.as_raw_fd()
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Readable when [`Server::collect`] has something to do.
+    #[must_use]
+    pub fn event(&self) -> RawFd {
+        self.disk.event()
     }
 
     /// The queues, as soon as the library shows them.
@@ -130,46 +100,99 @@ impl Worker {
         self.memory = Some(memory);
     }
 
-    /// What the driver has taken of the disk's features: whether it can flush (if not, every write must be
-    /// durable before it completes), and whether it keeps to the limits of one request.
+    /// Guest memory is not touched any more.
+    pub fn detach(&mut self) {
+        self.memory = None;
+    }
+
+    /// Whether the driver can flush (if not, every write must be durable before it completes), and whether it
+    /// keeps to the limits of one request.
     pub fn set_driver(&mut self, flushes: bool, limited: bool) {
         self.writethrough = !flushes;
         self.geometry.limited = limited;
     }
 
-    /// The process ends: nothing is taken from the queues or the streams any more. What is left to do for the
-    /// image.
-    pub(crate) fn shut(&mut self) -> (Option<Arc<Applier>>, Tracker) {
-        (self.mirror, self.receiver, self.memory, self.control) = (None, None, None, None);
-        (self.applier.clone(), self.tracker.clone())
+    /// Whether this host does not run the VM.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        self.gate.is_standby()
+    }
+
+    /// Enters or leaves the standby state.
+    pub fn set_standby(&mut self, standby: bool) {
+        self.gate.set_standby(standby);
+    }
+
+    /// What starts from now on belongs to `epoch`, the first of a session.
+    pub fn begin_session(&mut self, epoch: Epoch) {
+        self.gate.begin(epoch);
+    }
+
+    /// What starts from now on belongs to `epoch`.
+    pub fn set_epoch(&mut self, epoch: Epoch) {
+        if epoch != self.gate.epoch() {
+            self.gate.begin(epoch);
+        }
+    }
+
+    /// As [`Gate::has_passed`].
+    #[must_use]
+    pub fn has_passed(&self, epoch: Epoch) -> bool {
+        self.gate.has_passed(epoch)
+    }
+
+    /// As [`Gate::seal`].
+    pub fn seal(&mut self, epoch: Epoch) {
+        self.gate.seal(epoch);
+    }
+
+    /// As [`Gate::resume`].
+    #[must_use]
+    pub fn resume(&mut self) -> bool {
+        self.gate.resume()
+    }
+
+    /// This host runs the VM from here on; `in_flight` is what its checkpoint had in flight.
+    pub fn start(&mut self, in_flight: Vec<InFlight>) {
+        self.gate.start();
+        self.flight.submit_again(in_flight);
+    }
+
+    /// Where the queues stand.
+    pub fn positions(&self) -> impl Iterator<Item = QueueState> {
+        vring::positions(&self.vrings)
     }
 
     /// Serves every queue again, after something that blocked them.
-    pub(crate) fn serve_all(&mut self) {
+    pub fn serve_all(&mut self, replication: &Replication) {
         self.stalled = false;
-        self.go_on();
+        self.go_on(replication);
         for queue in 0..self.vrings.len() {
-            self.serve(queue);
+            self.serve(queue, replication);
+        }
+    }
+
+    /// As [`Server::serve_all`], if anything was blocked.
+    pub fn serve_stalled(&mut self, replication: &Replication) {
+        if self.stalled {
+            self.serve_all(replication);
         }
     }
 
     /// Takes all requests from a queue that can be taken now.
-    pub fn serve(&mut self, queue: usize) {
-        if self.sealed || self.standby {
+    pub fn serve(&mut self, queue: usize, replication: &Replication) {
+        if !self.gate.is_open() {
             return;
         }
         let (Some(vring), Some(memory)) = (self.vrings.get(queue).cloned(), self.memory.clone()) else { return };
         let mem = memory.memory();
-        let mut ring = vring.get_mut();
-        if !ring.is_enabled() || !ring.get_queue().ready() || vring.is_broken() {
-            return;
-        }
+        let Some(mut ring) = vring.to_serve() else { return };
         let index = queue as u16;
-        let mut used = self.take_again(index, &mut ring, &mem);
+        let mut used = self.take_again(index, &mut ring, &mem, replication);
         loop {
             let before = ring.get_queue().next_avail();
             let _ = ring.disable_notification();
-            if let Err(e) = self.take_all(index, &mut ring, &mem, &mut used) {
+            if let Err(e) = self.take_all(index, &mut ring, &mem, &mut used, replication) {
                 debug!("queue {queue}: {e}");
                 vring.set_broken();
                 break;
@@ -186,19 +209,25 @@ impl Worker {
     }
 
     /// Submits what the checkpoint had in flight, before anything new.
-    fn take_again(&mut self, queue: u16, ring: &mut VringState<Memory>, mem: &Guest) -> bool {
+    fn take_again(
+        &mut self,
+        queue: u16,
+        ring: &mut VringState<Memory>,
+        mem: &Guest,
+        replication: &Replication,
+    ) -> bool {
         let mut used = false;
-        for request in mem::take(&mut self.resubmit) {
+        for request in self.flight.take_again() {
             if request.queue != queue || self.stalled {
-                self.resubmit.push_back(request);
+                self.flight.put_back(request);
                 continue;
             }
-            match self.take(queue, request.head, ring, mem) {
+            match self.take(queue, request.head, ring, mem, replication) {
                 Taken::Used => used = true,
                 Taken::Submitted => {}
                 Taken::NoRoom => {
                     self.stalled = true;
-                    self.resubmit.push_back(request);
+                    self.flight.put_back(request);
                 }
             }
         }
@@ -213,6 +242,7 @@ impl Worker {
         ring: &mut VringState<Memory>,
         mem: &Guest,
         used: &mut bool,
+        replication: &Replication,
     ) -> Result<(), QueueError> {
         while !self.stalled {
             if self.flight.is_full() {
@@ -224,7 +254,7 @@ impl Worker {
             if head >= ring.get_queue().size() {
                 return Err(QueueError::InvalidDescriptorIndex);
             }
-            match self.take(queue, head, ring, mem) {
+            match self.take(queue, head, ring, mem, replication) {
                 Taken::Used => *used = true,
                 Taken::Submitted => {}
                 Taken::NoRoom => {
@@ -236,7 +266,14 @@ impl Worker {
         Ok(())
     }
 
-    fn take(&mut self, queue: u16, head: u16, ring: &mut VringState<Memory>, mem: &Guest) -> Taken {
+    fn take(
+        &mut self,
+        queue: u16,
+        head: u16,
+        ring: &mut VringState<Memory>,
+        mem: &Guest,
+        replication: &Replication,
+    ) -> Taken {
         let (table, size) = (GuestAddress(ring.get_queue().desc_table()), ring.get_queue().size());
         let chain = match request::walk(&**mem, table, size, head) {
             Ok(chain) => chain,
@@ -252,37 +289,44 @@ impl Worker {
                 return answer(ring, mem, head, reject.status, 0);
             }
         };
-        if !self.has_room(&request.body) {
+        if !self.has_room(&request.body, replication) {
             return Taken::NoRoom;
         }
-        self.start(queue, head, request, ring, mem)
+        self.submit(queue, head, request, ring, mem, replication)
     }
 
     /// Whether the mirror can take a write now.
-    fn has_room(&mut self, body: &Body) -> bool {
+    fn has_room(&mut self, body: &Body, replication: &Replication) -> bool {
         match body {
-            Body::Write(range, _) => self.has_room_for(range.len.min(MAX_DATA)),
-            Body::Zero(..) => self.has_room_for(0),
+            Body::Write(range, _) => self.has_room_for(range.len.min(MAX_DATA), replication),
+            Body::Zero(..) => self.has_room_for(0, replication),
             _ => true,
         }
     }
 
-    /// As [`Worker::has_room`]. Asks the VMM for a cut, once an epoch, when only that helps.
-    fn has_room_for(&mut self, len: u64) -> bool {
-        match self.mirror.as_ref().map_or(Room::Yes, |mirror| mirror.room(len, self.flight.unstarted())) {
+    /// As [`Server::has_room`]. Asks the VMM for a cut, once an epoch, when only that helps.
+    fn has_room_for(&mut self, len: u64, replication: &Replication) -> bool {
+        match replication.mirror().map_or(Room::Yes, |mirror| mirror.room(len, self.flight.unstarted())) {
             Room::Yes => true,
             Room::Busy => false,
             Room::Full => {
-                if self.full != Some(self.epoch) {
-                    self.full = Some(self.epoch);
-                    self.report(&Report::Full { epoch: self.epoch });
+                if self.gate.tell_full() {
+                    replication.report(&Report::Full { epoch: self.gate.epoch() });
                 }
                 false
             }
         }
     }
 
-    fn start(&mut self, queue: u16, head: u16, request: Request, ring: &mut VringState<Memory>, mem: &Guest) -> Taken {
+    fn submit(
+        &mut self,
+        queue: u16,
+        head: u16,
+        request: Request,
+        ring: &mut VringState<Memory>,
+        mem: &Guest,
+        replication: &Replication,
+    ) -> Taken {
         let status = request.status;
         let pending = Pending::new(queue, head, status);
         let sync = self.writethrough;
@@ -295,7 +339,7 @@ impl Worker {
             Body::Zero(ranges, unmap) => (pending.zeroing(ranges.clone()), Some(Op::Zero { ranges, unmap, sync })),
         };
         let Some(op) = op else { return answer(ring, mem, head, Some((status, request::IOERR)), 0) };
-        let (flight, target) = self.flight();
+        let (flight, target) = self.flight(replication);
         flight.enter(pending, op, &target);
         Taken::Submitted
     }
@@ -318,94 +362,77 @@ impl Worker {
         }
     }
 
-    /// The mirror has room again or is lost; or the record is written, or cannot be.
-    pub fn mirror_changed(&mut self) {
-        let _ = self.wake.read();
-        if self.mirror.as_ref().is_some_and(Mirror::is_lost) {
-            self.mirror = None;
-            self.deliver();
-        }
-        self.report_owned();
-        if let Some(trouble) = self.tracker.take_trouble() {
-            self.fail(&trouble.to_string());
-        }
-        let (flight, target) = self.flight();
+    /// Starts writes that have waited for their marks, if these are there.
+    pub fn start_marked(&mut self, replication: &Replication) {
+        let (flight, target) = self.flight(replication);
         flight.start_marked(&target);
-        if let Some(mirror) = &self.mirror {
-            mirror.settle_if_due();
-        }
-        if self.stalled {
-            self.serve_all();
-        }
     }
 
-    /// The requests in progress, and the target of those that start now.
-    fn flight(&mut self) -> (&mut Flight, Target<'_>) {
-        // What starts while sealed belongs to the next epoch: in this one it is in flight, and submitted
-        // again.
-        let epoch = if self.sealed { self.next_epoch } else { self.epoch };
-        let target = Target { disk: &self.disk, tracker: &self.tracker, mirror: self.mirror.as_ref(), epoch };
-        (&mut self.flight, target)
+    /// The requests in progress, and the target of those that start now. What starts while sealed belongs to
+    /// the next epoch: in this one it is in flight, and submitted again.
+    fn flight<'a>(&'a mut self, replication: &'a Replication) -> (&'a mut Flight, Target<'a>) {
+        let (tracker, mirror) = (replication.tracker(), replication.mirror());
+        (&mut self.flight, Target { disk: &self.disk, tracker, mirror, epoch: self.gate.epoch() })
     }
 
     /// Continues requests that waited for room in the mirror.
-    fn go_on(&mut self) {
-        if !self.sealed {
-            self.flight.take_waiting_for_room().into_iter().for_each(|id| self.next_piece(id));
+    fn go_on(&mut self, replication: &Replication) {
+        if !self.gate.is_sealed() {
+            self.flight.take_waiting_for_room().into_iter().for_each(|id| self.next_piece(id, replication));
         }
     }
 
     /// The next piece of a request, whose last one is done.
-    fn next_piece(&mut self, id: u64) {
+    fn next_piece(&mut self, id: u64, replication: &Replication) {
         let (Some(pending), Some(memory)) = (self.flight.get(id), self.memory.clone()) else { return };
         let Some((len, write)) = pending.next() else { return };
-        if pending.is_abandoned() || self.standby {
-            return self.drop_request(id);
+        if pending.is_abandoned() || self.is_standby() {
+            return self.drop_request(id, replication);
         }
-        if write && !self.has_room_for(len) {
+        if write && !self.has_room_for(len, replication) {
             self.flight.wait_for_room(id);
             self.stalled = true;
             return;
         }
         let sync = self.writethrough;
-        let (flight, target) = self.flight();
+        let (flight, target) = self.flight(replication);
         match flight.get_mut(id).and_then(|pending| pending.next_op(&memory.memory(), sync)) {
             Some(op) => flight.go_on(id, op, &target),
-            None => self.finish(id, request::IOERR, 0),
+            None => self.finish(id, request::IOERR, 0, replication),
         }
     }
 
-    fn drop_request(&mut self, id: u64) {
-        let (flight, target) = self.flight();
+    fn drop_request(&mut self, id: u64, replication: &Replication) {
+        let (flight, target) = self.flight(replication);
         flight.remove(id, &target);
     }
 
     /// Collects operations that the disk has finished, and notifies the guest if that is allowed now.
-    pub fn collect(&mut self) {
-        let (flight, target) = self.flight();
+    pub fn collect(&mut self, replication: &mut Replication) {
+        let (flight, target) = self.flight(replication);
         let Collected { errors, free } = flight.collect(&target);
         for (e, wrote) in errors {
             host_kit::warn_limited!("{e}");
-            if wrote || self.mirror.is_some() {
-                self.fail(&e);
+            if wrote || replication.mirror().is_some() {
+                replication.fail(&e);
             }
         }
-        let (flight, target) = self.flight();
+        let (flight, target) = self.flight(replication);
         flight.start(free, &target);
-        self.deliver();
+        self.deliver(replication);
     }
 
     /// Notifies the guest of finished requests, and uses the room that they leave.
     ///
     /// A failed request is not completed while there is a mirror: it stays in flight, so that a standby that
     /// takes over submits it again, on its own image. Only without a mirror does the guest get the error.
-    pub(crate) fn deliver(&mut self) {
-        if self.sealed {
+    pub fn deliver(&mut self, replication: &Replication) {
+        if self.gate.is_sealed() {
             return;
         }
         let mut touched = vec![false; self.vrings.len()];
-        for done in self.flight.take_finished(self.mirror.is_some()) {
-            if let Some(queue) = self.piece_done(&done)
+        for done in self.flight.take_finished(replication.mirror().is_some()) {
+            if let Some(queue) = self.piece_done(&done, replication)
                 && let Some(touched) = touched.get_mut(usize::from(queue))
             {
                 *touched = true;
@@ -414,16 +441,14 @@ impl Worker {
         for (vring, _) in self.vrings.iter().zip(touched).filter(|(_, touched)| *touched) {
             signal(&mut vring.get_mut());
         }
-        if self.stalled {
-            self.serve_all();
-        }
+        self.serve_stalled(replication);
     }
 
     /// A piece of a request is done, usually the only one. Returns the queue whose used ring has a new entry.
-    fn piece_done(&mut self, done: &Completion) -> Option<u16> {
-        let standby = self.standby;
+    fn piece_done(&mut self, done: &Completion, replication: &Replication) -> Option<u16> {
+        let standby = self.is_standby();
         let Some(pending) = self.flight.get(done.id).filter(|pending| !pending.is_abandoned() && !standby) else {
-            self.drop_request(done.id);
+            self.drop_request(done.id, replication);
             return None;
         };
         let mut status = if done.result.is_ok() { request::OK } else { request::IOERR };
@@ -434,25 +459,25 @@ impl Worker {
         }
         let more = self.flight.end_piece(done.id);
         if status == request::OK && more {
-            self.next_piece(done.id);
+            self.next_piece(done.id, replication);
             return None;
         }
         let moved = self.flight.get(done.id).map_or(0, Pending::moved);
         let written = if status == request::OK && done.buffer.is_some() { moved as u32 } else { 0 };
-        self.complete(done.id, status, written)
+        self.complete(done.id, status, written, replication)
     }
 
-    /// Completes a request and notifies the guest, outside of [`Worker::deliver`].
-    fn finish(&mut self, id: u64, status: u8, written: u32) {
-        let queue = self.complete(id, status, written);
+    /// Completes a request and notifies the guest, outside of [`Server::deliver`].
+    fn finish(&mut self, id: u64, status: u8, written: u32, replication: &Replication) {
+        let queue = self.complete(id, status, written, replication);
         if let Some(vring) = queue.and_then(|queue| self.vrings.get(usize::from(queue))) {
             signal(&mut vring.get_mut());
         }
     }
 
     /// Puts a request into its used ring; returns the queue.
-    fn complete(&mut self, id: u64, status: u8, written: u32) -> Option<u16> {
-        let (flight, target) = self.flight();
+    fn complete(&mut self, id: u64, status: u8, written: u32, replication: &Replication) -> Option<u16> {
+        let (flight, target) = self.flight(replication);
         let pending = flight.remove(id, &target);
         let (pending, memory) = (pending?, self.memory.as_ref()?);
         let vring = self.vrings.get(usize::from(pending.queue()))?;
@@ -466,54 +491,54 @@ impl Worker {
 
     /// The frontend stops a queue: finishes its requests in flight. While sealed, guest memory must not
     /// change, so the requests, which the VMM knows from the `Sealed` report, are abandoned instead.
-    pub fn stop_queue(&mut self, queue: u16) {
-        self.resubmit.retain(|request| request.queue != queue);
-        if self.sealed || self.standby {
+    pub fn stop_queue(&mut self, queue: u16, replication: &mut Replication) {
+        self.flight.forget_again(queue);
+        if !self.gate.is_open() {
             return self.flight.abandon(Some(queue));
         }
         // Failures that the guest is not notified of would never finish.
-        let (flight, target) = self.flight();
+        let (flight, target) = self.flight(replication);
         flight.remove_finished(queue, &target);
         loop {
             // Nor would those that wait for room: it is the VMM that makes room, and it waits for this call.
-            let (flight, target) = self.flight();
+            let (flight, target) = self.flight(replication);
             flight.remove_waiting_for_room(queue, &target);
             if !flight.has_any_of(queue) {
                 break;
             }
             if flight.is_running() {
                 self.disk.wait();
-                self.collect();
+                self.collect(replication);
             } else {
-                self.wait_for_marks();
+                self.wait_for_marks(replication);
             }
         }
     }
 
     /// All requests wait for marks.
-    fn wait_for_marks(&mut self) {
-        if self.tracker.written().is_err() {
+    fn wait_for_marks(&mut self, replication: &Replication) {
+        if replication.tracker().written().is_err() {
             self.flight.drop_waiting();
         }
-        let (flight, target) = self.flight();
-        flight.start_marked(&target);
+        self.start_marked(replication);
     }
 
     /// This host does not run the VM any more: drops requests that are not done, and notifies the guest of
     /// none.
-    pub(crate) fn abandon_requests(&mut self) {
-        self.resubmit.clear();
+    pub fn abandon_requests(&mut self) {
+        self.flight.submit_again(Vec::new());
         self.flight.drop_waiting();
         self.flight.abandon(None);
     }
 
     /// Every request that was taken and not answered, in the order it was taken.
-    pub(crate) fn in_flight(&self) -> Vec<InFlight> {
-        self.flight.in_flight().chain(self.resubmit.iter().copied()).collect()
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        self.flight.in_flight().collect()
     }
 
     /// Writes that are started and not in the image yet.
-    pub(crate) fn unfinished_writes(&self) -> impl Iterator<Item = u64> {
+    pub fn unfinished_writes(&self) -> impl Iterator<Item = u64> {
         self.flight.unfinished_writes()
     }
 
@@ -523,17 +548,11 @@ impl Worker {
         self.unfinished_writes().next().is_none()
     }
 
-    pub(crate) fn report(&self, report: &Report) {
-        if let Some(control) = &self.control {
-            control.report(report);
-        }
-    }
-
-    /// The disk cannot serve the VM any more. Reported once.
-    pub(crate) fn fail(&mut self, reason: &str) {
-        if !mem::replace(&mut self.failed, true) {
-            error!("{reason}");
-            self.report(&Report::Failed { reason: reason.to_owned() });
+    /// Blocks until nothing is being written to the image.
+    pub fn finish_writes(&mut self, replication: &mut Replication) {
+        while !self.is_idle() {
+            self.disk.wait();
+            self.collect(replication);
         }
     }
 }
