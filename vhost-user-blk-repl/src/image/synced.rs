@@ -7,11 +7,11 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use host_kit::sync::lock;
 use tracing::error;
 
 use crate::image::stamp::{Moment, Stamp};
 use crate::image::storage::Image;
-use crate::lock;
 
 /// Called once, when a sync has failed for the first time.
 type OnFailure = Box<dyn Fn() + Send + Sync>;

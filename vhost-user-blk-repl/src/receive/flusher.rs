@@ -5,8 +5,9 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use host_kit::sync::lock;
+
 use crate::image::Image;
-use crate::lock;
 
 /// Stable storage is behind by at most this long, and the time that a sync takes,
 const BEHIND: Duration = Duration::from_secs(1);
