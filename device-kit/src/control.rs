@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use device_api::link::{Link, LinkError, Received};
-use ft_proto::device_ctl::{CTL_MAX, CTL_VERSION, Command, DeviceInfo, Report};
+use ft_wire::device_ctl::{CTL_MAX, CTL_VERSION, Command, DeviceInfo, Report};
 
 use crate::ends::{End, Ends};
 use crate::events::Events;

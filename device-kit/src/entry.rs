@@ -1,10 +1,12 @@
 //! `main` of a device process: arguments, log, panic policy, exit code.
 
 use std::error::Error;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::{self, ExitCode};
+use std::sync::Mutex;
 
 use clap::Parser;
+use host_kit::log_writer::LogWriter;
 use tracing::Level;
 
 use crate::args::Common;
@@ -12,28 +14,30 @@ use crate::args::Common;
 /// Parses the arguments, of which `common` are those that all devices have, and runs the device. `name`
 /// begins its error message.
 pub fn main<A: Parser, E: Error>(
-    name: &str,
+    name: &'static str,
     common: impl FnOnce(&A) -> &Common,
     run: impl FnOnce(&A) -> Result<(), E>,
 ) -> ExitCode {
     let args = A::parse();
-    log(common(&args).verbose);
+    log(name, common(&args).verbose);
     abort_on_panic();
     match run(&args) {
         // Not by return: the library's threads may be in the middle of something, and nothing of it counts
         // any more.
         Ok(()) => process::exit(0),
         Err(error) => {
-            eprintln!("{name}: {}", host_kit::error::chain(&error));
+            // Whoever would read it may be gone.
+            let _ = writeln!(std::io::stderr(), "{name}: {}", host_kit::error::chain(&error));
             ExitCode::FAILURE
         }
     }
 }
 
 /// To standard error, from where the VMM passes it on.
-fn log(verbose: u8) {
+fn log(name: &'static str, verbose: u8) {
     let level = [Level::INFO, Level::DEBUG, Level::TRACE][usize::from(verbose.min(2))];
-    let to = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let writer = Mutex::new(LogWriter::new(name, std::io::stderr()));
+    let to = tracing_subscriber::fmt().with_writer(writer).with_target(false).log_internal_errors(false);
     to.with_ansi(std::io::stderr().is_terminal()).with_max_level(level).init();
 }
 

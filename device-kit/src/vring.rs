@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error, QueueT};
 use vm_memory::GuestAddressSpace;
@@ -39,6 +39,16 @@ impl<M: GuestAddressSpace> Vring<M> {
         {
             tracing::debug!("the frontend cannot be told of a broken ring: {e}");
         }
+    }
+
+    /// The ring, if it is to be served: it is set up and enabled, and makes sense.
+    pub fn to_serve(&self) -> Option<<Self as VringStateMutGuard<'_, M>>::G>
+    where
+        M: 'static,
+    {
+        let ring = self.get_mut();
+        let ready = ring.is_enabled() && ring.get_queue().ready() && !self.is_broken();
+        ready.then_some(ring)
     }
 
     /// Whether that was so since the ring was set up.

@@ -3,11 +3,11 @@
 
 use std::fs;
 
-use ft_proto::wire::TookOver;
 use ft_proto::{HostId, NodeId, VmId};
+use ft_wire::session::TookOver;
 use twox_hash::XxHash3_64;
 
-use crate::transport::heartbeats::BeatKey;
+use ft_wire::beat::BeatKey;
 
 /// Where systemd, and D-Bus before it, keep what tells one machine from another.
 const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ft_proto::{HostId, OnPartition, Settings, Term};
+use ft_transport::addresses::resolve;
 use pollux_api::options::{self as api, Fault, ProtectRequest, StartRole, Tuning};
 use serde::Deserialize;
 
-use crate::transport::addresses::resolve;
 use crate::witness::WitnessAddress;
 
 /// `--ft …`: the same for both hosts of a pair, but for addresses.

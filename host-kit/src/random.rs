@@ -8,8 +8,16 @@ use std::io;
 /// Practically never on Linux: when a sandbox forbids the call.
 pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)?;
+    fill(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Fills `buffer` with random bytes of the kernel.
+///
+/// # Errors
+/// As [`bytes`].
+pub fn fill(buffer: &mut [u8]) -> io::Result<()> {
+    Ok(getrandom::fill(buffer)?)
 }
 
 #[cfg(test)]

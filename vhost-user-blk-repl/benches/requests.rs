@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use common::{Guest, Served, Setup, Vmm, make_image};
 use criterion::Criterion;
-use ft_proto::device_ctl::{Command, Report};
 use ft_proto::{Term, VmId};
+use ft_wire::device_ctl::{Command, Report};
 use vhost_user_blk_repl::image::FileImage;
 use vhost_user_blk_repl::record::{Purpose, RecordFile, Refuse, beside};
 

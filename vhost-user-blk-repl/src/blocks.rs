@@ -1,13 +1,8 @@
 //! Comparing images block by block: hashes on one side, a mask of the blocks that differ on the other. Pure.
 
-use crate::image::range::Range;
+use ft_wire::mirror::{BLOCK, BLOCKS, HASH_LEN};
 
-/// Unit of comparison in bytes: a page of the guest's file system, mostly.
-pub const BLOCK: u64 = 4096;
-/// Most blocks that are compared at once.
-pub const BLOCKS: u64 = 64;
-/// Bytes of a block's hash.
-pub const HASH_LEN: usize = 16;
+use crate::image::range::Range;
 
 /// The hashes of the blocks in `data`, one after the other.
 ///

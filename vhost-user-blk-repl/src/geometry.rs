@@ -3,6 +3,7 @@
 /// Most data bytes of one request of a driver that heeds the limits: what [`SEG_MAX`] segments of
 /// [`SIZE_MAX`] bytes can carry. Longer ones are served in pieces of this size.
 pub const MAX_DATA: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
+const _: () = assert!(MAX_DATA as usize == ft_wire::mirror::MAX_BODY, "a piece fits into a frame");
 /// Most data segments the guest is told to use.
 pub const SEG_MAX: u32 = 126;
 /// Most bytes of a segment the guest is told to use.

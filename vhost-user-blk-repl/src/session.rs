@@ -4,9 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use device_kit::control::Reporter;
-use ft_proto::device_ctl::Report;
-
-use crate::lock;
+use ft_wire::device_ctl::Report;
+use host_kit::sync::lock;
 
 /// Right to report about one mirror stream, until it is closed.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::hosts::*;
 use common::*;
-use ft_proto::device_ctl::{Command, Report};
+use ft_wire::device_ctl::{Command, Report};
 use vhost_user_blk_repl::image::FileImage;
 
 const SIZE: usize = 2 << 20;

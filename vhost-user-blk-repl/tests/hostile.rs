@@ -11,11 +11,9 @@ use common::hosts::{BOUND, Host};
 use common::peer::{Peer, greeting, standby_with_peer};
 use common::*;
 use ft_proto::VmId;
-use ft_proto::device_ctl::Report;
+use ft_wire::device_ctl::Report;
+use ft_wire::mirror::{Answer, Begin, Frame, HEADER_LEN, Kind, Name, ResyncKind, decode, encode, encode_fields};
 use vhost_user_blk_repl::image::regions::Regions;
-use vhost_user_blk_repl::mirror_wire::{
-    Answer, Begin, Frame, HEADER_LEN, Kind, Name, ResyncKind, decode, encode, encode_fields,
-};
 
 const SIZE: usize = 2 << 20;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::hosts::*;
 use common::*;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, InFlight, Report};
+use ft_wire::device_ctl::{Command, InFlight, Report};
 use vhost_user_blk_repl::image::FileImage;
 use vm_memory::{Bytes, GuestAddress};
 

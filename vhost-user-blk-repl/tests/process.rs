@@ -170,8 +170,8 @@ fn ends_on_sigterm_without_a_trace() {
     let address = nix::sys::socket::UnixAddr::new(&control).unwrap();
     soon(|| nix::sys::socket::connect(client.as_raw_fd(), &address).ok());
     let vmm = Vmm::from_fd(client);
-    vmm.send(&ft_proto::device_ctl::Command::Hello { version: ft_proto::device_ctl::CTL_VERSION });
-    assert!(matches!(vmm.recv(), ft_proto::device_ctl::Report::Ready { .. }));
+    vmm.send(&ft_wire::device_ctl::Command::Hello { version: ft_wire::device_ctl::CTL_VERSION });
+    assert!(matches!(vmm.recv(), ft_wire::device_ctl::Report::Ready { .. }));
     kill(Pid::from_raw(running.0.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert_eq!(running.exit_code(), Some(0));
     assert!(!socket.exists() && !control.exists());

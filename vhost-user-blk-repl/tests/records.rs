@@ -127,8 +127,8 @@ fn a_record_is_found_and_kept_where_it_is() {
     std::fs::write(&elsewhere, [&slot[..], &slot].concat()).unwrap();
     symlink(&elsewhere, image.with_extension("pollux")).unwrap();
     let host = common::program::Host::start(&image, &[]);
-    host.vmm.send(&ft_proto::device_ctl::Command::Own { vm: VmId(7), term: Term(1) });
-    assert_eq!(host.vmm.recv(), ft_proto::device_ctl::Report::Owned);
+    host.vmm.send(&ft_wire::device_ctl::Command::Own { vm: VmId(7), term: Term(1) });
+    assert_eq!(host.vmm.recv(), ft_wire::device_ctl::Report::Owned);
     host.end();
     assert!(image.with_extension("pollux").is_symlink(), "its name is what it was");
     assert_eq!(inspect(&image, None).unwrap().says.unwrap().vm, Some(VmId(7)));
@@ -139,10 +139,8 @@ fn what_cannot_be_noted_is_not_said_to_be() {
     let dir = tempfile::tempdir().unwrap();
     let image = make_image(dir.path(), "a", &[1; SIZE as usize]);
     let nowhere = dir.path().join("missing/record");
-    let commands = [
-        ft_proto::device_ctl::Command::Own { vm: VmId(7), term: Term(1) },
-        ft_proto::device_ctl::Command::End(Term(1)),
-    ];
+    let commands =
+        [ft_wire::device_ctl::Command::Own { vm: VmId(7), term: Term(1) }, ft_wire::device_ctl::Command::End(Term(1))];
     for command in commands {
         let host = common::program::Host::start(&image, &["--record", nowhere.to_str().unwrap()]);
         host.vmm.send(&command);

@@ -11,9 +11,9 @@ use common::hosts::*;
 use common::peer::{Peer, standby_with_peer};
 use common::*;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, Report};
+use ft_wire::device_ctl::{Command, Report};
+use ft_wire::mirror::{HEADER_LEN, Kind};
 use vhost_user_blk_repl::image::FileImage;
-use vhost_user_blk_repl::mirror_wire::{HEADER_LEN, Kind};
 
 const SIZE: usize = 2 << 20;
 

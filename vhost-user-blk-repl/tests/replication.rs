@@ -10,9 +10,9 @@ use common::hosts::*;
 use common::peer::Peer;
 use common::*;
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{CTL_VERSION, Command, DeviceInfo, Hold, InFlight, Report};
+use ft_wire::device_ctl::{CTL_VERSION, Command, DeviceInfo, Hold, InFlight, Report};
+use ft_wire::mirror::Kind;
 use vhost_user_blk_repl::image::{FileImage, Image};
-use vhost_user_blk_repl::mirror_wire::Kind;
 
 const SIZE: usize = 2 << 20;
 

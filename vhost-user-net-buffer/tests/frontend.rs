@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use ft_proto::device_ctl::Report;
+use ft_wire::device_ctl::Report;
 use rig::*;
 use vm_memory::{Bytes, GuestAddress};
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use device_api::counters::{NetCounters, Page};
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, Report};
+use ft_wire::device_ctl::{Command, Report};
 use rig::*;
 
 #[test]
@@ -214,7 +214,7 @@ fn a_device_without_a_frontend_ends_with_its_link() {
     link.send(&Command::Hello { version: 1 });
     // Without a name the kernel picks one.
     assert!(
-        matches!(link.report(), Report::Ready { info: ft_proto::device_ctl::DeviceInfo::Net { tap, mtu: 1500 }, .. } if tap == "vmtap0")
+        matches!(link.report(), Report::Ready { info: ft_wire::device_ctl::DeviceInfo::Net { tap, mtu: 1500 }, .. } if tap == "vmtap0")
     );
     assert!(path.exists());
     drop(link);

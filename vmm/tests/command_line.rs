@@ -77,7 +77,11 @@ fn version_and_help() {
 
 /// A VMM without a VM, listening.
 fn listening(socket: &Path) -> (Child, UnixStream) {
-    let mut child = Command::new(BINARY).arg("--api-socket").arg(socket).stdin(Stdio::null()).spawn().unwrap();
+    listens(Command::new(BINARY).arg("--api-socket").arg(socket).stdin(Stdio::null()), socket)
+}
+
+fn listens(command: &mut Command, socket: &Path) -> (Child, UnixStream) {
+    let mut child = command.spawn().unwrap();
     loop {
         match UnixStream::connect(socket) {
             Ok(stream) => return (child, stream),
@@ -119,4 +123,20 @@ fn vmm_shutdown_answers_and_ends_cleanly() {
     assert!(answer.starts_with("HTTP/1.1 200 \r\n"), "{answer}");
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_vmm_whose_log_reader_has_left_lives_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api");
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(BINARY);
+    command.args(["-vvv", "--api-socket"]).arg(&socket).stdin(Stdio::null()).stderr(writer);
+    let (mut child, mut stream) = listens(&mut command, &socket);
+    stream.write_all(b"PUT /api/v1/vm.boot HTTP/1.1\r\n\r\nPUT /api/v1/vmm.shutdown HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("VM is not created"), "{answer}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pollux_vmm::machine::memory::guest::{GuestMemory, GuestRam, RamOptions};
 use pollux_vmm::vhost_user::{DirtyLog, Kind, Link, NetOptions, VhostUserDevice, VhostUserError, Watchdog};

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use ft_proto::device_ctl::{CTL_MAX, CTL_VERSION, Command, DeviceInfo, Report};
+use ft_wire::device_ctl::{CTL_MAX, CTL_VERSION, Command, DeviceInfo, Report};
 use nix::poll::PollTimeout;
 
 use crate::link::{Link, LinkError};
@@ -28,7 +28,7 @@ pub enum HelloError {
     #[error("it speaks version {0} of ft-ctl, this VMM {CTL_VERSION}")]
     Version(u16),
     /// It said something else first.
-    #[error("it does not greet as a device process does")]
+    #[error("it does not answer like a device process")]
     Unexpected,
 }
 

@@ -5,7 +5,7 @@
 //! - [`counters`] is the page in which a device counts and the VMM reads (feature `counters`).
 //!
 //! The device's end, with everything else that a device process needs, is in `device-kit`. The messages are
-//! in [`ft_proto::device_ctl`].
+//! in [`ft_wire::device_ctl`].
 
 pub mod client;
 #[cfg(feature = "counters")]

@@ -6,7 +6,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use ft_proto::device_ctl::{CTL_MAX, CtlError, decode, encode};
+use ft_wire::device_ctl::{CTL_MAX, CtlError, decode, encode};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -210,7 +210,7 @@ impl AsFd for Link {
 #[cfg(test)]
 mod tests {
     use ft_proto::Epoch;
-    use ft_proto::device_ctl::{Command, Report};
+    use ft_wire::device_ctl::{Command, Report};
     use nix::sys::socket::send;
 
     use super::*;

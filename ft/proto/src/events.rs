@@ -158,7 +158,8 @@ pub struct Beat {
 #[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[derive(Debug, Eq, PartialEq)]
 pub enum Action {
-    /// Seal `epoch`: stop, capture, resume, send. Answer with `CutDone` or `CutFailed`.
+    /// Seal `epoch`: stop, capture, resume, send. Answer with `CutDone` or `CutFailed`,
+    /// before anything else that has happened since.
     Cut {
         /// The epoch that ends.
         epoch: Epoch,
@@ -254,8 +255,8 @@ pub enum Event {
         #[serde(serialize_with = "link_name")]
         link: LinkId,
     },
-    /// A silent link is back.
-    LinkBack {
+    /// A silent link carries heartbeats again.
+    LinkRestored {
         /// The link.
         #[serde(serialize_with = "link_name")]
         link: LinkId,
@@ -269,7 +270,7 @@ pub enum Event {
     /// heard.
     LocalStall,
     /// The standby begins to take over.
-    TakingOver {
+    TakeoverStarted {
         /// From this checkpoint.
         epoch: Epoch,
         /// In this term.
@@ -305,7 +306,7 @@ pub enum Event {
         reason: String,
     },
     /// A capture failed.
-    CutFailed {
+    CheckpointFailed {
         /// Why.
         reason: String,
     },

@@ -315,14 +315,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_come_back_from_text_and_from_the_wire() {
+    fn names_come_back_from_text() {
         let node = NodeId { host: "alpha.rack-2".parse().unwrap(), incarnation: 0xbeef };
         assert_eq!(node.to_string(), "alpha.rack-2/000000000000beef");
         assert_eq!(node.to_string().parse(), Ok(node));
         let vm = VmId(0xdead << 96);
         assert_eq!(vm.to_string().parse(), Ok(vm));
-        let bytes = postcard::to_allocvec(&(node, vm)).unwrap();
-        assert_eq!(postcard::from_bytes(&bytes), Ok((node, vm)));
     }
 
     #[test]
@@ -330,7 +328,6 @@ mod tests {
         let long = "x".repeat(HostId::LEN + 1);
         for bad in ["", "a b", "a/b", "\u{1b}[31m", "größe", &long] {
             assert_eq!(bad.parse::<HostId>(), Err(NameError::Host), "{bad}");
-            assert!(postcard::from_bytes::<HostId>(&postcard::to_allocvec(bad).unwrap()).is_err(), "{bad}");
         }
         assert_eq!("x".repeat(HostId::LEN).parse::<HostId>().unwrap().as_str().len(), HostId::LEN);
         assert_eq!("+0000000000000000000000000000001".parse::<VmId>(), Err(NameError::Vm));

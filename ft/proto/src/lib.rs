@@ -8,29 +8,21 @@
 //!              '- witness: who may run, as a pure compare-and-swap
 //! ```
 //!
-//! `wire`, `pages`, `delta` and `packing` encode what crosses the network, `device_ctl` what goes to the
-//! device processes; `text` cleans text from outside. Bulk data never enters the state machines: they handle
-//! epoch numbers, the shell moves bytes.
+//! How any of this is encoded is not known here. Bulk data never enters the state machines: they handle epoch
+//! numbers, the shell moves bytes.
 #![forbid(unsafe_code)]
 
 pub mod commit_rule;
-pub mod delta;
-pub mod device_ctl;
 mod events;
 mod failure_detector;
 mod ids;
 mod node;
 mod pace;
-pub mod packing;
-mod page;
-pub mod pages;
 mod pipeline;
 mod primary;
 mod session;
 mod standby;
-pub mod text;
 mod time;
-pub mod wire;
 pub mod witness;
 
 pub use events::{Action, Alone, Beat, CutKind, Event, Input, OnPartition, Settings, WitnessAnswer};

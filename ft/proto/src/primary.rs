@@ -7,7 +7,8 @@
 //! ```
 //!
 //! How it ends depends on whether the standby has a right to take over, which it has from `Registering` on,
-//! or from `Base` on if there is no witness; and then on who decides: the witness, or the policy.
+//! or, if there is no witness, as soon as the first checkpoint is on its way to it; and then on who decides:
+//! the witness, or the policy.
 //!
 //! | | no right | witness | `primary`, `both` | `standby` |
 //! |---|---|---|---|---|
@@ -199,6 +200,9 @@ impl Primary {
             }
             State::Leaving(_) => assert!(committed, "a claim against a standby that has no right"),
         }
+        if let State::Protected(Watch { lost, .. }) | State::Moving { watch: Watch { lost, .. }, .. } = self.state {
+            assert!(lost.is_none_or(|lost| lost <= self.running()), "the record was lost in an epoch of the future");
+        }
         let claimed = match (&self.state, self.pending_claim()) {
             (_, None) => true,
             (State::Registering(_), Some(claim)) => matches!(claim, Claim::Register { .. }),
@@ -342,7 +346,7 @@ impl Primary {
             return None;
         }
         let why = format!("the checkpoint could not be captured: {reason}");
-        cx.tell(Event::CutFailed { reason });
+        cx.tell(Event::CheckpointFailed { reason });
         self.leave(why, By::Failure, cx)
     }
 
@@ -439,11 +443,12 @@ impl Primary {
         }
     }
 
-    /// Whether the standby could take over: then leaving it needs a claim.
+    /// Whether the standby could take over: then leaving it needs a claim. It could not while it has nothing
+    /// of the first checkpoint.
     fn standby_has_a_right(&self, settings: &Settings) -> bool {
         match self.state {
             State::Copying => false,
-            State::Base { .. } => settings.on_partition.is_some(),
+            State::Base { epoch } => settings.on_partition.is_some() && epoch < self.running(),
             _ => true,
         }
     }

@@ -242,6 +242,24 @@ fn a_stop_is_no_partition_although_the_standby_is_to_go_on_in_one() {
 }
 
 #[test]
+fn a_first_checkpoint_that_was_never_sent_gives_the_standby_no_right() {
+    let lost = [
+        Input::CutFailed { epoch: Epoch(1), reason: "no memory".to_owned() },
+        Input::YieldRequested { reason: "a device has died".to_owned() },
+        Input::StreamLost { reason: "cut".to_owned() },
+    ];
+    for input in lost {
+        let mut node = Node::solo(A, Term(1), no_witness(OnPartition::Standby), Time::default());
+        node.handle(Input::SessionOpened { peer: B }, Time::default());
+        node.handle(Input::Synced, Time::default());
+        let cut = |action| matches!(action, Action::Cut { epoch: Epoch(1), kind: CutKind::Base });
+        assert!(std::iter::from_fn(|| node.poll_action()).any(cut));
+        node.handle(input, Time::default());
+        assert_eq!(node.state(), State::Solo, "nobody else has the VM");
+    }
+}
+
+#[test]
 fn a_stop_that_the_standby_never_confirms_is_a_partition() {
     let mut pair = Pair::protected(no_witness(OnPartition::Standby));
     pair.connected = false;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use ft_proto::Time;
-use ft_proto::pages::PAGE;
+use ft_wire::pages::PAGE;
 
 /// Pages per message to the sender.
 const CHUNK: usize = 1024;

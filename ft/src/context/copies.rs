@@ -2,7 +2,7 @@
 //! standby.
 
 use ft_proto::Input;
-use ft_proto::wire::CopyProgress;
+use ft_wire::session::CopyProgress;
 
 use super::Context;
 use crate::devices::DeviceKey;

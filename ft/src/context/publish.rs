@@ -2,6 +2,7 @@
 //! survived.
 
 use ft_proto::{LinkId, State, Time};
+use ft_transport::heartbeats::Heartbeats;
 use pollux_api::status::{
     self as api, CompressionStatus, LinkStatus, Peer, Replica, Role, SearchStatus, Status, WitnessStatus,
 };
@@ -11,7 +12,6 @@ use crate::claims::Pending;
 use crate::clock::millis;
 use crate::platform::Platform;
 use crate::status::{link_name, link_state};
-use crate::transport::heartbeats::Heartbeats;
 
 /// What a status shows that others know.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl<P: Platform> Context<P> {
             Some(_) => LinkId::ALL.iter().map(|link| self.link_status(*link, now)).collect(),
         };
         let policy = self.node.settings().on_partition.map(|policy| {
-            let name = format!("none: {policy:?} goes on").to_lowercase();
+            let name = format!("none: {policy:?} continues").to_lowercase();
             WitnessStatus { name, answered: None, error: None, record: None }
         });
         let status = Status {

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use device_api::link;
-use ft_proto::device_ctl::{Command, Report};
+use ft_wire::device_ctl::{Command, Report};
 
 /// A device process cannot be controlled any more.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, Report};
+use ft_wire::device_ctl::{Command, Report};
 
 use super::control::{DeviceControl, LinkError};
 

@@ -1,12 +1,12 @@
 //! The control socket to one device process, in production.
 
-use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use device_api::client::Client;
 use device_api::link;
-use ft_proto::device_ctl::{Command, Report};
+use ft_transport::stream::Stream;
+use ft_wire::device_ctl::{Command, Report};
 
 use super::control::{DeviceControl, LinkError};
 
@@ -24,14 +24,14 @@ impl ControlSocket {
 }
 
 impl DeviceControl for ControlSocket {
-    type Stream = TcpStream;
+    type Stream = Stream;
     type Deadline = Instant;
 
     fn id(&self) -> &str {
         &self.id
     }
 
-    fn send(&mut self, command: &Command, stream: Option<&TcpStream>) -> Result<(), LinkError> {
+    fn send(&mut self, command: &Command, stream: Option<&Stream>) -> Result<(), LinkError> {
         self.client.send(command, stream.map(AsFd::as_fd)).map_err(|error| broken(&self.id, error))
     }
 

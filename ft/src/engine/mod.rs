@@ -16,6 +16,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use ft_transport::listener::Listener;
 use nix::errno::Errno;
 
 use self::assembly::assemble;
@@ -26,7 +27,6 @@ use crate::context::inbox::Inbox;
 use crate::devices::control::LinkError;
 use crate::platform::linux::Linux;
 use crate::platform::poller::{Poller, Ready, Token};
-use crate::transport::listener::Listener;
 
 /// Between two looks at everything when the kernel does not say what is ready.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -118,14 +118,14 @@ impl Engine {
         let due = self.executor.due();
         let cx = self.executor.context();
         if let Err(errno) = self.timer.arm(due, cx.now()) {
-            cx.trouble_once(format!("cannot set the timer: {errno}"));
+            cx.local_error_once(format!("cannot set the timer: {errno}"));
         }
     }
 
     /// The kernel does not say what is ready: the engine looks at everything, slowly, rather than leave its
     /// VM without protection or, worse, without anybody who lets its output go.
     fn look_at_all(&mut self, errno: Errno) -> ControlFlow<()> {
-        self.executor.context().trouble_once(format!("epoll failed: {errno}"));
+        self.executor.context().local_error_once(format!("epoll failed: {errno}"));
         std::thread::sleep(LOOK_AGAIN);
         self.read_inbox()?;
         self.timer_fired();

@@ -1,9 +1,9 @@
 //! A checkpoint between capture and network: filled inside the pause, then immutable, sent outside of it.
 
 use ft_proto::Epoch;
-use ft_proto::pages::{PAGE, Page};
+use ft_wire::pages::{PAGE, Page};
+use ft_wire::state::Position;
 
-use crate::guest::device::Position;
 use crate::guest::memory::{GuestError, Memory};
 
 /// Pages that are copied by one thread, and go out in one frame.

@@ -1,14 +1,14 @@
 //! Asks other hosts what they do about a VM, before this one does anything about it that they might have done
 //! already.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use ft_proto::wire::{Hello, Kind, Part, Purpose, Refusal, Standing, WireError, decode_body, encode_body};
-use ft_proto::{Epoch, HostId, NodeId, Term, VmId};
-
-use crate::transport::frames::{Stamp, TransportError, read_message, write_frame};
+use ft_proto::{HostId, NodeId, Term, VmId};
+use ft_transport::dial::{self, GreetError};
+use ft_transport::frames::TransportError;
+use ft_wire::session::{Hello, Kind, Part, Purpose, Standing, WireError};
 
 /// How long a host may take to accept a connection, and to answer. One that is up answers at once, whatever
 /// its VM does.
@@ -41,9 +41,10 @@ pub(crate) fn objection(answers: &[Answer], me: HostId, may_take_over: bool) -> 
         match part {
             Part::Runs => Some(format!("host {} at {peer} runs the VM, in term {term}", node.host)),
             Part::WillTakeOver(_) if !may_take_over => None,
-            Part::WillTakeOver(primary) if primary.host == me => {
-                Some(format!("host {} at {peer} has a whole copy of the VM that ran here, and takes over", node.host))
-            }
+            Part::WillTakeOver(primary) if primary.host == me => Some(format!(
+                "host {} at {peer} has a complete copy of the VM that ran here, and will take over",
+                node.host
+            )),
             Part::WillTakeOver(primary) => {
                 Some(format!("host {} at {peer} protects the VM, which host {} runs", node.host, primary.host))
             }
@@ -67,19 +68,16 @@ fn told(peer: SocketAddr, vm: Option<VmId>, node: NodeId) -> Option<Standing> {
     }
 }
 
-fn ask(peer: SocketAddr, vm: Option<VmId>, node: NodeId) -> Result<Standing, TransportError> {
-    let mut stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let hello = encode_body(&Hello { vm, node, purpose: Purpose::Ask });
-    write_frame(&mut stream, Stamp { kind: Kind::Hello, term: Term(0), epoch: Epoch(0) }, &[&hello])?;
-    let (header, body) = read_message(&stream, PATIENCE)?;
-    match header.kind {
-        Kind::Standing => Ok(decode_body(header.kind, &body)?),
-        Kind::Refuse => {
-            let Refusal { reasons } = decode_body(header.kind, &body)?;
+fn ask(peer: SocketAddr, vm: Option<VmId>, node: NodeId) -> Result<Standing, GreetError> {
+    let mut stream = dial::connect(peer, PATIENCE).map_err(TransportError::from)?;
+    let answer = dial::greet(&mut stream, &Hello { vm, node, purpose: Purpose::Ask }, Term(0), PATIENCE)?;
+    let got = match answer {
+        dial::Answer::Standing(standing) => return Ok(standing),
+        dial::Answer::Refused(reasons) => {
             tracing::debug!(target: "ft", "host at {peer} refuses to say what it does: {}", reasons.join("; "));
-            Err(WireError::Unexpected { got: header.kind, expected: "standing" }.into())
+            Kind::Refuse
         }
-        got => Err(WireError::Unexpected { got, expected: "standing" }.into()),
-    }
+        dial::Answer::Welcome(_) => Kind::Welcome,
+    };
+    Err(TransportError::from(WireError::Unexpected { got, expected: "standing" }).into())
 }

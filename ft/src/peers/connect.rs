@@ -3,41 +3,36 @@
 //!
 //! Runs on a thread of its own, since hosts that are down take their time to be so.
 
-use std::ffi::OsString;
 use std::io;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use ft_proto::wire::{Hello, Kind, Refusal, Welcome, WireError, decode_body, encode_body};
 use ft_proto::witness::{Claim, Verdict};
-use ft_proto::{Epoch, LinkId, Term, WitnessAnswer};
+use ft_proto::{LinkId, Term, WitnessAnswer};
+use ft_transport::beats::BeatSocket;
+use ft_transport::dial::{self, Answer, GreetError};
+use ft_transport::frames::TransportError;
+use ft_transport::stream::Stream;
+use ft_wire::session::{Hello, Kind, Welcome, WireError};
 use host_kit::error::chain;
-use nix::sys::socket::{setsockopt, sockopt};
+use pollux_api::Blocker;
 
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
 use crate::peers::application::{Applicant, Introduction, Opened, Unopened};
 use crate::start::describe;
-use crate::transport::addresses::{any_port, anywhere};
-use crate::transport::beats::BeatSocket;
-use crate::transport::frames::{Stamp, TransportError, read_message, write_frame};
-use crate::transport::path::explain;
 use crate::witness::WitnessClient;
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Kinds of congestion control that do not pace; the first one that this host has is used.
-const BURSTS: [&str; 2] = ["cubic", "reno"];
-
 /// Opens a session with the first of `peers` that accepts, or says every reason why none does.
 ///
 /// # Errors
-/// All reasons, one sentence each.
+/// All reasons.
 pub fn open_first(
     me: &Applicant<WitnessClient>,
     peers: Vec<ProtectOptions>,
-) -> Result<Opened<TcpStream, Vec<BeatSocket>>, Unopened> {
+) -> Result<Opened<Stream, Vec<BeatSocket>>, Unopened> {
     let mut why = Unopened::default();
     for options in peers {
         match open(me, options) {
@@ -51,18 +46,15 @@ pub fn open_first(
 /// Opens a session, or says every reason why it cannot be.
 ///
 /// # Errors
-/// All reasons, one sentence each.
-fn open(
-    me: &Applicant<WitnessClient>,
-    options: ProtectOptions,
-) -> Result<Opened<TcpStream, Vec<BeatSocket>>, Unopened> {
-    let mut why = Unopened::settled(me.blockers.clone());
-    why.and(Unopened::settled(options.faults().iter().map(ToString::to_string).collect()));
+/// All reasons.
+fn open(me: &Applicant<WitnessClient>, options: ProtectOptions) -> Result<Opened<Stream, Vec<BeatSocket>>, Unopened> {
+    let mut why = Unopened { blockers: me.blockers.clone() };
+    why.and(Unopened { blockers: options.faults().into_iter().map(Blocker::from).collect() });
     let first = connect(options.peer);
     if me.brief {
         // A host that is down is no reason to bother the witness.
         if let Err(reason) = &first {
-            why.and(Unopened::now(reason.clone()));
+            why.and(reason.clone());
         }
         if !why.is_none() {
             return Err(why);
@@ -78,7 +70,7 @@ fn open(
     let beats = match beat_sockets(&options) {
         Ok(beats) => Some(beats),
         Err(error) => {
-            why.and(Unopened::now(format!("no heartbeat link to {}: {error}", options.heartbeat)));
+            why.and(Blocker::NoHeartbeatLink { peer: options.heartbeat.to_string(), reason: error.to_string() });
             None
         }
     };
@@ -105,19 +97,17 @@ fn open(
 fn own(witness: &WitnessClient, me: &Applicant<WitnessClient>) -> Result<Term, Unopened> {
     let Introduction { node, vm, .. } = me.introduction;
     let claim = Claim::Own { node, term: me.term, first: me.first };
-    match witness.ask_and_wait(vm, claim, PATIENCE) {
-        WitnessAnswer::Unreachable(_, reason) => Err(Unopened::now(format!("witness {}: {reason}", witness.address()))),
-        WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => Ok(record.term()),
+    let address = || witness.address().to_string();
+    let asked = me.mandate.claim(|| witness.ask_for(vm, claim)).ok_or(Blocker::NotWanted)?;
+    let blocker = match asked.wait(PATIENCE) {
+        WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => return Ok(record.term()),
         // Each session needs a term of its own.
-        WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
-            Err(Unopened::now(format!("the witness gave term {} twice: try again", record.term())))
-        }
-        WitnessAnswer::Judged(_, Verdict::Refused(None)) => Err(Unopened::settled(vec![format!(
-            "the witness at {} has lost its record of this VM: `pollux witness create --help` says what to do",
-            witness.address()
-        )])),
-        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Err(Unopened::settled(vec![describe(record)])),
-    }
+        WitnessAnswer::Judged(_, Verdict::Granted(record)) => Blocker::TermRepeated { term: record.term().0 },
+        WitnessAnswer::Judged(_, Verdict::Refused(None)) => Blocker::WitnessRecordLost { witness: address() },
+        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Blocker::RefusedByWitness { record: describe(record) },
+        WitnessAnswer::Unreachable(_, reason) => Blocker::WitnessUnreachable { witness: address(), reason },
+    };
+    Err(blocker.into())
 }
 
 /// A socket for each link, towards the standby, and the addresses they are bound to.
@@ -125,68 +115,41 @@ fn beat_sockets(options: &ProtectOptions) -> io::Result<(Vec<BeatSocket>, [Strin
     let mut sockets = Vec::new();
     let mut addresses = [String::new(), String::new()];
     for (link, peer) in LinkId::ALL.into_iter().zip([options.peer, options.heartbeat]) {
-        // Connecting a throw-away socket asks the routing table which of our addresses faces the peer.
-        let probe = UdpSocket::bind(anywhere(peer))?;
-        probe.connect(peer)?;
-        let socket = UdpSocket::bind(any_port(probe.local_addr()?))?;
-        socket.set_nonblocking(true)?;
-        addresses[link as usize] = socket.local_addr()?.to_string();
-        sockets.push(BeatSocket { link, socket: socket.into(), peer: Some(peer) });
+        let socket = BeatSocket::towards(link, peer)?;
+        addresses[link as usize] = socket.address()?.to_string();
+        sockets.push(socket);
     }
     Ok((sockets, addresses))
 }
 
-/// Says hello and waits for the answer.
+/// Says hello and waits to be welcome.
 fn greet(
     hello: &Hello,
     term: Term,
     peer: SocketAddr,
-    connected: Result<TcpStream, String>,
-) -> Result<(TcpStream, Welcome), Unopened> {
-    let failed = |error: TransportError| Unopened::now(format!("standby at {peer}: {}", chain(&error)));
-    let mut stream = connected.map_err(Unopened::now)?;
-    let hello = encode_body(hello);
-    write_frame(&mut stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello]).map_err(failed)?;
-    let unanswered = |error| {
-        let reason = explain(&error, &stream, Some(hello.len()));
-        Unopened::now(format!("standby at {peer} has accepted the connection, but not answered: {reason}"))
+    connected: Result<Stream, Blocker>,
+) -> Result<(Stream, Welcome), Unopened> {
+    let failed = |error: TransportError| Blocker::ConnectionFailed { peer: peer.to_string(), reason: chain(&error) };
+    let mut stream = connected?;
+    let blocker = match dial::greet(&mut stream, hello, term, PATIENCE) {
+        Ok(Answer::Welcome(welcome)) => return Ok((stream, welcome)),
+        Ok(Answer::Refused(reasons)) => {
+            let refused = |reason| Blocker::RefusedByStandby { peer: peer.to_string(), reason };
+            return Err(Unopened { blockers: reasons.into_iter().map(refused).collect() });
+        }
+        Ok(Answer::Standing(_)) => {
+            failed(WireError::Unexpected { got: Kind::Standing, expected: "welcome or refuse" }.into())
+        }
+        Err(GreetError::Failed(error)) => failed(error),
+        Err(GreetError::Unanswered(reason)) => Blocker::StandbySilent { peer: peer.to_string(), reason },
     };
-    let (header, body) = read_message(&stream, PATIENCE).map_err(unanswered)?;
-    match header.kind {
-        Kind::Welcome => {
-            let welcome = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
-            let forever = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
-            forever.map_err(|error| failed(TransportError::Io(error)))?;
-            Ok((stream, welcome))
-        }
-        Kind::Refuse => {
-            let Refusal { reasons } = decode_body(header.kind, &body).map_err(|error| failed(error.into()))?;
-            Err(Unopened::settled(reasons.into_iter().map(|reason| format!("standby at {peer}: {reason}")).collect()))
-        }
-        got => Err(failed(WireError::Unexpected { got, expected: "welcome or refuse" }.into())),
-    }
+    Err(blocker.into())
 }
 
-/// An epoch is a burst that the guest's output waits for. Congestion control that paces (BBR, the default of
-/// some hosts) would stretch it although the link is free.
-fn send_in_bursts(stream: &TcpStream) {
-    let set = |name: &&str| setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name)).is_ok();
-    // With any other one it works, too, only slower.
-    let _ = BURSTS.iter().any(set);
-}
-
-fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
-    let connect = || -> io::Result<TcpStream> {
-        let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
-        stream.set_nodelay(true)?;
-        send_in_bursts(&stream);
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(stream)
-    };
-    connect().map_err(|error| {
-        format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft listen={peer}?")
-    })
+fn connect(peer: SocketAddr) -> Result<Stream, Blocker> {
+    let unreachable =
+        |error: io::Error| Blocker::StandbyUnreachable { peer: peer.to_string(), reason: error.to_string() };
+    dial::connect(peer, PATIENCE).map_err(unreachable)
 }
 
 #[cfg(test)]
@@ -194,8 +157,7 @@ mod tests {
     use std::net::TcpListener;
 
     use ft_proto::NodeId;
-    use ft_proto::wire::Purpose;
-    use nix::sys::socket::getsockopt;
+    use ft_wire::session::{Purpose, encode_body};
 
     use super::*;
 
@@ -207,16 +169,8 @@ mod tests {
         let hello = Hello { vm: None, node, purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
         let size = encode_body(&hello).len();
         let why = greet(&hello, Term(1), peer, connect(peer)).unwrap_err();
-        let reason = why.reasons.join("");
+        let reason = why.sentences().join("");
         assert!(reason.contains(&format!("the {size} bytes that were sent")) && reason.contains("MTU"), "{reason}");
-        assert!(!why.settled, "it may be well again soon");
-    }
-
-    #[test]
-    fn the_stream_is_not_paced() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = connect(listener.local_addr().unwrap()).unwrap();
-        let name = getsockopt(&stream, sockopt::TcpCongestion).unwrap();
-        assert!(BURSTS.iter().any(|burst| name.to_string_lossy().trim_end_matches('\0') == *burst), "{name:?}");
+        assert!(!why.persists(), "it may be well again soon");
     }
 }

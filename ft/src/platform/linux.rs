@@ -1,11 +1,12 @@
 //! The engine's platform in production: threads, epoll, sockets and the monotonic clock.
 
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ft_proto::{Term, Time};
+use ft_transport::beats::Beats;
+use ft_transport::stream::Stream;
 use host_kit::cpu_load::CpuLoad;
 
 use super::poller::{Poller, Token};
@@ -22,7 +23,6 @@ use crate::stream::ends::{Received, Sent};
 use crate::stream::history::History;
 use crate::stream::receiver::ReceiverHandle;
 use crate::stream::sender::SenderHandle;
-use crate::transport::beats::Beats;
 use crate::witness::{WitnessAddress, WitnessClient};
 
 /// This host.
@@ -43,7 +43,7 @@ impl Linux {
 }
 
 impl Platform for Linux {
-    type Connection = TcpStream;
+    type Connection = Stream;
     type Control = ControlSocket;
     type Beats = Beats;
     type Witness = WitnessClient;
@@ -70,11 +70,11 @@ impl Platform for Linux {
         Some(CpuLoad::since_now())
     }
 
-    fn watch_stream(&self, stream: &TcpStream) -> io::Result<()> {
+    fn watch_stream(&self, stream: &Stream) -> io::Result<()> {
         self.poller.watch(Token::Stream, stream)
     }
 
-    fn unwatch_stream(&self, stream: &TcpStream) {
+    fn unwatch_stream(&self, stream: &Stream) {
         self.poller.unwatch(stream.as_fd());
     }
 
@@ -103,7 +103,7 @@ impl Platform for Linux {
 
     fn start_sender(
         &self,
-        stream: &TcpStream,
+        stream: &Stream,
         term: Term,
         history: impl FnOnce() -> Option<History> + Send + 'static,
         tell: impl Fn(Sent) + Send + 'static,
@@ -113,7 +113,7 @@ impl Platform for Linux {
 
     fn start_receiver(
         &self,
-        stream: &TcpStream,
+        stream: &Stream,
         memory: Arc<dyn Memory>,
         tell: impl Fn(Received) + Send + 'static,
     ) -> io::Result<ReceiverHandle> {

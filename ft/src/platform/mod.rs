@@ -12,6 +12,8 @@ use std::io;
 use std::sync::Arc;
 
 use ft_proto::{Settings, Term, Time};
+use ft_transport::connection::Connection;
+use ft_transport::heartbeats::Heartbeats;
 use host_kit::cpu_load::CpuLoad;
 
 use crate::devices::DeviceKey;
@@ -22,8 +24,6 @@ use crate::options::ProtectOptions;
 use crate::peers::application::{Applicant, Opened, Unopened};
 use crate::stream::ends::{Received, ReceivingEnd, SendingEnd, Sent};
 use crate::stream::history::History;
-use crate::transport::connection::Connection;
-use crate::transport::heartbeats::Heartbeats;
 use crate::witness::{AskWitness, WitnessAddress};
 
 /// A session that has been opened on a platform.

@@ -1,5 +1,7 @@
 //! Hosts that start with disks of all kinds, against a file witness.
 
+use std::net::TcpListener;
+
 use super::*;
 use crate::options::StandbyOptions;
 use crate::witness::Stored;
@@ -96,7 +98,7 @@ fn an_empty_image_starts_nothing_by_itself_where_there_are_other_hosts() {
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
     let mut options = options(StartRole::Auto, &folder);
     options.peers = vec![crate::ProtectOptions::by(nobody, nobody)];
-    assert!(waits(&options, empty).contains("place for a copy"));
+    assert!(waits(&options, empty).contains("prepared for a copy"));
     options.role = StartRole::Primary;
     runs(&options, empty);
 }
@@ -117,18 +119,20 @@ fn after_a_blackout_the_last_runner_starts_and_its_standby_waits_for_it() {
 }
 
 /// A host that answers everybody the same.
-fn peer_that(part: ft_proto::wire::Part, node: NodeId) -> std::net::SocketAddr {
-    use ft_proto::wire::{Kind, Standing, encode_body};
+fn peer_that(part: ft_wire::session::Part, node: NodeId) -> std::net::SocketAddr {
+    use ft_transport::frames::{Stamp, read_body, read_header, write_frame};
+    use ft_wire::packing::Unpacker;
+    use ft_wire::session::{Kind, Standing, encode_body};
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            crate::transport::frames::read_message(&stream, PATIENCE).unwrap();
+            let hello = read_header(&mut stream).unwrap();
+            read_body(&mut stream, &hello, &mut Vec::new(), &mut Unpacker::new().unwrap()).unwrap();
             let standing = encode_body(&Standing { node, vm: Some(VM), term: Term(6), part });
-            let stamp =
-                crate::transport::frames::Stamp { kind: Kind::Standing, term: Term(6), epoch: ft_proto::Epoch(0) };
-            crate::transport::frames::write_frame(&mut stream, stamp, &[&standing]).unwrap();
+            let stamp = Stamp { kind: Kind::Standing, term: Term(6), epoch: ft_proto::Epoch(0) };
+            write_frame(&mut stream, stamp, &[&standing]).unwrap();
         }
     });
     address
@@ -138,12 +142,12 @@ fn peer_that(part: ft_proto::wire::Part, node: NodeId) -> std::net::SocketAddr {
 fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
     let folder = tempfile::tempdir().unwrap();
     let mut auto = options(StartRole::Auto, &folder);
-    let peer = peer_that(ft_proto::wire::Part::WillTakeOver(node("a")), node("b"));
+    let peer = peer_that(ft_wire::session::Part::WillTakeOver(node("a")), node("b"));
     auto.peers = vec![crate::ProtectOptions::by(peer, peer)];
     let record = Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) };
     put(&folder, record);
     let me = host("a", disks(DiskState::Protected(Term(6))));
-    assert!(waits(&auto, me).contains("takes over"));
+    assert!(waits(&auto, me).contains("will take over"));
     // It was never registered, so the witness gives it nothing: who waited for it would wait for ever.
     put(&folder, Record::Solo { owner: node("a"), term: Term(6), since: Term(5) });
     assert_eq!(runs(&auto, me).term, Term(7));
@@ -153,7 +157,7 @@ fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
 fn a_host_that_runs_the_vm_is_believed_more_than_an_operator() {
     let folder = tempfile::tempdir().unwrap();
     let mut primary = options(StartRole::Primary, &folder);
-    let peer = peer_that(ft_proto::wire::Part::Runs, node("b"));
+    let peer = peer_that(ft_wire::session::Part::Runs, node("b"));
     primary.peers = vec![crate::ProtectOptions::by(peer, peer)];
     primary.force = Some(Term(6));
     put(&folder, Record::Solo { owner: node("b"), term: Term(6), since: Term(6) });

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ft_proto::wire::{CopyProgress, Yielding};
 use ft_proto::{Epoch, Term, Time};
+use ft_wire::session::{CopyProgress, Yielding};
 
 use crate::checkpoint::epoch_image::EpochImage;
 use crate::stream::coder::Volume;

@@ -15,8 +15,8 @@
 
 use std::ops::Range;
 
-use ft_proto::delta;
-use ft_proto::pages::{PAGE, Page};
+use ft_wire::delta;
+use ft_wire::pages::{PAGE, Page};
 
 /// A page that was not worth it is left alone for so many appearances, and up to twice as many: not all of
 /// them come back in the same epoch.

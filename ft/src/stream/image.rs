@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ft_proto::Epoch;
-use ft_proto::pages::{Content, PAGE, PageList};
-use ft_proto::wire::{Digest, EpochEnd, Header, Kind, WireError, decode_body};
+use ft_wire::pages::{Content, PAGE, PageList};
+use ft_wire::session::{Digest, EpochEnd, Header, Kind, WireError, decode_body};
+use ft_wire::state::{Position, split_state};
 
-use crate::guest::{GuestError, Memory, Position};
-use crate::stream::state_body::split_state;
+use crate::guest::{GuestError, Memory};
 
 /// The received frames of one epoch. Only [`Image::close`] makes it a [`WholeImage`].
 #[derive(Debug)]
@@ -26,8 +26,7 @@ pub struct Image {
 /// An epoch whose counts and checksum are right.
 #[derive(Debug)]
 pub struct WholeImage {
-    /// The epoch.
-    pub epoch: Epoch,
+    epoch: Epoch,
     /// Where the devices stood.
     positions: Vec<Position>,
     /// Bodies of `Pages` frames, checked.
@@ -106,6 +105,12 @@ impl Image {
 }
 
 impl WholeImage {
+    /// The epoch.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// Writes all of its pages to memory.
     ///
     /// # Errors

@@ -10,13 +10,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ft_proto::wire::{Header, Kind, Refusal, WireError, decode_body};
 use ft_proto::{Epoch, Settings, Time};
+use ft_transport::frames::TransportError;
+use ft_wire::session::{Header, Kind, Refusal, WireError, decode_body};
 
 use crate::guest::Memory;
 use crate::stream::ends::{LastProgress, Received};
 use crate::stream::image::{Image, apply_pages};
-use crate::transport::frames::TransportError;
 
 /// What a stream has brought so far.
 pub struct Intake {

@@ -9,4 +9,3 @@ pub(crate) mod intake;
 pub(crate) mod outgoing;
 pub(crate) mod receiver;
 pub(crate) mod sender;
-pub(crate) mod state_body;

@@ -2,13 +2,13 @@
 
 use std::io::Write;
 
-use ft_proto::wire::{Kind, Refusal, Yielding, encode_body};
 use ft_proto::{Epoch, Term, Time};
+use ft_transport::frames::{Stamp, TransportError, write_frame};
+use ft_wire::session::{Kind, Refusal, Yielding, encode_body};
 
 use crate::clock::micros;
 use crate::stream::coder::{Coder, Volume};
 use crate::stream::ends::Job;
-use crate::transport::frames::{Stamp, TransportError, write_frame};
 
 /// Writes what a job is to the other host.
 ///

@@ -1,23 +1,23 @@
 //! The standby's receiving thread: reads the stream, and passes on what [`Intake`] makes of its frames.
 
 use std::io::{self, BufReader};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ft_proto::Epoch;
-use ft_proto::packing::Unpacker;
-use ft_proto::pages::PAGE;
-use ft_proto::wire::Kind;
+use ft_transport::frames::{TransportError, read_body, read_header};
+use ft_transport::stream::Stream;
+use ft_wire::packing::Unpacker;
+use ft_wire::pages::PAGE;
+use ft_wire::session::Kind;
 use host_kit::error::chain;
 
 use crate::clock::Clock;
 use crate::guest::Memory;
 use crate::stream::ends::{Received, ReceivingEnd};
 use crate::stream::intake::Intake;
-use crate::transport::frames::{TransportError, read_body, read_header};
 
 /// Small frames are read together with the header of the next one.
 const READ_AHEAD: usize = 16 << 10;
@@ -36,7 +36,7 @@ const ANYWHERE: u32 = u32::MAX;
 /// The thread, as its engine sees it.
 #[derive(Debug)]
 pub struct ReceiverHandle {
-    stream: TcpStream,
+    stream: Stream,
     spare: Sender<Vec<u8>>,
     place: Arc<AtomicU32>,
     committed: Arc<AtomicU64>,
@@ -49,7 +49,7 @@ impl ReceiverHandle {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(
-        stream: TcpStream,
+        stream: Stream,
         clock: Clock,
         memory: Arc<dyn Memory>,
         tell: impl Fn(Received) + Send + 'static,
@@ -103,7 +103,7 @@ impl ReceivingEnd for ReceiverHandle {
 
 impl Drop for ReceiverHandle {
     fn drop(&mut self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.stream.break_off();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -111,7 +111,7 @@ impl Drop for ReceiverHandle {
 }
 
 struct Worker {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
     clock: Clock,
     spares: Receiver<Vec<u8>>,
     /// The buffer of the last frame of the first copy.

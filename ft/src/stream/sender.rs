@@ -1,31 +1,28 @@
 //! The primary's sending thread: the network transfer of a checkpoint never happens inside the pause, nor on
 //! the engine's thread.
 
-use std::io::{self, Read};
-use std::net::{Shutdown, TcpStream};
+use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ft_proto::{Epoch, Term};
+use ft_transport::stream::Stream;
 
 use crate::clock::Clock;
 use crate::stream::coder::Coder;
 use crate::stream::ends::{Done, Job, SendingEnd, Sent};
 use crate::stream::history::History;
 use crate::stream::outgoing::perform;
-use crate::transport::path::explain;
 
 /// How long a session's last message may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// More than the peer has to say until it closes its side.
-const FAREWELL_BYTES: usize = 64 << 10;
 
 /// The thread, as its engine sees it. Dropping it breaks the stream: what is queued is lost.
 #[derive(Debug)]
 pub struct SenderHandle {
     jobs: Option<Sender<Job>>,
-    stream: TcpStream,
+    stream: Stream,
     ended: Receiver<()>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -36,7 +33,7 @@ impl SenderHandle {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(
-        stream: TcpStream,
+        stream: Stream,
         clock: Clock,
         term: Term,
         history: impl FnOnce() -> Option<History> + Send + 'static,
@@ -64,7 +61,7 @@ impl SenderHandle {
                     }
                     (Ok(_), Job::Progress(_)) => tell(Sent::Told),
                     (Ok(_), Job::Yield(..) | Job::Bye(_)) => {}
-                    (Err(error), _) => return tell(Sent::Failed(explain(&error, &writer, None))),
+                    (Err(error), _) => return tell(Sent::Failed(writer.explain(&error, None))),
                 }
             }
         })?;
@@ -86,36 +83,18 @@ impl SendingEnd for SenderHandle {
         self.jobs = None;
         // Without a thread to wait in, dropping breaks the stream at once: the peer notices either way.
         let _ = host_kit::thread::spawn("ft-send-end", move || {
-            let _ = self.stream.set_write_timeout(Some(FAREWELL));
+            self.stream.limit_writes(FAREWELL);
             // The worker never sends on this channel; it ends by being dropped.
             let _ = self.ended.recv_timeout(FAREWELL);
-            // To close a stream with acknowledgements that nobody has read resets it, and the peer may lose
-            // what it has not read yet: the last message.
-            let _ = self.stream.shutdown(Shutdown::Write);
-            read_until_closed(&self.stream);
+            self.stream.finish_and_drain(FAREWELL);
         });
-    }
-}
-
-/// Reads what a peer still says, but neither for ever nor without end.
-fn read_until_closed(mut stream: &TcpStream) {
-    let deadline = Instant::now() + FAREWELL;
-    let (mut bytes, mut left) = ([0; 4096], FAREWELL_BYTES);
-    while left > 0 {
-        // Zero would mean for ever.
-        let time = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
-        let read = stream.set_read_timeout(Some(time)).and_then(|()| stream.read(&mut bytes));
-        match read {
-            Ok(len @ 1..) if Instant::now() < deadline => left = left.saturating_sub(len),
-            _ => return,
-        }
     }
 }
 
 impl Drop for SenderHandle {
     fn drop(&mut self) {
         self.jobs = None;
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.stream.break_off();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

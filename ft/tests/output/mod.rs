@@ -1,7 +1,7 @@
 //! Whatever holds output: the console, and devices that join and leave while the VM is protected.
 
 use ft::guest::{DeviceCaps, LinkEnd};
-use ft_proto::device_ctl::{self, CTL_MAX, Command, Report};
+use ft_wire::device_ctl::{self, CTL_MAX, Command, Report};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
 use super::*;

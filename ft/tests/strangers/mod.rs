@@ -5,10 +5,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use ft::guest::{Guest, Shape};
-use ft_proto::wire::{
-    HEADER_LEN, Header, Hello, Kind, Part, Purpose, Refusal, Standing, decode_body, encode_body, hash_of_parts,
-};
 use ft_proto::{Epoch, HostId, NodeId, Term, VmId};
+use ft_wire::hash::hash_of_parts;
+use ft_wire::session::{HEADER_LEN, Header, Hello, Kind, Part, Purpose, Refusal, Standing, decode_body, encode_body};
 
 use super::*;
 
@@ -122,7 +121,7 @@ fn whoever_is_of_another_vm_is_told_nothing() {
     let shape = ToyGuest::new().shape();
     for purpose in [Purpose::Ask, session(&shape, None, 0)] {
         let reason = refused(pair.options.peer, Term(9), &Hello { vm: Some(VmId(1)), node: stranger(), purpose });
-        assert_eq!(reason, "this host has nothing to do with that VM");
+        assert_eq!(reason, "this host is not configured for that VM");
     }
 }
 

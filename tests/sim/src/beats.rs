@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ft::sim::{decode_beat, encode_beat};
 use ft_proto::LinkId;
+use ft_wire::beat::{decode, encode};
 
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
@@ -27,7 +27,7 @@ impl World {
             let until = self.now;
             self.truth.disturb(address.0, to, until);
         }
-        let bytes = encode_beat(&key, term, runs);
+        let bytes = encode(&key, term, runs).to_vec();
         for link in LinkId::ALL {
             if self.network.is_blocked(address.0, to, link, self.now) || self.rng.chance(self.plan.loss) {
                 continue;
@@ -69,7 +69,7 @@ impl World {
         let (address, at) = (self.address(to), self.local(to));
         let fences = self.mutation == Some(Mutation::BeatFences);
         let Some(process) = self.process(address) else { return };
-        let Some(beat) = decode_beat(bytes, process.beats.key.as_ref()) else {
+        let Ok(beat) = decode(bytes, process.beats.key.as_ref()) else {
             if fences && process.runs() {
                 let node = process.id();
                 return self.moment(Moment::Fenced { node, reason: "a beat of somebody else".to_owned() });

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ft::ProtectOptions;
-use ft::sim::{BeatKey, Introduction, Unopened};
-use ft_proto::device_ctl::{Command, Report};
-use ft_proto::wire::Welcome;
+use ft::sim::{Introduction, Unopened};
 use ft_proto::witness::Claim;
 use ft_proto::{Epoch, Term, Time, WitnessAnswer};
+use ft_wire::beat::BeatKey;
+use ft_wire::device_ctl::{Command, Report};
+use ft_wire::session::Welcome;
 
 use crate::console::Console;
 use crate::devices::{Disk, Nic};

@@ -1,10 +1,10 @@
-//! Model devices under the real contract (`ft_proto::device_ctl`): a net card that holds frames by epoch, and
+//! Model devices under the real contract (`ft_wire::device_ctl`): a net card that holds frames by epoch, and
 //! a disk that mirrors writes by epoch.
 
 use std::collections::VecDeque;
 
-use ft_proto::device_ctl::{Command, Report};
 use ft_proto::{Epoch, Time};
+use ft_wire::device_ctl::{Command, Report};
 
 use crate::guest::{BLOCKS, Frame, Write};
 use crate::mutation::Mutation;

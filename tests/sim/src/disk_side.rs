@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{Command, Report};
+use ft_wire::device_ctl::{Command, Report};
 
 use crate::body::DISK;
 use crate::devices::Mirror;

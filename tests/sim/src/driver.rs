@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 use ft::sim::{DeviceKey, Executor, Message};
-use ft_proto::device_ctl::{Command, Report};
 use ft_proto::witness::{Claim, Record};
 use ft_proto::{Epoch, State, Time};
+use ft_wire::device_ctl::{Command, Report};
 
 use crate::body::{Body, Effect, NIC, Question};
 use crate::guest::Frame;

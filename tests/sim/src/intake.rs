@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use ft::guest::Memory;
-use ft::sim::{Intake, Received, apply_pages, read_body, read_header};
-use ft_proto::packing::Unpacker;
-use ft_proto::wire::Kind;
+use ft::sim::{Intake, Received, apply_pages};
 use ft_proto::{Epoch, Time};
+use ft_transport::frames::{read_body, read_header};
+use ft_wire::packing::Unpacker;
+use ft_wire::session::Kind;
 
 use crate::guest::{SimMemory, Vcpu, decode};
 
@@ -46,8 +47,8 @@ impl Feed {
                 Ok(Some(received)) => {
                     if let Received::Whole(image) = &received {
                         let (_, _, vcpu) = decode(image.state());
-                        self.whole.insert(image.epoch, (vcpu, image.is_idle("disk")));
-                        whole.push(image.epoch);
+                        self.whole.insert(image.epoch(), (vcpu, image.is_idle("disk")));
+                        whole.push(image.epoch());
                     }
                     self.over = matches!(received, Received::Yielded(..) | Received::Left(..));
                     (self.tell)(received);

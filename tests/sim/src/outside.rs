@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use ft::sim::{BeatKey, encode_beat};
-use ft_proto::wire::{Hello, Kind, Purpose, encode_body};
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{LinkId, NodeId, State, Term, Time, VmId};
+use ft_wire::beat::{BeatKey, encode};
+use ft_wire::session::{Hello, Kind, Purpose, encode_body};
 
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
@@ -151,7 +151,7 @@ impl World {
             let ahead = [0, 1, 2, 1000][self.rng.index(4)];
             let (session, nonce) = (self.rng.word(), self.rng.word().into());
             let key = BeatKey { vm: VM, session, nonce, me: from, peer: from };
-            let bytes = encode_beat(&key, Term(term.0 + ahead), self.rng.chance(500_000));
+            let bytes = encode(&key, Term(term.0 + ahead), self.rng.chance(500_000)).to_vec();
             let (link, delay) = (LinkId::ALL[self.rng.index(2)], self.rng.micros(0, 5000));
             self.after(delay, Event::Beat { to: host, link, bytes });
         }

@@ -11,15 +11,18 @@ use std::time::Duration;
 
 use ft::guest::{DeviceCaps, Memory};
 use ft::sim::{
-    Applicant, AskWitness, BeatKey, Coder, Connection, CpuLoad, DeviceControl, DeviceKey, Done, Heartbeats, History,
-    Ignored, Job, LinkError, Opened, OpenedOn, Platform, Received, ReceivingEnd, RecvNow, SendingEnd, Sent, SessionKey,
-    TransportError, Unopened, WitnessStatus, perform,
+    Applicant, AskWitness, Coder, CpuLoad, DeviceControl, DeviceKey, Done, History, Job, LinkError, Opened, OpenedOn,
+    Platform, Received, ReceivingEnd, SendingEnd, Sent, SessionKey, Unopened, WitnessStatus, perform,
 };
 use ft::{ProtectOptions, Stored, WitnessAddress};
-use ft_proto::device_ctl::{self, Command, Report};
-use ft_proto::wire::{HEADER_LEN, Welcome};
 use ft_proto::witness::Claim;
 use ft_proto::{Beat, Epoch, LinkId, Settings, Term, Time, VmId, WitnessAnswer};
+use ft_transport::connection::Connection;
+use ft_transport::frames::{RecvNow, TransportError};
+use ft_transport::heartbeats::{Heartbeats, Ignored};
+use ft_wire::beat::BeatKey;
+use ft_wire::device_ctl::{self, Command, Report};
+use ft_wire::session::{HEADER_LEN, Welcome};
 
 use crate::body::{Accepted, DISK, Effect, IDS, Opener, Question, Said, Shared};
 use crate::guest::digest;
@@ -471,7 +474,7 @@ impl Drop for SimSender {
 fn frames(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let head = bytes.first_chunk::<HEADER_LEN>()?;
-        let len = ft_proto::wire::Header::decode(head).map_or(bytes.len(), |header| HEADER_LEN + header.len as usize);
+        let len = ft_wire::session::Header::decode(head).map_or(bytes.len(), |header| HEADER_LEN + header.len as usize);
         let (frame, rest) = bytes.split_at(len.min(bytes.len()));
         bytes = rest;
         Some(frame)

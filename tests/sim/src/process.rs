@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::MutexGuard;
 use std::time::Duration;
 
-use ft::sim::{BeatKey, Begin, DeviceEnd, Executor, Inbox, Message, Parts, Platform as _, assemble};
+use ft::sim::{Begin, DeviceEnd, Executor, Inbox, Message, Parts, Platform as _, assemble};
 use ft::{Board, ProtectOptions};
-use ft_proto::wire::Welcome;
 use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
+use ft_wire::beat::BeatKey;
+use ft_wire::session::Welcome;
 
 use crate::body::{Answer, Body, DISK, Effect, IDS, NIC, OpenedTo, Opener, Question, Shared};
 use crate::devices::DiskImage;

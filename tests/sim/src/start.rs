@@ -1,6 +1,6 @@
 //! Hosts that are back with their disks and wait: who may start the VM by proof, and what it starts from.
-//! Follows `ft/src/start.rs` and `vmm/src/election.rs`. And the operator who gives a witness its record
-//! again.
+//! Follows `ft/src/start.rs` and `vmm/src/ft_adapter/start_retry.rs`. And the operator who gives a witness
+//! its record again.
 
 use ft::NodeTerm;
 use ft::sim::Begin;

@@ -2,8 +2,8 @@
 //! nobody.
 
 use ft_proto::LinkId;
-use ft_proto::device_ctl::Report;
-use ft_proto::wire::Kind;
+use ft_wire::device_ctl::Report;
+use ft_wire::session::Kind;
 
 use crate::body::DISK;
 use crate::mutation::Mutation;

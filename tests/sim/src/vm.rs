@@ -32,11 +32,11 @@ impl Vm for SimGuest {
         Shape { memory: (PAGES as u64) << 12, vcpus: 1, disks: vec![disk], nets: vec![net], ..Shape::default() }
     }
 
-    fn blockers(&self) -> Vec<String> {
+    fn blockers(&self) -> Vec<ft::Blocker> {
         Vec::new()
     }
 
-    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
+    fn check_cpu(&self, _: &Shape) -> Vec<String> {
         Vec::new()
     }
 

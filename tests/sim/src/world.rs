@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ft::NodeTerm;
 use ft::sim::{Begin, Executor, Message};
-use ft_proto::device_ctl::Report;
 use ft_proto::{LinkId, NodeId, State, Term, Time};
+use ft_wire::device_ctl::Report;
 
 use crate::body::{Body, Later, Question, Said};
 use crate::client::Client;

@@ -5,17 +5,22 @@ use tidy::{Source, report, sources_ending};
 
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and
 /// are used by nothing.
-const ARROWS: [(&str, &[&str]); 10] = [
-    ("device-kit", &["device-api", "ft-proto", "host-kit"]),
-    ("device-kit/api", &["ft-proto"]),
+const ARROWS: [(&str, &[&str]); 12] = [
+    ("device-kit", &["device-api", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
+    ("device-kit/api", &["ft-wire"]),
     ("ft/proto", &[]),
-    ("ft", &["device-api", "ft-proto", "host-kit", "pollux-api"]),
+    ("ft/wire", &["ft-proto"]),
+    ("ft/transport", &["ft-proto", "ft-wire", "host-kit"]),
+    ("ft", &["device-api", "ft-proto", "ft-transport", "ft-wire", "host-kit", "pollux-api"]),
     ("host-kit", &[]),
-    ("pollux", &["ft", "ft-proto", "host-kit", "pollux-api"]),
+    ("pollux", &["ft", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
     ("pollux-api", &[]),
-    ("vhost-user-blk-repl", &["device-api", "device-kit", "ft-proto", "host-kit"]),
-    ("vhost-user-net-buffer", &["device-api", "device-kit", "ft-proto", "host-kit"]),
-    ("vmm", &["device-api", "ft", "ft-proto", "host-kit", "pollux-api"]),
+    (
+        "vhost-user-blk-repl",
+        &["device-api", "device-kit", "ft-proto", "ft-transport", "ft-wire", "host-kit", "pollux-api"],
+    ),
+    ("vhost-user-net-buffer", &["device-api", "device-kit", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
+    ("vmm", &["device-api", "ft", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
 ];
 
 /// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and
@@ -137,22 +142,63 @@ fn only_the_adapter_of_the_vmm_names_the_engine() {
     report("the VMM is mechanism: only its FT adapter and its FT API know the engine", &complaints);
 }
 
-#[test]
-fn the_core_is_pure() {
-    let banned = ["std::thread", "std::net", "std::fs", "std::process", "Instant::now", "SystemTime", "unsafe "];
-    let mut complaints = vec![];
-    for source in sources_ending(".rs").iter().filter(|source| source.path.starts_with("ft/proto/src/")) {
-        for (number, line) in source.text.lines().enumerate() {
-            let code = line.split("//").next().unwrap_or_default();
-            if let Some(word) = banned.iter().find(|word| code.contains(**word)) {
-                complaints.push(format!("{}:{}: {word}", source.path, number + 1));
-            }
+/// What a program does, and not its tests: (path and line, code) of each line of the product.
+fn product_code() -> Vec<(String, String)> {
+    let mut found = vec![];
+    for source in sources_ending(".rs") {
+        let path = &source.path;
+        if path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs") {
+            continue;
         }
-        if source.path == "ft/proto/src/lib.rs" && !source.text.contains("#![forbid(unsafe_code)]") {
-            complaints.push(format!("{}: #![forbid(unsafe_code)] is gone", source.path));
+        let code = source.text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            let line = line.split("//").next().unwrap_or_default();
+            found.push((format!("{path}:{}", number + 1), line.to_owned()));
         }
     }
-    report("ft-proto has no I/O, clock, thread or unsafe code", &complaints);
+    found
+}
+
+#[test]
+fn core_and_codecs_are_pure() {
+    let banned = ["std::thread", "std::net", "std::fs", "std::process", "Instant::now", "SystemTime", "unsafe "];
+    let mut complaints = vec![];
+    for folder in ["ft/proto/src/", "ft/wire/src/"] {
+        for (at, code) in product_code().iter().filter(|(at, _)| at.starts_with(folder)) {
+            if let Some(word) = banned.iter().find(|word| code.contains(**word)) {
+                complaints.push(format!("{at}: {word}"));
+            }
+        }
+        let lib = format!("{folder}lib.rs");
+        let root = sources_ending("lib.rs").into_iter().find(|source| source.path == lib);
+        if !root.is_some_and(|root| root.text.contains("#![forbid(unsafe_code)]")) {
+            complaints.push(format!("{lib}: #![forbid(unsafe_code)] is gone"));
+        }
+    }
+    report("ft-proto and ft-wire have no I/O, clock, thread or unsafe code", &complaints);
+}
+
+#[test]
+fn the_core_does_not_know_how_anything_is_encoded() {
+    let codecs = ["postcard", "twox-hash", "zerocopy", "zstd"];
+    let mut complaints = vec![];
+    for (folder, manifest) in manifests().iter().filter(|(folder, _)| folder == "ft/proto") {
+        let found = dependencies(manifest).into_iter().filter(|(_, name)| codecs.contains(name));
+        complaints.extend(found.map(|(_, name)| format!("{folder}: must not depend on {name}")));
+    }
+    report("bytes are the business of ft-wire", &complaints);
+}
+
+#[test]
+fn sockets_between_hosts_are_in_the_transport_only() {
+    let banned = ["TcpStream", "TcpListener", "UdpSocket", "socket2", "sockopt::Tcp"];
+    let mut complaints = vec![];
+    for (at, code) in product_code().iter().filter(|(at, _)| !at.starts_with("ft/transport/src/")) {
+        if let Some(word) = banned.iter().find(|word| code.contains(**word)) {
+            complaints.push(format!("{at}: {word}"));
+        }
+    }
+    report("ft-transport is the only crate with sockets between hosts", &complaints);
 }
 
 #[test]

@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ft_proto::device_ctl::Report;
+use ft_wire::device_ctl::Report;
+use ft_wire::mirror::{BLOCK, BLOCKS, HEADER_LEN, Kind, ResyncKind};
 
-use crate::blocks::{BLOCK, BLOCKS, hashes, parts};
+use crate::blocks::{hashes, parts};
 use crate::image::Image;
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
@@ -17,7 +18,6 @@ use crate::mirror::outbox::Body;
 use crate::mirror::plan::Plan;
 use crate::mirror::state::State;
 use crate::mirror::stream::Stream;
-use crate::mirror_wire::{HEADER_LEN, Kind, ResyncKind};
 use crate::tracker::PrimarySession;
 
 const CHUNK: u64 = BLOCK * BLOCKS;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ft_proto::{Epoch, VmId};
+use ft_transport::mirror::ReadError;
+use ft_wire::mirror::{Answer, Begin, Kind, WireError, decode_fields};
 use tracing::info;
 
-use crate::frame_socket::ReadError;
 use crate::mirror::plan::Plan;
 use crate::mirror::stream::Stream;
-use crate::mirror_wire::{Answer, Begin, Kind, WireError, decode_fields};
 use crate::record::{Base, new_id};
 use crate::tracker::PrimarySession;
 

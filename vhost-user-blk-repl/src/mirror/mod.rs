@@ -2,7 +2,7 @@
 //! the background, and settles with it what both have on stable storage.
 //!
 //! ```text
-//!   worker ──Mirror──► stream: state (outbox, copy_window) ──► sender ══ mirror_wire ══► standby
+//!   worker ──Mirror──► stream: state (outbox, copy_window) ──► sender ════ ft_wire ════► standby
 //!                         ▲                   ▲                   ▲ Begin                   ║
 //!                         │ Copy, Hashes      │ Renamed           │                         ║
 //!                       copier ◄─Plan, Differ─┴──── feedback ◄══════════════════════════════╝
@@ -29,12 +29,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ft_proto::Epoch;
+use ft_wire::mirror::{Frame, Greeting, Kind};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::image::Image;
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
-use crate::mirror_wire::{Frame, Greeting, Kind};
 use crate::record::{Base, new_id};
 use crate::session::Session;
 use crate::tracker::{PrimarySession, Tracker};

@@ -6,11 +6,11 @@ use std::mem;
 use std::sync::Arc;
 
 use ft_proto::Epoch;
+use ft_wire::mirror::{CHANGE_OVERHEAD, Frame, Kind};
 
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
 use crate::mirror::uncommitted::Uncommitted;
-use crate::mirror_wire::{CHANGE_OVERHEAD, Frame, Kind};
 
 /// Whether a write may be taken from the ring now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

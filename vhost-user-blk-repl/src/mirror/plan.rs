@@ -1,9 +1,10 @@
 //! How two images are made equal: which regions are compared or copied, decided from the records of both.
 //! Pure.
 
+use ft_wire::mirror::{Answer, Begin, ResyncKind};
+
 use crate::image::range::Range;
 use crate::image::regions::Regions;
-use crate::mirror_wire::{Answer, Begin, ResyncKind};
 use crate::record::{Base, Record};
 
 /// How a primary makes its standby's image equal to its own.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 use ft_proto::Epoch;
+use ft_wire::mirror::{Begin, Digest, Frame, Greeting, Kind, encode, encode_fields};
 
 use crate::mirror::stream::Stream;
-use crate::mirror_wire::{Begin, Digest, Frame, Greeting, Kind, encode, encode_fields};
 
 /// The thread's state.
 pub struct Sender {

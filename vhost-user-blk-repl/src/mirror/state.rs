@@ -11,11 +11,11 @@
 use std::collections::HashSet;
 
 use ft_proto::Epoch;
+use ft_wire::mirror::{Frame, Kind, Name, encode_fields};
 
 use crate::image::range::Range;
 use crate::mirror::copy_window::CopyWindow;
 use crate::mirror::outbox::{Body, Outbox};
-use crate::mirror_wire::{Frame, Kind, Name, encode_fields};
 use crate::record::Base;
 
 /// The copy waits while more bytes than this are queued, so that guest writes do not queue behind it.

@@ -8,16 +8,16 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::Report;
+use ft_transport::mirror::FrameSocket;
+use ft_wire::device_ctl::Report;
+use ft_wire::mirror::Frame;
+use host_kit::sync::lock;
 use tracing::warn;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::frame_socket::FrameSocket;
 use crate::image::range::Range;
-use crate::lock;
 use crate::mirror::outbox::Body;
 use crate::mirror::state::State;
-use crate::mirror_wire::Frame;
 use crate::session::Session;
 
 /// One stream, shared by the worker and the stream's threads.

@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 
 use ft_proto::Epoch;
+use ft_wire::mirror::CHANGE_OVERHEAD;
 
 use crate::image::range::Range;
-use crate::mirror_wire::CHANGE_OVERHEAD;
 
 /// Most epochs that may have changes and are not released: an honest peer has a few.
 pub const OPEN_EPOCHS: usize = 1024;

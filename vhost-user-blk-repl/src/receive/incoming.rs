@@ -2,8 +2,8 @@
 //! through here, and every command of the VMM that concerns frames.
 
 use ft_proto::Epoch;
+use ft_wire::mirror::Frame;
 
-use crate::mirror_wire::Frame;
 use crate::receive::epoch_log::{Change, EpochLog, OverLimit};
 use crate::receive::protocol::{Protocol, Step, Violation};
 
@@ -130,9 +130,10 @@ impl Incoming {
 
 #[cfg(test)]
 mod tests {
+    use ft_wire::mirror::{Digest, Kind};
+
     use super::*;
     use crate::image::range::Range;
-    use crate::mirror_wire::{Digest, Kind};
 
     /// A stream from epoch 2 on whose copy was complete in epoch 3, with one held write of each of `epochs`,
     /// which have ended.

@@ -1,7 +1,7 @@
 //! Standby end of the mirror stream: takes frames in, holds writes by epoch, applies them on release.
 //!
 //! ```text
-//!   primary ══ mirror_wire ══► reader ──► incoming ──release──► applier ──► image
+//!   primary ════ ft_wire ════► reader ──► incoming ──release──► applier ──► image
 //!      ║                         │           protocol: in which order          │
 //!      ║                         ▼           epoch_log: held until released    │
 //!      ╚══════════════════════ reply ◄────── naming: on stable storage ◄───────┘
@@ -19,7 +19,9 @@ mod reader;
 mod reply;
 
 pub use applier::Applier;
-pub use incoming::StateError;
+pub use epoch_log::Change;
+pub use incoming::{Incoming, StateError};
+pub use protocol::Step;
 pub use reader::Disk;
 
 use std::io;
@@ -28,13 +30,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use ft_proto::Epoch;
+use ft_transport::mirror::FrameSocket;
+use ft_wire::mirror::MAX_BODY;
+use host_kit::sync::lock;
 
-use crate::frame_socket::FrameSocket;
-use crate::lock;
-use crate::mirror_wire::MAX_BODY;
 use crate::session::Session;
 use crate::tracker::Tracker;
-use incoming::Incoming;
 use reader::Reader;
 use reply::Replies;
 

@@ -10,10 +10,9 @@
 //! refused.
 
 use ft_proto::Epoch;
+use ft_wire::mirror::{BLOCK, BLOCKS, Digest, Frame, Kind};
 
-use crate::blocks::{BLOCK, BLOCKS};
 use crate::image::SECTOR;
-use crate::mirror_wire::{Digest, Frame, Kind};
 
 /// What to do with an accepted frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

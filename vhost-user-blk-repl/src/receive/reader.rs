@@ -9,16 +9,16 @@ use std::net::Shutdown;
 use std::sync::{Arc, Mutex};
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::Report;
+use ft_transport::mirror::ReadError;
+use ft_wire::device_ctl::Report;
+use ft_wire::mirror::{Begin, CHANGE_OVERHEAD, Frame, Greeting, Kind, Name, WireError, decode_fields};
+use host_kit::sync::lock;
 use tracing::{info, warn};
 
 use crate::blocks::differing;
-use crate::frame_socket::ReadError;
 use crate::image::Image;
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
-use crate::lock;
-use crate::mirror_wire::{Begin, CHANGE_OVERHEAD, Frame, Greeting, Kind, Name, WireError, decode_fields};
 use crate::receive::applier::Applier;
 use crate::receive::epoch_log::{Change, OverLimit};
 use crate::receive::incoming::Incoming;
@@ -192,7 +192,7 @@ impl Reader {
                 self.peer = Peer::Begun(stream.clone(), Base(begin.base));
                 return Ok(Rest::Begin(stream));
             }
-            Step::Compare => self.compare(frame.range(), body),
+            Step::Compare => self.compare(range_of(frame), body),
             Step::Persist => {
                 let Name { base } = decode_fields(frame.kind, &body)?;
                 self.name(incoming.released(), Base(base))?;
@@ -250,7 +250,12 @@ impl Reader {
     }
 }
 
+/// The part of the image that a frame is about.
+fn range_of(frame: &Frame) -> Range {
+    Range::new(frame.offset, frame.len)
+}
+
 fn change(frame: &Frame, body: Vec<u8>) -> Change {
     let data = matches!(frame.kind, Kind::Copy | Kind::Write).then_some(body);
-    Change { range: frame.range(), data }
+    Change { range: range_of(frame), data }
 }

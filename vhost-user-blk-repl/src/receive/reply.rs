@@ -6,10 +6,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ft_proto::Epoch;
-
-use crate::frame_socket::FrameSocket;
-use crate::lock;
-use crate::mirror_wire::{Answer, Frame, Kind, encode, encode_fields};
+use ft_transport::mirror::FrameSocket;
+use ft_wire::mirror::{Answer, Frame, Kind, encode, encode_fields};
+use host_kit::sync::lock;
 
 /// How long a refused peer may take to read why.
 const LINGER: Duration = Duration::from_secs(1);

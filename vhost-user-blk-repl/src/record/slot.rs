@@ -1,7 +1,7 @@
 //! One slot of a record's file, as this version writes it. Pure: bytes in, a record out.
 
-use ft_proto::wire::hash_of_parts;
 use ft_proto::{Term, VmId};
+use ft_wire::hash::hash_of_parts;
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

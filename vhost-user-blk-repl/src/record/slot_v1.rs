@@ -2,7 +2,7 @@
 //! image was last used for.
 
 use ft_proto::Term;
-use ft_proto::wire::hash_of_parts;
+use ft_wire::hash::hash_of_parts;
 use zerocopy::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use device_api::counters::Transfer;
+use ft_wire::mirror::CHANGE_OVERHEAD;
 use vm_memory::GuestAddress;
 
 use crate::geometry::MAX_DATA;
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
-use crate::mirror_wire::CHANGE_OVERHEAD;
 use crate::serve::executor::Op;
 use crate::serve::request::{self, Span, gather};
 use crate::serve::ring::Guest;

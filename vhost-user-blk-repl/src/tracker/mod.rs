@@ -31,11 +31,11 @@ use std::io;
 use std::sync::Arc;
 
 use ft_proto::{Epoch, Term, VmId};
+use ft_wire::mirror::{Answer, Begin, Greeting};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::image::Image;
 use crate::image::range::Range;
-use crate::mirror_wire::{Answer, Begin, Greeting};
 use crate::record::{Opened, Purpose, Record, new_id};
 use lease::{LeasedImage, WriteLease};
 use recorder::Recorder;

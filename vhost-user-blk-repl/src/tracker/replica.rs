@@ -2,9 +2,9 @@
 //! a name. Pure.
 
 use ft_proto::Term;
+use ft_wire::mirror::{Begin, Greeting, ResyncKind};
 
 use crate::image::regions::Regions;
-use crate::mirror_wire::{Begin, Greeting, ResyncKind};
 use crate::record::{Base, Record, Role};
 use crate::tracker::journal::Journal;
 

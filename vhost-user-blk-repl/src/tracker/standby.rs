@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::mirror_wire::{Begin, Greeting};
+use ft_wire::mirror::{Begin, Greeting};
+
 use crate::record::Base;
 use crate::tracker::journal::{RecordWriteError, Ticket};
 use crate::tracker::recorder::Recorder;

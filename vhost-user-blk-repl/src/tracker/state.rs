@@ -12,10 +12,10 @@
 use std::time::Instant;
 
 use ft_proto::{Epoch, Term, VmId};
+use ft_wire::mirror::{Begin, Greeting};
 
 use crate::image::range::Range;
 use crate::image::regions::Regions;
-use crate::mirror_wire::{Begin, Greeting};
 use crate::record::{Base, Purpose, Record, Refuse, Role, new_id};
 use crate::tracker::journal::{Journal, Ticket};
 use crate::tracker::replica::Replica;
@@ -324,8 +324,9 @@ fn run_from(record: &mut Record) {
 
 #[cfg(test)]
 mod tests {
+    use ft_wire::mirror::ResyncKind;
+
     use super::*;
-    use crate::mirror_wire::ResyncKind;
     use crate::tracker::journal::Job;
 
     const MIB: u64 = 1 << 20;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ft_proto::device_ctl::Command;
+use ft_wire::device_ctl::Command;
 use tempfile::TempDir;
 use vhost_user_blk_repl::image::{FileImage, Image};
 use vhost_user_blk_repl::record::{Purpose, RecordFile, Refuse, beside};

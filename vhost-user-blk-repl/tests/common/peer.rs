@@ -6,9 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use ft_proto::{Epoch, Term, VmId};
-use vhost_user_blk_repl::mirror_wire::{
-    Begin, Digest, Frame, Greeting, HEADER_LEN, Kind, ResyncKind, decode, encode, encode_fields,
-};
+use ft_wire::mirror::{Begin, Digest, Frame, Greeting, HEADER_LEN, Kind, ResyncKind, decode, encode, encode_fields};
 
 use super::hosts::{BOUND, Host};
 use super::{release, tcp_pair};

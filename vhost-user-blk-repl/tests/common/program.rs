@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{self, CTL_VERSION, Report, ResyncKind};
+use ft_wire::device_ctl::{self, CTL_VERSION, Report, ResyncKind};
 use tempfile::TempDir;
 
 use super::{Guest, LIMIT, Vmm, soon, tcp_pair};

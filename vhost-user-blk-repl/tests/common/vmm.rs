@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{CTL_MAX, Command, InFlight, QueueState, Release, Report, decode, encode};
+use ft_wire::device_ctl::{CTL_MAX, Command, InFlight, QueueState, Release, Report, decode, encode};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
 
 use super::{LIMIT, wait_readable};

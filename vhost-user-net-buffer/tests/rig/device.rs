@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use ft_proto::Epoch;
-use ft_proto::device_ctl::{CTL_MAX, Command as Ctl, QueueState, Report, decode, encode};
+use ft_wire::device_ctl::{CTL_MAX, Command as Ctl, QueueState, Report, decode, encode};
 
 use super::{PATIENCE_MS, readable};
 

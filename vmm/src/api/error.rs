@@ -40,7 +40,8 @@ impl ApiError {
         match &self.source {
             VmmError::Ft(refused) => {
                 let relation = if matches!(refused, Refused::Preflight(_)) { Relation::List } else { Relation::Chain };
-                Problem { relation, ..problem }.because(refused.reasons()).hinting(refused.hint())
+                let blockers = refused.blockers();
+                Problem { relation, blockers, ..problem }.because(refused.reasons()).hinting(refused.hint())
             }
             source => problem.because(causes(source)),
         }
@@ -69,7 +70,7 @@ pub enum VmmError {
     #[error(transparent)]
     Machine(BoxError),
     /// A standby was built without payload, and its guest has to boot again.
-    #[error("there is nothing to boot: this VM was a standby that was given no kernel")]
+    #[error("there is nothing to boot: this VM was a standby without a kernel")]
     NothingToBoot,
     /// Only the primary may do this.
     #[error("this VM is a standby: it runs on the host that it protects")]
@@ -86,6 +87,9 @@ pub enum VmmError {
     /// The engine refuses.
     #[error(transparent)]
     Ft(#[from] Refused),
+    /// No name server tells where a peer is.
+    #[error("no name server has told the peer's address in time: give an IP address, or try again")]
+    NameServer,
     /// The control loop has ended.
     #[error("the VMM is shutting down")]
     Ending,
@@ -107,6 +111,7 @@ impl VmmError {
             Self::NotHere(_) => "not-here",
             Self::FtUnavailable => "ft-unavailable",
             Self::Ft(refused) => refused.code(),
+            Self::NameServer => "name-server",
             Self::Ending => "ending",
         }
     }
@@ -123,7 +128,7 @@ impl VmmError {
             | Self::NotHere(_)
             | Self::Ending => Blame::State,
             Self::Config(_) | Self::NothingToBoot | Self::FtUnavailable => Blame::Request,
-            Self::Machine(_) => Blame::Environment,
+            Self::Machine(_) | Self::NameServer => Blame::Environment,
             Self::Ft(refused) => refused.blame(),
         }
     }

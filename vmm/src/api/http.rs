@@ -39,6 +39,8 @@ use host_kit::warn_limited;
 const BODY_MAX: usize = 51200;
 /// So much of a longer body is read before it is refused, so that its sender gets to the answer.
 const DRAINED_MAX: usize = 16 << 20;
+/// How long a name server may take to tell the address of a peer.
+const NAMES_LIMIT: Duration = Duration::from_secs(10);
 /// How long clients get to take their last answer when the VMM ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -240,7 +242,7 @@ async fn perform(route: Route, body: &[u8], shared: &Shared) -> Answer {
         Route::VmInfo => return info(shared),
         Route::FtStatus => return ft_query(shared, |ft| Answer::json(&ft.status())),
         Route::FtEvents => return ft_query(shared, |ft| Answer::json(&ft.events())),
-        Route::FtProtect => return protect(shared, body).await,
+        Route::FtProtect => return protect(shared, body.to_vec()).await,
         Route::FtStop => return ft_call(shared, Call::Stop).await,
         Route::FtSuspend => return ft_call(shared, Call::Suspend).await,
         Route::FtResume => return ft_call(shared, Call::Resume).await,
@@ -281,14 +283,17 @@ async fn ft_call(shared: &Shared, call: Call) -> Answer {
     }
 }
 
-/// By the peers that the VMM was started with, unless the body names one.
-async fn protect(shared: &Shared, body: &[u8]) -> Answer {
+/// By the peers that the VMM was started with, unless the body names one. To read the body may mean to ask a
+/// name server for the peer's address, which takes its time: others are served meanwhile.
+async fn protect(shared: &Shared, body: Vec<u8>) -> Answer {
     if body.is_empty() {
         return ft_call(shared, Call::Protect(None)).await;
     }
-    match serde_json::from_slice(body) {
-        Ok(options) => ft_call(shared, Call::Protect(Some(options))).await,
-        Err(error) => Answer::not_deserialized(&error),
+    let read = tokio::task::spawn_blocking(move || serde_json::from_slice(&body));
+    match tokio::time::timeout(NAMES_LIMIT, read).await {
+        Ok(Ok(Ok(options))) => ft_call(shared, Call::Protect(Some(options))).await,
+        Ok(Ok(Err(error))) => Answer::not_deserialized(&error),
+        Ok(Err(_)) | Err(_) => failed(&ApiError::because("The VM is not protected", VmmError::NameServer)),
     }
 }
 

@@ -6,12 +6,12 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use pollux_api::options::{OptionError, Options};
 
@@ -156,7 +156,10 @@ fn bind(path: &Path) -> Result<ApiSocket, SocketError> {
 /// The locked lock file, or `None` if another process has it.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     loop {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        // A FIFO in its place is not waited for.
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).custom_flags(OFlag::O_NONBLOCK.bits());
+        let file = options.open(path)?;
         // An all-zero `flock` but for its type: from byte 0 to the end of the file.
         let whole = libc::flock {
             l_type: libc::F_WRLCK as i16,

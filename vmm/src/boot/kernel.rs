@@ -135,7 +135,7 @@ struct Source {
 impl Source {
     fn open(field: &'static str, path: &Path) -> Result<Self, BootError> {
         let error = |source| BootError::Read { field, path: path.to_owned(), source };
-        let file = File::open(path).map_err(error)?;
+        let file = host_kit::file::open_nonblocking(path).map_err(error)?;
         let metadata = file.metadata().map_err(error)?;
         let source = Self { field, path: path.to_owned(), file, size: metadata.len() };
         if !metadata.is_file() {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ft_proto::device_ctl::DeviceInfo;
+use ft_wire::device_ctl::DeviceInfo;
 
 use crate::devices::error::DeviceError;
 use crate::process::DeviceProcess;

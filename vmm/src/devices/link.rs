@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use ft_proto::device_ctl::DeviceInfo;
+use ft_wire::device_ctl::DeviceInfo;
 
 use crate::devices::device::Device;
 use crate::vhost_user::{Kind, told_block_size, told_mtu};

@@ -29,6 +29,15 @@ use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 pub const ID: &str = "__serial";
 const VERSION: u16 = 1;
 
+/// What becomes of the output that is in the line's file already.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Earlier {
+    /// It goes: this VM boots.
+    Removed,
+    /// It stays: this VM goes on, perhaps, with what ran before.
+    Kept,
+}
+
 /// Why there is no serial line.
 #[derive(Debug, thiserror::Error)]
 pub enum SerialError {
@@ -228,7 +237,7 @@ impl Line {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn open(config: &mut SerialConfig) -> Result<Option<Self>, SerialError> {
+    pub fn open(config: &mut SerialConfig, earlier: Earlier) -> Result<Option<Self>, SerialError> {
         let line = |sink: Box<dyn Write + Send>, input, pty, raw| {
             let out = ConsoleOut::new(sink).map_err(SerialError::Start)?;
             Ok(Some(Self { out: Arc::new(out), input, _pty: pty, raw }))
@@ -238,7 +247,7 @@ impl Line {
             ConsoleOutputMode::Null => line(Box::new(io::sink()), None, None, None),
             ConsoleOutputMode::File => {
                 let path = config.file.clone().unwrap_or_default();
-                let file = create(&path).map_err(|source| SerialError::File { path, source })?;
+                let file = create(&path, earlier).map_err(|source| SerialError::File { path, source })?;
                 line(Box::new(file), None, None, None)
             }
             ConsoleOutputMode::Tty => {
@@ -281,11 +290,15 @@ impl Line {
     }
 }
 
-/// The file for the output, emptied. A FIFO that nobody reads is an error: to wait for a reader would hold up
+/// The file for the output. A FIFO that nobody reads is an error: to wait for a reader would hold up
 /// everybody who wants something of this VMM. Writing to it may wait again, on a thread of its own.
-fn create(path: &Path) -> io::Result<File> {
+fn create(path: &Path, earlier: Earlier) -> io::Result<File> {
     let mut options = File::options();
-    options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    match earlier {
+        Earlier::Removed => options.write(true).truncate(true),
+        Earlier::Kept => options.append(true),
+    };
+    options.create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     let file = options.open(path).map_err(|error| match error.raw_os_error() {
         Some(libc::ENXIO) => io::Error::new(error.kind(), "nobody reads it: start its reader first"),
         _ => error,
@@ -444,9 +457,26 @@ mod tests {
     }
 
     #[test]
+    fn output_of_before_stays_unless_the_vm_boots() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("serial.log");
+        let says = |words: &[u8], earlier| {
+            let file = Some(path.clone());
+            let mut config = SerialConfig { mode: ConsoleOutputMode::File, file, ..Default::default() };
+            let line = Line::open(&mut config, earlier).unwrap().unwrap();
+            port(line.out.clone()).write(0, words);
+            line.out.clone()
+        };
+        std::fs::write(&path, "an earlier run").unwrap();
+        drop(says(b"1", Earlier::Removed));
+        drop(says(b"2", Earlier::Kept));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "12");
+    }
+
+    #[test]
     fn a_pty_carries_both_directions() {
         let mut config = SerialConfig { mode: ConsoleOutputMode::Pty, ..Default::default() };
-        let line = Line::open(&mut config).unwrap().unwrap();
+        let line = Line::open(&mut config, Earlier::Removed).unwrap().unwrap();
         let mut terminal = File::options().read(true).write(true).open(config.file.unwrap()).unwrap();
         let port = Arc::new(Mutex::new(port(line.out.clone())));
         let (send, receive) = mpsc::channel();
@@ -484,7 +514,7 @@ mod tests {
     #[test]
     fn a_pty_that_nobody_reads_does_not_stop_the_guest() {
         let mut config = SerialConfig { mode: ConsoleOutputMode::Pty, ..Default::default() };
-        let line = Line::open(&mut config).unwrap().unwrap();
+        let line = Line::open(&mut config, Earlier::Removed).unwrap().unwrap();
         for _ in 0..100 {
             line.out.write(&[b'x'; 4096]);
         }
@@ -494,7 +524,7 @@ mod tests {
     fn files_that_cannot_be_opened_are_named() {
         let file = Some(PathBuf::from("/nowhere/serial"));
         let mut config = SerialConfig { mode: ConsoleOutputMode::File, file, socket: None };
-        let error = Line::open(&mut config).err().unwrap();
+        let error = Line::open(&mut config, Earlier::Removed).err().unwrap();
         assert_eq!(error.to_string(), "serial: cannot open file /nowhere/serial");
     }
 
@@ -505,10 +535,10 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let mut config =
             SerialConfig { mode: ConsoleOutputMode::File, file: Some(path.clone()), ..SerialConfig::default() };
-        let error = Line::open(&mut config).err().unwrap();
+        let error = Line::open(&mut config, Earlier::Removed).err().unwrap();
         assert!(host_kit::error::chain(&error).ends_with("nobody reads it: start its reader first"), "{error:?}");
         let mut reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
-        let line = Line::open(&mut config).unwrap().unwrap();
+        let line = Line::open(&mut config, Earlier::Removed).unwrap().unwrap();
         line.out.write(b"hello");
         drop(line);
         let mut text = String::new();

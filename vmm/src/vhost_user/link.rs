@@ -7,13 +7,14 @@
 //! a dozen.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -75,7 +76,7 @@ impl Link {
     pub fn connect(id: &str, path: &Path) -> Result<UnixStream, VhostUserError> {
         let end = Instant::now() + START_LIMIT;
         loop {
-            match UnixStream::connect(path) {
+            match connect_now(path) {
                 Ok(stream) => return Ok(stream),
                 Err(e) if !is_starting(&e) || Instant::now() >= end => {
                     let socket = path.display().to_string();
@@ -347,8 +348,19 @@ impl Link {
     }
 }
 
+/// Connects if that is possible at once: a listener that accepts nobody is not waited for.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Nobody listens yet, or does not get to accepting.
 fn is_starting(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock)
 }
 
 fn start_vring(frontend: &Frontend, vring: &Start<'_>, ram: &GuestRam, log: bool) -> vhost::Result<()> {

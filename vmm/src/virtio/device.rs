@@ -1,6 +1,6 @@
 //! What a virtio device has to know and do, whatever it is and however it is reached.
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::virtio::error::VirtioError;

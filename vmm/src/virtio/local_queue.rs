@@ -4,7 +4,7 @@
 //! That is why nothing has to be sealed before a checkpoint: with the vCPUs parked no such queue is being
 //! served, and what was written to guest memory is in the VMM's own write log.
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 

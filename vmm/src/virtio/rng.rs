@@ -1,11 +1,14 @@
 //! virtio-rng: entropy from a file of the host, served by the VMM itself.
+//!
+//! A request is served on the vCPU that makes it, so nothing here waits: what the file does not have at once
+//! comes from the host's kernel.
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,8 +38,9 @@ impl Rng {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn new(source: &Path, ram: GuestRam) -> std::io::Result<Self> {
-        Ok(Self { source: File::open(source)?, ram, queue: None, position: Default::default(), log_failure: true })
+    pub fn new(source: &Path, ram: GuestRam) -> io::Result<Self> {
+        let source = host_kit::file::open_nonblocking(source)?;
+        Ok(Self { source, ram, queue: None, position: Default::default(), log_failure: true })
     }
 }
 
@@ -137,12 +141,23 @@ impl VirtioDevice for Rng {
 }
 
 /// Fills the request with entropy, as far as it may; the bytes written are returned.
-fn fill(chain: Chain<'_>, ram: &GuestRam, source: &mut File) -> std::io::Result<u32> {
-    let mut writer = chain.writer(ram).map_err(std::io::Error::other)?;
+fn fill(chain: Chain<'_>, ram: &GuestRam, source: &mut File) -> io::Result<u32> {
+    let mut writer = chain.writer(ram).map_err(io::Error::other)?;
     let mut buffer = [0; REQUEST_MAX];
     let wanted = writer.available_bytes().min(REQUEST_MAX);
-    let got = source.read(&mut buffer[..wanted])?;
+    let entropy = &mut buffer[..wanted];
+    let got = match source.read(entropy) {
+        // It is at its end, or has nothing now.
+        Ok(0) => host_entropy(entropy)?,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => host_entropy(entropy)?,
+        read => read?,
+    };
     writer.write_all(&buffer[..got])?;
     // At most REQUEST_MAX.
     Ok(got as u32)
+}
+
+fn host_entropy(buffer: &mut [u8]) -> io::Result<usize> {
+    host_kit::random::fill(buffer)?;
+    Ok(buffer.len())
 }

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use ft_proto::device_ctl::QueueState;
+use ft_wire::device_ctl::QueueState;
 use serde::{Deserialize, Serialize};
 
 use crate::pci::config_space::SavedConfig;

@@ -11,7 +11,7 @@ use crate::legacy::power::{Ged, PowerPort};
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::{Line, SerialError, SerialPort};
 use crate::machine::bus::{Bus, BusDevice};
-use crate::machine::cpu::{CpuOptions, OnGuestEvent};
+use crate::machine::cpu::{CpuOptions, OnGuestEvent, cpuid};
 use crate::machine::ioapic::{Ioapic, Pin};
 use crate::machine::kvm::KvmError;
 use crate::machine::memory::guest::{GuestMemory, RamOptions};
@@ -27,10 +27,12 @@ pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-/// Whether the CPUs' address space has room for this memory, and for devices behind it.
-pub(super) fn check_size(memory: &GuestMemory, phys_bits: u8) -> Result<(), VmError> {
-    if layout::mmio64(memory.size(), phys_bits).1 == 0 {
-        return Err(VmError::TooLarge { size: memory.size(), phys_bits });
+/// Whether the CPUs' address space has room for this memory, and for devices behind it. Asked before
+/// anything of the memory is there: what keeps account of it grows with it.
+pub(super) fn check_size(kvm: &Kvm, config: &VmConfig) -> Result<(), VmError> {
+    let (size, phys_bits) = (config.memory.size, cpuid::phys_bits(kvm, config.cpus.max_phys_bits)?);
+    if layout::mmio64(size, phys_bits).1 == 0 {
+        return Err(VmError::TooLarge { size, phys_bits });
     }
     Ok(())
 }

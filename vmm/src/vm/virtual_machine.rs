@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use host_kit::sync::lock;
 use kvm_ioctls::VmFd;
 
 use crate::boot::acpi::{self, AcpiOptions};
@@ -17,7 +18,7 @@ use crate::config::VmConfig;
 use crate::devices::{DeviceManager, DeviceParts};
 use crate::legacy::console::ConsoleOut;
 use crate::legacy::pm_timer::PmTimer;
-use crate::legacy::serial::{InputThread, Line};
+use crate::legacy::serial::{Earlier, InputThread, Line};
 use crate::machine::bus::Bus;
 use crate::machine::clock::Clock;
 use crate::machine::cpu::state::VcpuStateError;
@@ -34,7 +35,7 @@ use crate::vm::confirmed::Confirmed;
 use crate::vm::error::VmError;
 use crate::vm::gate::Gate;
 use crate::vm::hardware::{self, Legacy};
-use crate::vm::parts::{SavedParts, lock};
+use crate::vm::parts::SavedParts;
 
 /// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two
 /// of the longest epochs.
@@ -58,14 +59,16 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Builds a VM that waits for [`Vm::boot`], or for [`Vm::load`] and [`Vm::start_restored`]. Ids,
-    /// addresses and the path of a pseudo terminal are filled into the configuration.
+    /// Builds a VM that waits for [`Vm::boot`], or for [`Vm::load`] and [`Vm::start_restored`]; `earlier` is
+    /// about the output of its serial line. Ids, addresses and the path of a pseudo terminal are filled into
+    /// the configuration.
     ///
     /// # Errors
     /// When any part cannot be had. Nothing is left behind.
-    pub fn new(mut config: VmConfig, on_event: OnGuestEvent) -> Result<Self, VmError> {
+    pub fn new(mut config: VmConfig, earlier: Earlier, on_event: OnGuestEvent) -> Result<Self, VmError> {
         let payload = config.payload.as_ref().map(Payload::open).transpose()?;
         let kvm = kvm::open()?;
+        hardware::check_size(&kvm, &config)?;
         let vm = Arc::new(hardware::create_vm(&kvm)?);
         let memory = GuestMemory::new(&hardware::ram_options(&config))?;
         if let Some(payload) = &payload {
@@ -73,7 +76,7 @@ impl Vm {
         }
         memory.set_slots(&vm, 0)?;
         let dirty = Arc::new(Mutex::new(DirtyTracker::new(vm.clone(), &memory)));
-        let line = Line::open(&mut config.serial)?;
+        let line = Line::open(&mut config.serial, earlier)?;
 
         let irq = Arc::new(IrqManager::new(vm.clone())?);
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
@@ -82,7 +85,6 @@ impl Vm {
         let ports = CpuPorts { pio: pio.clone(), mmio: mmio.clone(), on_event: on_event.clone() };
         let cpus = CpuManager::new(&kvm, &vm, &hardware::cpu_options(&config), &ports)?;
         let phys_bits = cpus.phys_bits();
-        hardware::check_size(&memory, phys_bits)?;
         let ioapic = Arc::new(Mutex::new(Ioapic::new(irq.clone())));
         pio.insert(
             Arc::new(Mutex::new(PmTimer::new(vm.clone()))),
@@ -204,7 +206,7 @@ impl Vm {
         if !self.parts.confirmed.wait(paused, CONFIRM_LIMIT) {
             let what = if paused { "paused" } else { "resumed" };
             tracing::warn!(
-                "the standby does not know yet that this VM was {what}: should it take over now, it is not there"
+                "the standby does not know yet that this VM was {what}: should it take over now, the VM is not {what} there"
             );
         }
     }
@@ -228,9 +230,11 @@ impl Vm {
     /// Back to power-on with the same memory, then boots again; runs afterwards, paused or not before.
     ///
     /// # Errors
-    /// When a device cannot be reset or the payload cannot be loaded again; the VM stays stopped then.
+    /// When a device cannot be reset or the payload cannot be loaded again; the VM stays stopped then, and in
+    /// no checkpoint.
     pub fn reset(&mut self) -> Result<(), VmError> {
         let _inside = self.parts.gate.enter()?;
+        self.parts.gate.in_pieces(true);
         if self.parts.is_paused() {
             lock(&self.parts.devices).unquiesce()?;
         } else if self.started {
@@ -240,8 +244,9 @@ impl Vm {
         self.parts.paused.store(false, Ordering::SeqCst);
         self.started = false;
         self.parts.reset_devices()?;
-        self.parts.cpus.load(&mut StateReader::new(&self.power_on)?)?;
+        self.parts.cpus.power_on(&mut StateReader::new(&self.power_on)?)?;
         self.load_payload()?;
+        self.parts.gate.in_pieces(false);
         self.start()
     }
 
@@ -301,8 +306,10 @@ impl Vm {
     /// Presses the power button.
     ///
     /// # Errors
-    /// When the interrupt cannot be delivered.
+    /// When the interrupt cannot be delivered, or the VM is not here for certain.
     pub fn power_button(&mut self) -> Result<(), VmError> {
+        // A VM that leaves would forget it.
+        let _inside = self.parts.gate.enter()?;
         Ok(lock(&self.parts.ged).press_power_button()?)
     }
 

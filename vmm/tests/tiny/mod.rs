@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use pollux_vmm::config::{ConsoleOutputMode, PayloadConfig, SerialConfig, VmConfig};
+use pollux_vmm::legacy::serial::Earlier;
 use pollux_vmm::machine::cpu::GuestEvent;
 use pollux_vmm::vm::Vm;
 use tempfile::TempDir;
@@ -103,7 +104,7 @@ impl Tiny {
         let dir = TempDir::new().unwrap();
         let config = config(dir.path(), code, vcpus);
         let (send, events) = mpsc::channel();
-        let vm = Vm::new(config, Arc::new(move |event| send.send(event).unwrap())).unwrap();
+        let vm = Vm::new(config, Earlier::Removed, Arc::new(move |event| send.send(event).unwrap())).unwrap();
         Self { vm, events, dir }
     }
 

@@ -8,10 +8,13 @@
 
 mod unacknowledged;
 
-use ft_proto::device_ctl::{Command, Report};
-use ft_proto::pages::PAGE;
-use ft_proto::wire::{CopyProgress, DiskProgress, Header, Kind, Refusal, WireError, decode_body};
 use ft_proto::{Committed, Epoch, Input, NodeId, Time};
+use ft_transport::connection::Connection;
+use ft_transport::frames::FrameReader;
+use ft_transport::heartbeats::Heartbeats;
+use ft_wire::device_ctl::{Command, Report};
+use ft_wire::pages::PAGE;
+use ft_wire::session::{CopyProgress, DiskProgress, Header, Kind, Refusal, WireError, decode_body};
 use host_kit::error::chain;
 use pollux_api::options::{Compression, Tuning};
 use pollux_api::status::{CompressionStatus, Peer};
@@ -29,9 +32,6 @@ use crate::platform::{OpenedOn, Platform};
 use crate::stream::adaptive_compression::Selector;
 use crate::stream::ends::{Done, Job, SendingEnd, Sent};
 use crate::stream::history::History;
-use crate::transport::connection::Connection;
-use crate::transport::frames::FrameReader;
-use crate::transport::heartbeats::Heartbeats;
 
 /// Chunks of the first copy with the sender: one is being sent while one is being filled, so the link never
 /// waits for the copy.

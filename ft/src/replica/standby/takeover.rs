@@ -1,7 +1,7 @@
 //! The standby becomes the host that runs the VM, from the last committed checkpoint on.
 
 use ft_proto::Epoch;
-use ft_proto::wire::TookOver;
+use ft_wire::session::TookOver;
 use pollux_api::status::Takeover;
 
 use super::StandbySession;
@@ -31,7 +31,7 @@ impl<P: Platform> StandbySession<P> {
         let Self { latest, applied, shape, yielded, primary, stream, .. } = self;
         // Ends the receiving thread: nothing writes to memory behind our back from here on.
         drop(stream);
-        let image = latest.filter(|image| image.epoch == committed).ok_or(TakeOverError::NoCheckpoint)?;
+        let image = latest.filter(|image| image.epoch() == committed).ok_or(TakeOverError::NoCheckpoint)?;
         // A device knows only of the epochs that it has something of.
         cx.devices().roll_back(|key| applied.get(&key).copied().unwrap_or(committed))?;
         cx.machine_mut().guest().load(image.state())?;

@@ -1,17 +1,19 @@
 //! A peer that is no honest primary, and what it makes a standby hold.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::mpsc;
+use std::time::Duration;
 
-use ft_proto::packing::Packer;
-use ft_proto::wire::{CopyProgress, Digest, EpochEnd, MESSAGE_MAX, Refusal, encode_body};
 use ft_proto::{Settings, Term};
+use ft_transport::dial;
+use ft_transport::frames::{Frame, Stamp, write_frame, write_frames};
+use ft_wire::packing::Packer;
+use ft_wire::session::{CopyProgress, Digest, EpochEnd, MESSAGE_MAX, Refusal, encode_body};
 
 use super::*;
 use crate::guest::GuestError;
 use crate::guest::staging::Staging;
-use crate::transport::frames::{Frame, Stamp, write_frame, write_frames};
 
 const PAGES: u64 = 2048;
 const FRAME_PAGES: u64 = 512;
@@ -50,8 +52,8 @@ impl Memory for Sink {
 /// A peer's end of the stream, the thread that reads it, and what that tells.
 fn connected() -> (TcpStream, ReceiverHandle, mpsc::Receiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (stream, _) = listener.accept().unwrap();
+    let stream = dial::connect(listener.local_addr().unwrap(), Duration::from_secs(60)).unwrap();
+    let (peer, _) = listener.accept().unwrap();
     let (tell, told) = mpsc::channel();
     let receiver =
         ReceiverHandle::start(stream, Clock::new(), Arc::new(Sink), move |received| drop(tell.send(received))).unwrap();
@@ -74,7 +76,7 @@ fn send_epoch(peer: &mut TcpStream, epoch: Epoch, packer: &mut Packer) -> Result
     }
     let mut staging = Staging::default();
     staging.state.extend([1; 100]);
-    let positions = encode_body::<Vec<crate::guest::Position>>(&Vec::new());
+    let positions = encode_body::<Vec<ft_wire::state::Position>>(&Vec::new());
     let len = (positions.len() as u64).to_le_bytes();
     let (hash, _) = write_frame(peer, stamp(Kind::State), &[&len, &positions, &staging.state])?;
     digest.add(hash);
@@ -122,7 +124,7 @@ fn a_primary_that_waits_for_its_acknowledgements_may_go_on() {
     }
     for epoch in 1..=10 {
         let Received::Whole(mut image) = told.recv().unwrap() else { panic!("the stream has ended") };
-        assert_eq!(image.epoch, Epoch(epoch));
+        assert_eq!(image.epoch(), Epoch(epoch));
         receiver.committed(Epoch(epoch));
         image.recycle().for_each(|buffer| receiver.give_back(buffer));
         send_epoch(&mut peer, Epoch(epoch + 2), &mut packer).unwrap();
@@ -157,7 +159,7 @@ fn a_long_word_is_refused_before_it_is_read() {
     let (mut peer, _receiver, told) = connected();
     let len = MESSAGE_MAX + 1;
     let header =
-        ft_proto::wire::Header { kind: Kind::Progress, term: Term(1), epoch: Epoch(0), len, raw: len, body_hash: 0 };
+        ft_wire::session::Header { kind: Kind::Progress, term: Term(1), epoch: Epoch(0), len, raw: len, body_hash: 0 };
     io::Write::write_all(&mut peer, &header.encode()).unwrap();
     let Received::Ended(reason) = told.recv().unwrap() else { panic!("it goes on") };
     assert!(reason.contains("longer than a frame may be"), "{reason}");

@@ -12,8 +12,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ft_proto::wire::{Header, Hello, Kind, Purpose, encode_body, hash_of_parts};
 use ft_proto::{Epoch, NodeId, Term, VmId};
+use ft_wire::hash::hash_of_parts;
+use ft_wire::session::{Header, Hello, Kind, Purpose, encode_body};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
@@ -141,8 +142,7 @@ impl Trace {
         let ignored = host.ft_status()?["ignored_beats"].as_u64().unwrap_or_default();
         let told = host.ft_events()?;
         let moved = |event: &&serde_json::Value| {
-            ["took-over", "protection-lost", "fenced", "standby-lost"]
-                .contains(&event["event"].as_str().unwrap_or_default())
+            ["takeover-completed", "protection-lost", "fenced"].contains(&event["event"].as_str().unwrap_or_default())
         };
         Ok(Self { log, memory, ignored, moves: told.iter().filter(moved).count() })
     }

@@ -1,8 +1,8 @@
 //! When a node runs the VM alone, nothing of a session is left: the guest runs, its devices serve, its output
 //! leaves, its disks are not mirrored, and its writes are tracked exactly if a checkpoint is kept.
 //!
-//! Reason: a VM that stays where it is must be the VM that it was. Who is slowed down, or waits, for a standby
-//! that is gone does so until somebody notices.
+//! Reason: a VM that stays where it is must be the VM that it was. Whatever is slowed down, or waits, for a
+//! standby that is gone does so until somebody notices.
 
 use super::moment::{Invariant, Moment, Scene};
 

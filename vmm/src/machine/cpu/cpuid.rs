@@ -24,6 +24,8 @@ const FREQUENCY_LEAF: u32 = 0x16;
 const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
 /// Hypervisor leaf with the TSC's and the LAPIC timer's frequency in kHz.
 const TIMING_LEAF: u32 = 0x4000_0010;
+/// Of physical and linear addresses.
+const ADDRESS_SIZES: u32 = 0x8000_0008;
 const LAPIC_TIMER_KHZ: u32 = 1_000_000;
 const HYPERVISOR_LEAF: u32 = 0x4000_0000;
 /// KVM's own signature in the hypervisor leaf, "KVMKVMKVM".
@@ -44,17 +46,32 @@ pub struct CpuidOptions {
     pub tsc_khz: Option<u32>,
 }
 
+/// The physical address bits of this host's CPUs, `max` at most, as [`common`] shows them to the guest.
+///
+/// # Errors
+/// When KVM does not tell what it supports.
+pub fn phys_bits(kvm: &Kvm, max: u8) -> Result<u8, CpuError> {
+    let supported = supported(kvm)?;
+    let sizes = supported.as_slice().iter().find(|entry| entry.function == ADDRESS_SIZES);
+    // Without the leaf, what every CPU of this architecture has.
+    Ok(sizes.map_or(36, |entry| (entry.eax as u8).min(max).max(32)))
+}
+
+fn supported(kvm: &Kvm) -> Result<CpuId, CpuError> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuError::kvm("KVM_GET_SUPPORTED_CPUID"))
+}
+
 /// The table all vCPUs share, and the physical address bits in it.
 ///
 /// # Errors
 /// When KVM does not tell what it supports.
 pub fn common(kvm: &Kvm, options: &CpuidOptions) -> Result<(Vec<kvm_cpuid_entry2>, u8), CpuError> {
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    let supported = supported(kvm)?;
     // Topology leaves are ours.
     let ours = [0xb, 0x1f, 0x8000_0026];
     let mut table: Vec<_> = supported.as_slice().iter().copied().filter(|e| !ours.contains(&e.function)).collect();
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let mut phys_bits = 36;
+    let phys_bits = phys_bits(kvm, options.max_phys_bits)?;
     for entry in &mut table {
         match entry.function {
             1 => {
@@ -64,10 +81,7 @@ pub fn common(kvm: &Kvm, options: &CpuidOptions) -> Result<(Vec<kvm_cpuid_entry2
             }
             7 if entry.index == 0 => clear_unless(options.amx, &mut entry.edx, AMX_BITS),
             0x8000_0001 => clear_unless(options.nested, &mut entry.ecx, SVM),
-            0x8000_0008 => {
-                phys_bits = (entry.eax as u8).min(options.max_phys_bits).max(32);
-                entry.eax = entry.eax & !0xff | u32::from(phys_bits);
-            }
+            ADDRESS_SIZES => entry.eax = entry.eax & !0xff | u32::from(phys_bits),
             _ => {}
         }
     }
@@ -175,8 +189,13 @@ pub fn missing(guest: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Vec<Str
         }
     }
     let bits = |table| entry(table, 0x8000_0008, 0).eax & 0xff;
-    if bits(guest) > bits(here) {
-        lines.push(format!("the guest uses {} physical address bits, there are {}", bits(guest), bits(here)));
+    // The places of devices depend on them.
+    if bits(guest) != bits(here) {
+        let (guest, here) = (bits(guest), bits(here));
+        lines.push(format!(
+            "the guest has {guest} physical address bits, this host gives it {here}: start both hosts with max_phys_bits={}",
+            guest.min(here)
+        ));
     }
     lines
 }
@@ -391,6 +410,11 @@ mod tests {
         let expected = ["the CPUs are of different vendors", "CPU features Ecx 0x80000000 of leaf 0x1.0 are missing"];
         assert_eq!(missing(&table, &less), expected);
         assert_eq!(missing(&less, &table), expected[..1]);
+        let mut narrow = table.clone();
+        find(&mut narrow, 0x8000_0008).unwrap().eax -= 1;
+        for (guest, here) in [(&table, &narrow), (&narrow, &table)] {
+            assert!(missing(guest, here)[0].contains("physical address bits"));
+        }
     }
 
     #[test]

@@ -1,0 +1,47 @@
+//! Opens files that an operator names. What they name may be anything: to open a FIFO must not wait for its
+//! other end, and to read from one must not wait for what nobody writes.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+/// Opens a regular file to read it.
+///
+/// # Errors
+/// When it cannot be opened, or is something else.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = open_nonblocking(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+}
+
+/// Opens whatever it is to read what is there at once; otherwise reading fails with
+/// [`io::ErrorKind::WouldBlock`], where the kind of file can say so.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_nonblocking(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    File::options().read(true).custom_flags(flags.bits()).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    #[test]
+    fn a_fifo_that_nobody_writes_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        assert_eq!(open_regular(&fifo).unwrap_err().to_string(), "it is not a regular file");
+        assert!(open_nonblocking(&fifo).is_ok());
+        assert!(open_regular(dir.path()).is_err());
+        std::fs::write(dir.path().join("file"), "x").unwrap();
+        assert!(open_regular(&dir.path().join("file")).is_ok());
+    }
+}
