@@ -192,7 +192,7 @@ impl Reader {
                 self.peer = Peer::Begun(stream.clone(), Base(begin.base));
                 return Ok(Rest::Begin(stream));
             }
-            Step::Compare => self.compare(range_of(&frame), body),
+            Step::Compare => self.compare(range_of(frame), body),
             Step::Persist => {
                 let Name { base } = decode_fields(frame.kind, &body)?;
                 self.name(incoming.released(), Base(base))?;
