@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use device_api::counters::Page;
+use pollux_api::limits::{QUEUE_SIZE_MIN, check_queue_size};
 
 /// What a VMM says to any device process.
 #[derive(Args, Clone, Debug)]
@@ -84,10 +85,8 @@ fn control_socket(text: &str) -> Result<Endpoint, String> {
 /// # Errors
 /// When it is not a power of two from 4 to 32768.
 pub fn queue_size(text: &str) -> Result<u16, String> {
-    match text.parse::<u16>() {
-        Ok(size) if size.is_power_of_two() && (4..=32768).contains(&size) => Ok(size),
-        _ => Err("a queue has a power of two of descriptors, 4 to 32768".to_owned()),
-    }
+    let size = text.parse().map_err(|_| "is not a number".to_owned())?;
+    check_queue_size(size, QUEUE_SIZE_MIN).map(|()| size)
 }
 
 #[cfg(test)]

@@ -46,9 +46,11 @@ pub mod ends;
 mod entry;
 mod error;
 pub mod events;
+pub mod gate;
 pub mod process;
 mod served;
 pub mod sockets;
+mod vmm;
 pub mod vring;
 
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -58,6 +60,7 @@ pub use device::Device;
 pub use entry::main;
 pub use error::{ProcessError, ServeError};
 pub use served::Served;
+pub use vmm::Vmm;
 
 /// Guest memory, with a dirty log that the frontend may put underneath.
 pub type Memory = GuestMemoryMmap<BitmapMmapRegion>;
@@ -66,4 +69,4 @@ pub type Memory = GuestMemoryMmap<BitmapMmapRegion>;
 pub type Vring = vring::Vring<GuestMemoryAtomic<Memory>>;
 
 /// The largest queue that virtio knows. The frontend may have any size up to it.
-pub const QUEUE_SIZE_MAX: usize = 32768;
+pub const QUEUE_SIZE_MAX: usize = pollux_api::limits::QUEUE_SIZE_MAX as usize;

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use host_kit::sync::lock;
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -94,9 +95,4 @@ impl<D: Device> Served<D> {
     pub(crate) fn inner(&self) -> Arc<Mutex<D>> {
         self.device.clone()
     }
-}
-
-/// After a panic the process ends; in tests, which go on, nothing of the device counts any more.
-fn lock<D>(device: &Mutex<D>) -> MutexGuard<'_, D> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }

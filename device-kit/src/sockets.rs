@@ -30,7 +30,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// A file is in the way.
-    #[error("{flag} {path}: exists and is no socket; remove it or give another path")]
+    #[error("{flag} {path}: exists and is not a socket; remove it or give another path")]
     NotASocket {
         /// The flag.
         flag: &'static str,
@@ -48,7 +48,7 @@ pub enum SocketError {
         source: io::Error,
     },
     /// The inherited descriptor is not what it must be.
-    #[error("{flag} fd={fd}: is no {expected} inherited from the parent process")]
+    #[error("{flag} fd={fd}: is not a {expected} inherited from the parent process")]
     Inherited {
         /// The flag.
         flag: &'static str,

@@ -41,6 +41,16 @@ impl<M: GuestAddressSpace> Vring<M> {
         }
     }
 
+    /// The ring, if it is to be served: it is set up and enabled, and makes sense.
+    pub fn to_serve(&self) -> Option<<Self as VringStateMutGuard<'_, M>>::G>
+    where
+        M: 'static,
+    {
+        let ring = self.get_mut();
+        let ready = ring.is_enabled() && ring.get_queue().ready() && !self.is_broken();
+        ready.then_some(ring)
+    }
+
     /// Whether that was so since the ring was set up.
     #[must_use]
     pub fn is_broken(&self) -> bool {

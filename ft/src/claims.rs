@@ -1,4 +1,4 @@
-//! The claim that is open at the witness, for those who wonder why nothing happens.
+//! The claim that the witness has not answered yet, as status shows it.
 
 use ft_proto::witness::Claim;
 use ft_proto::{Time, WitnessAnswer};

@@ -15,7 +15,7 @@ pub use crate::stream::history::History;
 pub use crate::stream::image::apply_pages;
 pub use crate::stream::intake::Intake;
 pub use crate::stream::outgoing::perform;
-pub use crate::witness::AskWitness;
+pub use crate::witness::{AskWitness, decode_stored};
 pub use host_kit::cpu_load::CpuLoad;
 pub use pollux_api::options::Compression;
 pub use pollux_api::status::WitnessStatus;

@@ -18,9 +18,9 @@ use crate::peers::ask::{Answer, ask_all, known_vm, objection};
 use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How long the witness may take; its own limit is shorter, and tells why.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WITNESS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The right to run a VM: who has it, and since when.
+/// The right to run a VM: which node has it, and since when.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct NodeTerm {
     /// The VM.
@@ -46,7 +46,7 @@ impl NodeTerm {
 pub enum Part {
     /// Boot it. If there is a witness, it says so.
     Run(NodeTerm),
-    /// Wait for who runs it; why, if anybody was asked.
+    /// Wait for the host that runs it; why, if anybody was asked.
     StandBy(Option<String>),
 }
 
@@ -62,9 +62,7 @@ pub enum StartError {
         reason: String,
     },
     /// The disks are those of another VM.
-    #[error(
-        "--ft: the disks are those of VM {disks}, and witness {witness} is that of VM {found}: one of them is another VM's"
-    )]
+    #[error("--ft: the disks belong to VM {disks}, and the record of witness {witness} to VM {found}")]
     OtherVm {
         /// By their records.
         disks: VmId,
@@ -141,7 +139,7 @@ impl Start<'_> {
         let silent = |reason| StartError::Witness { witness: address.to_string(), reason };
         let client =
             WitnessClient::start(address).map_err(|error| silent(format!("cannot start a thread: {error}")))?;
-        let stored = client.read_and_wait(PATIENCE).map_err(silent)?;
+        let stored = client.read_and_wait(WITNESS_TIMEOUT).map_err(silent)?;
         let on_record = stored.and_then(|stored| stored.vm);
         if let (Some(disks), Some(found)) = (self.me.disks.vm, on_record)
             && disks != found
@@ -154,15 +152,14 @@ impl Start<'_> {
         if let Verdict::Refused(_) = judge(record, claim) {
             return Ok(Err(self.refusal(record, address)));
         }
-        // Who finds that the VM was shut down does nothing that another host might have done already.
+        // A host that finds the VM shut down does nothing that another host might have done already.
         let plain = matches!((record, claim), (Some(Record::Stopped { .. }), Claim::Start { .. }));
         if let Some(why) = if plain { None } else { self.asked_others(known, record) } {
             return Ok(Err(why));
         }
         let vm = known.unwrap_or_else(new_vm);
-        let regret =
-            Claim::Stop { node: self.node, term: Term(0), disks: self.me.disks.state.ran().unwrap_or_default() };
-        match ask(&client, vm, claim, Some(regret)) {
+        let undo = Claim::Stop { node: self.node, term: Term(0), disks: self.me.disks.state.ran().unwrap_or_default() };
+        match ask(&client, vm, claim, Some(undo)) {
             WitnessAnswer::Unreachable(_, reason) => Err(silent(reason)),
             WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
                 Ok(Ok(NodeTerm { vm, node: self.node, term: record.term(), first: false }))
@@ -183,7 +180,7 @@ impl Start<'_> {
         let last = self.me.disks.state.term();
         let forced = self.options.force == Some(last);
         if matches!(self.disks(), DiskState::Copy(_) | DiskState::Hole | DiskState::Unusable) && !forced {
-            return Err(format!("{}; {}", self.disks_in_words(), self.way_out(last)));
+            return Err(format!("{}; {}", self.disks_in_words(), self.force_hint(last)));
         }
         Ok(NodeTerm { vm: known.unwrap_or_else(new_vm), node: self.node, term: last.next(), first: true })
     }
@@ -203,7 +200,7 @@ impl Start<'_> {
     fn other_vm(&self, answers: &[Answer]) -> Option<String> {
         let fresh = self.me.disks.vm.is_none() && self.disks() == DiskState::Fresh;
         let other = known_vm(answers).filter(|_| fresh)?;
-        Some(format!("the disks here have never been those of a protected VM, and another host has VM {other}"))
+        Some(format!("the disks here have never belonged to a protected VM, and another host has VM {other}"))
     }
 
     /// An operator's word counts for the term that it names; after that it is used up.
@@ -213,7 +210,7 @@ impl Start<'_> {
             Some(term) if record.is_some_and(|record| record.term() == term) => Claim::Force { node, term },
             used => {
                 if let (Some(term), Some(record)) = (used, record) {
-                    tracing::warn!(target: "ft", "force={term} is used up: the witness is in term {}", record.term());
+                    tracing::warn!(target: "ft", "force={term} has no effect any more: the witness is in term {}", record.term());
                 }
                 Claim::Start { node, disks: self.disks(), waited: self.me.waited }
             }
@@ -234,12 +231,12 @@ impl Start<'_> {
         match self.disks() {
             DiskState::None => "there are no disks here".to_owned(),
             DiskState::Fresh => "the disks here have no record".to_owned(),
-            DiskState::Hole => "a disk here is empty, as the place for a copy is".to_owned(),
+            DiskState::Hole => "a disk here is empty, like one prepared for a copy".to_owned(),
             DiskState::Alone(term) => format!("the disks here were last run from in term {term}"),
-            DiskState::Ended(term) => format!("from the disks here the VM was shut down in term {term}"),
+            DiskState::Ended(term) => format!("the VM was shut down from the disks here in term {term}"),
             DiskState::Protected(term) => format!("the disks here were those of a protected VM in term {term}"),
             DiskState::Copy(term) => format!("the disks here are a copy of the VM that ran elsewhere in term {term}"),
-            DiskState::Unusable => "the disks here are not whole, see `vhost-user-blk-repl record IMAGE`".to_owned(),
+            DiskState::Unusable => "the disks here are incomplete, see `vhost-user-blk-repl record IMAGE`".to_owned(),
         }
     }
 
@@ -265,11 +262,11 @@ impl Start<'_> {
             }
             _ => format!("{}, and {here}", describe(Some(record))),
         };
-        format!("{newer}; {}", self.way_out(record.term()))
+        format!("{newer}; {}", self.force_hint(record.term()))
     }
 
-    fn way_out(&self, term: Term) -> String {
-        format!("if this host has the newest disks there are, start it with role=primary,force={term}")
+    fn force_hint(&self, term: Term) -> String {
+        format!("if this host has the newest disks, start it with role=primary,force={term}")
     }
 }
 
@@ -283,16 +280,16 @@ pub fn give_back(options: &NodeOptions, NodeTerm { vm, node, term, .. }: NodeTer
         Err(error) => WitnessAnswer::Unreachable(claim, format!("cannot start a thread: {error}")),
     };
     if let WitnessAnswer::Unreachable(_, reason) = answer {
-        tracing::warn!(target: "ft", "witness {address} goes on to say that this VM runs: {reason}");
+        tracing::warn!(target: "ft", "witness {address} still says that this VM runs: {reason}");
     }
 }
 
 /// Asks and waits, but not for ever. Without an answer the claim may still take effect, and nobody would be
-/// there to use it: then it is followed by `regret`, if the witness can be asked once more.
-fn ask(client: &WitnessClient, vm: VmId, claim: Claim, regret: Option<Claim>) -> WitnessAnswer {
-    let answer = client.ask_and_wait(vm, claim, PATIENCE);
-    if let (WitnessAnswer::Unreachable(..), Some(regret)) = (&answer, regret) {
-        client.ask(vm, regret, |_| {});
+/// there to use it: then it is followed by `undo`, if the witness can be asked once more.
+fn ask(client: &WitnessClient, vm: VmId, claim: Claim, undo: Option<Claim>) -> WitnessAnswer {
+    let answer = client.ask_and_wait(vm, claim, WITNESS_TIMEOUT);
+    if let (WitnessAnswer::Unreachable(..), Some(undo)) = (&answer, undo) {
+        client.ask(vm, undo, |_| {});
         client.finish();
     }
     answer

@@ -1,11 +1,13 @@
 //! What `ft status` and `ft events` show: kept by the engine, read by the API without making the engine wait.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ft_proto::{Event, Light, LinkId};
+use host_kit::sync::lock;
 use pollux_api::EventRecord;
-use pollux_api::status::{LinkName, LinkState, Percentiles, Status};
+use pollux_api::event::EventName;
+use pollux_api::status::{LinkName, LinkState, Percentiles, Replica, Role, State, Status};
 
 /// Events that are kept.
 const EVENTS_MAX: usize = 1000;
@@ -41,6 +43,26 @@ impl Board {
         lock(&self.history).events.iter().cloned().collect()
     }
 
+    /// No standby can be built on this host, and what waited here before has ended. An event once, until
+    /// there is one again.
+    pub fn standby_failed(&self, reason: &str) {
+        let former = self.status();
+        if former.state != State::StandbyFailed {
+            self.note(EventName::StandbyFailed, serde_json::json!({ "reason": reason }));
+        }
+        self.publish(Status {
+            role: Role::None,
+            state: State::StandbyFailed,
+            replica: Replica::None,
+            peer: None,
+            links: Vec::new(),
+            claim: None,
+            memory_sync: None,
+            last_error: Some(reason.to_owned()),
+            ..former
+        });
+    }
+
     /// Replaces the status.
     pub(crate) fn publish(&self, status: Status) {
         let status = Arc::new(status);
@@ -51,28 +73,24 @@ impl Board {
     /// Appends an event and logs it.
     pub(crate) fn event(&self, event: &Event) -> EventRecord {
         let mut detail = serde_json::to_value(event).unwrap_or_default();
-        let name = detail.as_object_mut().and_then(|map| map.remove("event"));
-        let name = name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
-        self.note(&name, detail)
+        // Its tag: the name says it.
+        detail.as_object_mut().and_then(|map| map.remove("event"));
+        self.note(event_name(event), detail)
     }
 
     /// Appends an event that the core does not know.
-    pub fn note(&self, event: &str, detail: serde_json::Value) -> EventRecord {
+    pub fn note(&self, event: EventName, detail: serde_json::Value) -> EventRecord {
         tracing::info!(target: "ft", "{event} {detail}");
         let mut history = lock(&self.history);
         history.seq += 1;
         let time = jiff::Timestamp::now().to_string();
-        let record = EventRecord { seq: history.seq, time, event: event.to_owned(), detail };
+        let record = EventRecord { seq: history.seq, time, event: event.name().to_owned(), detail };
         if history.events.len() == EVENTS_MAX {
             history.events.pop_front();
         }
         history.events.push_back(record.clone());
         record
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last [`RECENT`] samples of something.
@@ -106,6 +124,29 @@ impl Recent {
     }
 }
 
+/// An event of the core as the API calls it.
+fn event_name(event: &Event) -> EventName {
+    match event {
+        Event::SyncStarted => EventName::SyncStarted,
+        Event::Protected { .. } => EventName::Protected,
+        Event::ProtectionLost { .. } => EventName::ProtectionLost,
+        Event::LinkSilent { .. } => EventName::LinkSilent,
+        Event::LinkRestored { .. } => EventName::LinkRestored,
+        Event::PeerSuspected { .. } => EventName::PeerSuspected,
+        Event::LocalStall => EventName::LocalStall,
+        Event::TakeoverStarted { .. } => EventName::TakeoverStarted,
+        Event::WitnessUnreachable { .. } => EventName::WitnessUnreachable,
+        Event::WitnessRecordLost => EventName::WitnessRecordLost,
+        Event::WitnessRecordRestored => EventName::WitnessRecordRestored,
+        Event::TakeoverWithdrawn => EventName::TakeoverWithdrawn,
+        Event::StandbyReady { .. } => EventName::StandbyReady,
+        Event::StandbyReset { .. } => EventName::StandbyReset,
+        Event::TakeoverSuppressed => EventName::TakeoverSuppressed,
+        Event::Fenced { .. } => EventName::Fenced,
+        Event::CheckpointFailed { .. } => EventName::CheckpointFailed,
+    }
+}
+
 /// A light as the API spells it.
 pub(crate) fn link_state(light: Light) -> LinkState {
     match light {
@@ -135,6 +176,25 @@ mod tests {
         let Percentiles { p50, p99 } = recent.percentiles();
         assert!((47..=51).contains(&p50) && (98..=99).contains(&p99), "{p50} {p99}");
         assert_eq!(Recent::default().percentiles().p99, 0);
+    }
+
+    #[test]
+    fn a_standby_that_cannot_be_built_is_told_once_and_shown_as_none() {
+        let board = Board::default();
+        let vm = Some("0a".to_owned());
+        let peer = Some(pollux_api::status::Peer::default());
+        board.publish(Status { state: State::StandbyReady, replica: Replica::InSync, vm, peer, ..Status::default() });
+        board.standby_failed("the address is in use");
+        board.standby_failed("the image is gone");
+        let status = board.status();
+        assert_eq!((status.role, status.state, status.replica), (Role::None, State::StandbyFailed, Replica::None));
+        assert_eq!((status.vm.as_deref(), status.last_error.as_deref()), (Some("0a"), Some("the image is gone")));
+        assert!(status.peer.is_none());
+        let events: Vec<_> = board.events().into_iter().map(|event| event.event).collect();
+        assert_eq!(events, ["standby-failed"]);
+        board.publish(Status { state: State::StandbyEmpty, ..status });
+        board.standby_failed("the address is in use");
+        assert_eq!(board.events().len(), 2, "it was well in between");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod moves;
 mod output;
 mod strangers;
 mod toy;
+mod waits;
 
 use toy::{FIRST, PAGE, PAGES, ToyGuest};
 
@@ -294,7 +295,7 @@ fn a_suspended_copy_is_brought_up_to_date() {
         wait_state(pair.a(), State::Suspended);
         wait_state(&pair.b, State::StandbyEmpty);
         assert!(pair.a().suspend().is_err(), "it is suspended already");
-        assert_eq!(event_of(pair.a(), "suspended")["memory_kept"], true);
+        assert_eq!(event_of(pair.a(), "protection-suspended")["memory_kept"], true);
         pair.guest_a.write(FIRST + 1, 200 + round);
         pair.a().resume().unwrap();
         wait_state(pair.a(), State::Protected);
@@ -385,7 +386,7 @@ fn an_unreachable_witness_is_one_of_the_reasons() {
     options.witness = Some(format!("etcd://{}/vm1", address()).parse().unwrap());
     options.peer = address();
     let reasons = pair.a().protect(Some(options)).unwrap_err().to_string();
-    for part in ["/vm1: etcd cannot be asked", "refused", "cannot reach a standby"] {
+    for part in ["/vm1: cannot query etcd", "refused", "cannot reach a standby"] {
         assert!(reasons.contains(part), "{part} is not in:\n{reasons}");
     }
     let answered = || pair.a().status().witness.and_then(|witness| witness.answered);
@@ -455,7 +456,7 @@ fn protection_comes_by_itself_and_comes_back() {
         while !guest.write(FIRST + u64::from(round), round) {}
         wait_same_memory(&standby_guest, &guest);
         if round == 1 {
-            let looked = runner.events().iter().filter(|event| event.event == "looking-for-standby").count();
+            let looked = runner.events().iter().filter(|event| event.event == "standby-unavailable").count();
             assert_eq!(looked, 1, "{:?}", runner.events());
         }
         // It dies, and its place is free for the next one.
@@ -537,6 +538,7 @@ fn a_dead_standby_and_a_witness_that_hangs_are_not_called_protection() {
     assert_eq!((status.role, status.state, status.replica), (Role::Primary, State::AwaitingWitness, Replica::None));
     let witness = status.witness.unwrap();
     assert!(witness.answered == Some(false) && witness.record.is_some(), "{witness:?}");
+    assert_eq!(a.hand_over("to nobody"), Err(Refused::AboutToGoAlone));
     lock.unlock().unwrap();
     wait_state(&a, State::Solo);
     assert!(a.status().claim.is_none() && a.status().witness.unwrap().record.unwrap().contains("runs this VM"));
@@ -560,7 +562,7 @@ fn a_standby_that_cannot_load_a_checkpoint_is_asked_less_and_less_often() {
     let status = a.status();
     let reasons = status.search.unwrap().waiting_for.join("");
     assert!(reasons.contains("its queues are others"), "{reasons}");
-    let told = event_of(&a, "looking-for-standby")["reasons"].to_string();
+    let told = event_of(&a, "standby-unavailable")["reasons"].to_string();
     assert!(told.contains("its queues are others"), "{told}");
     // Whoever repairs it need not wait.
     unlike.0.lock().unwrap().unlike = None;

@@ -3,15 +3,18 @@
 //! - [`thread`] starts threads and names them.
 //! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the CPU that has
 //!   least to do.
+//! - [`sync`] locks.
 //! - [`random`] is the one source of random numbers.
 //! - [`error`] writes an error with its causes.
 //! - [`file`] opens what an operator names, without waiting for it.
 //! - `event_loop` waits for several descriptors at once (feature `event-loop`).
 //! - [`log_writer`] writes the log without waiting and without failing; [`log_limit`] keeps others from
 //!   filling it.
+//! - [`backoff`] keeps tries of what fails again and again apart.
 //!
 //! Never: anything about guests, epochs or devices.
 
+pub mod backoff;
 pub mod cpu_load;
 pub mod error;
 #[cfg(feature = "event-loop")]
@@ -21,4 +24,5 @@ pub mod log_limit;
 pub mod log_writer;
 pub mod random;
 pub mod sched;
+pub mod sync;
 pub mod thread;

@@ -6,17 +6,20 @@
 
 mod words;
 
+pub mod blocker;
 pub mod config;
 pub mod event;
 pub mod limits;
 pub mod openapi;
 pub mod options;
 pub mod problem;
+pub mod reason;
 pub mod refused;
 pub mod routes;
 pub mod status;
 pub mod vm;
 
+pub use blocker::Blocker;
 pub use event::EventRecord;
 pub use refused::Refused;
 pub use routes::Route;

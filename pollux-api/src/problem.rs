@@ -1,4 +1,4 @@
-//! Why a request failed, for programs: who has to change something, and how the reasons hang together.
+//! Why a request failed, for programs: what is to blame, and how the reasons belong together.
 //!
 //! Cloud Hypervisor's clients read a JSON array of strings, and get it. A client that accepts [`MEDIA_TYPE`]
 //! gets a [`Problem`] with the same sentences instead.
@@ -8,6 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use crate::reason::Blame;
+use crate::reason::BlockerReport;
 use crate::words::words;
 
 /// What a client names in `Accept`, and the VMM in `Content-Type` (RFC 9457).
@@ -28,6 +30,9 @@ pub struct Problem {
     pub relation: Relation,
     /// Why it did not work.
     pub reasons: Vec<String>,
+    /// The same reasons with what each is known by, if each stands by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blockers: Vec<BlockerReport>,
     /// What to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
@@ -38,7 +43,7 @@ impl Problem {
     #[must_use]
     pub fn new(status: u16, code: &str, blame: Blame, title: impl Into<String>) -> Self {
         let (title, code, relation) = (title.into(), code.to_owned(), Relation::Chain);
-        Self { title, status, code, blame, relation, reasons: Vec::new(), hint: None }
+        Self { title, status, code, blame, relation, reasons: Vec::new(), blockers: Vec::new(), hint: None }
     }
 
     /// With these reasons.
@@ -80,24 +85,14 @@ impl fmt::Display for Problem {
                 "\n  - "
             }
         };
-        self.reasons.iter().try_for_each(|reason| write!(f, "{separator}{reason}"))?;
+        for (at, reason) in self.reasons.iter().enumerate() {
+            write!(f, "{separator}{reason}")?;
+            let blocker = self.blockers.get(at).filter(|blocker| blocker.reason == *reason);
+            if let Some(hint) = blocker.and_then(|blocker| blocker.hint.as_ref()) {
+                write!(f, " ({hint})")?;
+            }
+        }
         self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n({hint})"))
-    }
-}
-
-words! {
-    /// What has to change before a request can succeed.
-    pub enum Blame: Default {
-        /// The request: the same one fails again, whenever it is made.
-        Request = "request",
-        /// The state of the VM: the same request may succeed later.
-        State = "state",
-        /// Something around the VMM: the other host, a link, the witness, a file.
-        Environment = "environment",
-        /// This host: it has run out of something.
-        Host = "host",
-        /// The VMM: please report it.
-        Internal = "internal" [default, serde(other)],
     }
 }
 
@@ -124,6 +119,10 @@ mod tests {
         assert_eq!(list.hinting(Some("try again")).to_string(), "It fails:\n  - no witness\n  - no disk\n(try again)");
         let sentences = chain.sentences().into_iter().map(str::to_owned).collect();
         assert_eq!(Problem::from_sentences(500, sentences).to_string(), chain.to_string());
+        let hint = Some("ask somebody".to_owned());
+        let blockers = vec![BlockerReport { reason: "no witness".to_owned(), hint, ..BlockerReport::default() }];
+        let list = Problem { relation: Relation::List, blockers, ..chain.clone() };
+        assert_eq!(list.to_string(), "It fails:\n  - no witness (ask somebody)\n  - no disk");
         assert_eq!(Problem::from_sentences(503, Vec::new()).to_string(), "status 503");
     }
 }

@@ -1,6 +1,7 @@
 //! Why the fault-tolerance engine does not do what an operator asks.
 
-use crate::problem::Blame;
+use crate::blocker::Blocker;
+use crate::reason::{Blame, BlockerReport};
 use crate::status::State;
 
 /// Why the engine refuses a call.
@@ -16,21 +17,21 @@ pub enum Refused {
     #[error("this VM is {0} already: see `pollux ft status`")]
     Already(State),
     /// A standby is being asked for somebody else.
-    #[error("this VM is about to be protected already: see `pollux ft status`")]
+    #[error("this VM is being protected already: see `pollux ft status`")]
     BeingProtected,
     /// There is no suspension to end.
     #[error("protection is not suspended, this VM is {0}")]
     NotSuspended(State),
-    /// Nobody is named, and nobody is configured.
+    /// No standby is named, and none is configured.
     #[error(
         "there is no standby to ask: name one with peer= and heartbeat=, or start pollux-vmm with --ft standby-peers="
     )]
     NoPeers,
-    /// Everything that speaks against protection, one sentence each, none of them the cause of another one.
-    #[error("{}", .0.join("; "))]
-    Preflight(Vec<String>),
+    /// Everything that speaks against protection, none of it the cause of anything else of it.
+    #[error("{}", sentences(.0).join("; "))]
+    Preflight(Vec<Blocker>),
     /// A planned move did not come about.
-    #[error("the VM stays here: its standby was lost on the way, see `pollux ft events`")]
+    #[error("the VM stays here: its standby was lost during the move, see `pollux ft events`")]
     StandbyLost,
     /// The VM was stopped here meanwhile.
     #[error("{0}")]
@@ -94,7 +95,7 @@ impl Refused {
             Self::NotProtected(_) => Some("protect it with `pollux ft protect`"),
             Self::AboutToGoAlone => Some("wait until `pollux ft status` shows another state"),
             Self::Fenced(_) => Some("ask the host that runs the VM"),
-            Self::Preflight(_) => Some("every reason has to go before the VM can be protected"),
+            Self::Preflight(_) => Some("resolve every reason, then protect the VM again"),
             Self::Already(_)
             | Self::BeingProtected
             | Self::NotSuspended(_)
@@ -111,10 +112,23 @@ impl Refused {
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
         match self {
-            Self::Preflight(reasons) => reasons.clone(),
+            Self::Preflight(blockers) => sentences(blockers),
             other => vec![other.to_string()],
         }
     }
+
+    /// Each reason for programs, where there may be several.
+    #[must_use]
+    pub fn blockers(&self) -> Vec<BlockerReport> {
+        match self {
+            Self::Preflight(blockers) => blockers.iter().map(BlockerReport::from).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn sentences(blockers: &[Blocker]) -> Vec<String> {
+    blockers.iter().map(Blocker::to_string).collect()
 }
 
 #[cfg(test)]
@@ -125,8 +139,10 @@ mod tests {
     fn sentences_name_the_state_and_what_to_do() {
         let sentence = Refused::NotProtected(State::StandbyEmpty).to_string();
         assert_eq!(sentence, "this VM is not protected, it is standby-empty");
-        let two = Refused::Preflight(vec!["no witness".to_owned(), "no disk".to_owned()]);
+        let failed = |reason: &str| Blocker::SessionFailed { reason: reason.to_owned() };
+        let two = Refused::Preflight(vec![failed("no witness"), failed("no disk")]);
         assert_eq!((two.to_string().as_str(), two.reasons().len()), ("no witness; no disk", 2));
+        assert_eq!(two.blockers()[1].code, "session-failed");
         assert_eq!(Refused::Ended.reasons(), ["the fault-tolerance engine has ended"]);
     }
 }

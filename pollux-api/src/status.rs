@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::options::Compression;
+use crate::reason::BlockerReport;
 use crate::words::words;
 
 /// A pair's status as one node sees it.
@@ -109,6 +110,8 @@ words! {
         StandbySyncing = "standby-syncing",
         /// A standby that could take over.
         StandbyReady = "standby-ready",
+        /// This host cannot be built as a standby; it is tried again.
+        StandbyFailed = "standby-failed",
         /// The VM was stopped here, because another host may run it.
         Fenced = "fenced",
         /// A word that this client does not know.
@@ -242,6 +245,9 @@ pub struct SearchStatus {
     pub on: bool,
     /// Why nobody has accepted yet.
     pub waiting_for: Vec<String>,
+    /// The same reasons with what each is known by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blockers: Vec<BlockerReport>,
 }
 
 /// Percentiles of the recent epochs.

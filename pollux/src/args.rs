@@ -64,7 +64,7 @@ pub enum Command {
     /// Fault tolerance
     #[command(subcommand)]
     Ft(FtCommand),
-    /// Shows or creates a witness's record of who may run a VM; needs no VMM
+    /// Shows or creates a witness's record of which node may run a VM; needs no VMM
     #[command(subcommand)]
     Witness(WitnessCommand),
 }
@@ -108,7 +108,7 @@ pub enum FtCommand {
 /// A witness's record.
 #[derive(Debug, Subcommand)]
 pub enum WitnessCommand {
-    /// Shows who may run the VM, by its record; exit code 1: there is none
+    /// Shows which node may run the VM; exit code 1 if there is no record
     Show {
         /// What follows witness= in the options of --ft and `ft protect`
         place: WitnessAddress,
@@ -116,7 +116,7 @@ pub enum WitnessCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Makes the record, only where there is none
+    /// Creates the record, only if there is none
     #[command(after_help = CREATE_HELP, group = ArgGroup::new("what").required(true))]
     Create(Box<Create>),
 }
@@ -126,40 +126,40 @@ pub enum WitnessCommand {
 pub struct Create {
     /// What follows witness= in the options of --ft and `ft protect`
     pub place: WitnessAddress,
-    /// The VM, by its newest image: asks `vhost-user-blk-repl record IMAGE`
+    /// The VM that this image, the newest one, belongs to (see `vhost-user-blk-repl record IMAGE`)
     #[arg(long, value_name = "IMAGE", group = "what")]
     pub image: Option<PathBuf>,
-    /// The VM that runs under the VMM with this API socket, unprotected
+    /// The VM that runs, unprotected, under the VMM with this API socket
     #[arg(long, value_name = "API-SOCKET", group = "what")]
     pub from: Option<PathBuf>,
     /// The VM, by its identity: 32 hexadecimal digits
     #[arg(long, value_name = "ID", group = "what", requires = "term")]
     pub vm: Option<VmId>,
-    /// The last term of it that is known
+    /// The last known term of the VM
     #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from"], value_parser = term)]
     pub term: Option<Term>,
-    /// Which disks it may be started from: those of a run in this term or later; 0: any. If left out, those
-    /// of the last term
+    /// Which disks it may be started from: those of a run in this term or later; 0: any. Default: those of
+    /// the last term
     #[arg(long, value_name = "N", requires = "vm", conflicts_with_all = ["image", "from", "runs"], value_parser = term)]
     pub disks: Option<Term>,
-    /// It is running, at this node
+    /// The VM is running, on this node
     #[arg(long, value_name = "HOST/INCARNATION", requires = "vm", conflicts_with_all = ["image", "from"])]
     pub runs: Option<NodeId>,
 }
 
 fn term(text: &str) -> Result<Term, String> {
     let term = text.parse().map(Term).map_err(|error| format!("{error}"))?;
-    if term.is_plausible() { Ok(term) } else { Err(format!("no VM has come to a term above {}", Term::MAX)) }
+    if term.is_plausible() { Ok(term) } else { Err(format!("a term is at most {}", Term::MAX)) }
 }
 
 const CREATE_HELP: &str = "\
 When:
-  - The witness is a new one: its file system, folder or etcd was replaced, or the VM is to have another witness= from now on.
+  - The witness is new: its file system, folder or etcd was replaced, or the VM gets another witness= from now on.
   - The record was lost: a host says \"the witness has no record of this VM\" or \"has lost its record\".
 When not:
   - The file system with the record is not mounted, or PLACE is mistyped. Mount it, or correct it. A second record gives two
     hosts the right to run the VM.
-  - The VM has never run. Its first start makes the record.
+  - The VM has never run. Its first start creates the record.
   - The VM is protected: the primary restores a lost record by itself.
   - There is a record. It is not overwritten; `pollux witness show PLACE` shows it. If its host is gone for good, start pollux-vmm on
     the host with the newest disks with --ft role=primary,force=TERM.
@@ -171,9 +171,9 @@ What to do:
      same term, the one with role=primary, or the one that `ended` in it. On its host:
                               pollux witness create PLACE --image IMAGE
      Then start pollux-vmm there first. If that image is a copy (role=standby), the command says how to start from it.
-  4. A process that has seen the former record refuses another one (\"is not the witness it was\"). Start the standby's anew. The one that
-     runs the VM takes it if it has seen the loss (`ft events`: witness-record-lost); if the file system itself is another one, make
-     the record at a new PLACE and name that: pollux --api-socket S ft protect peer=…,heartbeat=…,witness=PLACE
+  4. A process that has seen the former record refuses another one (\"is not the witness it was\"). Restart the standby. The process
+     that runs the VM accepts it if it has noticed the loss (`ft events`: witness-record-lost); if the file system itself was replaced,
+     create the record at a new PLACE and use that: pollux --api-socket S ft protect peer=…,heartbeat=…,witness=PLACE
 
 Examples:
   pollux witness create /shared/vm1 --image /var/lib/vm1.img
@@ -194,7 +194,7 @@ Example:
 }
 
 const SUSPEND_HELP: &str = "\
-While protection is suspended, a failure of this host ends the VM: its standby does not take over, and no other one is looked for.
+While protection is suspended, a failure of this host ends the VM: its standby does not take over, and no other one is searched for.
 `ft resume` sends the memory pages and disk regions that were written in the meantime. If the standby was restarted, it needs all of
 memory, but still only those regions of the disks.";
 

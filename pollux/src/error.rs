@@ -64,7 +64,7 @@ impl CommandError {
 pub enum RecordError {
     /// The witness cannot be asked.
     #[error("{0}")]
-    Keeper(String),
+    Witness(String),
     /// It does not answer.
     #[error("the witness at {0} has not answered within {limit} s: whether anything was done is unknown", limit = WITNESS_LIMIT.as_secs())]
     Silent(String),
@@ -72,7 +72,7 @@ pub enum RecordError {
     #[error("the witness at {0} has no record: see `pollux witness create --help`")]
     None(String),
     /// There is one.
-    #[error("the witness at {place} has a record, which stays: {record}")]
+    #[error("the witness at {place} has a record already, which is not overwritten: {record}")]
     Exists {
         /// Where.
         place: String,
@@ -88,7 +88,7 @@ pub enum RecordError {
         reason: String,
     },
     /// The image is not one to make a record by.
-    #[error("{} does not say whose it is: {reason}", image.display())]
+    #[error("{} has no usable record: {reason}", image.display())]
     NoRecord {
         /// The image.
         image: PathBuf,

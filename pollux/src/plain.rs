@@ -1,11 +1,18 @@
 //! What a server says, made fit for a terminal: nothing in it that a terminal obeys, or that a reader does
 //! not see.
 
+use pollux_api::reason::BlockerReport;
 use serde_json::Value;
 
 /// `text` with a replacement character for whatever is not plain.
 pub fn text(text: &str) -> String {
     text.chars().map(|char| if is_plain(char) { char } else { char::REPLACEMENT_CHARACTER }).collect()
+}
+
+/// A blocker with all of its texts made plain.
+pub fn blocker(of: &BlockerReport) -> BlockerReport {
+    let BlockerReport { code, blame, reason, hint } = of;
+    BlockerReport { code: text(code), blame: *blame, reason: text(reason), hint: hint.as_deref().map(text) }
 }
 
 /// [`text`], but the lines of it stay lines.

@@ -28,7 +28,7 @@ use crate::print::show;
 pub fn run(command: &WitnessCommand) -> Result<(), CommandError> {
     match command {
         WitnessCommand::Show { place, json } => {
-            let stored = ask(place, |keeper| keeper.read())?.ok_or_else(|| RecordError::None(place.to_string()))?;
+            let stored = ask(place, |witness| witness.read())?.ok_or_else(|| RecordError::None(place.to_string()))?;
             if *json {
                 return show(&serde_json::to_value(stored).map_err(ClientError::from)?);
             }
@@ -44,7 +44,7 @@ fn make(create: &Create) -> Result<(), CommandError> {
         Create { from: Some(socket), .. } => (of_vmm(socket)?, None),
         _ => (of_words(create), None),
     };
-    match ask(&create.place, move |keeper| keeper.create(stored))? {
+    match ask(&create.place, move |witness| witness.create(stored))? {
         Verdict::Granted(_) => {}
         Verdict::Refused(record) => {
             let place = create.place.to_string();
@@ -70,9 +70,9 @@ fn of_words(create: &Create) -> Stored {
     Stored { vm: create.vm, record }
 }
 
-/// What is told of an image.
+/// The record of an image, as `vhost-user-blk-repl` prints it.
 #[derive(Debug, Deserialize)]
-struct Told {
+struct ImageRecord {
     vm: Option<VmId>,
     #[serde(default)]
     term: Term,
@@ -91,18 +91,18 @@ fn of_image(image: &Path) -> Result<(Stored, Option<String>), RecordError> {
     if !output.status.success() {
         return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
-    let told: Told = serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
+    let told: ImageRecord = serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
     let none = |reason: &str| RecordError::NoRecord { image: image.to_owned(), reason: clean(reason) };
     let reason = told.reason.as_deref();
     if told.state == DiskState::Unusable {
-        return Err(none(reason.unwrap_or("nothing can be started from it")));
+        return Err(none(reason.unwrap_or("no VM can be started from it")));
     }
     let vm = told.vm.ok_or_else(|| none(reason.unwrap_or("it has no record, or an earlier release wrote it")))?;
     let newest = told.state.term();
     let term = newest.max(told.term).max(told.ended);
     let record = Record::Stopped { term, disks: newest };
     if !record.is_plausible() {
-        return Err(none("its term cannot be"));
+        return Err(none("it names an impossible term"));
     }
     let hint = matches!(told.state, DiskState::Copy(_)).then(|| {
         format!("the image is a copy: if it is the newest there is, start pollux-vmm here with --ft role=primary,force={term}")
@@ -135,21 +135,21 @@ fn of_vmm(socket: &Path) -> Result<Stored, CommandError> {
     let record = Record::Solo { owner, term: Term(term), since: Term(term) };
     match vm {
         Some(vm) if record.is_plausible() => Ok(Stored { vm: Some(vm), record }),
-        _ => Err(refused("names no VM, or a term that cannot be".to_owned()).into()),
+        _ => Err(refused("names no VM, or an impossible term".to_owned()).into()),
     }
 }
 
-/// Has a keeper do something, and waits, but not for ever.
+/// Has a witness do something, and waits, but not forever.
 fn ask<T: Send + 'static>(
     place: &WitnessAddress,
     act: impl FnOnce(&mut dyn Witness) -> Result<T, WitnessError> + Send + 'static,
 ) -> Result<T, RecordError> {
     let (told, answer) = mpsc::channel();
-    let mut keeper = place.keeper();
+    let mut witness = place.keeper();
     // Nobody listens any more when the answer comes too late; the process has ended by then.
-    let _ = host_kit::thread::spawn("keeper", move || drop(told.send(act(&mut *keeper))));
+    let _ = host_kit::thread::spawn("witness", move || drop(told.send(act(&mut *witness))));
     let answer = answer.recv_timeout(WITNESS_LIMIT).map_err(|_| RecordError::Silent(place.to_string()))?;
-    answer.map_err(|error| RecordError::Keeper(clean(&chain(&error))))
+    answer.map_err(|error| RecordError::Witness(clean(&chain(&error))))
 }
 
 /// A record in words.

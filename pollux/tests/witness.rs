@@ -63,7 +63,10 @@ fn a_record_is_made_once_and_shown() {
     assert_eq!(done(&["witness", "show", &place]), words);
     assert_eq!(json(&place), serde_json::json!({ "vm": VM, "state": "stopped", "term": 12, "disks": 12 }));
     let again = refused(&["witness", "create", &place, "--vm", VM, "--term", "13", "--disks", "0"]);
-    assert!(again.contains("has a record, which stays: the VM is shut down, in term 12"), "{again}");
+    assert!(
+        again.contains("has a record already, which is not overwritten: the VM is shut down, in term 12"),
+        "{again}"
+    );
     assert_eq!(json(&place)["term"], 12);
 }
 
@@ -102,9 +105,9 @@ fn an_image_says_whose_it_is_and_how_new() {
         (told(&quoted, "primary", 7, r#"{"protected":7}"#), Some(7), "term 7 or later may start it"),
         (told(&quoted, "alone", 5, r#"{"ended":5}"#), Some(5), "term 5 or later may start it"),
         (told(&quoted, "standby", 7, r#"{"copy":7}"#), Some(7), "--ft role=primary,force=7"),
-        (told("null", "alone", 7, r#"{"alone":7}"#), None, "does not say whose it is"),
-        (told(&quoted, "copying", 7, r#""unusable""#), None, "does not say whose it is"),
-        (told(&quoted, "alone", u64::MAX, r#"{"alone":18446744073709551615}"#), None, "its term cannot be"),
+        (told("null", "alone", 7, r#"{"alone":7}"#), None, "has no usable record"),
+        (told(&quoted, "copying", 7, r#""unusable""#), None, "has no usable record"),
+        (told(&quoted, "alone", u64::MAX, r#"{"alone":18446744073709551615}"#), None, "it names an impossible term"),
         (r#"echo '{"record":null,"hole":true,"state":"hole"}'"#.to_owned(), None, "it has no record"),
         ("echo no such file >&2; exit 1".to_owned(), None, "no such file"),
         ("echo role=standby".to_owned(), None, "cannot ask vhost-user-blk-repl"),

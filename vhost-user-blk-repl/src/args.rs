@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::Parser;
 use device_kit::args::{Common, queue_size};
 
-use crate::serve::SERIAL_LEN;
+use pollux_api::limits::{DISK_QUEUES_MAX, check_disk_serial};
 
 /// A disk for virtual machines: serves a raw image over vhost-user, and replicates it under a Pollux VMM.
 #[derive(Clone, Debug, Parser)]
 #[command(
     version,
     after_help = "Works with any vhost-user frontend (Pollux, Cloud Hypervisor, QEMU). Ends when \
-    the frontend disconnects, or when the ft-ctl link closes. `vhost-user-blk-repl record IMAGE` tells what is on record about an image."
+    the frontend disconnects, or when the ft-ctl link closes. `vhost-user-blk-repl record IMAGE` shows the record of an image."
 )]
 pub struct Args {
     /// What all device processes are told.
@@ -24,11 +24,11 @@ pub struct Args {
     /// The guest may not write.
     #[arg(long)]
     pub readonly: bool,
-    /// Serial number, at most 20 characters: /dev/disk/by-id in the guest.
+    /// Serial number, at most 20 bytes: /dev/disk/by-id in the guest.
     #[arg(long, default_value = "", value_parser = serial)]
     pub serial: String,
     /// Number of queues, usually one per virtual CPU.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=32))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(DISK_QUEUES_MAX)))]
     pub num_queues: u16,
     /// Entries that a queue usually has, a power of two: the guest is told to use no more segments in a
     /// request. The frontend may use other sizes, up to 32768.
@@ -45,7 +45,7 @@ pub struct Args {
     /// The image is a standby's: the guest is served only after a takeover.
     #[arg(long, conflicts_with_all = ["readonly", "force"])]
     pub standby: bool,
-    /// Who decides where the VM runs says that it is here: refuse only a copy that is no whole disk.
+    /// The witness gave the VM to this host: refuse only an incomplete copy.
     #[arg(long)]
     pub elected: bool,
     /// Serve the image even if its record says that it is half-synchronised or that another copy may be
@@ -55,13 +55,7 @@ pub struct Args {
 }
 
 fn serial(text: &str) -> Result<String, String> {
-    if text.len() > SERIAL_LEN {
-        return Err(format!("is {} bytes long, at most {SERIAL_LEN} fit", text.len()));
-    }
-    if !text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
-        return Err("must be printable ASCII".to_owned());
-    }
-    Ok(text.to_owned())
+    check_disk_serial(text).map(|()| text.to_owned())
 }
 
 #[cfg(test)]

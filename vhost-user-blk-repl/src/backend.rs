@@ -1,6 +1,6 @@
 //! The vhost-user device: kicks in, used ring out, all on one worker thread of the library.
 //!
-//! The mutex around the worker is contended only while the frontend changes the memory table or stops a ring.
+//! The mutex around the disk is contended only while the frontend changes the memory table or stops a ring.
 
 use std::io;
 
@@ -16,9 +16,10 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
+use crate::disk::Disk;
 use crate::geometry::{MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SEG_MAX, SIZE_MAX};
 use crate::image::SECTOR;
-use crate::serve::{Memory, Worker};
+use crate::serve::Memory;
 
 const CONFIG_LEN: usize = 60;
 /// The device's own events: a request is finished; the mirror or the record has news.
@@ -29,7 +30,7 @@ const PHYSICAL_BLOCK: u32 = 4096;
 
 /// The device as the library sees it.
 pub struct Backend {
-    worker: Worker,
+    disk: Disk,
     queues: u16,
     queue_size: u16,
 }
@@ -37,16 +38,16 @@ pub struct Backend {
 impl Backend {
     /// A device with `queues` queues, which usually have `queue_size` entries.
     #[must_use]
-    pub fn new(worker: Worker, queues: u16, queue_size: u16) -> Self {
-        Self { worker, queues, queue_size }
+    pub fn new(disk: Disk, queues: u16, queue_size: u16) -> Self {
+        Self { disk, queues, queue_size }
     }
 
     /// The device's configuration space, `struct virtio_blk_config`.
     fn config(&self) -> [u8; CONFIG_LEN] {
         let mut config = [0; CONFIG_LEN];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-        let block = self.worker.geometry.block;
-        put(0, &(self.worker.geometry.size / SECTOR).to_le_bytes());
+        let block = self.disk.geometry().block;
+        put(0, &(self.disk.geometry().size / SECTOR).to_le_bytes());
         put(8, &SIZE_MAX.to_le_bytes());
         put(12, &self.seg_max().to_le_bytes());
         put(20, &block.to_le_bytes());
@@ -95,7 +96,7 @@ impl VhostUserBackendMut for Backend {
         if self.queues > 1 {
             bits.push(blk::VIRTIO_BLK_F_MQ);
         }
-        if self.worker.geometry.read_only {
+        if self.disk.geometry().read_only {
             bits.push(blk::VIRTIO_BLK_F_RO);
         } else {
             bits.extend([blk::VIRTIO_BLK_F_DISCARD, blk::VIRTIO_BLK_F_WRITE_ZEROES]);
@@ -107,7 +108,7 @@ impl VhostUserBackendMut for Backend {
     fn acked_features(&mut self, features: u64) {
         let has = |bit: u32| features & 1 << bit != 0;
         let limited = has(blk::VIRTIO_BLK_F_SEG_MAX) && has(blk::VIRTIO_BLK_F_SIZE_MAX);
-        self.worker.set_driver(has(blk::VIRTIO_BLK_F_FLUSH), limited);
+        self.disk.set_driver(has(blk::VIRTIO_BLK_F_FLUSH), limited);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -134,7 +135,7 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn update_memory(&mut self, memory: Memory) -> io::Result<()> {
-        self.worker.set_memory(memory);
+        self.disk.set_memory(memory);
         Ok(())
     }
 
@@ -147,18 +148,18 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn stop_vring(&mut self, queue: u32) -> io::Result<()> {
-        self.worker.stop_queue(queue as u16);
+        self.disk.stop_queue(queue as u16);
         Ok(())
     }
 
     fn handle_event(&mut self, event: u16, _events: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
-        let worker = &mut self.worker;
-        worker.set_vrings(vrings);
+        let disk = &mut self.disk;
+        disk.set_vrings(vrings);
         match Event::of(event, usize::from(self.queues)) {
-            Some(Event::Queue(queue)) => worker.serve(queue),
-            Some(Event::Control) => worker.handle_commands(),
-            Some(Event::Own(DISK)) => worker.collect(),
-            Some(Event::Own(MIRROR)) => worker.mirror_changed(),
+            Some(Event::Queue(queue)) => disk.serve(queue),
+            Some(Event::Control) => disk.handle_commands(),
+            Some(Event::Own(DISK)) => disk.collect(),
+            Some(Event::Own(MIRROR)) => disk.replication_changed(),
             Some(Event::Own(_)) | None => {}
         }
         Ok(())
@@ -167,19 +168,15 @@ impl VhostUserBackendMut for Backend {
 
 impl Device for Backend {
     fn attach(&mut self, events: &Events) -> io::Result<()> {
-        events.watch(&self.worker.disk_event(), DISK)?;
-        events.watch(&self.worker.wake_event(), MIRROR)
+        events.watch(&self.disk.disk_event(), DISK)?;
+        events.watch(&self.disk.wake_event(), MIRROR)
     }
 
     fn connect(&mut self, control: Control) {
-        self.worker.control = Some(control);
+        self.disk.connect(control);
     }
 
-    /// Blocks until what counts is in the image, and its record says that nobody writes to it any more.
     fn close(&mut self) {
-        let (applier, tracker) = self.worker.shut();
-        // What is released belongs to the image, also when the VMM ends.
-        let _ = applier.is_some_and(|applier| applier.drain());
-        tracker.close();
+        self.disk.close();
     }
 }

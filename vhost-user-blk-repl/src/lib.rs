@@ -2,23 +2,26 @@
 //! the other host, and applies or discards the peer's writes by epoch.
 //!
 //! ```text
-//!            vhost-user socket          ft-ctl socket
-//!                   |                        |
-//!   guest ring -> backend -> serve <- commands
-//!                            |   \
-//!                    tracker |    mirror == ft_wire ====> receive
-//!                        \   |                               |   tracker
-//!                          image                             |   /
-//!                        (primary)                          image
+//!            vhost-user socket             ft-ctl socket
+//!                   |                           |
+//!   guest ring -> backend -----> disk <----------
+//!                                /  \
+//!                            serve  replication
+//!                              | \      |
+//!                      tracker |  mirror == ft_wire =====> receive
+//!                          \   |                             |   tracker
+//!                            image                           |   /
+//!                          (primary)                        image
 //!                                                         (standby)
 //! ```
 //!
-//! Each folder's first page has its own chart. Above is who calls: `serve` performs requests, `mirror` and
-//! `receive` are the two ends of the stream, `tracker` keeps the `record` of the image true: which VM's it
-//! is, and where it may differ from its peer's.
+//! Each folder's first page has its own chart. Above is who calls: `disk` carries out what queues and VMM ask
+//! for, `serve` performs requests, `replication` has the record and the streams: `mirror` and `receive` are
+//! the two ends of one, `tracker` keeps the `record` of the image true: which VM's it is, and where it may
+//! differ from its peer's.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use device_api::counters::Page;
 pub use device_kit::ServeError;
@@ -29,21 +32,24 @@ use vhost::vhost_user::Listener;
 pub mod args;
 mod backend;
 mod blocks;
-mod commands;
+mod disk;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod geometry;
 pub mod image;
 mod mirror;
 mod receive;
 pub mod record;
+mod replication;
 pub mod run;
 mod serve;
 mod session;
 mod tracker;
 
 use backend::Backend;
+use disk::Disk;
 use image::Image;
 use record::Opened;
-use serve::Worker;
 
 /// What to serve, and how.
 pub struct Options {
@@ -116,11 +122,6 @@ impl Device {
 /// A disk on `image` with its threads running.
 fn served(image: Arc<dyn Image>, options: Options) -> Result<Served<Backend>, ServeError> {
     let (queues, queue_size) = (options.queues, options.queue_size);
-    let worker = Worker::new(image, options).map_err(ServeError::Local)?;
-    Served::new("vhost_user", Backend::new(worker, queues, queue_size))
-}
-
-/// Locks a mutex; a panic elsewhere does not spread.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    let disk = Disk::new(image, options).map_err(ServeError::Local)?;
+    Served::new("vhost_user", Backend::new(disk, queues, queue_size))
 }

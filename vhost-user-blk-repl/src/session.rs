@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use device_kit::control::Reporter;
 use ft_wire::device_ctl::Report;
-
-use crate::lock;
+use host_kit::sync::lock;
 
 /// Right to report about one mirror stream, until it is closed.
 #[derive(Clone)]

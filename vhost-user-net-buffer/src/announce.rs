@@ -45,38 +45,44 @@ pub struct Announcer {
     round: usize,
     /// No address was known at the takeover: the first frame of the guest tells it.
     waiting: bool,
+    /// The guest's address, if it was given or is learned.
+    guest: Option<Mac>,
 }
 
 impl Announcer {
-    /// An announcer with nothing to say.
+    /// An announcer with nothing to say, of a guest whose address is `guest`, if that is known.
     ///
     /// # Errors
     /// When there is no timer to be had.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(guest: Option<Mac>) -> io::Result<Self> {
         // Not blocking: a timer that was armed again since the event loop saw it fire has nothing to read.
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
-        Ok(Self { timer, macs: Vec::new(), round: 0, waiting: false })
+        Ok(Self { timer, macs: Vec::new(), round: 0, waiting: false, guest })
     }
 
-    /// Starts with `macs`; empty means: wait for [`Self::seen`]. The caller sends the first round at once.
+    /// Starts with `macs`; without any, with the guest's own address, as soon as that is known. The caller
+    /// sends the first round at once.
     pub fn start(&mut self, macs: Vec<Mac>) {
-        self.waiting = macs.is_empty();
-        self.macs = macs;
+        self.macs = if macs.is_empty() { self.guest.into_iter().collect() } else { macs };
+        self.waiting = self.macs.is_empty();
         self.round = 0;
         self.rearm();
     }
 
     /// Whether the guest's address is still to be learned from its frames.
     #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        self.waiting
+    pub fn wants_address(&self) -> bool {
+        self.guest.is_none()
     }
 
-    /// The guest has sent a frame from `mac`.
-    pub fn seen(&mut self, mac: Mac) {
-        if self.waiting {
+    /// The guest has sent a frame from `mac`. True: that was waited for, and the first round is to be sent.
+    pub fn seen(&mut self, mac: Mac) -> bool {
+        self.guest.get_or_insert(mac);
+        let waiting = self.waiting;
+        if waiting {
             self.start(vec![mac]);
         }
+        waiting
     }
 
     /// Whether the timer has fired; arms the next round, if there is one.
@@ -133,7 +139,7 @@ mod tests {
 
     #[test]
     fn five_rounds_then_silence() {
-        let mut announcer = Announcer::new().unwrap();
+        let mut announcer = Announcer::new(None).unwrap();
         announcer.start(vec![[2, 0, 0, 0, 0, 1]]);
         assert!(!announcer.expired());
         for _ in 0..REPEAT_AFTER.len() {
@@ -146,12 +152,12 @@ mod tests {
 
     #[test]
     fn without_address_it_waits_for_the_first_frame() {
-        let mut announcer = Announcer::new().unwrap();
+        let mut announcer = Announcer::new(None).unwrap();
         announcer.start(Vec::new());
-        assert!(announcer.is_waiting() && announcer.timer.get().unwrap().is_none());
-        announcer.seen([2, 0, 0, 0, 0, 1]);
-        assert!(!announcer.is_waiting() && announcer.timer.get().unwrap().is_some());
-        announcer.seen([2, 0, 0, 0, 0, 2]);
+        assert!(announcer.wants_address() && announcer.timer.get().unwrap().is_none());
+        assert!(announcer.seen([2, 0, 0, 0, 0, 1]));
+        assert!(!announcer.wants_address() && announcer.timer.get().unwrap().is_some());
+        assert!(!announcer.seen([2, 0, 0, 0, 0, 2]));
         assert_eq!(announcer.macs(), [[2, 0, 0, 0, 0, 1]]);
     }
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::Parser;
 use device_kit::args::{Common, queue_size};
+use pollux_api::limits::{MTU_MAX, NET_QUEUE_PAIRS_MAX, check_interface, check_mac};
 
 use crate::announce::Mac;
 use crate::ring::FRAME_MAX;
@@ -42,11 +43,11 @@ pub struct Args {
     pub guest_mac: Option<Mac>,
 
     /// Largest packet on the tap in bytes
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65521))]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=i64::from(MTU_MAX)))]
     pub mtu: Option<u32>,
 
     /// Queue pairs; more than one needs VIRTIO_NET_F_MQ and a tap with multi_queue
-    #[arg(long, value_name = "PAIRS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    #[arg(long, value_name = "PAIRS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(NET_QUEUE_PAIRS_MAX)))]
     pub num_queues: u16,
 
     /// Descriptors in a queue, a power of two; the frontend may have any number up to 32768, whatever is said
@@ -54,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = queue_size)]
     pub queue_size: u16,
 
-    /// Most bytes of output that are held; when they are used up the guest's sending waits
+    /// Most bytes of output that are held; beyond that the guest's transmission waits
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20, value_parser = parse_hold_bytes)]
     pub hold_bytes: usize,
 
@@ -79,18 +80,7 @@ impl FromStr for TapName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.is_empty() || text.len() >= libc::IFNAMSIZ {
-            return Err(format!(
-                "an interface name has 1 to {} bytes, this one has {}",
-                libc::IFNAMSIZ - 1,
-                text.len()
-            ));
-        }
-        if text == "." || text == ".." || text.bytes().any(|b| !b.is_ascii_graphic() || matches!(b, b'/' | b':' | b'%'))
-        {
-            return Err("an interface name is printable ASCII without space, '/', ':' and '%'".into());
-        }
-        Ok(Self(text.into()))
+        check_interface(text).map(|()| Self(text.into()))
     }
 }
 
@@ -104,10 +94,7 @@ fn parse_mac(text: &str) -> Result<Mac, String> {
     if parts.next().is_some() {
         return Err("expected six hex bytes, 12:34:56:78:90:ab".into());
     }
-    if mac[0] & 1 == 1 || mac == [0; 6] {
-        return Err("is not the address of one card (multicast or zero)".into());
-    }
-    Ok(mac)
+    check_mac(mac).map(|()| mac)
 }
 
 fn parse_hold_bytes(text: &str) -> Result<usize, String> {

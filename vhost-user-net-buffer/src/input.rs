@@ -3,19 +3,14 @@
 //! While sealed, and while the guest has no buffers, frames stay in the tap and it is not polled. On a
 //! standby they are read and dropped, so that a takeover does not begin with old news.
 
-use std::io;
-
-use vhost_user_backend::VringT;
+use device_api::counters::NetCounters;
+use device_kit::{Memory, Vring};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestAddressSpace;
 
-use ft_wire::device_ctl::Report;
-
-use device_kit::Vring;
-
-use crate::backend::Net;
+use crate::driver::Driver;
 use crate::output::CHUNK;
-use crate::ring::{self, Direction, HEADER_LEN, LEGACY_HEADER_LEN, Memory};
+use crate::ports::Ports;
+use crate::ring::{self, Direction, HEADER_LEN, LEGACY_HEADER_LEN, Segment};
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -35,36 +30,55 @@ struct BrokenRing {
     frames: usize,
 }
 
-impl Net {
-    /// Moves some frames from a tap queue to the guest. Returns how many, and whether there may be more.
-    pub(crate) fn serve_input(&mut self, vrings: &[Vring], port: usize) -> (usize, bool) {
-        if self.ports[port].dead {
+/// Where frames go.
+struct Context<'a> {
+    memory: &'a Memory,
+    driver: &'a Driver,
+    counters: &'a NetCounters,
+}
+
+/// What frames are put into; reused from frame to frame.
+#[derive(Debug, Default)]
+pub struct Input {
+    segments: Vec<Segment>,
+    used: Vec<(u16, u32)>,
+    bad: Vec<(u16, u32)>,
+}
+
+impl Input {
+    /// Moves some frames from a port to the guest. Returns how many, and whether there may be more.
+    pub fn serve(
+        &mut self,
+        vrings: &[Vring],
+        port: usize,
+        ports: &mut Ports,
+        driver: &mut Driver,
+        counters: &NetCounters,
+    ) -> (usize, bool) {
+        if ports.is_dead(port) {
             return (0, false);
         }
-        if self.gate.is_standby() {
-            return self.drop_input(port);
-        }
-        let Some(pair) = self.receiver(vrings, port) else {
+        let Some(pair) = driver.receiver(vrings, port) else {
             // No driver: a kick or the enabling of the queue brings us back.
-            self.park(port);
+            ports.park(port);
             return (0, false);
         };
         let handle = &vrings[2 * pair];
-        let mut vring = handle.get_mut();
-        if !vring.is_enabled() || !vring.get_queue().ready() || handle.is_broken() {
-            self.park(port);
+        let Some(mut vring) = handle.to_serve() else {
+            ports.park(port);
             return (0, false);
-        }
-        let loaded = self.memory.memory();
+        };
+        let loaded = driver.memory();
         let memory: &Memory = &loaded;
         let queue = vring.get_queue_mut();
         let before = queue.next_used();
-        let (frames, more) = match self.move_frames(queue, memory, port) {
+        let cx = Context { memory, driver, counters };
+        let (frames, more) = match self.move_frames(queue, &cx, port, ports) {
             Ok(moved) => moved,
             Err(BrokenRing { frames }) => {
-                self.counters.malformed();
+                counters.malformed();
                 handle.set_broken();
-                self.park(port);
+                ports.park(port);
                 (frames, false)
             }
         };
@@ -75,105 +89,45 @@ impl Net {
                 }
             }
             Ok(false) => {}
-            Err(_) => self.counters.malformed(),
+            Err(_) => counters.malformed(),
         }
         (frames, more)
     }
 
-    fn move_frames(&mut self, queue: &mut Queue, memory: &Memory, port: usize) -> Result<(usize, bool), BrokenRing> {
+    fn move_frames(
+        &mut self,
+        queue: &mut Queue,
+        cx: &Context<'_>,
+        port: usize,
+        ports: &mut Ports,
+    ) -> Result<(usize, bool), BrokenRing> {
         for frames in 0..CHUNK {
-            if self.ports[port].frame_len == 0 && !self.read_frame(port) {
+            if !ports.fetch(port) {
                 return Ok((frames, false));
             }
-            match self.deliver(queue, memory, port) {
-                Delivery::Done => self.counters.received(self.ports[port].frame_len - HEADER_LEN),
-                Delivery::Dropped => self.counters.receive_dropped(),
+            let frame = ports.frame(port);
+            match self.deliver(queue, cx, frame) {
+                Delivery::Done => cx.counters.received(frame.len() - HEADER_LEN),
+                Delivery::Dropped => cx.counters.receive_dropped(),
                 Delivery::Starved { seen } => {
-                    let refilled = ring::enable_kick(queue, memory, seen).unwrap_or(false);
+                    let refilled = ring::enable_kick(queue, cx.memory, seen).unwrap_or(false);
                     if !refilled {
-                        self.park(port);
+                        ports.park(port);
                     }
                     return Ok((frames, refilled));
                 }
                 Delivery::Broken => return Err(BrokenRing { frames }),
             }
-            self.ports[port].frame_len = 0;
+            ports.drop_frame(port);
         }
         Ok((CHUNK, true))
     }
 
-    /// Reads the next frame of a tap queue into the port's buffer. False: there is none, and the tap is
-    /// polled again.
-    fn read_frame(&mut self, port: usize) -> bool {
-        let result = self.tap.queues()[port].read(&mut self.ports[port].frame);
-        match result {
-            Ok(len) if len > HEADER_LEN => {
-                self.ports[port].frame_len = len;
-                true
-            }
-            Ok(_) => false,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                self.unpark(port);
-                false
-            }
-            Err(e) => {
-                // The interface was deleted, or is down for good.
-                let reason = format!("tap {}: cannot be read: {e}", self.tap.name());
-                tracing::error!("{reason}");
-                self.park(port);
-                self.ports[port].dead = true;
-                self.report(&Report::Failed { reason });
-                false
-            }
-        }
-    }
-
-    fn drop_input(&mut self, port: usize) -> (usize, bool) {
-        for frames in 0..CHUNK {
-            if !self.read_frame(port) {
-                return (frames, false);
-            }
-            self.ports[port].frame_len = 0;
-        }
-        (CHUNK, true)
-    }
-
-    /// The queue pair that takes the frames of a tap queue. The kernel spreads frames over all tap queues;
-    /// those of pairs that the driver does not use go to the first.
-    fn receiver(&mut self, vrings: &[Vring], port: usize) -> Option<usize> {
-        let loaded = self.memory.memory();
-        let memory: &Memory = &loaded;
-        // Without MQ the others are no receive queues.
-        for pair in [port, 0].into_iter().filter(|pair| *pair < self.usable_pairs) {
-            let vring = vrings[2 * pair].get_ref();
-            if !vring.is_enabled() || !vring.get_queue().ready() {
-                continue;
-            }
-            if pair == 0 {
-                return Some(0);
-            }
-            if self.pairs_set.is_some_and(|set| pair >= usize::from(set)) {
-                continue;
-            }
-            // After a takeover nobody repeats the driver's command, but a used queue has a position.
-            let queue = vring.get_queue();
-            let moved = || {
-                let avail = queue.avail_idx(memory, std::sync::atomic::Ordering::Acquire);
-                queue.next_avail() != 0 || avail.is_ok_and(|index| index.0 != 0)
-            };
-            if self.ports[pair].in_use || moved() {
-                self.ports[pair].in_use = true;
-                return Some(pair);
-            }
-        }
-        None
-    }
-
-    /// Puts the port's frame into as many of the guest's buffers as it needs.
-    fn deliver(&mut self, queue: &mut Queue, memory: &Memory, port: usize) -> Delivery {
+    /// Puts a frame, which has its header, into as many of the guest's buffers as it needs.
+    fn deliver(&mut self, queue: &mut Queue, cx: &Context<'_>, frame: &mut [u8]) -> Delivery {
         let (before, size) = (queue.next_avail(), queue.size());
-        let needed = self.ports[port].frame_len - HEADER_LEN + self.header_len;
-        match self.collect(queue, memory, needed) {
+        let needed = frame.len() - HEADER_LEN + cx.driver.header_len();
+        match self.collect(queue, cx, needed) {
             Some(room) if room >= needed => {}
             None => {
                 queue.set_next_avail(before);
@@ -181,14 +135,14 @@ impl Net {
             }
             Some(room) => {
                 let taken = queue.next_avail().wrapping_sub(before);
-                if !self.scratch.bad.is_empty() {
+                if !self.bad.is_empty() {
                     // The bad ones must go back, and what has been taken between them cannot stay.
-                    self.scratch.used.iter_mut().for_each(|used| used.1 = 0);
-                    self.scratch.used.append(&mut self.scratch.bad);
-                    return self.finish(queue, memory, Delivery::Dropped);
+                    self.used.iter_mut().for_each(|used| used.1 = 0);
+                    self.used.append(&mut self.bad);
+                    return self.finish(queue, cx.memory, Delivery::Dropped);
                 }
                 queue.set_next_avail(before);
-                let hopeless = taken == size || (!self.mergeable && room > 0);
+                let hopeless = taken == size || (!cx.driver.merges() && room > 0);
                 return if hopeless {
                     Delivery::Dropped
                 } else {
@@ -196,56 +150,52 @@ impl Net {
                 };
             }
         }
-        let delivery = match self.fill(memory, port, needed) {
+        let delivery = match self.fill(cx, frame, needed) {
             Ok(()) => Delivery::Done,
             Err(ring::Malformed) => Delivery::Dropped,
         };
-        self.scratch.bad.append(&mut self.scratch.used);
-        std::mem::swap(&mut self.scratch.bad, &mut self.scratch.used);
-        self.finish(queue, memory, delivery)
+        self.bad.append(&mut self.used);
+        std::mem::swap(&mut self.bad, &mut self.used);
+        self.finish(queue, cx.memory, delivery)
     }
 
     /// Takes chains until they hold `needed` bytes, or just one without mergeable buffers. Returns what they
     /// hold.
-    fn collect(&mut self, queue: &mut Queue, memory: &Memory, needed: usize) -> Option<usize> {
-        let scratch = &mut self.scratch;
-        scratch.segments.clear();
-        scratch.used.clear();
-        scratch.bad.clear();
+    fn collect(&mut self, queue: &mut Queue, cx: &Context<'_>, needed: usize) -> Option<usize> {
+        self.segments.clear();
+        self.used.clear();
+        self.bad.clear();
         let mut room = 0;
-        while room < needed && (self.mergeable || scratch.used.is_empty()) {
-            let Some(chain) = ring::next(queue, memory).ok()? else { break };
+        while room < needed && (cx.driver.merges() || self.used.is_empty()) {
+            let Some(chain) = ring::next(queue, cx.memory).ok()? else { break };
             let head = chain.head_index();
-            match ring::gather(chain, memory, Direction::ToGuest, &mut scratch.segments) {
+            match ring::gather(chain, cx.memory, Direction::ToGuest, &mut self.segments) {
                 Ok(len) => {
-                    scratch.used.push((head, len.min(needed - room) as u32));
+                    self.used.push((head, len.min(needed - room) as u32));
                     room += len;
                 }
                 Err(ring::Malformed) => {
-                    self.counters.malformed();
-                    scratch.bad.push((head, 0));
+                    cx.counters.malformed();
+                    self.bad.push((head, 0));
                 }
             }
         }
         Some(room)
     }
 
-    /// Copies header and frame into the scratch segments.
-    fn fill(&mut self, memory: &Memory, port: usize, needed: usize) -> Result<(), ring::Malformed> {
-        let port = &mut self.ports[port];
-        let buffers = self.scratch.used.len() as u16;
-        port.frame[LEGACY_HEADER_LEN..HEADER_LEN].copy_from_slice(&buffers.to_le_bytes());
-        let segments = &self.scratch.segments;
-        if self.header_len == HEADER_LEN {
-            return ring::copy_in(memory, segments, 0, &port.frame[..needed]);
+    /// Copies header and frame into the segments.
+    fn fill(&mut self, cx: &Context<'_>, frame: &mut [u8], needed: usize) -> Result<(), ring::Malformed> {
+        let (buffers, header_len) = (self.used.len() as u16, cx.driver.header_len());
+        frame[LEGACY_HEADER_LEN..HEADER_LEN].copy_from_slice(&buffers.to_le_bytes());
+        if header_len == HEADER_LEN {
+            return ring::copy_in(cx.memory, &self.segments, 0, &frame[..needed]);
         }
-        ring::copy_in(memory, segments, 0, &port.frame[..self.header_len])?;
-        ring::copy_in(memory, segments, self.header_len, &port.frame[HEADER_LEN..port.frame_len])
+        ring::copy_in(cx.memory, &self.segments, 0, &frame[..header_len])?;
+        ring::copy_in(cx.memory, &self.segments, header_len, &frame[HEADER_LEN..])
     }
 
     fn finish(&mut self, queue: &mut Queue, memory: &Memory, delivery: Delivery) -> Delivery {
-        let published =
-            ring::publish(queue, memory, &self.scratch.used).and_then(|()| ring::disable_kick(queue, memory));
+        let published = ring::publish(queue, memory, &self.used).and_then(|()| ring::disable_kick(queue, memory));
         if published.is_ok() { delivery } else { Delivery::Broken }
     }
 }

@@ -4,19 +4,22 @@
 //! In: a virtio-net device's queues (vhost-user), the VMM's ft-ctl commands, a tap. Out: frames. Never: a
 //! held frame before its release, and guest memory touched between `Seal` and `Resume`.
 //!
-//! Reading order: `backend` (events and the order of work), `commands` (ft-ctl), `output` and `input`
-//! (frames), then what they are made of: `gate`, `epoch_buffer`, `work` (pure), `ring`, `tap`, `announce`,
-//! `relay`.
+//! Reading order: `backend` (events), `card` (ft-ctl, and the order of work), `output` and `input` (frames),
+//! then what they are made of: `driver` (the guest's side), `ports` (the host's), `epoch_buffer` and `work`
+//! (pure), `ring`, `tap`, `announce`, `relay`.
 
 pub mod announce;
 pub mod args;
 pub mod backend;
-mod commands;
+mod card;
 mod control_queue;
+mod driver;
 pub mod epoch_buffer;
-pub mod gate;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod input;
 mod output;
+mod ports;
 mod relay;
 pub mod ring;
 pub mod tap;
@@ -42,7 +45,7 @@ pub enum Error {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The host is out of something.
-    #[error("a timer or event counter cannot be had")]
+    #[error("a timer or event counter cannot be created")]
     Host(#[source] io::Error),
 }
 

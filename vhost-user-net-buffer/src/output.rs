@@ -5,15 +5,19 @@
 
 use std::io;
 
+use device_api::counters::NetCounters;
+use device_kit::gate::Gate;
+use device_kit::{Memory, Vmm, Vring};
+use ft_proto::Epoch;
 use ft_wire::device_ctl::Report;
-use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
-use device_kit::Vring;
-
-use crate::backend::Net;
-use crate::ring::{self, Direction, FRAME_MAX, FRAME_MIN, HEADER_LEN, Memory, Segment};
+use crate::announce::{Announcer, Mac};
+use crate::driver::Driver;
+use crate::epoch_buffer::EpochBuffer;
+use crate::ring::{self, Direction, FRAME_MAX, FRAME_MIN, HEADER_LEN, Segment};
+use crate::tap::Tap;
 
 /// Frames between two looks at the ft-ctl link: some tens of microseconds of work.
 pub(crate) const CHUNK: usize = 8;
@@ -32,126 +36,226 @@ enum Stop {
     Full,
     /// The ring makes no sense; only the driver can mend it.
     Broken,
-    /// The process is to end.
-    Ended,
 }
 
-impl Net {
+/// Where frames come from and go to, and who hears of them.
+pub struct Context<'a> {
+    /// Of the guest.
+    pub driver: &'a Driver,
+    /// Of the host.
+    pub tap: &'a Tap,
+    /// Says which epoch they belong to.
+    pub gate: &'a mut Gate,
+    /// Told when an epoch has its first frame, and when there is no room.
+    pub vmm: &'a Vmm,
+    /// Learns the guest's address.
+    pub announcer: &'a mut Announcer,
+    /// Counts them.
+    pub counters: &'a NetCounters,
+}
+
+/// The frames that are held, and what decides on the next one.
+pub struct Output {
+    buffer: EpochBuffer,
+    /// Frames are held until their epoch is committed.
+    hold: bool,
+    /// The VMM knows of the current epoch's first frame.
+    held_told: bool,
+    /// By queue pair: it waits for room in the buffer.
+    stalled: Vec<bool>,
+    segments: Vec<Segment>,
+    used: Vec<(u16, u32)>,
+    frame: Box<[u8]>,
+}
+
+impl Output {
+    /// Of so many queue pairs; holds what `buffer` has room for.
+    #[must_use]
+    pub fn new(pairs: usize, buffer: EpochBuffer) -> Self {
+        Self {
+            buffer,
+            hold: false,
+            held_told: false,
+            stalled: vec![false; pairs],
+            segments: Vec::new(),
+            used: Vec::new(),
+            frame: vec![0; FRAME_MAX].into_boxed_slice(),
+        }
+    }
+
+    /// From now on frames are held, or not. Returns how many were dropped: a new session counts from `epoch`,
+    /// and what the old one left behind was never committed.
+    pub fn set_hold(&mut self, epoch: Epoch, hold: bool) -> usize {
+        let mut dropped = 0;
+        if !hold {
+            self.buffer.release_all();
+        } else if self.buffer.newest_held().is_some_and(|newest| newest > epoch) {
+            dropped = self.buffer.discard_held();
+        }
+        (self.hold, self.held_told) = (hold, false);
+        dropped
+    }
+
+    /// The VM runs here unprotected. Returns how many held frames were dropped.
+    pub fn start(&mut self) -> usize {
+        (self.hold, self.held_told) = (false, false);
+        self.discard_held()
+    }
+
+    /// A new epoch begins.
+    pub fn begin_epoch(&mut self) {
+        self.held_told = false;
+    }
+
+    /// Whether frames of the guest can be taken: those that are let go must not be overtaken by new ones that
+    /// need not wait.
+    #[must_use]
+    pub fn may_take(&self) -> bool {
+        self.hold || self.buffer.is_empty()
+    }
+
+    /// Lets frames go up to and including `epoch`.
+    pub fn release(&mut self, epoch: Epoch) {
+        self.buffer.release(epoch);
+    }
+
+    /// Whether there are frames that may leave.
+    #[must_use]
+    pub fn has_releasable(&self) -> bool {
+        self.buffer.has_releasable()
+    }
+
+    /// Drops the frames of all epochs after `epoch`. Returns how many.
+    pub fn discard_after(&mut self, epoch: Epoch) -> usize {
+        self.buffer.discard_after(epoch)
+    }
+
+    /// Drops all frames that are held. Returns how many.
+    pub fn discard_held(&mut self) -> usize {
+        self.buffer.discard_held()
+    }
+
+    /// Frames and bytes that have not left.
+    #[must_use]
+    pub fn waiting(&self) -> (u64, u64) {
+        (self.buffer.frames() as u64, self.buffer.bytes() as u64)
+    }
+
+    /// The queue pairs that waited for room, which may be there now.
+    pub fn take_stalled(&mut self) -> impl Iterator<Item = usize> {
+        let stalled = self.stalled.iter_mut().enumerate();
+        stalled.filter_map(|(pair, stalled)| std::mem::take(stalled).then_some(pair))
+    }
+
     /// Writes some released frames to the tap. Returns how many, and whether there are more.
-    pub(crate) fn drain(&mut self) -> (usize, bool) {
+    pub fn drain(&mut self, tap: &Tap, counters: &NetCounters) -> (usize, bool) {
         let mut frames = 0;
         while frames < CHUNK
             && let Some((queue, frame)) = self.buffer.front()
         {
-            let (bytes, result) = (frame.len() - HEADER_LEN, self.tap.queues()[usize::from(queue)].write(frame));
+            let (bytes, result) = (frame.len() - HEADER_LEN, tap.queues()[usize::from(queue)].write(frame));
             self.buffer.pop_front();
-            self.count_output(bytes, result);
+            count(bytes, result, tap, counters);
             frames += 1;
-        }
-        if frames > 0 {
-            self.unstall();
         }
         (frames, self.buffer.has_releasable())
     }
 
     /// Takes some frames from the guest. Returns how many, and whether there may be more.
-    pub(crate) fn serve_output(&mut self, vrings: &[Vring], pair: usize) -> (usize, bool) {
+    pub fn serve(&mut self, vrings: &[Vring], pair: usize, cx: &mut Context<'_>) -> (usize, bool) {
         let handle = &vrings[2 * pair + 1];
-        let mut vring = handle.get_mut();
-        if !vring.is_enabled() || !vring.get_queue().ready() || handle.is_broken() {
-            return (0, false);
-        }
-        let loaded = self.memory.memory();
+        let Some(mut vring) = handle.to_serve() else { return (0, false) };
+        let loaded = cx.driver.memory();
         let memory: &Memory = &loaded;
         let queue = vring.get_queue_mut();
         let before = queue.next_used();
-        self.scratch.used.clear();
-        let stop = self.take_frames(queue, memory, pair);
-        let finished = ring::publish(queue, memory, &self.scratch.used)
-            .and_then(|()| ring::wants_signal(queue, memory, before))
-            .and_then(|signal| {
-                Ok((signal, stop == Stop::Empty && ring::enable_kick(queue, memory, queue.next_avail())?))
-            });
+        self.used.clear();
+        let stop = self.take_frames(queue, memory, pair, cx);
+        let finished =
+            ring::publish(queue, memory, &self.used).and_then(|()| ring::wants_signal(queue, memory, before)).and_then(
+                |signal| Ok((signal, stop == Stop::Empty && ring::enable_kick(queue, memory, queue.next_avail())?)),
+            );
         if stop == Stop::Broken || finished.is_err() {
-            self.counters.malformed();
+            cx.counters.malformed();
             handle.set_broken();
         }
         let Ok((signal, refilled)) = finished else { return (CHUNK, false) };
         if signal && let Err(e) = vring.signal_used_queue() {
             host_kit::warn_limited!("the guest cannot be interrupted: {e}");
         }
-        (self.scratch.used.len(), refilled || stop == Stop::Chunk)
+        (self.used.len(), refilled || stop == Stop::Chunk)
     }
 
-    fn take_frames(&mut self, queue: &mut Queue, memory: &Memory, pair: usize) -> Stop {
+    fn take_frames(&mut self, queue: &mut Queue, memory: &Memory, pair: usize, cx: &mut Context<'_>) -> Stop {
         if ring::disable_kick(queue, memory).is_err() {
             return Stop::Broken;
         }
+        let header_len = cx.driver.header_len();
         for _ in 0..CHUNK {
             let Ok(chain) = ring::next(queue, memory) else { return Stop::Broken };
             let Some(chain) = chain else { return Stop::Empty };
             let head = chain.head_index();
-            self.scratch.segments.clear();
-            match ring::gather(chain, memory, Direction::FromGuest, &mut self.scratch.segments) {
-                Ok(len) if len >= self.header_len + FRAME_MIN && len - self.header_len + HEADER_LEN <= FRAME_MAX => {
-                    if !self.emit(memory, pair, len - self.header_len) {
+            self.segments.clear();
+            match ring::gather(chain, memory, Direction::FromGuest, &mut self.segments) {
+                Ok(len) if len >= header_len + FRAME_MIN && len - header_len + HEADER_LEN <= FRAME_MAX => {
+                    if !self.emit(memory, pair, len - header_len, cx) {
                         queue.go_to_previous_position();
                         return Stop::Full;
                     }
                 }
-                _ => self.counters.malformed(),
+                _ => cx.counters.malformed(),
             }
-            self.scratch.used.push((head, 0));
-            if self.ended {
-                return Stop::Ended;
-            }
+            self.used.push((head, 0));
         }
         Stop::Chunk
     }
 
-    /// Holds or sends the frame of `len` bytes (without header) in the scratch segments. False: no room.
-    fn emit(&mut self, memory: &Memory, pair: usize, len: usize) -> bool {
-        if self.gate.holds() {
-            if !self.hold(memory, pair, len) {
+    /// Holds or sends the frame of `len` bytes (without header) in the segments. False: no room.
+    fn emit(&mut self, memory: &Memory, pair: usize, len: usize, cx: &mut Context<'_>) -> bool {
+        if self.hold {
+            if !self.hold(memory, pair, len, cx) {
                 return false;
             }
         } else {
-            let result = self.send(memory, pair, len);
-            self.count_output(len, result);
+            let result = self.send(memory, pair, len, cx);
+            count(len, result, cx.tap, cx.counters);
         }
-        if self.guest_mac.is_none() || self.announcer.is_waiting() {
-            self.learn(memory);
+        if cx.announcer.wants_address()
+            && let Some(mac) = self.source(memory, cx.driver.header_len())
+            && cx.announcer.seen(mac)
+        {
+            cx.tap.announce(cx.announcer.macs());
         }
         true
     }
 
-    fn hold(&mut self, memory: &Memory, pair: usize, len: usize) -> bool {
-        let epoch = self.gate.epoch();
+    fn hold(&mut self, memory: &Memory, pair: usize, len: usize, cx: &mut Context<'_>) -> bool {
+        let epoch = cx.gate.epoch();
         let Some(slot) = self.buffer.push(epoch, pair as u16, HEADER_LEN + len) else {
-            self.ports[pair].stalled = true;
-            if self.gate.tell_full() {
-                self.report(&Report::Full { epoch });
+            self.stalled[pair] = true;
+            if cx.gate.tell_full() {
+                cx.vmm.report(&Report::Full { epoch });
             }
             return false;
         };
-        if copy_frame(memory, &self.scratch.segments, self.header_len, slot).is_err() {
+        if copy_frame(memory, &self.segments, cx.driver.header_len(), slot).is_err() {
             self.buffer.retract();
-            self.counters.malformed();
+            cx.counters.malformed();
             return true;
         }
-        self.counters.held();
+        cx.counters.held();
         // This is what cuts the epoch: it goes out before anything else is done.
-        if self.gate.tell_held() {
-            self.report(&Report::Held { epoch });
+        if !std::mem::replace(&mut self.held_told, true) {
+            cx.vmm.report(&Report::Held { epoch });
         }
         true
     }
 
-    fn send(&mut self, memory: &Memory, pair: usize, len: usize) -> io::Result<()> {
-        let tap = &self.tap.queues()[pair];
+    fn send(&mut self, memory: &Memory, pair: usize, len: usize, cx: &Context<'_>) -> io::Result<()> {
+        let (tap, header_len) = (&cx.tap.queues()[pair], cx.driver.header_len());
         let mut slices = [None::<libc::iovec>; IOVECS_MAX];
-        if self.header_len == HEADER_LEN
-            && let Some(count) = locate(memory, &self.scratch.segments, &mut slices)
+        if header_len == HEADER_LEN
+            && let Some(count) = locate(memory, &self.segments, &mut slices)
         {
             let iovecs = slices.map(|s| s.unwrap_or(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }));
             // SAFETY: each piece lies in guest memory that `memory` keeps mapped through the call. The guest
@@ -161,34 +265,26 @@ impl Net {
                 unsafe { libc::writev(std::os::fd::AsRawFd::as_raw_fd(tap), iovecs.as_ptr(), count as libc::c_int) };
             return if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
         }
-        let frame = &mut self.scratch.frame[..HEADER_LEN + len];
-        copy_frame(memory, &self.scratch.segments, self.header_len, frame)
-            .map_err(|ring::Malformed| io::ErrorKind::InvalidInput)?;
+        let frame = &mut self.frame[..HEADER_LEN + len];
+        copy_frame(memory, &self.segments, header_len, frame).map_err(|ring::Malformed| io::ErrorKind::InvalidInput)?;
         tap.write(frame)
     }
 
-    /// A tap drops what it does not like (a wrong header, the interface is down), as a cable would.
-    fn count_output(&mut self, bytes: usize, result: io::Result<()>) {
-        match result {
-            Ok(()) => self.counters.sent(bytes),
-            Err(e) => {
-                self.counters.send_dropped(1);
-                tracing::debug!("tap {}: frame dropped: {e}", self.tap.name());
-            }
-        }
-    }
-
-    /// Remembers the source address of the frame in the scratch segments as the guest's.
-    fn learn(&mut self, memory: &Memory) {
+    /// Source address of the frame in the segments, if it can be a guest's.
+    fn source(&self, memory: &Memory, header_len: usize) -> Option<Mac> {
         let mut mac = [0; 6];
-        let at = self.header_len + 6;
-        if ring::copy_out(memory, &self.scratch.segments, at, &mut mac).is_err() || mac[0] & 1 == 1 || mac == [0; 6] {
-            return;
-        }
-        self.guest_mac.get_or_insert(mac);
-        if self.announcer.is_waiting() {
-            self.announcer.seen(mac);
-            self.announce();
+        ring::copy_out(memory, &self.segments, header_len + 6, &mut mac).ok()?;
+        (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
+    }
+}
+
+/// A tap drops what it does not like (a wrong header, the interface is down), as a cable would.
+fn count(bytes: usize, result: io::Result<()>, tap: &Tap, counters: &NetCounters) {
+    match result {
+        Ok(()) => counters.sent(bytes),
+        Err(e) => {
+            counters.send_dropped(1);
+            tracing::debug!("tap {}: frame dropped: {e}", tap.name());
         }
     }
 }

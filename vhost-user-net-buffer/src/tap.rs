@@ -15,7 +15,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_UFO,
 };
 
-use crate::announce::Mac;
+use crate::announce::{Mac, RARP_LEN, rarp};
 use crate::args::Args;
 use crate::ring::HEADER_LEN;
 
@@ -43,7 +43,7 @@ pub enum TapError {
     },
     /// It exists with a number of queues that does not fit.
     #[error(
-        "tap {name} was not made for {queues} queue pairs, or is no tap; give another --tap, or other --num-queues"
+        "tap {name} was not created for {queues} queue pairs, or is not a tap; give another --tap, or other --num-queues"
     )]
     WrongKind {
         /// The tap.
@@ -101,6 +101,13 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Of descriptors that carry whole frames as a tap does: for the fuzz target.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn of_sockets(sockets: Vec<OwnedFd>) -> Self {
+        let queues = sockets.into_iter().map(|socket| TapQueue(socket.into())).collect();
+        Self { name: "socket".to_owned(), queues, mtu: 1500 }
+    }
+
     /// Name of the interface.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -131,6 +138,17 @@ impl Tap {
         };
         // Kernels without UFO refuse the flag; nothing is lost, since then they make no such frames.
         set(flags).or_else(|e| if flags & libc::TUN_F_UFO == 0 { Err(e) } else { set(flags & !libc::TUN_F_UFO) })
+    }
+
+    /// Announces addresses. That reveals nothing of the guest's state, so no epoch holds it.
+    pub fn announce(&self, macs: &[Mac]) {
+        for mac in macs {
+            let mut frame = [0; HEADER_LEN + RARP_LEN];
+            frame[HEADER_LEN..].copy_from_slice(&rarp(*mac));
+            if let Err(e) = self.queues[0].write(&frame) {
+                tracing::warn!("tap {}: announcement not sent: {e}", self.name);
+            }
+        }
     }
 
     fn setting(&self, setting: &'static str, source: io::Error) -> TapError {

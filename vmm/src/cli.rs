@@ -19,7 +19,7 @@ use crate::config::{
 };
 use crate::control::event_monitor::EventTarget;
 use crate::ft_api::{NodeOptions, node_option};
-use pollux_api::options::{OptionError, StartRole, node_help};
+use pollux_api::options::{OptionError, OptionHelp, Options, StartRole, node_options, table};
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
 const UNSUPPORTED: [(&str, &str); 24] = [
@@ -52,6 +52,22 @@ const UNSUPPORTED: [(&str, &str); 24] = [
 /// Flags that describe a VM, which without a payload nothing would be made of.
 const VM_FLAGS: [&str; 10] =
     ["cmdline", "console", "cpus", "disk", "initramfs", "memory", "net", "platform", "rng", "serial"];
+
+/// The options of a flag.
+type HelpOf = fn() -> Vec<OptionHelp>;
+
+/// Flags whose options are defined in one place, with the headings of their tables.
+const TABLES: [(&str, HelpOf); 9] = [
+    ("Options of --cpus", CpusConfig::help),
+    ("Options of --memory", MemoryConfig::help),
+    ("Options of --disk, which needs a path, or vhost_user=on and a socket", DiskConfig::help),
+    ("Options of --net", NetConfig::help),
+    ("Options of --rng", RngConfig::help),
+    ("Modes of --serial", SerialConfig::help),
+    ("Modes of --console (there is no virtio console yet)", ConsoleConfig::help),
+    ("Options of --platform, accepted and not shown to the guest", PlatformConfig::help),
+    ("Options of --ft", node_options),
+];
 
 /// What follows the name in the output of `--version`; libvirt reads the number.
 static VERSION: LazyLock<String> =
@@ -91,48 +107,31 @@ struct Flags {
     /// Write events to path=FILE_OR_FIFO, or to fd=N
     #[arg(long, value_name = "TARGET")]
     event_monitor: Option<String>,
-    /// Kernel to boot: a bzImage (vmlinuz) or an ELF image with a PVH entry (vmlinux)
-    #[arg(long, value_name = "PATH", conflicts_with = "firmware")]
-    kernel: Option<PathBuf>,
-    /// Firmware to boot: an ELF image with a PVH entry
-    #[arg(long, value_name = "PATH")]
-    firmware: Option<PathBuf>,
-    /// The kernel's command line
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    cmdline: Option<String>,
-    /// Initial RAM file system of the kernel
-    #[arg(long, value_name = "PATH")]
-    initramfs: Option<PathBuf>,
-    /// boot=N,max=N,max_phys_bits=N,topology=T:C:D:P,nested=on|off
-    #[arg(long, value_name = "OPTIONS", default_value = "boot=1,max_phys_bits=46")]
-    cpus: String,
-    /// size=BYTES[K|M|G],shared=on|off,hugepages=on|off,hugepage_size=2M,prefault=on|off,thp=on|off
-    #[arg(long, value_name = "OPTIONS", default_value = "size=512M")]
-    memory: String,
-    /// Disks:
-    /// path=IMAGE,readonly=on|off,direct=on|off,image_type=raw,serial=TEXT,id=ID,num_queues=N,queue_size=N,
-    /// force=on|off (use an image whose record says that another copy may be newer) or
-    /// vhost_user=true,socket=PATH
+    /// Processors, such as boot=2
+    #[arg(long, value_name = "OPTIONS")]
+    cpus: Option<String>,
+    /// Memory, such as size=2G
+    #[arg(long, value_name = "OPTIONS")]
+    memory: Option<String>,
+    /// Disks, one text for each, such as path=root.raw
     #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
     disk: Vec<String>,
-    /// Network cards: tap=NAME,ip=ADDR,mask=MASK,mac=MAC,host_mac=MAC,mtu=N,id=ID,num_queues=N,queue_size=N
-    /// or vhost_user=true,socket=PATH,vhost_mode=client|server
+    /// Network cards, one text for each, such as tap=tap0,mac=12:34:56:78:90:01
     #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
     net: Vec<String>,
-    /// Entropy device: src=PATH
-    #[arg(long, value_name = "OPTIONS", default_value = "src=/dev/urandom")]
-    rng: String,
-    /// Serial port: off, null, pty, tty or file=PATH
-    #[arg(long, value_name = "MODE", default_value = "null")]
-    serial: String,
-    /// Virtio console: off or null (there is no virtio console yet)
-    #[arg(long, value_name = "MODE", default_value = "off")]
-    console: String,
-    /// uuid=UUID,serial_number=TEXT,oem_strings=[A,B] and others: accepted, and not shown to the guest
+    /// Entropy device
+    #[arg(long, value_name = "OPTIONS")]
+    rng: Option<String>,
+    /// Serial port
+    #[arg(long, value_name = "MODE")]
+    serial: Option<String>,
+    /// Virtio console
+    #[arg(long, value_name = "MODE")]
+    console: Option<String>,
+    /// Identity of the machine
     #[arg(long, value_name = "OPTIONS")]
     platform: Option<String>,
-    /// Fault tolerance: role=auto|primary|standby,listen=ADDR:PORT,heartbeat=ADDR:PORT,
-    /// standby-peers=[ADDR:PORT/ADDR:PORT,...],witness=PLACE and more (see below)
+    /// Fault tolerance, such as role=auto,listen=ADDR:PORT,heartbeat=ADDR:PORT,witness=PLACE
     #[arg(long, value_name = "OPTIONS")]
     ft: Option<String>,
     /// Stay when the guest powers itself off
@@ -194,10 +193,22 @@ fn command() -> Command {
     let base = Command::new("pollux-vmm")
         .version(VERSION.as_str())
         .about("A Cloud-Hypervisor-compatible VMM with fault tolerance")
-        .after_help(format!("Options of --ft, separated by commas:\n{}\n{EXAMPLES}", node_help()));
+        .after_help(after_help())
+        .args(PayloadConfig::help().into_iter().map(payload_flag));
     UNSUPPORTED.iter().fold(Flags::augment_args(base), |command, (flag, _)| {
         command.arg(Arg::new(*flag).long(*flag).num_args(0..).action(ArgAction::Append).hide(true))
     })
+}
+
+fn after_help() -> String {
+    let table = |(heading, help): (&str, HelpOf)| format!("{heading}:\n{}\n", table(&help()));
+    let tables: String = TABLES.into_iter().map(table).collect();
+    format!("OPTIONS are KEY=VALUE,KEY=VALUE. In brackets: what holds without them.\n\n{tables}{EXAMPLES}")
+}
+
+/// Each part of the payload is a flag of its own.
+fn payload_flag(option: OptionHelp) -> Arg {
+    Arg::new(option.key).long(option.key).value_name(option.value).help(option.text).allow_hyphen_values(true)
 }
 
 impl Invocation {
@@ -261,33 +272,37 @@ fn check_seccomp(wish: Option<&str>) -> Result<(), CliError> {
 }
 
 fn vm_config(flags: &Flags, matches: &ArgMatches, standby: bool) -> Result<Option<VmConfig>, CliError> {
-    if flags.kernel.is_none() && flags.firmware.is_none() && !standby {
+    let given = |option: OptionHelp| Some((option.key, matches.get_one::<String>(option.key)?.clone()));
+    let payload = PayloadConfig::from_options(&Options::of_flags(PayloadConfig::help().into_iter().filter_map(given)))?;
+    if payload.kernel.is_some() && payload.firmware.is_some() {
+        return Err(CliError::Usage("--kernel cannot be used together with --firmware".to_owned()));
+    }
+    if payload.kernel.is_none() && payload.firmware.is_none() && !standby {
         let given = |name: &&&str| matches.value_source(name) == Some(ValueSource::CommandLine);
         return match VM_FLAGS.iter().find(given) {
             None => Ok(None),
             Some(flag) => Err(CliError::Usage(format!("--{flag} needs --kernel or --firmware"))),
         };
     }
-    let payload = PayloadConfig {
-        firmware: flags.firmware.clone(),
-        kernel: flags.kernel.clone(),
-        cmdline: flags.cmdline.clone(),
-        initramfs: flags.initramfs.clone(),
-    };
     let disks = flags.disk.iter().map(|text| DiskConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
     let net = flags.net.iter().map(|text| NetConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
     Ok(Some(VmConfig {
-        cpus: CpusConfig::from_option(&flags.cpus)?,
-        memory: MemoryConfig::from_option(&flags.memory)?,
+        cpus: one(&flags.cpus, CpusConfig::from_option)?.unwrap_or_default(),
+        memory: one(&flags.memory, MemoryConfig::from_option)?.unwrap_or_default(),
         payload: (payload != PayloadConfig::default()).then_some(payload),
         disks: Some(disks).filter(|list| !list.is_empty()),
         net: Some(net).filter(|list| !list.is_empty()),
-        rng: RngConfig::from_option(&flags.rng)?,
-        serial: SerialConfig::from_option(&flags.serial)?,
-        console: ConsoleConfig::from_option(&flags.console)?,
-        platform: flags.platform.as_deref().map(PlatformConfig::from_option).transpose()?,
+        rng: one(&flags.rng, RngConfig::from_option)?.unwrap_or_default(),
+        serial: one(&flags.serial, SerialConfig::from_option)?.unwrap_or_default(),
+        console: one(&flags.console, ConsoleConfig::from_option)?.unwrap_or_default(),
+        platform: one(&flags.platform, PlatformConfig::from_option)?,
         ..VmConfig::default()
     }))
+}
+
+/// What follows a flag, if it is given.
+fn one<T>(text: &Option<String>, read: fn(&str) -> Result<T, OptionError>) -> Result<Option<T>, OptionError> {
+    text.as_deref().map(read).transpose()
 }
 
 #[cfg(test)]
@@ -336,6 +351,16 @@ mod tests {
         let CliError::Shown(text) = parse("--help").unwrap_err() else { panic!("not shown") };
         for flag in ["--api-socket", "--kernel", "--disk", "--net", "--ft", "--no-shutdown", "Examples:"] {
             assert!(text.contains(flag), "{flag}");
+        }
+        for (heading, help) in TABLES {
+            assert!(text.contains(heading), "{heading}");
+            for option in help() {
+                assert!(
+                    text.contains(&format!("\n  {}", option.pair())),
+                    "{} of {heading} is not in\n{text}",
+                    option.key
+                );
+            }
         }
         assert!(!text.contains("--balloon"));
     }

@@ -66,8 +66,8 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
         None => None,
     };
     let no_shutdown = invocation.no_shutdown;
-    let assembler = Box::new(KvmFactory::new(invocation.ft));
-    let mut vmm = Vmm::new(Parts { assembler, monitor, shared, no_shutdown });
+    let factory = Box::new(KvmFactory::new(invocation.ft));
+    let mut vmm = Vmm::new(Parts { factory, monitor, shared, no_shutdown });
     let outcome = match invocation.vm.map(|vm| vmm.start(vm)) {
         Some(Err(error)) => {
             vmm.end_vmm();

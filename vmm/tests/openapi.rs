@@ -183,7 +183,10 @@ fn a_refusal_says_who_has_to_change_what() {
     call(&vmm, Route::VmBoot, "*/*");
     let refused = body(&call(&vmm, Route::FtProtect, MEDIA_TYPE));
     let expected = json!({"title": "The VM cannot be protected", "status": 500, "code": "preflight", "blame": "environment",
-        "relation": "list", "reasons": ["no route", "no disk"], "hint": "every reason has to go before the VM can be protected"});
+        "relation": "list", "reasons": ["no route", "no disk"], "blockers": [
+            {"code": "session-failed", "blame": "environment", "reason": "no route"},
+            {"code": "session-failed", "blame": "environment", "reason": "no disk"},
+        ], "hint": "resolve every reason, then protect the VM again"});
     assert_eq!(refused, expected);
     let refused = body(&call(&vmm, Route::FtTestFailover, MEDIA_TYPE));
     assert_eq!((&refused["code"], &refused["blame"]), (&json!("not-protected"), &json!("state")));

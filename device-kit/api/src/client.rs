@@ -28,7 +28,7 @@ pub enum HelloError {
     #[error("it speaks version {0} of ft-ctl, this VMM {CTL_VERSION}")]
     Version(u16),
     /// It said something else first.
-    #[error("it does not greet as a device process does")]
+    #[error("it does not answer like a device process")]
     Unexpected,
 }
 

@@ -255,8 +255,8 @@ pub enum Event {
         #[serde(serialize_with = "link_name")]
         link: LinkId,
     },
-    /// A silent link is back.
-    LinkBack {
+    /// A silent link carries heartbeats again.
+    LinkRestored {
         /// The link.
         #[serde(serialize_with = "link_name")]
         link: LinkId,
@@ -270,7 +270,7 @@ pub enum Event {
     /// heard.
     LocalStall,
     /// The standby begins to take over.
-    TakingOver {
+    TakeoverStarted {
         /// From this checkpoint.
         epoch: Epoch,
         /// In this term.
@@ -306,7 +306,7 @@ pub enum Event {
         reason: String,
     },
     /// A capture failed.
-    CutFailed {
+    CheckpointFailed {
         /// Why.
         reason: String,
     },

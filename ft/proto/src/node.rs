@@ -125,6 +125,7 @@ impl Node {
             (Role::Standby(standby), input) => {
                 let joined = if let Input::PrimaryJoined { term, .. } = input { Some(term) } else { None };
                 let outcome = standby.handle(input, &mut cx);
+                assert!(joined.is_none_or(|joined| joined >= term), "from term {term} back to {joined:?}");
                 self.term = joined.unwrap_or(term);
                 outcome
             }
@@ -293,6 +294,7 @@ impl Node {
         match outcome {
             Some(Outcome::Solo(term)) => {
                 assert!(term >= self.term, "from term {} back to {term}", self.term);
+                assert!(!matches!(self.role, Role::Fenced), "a fenced node runs the VM again");
                 self.term = term;
                 self.role = Role::Solo;
             }
@@ -404,7 +406,7 @@ impl Node {
         for (link, (was, is)) in LinkId::ALL.into_iter().zip(before.into_iter().zip(red)) {
             match (was, is) {
                 (false, true) => self.actions.push_back(Action::Event(Event::LinkSilent { link })),
-                (true, false) => self.actions.push_back(Action::Event(Event::LinkBack { link })),
+                (true, false) => self.actions.push_back(Action::Event(Event::LinkRestored { link })),
                 _ => {}
             }
         }

@@ -200,6 +200,9 @@ impl Primary {
             }
             State::Leaving(_) => assert!(committed, "a claim against a standby that has no right"),
         }
+        if let State::Protected(Watch { lost, .. }) | State::Moving { watch: Watch { lost, .. }, .. } = self.state {
+            assert!(lost.is_none_or(|lost| lost <= self.running()), "the record was lost in an epoch of the future");
+        }
         let claimed = match (&self.state, self.pending_claim()) {
             (_, None) => true,
             (State::Registering(_), Some(claim)) => matches!(claim, Claim::Register { .. }),
@@ -343,7 +346,7 @@ impl Primary {
             return None;
         }
         let why = format!("the checkpoint could not be captured: {reason}");
-        cx.tell(Event::CutFailed { reason });
+        cx.tell(Event::CheckpointFailed { reason });
         self.leave(why, By::Failure, cx)
     }
 

@@ -480,7 +480,7 @@ impl Ready {
     fn take_over(&self, term: Term, cx: &mut Cx<'_>) -> Outcome {
         let committed = self.committed;
         assert!(term > self.session.term, "a takeover from term {} in term {term}", self.session.term);
-        cx.tell(Event::TakingOver { epoch: committed, term });
+        cx.tell(Event::TakeoverStarted { epoch: committed, term });
         cx.act(Action::TakeOver { committed, term });
         Outcome::Solo(term)
     }
@@ -520,6 +520,9 @@ impl Arriving {
     fn check(&self, committed: Epoch) {
         let first = self.epochs.first_key_value().map(|(first, _)| *first);
         assert!(first.is_none_or(|first| first > committed), "parts of {first:?} are left, {committed} is committed");
+        // A disk too many could stand in for one that has not arrived.
+        let most = self.epochs.values().map(|parts| parts.disks.len()).max().unwrap_or(0);
+        assert!(most <= usize::from(self.disks), "{most} disks of an epoch have arrived, of {}", self.disks);
     }
 
     /// Takes out `epoch` if it is complete.

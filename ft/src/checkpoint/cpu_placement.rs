@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use ft_proto::Epoch;
 use host_kit::cpu_load::CpuLoad;
 
 /// More pages than this in epochs that somebody waits for, and their threads work side by side.
@@ -29,18 +30,26 @@ pub(crate) struct CpuPlacement {
     pages: usize,
     /// How many epochs in a row had output up to now.
     awaited: u32,
+    /// The last epoch that is known to have console output.
+    console: Option<Epoch>,
 }
 
 impl CpuPlacement {
     /// Begins to look how busy the processors are: best when the first copy is over. Without a `load`
     /// nothing is chosen.
     pub(crate) fn begin(load: Option<CpuLoad>) -> Self {
-        Self { load, since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0 }
+        Self { load, since: Instant::now(), chosen: None, crowded: false, pages: 0, awaited: 0, console: None }
+    }
+
+    /// Console output of an epoch is held, which somebody waits for as for a frame.
+    pub(crate) fn console_output(&mut self, epoch: Epoch) {
+        self.console = Some(epoch);
     }
 
     /// An epoch had so many pages, and frames that somebody waits for or none: the next one is likely to be
     /// alike.
-    pub(crate) fn epoch(&mut self, pages: usize, awaited: bool) {
+    pub(crate) fn epoch(&mut self, epoch: Epoch, pages: usize, frames: bool) {
+        let awaited = frames || self.console == Some(epoch);
         self.pages = pages;
         self.awaited = if awaited { self.awaited.saturating_add(1) } else { 0 };
     }
@@ -101,6 +110,16 @@ mod tests {
     }
 
     #[test]
+    fn console_output_is_awaited_as_a_frame_is() {
+        let mut place = CpuPlacement::begin(None);
+        for (console, epoch, seldom) in [(1, 1, true), (2, 2, false), (2, 3, true), (4, 4, true), (5, 5, false)] {
+            place.console_output(Epoch(console));
+            place.epoch(Epoch(epoch), PAGES_MAX + 1, false);
+            assert_eq!(place.seldom_awaited(), seldom, "epoch {epoch}, console output in {console}");
+        }
+    }
+
+    #[test]
     fn large_epochs_that_are_awaited_all_the_time_are_worked_on_anywhere() {
         let (mut place, first) = chosen();
         for (pages, awaited, there, sent_from) in [
@@ -111,7 +130,7 @@ mod tests {
             (PAGES_MAX + 1, false, first, first),
             (PAGES_MAX + 1, true, first, first),
         ] {
-            place.epoch(pages, awaited);
+            place.epoch(Epoch(1), pages, awaited);
             assert_eq!((place.next(&[]), place.of_carriers()), (there, sent_from), "{pages} pages, awaited: {awaited}");
         }
     }

@@ -97,9 +97,9 @@ impl FirstCopy {
         self.dirty.extend(dirty);
     }
 
-    /// When to look again if nothing happens.
-    pub(crate) fn timeout(&self) -> Option<Time> {
-        self.next_round.filter(|_| self.is_over())
+    /// When to look again if nothing happens. Of chunks that are still with the sender something is heard.
+    pub(crate) fn timeout(&self, sending: usize) -> Option<Time> {
+        self.next_round.filter(|_| sending == 0 && self.is_over())
     }
 
     /// Whether what is left is small enough, or does not get smaller.
@@ -155,7 +155,8 @@ mod tests {
         assert_eq!(copy.step(&mut pages, 0, false, NOW), Step::Harvest);
         copy.round(&[], NOW);
         assert_eq!(copy.step(&mut pages, 0, false, NOW), Step::Wait);
-        let later = copy.timeout().unwrap();
+        assert_eq!(copy.timeout(1), None, "the sender is waited for");
+        let later = copy.timeout(0).unwrap();
         assert_eq!(copy.step(&mut pages, 0, false, later), Step::Harvest);
         assert_eq!(copy.step(&mut pages, 0, true, NOW), Step::Done);
     }

@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ft_proto::{Beat, Epoch, LinkId, Time, WitnessAnswer};
 use ft_transport::listener::Incoming;
+use host_kit::sync::lock;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use pollux_api::Refused;
 
@@ -60,7 +61,7 @@ pub enum Message<P: Platform> {
     /// The witness thread.
     Witness(WitnessAnswer),
     /// Another thread, by its name: something that it cannot help.
-    Trouble(&'static str, String),
+    LocalError(&'static str, String),
     /// The heartbeat thread.
     Beat(LinkId, Time, Beat),
     /// The VMM: something that is no device process holds the first output of this epoch.
@@ -172,10 +173,6 @@ impl<P: Platform> Inbox<P> {
         self.beats_left.set(left);
         Some(Message::Beat(link, at, beat))
     }
-}
-
-fn lock(beats: &LastBeats) -> MutexGuard<'_, [Option<(Time, Beat)>; LinkId::ALL.len()]> {
-    beats.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<P: Platform> AsFd for Inbox<P> {

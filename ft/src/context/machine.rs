@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ft_proto::{Alone, Committed, Epoch, Time, VmId};
+use pollux_api::Blocker;
 
 use crate::devices::control::DeviceControl;
 use crate::devices::{DeviceEnd, DeviceKey, Devices};
@@ -73,9 +74,9 @@ impl<C: DeviceControl> Machine<C> {
     }
 
     /// Why this VM cannot be protected: all reasons.
-    pub(crate) fn blockers(&self) -> Vec<String> {
+    pub(crate) fn blockers(&self) -> Vec<Blocker> {
         let mut blockers = self.guest.blockers();
-        blockers.extend(self.broken.clone());
+        blockers.extend(self.broken.clone().map(|reason| Blocker::DeviceFailed { reason }));
         blockers
     }
 

@@ -1,6 +1,7 @@
 //! How the first copy of guest memory comes along, and which of its steps are worth an event. Pure.
 
 use ft_proto::Time;
+use pollux_api::event::EventName;
 use pollux_api::status::Progress;
 use serde_json::json;
 
@@ -35,13 +36,13 @@ impl MemoryCopy {
         self.progress = Progress { done, total, eta_s };
         let steps = self.meter.is_news(done, total, now);
         if begins {
-            return Some(("memory-copy-started", json!({ "kind": self.kind, "bytes": total })));
+            return Some((EventName::MemoryCopyStarted, json!({ "kind": self.kind, "bytes": total })));
         }
-        steps.then(|| ("memory-copy-progress", json!({ "done": done, "total": total, "eta_s": eta_s })))
+        steps.then(|| (EventName::MemoryCopyProgress, json!({ "done": done, "total": total, "eta_s": eta_s })))
     }
 
     /// It is complete.
     pub(super) fn done(&self, now: Time) -> Note {
-        ("memory-copy-done", json!({ "bytes": self.progress.done, "ms": self.meter.millis(now) }))
+        (EventName::MemoryCopyDone, json!({ "bytes": self.progress.done, "ms": self.meter.millis(now) }))
     }
 }

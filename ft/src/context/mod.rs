@@ -20,6 +20,7 @@ use ft_proto::witness::Claim;
 use ft_proto::{Action, Event, Input, Node, NodeId, Settings, State, Term, Time};
 use ft_transport::heartbeats::Heartbeats;
 use pollux_api::Refused;
+use pollux_api::event::EventName;
 use serde_json::{Value, json};
 
 use self::inbox::{Message, Post, Reply};
@@ -192,7 +193,7 @@ impl<P: Platform> Context<P> {
     }
 
     /// An event that the core does not know.
-    pub(crate) fn note(&mut self, event: &str, detail: Value) {
+    pub(crate) fn note(&mut self, event: EventName, detail: Value) {
         let record = self.reporter.note(event, detail);
         self.machine.guest().told(&record);
     }
@@ -208,17 +209,17 @@ impl<P: Platform> Context<P> {
         self.machine.guest().told(&record);
     }
 
-    /// The thread of this name has met something that it cannot help.
-    pub(crate) fn trouble(&mut self, thread: &'static str, reason: String) {
-        self.note("trouble", json!({ "thread": thread, "reason": reason }));
+    /// The thread of this name has met an error that it cannot repair.
+    pub(crate) fn local_error(&mut self, thread: &'static str, reason: String) {
+        self.note(EventName::LocalError, json!({ "thread": thread, "reason": reason }));
         self.reporter.failed(reason);
         self.reporter.publish_soon();
     }
 
     /// The engine's own, which may come in each of its rounds.
-    pub(crate) fn trouble_once(&mut self, reason: String) {
+    pub(crate) fn local_error_once(&mut self, reason: String) {
         if !self.reporter.has_failed(&reason) {
-            self.trouble("ft", reason);
+            self.local_error("ft", reason);
         }
     }
 
@@ -248,7 +249,7 @@ impl<P: Platform> Context<P> {
     /// What a stream brings is read from now on.
     pub(crate) fn watch_stream(&self, stream: &P::Connection) {
         if let Err(error) = self.platform.watch_stream(stream) {
-            self.post.send(Message::Trouble("ft", format!("cannot watch the stream: {error}")));
+            self.post.send(Message::LocalError("ft", format!("cannot watch the stream: {error}")));
         }
     }
 
@@ -262,7 +263,7 @@ impl<P: Platform> Context<P> {
     pub(crate) fn watch_device(&self, key: DeviceKey) {
         let Some(control) = self.machine.control(key) else { return };
         if let Err(error) = self.platform.watch_device(key, control) {
-            self.post.send(Message::Trouble("ft", format!("cannot watch device {}: {error}", control.id())));
+            self.post.send(Message::LocalError("ft", format!("cannot watch device {}: {error}", control.id())));
         }
     }
 
@@ -301,7 +302,7 @@ impl<P: Platform> Context<P> {
         let other = stored.and_then(|stored| stored.vm).filter(|vm| Some(*vm) != self.identity.vm());
         if let Some(other) = other {
             if self.witness.lose_record() {
-                self.note("witness-of-another-vm", json!({ "vm": other.to_string() }));
+                self.note(EventName::WitnessVmMismatch, json!({ "vm": other.to_string() }));
             }
         } else if let Some(stored) = stored {
             self.witness.find_record();

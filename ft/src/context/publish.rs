@@ -35,7 +35,7 @@ impl<P: Platform> Context<P> {
             Some(_) => LinkId::ALL.iter().map(|link| self.link_status(*link, now)).collect(),
         };
         let policy = self.node.settings().on_partition.map(|policy| {
-            let name = format!("none: {policy:?} goes on").to_lowercase();
+            let name = format!("none: {policy:?} continues").to_lowercase();
             WitnessStatus { name, answered: None, error: None, record: None }
         });
         let status = Status {

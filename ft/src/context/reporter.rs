@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ft_proto::{Event, Time};
 use pollux_api::EventRecord;
+use pollux_api::event::EventName;
 use pollux_api::status::{Progress, Status, Takeover};
 use serde_json::Value;
 
@@ -145,7 +146,7 @@ impl Reporter {
         self.memory_copy.as_ref().map(MemoryCopy::progress)
     }
 
-    pub(super) fn note(&self, event: &str, detail: Value) -> EventRecord {
+    pub(super) fn note(&self, event: EventName, detail: Value) -> EventRecord {
         self.board.note(event, detail)
     }
 

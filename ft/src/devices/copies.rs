@@ -3,7 +3,8 @@
 
 use ft_proto::Time;
 use ft_wire::session::DiskProgress;
-use pollux_api::status::{CopyState, DiskStatus};
+use pollux_api::event::EventName;
+use pollux_api::status::DiskStatus;
 use serde_json::json;
 
 use super::control::DeviceControl;
@@ -26,7 +27,7 @@ impl<C: DeviceControl> Devices<C> {
 
     /// Whether no disk is still being copied.
     pub(crate) fn are_copied(&self) -> bool {
-        self.all.iter().filter_map(|device| device.copy.as_ref()).all(|copy| copy.state != CopyState::Copying)
+        self.all.iter().filter_map(|device| device.copy.as_ref()).all(|copy| !copy.is_copying())
     }
 
     /// A session begins for this disk.
@@ -38,28 +39,28 @@ impl<C: DeviceControl> Devices<C> {
 
     /// A session is over.
     pub(crate) fn end_copies(&mut self) {
-        self.all.iter_mut().filter_map(|device| device.copy.as_mut()).for_each(|copy| copy.state = CopyState::Idle);
+        self.all.iter_mut().filter_map(|device| device.copy.as_mut()).for_each(DiskCopy::end);
     }
 
     /// How far a copy is, and what is worth telling of that.
     pub(crate) fn copy_progress(&mut self, key: DeviceKey, progress: DiskProgress, now: Time) -> Option<Note> {
         let copy = self.copy_mut(key)?;
         let DiskProgress { kind, done, total, .. } = progress;
-        let begins = copy.resync.is_none();
+        let begins = copy.resync().is_none();
         let steps = copy.progress(progress, now);
-        let (id, sent, eta_s) = (&copy.id, copy.sent, copy.eta_s);
+        let (id, sent, eta_s) = copy.so_far();
         if begins {
-            Some(("resync-started", json!({ "disk": id, "kind": kind.name(), "bytes": total })))
+            Some((EventName::ResyncStarted, json!({ "disk": id, "kind": kind.name(), "bytes": total })))
         } else {
             let detail = || json!({ "disk": id, "done": done, "total": total, "bytes_sent": sent, "eta_s": eta_s });
-            steps.then(|| ("resync-progress", detail()))
+            steps.then(|| (EventName::ResyncProgress, detail()))
         }
     }
 
     /// As [`Self::copy_progress`], where the other host counts. What it says of a disk that is not being
     /// copied is late.
     pub(crate) fn copy_told(&mut self, key: DeviceKey, progress: DiskProgress, now: Time) -> Option<Note> {
-        self.copy(key).filter(|copy| copy.state == CopyState::Copying)?;
+        self.copy(key).filter(|copy| copy.is_copying())?;
         self.copy_progress(key, progress, now)
     }
 
@@ -67,13 +68,13 @@ impl<C: DeviceControl> Devices<C> {
     pub(crate) fn copy_done(&mut self, key: DeviceKey, now: Time) -> Option<Note> {
         let copy = self.copy_mut(key)?;
         let ms = copy.in_sync(now);
-        let kind = copy.resync.map(|kind| kind.name());
-        Some(("resync-done", json!({ "disk": copy.id, "kind": kind, "bytes_sent": copy.sent, "ms": ms })))
+        let (kind, (id, sent, _)) = (copy.resync().map(|kind| kind.name()), copy.so_far());
+        Some((EventName::ResyncDone, json!({ "disk": id, "kind": kind, "bytes_sent": sent, "ms": ms })))
     }
 
     /// All that are still being copied are complete.
     pub(crate) fn all_copies_done(&mut self, now: Time) -> Vec<Note> {
-        let copying = |key: &DeviceKey| self.copy(*key).is_some_and(|copy| copy.state == CopyState::Copying);
+        let copying = |key: &DeviceKey| self.copy(*key).is_some_and(DiskCopy::is_copying);
         let keys: Vec<_> = self.keys().into_iter().filter(copying).collect();
         keys.into_iter().filter_map(|key| self.copy_done(key, now)).collect()
     }
@@ -81,7 +82,7 @@ impl<C: DeviceControl> Devices<C> {
     /// The stream of a disk has ended.
     pub(crate) fn copy_lost(&mut self, key: DeviceKey) {
         if let Some(copy) = self.copy_mut(key) {
-            copy.state = CopyState::Lost;
+            copy.lose();
         }
     }
 

@@ -12,14 +12,13 @@ use crate::progress_meter::ProgressMeter;
 #[derive(Clone, Debug)]
 pub(crate) struct DiskCopy {
     /// The disk's id.
-    pub(crate) id: String,
-    pub(crate) state: CopyState,
-    /// How the standby's image is, or was, made equal.
-    pub(crate) resync: Option<ResyncKind>,
+    id: String,
+    state: CopyState,
+    resync: Option<ResyncKind>,
     done: u64,
     total: u64,
-    pub(crate) sent: u64,
-    pub(crate) eta_s: Option<u64>,
+    sent: u64,
+    eta_s: Option<u64>,
     meter: ProgressMeter,
 }
 
@@ -32,6 +31,31 @@ impl DiskCopy {
     /// A session begins.
     pub(crate) fn copying(&mut self) {
         *self = Self { state: CopyState::Copying, ..Self::new(std::mem::take(&mut self.id)) };
+    }
+
+    /// Whether it is being copied.
+    pub(crate) fn is_copying(&self) -> bool {
+        self.state == CopyState::Copying
+    }
+
+    /// How the standby's image is, or was, made equal.
+    pub(crate) fn resync(&self) -> Option<ResyncKind> {
+        self.resync
+    }
+
+    /// Whose copy, bytes sent for it, and seconds that it will still take.
+    pub(crate) fn so_far(&self) -> (&str, u64, Option<u64>) {
+        (&self.id, self.sent, self.eta_s)
+    }
+
+    /// The session is over.
+    pub(crate) fn end(&mut self) {
+        self.state = CopyState::Idle;
+    }
+
+    /// Its stream has ended.
+    pub(crate) fn lose(&mut self) {
+        self.state = CopyState::Lost;
     }
 
     /// How far its copy is. Returns whether that is worth an event.

@@ -62,7 +62,7 @@ impl Admission {
         if let (Some(ours), Some(theirs)) = (cx.identity().vm(), incoming.hello.vm)
             && ours != theirs
         {
-            incoming.refuse(vec!["this host has nothing to do with that VM".to_owned()]);
+            incoming.refuse(vec!["this host is not configured for that VM".to_owned()]);
             return None;
         }
         let wants_session = matches!(incoming.hello.purpose, Purpose::Session { .. });
@@ -85,7 +85,7 @@ impl Admission {
     ) -> Option<Admitted<P::Connection>> {
         if cx.now().since(since) > WITNESS_LIMIT {
             // It has given up; a session must not end for somebody who is gone.
-            incoming.refuse(vec!["the witness took too long".to_owned()]);
+            incoming.refuse(vec!["the witness did not answer in time".to_owned()]);
             return None;
         }
         self.judge(cx, session, incoming, Some(record))
@@ -130,7 +130,7 @@ impl Admission {
         let shape: Option<Shape> = decode_body(Kind::Hello, &shape).ok();
         let addresses = beats.map(|address| address.parse().ok());
         let (Some(shape), [Some(first), Some(second)]) = (shape, addresses) else {
-            incoming.refuse(vec!["the greeting does not decode".to_owned()]);
+            incoming.refuse(vec!["the greeting cannot be decoded".to_owned()]);
             return None;
         };
         let beats = [as_seen_here(first, incoming.address), self.on_second_link(second)];
@@ -179,11 +179,10 @@ impl Admission {
             }
             (false, ours, theirs) if ours == theirs => None,
             (false, ours, _) => {
-                let ours =
-                    ours.map_or("nothing".to_owned(), |policy| format!("on_partition={policy:?}").to_lowercase());
+                let ours = ours.map_or("none".to_owned(), |policy| format!("on_partition={policy:?}").to_lowercase());
                 Some(format!(
-                    "who goes on in a partition must be the same on both hosts, and this standby says {ours}: give both \
-                     witness=, or the same on_partition="
+                    "the policy for a partition must be the same on both hosts, and this standby has {ours}: give both \
+                     hosts witness=, or the same on_partition="
                 ))
             }
         }
@@ -209,10 +208,10 @@ fn standing<P: Platform>(cx: &Context<P>, session: &Session<P>) -> Standing {
 fn objections<P: Platform>(cx: &mut Context<P>, incoming: &Incoming<P::Connection>, shape: &Shape) -> Vec<String> {
     let mut reasons = Vec::new();
     if !matches!(cx.state(), State::StandbyEmpty | State::StandbySyncing | State::StandbyReady) {
-        reasons.push(format!("this node is no standby, it is {}", cx.state_name(false)));
+        reasons.push(format!("this node is not a standby, it is {}", cx.state_name(false)));
     }
     if incoming.hello.vm.is_none() {
-        reasons.push("the caller does not say which VM it runs".to_owned());
+        reasons.push("the caller does not name its VM".to_owned());
     }
     if incoming.hello.node.host == cx.node().id().host {
         reasons.push(format!(
@@ -227,7 +226,7 @@ fn objections<P: Platform>(cx: &mut Context<P>, incoming: &Incoming<P::Connectio
     reasons.extend(differences(&ours, shape));
     // The number of vCPUs is part of the CPU features, and has been complained about already.
     if ours.vcpus == shape.vcpus {
-        reasons.extend(cx.machine_mut().guest().check_cpu(&shape.cpuid));
+        reasons.extend(cx.machine_mut().guest().check_cpu(shape));
     }
     reasons
 }

@@ -55,12 +55,17 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     /// Nothing has been captured yet.
-    /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to.
-    /// `None`: it has to wait, since the guest cannot be stopped now.
     pub(super) fn new(load: Option<CpuLoad>) -> Self {
         Self { place: CpuPlacement::begin(load), vcpus: Vec::new(), postponed: None }
     }
 
+    /// Console output of an epoch is held.
+    pub(super) fn console_output(&mut self, epoch: Epoch) {
+        self.place.console_output(epoch);
+    }
+
+    /// Captures an epoch. The guest goes on, unless it is the last cut; the devices do when they are told to.
+    /// `None`: it has to wait, since the guest cannot be stopped now.
     pub(super) fn cut<P: Platform>(
         &mut self,
         cx: &mut Context<P>,
@@ -87,7 +92,7 @@ impl Checkpointer {
             Ok((held, paused)) => {
                 let pages = staging.pages.len();
                 cx.reporter().measured().captured(pages as u64, held);
-                self.place.epoch(pages, held.frames() > 0);
+                self.place.epoch(epoch, pages, held.frames() > 0);
                 let carriers = self.place.of_carriers();
                 Ok(Some(Checkpoint { image: EpochImage::new(staging), begun, paused, carriers }))
             }

@@ -16,8 +16,9 @@ use ft_proto::Node;
 use ft_proto::{Action, Alone, CutKind, Epoch, Event, Input, State, Term, Time};
 use ft_wire::device_ctl::Report;
 use host_kit::error::chain;
-use pollux_api::Refused;
+use pollux_api::event::EventName;
 use pollux_api::status::Takeover;
+use pollux_api::{Blocker, Refused};
 use serde_json::json;
 
 use super::admission::{Admission, Admitted};
@@ -84,6 +85,12 @@ impl<P: Platform> Executor<P> {
     #[cfg(feature = "sim")]
     pub fn node(&self) -> &Node {
         self.cx.node()
+    }
+
+    /// Whether a checkpoint is kept for the next session.
+    #[cfg(feature = "sim")]
+    pub fn keeps_base(&self) -> bool {
+        self.cx.machine().base().is_some()
     }
 
     pub(crate) fn context(&mut self) -> &mut Context<P> {
@@ -188,7 +195,7 @@ impl<P: Platform> Executor<P> {
 
     fn device_failed(&mut self, key: DeviceKey, reason: &str) {
         let id = self.cx.devices().id(key).to_owned();
-        self.cx.note("device-failed", json!({ "device": id, "reason": reason }));
+        self.cx.note(EventName::DeviceFailed, json!({ "device": id, "reason": reason }));
         self.cx.reporter().failed(reason.to_owned());
         self.cx.machine_mut().device_failed(reason);
         let (term, reason) = (self.cx.term(), reason.to_owned());
@@ -299,7 +306,7 @@ impl<P: Platform> Executor<P> {
                 if let Some(gap_us) = gap_us {
                     detail["gap_us"] = gap_us.into();
                 }
-                self.cx.note("took-over", detail);
+                self.cx.note(EventName::TakeoverCompleted, detail);
                 // They have noted the next term by themselves; nobody waits for the answer.
                 self.cx.tell_owner(term);
                 self.cx.reporter().publish_soon();
@@ -320,7 +327,7 @@ impl<P: Platform> Executor<P> {
         }
         if self.protection.will_resume() {
             let kept = self.cx.machine().base().is_some();
-            self.cx.note("suspended", json!({ "memory_kept": kept }));
+            self.cx.note(EventName::ProtectionSuspended, json!({ "memory_kept": kept }));
         }
         self.end_primary(Job::Bye("the primary goes on alone".to_owned()));
         self.commands.ended(&mut self.cx, &Ok(()));
@@ -366,7 +373,7 @@ impl<P: Platform> Executor<P> {
             Event::Protected { .. } => self.protection.found(),
             Event::ProtectionLost { reason, .. } => self.protection.session_ended(&mut self.cx, reason),
             // With a claim at the witness it is still why this host may take over.
-            Event::LinkBack { .. } if !self.cx.node().awaits_witness() => self.cx.reporter().suspect(None),
+            Event::LinkRestored { .. } if !self.cx.node().awaits_witness() => self.cx.reporter().suspect(None),
             _ => {}
         }
         self.cx.event(event);
@@ -388,7 +395,10 @@ impl<P: Platform> Executor<P> {
             Message::HandOver(reason, reply) => self.commands.hand_over(cx, protection, reason, reply),
             Message::Switchover(reply) => self.commands.switchover(cx, protection, reply),
             Message::TestFailover(reply) => self.test_failover(reply),
-            Message::VmEnded(reply) => self.commands.vm_ended(cx, reply),
+            Message::VmEnded(reply) => {
+                protection.vm_ended();
+                self.commands.vm_ended(cx, reply);
+            }
             Message::Quit => return ControlFlow::Break(()),
             Message::Opened(opened, reply) => self.opened(opened, reply),
             Message::Incoming(incoming) => {
@@ -414,9 +424,12 @@ impl<P: Platform> Executor<P> {
                 cx.witness_mut().answered(&answer);
                 cx.input(Input::Witness(answer));
             }
-            Message::Trouble(thread, reason) => cx.trouble(thread, reason),
+            Message::LocalError(thread, reason) => cx.local_error(thread, reason),
             Message::Beat(link, at, beat) => cx.input(Input::Beat { link, at, beat }),
-            Message::OutputHeld(epoch) => self.output_held(epoch),
+            Message::OutputHeld(epoch) => {
+                self.checkpointer.console_output(epoch);
+                self.output_held(epoch);
+            }
             Message::DeviceJoined(end, reply) => self.device_joined(end, reply),
             Message::DeviceLeft(id, reply) => self.device_left(&id, reply),
         }
@@ -430,17 +443,15 @@ impl<P: Platform> Executor<P> {
         let result = match opened {
             Ok(_) if self.cx.state() != State::Solo => {
                 let state = self.cx.state_name(false);
-                Err(Unopened::now(format!("this VM is {state} now")))
+                Err(Unopened::from(Blocker::StateChanged(state)))
             }
-            Ok(_) if !wanted => Err(Unopened::now("protection is not wanted any more".to_owned())),
-            Ok(opened) => {
-                self.begin_primary(*opened).map_err(|reason| Unopened { reasons: vec![reason], settled: true })
-            }
+            Ok(_) if !wanted => Err(Blocker::NotWanted.into()),
+            Ok(opened) => self.begin_primary(*opened).map_err(|reason| Blocker::SessionFailed { reason }.into()),
             Err(why) => Err(why),
         };
         if let Err(why) = &result {
             if reply.is_some() {
-                self.cx.reporter().failed(why.reasons.join("; "));
+                self.cx.reporter().failed(why.sentences().join("; "));
             }
             if wanted {
                 self.protection.not_found(&mut self.cx, why);
@@ -448,7 +459,7 @@ impl<P: Platform> Executor<P> {
         }
         self.cx.reporter().publish_soon();
         if let Some(reply) = reply {
-            self.cx.answer(reply, result.map_err(|why| Refused::Preflight(why.reasons)));
+            self.cx.answer(reply, result.map_err(|why| Refused::Preflight(why.blockers)));
         }
     }
 
@@ -487,7 +498,7 @@ impl<P: Platform> Executor<P> {
                     self.settle();
                 }
                 if self.cx.state() == State::StandbySyncing {
-                    self.cx.note("primary-joined", joined);
+                    self.cx.note(EventName::PrimaryJoined, joined);
                 }
             }
         }

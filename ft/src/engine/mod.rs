@@ -118,14 +118,14 @@ impl Engine {
         let due = self.executor.due();
         let cx = self.executor.context();
         if let Err(errno) = self.timer.arm(due, cx.now()) {
-            cx.trouble_once(format!("cannot set the timer: {errno}"));
+            cx.local_error_once(format!("cannot set the timer: {errno}"));
         }
     }
 
     /// The kernel does not say what is ready: the engine looks at everything, slowly, rather than leave its
     /// VM without protection or, worse, without anybody who lets its output go.
     fn look_at_all(&mut self, errno: Errno) -> ControlFlow<()> {
-        self.executor.context().trouble_once(format!("epoll failed: {errno}"));
+        self.executor.context().local_error_once(format!("epoll failed: {errno}"));
         std::thread::sleep(LOOK_AGAIN);
         self.read_inbox()?;
         self.timer_fired();

@@ -4,14 +4,15 @@
 use std::io;
 
 use ft_proto::{State, Time};
-use pollux_api::Refused;
+use pollux_api::event::EventName;
 use pollux_api::status::SearchStatus;
+use pollux_api::{Blocker, Refused};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::context::inbox::{Message, Reply};
 use crate::options::ProtectOptions;
-use crate::peers::application::{Applicant, Introduction, Unopened};
+use crate::peers::application::{Applicant, Introduction, Mandate, Unopened};
 use crate::peers::search::Search;
 use crate::platform::{OpenedOn, Platform};
 
@@ -22,16 +23,24 @@ pub(super) struct Protection {
     opening: bool,
     /// Whom `ft resume` asks first, while protection is suspended.
     suspended: Option<ProtectOptions>,
+    /// Of the thread that asks.
+    mandate: Mandate,
 }
 
 impl Protection {
     pub(super) fn new(search: Search) -> Self {
-        Self { search, opening: false, suspended: None }
+        Self { search, opening: false, suspended: None, mandate: Mandate::default() }
     }
 
     /// The VM runs: a standby is looked for from now on.
     pub(super) fn vm_started(&mut self) {
         self.search.switch(true);
+    }
+
+    /// The VM has ended: a thread that still asks claims nothing more.
+    pub(super) fn vm_ended(&mut self) {
+        self.search.switch(false);
+        self.mandate.end();
     }
 
     /// The API wants protection: find out whether it can be had, on a thread that may wait.
@@ -105,7 +114,7 @@ impl Protection {
             return;
         }
         if let Err(error) = self.open(cx, self.search.peers().to_vec(), None) {
-            self.not_found(cx, &Unopened::now(format!("cannot start a thread: {error}")));
+            self.not_found(cx, &Blocker::HostExhausted { reason: error.to_string() }.into());
         }
     }
 
@@ -140,6 +149,7 @@ impl Protection {
             first: identity.is_first(),
             blockers: cx.machine().blockers(),
             witness: cx.witness().client().cloned(),
+            mandate: self.mandate.clone(),
             brief: reply.is_none(),
         };
         let post = cx.post();
@@ -153,7 +163,7 @@ impl Protection {
     /// somebody waits for it.
     pub(super) fn opened(&mut self, asked: bool) -> bool {
         self.opening = false;
-        asked || self.search.is_on()
+        !self.mandate.is_over() && (asked || self.search.is_on())
     }
 
     /// A session has begun.
@@ -174,15 +184,15 @@ impl Protection {
     pub(super) fn session_ended<P: Platform>(&mut self, cx: &mut Context<P>, reason: &str) {
         if self.search.session_ended() && self.search.is_on() {
             cx.reporter().failed(reason.to_owned());
-            self.not_found(cx, &Unopened { reasons: vec![reason.to_owned()], settled: true });
+            self.not_found(cx, &Blocker::SessionFailed { reason: reason.to_owned() }.into());
         }
     }
 
     /// Nobody accepts.
-    pub(super) fn not_found<P: Platform>(&mut self, cx: &mut Context<P>, Unopened { reasons, settled }: &Unopened) {
-        let news = self.search.failed(reasons, *settled, cx.now());
+    pub(super) fn not_found<P: Platform>(&mut self, cx: &mut Context<P>, why: &Unopened) {
+        let news = self.search.failed(why, cx.now());
         if news && !self.search.peers().is_empty() {
-            cx.note("looking-for-standby", json!({ "reasons": reasons }));
+            cx.note(EventName::StandbyUnavailable, json!({ "reasons": why.sentences() }));
             cx.reporter().publish_soon();
         }
     }

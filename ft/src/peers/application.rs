@@ -1,7 +1,10 @@
 //! What a primary asks of a standby, and what comes of it: a session, or all reasons why there is none.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use ft_proto::{LinkId, NodeId, Term, VmId};
 use ft_wire::session::{Hello, Purpose, TookOver, encode_body};
+use pollux_api::Blocker;
 
 use crate::guest::Shape;
 use crate::identity::SessionKey;
@@ -31,41 +34,38 @@ pub struct Opened<C, S> {
 /// Why there is no session.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Unopened {
-    /// All reasons, one sentence each.
-    pub reasons: Vec<String>,
-    /// Each of them is an answer that stays the same until somebody changes something; none is that nobody
-    /// answered.
-    pub settled: bool,
+    /// All reasons.
+    pub blockers: Vec<Blocker>,
 }
 
 impl Unopened {
-    /// For now; the next try may go better.
-    #[must_use]
-    pub fn now(reason: String) -> Self {
-        Self { reasons: vec![reason], settled: false }
-    }
-
-    /// Until somebody changes something.
-    #[must_use]
-    pub fn settled(reasons: Vec<String>) -> Self {
-        Self { reasons, settled: true }
-    }
-
     /// And for these reasons, as far as they are not told yet.
-    pub(super) fn and(&mut self, more: Self) {
-        if more.reasons.is_empty() {
-            return;
-        }
-        self.settled = more.settled && (self.settled || self.reasons.is_empty());
-        for reason in more.reasons {
-            if !self.reasons.contains(&reason) {
-                self.reasons.push(reason);
+    pub(super) fn and(&mut self, more: impl Into<Self>) {
+        for blocker in more.into().blockers {
+            if !self.blockers.contains(&blocker) {
+                self.blockers.push(blocker);
             }
         }
     }
 
     pub(super) fn is_none(&self) -> bool {
-        self.reasons.is_empty()
+        self.blockers.is_empty()
+    }
+
+    /// Whether the next try has the same answer until somebody changes something.
+    pub(crate) fn persists(&self) -> bool {
+        self.blockers.iter().all(Blocker::persists)
+    }
+
+    /// All reasons, one sentence each.
+    pub(crate) fn sentences(&self) -> Vec<String> {
+        self.blockers.iter().map(Blocker::to_string).collect()
+    }
+}
+
+impl From<Blocker> for Unopened {
+    fn from(blocker: Blocker) -> Self {
+        Self { blockers: vec![blocker] }
     }
 }
 
@@ -114,6 +114,30 @@ impl Introduction {
     }
 }
 
+/// The right to claim anything for a VM, which ends with it: what the witness is told of the VM's end is the
+/// last that it is told.
+#[derive(Clone, Debug, Default)]
+pub struct Mandate(Arc<Mutex<bool>>);
+
+impl Mandate {
+    /// The VM has ended. Whoever is in the middle of a claim has made it when this returns.
+    pub fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Whether the VM has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a claim, unless the VM has ended.
+    pub(super) fn claim<T>(&self, claim: impl FnOnce() -> T) -> Option<T> {
+        let ended = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!*ended).then(claim)
+    }
+}
+
 /// Everything that speaks for this node.
 #[derive(Clone, Debug)]
 pub struct Applicant<W> {
@@ -124,9 +148,11 @@ pub struct Applicant<W> {
     /// Its VM has never been on record at a witness.
     pub first: bool,
     /// What speaks against it already.
-    pub blockers: Vec<String>,
+    pub blockers: Vec<Blocker>,
     /// Who says whether it may run the VM.
     pub witness: Option<W>,
+    /// Whether anything may still be claimed there.
+    pub mandate: Mandate,
     /// Nobody waits for the reasons: the first ones are enough.
     pub brief: bool,
 }

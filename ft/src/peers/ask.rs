@@ -41,9 +41,10 @@ pub(crate) fn objection(answers: &[Answer], me: HostId, may_take_over: bool) -> 
         match part {
             Part::Runs => Some(format!("host {} at {peer} runs the VM, in term {term}", node.host)),
             Part::WillTakeOver(_) if !may_take_over => None,
-            Part::WillTakeOver(primary) if primary.host == me => {
-                Some(format!("host {} at {peer} has a whole copy of the VM that ran here, and takes over", node.host))
-            }
+            Part::WillTakeOver(primary) if primary.host == me => Some(format!(
+                "host {} at {peer} has a complete copy of the VM that ran here, and will take over",
+                node.host
+            )),
             Part::WillTakeOver(primary) => {
                 Some(format!("host {} at {peer} protects the VM, which host {} runs", node.host, primary.host))
             }

@@ -15,6 +15,7 @@ use ft_transport::frames::TransportError;
 use ft_transport::stream::Stream;
 use ft_wire::session::{Hello, Kind, Welcome, WireError};
 use host_kit::error::chain;
+use pollux_api::Blocker;
 
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
@@ -24,11 +25,10 @@ use crate::witness::WitnessClient;
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
-
 /// Opens a session with the first of `peers` that accepts, or says every reason why none does.
 ///
 /// # Errors
-/// All reasons, one sentence each.
+/// All reasons.
 pub fn open_first(
     me: &Applicant<WitnessClient>,
     peers: Vec<ProtectOptions>,
@@ -46,15 +46,15 @@ pub fn open_first(
 /// Opens a session, or says every reason why it cannot be.
 ///
 /// # Errors
-/// All reasons, one sentence each.
+/// All reasons.
 fn open(me: &Applicant<WitnessClient>, options: ProtectOptions) -> Result<Opened<Stream, Vec<BeatSocket>>, Unopened> {
-    let mut why = Unopened::settled(me.blockers.clone());
-    why.and(Unopened::settled(options.faults().iter().map(ToString::to_string).collect()));
+    let mut why = Unopened { blockers: me.blockers.clone() };
+    why.and(Unopened { blockers: options.faults().into_iter().map(Blocker::from).collect() });
     let first = connect(options.peer);
     if me.brief {
         // A host that is down is no reason to bother the witness.
         if let Err(reason) = &first {
-            why.and(Unopened::now(reason.clone()));
+            why.and(reason.clone());
         }
         if !why.is_none() {
             return Err(why);
@@ -70,7 +70,7 @@ fn open(me: &Applicant<WitnessClient>, options: ProtectOptions) -> Result<Opened
     let beats = match beat_sockets(&options) {
         Ok(beats) => Some(beats),
         Err(error) => {
-            why.and(Unopened::now(format!("no heartbeat link to {}: {error}", options.heartbeat)));
+            why.and(Blocker::NoHeartbeatLink { peer: options.heartbeat.to_string(), reason: error.to_string() });
             None
         }
     };
@@ -97,19 +97,17 @@ fn open(me: &Applicant<WitnessClient>, options: ProtectOptions) -> Result<Opened
 fn own(witness: &WitnessClient, me: &Applicant<WitnessClient>) -> Result<Term, Unopened> {
     let Introduction { node, vm, .. } = me.introduction;
     let claim = Claim::Own { node, term: me.term, first: me.first };
-    match witness.ask_and_wait(vm, claim, PATIENCE) {
-        WitnessAnswer::Unreachable(_, reason) => Err(Unopened::now(format!("witness {}: {reason}", witness.address()))),
-        WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => Ok(record.term()),
+    let address = || witness.address().to_string();
+    let asked = me.mandate.claim(|| witness.ask_for(vm, claim)).ok_or(Blocker::NotWanted)?;
+    let blocker = match asked.wait(PATIENCE) {
+        WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => return Ok(record.term()),
         // Each session needs a term of its own.
-        WitnessAnswer::Judged(_, Verdict::Granted(record)) => {
-            Err(Unopened::now(format!("the witness gave term {} twice: try again", record.term())))
-        }
-        WitnessAnswer::Judged(_, Verdict::Refused(None)) => Err(Unopened::settled(vec![format!(
-            "the witness at {} has lost its record of this VM: `pollux witness create --help` says what to do",
-            witness.address()
-        )])),
-        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Err(Unopened::settled(vec![describe(record)])),
-    }
+        WitnessAnswer::Judged(_, Verdict::Granted(record)) => Blocker::TermRepeated { term: record.term().0 },
+        WitnessAnswer::Judged(_, Verdict::Refused(None)) => Blocker::WitnessRecordLost { witness: address() },
+        WitnessAnswer::Judged(_, Verdict::Refused(record)) => Blocker::RefusedByWitness { record: describe(record) },
+        WitnessAnswer::Unreachable(_, reason) => Blocker::WitnessUnreachable { witness: address(), reason },
+    };
+    Err(blocker.into())
 }
 
 /// A socket for each link, towards the standby, and the addresses they are bound to.
@@ -129,29 +127,29 @@ fn greet(
     hello: &Hello,
     term: Term,
     peer: SocketAddr,
-    connected: Result<Stream, String>,
+    connected: Result<Stream, Blocker>,
 ) -> Result<(Stream, Welcome), Unopened> {
-    let failed = |error: TransportError| Unopened::now(format!("standby at {peer}: {}", chain(&error)));
-    let mut stream = connected.map_err(Unopened::now)?;
-    match dial::greet(&mut stream, hello, term, PATIENCE) {
-        Ok(Answer::Welcome(welcome)) => Ok((stream, welcome)),
+    let failed = |error: TransportError| Blocker::ConnectionFailed { peer: peer.to_string(), reason: chain(&error) };
+    let mut stream = connected?;
+    let blocker = match dial::greet(&mut stream, hello, term, PATIENCE) {
+        Ok(Answer::Welcome(welcome)) => return Ok((stream, welcome)),
         Ok(Answer::Refused(reasons)) => {
-            Err(Unopened::settled(reasons.into_iter().map(|reason| format!("standby at {peer}: {reason}")).collect()))
+            let refused = |reason| Blocker::RefusedByStandby { peer: peer.to_string(), reason };
+            return Err(Unopened { blockers: reasons.into_iter().map(refused).collect() });
         }
         Ok(Answer::Standing(_)) => {
-            Err(failed(WireError::Unexpected { got: Kind::Standing, expected: "welcome or refuse" }.into()))
+            failed(WireError::Unexpected { got: Kind::Standing, expected: "welcome or refuse" }.into())
         }
-        Err(GreetError::Failed(error)) => Err(failed(error)),
-        Err(GreetError::Unanswered(reason)) => {
-            Err(Unopened::now(format!("standby at {peer} has accepted the connection, but not answered: {reason}")))
-        }
-    }
+        Err(GreetError::Failed(error)) => failed(error),
+        Err(GreetError::Unanswered(reason)) => Blocker::StandbySilent { peer: peer.to_string(), reason },
+    };
+    Err(blocker.into())
 }
 
-fn connect(peer: SocketAddr) -> Result<Stream, String> {
-    dial::connect(peer, PATIENCE).map_err(|error| {
-        format!("cannot reach a standby at {peer}: {error}: is pollux-vmm running there with --ft listen={peer}?")
-    })
+fn connect(peer: SocketAddr) -> Result<Stream, Blocker> {
+    let unreachable =
+        |error: io::Error| Blocker::StandbyUnreachable { peer: peer.to_string(), reason: error.to_string() };
+    dial::connect(peer, PATIENCE).map_err(unreachable)
 }
 
 #[cfg(test)]
@@ -171,8 +169,8 @@ mod tests {
         let hello = Hello { vm: None, node, purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
         let size = encode_body(&hello).len();
         let why = greet(&hello, Term(1), peer, connect(peer)).unwrap_err();
-        let reason = why.reasons.join("");
+        let reason = why.sentences().join("");
         assert!(reason.contains(&format!("the {size} bytes that were sent")) && reason.contains("MTU"), "{reason}");
-        assert!(!why.settled, "it may be well again soon");
+        assert!(!why.persists(), "it may be well again soon");
     }
 }

@@ -98,7 +98,7 @@ fn an_empty_image_starts_nothing_by_itself_where_there_are_other_hosts() {
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
     let mut options = options(StartRole::Auto, &folder);
     options.peers = vec![crate::ProtectOptions::by(nobody, nobody)];
-    assert!(waits(&options, empty).contains("place for a copy"));
+    assert!(waits(&options, empty).contains("prepared for a copy"));
     options.role = StartRole::Primary;
     runs(&options, empty);
 }
@@ -147,7 +147,7 @@ fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
     let record = Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) };
     put(&folder, record);
     let me = host("a", disks(DiskState::Protected(Term(6))));
-    assert!(waits(&auto, me).contains("takes over"));
+    assert!(waits(&auto, me).contains("will take over"));
     // It was never registered, so the witness gives it nothing: who waited for it would wait for ever.
     put(&folder, Record::Solo { owner: node("a"), term: Term(6), since: Term(5) });
     assert_eq!(runs(&auto, me).term, Term(7));

@@ -26,8 +26,7 @@ pub struct Image {
 /// An epoch whose counts and checksum are right.
 #[derive(Debug)]
 pub struct WholeImage {
-    /// The epoch.
-    pub epoch: Epoch,
+    epoch: Epoch,
     /// Where the devices stood.
     positions: Vec<Position>,
     /// Bodies of `Pages` frames, checked.
@@ -106,6 +105,12 @@ impl Image {
 }
 
 impl WholeImage {
+    /// The epoch.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// Writes all of its pages to memory.
     ///
     /// # Errors

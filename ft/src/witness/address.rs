@@ -55,7 +55,7 @@ pub enum WitnessAddressError {
     #[error("no key after the etcd endpoints: give etcd://HOST:PORT/KEY, with a key for each VM")]
     Key,
     /// An option that does not exist, has no value, or comes twice.
-    #[error("the etcd option {0:?} is none of {keys}, each once with a value", keys = KEYS.map(|key| format!("{key}=")).join(", "))]
+    #[error("the etcd option {0:?} is not one of {keys}, each given at most once and with a value", keys = KEYS.map(|key| format!("{key}=")).join(", "))]
     Option(String),
     /// Options that need each other.
     #[error("{0}")]
@@ -227,9 +227,9 @@ mod tests {
             ("etcd://a:1+b:70000/k", "\"b:70000\" is not HOST:PORT"),
             ("etcd://fd00::2:1/k", "\"fd00::2:1\" is not HOST:PORT"),
             ("etcd://u:p@a:1/k", "is not HOST:PORT"),
-            ("etcd://a:1/k?color=red", "\"color=red\" is none of cacert=, cert=, key=, user=, password_file="),
-            ("etcd://a:1/k?user=", "\"user=\" is none of"),
-            ("etcd://a:1/k?user=a&user=b", "\"user=b\" is none of"),
+            ("etcd://a:1/k?color=red", "\"color=red\" is not one of cacert=, cert=, key=, user=, password_file="),
+            ("etcd://a:1/k?user=", "\"user=\" is not one of"),
+            ("etcd://a:1/k?user=a&user=b", "\"user=b\" is not one of"),
             ("etcd://a:1/k?user=a", "belong together"),
             ("etcd://a:1/k?cacert=/c&cert=/c", "belong together"),
             ("etcd://a:1/k?cert=/c&key=/k", "need cacert="),

@@ -23,7 +23,7 @@ use crate::start::describe;
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long the last claims may take when the engine ends: a file server that hangs must not keep a process
 /// alive.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The thread that asks. It ends when its last clone is gone and everything is asked.
 #[derive(Clone, Debug)]
@@ -71,6 +71,22 @@ enum Response {
 }
 
 type Answer = Result<Response, String>;
+
+/// A claim that is made: what is asked later is judged after it.
+#[derive(Debug)]
+pub struct Asked {
+    claim: Claim,
+    answer: Receiver<WitnessAnswer>,
+}
+
+impl Asked {
+    /// The answer, if it comes in time.
+    #[must_use]
+    pub fn wait(self, patience: Duration) -> WitnessAnswer {
+        let late = |_| WitnessAnswer::Unreachable(self.claim, late(patience));
+        self.answer.recv_timeout(patience).unwrap_or_else(late)
+    }
+}
 
 struct Call {
     request: Request,
@@ -121,13 +137,19 @@ impl WitnessClient {
         });
     }
 
-    /// As [`Self::ask`], for a thread that has nothing else to do for so long.
+    /// As [`Self::ask`], for a thread that waits for the answer.
     #[must_use]
-    pub fn ask_and_wait(&self, vm: VmId, claim: Claim, patience: Duration) -> WitnessAnswer {
+    pub fn ask_for(&self, vm: VmId, claim: Claim) -> Asked {
         let (sender, answer) = bounded(1);
         // Nobody listens any more when the answer comes too late.
         self.ask(vm, claim, move |answer| drop(sender.send(answer)));
-        answer.recv_timeout(patience).unwrap_or_else(|_| WitnessAnswer::Unreachable(claim, late(patience)))
+        Asked { claim, answer }
+    }
+
+    /// As [`Self::ask`], for a thread that has nothing else to do for so long.
+    #[must_use]
+    pub fn ask_and_wait(&self, vm: VmId, claim: Claim, patience: Duration) -> WitnessAnswer {
+        self.ask_for(vm, claim).wait(patience)
     }
 
     /// As [`Self::read`], for a thread that has nothing else to do for so long.
@@ -157,7 +179,7 @@ impl WitnessClient {
         let (through, asked) = bounded::<()>(0);
         // Nothing is ever sent here; the last answer drops its end.
         self.call(Request::Read, move |_| drop(through));
-        let _ = asked.recv_timeout(FAREWELL);
+        let _ = asked.recv_timeout(FINISH_TIMEOUT);
     }
 
     fn call(&self, request: Request, answer: impl FnOnce(Answer) + Send + 'static) {

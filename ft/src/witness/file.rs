@@ -109,17 +109,17 @@ impl FileWitness {
             Some(held) => held,
             None => Folder::find(&self.path)?,
         };
-        let known = *self.known.get_or_insert(held.id);
-        if held.id != known {
+        let known = *self.known.get_or_insert(held.id());
+        if held.id() != known {
             return Err(WitnessError::NotTheSame { place: self.path.display().to_string() });
         }
         let held = self.folder.insert(held);
-        act(&mut self.memory, Files { folder: held, path: &self.path, stay: STAY })
+        act(&mut self.memory, Files::new(held, &self.path, STAY))
     }
 
     fn change(&mut self, change: Change) -> Result<Verdict, WitnessError> {
         self.there(|memory, files| {
-            let _lock = files.folder.lock().map_err(files.error("lock"))?;
+            let _lock = files.lock()?;
             swap(memory, files, change)
         })
     }
@@ -131,7 +131,7 @@ impl Witness for FileWitness {
         self.there(|memory, files| {
             // There is always a record that is whole, but one that is about to be replaced is better not
             // told.
-            let _lock = files.folder.lock_to_read().map_err(files.error("lock"))?;
+            let _lock = files.lock_to_read()?;
             Ok(look(memory, files)?.top.map(|top| top.stored))
         })
     }
@@ -152,8 +152,7 @@ fn is_stale(error: &WitnessError) -> bool {
 
 /// What is there, if the path still leads there and it is what is known.
 fn look(memory: &mut Memory, files: Files<'_>) -> Result<Look, WitnessError> {
-    let now = Folder::find(files.path)?;
-    if (now.id, &now.name) != (files.folder.id, &files.folder.name) {
+    if !files.are_at_their_path()? {
         return Err(WitnessError::NotTheSame { place: files.place() });
     }
     let look = files.look()?;

@@ -32,10 +32,8 @@ pub(super) type FolderId = (u64, u64);
 #[derive(Debug)]
 pub(super) struct Folder {
     held: OwnedFd,
-    /// Which one it is.
-    pub(super) id: FolderId,
-    /// The record's name, with all links resolved.
-    pub(super) name: OsString,
+    id: FolderId,
+    name: OsString,
 }
 
 /// What a name in the folder stands for.
@@ -61,6 +59,16 @@ impl Folder {
         };
         let (held, id) = find().map_err(io::Error::from).map_err(error("find the folder of"))?;
         Ok(Self { held, id, name: name.to_owned() })
+    }
+
+    /// Which one it is.
+    pub(super) fn id(&self) -> FolderId {
+        self.id
+    }
+
+    /// The record's name, with all links resolved.
+    pub(super) fn name(&self) -> &OsStr {
+        &self.name
     }
 
     /// The record's name with something after it.

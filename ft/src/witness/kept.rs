@@ -10,6 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ft_proto::NodeId;
 use serde::{Deserialize, Serialize};
 
 use super::{Stored, WitnessError};
@@ -82,7 +83,10 @@ impl Kept {
         if bytes.len() > SIZE_MAX {
             return Err(WitnessError::Unfit { place: place.to_owned(), why: "too large" });
         }
-        let corrupt = |source| WitnessError::Corrupt { place: place.to_owned(), source };
+        let corrupt = |source| match replicas(bytes) {
+            count @ 2.. => WitnessError::SeveralReplicas { place: place.to_owned(), count },
+            _ => WitnessError::Corrupt { place: place.to_owned(), source },
+        };
         let kept: Self = serde_json::from_slice(bytes).map_err(corrupt)?;
         let numbered = kept.n.max(kept.generation) <= NUMBER_MAX && (kept.n > 0) == kept.witness.is_some();
         if numbered && kept.stored.record.is_plausible() {
@@ -96,6 +100,22 @@ impl Kept {
     pub(super) fn encode(&self) -> Result<Vec<u8>, WitnessError> {
         serde_json::to_vec(self).map_err(|error| WitnessError::Local(error.into()))
     }
+}
+
+/// How many replicas a record names.
+fn replicas(bytes: &[u8]) -> usize {
+    #[derive(Deserialize)]
+    struct Replicas {
+        in_sync: Vec<NodeId>,
+    }
+    serde_json::from_slice::<Replicas>(bytes).map_or(0, |replicas| replicas.in_sync.len())
+}
+
+/// Reads what is stored at a place, whichever it is: for the fuzz target.
+#[cfg(feature = "sim")]
+#[must_use]
+pub fn decode_stored(bytes: &[u8]) -> Option<Stored> {
+    Kept::decode(bytes, "").ok().map(|kept| kept.stored)
 }
 
 /// What a keeper has seen of its witness.
@@ -188,6 +208,17 @@ mod tests {
         assert_eq!((anew.n, anew.generation), (1, 1));
         other.accept(Some(&anew), "here").unwrap();
         assert!(matches!(other.accept(Some(&second), "here"), Err(WitnessError::Older { .. })));
+    }
+
+    #[test]
+    fn a_record_with_several_replicas_is_not_corrupt_but_beyond_this_release() {
+        let nodes = ["a/0000000000000001", "b/0000000000000002", "c/0000000000000003"];
+        let [primary, first, second] = nodes;
+        let record =
+            format!(r#"{{"state":"protected","primary":"{primary}","in_sync":["{first}","{second}"],"term":7}}"#);
+        let error = Kept::decode(record.as_bytes(), "/w").unwrap_err();
+        assert!(matches!(error, WitnessError::SeveralReplicas { count: 2, .. }), "{error:?}");
+        assert!(error.to_string().starts_with("/w names 2 replicas: this release supports one"), "{error}");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub use asking::AskWitness;
 pub use client::WitnessClient;
 pub use etcd::EtcdWitness;
 pub use file::FileWitness;
+#[cfg(feature = "sim")]
+pub use kept::decode_stored;
 
 /// The witness could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,14 @@ pub enum WitnessError {
         #[source]
         source: serde_json::Error,
     },
+    /// The record names more replicas than this release can have.
+    #[error("{place} names {count} replicas: this release supports one, start the release that wrote the record")]
+    SeveralReplicas {
+        /// Which file or etcd key.
+        place: String,
+        /// How many.
+        count: usize,
+    },
     /// The record is that of another VM.
     #[error("{place} holds the record of VM {found}, not of VM {vm}: give each VM a witness= of its own")]
     OtherVm {
@@ -59,13 +69,13 @@ pub enum WitnessError {
         vm: VmId,
     },
     /// A term that no witness has given.
-    #[error("{place} is damaged: it names a term that cannot be")]
+    #[error("{place} is damaged: it names an impossible term")]
     Implausible {
         /// Which file or etcd key.
         place: String,
     },
     /// No endpoint of etcd gave a usable answer.
-    #[error("etcd cannot be asked: {}", reasons.join("; "))]
+    #[error("cannot query etcd: {}", reasons.join("; "))]
     Etcd {
         /// What is wrong with each of them.
         reasons: Vec<String>,
@@ -102,7 +112,7 @@ pub enum WitnessError {
     /// A file without a number, and numbered ones that know nothing of it.
     #[error(
         "{place} was written by an earlier release, or by hand, and {place}.~N~ by this one: while no host runs the VM, \
-         remove those that do not count"
+         remove those that are out of date"
     )]
     Mixed {
         /// Which file.
@@ -117,7 +127,7 @@ pub enum WitnessError {
         rounds: u32,
     },
     /// What asking needs of this host could not be had.
-    #[error("cannot ask the witness")]
+    #[error("cannot query the witness")]
     Local(#[source] io::Error),
 }
 

@@ -26,7 +26,7 @@ fn a_switchover_loses_nothing_and_the_roles_are_exchanged() {
     assert_eq!(guests[1].started(), Some(vec![0xee]));
     assert_eq!(guests[0].memory_copy(), guests[1].memory_copy());
     assert!(guests[0].fenced().is_some() && !guests[0].write(FIRST, 1), "it runs on");
-    assert!(event_of(&b, "took-over")["gap_us"].as_u64().is_some(), "{:?}", b.events());
+    assert!(event_of(&b, "takeover-completed")["gap_us"].as_u64().is_some(), "{:?}", b.events());
     // What its VMM does then.
     a.end();
     let a = Ft::standby(Box::new(ToyGuest::new()), sides[0].clone(), setups[0].clone()).unwrap();

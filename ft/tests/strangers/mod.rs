@@ -121,7 +121,7 @@ fn whoever_is_of_another_vm_is_told_nothing() {
     let shape = ToyGuest::new().shape();
     for purpose in [Purpose::Ask, session(&shape, None, 0)] {
         let reason = refused(pair.options.peer, Term(9), &Hello { vm: Some(VmId(1)), node: stranger(), purpose });
-        assert_eq!(reason, "this host has nothing to do with that VM");
+        assert_eq!(reason, "this host is not configured for that VM");
     }
 }
 

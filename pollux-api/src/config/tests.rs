@@ -156,3 +156,25 @@ fn what_is_refused_of_a_device_names_its_field() {
         (json!({"net": [{"mask": "255.0.0.0"}]}), "net[0].mask: needs an ip"),
     ]);
 }
+
+/// What a device process would refuse when the VM boots is refused when it is created.
+#[test]
+fn limits_of_device_processes_hold_when_the_vm_is_created() {
+    let told = |patch: Value| patched(patch).validate_limits().map_err(|error| error.to_string());
+    let queues = |count: usize, own: bool| json!({"disks": [{"num_queues": count, "vhost_user": !own}], "net": [{"num_queues": 2, "vhost_user": !own}]});
+    assert_eq!(told(queues(32, true)), Ok(()));
+    assert_eq!(told(queues(33, true)), Err("disks[0].num_queues: must be 1 to 32, not 33".to_owned()));
+    assert_eq!(told(queues(62, false)), Ok(()));
+    assert_eq!(told(queues(63, false)), Err("disks[0].num_queues: must be 1 to 62, not 63".to_owned()));
+    for (net, expected) in [
+        (json!({"num_queues": 34}), "net[0].num_queues: must be 1 to 32, not 34"),
+        (json!({"queue_size": 2}), "net[0].queue_size: must be a power of two from 4 to 32768, not 2"),
+        (json!({"mtu": 65522}), "net[0].mtu: must be 1280 to 65521, not 65522"),
+        (json!({"mac": "00:00:00:00:00:00"}), "net[0].mac: must not be zero"),
+        (json!({"tap": "täp"}), "net[0].tap: \"täp\" must not have 'ä': give the name of a tap"),
+        (json!({"pci_device_id": 32}), "net[0].pci_device_id: must be 1 to 31, not 32"),
+    ] {
+        assert_eq!(told(json!({"net": [net]})), Err(expected.to_owned()));
+    }
+    assert_eq!(told(json!({"net": [{"tap": ""}], "disks": [{"serial": "Gerät 1"}]})), Ok(()));
+}

@@ -3,8 +3,12 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use super::console::{CONSOLE_MODES, SERIAL_MODES, names};
 use super::{ConsoleOutputMode, DiskConfig, HotplugMethod, ImageType, NetConfig, Unsupported, VmConfig};
-use crate::limits::{MEMORY_MAX, PCI_SLOT_MAX, QUEUE_SIZE_MAX, QUEUES_MAX, VCPUS_MAX};
+use crate::limits::{
+    DEVICE_QUEUES_MAX, DISK_QUEUES_MAX, MEMORY_MAX, NET_QUEUE_PAIRS_MAX, QUEUE_SIZE_MIN, VCPUS_MAX, check_disk_serial,
+    check_interface, check_mac, check_queue_size,
+};
 
 /// Least memory, in bytes: the first MiB holds tables, the kernel goes above it.
 const MEMORY_MIN: u64 = 2 << 20;
@@ -12,10 +16,6 @@ const MEMORY_MIN: u64 = 2 << 20;
 const PAGE: u64 = 4 << 10;
 /// Sizes of the huge pages that memory can be made of, in bytes; the first is the default.
 const HUGE_PAGES: [u64; 2] = [2 << 20, 1 << 30];
-/// Longest name of a network interface, in bytes.
-const INTERFACE_MAX: usize = 15;
-/// Bytes of a virtio disk's serial number.
-const DISK_SERIAL_MAX: usize = 20;
 
 /// Longest id of a device, in bytes. Ids are names of threads, sections of the saved state and keys of
 /// events.
@@ -99,6 +99,22 @@ impl VmConfig {
         for (index, net) in self.net.iter().flatten().enumerate() {
             net.validate(&format!("net[{index}]"))?;
         }
+        self.validate_limits()
+    }
+
+    /// Whether numbers are within their limits and names can be used. Known as soon as the VM is created, not
+    /// only when it boots.
+    ///
+    /// # Errors
+    /// The first one that is not, by the name of its field.
+    pub fn validate_limits(&self) -> Result<(), ConfigError> {
+        self.cpus.check_limits("cpus")?;
+        for (index, disk) in self.disks.iter().flatten().enumerate() {
+            disk.validate_limits(&format!("disks[{index}]"))?;
+        }
+        for (index, net) in self.net.iter().flatten().enumerate() {
+            net.validate_limits(&format!("net[{index}]"))?;
+        }
         self.validate_ids()
     }
 
@@ -142,15 +158,10 @@ impl VmConfig {
 
     fn validate_cpus(&self) -> Result<(), ConfigError> {
         let cpus = &self.cpus;
-        require((1..=VCPUS_MAX).contains(&cpus.boot_vcpus), || {
-            invalid("cpus.boot_vcpus", format!("must be 1 to {VCPUS_MAX}, not {}", cpus.boot_vcpus))
-        })?;
+        cpus.check_limits("cpus")?;
         require((cpus.boot_vcpus..=VCPUS_MAX).contains(&cpus.max_vcpus), || {
             let boot = cpus.boot_vcpus;
             invalid("cpus.max_vcpus", format!("must be {boot} (boot_vcpus) to {VCPUS_MAX}, not {}", cpus.max_vcpus))
-        })?;
-        require((32..=52).contains(&cpus.max_phys_bits), || {
-            invalid("cpus.max_phys_bits", format!("must be 32 to 52, not {}", cpus.max_phys_bits))
         })?;
         if let Some(shape) = &cpus.topology {
             let parts = [shape.threads_per_core, shape.cores_per_die, shape.dies_per_package, shape.packages];
@@ -205,18 +216,14 @@ impl VmConfig {
     }
 
     fn validate_consoles(&self) -> Result<(), ConfigError> {
-        let serial = &self.serial;
-        match serial.mode {
-            ConsoleOutputMode::File => {
-                require(serial.file.is_some(), || invalid("serial.file", "is missing for mode File"))?;
-            }
-            ConsoleOutputMode::Socket => {
-                return Err(unsupported("serial.mode Socket", "use Pty, Tty, File, Null or Off"));
-            }
-            ConsoleOutputMode::Off | ConsoleOutputMode::Pty | ConsoleOutputMode::Tty | ConsoleOutputMode::Null => {}
-        }
-        let console = self.console.mode;
-        require(matches!(console, ConsoleOutputMode::Off | ConsoleOutputMode::Null), || {
+        let (serial, console) = (&self.serial, self.console.mode);
+        require(SERIAL_MODES.contains(&serial.mode), || {
+            unsupported(format!("serial.mode {:?}", serial.mode), format!("use one of {}", names(&SERIAL_MODES)))
+        })?;
+        require(serial.mode != ConsoleOutputMode::File || serial.file.is_some(), || {
+            invalid("serial.file", "is missing for mode File")
+        })?;
+        require(CONSOLE_MODES.contains(&console), || {
             unsupported(
                 format!("console.mode {console:?}"),
                 "there is no virtio console yet, use Off here and the serial port",
@@ -235,12 +242,8 @@ impl VmConfig {
         require(!platform.iommufd, || unsupported("platform.iommufd", "set it to false"))
     }
 
-    /// Whether devices can be called what they are called. Known as soon as the VM is created, not only when
-    /// it boots.
-    ///
-    /// # Errors
-    /// The first id that cannot be used, by the name of its field.
-    pub fn validate_ids(&self) -> Result<(), ConfigError> {
+    /// Whether devices can be called what they are called.
+    fn validate_ids(&self) -> Result<(), ConfigError> {
         let disks = self.disks.iter().flatten().enumerate().map(|(index, disk)| ("disks", index, disk.id.as_ref()));
         let nets = self.net.iter().flatten().enumerate().map(|(index, net)| ("net", index, net.id.as_ref()));
         let mut seen = HashSet::new();
@@ -263,20 +266,6 @@ fn validate_id(id: &str) -> Result<(), String> {
     }
     match RESERVED_IDS.iter().find(|prefix| id.starts_with(**prefix)) {
         Some(prefix) => Err(format!("{id:?}: ids that start with {prefix} are reserved, choose another one")),
-        None => Ok(()),
-    }
-}
-
-/// Whether the kernel takes it for the name of one interface. One with a `%` is a pattern to it, of which it
-/// makes a name.
-fn validate_interface(name: &str) -> Result<(), String> {
-    if name.len() > INTERFACE_MAX {
-        return Err(format!("must be at most {} bytes", INTERFACE_MAX));
-    }
-    let wrong = |c: &char| c.is_whitespace() || c.is_control() || "/:%".contains(*c);
-    match name.chars().find(wrong) {
-        Some(wrong) => Err(format!("{name:?} must not have {wrong:?}: give the name of a tap")),
-        None if matches!(name, "." | "..") => Err(format!("{name:?} is not the name of a tap")),
         None => Ok(()),
     }
 }
@@ -318,21 +307,19 @@ impl Unsupported {
     }
 }
 
-fn validate_queues(at: &str, count: usize, size: u16) -> Result<(), ConfigError> {
-    require((1..=QUEUES_MAX).contains(&count), || {
-        invalid(format!("{at}.num_queues"), format!("must be 1 to {QUEUES_MAX}, not {count}"))
+/// Queues and their size, for a backend of ours that serves `most` of them or for somebody else's.
+fn validate_queues(at: &str, (count, size): (usize, u16), most: Option<usize>) -> Result<(), ConfigError> {
+    let least = most.map_or(1, |_| QUEUE_SIZE_MIN);
+    let most = most.unwrap_or(DEVICE_QUEUES_MAX);
+    require((1..=most).contains(&count), || {
+        invalid(format!("{at}.num_queues"), format!("must be 1 to {most}, not {count}"))
     })?;
-    require(size.is_power_of_two() && size <= QUEUE_SIZE_MAX, || {
-        invalid(format!("{at}.queue_size"), format!("must be a power of two up to {QUEUE_SIZE_MAX}, not {size}"))
-    })
+    check_queue_size(size, least).map_err(|problem| invalid(format!("{at}.queue_size"), problem))
 }
 
-fn validate_pci(at: &str, iommu: bool, segment: u16, slot: Option<u8>) -> Result<(), ConfigError> {
+fn validate_pci(at: &str, iommu: bool, segment: u16) -> Result<(), ConfigError> {
     require(!iommu, || unsupported(format!("{at}.iommu"), "set it to false"))?;
-    require(segment == 0, || unsupported(format!("{at}.pci_segment"), "use segment 0"))?;
-    require(slot.is_none_or(|slot| (1..=PCI_SLOT_MAX).contains(&slot)), || {
-        invalid(format!("{at}.pci_device_id"), format!("must be 1 to {PCI_SLOT_MAX}"))
-    })
+    require(segment == 0, || unsupported(format!("{at}.pci_segment"), "use segment 0"))
 }
 
 fn validate_socket(at: &str, socket: Option<&str>) -> Result<(), ConfigError> {
@@ -340,9 +327,18 @@ fn validate_socket(at: &str, socket: Option<&str>) -> Result<(), ConfigError> {
 }
 
 impl DiskConfig {
+    /// What the VMM or the device process would refuse later.
+    fn validate_limits(&self, at: &str) -> Result<(), ConfigError> {
+        let ours = (!self.vhost_user).then_some(usize::from(DISK_QUEUES_MAX));
+        validate_queues(at, (self.num_queues, self.queue_size), ours)?;
+        self.check_limits(at)?;
+        let serial = self.serial.as_deref().unwrap_or_default();
+        check_disk_serial(serial).map_err(|problem| invalid(format!("{at}.serial"), problem))
+    }
+
     fn validate(&self, at: &str) -> Result<(), ConfigError> {
-        validate_queues(at, self.num_queues, self.queue_size)?;
-        validate_pci(at, self.iommu, self.pci_segment, self.pci_device_id)?;
+        self.validate_limits(at)?;
+        validate_pci(at, self.iommu, self.pci_segment)?;
         let image = self.path.as_ref().is_some_and(|path| !path.as_os_str().is_empty());
         if self.vhost_user {
             require(self.vhost_socket.is_some(), || {
@@ -372,24 +368,32 @@ impl DiskConfig {
             unsupported(format!("{at}.queue_affinity"), "remove this field")
         })?;
         validate_path(|| format!("{at}.path"), self.path.as_deref().unwrap_or(Path::new("")))?;
-        validate_socket(at, self.vhost_socket.as_deref())?;
-        let serial = self.serial.as_deref().unwrap_or_default();
-        require(!serial.contains(char::is_control), || {
-            invalid(format!("{at}.serial"), format!("{serial:?} has a control character: remove it"))
-        })?;
-        require(serial.len() <= DISK_SERIAL_MAX, || {
-            invalid(format!("{at}.serial"), format!("must be at most {DISK_SERIAL_MAX} bytes, not {}", serial.len()))
-        })
+        validate_socket(at, self.vhost_socket.as_deref())
     }
 }
 
 impl NetConfig {
-    fn validate(&self, at: &str) -> Result<(), ConfigError> {
-        validate_queues(at, self.num_queues, self.queue_size)?;
+    /// What the VMM or the device process would refuse later.
+    fn validate_limits(&self, at: &str) -> Result<(), ConfigError> {
+        let ours = (!self.vhost_user).then_some(2 * usize::from(NET_QUEUE_PAIRS_MAX));
+        validate_queues(at, (self.num_queues, self.queue_size), ours)?;
         require(self.num_queues.is_multiple_of(2), || {
             invalid(format!("{at}.num_queues"), format!("must be even (receive and transmit), not {}", self.num_queues))
         })?;
-        validate_pci(at, self.iommu, self.pci_segment, self.pci_device_id)?;
+        self.check_limits(at)?;
+        let tap = self.tap.as_deref().filter(|tap| !tap.is_empty());
+        let tap = tap.map_or(Ok(()), check_interface);
+        tap.map_err(|problem| invalid(format!("{at}.tap"), problem))?;
+        for (field, mac) in [("mac", self.mac), ("host_mac", self.host_mac)] {
+            let mac = mac.map_or(Ok(()), |mac| check_mac(mac.bytes()));
+            mac.map_err(|problem| invalid(format!("{at}.{field}"), problem))?;
+        }
+        Ok(())
+    }
+
+    fn validate(&self, at: &str) -> Result<(), ConfigError> {
+        self.validate_limits(at)?;
+        validate_pci(at, self.iommu, self.pci_segment)?;
         if self.vhost_user {
             require(self.vhost_socket.is_some(), || {
                 invalid(format!("{at}.vhost_socket"), "is missing for vhost_user")
@@ -402,18 +406,12 @@ impl NetConfig {
         require(self.rate_limiter_config.is_none(), || {
             unsupported(format!("{at}.rate_limiter_config"), "remove this field")
         })?;
-        let tap = self.tap.as_deref().unwrap_or_default();
-        validate_interface(tap).map_err(|problem| invalid(format!("{at}.tap"), problem))?;
         validate_socket(at, self.vhost_socket.as_deref())?;
         for (field, address) in [("ip", self.ip), ("mask", self.mask)] {
             require(address.is_none_or(|address| address.is_ipv4()), || {
                 unsupported(format!("{at}.{field}"), "give an IPv4 address, or make the tap and name it")
             })?;
         }
-        require(self.mask.is_none() || self.ip.is_some(), || invalid(format!("{at}.mask"), "needs an ip"))?;
-        let unicast = |mac: Option<super::MacAddr>| mac.is_none_or(|mac| mac.bytes()[0] & 1 == 0);
-        require(unicast(self.mac), || invalid(format!("{at}.mac"), "must not be a multicast address"))?;
-        require(unicast(self.host_mac), || invalid(format!("{at}.host_mac"), "must not be a multicast address"))?;
-        require(self.mtu.is_none_or(|mtu| mtu >= 1280), || invalid(format!("{at}.mtu"), "must be at least 1280"))
+        require(self.mask.is_none() || self.ip.is_some(), || invalid(format!("{at}.mask"), "needs an ip"))
     }
 }

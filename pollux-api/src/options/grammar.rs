@@ -127,6 +127,12 @@ impl Options {
         Ok(Self { flag, pairs })
     }
 
+    /// Values that came as flags of their own.
+    #[must_use]
+    pub fn of_flags(pairs: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        Self { flag: "--", pairs: pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
+    }
+
     /// The text of a key; `None` when it is absent or empty.
     #[must_use]
     pub fn text(&self, key: &str) -> Option<&str> {
@@ -149,26 +155,6 @@ impl Options {
     /// When the text is not a `T`.
     pub fn value_or<T: OptionValue>(&self, key: &str, default: T) -> Result<T, OptionError> {
         Ok(self.value(key)?.unwrap_or(default))
-    }
-
-    /// A toggle, or `default` when it is absent or empty.
-    ///
-    /// # Errors
-    /// When the text is not a toggle.
-    pub fn toggle_or(&self, key: &str, default: bool) -> Result<bool, OptionError> {
-        Ok(self.value::<Toggle>(key)?.map_or(default, |toggle| toggle.0))
-    }
-
-    /// One of a set of words, or the default of the type when it is absent or empty.
-    ///
-    /// # Errors
-    /// When it is none of them.
-    pub fn word_or_default<T: Clone + Default>(&self, key: &str, words: &[(&str, T)]) -> Result<T, OptionError> {
-        let Some(text) = self.text(key) else { return Ok(T::default()) };
-        match words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)) {
-            Some((_, value)) => Ok(value.clone()),
-            None => Err(self.bad_value(key, &words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or "))),
-        }
     }
 
     /// The value of a key that must be given.
@@ -224,6 +210,12 @@ fn split(text: &str) -> Option<Vec<&str>> {
     (depth == 0 && !quoted).then_some(parts)
 }
 
+/// A type whose values have a text in options; empty: nothing is written for this one.
+pub trait OptionText {
+    /// What to write for it.
+    fn option_text(&self) -> String;
+}
+
 /// A type that the value of a key can have.
 pub trait OptionValue: Sized {
     /// What to call it in an error.
@@ -255,21 +247,68 @@ option_value! {
     IpAddr => "an IP address",
 }
 
-/// `on` or `true`, `off` or `false`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Toggle(pub bool);
+macro_rules! shown_option {
+    ($($type:ty),+) => {$(
+        impl OptionText for $type {
+            fn option_text(&self) -> String {
+                self.to_string()
+            }
+        }
+    )+};
+}
 
-impl OptionValue for Toggle {
+shown_option!(u8, u16, u32, u64, usize, String, ByteSize);
+
+/// `on` or `true`, `off` or `false`.
+impl OptionValue for bool {
     const EXPECTED: &'static str = "on or off";
 
     fn from_text(text: &str) -> Option<Self> {
         match text {
-            "on" | "true" => Some(Self(true)),
-            "off" | "false" | "" => Some(Self(false)),
+            "on" | "true" => Some(true),
+            "off" | "false" | "" => Some(false),
             _ => None,
         }
     }
 }
+
+impl OptionText for bool {
+    fn option_text(&self) -> String {
+        if *self { "on" } else { "off" }.to_owned()
+    }
+}
+
+impl OptionText for PathBuf {
+    fn option_text(&self) -> String {
+        self.display().to_string()
+    }
+}
+
+/// Implements [`OptionValue`] and [`OptionText`] for a type that is one of some words, in any case.
+macro_rules! option_words {
+    ($type:ty { $first:literal => $first_value:expr $(, $word:literal => $value:expr)* $(,)? }) => {
+        impl $type {
+            const WORDS: &'static [(&'static str, Self)] = &[($first, $first_value) $(, ($word, $value))*];
+        }
+
+        impl $crate::options::OptionValue for $type {
+            const EXPECTED: &'static str = concat!($first $(, " or ", $word)*);
+
+            fn from_text(text: &str) -> Option<Self> {
+                Self::WORDS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, value)| *value)
+            }
+        }
+
+        impl $crate::options::OptionText for $type {
+            fn option_text(&self) -> String {
+                let word = Self::WORDS.iter().find(|(_, value)| value == self);
+                word.map_or_else(String::new, |(word, _)| (*word).to_owned())
+            }
+        }
+    };
+}
+
+pub(crate) use option_words;
 
 /// A number of bytes; in JSON, a number.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
@@ -284,6 +323,18 @@ impl fmt::Display for ByteSize {
             Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
             None => self.0.fmt(f),
         }
+    }
+}
+
+impl From<u64> for ByteSize {
+    fn from(bytes: u64) -> Self {
+        Self(bytes)
+    }
+}
+
+impl From<ByteSize> for u64 {
+    fn from(ByteSize(bytes): ByteSize) -> Self {
+        bytes
     }
 }
 
@@ -326,6 +377,14 @@ impl OptionValue for NumberList {
     }
 }
 
+impl OptionValue for Vec<u16> {
+    const EXPECTED: &'static str = "a list of numbers up to 65535 such as [0,2-4]";
+
+    fn from_text(text: &str) -> Option<Self> {
+        NumberList::from_text(text)?.0.into_iter().map(|number| number.try_into().ok()).collect()
+    }
+}
+
 /// Texts in brackets, separated by commas; one alone needs no brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextList(pub Vec<String>);
@@ -336,6 +395,12 @@ impl OptionValue for TextList {
     fn from_text(text: &str) -> Option<Self> {
         let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
         Some(Self(split(inner)?.into_iter().map(|part| part.trim_matches('"').to_owned()).collect()))
+    }
+}
+
+impl From<TextList> for Vec<String> {
+    fn from(TextList(texts): TextList) -> Self {
+        texts
     }
 }
 
@@ -425,7 +490,7 @@ mod tests {
         assert_eq!(Tuples::from_text("[0@[0,2],1@[1]]").unwrap().0, [(0, vec![0, 2]), (1, vec![1])]);
         assert!(Tuples::from_text("0@1").is_none());
         for (text, expected) in [("on", Some(true)), ("true", Some(true)), ("off", Some(false)), ("yes", None)] {
-            assert_eq!(Toggle::from_text(text).map(|toggle| toggle.0), expected);
+            assert_eq!(bool::from_text(text), expected);
         }
     }
 
@@ -435,7 +500,7 @@ mod tests {
         assert_eq!(options.value::<u16>("a").unwrap(), Some(17));
         assert_eq!(options.value::<u16>("b").unwrap(), None);
         assert_eq!(options.value_or("list", 3_u8).unwrap(), 3);
-        assert_eq!(options.value::<Toggle>("a").unwrap_err().to_string(), "--x: a=17 is not on or off");
+        assert_eq!(options.value::<bool>("a").unwrap_err().to_string(), "--x: a=17 is not on or off");
         assert_eq!(options.required::<u64>("b").unwrap_err().to_string(), "--x: b= is missing");
     }
 }

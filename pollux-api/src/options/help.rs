@@ -1,6 +1,7 @@
 //! Help texts, made of the definitions of options.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
+use std::ops::RangeInclusive;
 
 /// Longest line, in columns: what the argument parser does not wrap again where there is no terminal.
 const WIDTH: usize = 98;
@@ -25,13 +26,20 @@ impl OptionHelp {
     #[must_use]
     pub fn new(key: &'static str, value: &'static str, doc: &str, default: Option<String>) -> Self {
         let text = doc.replace('`', "");
+        let default = default.filter(|default| !default.is_empty());
         Self { key, value, text: text.trim().trim_end_matches('.').to_owned(), default }
     }
 
-    /// `key=VALUE`.
+    /// It is a number within these limits.
+    #[must_use]
+    pub fn within<T: Display>(self, limits: &RangeInclusive<T>) -> Self {
+        Self { text: format!("{}, {} to {}", self.text, limits.start(), limits.end()), ..self }
+    }
+
+    /// `key=VALUE`, or the key alone if nothing follows it.
     #[must_use]
     pub fn pair(&self) -> String {
-        format!("{}={}", self.key, self.value)
+        if self.value.is_empty() { self.key.to_owned() } else { format!("{}={}", self.key, self.value) }
     }
 }
 

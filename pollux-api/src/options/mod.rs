@@ -7,9 +7,10 @@ mod help;
 mod node;
 mod protect;
 
-pub use grammar::{ByteSize, NumberList, OptionError, OptionValue, Options, TextList, Toggle, Tuples};
+pub(crate) use grammar::option_words;
+pub use grammar::{ByteSize, NumberList, OptionError, OptionText, OptionValue, Options, TextList, Tuples};
 pub use help::{OptionHelp, table};
-pub use node::{NodeRequest, StartRole, node_help, node_options};
+pub use node::{NodeRequest, StartRole, node_options};
 pub use protect::{
     Compression, DISK_BUFFER_MAX, Endpoint, Fault, OnPartition, ProtectRequest, Tuning, faults, protect_help,
 };

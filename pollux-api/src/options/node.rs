@@ -2,7 +2,7 @@
 
 use super::define::{option_key, option_struct};
 use super::grammar::{OptionValue, TextList};
-use super::help::{OptionHelp, table};
+use super::help::OptionHelp;
 use super::protect::{ProtectRequest, Tuning};
 use crate::words::words;
 
@@ -13,18 +13,18 @@ option_struct! {
         required {
             /// auto: the witness decides, the first host that starts boots the VM, the other one protects it;
             /// primary: boots the VM; standby: waits for the host that runs it
-            role ("WHO"): StartRole,
+            role ("ROLE"): StartRole,
         }
         optional {
-            /// where this host can be reached by the other one
+            /// the address at which the other host reaches this one
             listen ("ADDR:PORT"): String,
             /// its address on the second link
             heartbeat ("ADDR:PORT"): String,
             /// hosts that may be the standby: listen and heartbeat of each
             standby_peers as "standby-peers" ("[ADDR:PORT/ADDR:PORT,...]"): TextList,
-            /// what this host is called, always the same (made of the machine and its disks)
+            /// name of this host, which never changes (derived from the machine-id and the disks)
             node ("NAME"): String,
-            /// how long a standby that came up alone waits for the host with the newest disks (for ever)
+            /// how long a standby that starts alone waits for the host with the newest disks (forever)
             blackout_wait ("SECONDS"): u64,
             /// with role=primary: run the VM although the witness, or the disks, are in that term
             force ("TERM"): String,
@@ -62,15 +62,10 @@ pub fn node_options() -> Vec<OptionHelp> {
     [own, policy, Tuning::help()].concat()
 }
 
-/// The options of `--ft`, one below the other.
-#[must_use]
-pub fn node_help() -> String {
-    table(&node_options())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::table;
 
     #[test]
     fn help_has_the_keys_of_both_definitions_once() {
@@ -78,6 +73,6 @@ mod tests {
         let expected = "role listen heartbeat standby-peers node blackout_wait force witness on_partition detect_ms min_epoch_us \
                         max_epoch_us latency_us pause_share disk_buffer disk_rate compression delta_cache";
         assert_eq!(keys.join(" "), expected);
-        assert!(node_help().contains("  standby-peers=[ADDR:PORT/ADDR:PORT,...]\n"));
+        assert!(table(&node_options()).contains("  standby-peers=[ADDR:PORT/ADDR:PORT,...]\n"));
     }
 }

@@ -31,20 +31,20 @@ option_struct! {
             heartbeat ("ADDR:PORT"): Endpoint,
         }
         optional {
-            /// who decides which host goes on when they cannot see each other, the same on both hosts: a file
-            /// on storage that both see, or a key in etcd, in quotes:
+            /// decides which host continues when they cannot reach each other, the same on both hosts: a file
+            /// on storage that both mount, or a key in etcd, in quotes:
             /// etcd://HOST:PORT[+HOST:PORT]/KEY[?cacert=FILE&cert=FILE&key=FILE&user=NAME&password_file=FILE]
             witness ("PLACE"): String,
-            /// without a witness: primary, standby or both go on, as the standby was started with (both risks
-            /// two running copies)
-            on_partition ("WHO"): OnPartition,
+            /// without a witness, which host continues: primary, standby, or both, which risks two running
+            /// copies; the same on both hosts
+            on_partition ("POLICY"): OnPartition,
         }
     }
 
     /// What a protected VM and its standby are tuned by.
     #[derive(Clone, Debug, Eq, PartialEq)]
     tuned by Tuning {
-        /// silence on both links after which the peer is taken for dead, 50 at least; 0: never
+        /// silence on both links after which the peer is considered dead, at least 50; 0: never
         detect_ms ("N"): u64 = 300,
         /// shortest epoch
         min_epoch_us ("N"): u64 = 100,
@@ -58,8 +58,8 @@ option_struct! {
         disk_buffer ("SIZE"): ByteSize = ByteSize(64 << 20),
         /// limit of a disk's copy or resynchronisation, per second; 0: none
         disk_rate ("SIZE"): ByteSize = ByteSize(0),
-        /// off; delta: of a page that the standby has, what changed is sent; delta+zstd: and everything is
-        /// packed; auto: delta, and packed while that is measured to be faster
+        /// off; delta: only the changes to pages that the standby has are sent; delta+zstd: and compressed;
+        /// auto: delta, and compressed while that is measured to be faster
         compression ("HOW"): Compression = Compression::Auto,
         /// memory for earlier versions of pages, at most a quarter of the guest's
         delta_cache ("SIZE"): ByteSize = ByteSize(64 << 20),
@@ -166,8 +166,9 @@ pub fn protect_help() -> String {
 pub enum Fault {
     /// Nothing decides on a partition.
     #[error(
-        "no witness: give witness=PATH on a file system that both hosts see or witness=etcd://HOST:PORT/KEY, or say with \
-         on_partition=primary, standby or both who goes on when the hosts cannot see each other (both risks two running copies)"
+        "no witness: give witness=PATH on a file system that both hosts mount or witness=etcd://HOST:PORT/KEY, or choose \
+         with on_partition=primary, standby or both which host continues when they cannot reach each other (both risks two \
+         running copies)"
     )]
     NoWitness,
     /// Two things decide on a partition.

@@ -11,7 +11,7 @@ use crate::client::{Client, ClientError};
 use crate::error::CommandError;
 use crate::plain;
 
-/// Time between two looks at the events.
+/// Interval between two reads of the events.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs it.

@@ -16,7 +16,7 @@ use crate::client::{Client, ClientError};
 use crate::error::CommandError;
 use crate::print::show;
 
-/// Time between two looks at the status.
+/// Interval between two reads of the status.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// How long the copy may take to begin.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ fn follow(client: &Client, shown: &Shown) -> Result<(), CommandError> {
     Ok(writeln!(io::stdout(), "{state}")?)
 }
 
-/// What a status means for who waits for protection.
+/// What a status means for a caller that waits for protection.
 #[derive(Debug, PartialEq, Eq)]
 enum Outlook {
     Wait,

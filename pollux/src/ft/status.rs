@@ -2,6 +2,7 @@
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{ContentArrangement, Table};
+use pollux_api::reason::BlockerReport;
 use pollux_api::status::{
     ClaimStatus, CompressionStatus, CopyState, DiskStatus, Percentiles, SearchStatus, State, Status, WitnessStatus,
 };
@@ -18,7 +19,7 @@ pub fn table(status: &Status) -> Table {
     };
     row("role", status.role.to_string());
     row("state", state(status.state));
-    row("copy of the VM", status.replica.to_string());
+    row("replica", status.replica.to_string());
     row("term", status.term.to_string());
     row("epoch", status.epoch.to_string());
     row("node", or_dash(&status.node));
@@ -27,7 +28,7 @@ pub fn table(status: &Status) -> Table {
         status.peer.as_ref().map_or_else(|| "-".to_owned(), |peer| format!("{} ({})", peer.address, peer.node)),
     );
     if let Some(search) = &status.search {
-        row("standby looked for", search_text(status, search));
+        row("search for a standby", search_text(status, search));
     }
     for link in &status.links {
         row(&format!("link {}", link.name), format!("{}, silent for {} ms", link.state, link.silence_ms));
@@ -37,10 +38,10 @@ pub fn table(status: &Status) -> Table {
     }
     row("witness", status.witness.as_ref().map_or_else(|| "-".to_owned(), witness));
     if let Some(record) = status.witness.as_ref().and_then(|witness| witness.record.clone()) {
-        row("its record, last seen", record);
+        row("witness record", record);
     }
     if let Some(open) = &status.claim {
-        row("claim without an answer", claim(open));
+        row("pending claim", claim(open));
     }
     row("pause p50 / p99", pair(status.pause_us, micros));
     row("commit latency p50 / p99", pair(status.commit_us, micros));
@@ -52,14 +53,14 @@ pub fn table(status: &Status) -> Table {
     row("committed epochs", status.epochs.to_string());
     row("held output", format!("{} frames, {}", status.held_frames, bytes(status.held_bytes)));
     if let Some(copy) = status.memory_sync {
-        row("first memory copy", progress(copy.done, copy.total, copy.eta_s));
+        row("memory copy", progress(copy.done, copy.total, copy.eta_s));
     }
     for disk in &status.disks {
         row(&format!("disk {}", disk.id), disk_text(disk));
     }
     if let Some(takeover) = status.takeover {
         let (all, disks) = (micros(takeover.total_us), micros(takeover.disks_us));
-        row("takeover", format!("from epoch {}, {all} in all, disks {disks}", takeover.epoch));
+        row("takeover", format!("from epoch {}, {all} in total, disks {disks}", takeover.epoch));
     }
     row("last error", or_dash(status.last_error.as_deref().unwrap_or_default()));
     table
@@ -68,7 +69,7 @@ pub fn table(status: &Status) -> Table {
 /// The state, and what it means where its name does not say it all.
 fn state(state: State) -> String {
     let meaning = match state {
-        State::Degraded => "the copy is good, but the witness does not answer: a failure would stop the VM",
+        State::Degraded => "the replica is good, but the witness does not answer: a failure would stop the VM",
         State::AwaitingWitness => "not protected, and nothing leaves the VM until the witness answers",
         _ => return state.to_string(),
     };
@@ -99,12 +100,20 @@ fn witness(witness: &WitnessStatus) -> String {
     }
 }
 
+/// A reason, and what to do about it.
+fn blocker(blocker: &BlockerReport) -> String {
+    let hint = blocker.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+    format!("{}{hint}", blocker.reason)
+}
+
 fn search_text(status: &Status, search: &SearchStatus) -> String {
     match (search.on, status.peer.is_some()) {
-        (false, _) => "no: `ft protect` looks for one again".to_owned(),
-        (true, true) => "when this one is lost".to_owned(),
+        (false, _) => "off: `ft protect` turns it on again".to_owned(),
+        (true, true) => "on, when this standby is lost".to_owned(),
         (true, false) if search.waiting_for.is_empty() => "yes".to_owned(),
-        (true, false) => format!("yes: {}", search.waiting_for.join("; ")),
+        // A VMM of an earlier release sends sentences only.
+        (true, false) if search.blockers.is_empty() => format!("yes: {}", search.waiting_for.join("; ")),
+        (true, false) => format!("yes: {}", search.blockers.iter().map(blocker).collect::<Vec<_>>().join("; ")),
     }
 }
 
@@ -193,7 +202,7 @@ mod tests {
             "2 frames, 128 B",
             "auto (packed), 1.0 MiB sent for 7.0 MiB: 1 to 7.0",
             "/w (no answer: gone)",
-            "`ft protect` looks for one",
+            "`ft protect` turns it on",
             "copying",
             "node cd runs this VM",
             "go-alone, for 7 s: gone",

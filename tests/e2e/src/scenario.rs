@@ -31,7 +31,7 @@ const MEANINGS: [(&str, &str); 4] = [
     ("fenced", "VM stopped here: "),
     ("peer-suspected", "detection: "),
     ("protection-lost", "goes on alone: "),
-    ("took-over", "takeover done: "),
+    ("takeover-completed", "takeover done: "),
 ];
 
 /// How long the protected guest is left alone, so that the figures of an idle one are known.
@@ -127,7 +127,7 @@ impl Event {
         let meaning = MEANINGS.iter().find(|(event, _)| *event == name).map_or("", |(_, meaning)| meaning);
         let detail = entry["detail"].as_object().filter(|detail| !detail.is_empty());
         let detail = detail.map(|detail| format!(" {}", Value::from(detail.clone()))).unwrap_or_default();
-        let settles = matches!(name, "protection-lost" | "took-over");
+        let settles = matches!(name, "protection-lost" | "takeover-completed");
         Some(Self { at, text: format!("{meaning}{name}{detail}"), settles })
     }
 }

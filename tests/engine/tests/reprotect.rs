@@ -77,7 +77,7 @@ fn a_standby_that_is_built_differently_is_refused_before_anything_is_copied() {
     for vm in [&first, &second] {
         assert!(told(vm, "memory-copy-started").is_empty(), "{}", vm.log());
     }
-    assert_eq!(told(&first, "looking-for-standby").len(), 2, "away, then unlike: {}", first.log());
+    assert_eq!(told(&first, "standby-unavailable").len(), 2, "away, then unlike: {}", first.log());
 }
 
 #[test]

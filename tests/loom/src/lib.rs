@@ -17,3 +17,4 @@ mod worker_pool;
 
 pub mod machine;
 mod sync;
+pub mod turns;

@@ -26,6 +26,8 @@ struct Truth {
     captures: AtomicU32,
     /// The vCPU whose captures fail, plus one.
     failing: AtomicU32,
+    /// The guest has ended its run: no vCPU will enter it again.
+    shut_down: AtomicBool,
 }
 
 impl Truth {
@@ -82,7 +84,11 @@ impl Vcpu {
             if sync.is_paused() && sync.park(self.index, &mut self) == Parked::Exit {
                 return;
             }
-            self.guest.run(&self.truth.in_guest[self.index as usize]);
+            if self.truth.shut_down.load(Ordering::SeqCst) {
+                sync.wait_for_pause();
+            } else {
+                self.guest.run(&self.truth.in_guest[self.index as usize]);
+            }
         }
     }
 }
@@ -209,6 +215,29 @@ impl Machine {
         self.sync.stop(Purpose::Stop, || self.kick());
         self.sync.settle();
         self.truth.assert_stopped();
+    }
+
+    /// A pause in which registers are captured; does not wait for that.
+    pub fn begin_capture(&self) {
+        self.sync.stop(Purpose::Capture, || self.kick());
+    }
+
+    /// Waits until the vCPUs are parked and captured, and tells how often each was since this was last asked.
+    ///
+    /// # Panics
+    /// When some were captured more often than others.
+    #[must_use]
+    pub fn captures(&self) -> u32 {
+        assert!(self.sync.settle().is_none());
+        self.truth.assert_stopped();
+        let halves = self.truth.captures.swap(0, Ordering::SeqCst) as usize;
+        assert!(halves.is_multiple_of(2 * self.vcpus.len()), "{halves} halves of captures");
+        (halves / (2 * self.vcpus.len())) as u32
+    }
+
+    /// From now on no vCPU enters the guest, which has ended its run.
+    pub fn shut_down(&self) {
+        self.truth.shut_down.store(true, Ordering::SeqCst);
     }
 
     /// The end of a pause.

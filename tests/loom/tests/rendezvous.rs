@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vcpu_loom::machine::{Machine, Wait};
+use vcpu_loom::turns::Turns;
 
 /// Runs it in all orders in which at most `preemptions` threads are preempted.
 fn explore(preemptions: usize, run: impl Fn(Wait) + Copy + Send + Sync + 'static) {
@@ -151,5 +152,66 @@ fn a_machine_can_end_in_the_middle_of_a_checkpoint() {
         machine.resume();
         machine.stop_for(true, false);
         machine.end();
+    });
+}
+
+#[test]
+fn a_paused_machine_is_captured_too() {
+    explore(2, |wait| {
+        let machine = Machine::new(2, wait);
+        machine.pause();
+        machine.begin_capture();
+        assert_eq!(machine.captures(), 1);
+        machine.end();
+    });
+}
+
+#[test]
+fn a_capture_that_nobody_waited_for_is_over_before_the_next_begins() {
+    explore(1, |wait| {
+        let machine = Machine::new(2, wait);
+        machine.resume();
+        machine.begin_capture();
+        machine.begin_capture();
+        assert_eq!(machine.captures(), 2);
+        machine.resume();
+        machine.resume();
+        machine.wait_until_running();
+        machine.end();
+    });
+}
+
+#[test]
+fn a_guest_that_has_ended_its_run_can_be_paused() {
+    explore(2, |wait| {
+        let machine = Machine::new(1, wait);
+        machine.shut_down();
+        machine.resume();
+        machine.pause();
+        machine.resume();
+        machine.end();
+    });
+}
+
+#[test]
+fn the_last_of_three_vcpus_takes_the_checkpoint() {
+    explore(0, |wait| {
+        let machine = Machine::new(3, wait);
+        machine.resume();
+        machine.stop_for(true, false);
+        assert!(machine.go_ahead());
+        machine.end();
+    });
+}
+
+#[test]
+fn whoever_spins_needs_no_deadline() {
+    loom::model(|| {
+        let turns = loom::sync::Arc::new(Turns::default());
+        let other = turns.clone();
+        let other = loom::thread::spawn(move || other.take(1, 1));
+        turns.take(0, 2);
+        other.join().unwrap();
+        assert_eq!(turns.taken(), 3);
     });
 }

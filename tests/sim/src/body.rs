@@ -18,8 +18,9 @@ use ft_wire::beat::BeatKey;
 use ft_wire::device_ctl::{Command, Report};
 use ft_wire::session::Welcome;
 
+use crate::console::Console;
 use crate::devices::{Disk, Nic};
-use crate::guest::{Guest, Vcpu};
+use crate::guest::{Frame, Guest, Vcpu};
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::StreamId;
@@ -94,8 +95,8 @@ pub(crate) enum Effect {
     Close(StreamId),
     /// There may be something to read.
     Readable(StreamId),
-    /// A checkpoint was cut.
-    Cut(u64, Epoch, Cut),
+    /// A checkpoint was cut; perhaps the last one, before the VM moves.
+    Cut(u64, Epoch, Cut, bool),
     /// Everything that was stopped for it goes on.
     GoesOn,
     /// A standby has committed and applied an epoch.
@@ -116,6 +117,8 @@ pub(crate) enum Effect {
     /// The disk ends an epoch of which it has something.
     DiskEnd(Epoch),
     Command(usize, Command),
+    /// Console output leaves.
+    Print(Vec<Frame>),
     /// A disk is given a stream.
     Connect(Command, StreamId),
     Ask(Question, Answer),
@@ -123,6 +126,8 @@ pub(crate) enum Effect {
     Open(Box<Opener>, Vec<ProtectOptions>, OpenedTo),
     /// Something on another thread is through after so long.
     Later(Duration, Later),
+    /// The engine has asked of its guest or a device what that may not be asked.
+    Forbidden(String),
     /// An event, for the trace.
     Told(String),
 }
@@ -133,6 +138,7 @@ pub(crate) struct Knobs {
     pub(crate) cut_fails: u64,
     pub(crate) busy: u64,
     pub(crate) pause_us: (u64, u64),
+    pub(crate) lag_us: u64,
     pub(crate) ack_limit: Duration,
     pub(crate) depth: usize,
     pub(crate) mutation: Option<Mutation>,
@@ -159,6 +165,7 @@ pub(crate) struct Body {
     pub(crate) guest: Guest,
     pub(crate) nic: Nic,
     pub(crate) disk: Disk,
+    pub(crate) console: Console,
     /// A device process is dead.
     pub(crate) broken: bool,
     /// Reports that the engine has not read.
@@ -170,8 +177,10 @@ pub(crate) struct Body {
     pub(crate) watched: Option<StreamId>,
     /// What receives on a standby.
     pub(crate) feeds: BTreeMap<StreamId, Feed>,
-    /// The session that is open, or was the last one.
+    /// The session that is open, or was the last one; by its secret, which is never another one's.
     pub(crate) session: u64,
+    /// Standby: the last epoch of it that is committed.
+    pub(crate) committed: Epoch,
     /// How long the guest was paused last.
     pub(crate) last_pause: Option<Duration>,
     /// What the vCPU was at the last checkpoint, and of which epoch that is.
@@ -192,9 +201,10 @@ impl Body {
             effects: VecDeque::new(),
             rng,
             knobs,
-            guest: Guest::default(),
+            guest: Guest::new(knobs.mutation),
             nic: Nic::default(),
             disk: Disk::default(),
+            console: Console::default(),
             broken: false,
             reports: Default::default(),
             answers: [None, None],
@@ -202,6 +212,7 @@ impl Body {
             watched: None,
             feeds: BTreeMap::new(),
             session: 0,
+            committed: Epoch(0),
             last_pause: None,
             captured: (Epoch(0), Vcpu::default()),
             loaded: (0, Epoch(0)),
@@ -212,6 +223,13 @@ impl Body {
 
     pub(crate) fn effect(&mut self, effect: Effect) {
         self.effects.push_back((self.spent, effect));
+    }
+
+    /// Console output leaves.
+    pub(crate) fn print(&mut self, frames: Vec<Frame>) {
+        if !frames.is_empty() {
+            self.effect(Effect::Print(frames));
+        }
     }
 
     /// The engine's thread is kept for so long.

@@ -64,7 +64,7 @@ impl Client {
     /// An answer arrives; of a value that was asked for, what is to be checked.
     pub(crate) fn hears(&mut self, frame: Frame) -> Option<Moment> {
         match frame.saying {
-            Saying::Chatter => None,
+            Saying::Chatter | Saying::Printed => None,
             Saying::Stored { key, value } => {
                 let known = &mut self.keys[key];
                 known.known = known.known.max(value);

@@ -19,11 +19,18 @@ pub(crate) struct Nic {
     hold: bool,
     held: VecDeque<(Epoch, Frame)>,
     told: Option<Epoch>,
+    sealed: bool,
+    /// What the guest has sent since it was sealed.
+    waiting: Vec<Frame>,
 }
 
 impl Nic {
-    /// The guest sends: the frame leaves now, or is held; the first one of an epoch is reported.
+    /// The guest sends: the frame leaves now, waits, or is held; the first one of an epoch is reported.
     pub(crate) fn send(&mut self, frame: Frame) -> (Option<Frame>, Option<Report>) {
+        if self.sealed {
+            self.waiting.push(frame);
+            return (None, None);
+        }
         if !self.hold {
             return (Some(frame), None);
         }
@@ -39,7 +46,22 @@ impl Nic {
 
     /// Whether frames from outside reach the guest.
     pub(crate) fn takes_input(&self) -> bool {
-        !self.standby
+        !self.standby && !self.sealed
+    }
+
+    /// Whether it leaves guest memory alone.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// Whether frames are held from now on.
+    pub(crate) fn holds(&self) -> bool {
+        self.hold
+    }
+
+    /// What the guest has sent while it was sealed.
+    pub(crate) fn take_waiting(&mut self) -> Vec<Frame> {
+        if self.sealed { Vec::new() } else { std::mem::take(&mut self.waiting) }
     }
 
     /// Does as told; returns the frames that leave.
@@ -53,16 +75,16 @@ impl Nic {
                 }
             }
             Command::Seal { epoch, .. } => {
-                self.epoch = epoch.next();
+                (self.epoch, self.sealed) = (epoch.next(), true);
                 if mutation == Some(Mutation::ReleaseOnCut) {
                     return self.leave(*epoch, mutation);
                 }
             }
             Command::Release(release) => return self.leave(release.epoch(), mutation),
             Command::Discard { after } => self.held.retain(|(epoch, _)| epoch <= after),
-            Command::Start { .. } => (self.standby, self.hold) = (false, false),
+            Command::Start { .. } => (self.standby, self.hold, self.sealed) = (false, false, false),
+            Command::Resume => self.sealed = false,
             Command::Hello { .. }
-            | Command::Resume
             | Command::Mirror { .. }
             | Command::Unmirror
             | Command::Receive { .. }
@@ -123,6 +145,8 @@ pub(crate) struct Receiver {
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     pub(crate) epoch: Epoch,
+    /// It leaves guest memory alone.
+    pub(crate) sealed: bool,
     /// Primary: the standby's disk has not said yet what its image is.
     pub(crate) greeting: Option<StreamId>,
     pub(crate) mirror: Option<Mirror>,
@@ -157,6 +181,31 @@ impl Disk {
     /// When the image has everything that was applied.
     pub(crate) fn drained_at(&self) -> Option<Time> {
         self.applying.back().map(|(due, ..)| *due)
+    }
+
+    /// Primary: whether it has a stream to another disk.
+    pub(crate) fn is_mirrored(&self) -> bool {
+        self.mirror.is_some() || self.greeting.is_some()
+    }
+
+    /// Standby: whether an epoch may be released.
+    pub(crate) fn may_release(&self, epoch: Epoch) -> Result<(), String> {
+        let incomplete = self.receiver.as_ref().filter(|receiver| receiver.complete < epoch);
+        let why = |receiver: &Receiver| {
+            format!("epoch {epoch} has not completely arrived at this disk, {} is the last one", receiver.complete)
+        };
+        incomplete.map_or(Ok(()), |receiver| Err(why(receiver)))
+    }
+
+    /// Standby: whether the image can be made what it was at the end of an epoch.
+    pub(crate) fn may_roll_back(&self, after: Epoch) -> Result<(), String> {
+        self.may_release(after)?;
+        let Some(receiver) = &self.receiver else { return Err("no stream was received".to_owned()) };
+        if receiver.synced.is_none_or(|synced| synced > after) {
+            return Err(format!("the disk was no copy in epoch {after}"));
+        }
+        let unreleased = receiver.held.iter().find(|(epoch, _)| *epoch <= after);
+        unreleased.map_or(Ok(()), |(epoch, _)| Err(format!("epoch {epoch} counts but was never released")))
     }
 
     /// Standby: applies what is released.

@@ -28,18 +28,37 @@ impl World {
                 self.hosts[address.0].image.record.run_alone(*term);
                 self.report_later(address, DISK, Report::Owned);
             }
+            Command::Seal { epoch, .. } => {
+                let twice = self
+                    .process(address)
+                    .is_some_and(|process| std::mem::replace(&mut process.body().disk.sealed, true));
+                if twice {
+                    self.forbidden(address, format!("epoch {epoch} is sealed before the one before it was resumed"));
+                }
+            }
+            Command::Resume | Command::Start { .. } => self.with_body(address, |body| body.disk.sealed = false),
             Command::Release(release) => {
                 let latency = self.disk_latency(address.0);
+                if let Some(Err(why)) = self.process(address).map(|p| p.body().disk.may_release(release.epoch())) {
+                    self.forbidden(address, why);
+                }
                 self.with_body(address, |body| body.disk.release(release.epoch(), now, latency));
                 if self.mutation == Some(Mutation::SettleOnAck) {
                     self.settle_on_ack(address, release.epoch());
                 }
+            }
+            Command::End(term) => {
+                self.settled_blocks(address);
+                self.hosts[address.0].image.record.ended = *term;
             }
             Command::Unmirror => self.unmirror(address),
             Command::Discard { after: Epoch(0) } => {
                 let receiver = self.process(address).and_then(|process| process.body().disk.receiver.take());
                 if let Some(receiver) = receiver {
                     self.close(address.0, receiver.stream);
+                }
+                if self.mutation == Some(Mutation::DropSessionLate) {
+                    return self.reported(address, DISK, Report::Discarded);
                 }
                 self.report_later(address, DISK, Report::Discarded);
             }

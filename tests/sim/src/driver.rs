@@ -22,6 +22,9 @@ use crate::process::{Address, Asks, Delivery, Process};
 use crate::truth::Cut;
 use crate::world::{Event, World, name};
 
+/// An engine that is woken so many times in a row for what is due already waits for something else.
+const SPINS: u32 = 1000;
+
 impl World {
     /// Leaves something for an engine, which works on it if it can.
     pub(crate) fn tell(&mut self, address: Address, delivery: Delivery) {
@@ -139,8 +142,12 @@ impl World {
         }
         let Some(process) = self.process(address) else { return };
         let (node, term) = (process.id(), process.term());
+        let leftover = process.leftover();
         if process.runs() && process.ran.replace(term) != Some(term) {
             self.moment(Moment::Runs { node, term });
+        }
+        if let Some(what) = leftover {
+            self.moment(Moment::LeftOver { node, what });
         }
     }
 
@@ -155,7 +162,7 @@ impl World {
             Effect::Write(stream, bytes) => self.send(address.0, stream, Payload::Bytes(bytes)),
             Effect::Close(stream) => self.close(address.0, stream),
             Effect::Readable(stream) => self.readable(address, stream),
-            Effect::Cut(session, epoch, cut) => self.was_cut(address, session, epoch, cut),
+            Effect::Cut(session, epoch, cut, last) => self.was_cut(address, (session, epoch), cut, last),
             Effect::GoesOn => self.with_body(address, |body| body.guest.stopped = false),
             Effect::Applied { session, epoch, digest, idle } => self.applied(address, session, epoch, digest, idle),
             Effect::Starts { session, epoch } => self.taken_over(address, session, epoch),
@@ -167,17 +174,20 @@ impl World {
             }
             Effect::DiskEnd(epoch) => self.disk_end(address, epoch),
             Effect::Command(NIC, command) => {
-                let frames = self.command_nic(address, &command);
+                let mut frames = self.command_nic(address, &command);
+                frames.extend(self.send_waiting(address));
                 if let Command::Release(release) = &command {
                     self.note(address.0, || format!("-> release {} ({} frames)", release.epoch(), frames.len()));
                 }
                 self.leave_host(address, frames);
             }
+            Effect::Print(frames) => self.leave_host(address, frames),
             Effect::Command(_, command) => self.command_disk(address, &command),
             Effect::Connect(command, stream) => self.connect_disk(address, &command, stream),
             Effect::Ask(question, answer) => self.ask(address, question, answer),
             Effect::Open(applicant, peers, done) => self.open(address, *applicant, peers, done),
             Effect::Later(after, call) => self.after(after, Event::Later(address, call)),
+            Effect::Forbidden(what) => self.forbidden(address, what),
             Effect::Told(event) => self.note(address.0, || format!("-> {event}")),
         }
     }
@@ -198,6 +208,13 @@ impl World {
         }
         call();
         self.work(address);
+    }
+
+    /// The engine may not do this.
+    pub(crate) fn forbidden(&mut self, address: Address, what: String) {
+        let Some(process) = self.process(address) else { return };
+        let node = process.id();
+        self.moment(Moment::Forbidden { node, what });
     }
 
     fn ask(&mut self, address: Address, question: Question, answer: crate::body::Answer) {
@@ -231,9 +248,14 @@ impl World {
         self.say_to(address, Message::RecordRead(Ok(stored)));
     }
 
-    fn was_cut(&mut self, address: Address, session: u64, epoch: Epoch, cut: Cut) {
-        self.truth.cuts.insert((session, epoch), cut);
-        self.note(address.0, || format!("-> cut {epoch} at {:?}", cut.at));
+    fn was_cut(&mut self, address: Address, of: (u64, Epoch), cut: Cut, last: bool) {
+        self.truth.cuts.insert(of, cut);
+        self.note(address.0, || format!("-> cut {} at {:?}", of.1, cut.at));
+        if last {
+            // A VM that is about to move may have to stay.
+            let host = self.rng.index(self.plan.hosts);
+            self.aimed_fault(host, 100);
+        }
     }
 
     fn fenced(&mut self, address: Address, reason: &str) {
@@ -250,7 +272,7 @@ impl World {
     }
 
     pub(crate) fn arm_timer(&mut self, address: Address) {
-        let ahead = self.hosts[address.0].ahead;
+        let (ahead, local) = (self.hosts[address.0].ahead, self.local(address.0));
         let Some(process) = self.process(address) else { return };
         let next = process.executor.due();
         if next == process.timer.1 {
@@ -259,6 +281,12 @@ impl World {
         process.timer.0 += 1;
         process.timer.1 = next;
         let generation = process.timer.0;
+        let overdue = next.is_some_and(|next| next <= local);
+        process.overdue = if overdue { process.overdue + 1 } else { 0 };
+        if process.overdue > SPINS {
+            let node = process.id();
+            self.moment(Moment::Spins { node });
+        }
         if let Some(next) = next {
             let at = Time(next.0.saturating_sub(ahead.as_nanos() as u64));
             self.at(at.max(Time(self.now.0 + 1)), Event::Timer(address, generation));
@@ -296,6 +324,24 @@ impl World {
         self.process(address).map_or(Vec::new(), |process| process.body().nic.command(command, mutation))
     }
 
+    /// What the guest has sent while its card was sealed, now that it is not.
+    fn send_waiting(&mut self, address: Address) -> Vec<Frame> {
+        let Some(process) = self.process(address) else { return Vec::new() };
+        let sent: Vec<_> = {
+            let mut body = process.body();
+            let waiting = body.nic.take_waiting();
+            waiting.into_iter().map(|frame| body.nic.send(frame)).collect()
+        };
+        let mut out = Vec::new();
+        for (frame, report) in sent {
+            out.extend(frame);
+            if let Some(report) = report {
+                self.report_later(address, NIC, report);
+            }
+        }
+        out
+    }
+
     /// Frames leave a host: from here on they cannot be taken back.
     pub(crate) fn leave_host(&mut self, address: Address, frames: Vec<Frame>) {
         let Some(process) = self.process(address).filter(|process| !process.is_broken()) else { return };
@@ -312,7 +358,7 @@ impl World {
 
     /// A device reports: the message takes a moment.
     pub(crate) fn report_later(&mut self, address: Address, device: usize, report: Report) {
-        let (now, delay) = (self.now, self.rng.micros(3, 40));
+        let (now, delay) = (self.now, self.rng.micros(3, self.plan.lag_us));
         let Some(process) = self.process(address) else { return };
         process.last_report = process.last_report.max(now + delay);
         let due = process.last_report;

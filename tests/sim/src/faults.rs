@@ -93,6 +93,7 @@ impl World {
                 self.order(host, "hands the VM over", Message::HandOver(reason, nobody()));
             }
             Fault::Switchover => self.order(host, "moves the VM", Message::Switchover(nobody())),
+            Fault::ShutDown => self.shut_vm_down(host, until),
             Fault::TestFailover => self.test_failover(host),
             other => self.strike_from_outside(other, host, until),
         }
@@ -211,8 +212,9 @@ impl World {
             return;
         }
         let Some(process) = self.process(address) else { return };
-        // Of an unprotected VM nothing is left to test when its disk dies.
-        if process.is_broken() || matches!(process.state(), State::Solo | State::Fenced) {
+        // Of an unprotected VM nothing is left to test when its disk dies, unless that is about to be copied.
+        let idle = process.state() == State::Solo && process.opening.is_none();
+        if process.is_broken() || idle || process.state() == State::Fenced {
             return;
         }
         process.body().broken = true;
@@ -329,7 +331,9 @@ impl World {
                 let both = (gone(primary) || yielded) && gone(standby);
                 (both && !back(primary)).then(|| "both copies died".to_owned())
             }
-            Some(Record::Stopped { .. }) => Some("shut down".to_owned()),
+            Some(Record::Stopped { .. }) => {
+                (!self.starts_again()).then(|| "shut down, and the disks that it was run from are gone".to_owned())
+            }
         }
     }
 }

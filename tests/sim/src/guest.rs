@@ -6,16 +6,22 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ft::guest::{GuestError, Memory};
 use ft_proto::Epoch;
 
+use crate::mutation::Mutation;
 use crate::truth::Point;
 
 /// Keys of the service; pages and blocks after them hold noise.
 pub(crate) const KEYS: usize = 4;
-pub(crate) const PAGES: usize = 16;
+pub(crate) const PAGES: usize = 24;
+/// Pages from here on, but for the last one, are touched now and then only.
+const COLD: usize = 16;
+/// One in so many steps touches one of them.
+const SELDOM: u64 = 128;
 pub(crate) const BLOCKS: usize = 8;
 
 /// Pages of a guest, for those who hold a copy.
@@ -37,6 +43,8 @@ pub(crate) enum Saying {
     Value { key: usize, value: u64, ticket: u64 },
     /// Anything.
     Chatter,
+    /// Anything, on the serial console.
+    Printed,
 }
 
 /// What the guest sends, and the point of its history at which it did.
@@ -67,28 +75,37 @@ pub(crate) struct Vcpu {
     pub(crate) in_flight: VecDeque<Write>,
 }
 
-/// Memory of a process: real pages, each with one word.
+/// Memory of a process: real pages, each with one word; `None`: nobody has touched it.
 #[derive(Debug, Default)]
-pub(crate) struct SimMemory(Mutex<Pages>);
+pub(crate) struct SimMemory {
+    pages: Mutex<[Option<u64>; PAGES]>,
+    /// It is never cleared: a defect.
+    stays: AtomicBool,
+}
 
 impl SimMemory {
     /// All words.
     pub(crate) fn pages(&self) -> Pages {
-        *self.lock()
+        self.lock().map(Option::unwrap_or_default)
     }
 
     pub(crate) fn set(&self, page: usize, word: u64) {
-        self.lock()[page] = word;
+        self.lock()[page] = Some(word);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Pages> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// From now on it is not cleared.
+    fn stays(&self) {
+        self.stays.store(true, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [Option<u64>; PAGES]> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, page: u64, word: u64) -> Result<(), GuestError> {
         let mut pages = self.lock();
         let place = usize::try_from(page).ok().and_then(|page| pages.get_mut(page));
-        *place.ok_or_else(|| GuestError::plain("a page that is not RAM"))? = word;
+        *place.ok_or_else(|| GuestError::plain("a page that is not RAM"))? = Some(word);
         Ok(())
     }
 }
@@ -99,12 +116,13 @@ impl Memory for SimMemory {
     }
 
     fn populated(&self) -> Result<Vec<Range<u64>>, GuestError> {
-        Ok(self.ranges())
+        let pages = (0..).zip(*self.lock());
+        Ok(pages.filter(|(_, word)| word.is_some()).map(|(page, _)| page..page + 1).collect())
     }
 
     fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), GuestError> {
         into.fill(0);
-        into[..8].copy_from_slice(&self.lock()[page as usize].to_le_bytes());
+        into[..8].copy_from_slice(&self.lock()[page as usize].unwrap_or_default().to_le_bytes());
         Ok(())
     }
 
@@ -117,7 +135,9 @@ impl Memory for SimMemory {
     }
 
     fn clear(&self) -> Result<(), GuestError> {
-        self.lock().fill(0);
+        if !self.stays.load(Ordering::Relaxed) {
+            self.lock().fill(None);
+        }
         Ok(())
     }
 }
@@ -137,6 +157,14 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
+    pub(crate) fn new(mutation: Option<Mutation>) -> Self {
+        let guest = Self::default();
+        if mutation == Some(Mutation::KeepOldMemory) {
+            guest.memory.stays();
+        }
+        guest
+    }
+
     fn write(&mut self, page: usize, value: u64) {
         self.memory.set(page, value);
         if self.tracked {
@@ -155,8 +183,11 @@ impl Guest {
     /// Computes something.
     pub(crate) fn work(&mut self, chance: u64) -> Option<Write> {
         let at = self.step(chance);
-        let page = KEYS + (chance as usize >> 8) % (PAGES - 1 - KEYS);
-        self.write(page, chance);
+        let place = chance as usize >> 8;
+        self.write(KEYS + place % (COLD - KEYS), chance);
+        if (chance >> 32).is_multiple_of(SELDOM) {
+            self.write(COLD + place % (PAGES - 1 - COLD), chance);
+        }
         if !chance.is_multiple_of(8) {
             return None;
         }
@@ -164,8 +195,10 @@ impl Guest {
         Some(self.submit(Write { block, value: at.step, asked: false }))
     }
 
+    /// Says something, one time in four on its console.
     pub(crate) fn chatter(&mut self, chance: u64) -> Frame {
-        Frame { at: self.step(chance), saying: Saying::Chatter }
+        let saying = if chance.is_multiple_of(4) { Saying::Printed } else { Saying::Chatter };
+        Frame { at: self.step(chance), saying }
     }
 
     /// Serves a request: an answer, or a write that must be done first.

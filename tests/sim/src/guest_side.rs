@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::body::NIC;
-use crate::guest::{Frame, Request};
+use crate::guest::{Frame, Request, Saying};
 use crate::mutation::Mutation;
 use crate::network::Payload;
 use crate::process::Address;
@@ -22,7 +22,11 @@ impl World {
         if Self::guest_can(process, now) {
             if talks {
                 let frame = process.body().guest.chatter(chance);
-                self.nic_send(address, frame);
+                if frame.saying == Saying::Printed {
+                    self.print(address, frame);
+                } else {
+                    self.nic_send(address, frame);
+                }
             } else {
                 let write = process.body().guest.work(chance);
                 if write.is_some() {
@@ -31,6 +35,13 @@ impl World {
             }
         }
         self.after(pause, Event::GuestStep(address));
+    }
+
+    fn print(&mut self, address: Address, frame: Frame) {
+        let Some(process) = self.process(address) else { return };
+        let out = process.body().console.print(frame);
+        self.leave_host(address, out.into_iter().collect());
+        self.work(address);
     }
 
     fn nic_send(&mut self, address: Address, frame: Frame) {
@@ -59,7 +70,7 @@ impl World {
         if !process.body().guest.running || process.is_broken() {
             return;
         }
-        if !process.guest_runs(now) {
+        if !process.guest_runs(now) || process.body().disk.sealed {
             // Sealed or stopped: guest memory is not touched.
             return self.after(Duration::from_micros(100), Event::DiskDone(address));
         }

@@ -47,8 +47,8 @@ impl Feed {
                 Ok(Some(received)) => {
                     if let Received::Whole(image) = &received {
                         let (_, _, vcpu) = decode(image.state());
-                        self.whole.insert(image.epoch, (vcpu, image.is_idle("disk")));
-                        whole.push(image.epoch);
+                        self.whole.insert(image.epoch(), (vcpu, image.is_idle("disk")));
+                        whole.push(image.epoch());
                     }
                     self.over = matches!(received, Received::Yielded(..) | Received::Left(..));
                     (self.tell)(received);

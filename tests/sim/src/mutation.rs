@@ -51,11 +51,26 @@ pub enum Mutation {
     DeferToAnyCopy,
     /// Marks are taken back, and the state keeps its name.
     SameNameForLess,
+    /// All disks are rolled back to the epoch of the checkpoint, those that have nothing of it, too.
+    RollBackAlike,
+    /// A standby's memory is not cleared before a full copy.
+    KeepOldMemory,
+    /// A guest that was stopped to move stays stopped when it does not move.
+    StayStopped,
+    /// Writes are tracked for ever once they are.
+    TrackForEver,
+    /// Pages that were harvested and may not have reached the standby are not marked again.
+    ForgetHarvest,
+    /// All sessions have the same name, so any checkpoint that was kept is taken for the one that the primary
+    /// goes on from.
+    SessionsAlike,
+    /// A device confirms that a session is dropped, and then says the last of it.
+    DropSessionLate,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 29] = [
         Self::ReleaseOnCut,
         Self::WitnessGrantsAll,
         Self::ApplyOnArrival,
@@ -78,6 +93,13 @@ impl Mutation {
         Self::RestoredImageIncremental,
         Self::SameNameForLess,
         Self::DeferToAnyCopy,
+        Self::RollBackAlike,
+        Self::KeepOldMemory,
+        Self::StayStopped,
+        Self::TrackForEver,
+        Self::ForgetHarvest,
+        Self::SessionsAlike,
+        Self::DropSessionLate,
     ];
 
     /// The invariant that must catch it.
@@ -86,7 +108,9 @@ impl Mutation {
         match self {
             Self::ReleaseOnCut => "output_commit",
             Self::WitnessGrantsAll => "single_runner",
-            Self::ApplyOnArrival => "epoch_atomic",
+            Self::ApplyOnArrival | Self::KeepOldMemory | Self::ForgetHarvest | Self::SessionsAlike => "epoch_atomic",
+            Self::RollBackAlike | Self::DropSessionLate => "contract",
+            Self::StayStopped | Self::TrackForEver => "nothing_left",
             Self::AckBeforeDisk => "no_lost_ack",
             Self::NewestFirst => "release_order",
             Self::TakeOverWithoutDiscard | Self::AlwaysIdle => "disk_matches_memory",

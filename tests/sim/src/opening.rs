@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ft::Blocker;
 use ft::ProtectOptions;
 use ft::sim::{Message, SessionKey, Unopened};
 use ft_proto::witness::{Claim, Verdict};
@@ -47,7 +48,7 @@ impl World {
 
     pub(crate) fn opening_timeout(&mut self, address: Address, number: u64) {
         if self.opening(address).is_some_and(|opening| opening.number == number) {
-            self.opening_failed(address, Unopened::now("nobody answers".to_owned()));
+            self.opening_failed(address, silent("nobody answers"));
         }
     }
 
@@ -79,8 +80,14 @@ impl World {
                     self.stage(address, Stage::Checking(stream));
                 }
             }
-            Ok(told) => self.opening_failed(address, Unopened::settled(vec![format!("the witness says {told:?}")])),
-            Err(reason) => self.opening_failed(address, Unopened::now(reason)),
+            Ok(told) => {
+                let record = format!("the witness says {told:?}");
+                self.opening_failed(address, Blocker::RefusedByWitness { record }.into());
+            }
+            Err(reason) => {
+                let blocker = Blocker::WitnessUnreachable { witness: "witness".to_owned(), reason };
+                self.opening_failed(address, blocker.into());
+            }
         }
     }
 
@@ -114,11 +121,12 @@ impl World {
         let Some(opening) = self.opening(address) else { return };
         let stage = opening.stage.clone();
         let Some((header, body)) = bytes.and_then(parse) else {
-            return self.opening_failed(address, Unopened::now("the connection broke".to_owned()));
+            return self.opening_failed(address, silent("the connection broke"));
         };
         if header.kind != Kind::Welcome {
             let reasons = decode_body(header.kind, &body).map_or_else(|_| Vec::new(), |Refusal { reasons }| reasons);
-            return self.opening_failed(address, Unopened::settled(reasons));
+            let refused = |reason| Blocker::RefusedByStandby { peer: "peer".to_owned(), reason };
+            return self.opening_failed(address, Unopened { blockers: reasons.into_iter().map(refused).collect() });
         }
         let Ok(welcome) = decode_body::<Welcome>(header.kind, &body) else { return };
         match stage {
@@ -171,4 +179,9 @@ pub(crate) fn frame(kind: Kind, term: Term, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     write_frame(&mut bytes, Stamp { kind, term, epoch: Epoch(0) }, &[body]).expect("memory takes all");
     bytes
+}
+
+/// A peer that says nothing, or nothing more.
+fn silent(reason: &str) -> Unopened {
+    Blocker::StandbySilent { peer: "peer".to_owned(), reason: reason.to_owned() }.into()
 }

@@ -23,7 +23,7 @@ impl World {
         let target = (host + 1 + self.rng.index(self.plan.hosts - 1)) % self.plan.hosts;
         let address = self.address(host);
         let Some(process) = self.process(address) else { return };
-        if !process.is_awake(now) {
+        if !process.is_awake(now) || process.ending {
             return;
         }
         match process.state() {

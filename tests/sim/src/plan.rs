@@ -54,6 +54,8 @@ pub(crate) enum Fault {
     HandOver,
     /// An operator moves the VM to its standby.
     Switchover,
+    /// An operator shuts the VM down; some host starts it again.
+    ShutDown,
     /// An operator has the standby take over.
     TestFailover,
     /// All hosts lose their power.
@@ -77,7 +79,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::CutLink,
         Self::Partition,
         Self::Kill,
@@ -97,6 +99,7 @@ impl Fault {
         Self::SuspendProtection,
         Self::HandOver,
         Self::Switchover,
+        Self::ShutDown,
         Self::TestFailover,
         Self::Blackout,
         Self::LoseRecord,
@@ -139,6 +142,8 @@ pub(crate) struct Plan {
     pub(crate) busy: u64,
     pub(crate) cut_fails: u64,
     pub(crate) pause_us: (u64, u64),
+    /// How late other threads and device processes may say something, in microseconds.
+    pub(crate) lag_us: u64,
     /// How long a disk takes for a write, in microseconds.
     pub(crate) disk_us: (u64, u64),
 }
@@ -175,6 +180,7 @@ impl Plan {
             busy: pick(&[0, 0, 3000]),
             cut_fails: pick(&[0, 0, 0, 3000]),
             pause_us: (50, pick(&[100, 400, 2000])),
+            lag_us: pick(&[40, 40, 3000, 30_000]),
             disk_us: (10, pick(&[120, 120, 2000])),
         };
         // Few kinds at a time: faults of all kinds at once hide what each of them does.
@@ -189,8 +195,8 @@ impl Plan {
 
     /// What a process is told of it.
     pub(crate) fn knobs(&self, mutation: Option<Mutation>) -> Knobs {
-        let Self { cut_fails, busy, pause_us, ref settings, .. } = *self;
-        Knobs { cut_fails, busy, pause_us, ack_limit: settings.ack_limit, depth: settings.depth, mutation }
+        let Self { cut_fails, busy, pause_us, lag_us, ref settings, .. } = *self;
+        Knobs { cut_fails, busy, pause_us, lag_us, ack_limit: settings.ack_limit, depth: settings.depth, mutation }
     }
 
     /// Protection by the standby on a host.

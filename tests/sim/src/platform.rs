@@ -63,7 +63,8 @@ impl Platform for Sim {
     fn draw_session(&self) -> SessionKey {
         let mut body = self.0.lock();
         let (session, nonce) = (body.rng.word(), u128::from(body.rng.word()) << 64 | u128::from(body.rng.word() | 1));
-        body.session = session;
+        let session = if body.has(Mutation::SessionsAlike) { 1 } else { session };
+        (body.session, body.committed) = (nonce as u64, Epoch(0));
         SessionKey { session, nonce }
     }
 
@@ -119,9 +120,9 @@ impl Platform for Sim {
         history: impl FnOnce() -> Option<History> + Send + 'static,
         tell: impl Fn(Sent) + Send + 'static,
     ) -> io::Result<SimSender> {
-        let coder = Mutex::new(Coder::new(history()));
+        let thread = Mutex::new(Sending { coder: Coder::new(history()), through: Time(0), failed: false });
         let tell: Tell = Arc::new(Mutex::new(Box::new(tell)));
-        Ok(SimSender { stream: stream.id, shared: self.0.clone(), term, coder, tell })
+        Ok(SimSender { stream: stream.id, shared: self.0.clone(), term, thread, tell })
     }
 
     fn start_receiver(
@@ -144,7 +145,7 @@ impl Platform for Sim {
 fn opened(accepted: Accepted, base: Option<u64>, shared: &Shared) -> OpenedOn<Sim> {
     let Accepted { options, stream, disk, welcome, term } = accepted;
     let Welcome { node: peer, session, nonce, kept } = welcome;
-    shared.lock().session = session;
+    shared.lock().session = nonce as u64;
     Opened {
         beats: Some(host_at(options.peer)),
         options,
@@ -258,13 +259,18 @@ impl DeviceControl for SimControl {
                 body.reports[self.device].push_back(report);
             }
             Command::Discard { after } if self.device == DISK && *after > Epoch(0) => {
+                let after = if body.has(Mutation::RollBackAlike) { body.committed } else { *after };
+                if let Err(why) = body.disk.may_roll_back(after) {
+                    body.effect(Effect::Forbidden(why));
+                }
                 if body.has(Mutation::TakeOverWithoutDiscard) {
                     let now = body.now;
                     body.disk.apply_everything(now);
                 }
-                body.disk.discard(*after);
+                body.disk.discard(after);
                 body.answers[DISK] = Some(Report::Discarded);
             }
+            Command::End(_) => body.answers[self.device] = Some(Report::Ended),
             Command::Start { .. } => body.answers[self.device] = Some(Report::Started),
             _ => {}
         }
@@ -405,8 +411,17 @@ pub(crate) struct SimSender {
     stream: StreamId,
     shared: Shared,
     term: Term,
-    coder: Mutex<Coder>,
+    thread: Mutex<Sending>,
     tell: Tell,
+}
+
+/// What that thread knows.
+struct Sending {
+    coder: Coder,
+    /// When it is through with what it was given.
+    through: Time,
+    /// The stream is broken, and that was told.
+    failed: bool,
 }
 
 impl fmt::Debug for SimSender {
@@ -417,23 +432,31 @@ impl fmt::Debug for SimSender {
 
 impl SendingEnd for SimSender {
     fn send(&self, job: Job) {
-        let mut coder = self.coder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let mut body = self.shared.lock();
+        if thread.failed {
+            return;
+        }
+        thread.failed = body.received.get(&self.stream).is_some_and(|received| received.closed);
         let mut bytes = Vec::new();
         let volume =
-            perform(&mut coder, &mut bytes, self.term, &job, body.local + body.spent).expect("memory takes all");
+            perform(&mut thread.coder, &mut bytes, self.term, &job, body.local + body.spent).expect("memory takes all");
         for frame in frames(&bytes) {
             body.effect(Effect::Write(self.stream, frame.to_vec()));
         }
-        let took = body.micros(30, 600);
+        let lag = body.knobs.lag_us;
+        let (took, now) = (body.micros(30, 600.max(lag)), body.now + body.spent);
         let sent = match job {
+            _ if thread.failed => Sent::Failed("broken pipe".to_owned()),
             Job::Copy(image, packed) | Job::Epoch(image, packed, _) => Sent::Done(Done { image, packed, volume, took }),
             Job::Progress(_) => Sent::Told,
             Job::Yield(..) | Job::Bye(_) => return,
         };
         let tell = self.tell.clone();
         let tell = move || tell.lock().unwrap_or_else(PoisonError::into_inner)(sent);
-        body.effect(Effect::Later(took, Box::new(tell)));
+        // It tells in order.
+        thread.through = thread.through.max(now + took);
+        body.effect(Effect::Later(thread.through.since(now), Box::new(tell)));
     }
 
     fn leave(self, last: Job) {
@@ -481,6 +504,7 @@ impl ReceivingEnd for SimReceiver {
 
     fn committed(&self, epoch: Epoch) {
         self.committed.store(epoch.0, Ordering::Relaxed);
+        self.shared.lock().committed = epoch;
     }
 
     fn give_back(&self, _: Vec<u8>) {}

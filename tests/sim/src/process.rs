@@ -114,6 +114,8 @@ pub(crate) struct Process {
     /// Or is starved.
     pub(crate) stalled_until: Time,
     pub(crate) timer: (u64, Option<Time>),
+    /// How many times in a row that was in the past.
+    pub(crate) overdue: u32,
     pub(crate) beats: Beats,
     pub(crate) opening: Option<Opening>,
     pub(crate) opened: u64,
@@ -127,6 +129,8 @@ pub(crate) struct Process {
     pub(crate) starting: Option<NodeId>,
     /// The VMM is about to build its VM anew.
     pub(crate) unusable: bool,
+    /// The VM is being shut down.
+    pub(crate) ending: bool,
     /// In which term it said last that it runs the VM.
     pub(crate) ran: Option<Term>,
     /// When a takeover was claimed, by whom the VM was run, and whether the claim was withdrawn since.
@@ -177,6 +181,7 @@ impl Process {
             busy_until: Time(0),
             stalled_until: Time(0),
             timer: (0, None),
+            overdue: 0,
             opening: None,
             opened: 0,
             greeted: BTreeSet::new(),
@@ -185,6 +190,7 @@ impl Process {
             starter: Asker::default(),
             starting: None,
             unusable: false,
+            ending: false,
             ran: None,
             claimed: None,
             last_report: Time(0),
@@ -216,6 +222,24 @@ impl Process {
 
     pub(crate) fn is_broken(&self) -> bool {
         self.body().broken
+    }
+
+    /// What is left over of a session, if the VM runs alone and the world knows.
+    pub(crate) fn leftover(&self) -> Option<&'static str> {
+        let body = self.body();
+        if self.state() != State::Solo || !self.outbox.is_empty() || !body.guest.running {
+            return None;
+        }
+        let (disk, nic) = (&body.disk, &body.nic);
+        let found = [
+            (body.guest.stopped, "its guest stands still"),
+            (!body.broken && (disk.sealed || nic.is_sealed()), "a device does not serve"),
+            (!body.broken && nic.holds() || body.console.holds(), "its output is held"),
+            (!body.broken && disk.is_mirrored(), "its disk is mirrored"),
+            (body.guest.tracked && !self.executor.keeps_base(), "its writes are tracked for nobody"),
+            (!body.guest.tracked && self.executor.keeps_base(), "what follows its last checkpoint is not tracked"),
+        ];
+        found.into_iter().find_map(|(is, what)| is.then_some(what))
     }
 
     /// Whether the engine's thread can do anything now.

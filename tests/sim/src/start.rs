@@ -1,6 +1,6 @@
 //! Hosts that are back with their disks and wait: who may start the VM by proof, and what it starts from.
-//! Follows `ft/src/start.rs` and `vmm/src/election.rs`. And the operator who gives a witness its record
-//! again.
+//! Follows `ft/src/start.rs` and `vmm/src/ft_adapter/start_retry.rs`. And the operator who gives a witness
+//! its record again.
 
 use ft::NodeTerm;
 use ft::sim::Begin;
@@ -118,6 +118,18 @@ impl World {
             self.trace.line(self.now, || format!("operator creates the record of {owner} in term {term}"));
             self.witness.write(Record::Solo { owner, term, since: term });
         }
+    }
+
+    /// Whether some host's disks are those from which the VM was shut down.
+    pub(crate) fn starts_again(&self) -> bool {
+        let images = self.hosts.iter().enumerate().flat_map(|(at, host)| {
+            let images = std::iter::once(&host.image).chain(&host.mislaid);
+            images.map(move |image| (NodeId::numbered(at as u64, 0), image))
+        });
+        images.into_iter().any(|(node, image)| {
+            let asks = Claim::Start { node, disks: image.record.state(), waited: false };
+            matches!(judge(self.witness.record, asks), Verdict::Granted(_))
+        })
     }
 
     /// Whether the VM comes back by itself: the disks of that node's host prove that they are the newest.

@@ -224,7 +224,8 @@ impl World {
             Segment::Data(_) => self.unclaimed(at, id, segment),
             Segment::Corrupt | Segment::Fin => {
                 process.body().received.entry(id).or_default().closed = true;
-                if process.unclaimed.contains_key(&id) {
+                if !watched {
+                    // The kernel keeps it for a disk that is about to be given the stream.
                     self.unclaimed(at, id, segment);
                 }
                 self.readable(at, id);

@@ -9,6 +9,7 @@ use ft_proto::{Alone, Committed, CutKind};
 
 use crate::body::{Effect, IDS, Shared};
 use crate::guest::{PAGES, SimMemory, decode, encode};
+use crate::mutation::Mutation;
 use crate::truth::Cut;
 
 /// The VM of a process.
@@ -31,11 +32,11 @@ impl Vm for SimGuest {
         Shape { memory: (PAGES as u64) << 12, vcpus: 1, disks: vec![disk], nets: vec![net], ..Shape::default() }
     }
 
-    fn blockers(&self) -> Vec<String> {
+    fn blockers(&self) -> Vec<ft::Blocker> {
         Vec::new()
     }
 
-    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
+    fn check_cpu(&self, _: &Shape) -> Vec<String> {
         Vec::new()
     }
 
@@ -66,38 +67,48 @@ impl Vm for SimGuest {
         let ((low, high), fails) = (body.knobs.pause_us, body.knobs.cut_fails);
         let pause = body.micros(low, high);
         let failed = body.rng.chance(fails);
+        let early = body.rng.chance(500_000);
         body.guest.stopped = true;
         body.last_pause = Some(pause);
         let (session, epoch) = (body.session, staging.epoch);
         let cut = Cut { at: body.guest.vcpu.at, digest: body.guest.digest() };
-        body.effect(Effect::Cut(session, epoch, cut));
+        body.effect(Effect::Cut(session, epoch, cut, kind == CutKind::Last));
         body.spend(pause);
+        if !failed || !early {
+            staging.pages.extend(std::mem::take(&mut body.guest.dirty).into_iter().map(|page| page as u64));
+        }
         if failed {
             body.effect(Effect::GoesOn);
             return Err(GuestError::plain("no memory for the capture"));
         }
-        staging.pages.extend(std::mem::take(&mut body.guest.dirty).into_iter().map(|page| page as u64));
         staging.copy_pages(&*self.memory)?;
         body.captured = (epoch, body.guest.vcpu.clone());
         if kind != CutKind::Last {
+            body.console.cut(epoch.next(), kind == CutKind::Base);
             body.effect(Effect::GoesOn);
         }
         Ok(())
     }
 
     fn resume(&mut self) {
-        self.shared.effect(Effect::GoesOn);
+        let mut body = self.shared.lock();
+        if !body.has(Mutation::StayStopped) {
+            body.effect(Effect::GoesOn);
+        }
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
         let mut body = self.shared.lock();
+        if std::mem::replace(&mut body.guest.tracked, true) {
+            body.effect(Effect::Forbidden("writes are tracked already".to_owned()));
+        }
         body.guest.dirty.clear();
-        body.guest.tracked = true;
         Ok(())
     }
 
     fn stop_tracking(&mut self) {
-        self.shared.lock().guest.tracked = false;
+        let mut body = self.shared.lock();
+        body.guest.tracked &= body.has(Mutation::TrackForEver);
     }
 
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
@@ -106,11 +117,18 @@ impl Vm for SimGuest {
     }
 
     fn put_back(&mut self, pages: &[u64]) {
-        self.shared.lock().guest.dirty.extend(pages.iter().map(|page| *page as usize));
+        let mut body = self.shared.lock();
+        if !body.has(Mutation::ForgetHarvest) {
+            body.guest.dirty.extend(pages.iter().map(|page| *page as usize));
+        }
     }
 
     fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {
-        let body = self.shared.lock();
+        let mut body = self.shared.lock();
+        let fails = body.knobs.cut_fails;
+        if body.rng.chance(fails) {
+            return Err(GuestError::plain("a vCPU cannot be read"));
+        }
         let (epoch, vcpu) = &body.captured;
         out.extend(encode(body.session, *epoch, vcpu));
         Ok(())
@@ -139,7 +157,9 @@ impl Vm for SimGuest {
     }
 
     fn fence(&mut self, reason: &str) {
-        self.shared.effect(Effect::Fenced(reason.to_owned()));
+        let mut body = self.shared.lock();
+        body.console.discard();
+        body.effect(Effect::Fenced(reason.to_owned()));
     }
 
     fn unusable(&mut self, _: &str) {
@@ -147,12 +167,27 @@ impl Vm for SimGuest {
     }
 
     fn told(&mut self, event: &EventRecord) {
-        self.shared.effect(Effect::Told(format!("{} {}", event.event, event.detail)));
+        let what = format!("{} {}", event.event, event.detail);
+        if what.contains("misbehaves") {
+            // Nobody does here.
+            self.shared.effect(Effect::Forbidden(format!("a peer is accused: {what}")));
+        }
+        self.shared.effect(Effect::Told(what));
     }
 
-    fn watch_console(&mut self, _: HeldOutput) {}
+    fn watch_console(&mut self, held: HeldOutput) {
+        self.shared.lock().console.watch(held);
+    }
 
-    fn release_console(&mut self, _: &Committed) {}
+    fn release_console(&mut self, committed: &Committed) {
+        let mut body = self.shared.lock();
+        let frames = body.console.release(committed.epoch());
+        body.print(frames);
+    }
 
-    fn free_console(&mut self, _: &Alone) {}
+    fn free_console(&mut self, _: &Alone) {
+        let mut body = self.shared.lock();
+        let frames = body.console.free();
+        body.print(frames);
+    }
 }

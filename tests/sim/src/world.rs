@@ -66,6 +66,14 @@ pub(crate) enum Event {
     },
     Operator(usize),
     Restart(usize),
+    /// The VM is being shut down; its protection may take until then to end.
+    Ending {
+        address: Address,
+        limit: Time,
+        back: Duration,
+    },
+    /// And is.
+    Ended(Address, Duration),
     /// A host that waits may ask for the VM.
     Election(usize),
     /// A host that runs the VM looks at the witness's record.
@@ -337,6 +345,8 @@ impl World {
             }
             Event::WitnessAnswers { to, starter, token, said } => self.witness_answers(to, starter, token, said),
             Event::Operator(host) => self.operator(host),
+            Event::Ending { address, limit, back } => self.ending(address, limit, back),
+            Event::Ended(address, back) => self.ended(address, back),
             Event::Restart(host) => self.restart(host),
             Event::Election(host) => self.election(host),
             Event::Watch(host) => self.watch(host),

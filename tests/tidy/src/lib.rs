@@ -3,6 +3,7 @@
 //! Never: a rule. Those are in `tests/`, one file per subject.
 
 pub mod imports;
+pub mod structs;
 
 use std::fmt::Write as _;
 use std::fs;

@@ -6,7 +6,7 @@ use tidy::{Source, report, sources_ending};
 /// Crate folder, and which of our crates its code may depend on. Test crates (`tests/`) may use anything and
 /// are used by nothing.
 const ARROWS: [(&str, &[&str]); 12] = [
-    ("device-kit", &["device-api", "ft-wire", "host-kit"]),
+    ("device-kit", &["device-api", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
     ("device-kit/api", &["ft-wire"]),
     ("ft/proto", &[]),
     ("ft/wire", &["ft-proto"]),
@@ -15,8 +15,11 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("host-kit", &[]),
     ("pollux", &["ft", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
     ("pollux-api", &[]),
-    ("vhost-user-blk-repl", &["device-api", "device-kit", "ft-proto", "ft-transport", "ft-wire", "host-kit"]),
-    ("vhost-user-net-buffer", &["device-api", "device-kit", "ft-proto", "ft-wire", "host-kit"]),
+    (
+        "vhost-user-blk-repl",
+        &["device-api", "device-kit", "ft-proto", "ft-transport", "ft-wire", "host-kit", "pollux-api"],
+    ),
+    ("vhost-user-net-buffer", &["device-api", "device-kit", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
     ("vmm", &["device-api", "ft", "ft-proto", "ft-wire", "host-kit", "pollux-api"]),
 ];
 

@@ -11,11 +11,11 @@ use ft_proto::Epoch;
 use ft_transport::mirror::FrameSocket;
 use ft_wire::device_ctl::Report;
 use ft_wire::mirror::Frame;
+use host_kit::sync::lock;
 use tracing::warn;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::image::range::Range;
-use crate::lock;
 use crate::mirror::outbox::Body;
 use crate::mirror::state::State;
 use crate::session::Session;

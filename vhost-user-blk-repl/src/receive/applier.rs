@@ -7,9 +7,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 
+use host_kit::sync::lock;
+
 use crate::image::OpError;
 use crate::image::buffer::Buffer;
-use crate::lock;
 use crate::receive::epoch_log::Change;
 use crate::tracker::Tracker;
 

@@ -19,7 +19,9 @@ mod reader;
 mod reply;
 
 pub use applier::Applier;
-pub use incoming::StateError;
+pub use epoch_log::Change;
+pub use incoming::{Incoming, StateError};
+pub use protocol::Step;
 pub use reader::Disk;
 
 use std::io;
@@ -30,11 +32,10 @@ use std::sync::{Arc, Mutex};
 use ft_proto::Epoch;
 use ft_transport::mirror::FrameSocket;
 use ft_wire::mirror::MAX_BODY;
+use host_kit::sync::lock;
 
-use crate::lock;
 use crate::session::Session;
 use crate::tracker::Tracker;
-use incoming::Incoming;
 use reader::Reader;
 use reply::Replies;
 

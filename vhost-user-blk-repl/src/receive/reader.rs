@@ -12,13 +12,13 @@ use ft_proto::Epoch;
 use ft_transport::mirror::ReadError;
 use ft_wire::device_ctl::Report;
 use ft_wire::mirror::{Begin, CHANGE_OVERHEAD, Frame, Greeting, Kind, Name, WireError, decode_fields};
+use host_kit::sync::lock;
 use tracing::{info, warn};
 
 use crate::blocks::differing;
 use crate::image::Image;
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
-use crate::lock;
 use crate::receive::applier::Applier;
 use crate::receive::epoch_log::{Change, OverLimit};
 use crate::receive::incoming::Incoming;

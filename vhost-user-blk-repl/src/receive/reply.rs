@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use ft_proto::Epoch;
 use ft_transport::mirror::FrameSocket;
 use ft_wire::mirror::{Answer, Frame, Kind, encode, encode_fields};
-
-use crate::lock;
+use host_kit::sync::lock;
 
 /// How long a refused peer may take to read why.
 const LINGER: Duration = Duration::from_secs(1);

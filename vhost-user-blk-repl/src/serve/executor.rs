@@ -9,12 +9,12 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use host_kit::sync::lock;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::image::buffer::Buffer;
 use crate::image::range::Range;
 use crate::image::{Image, OpError};
-use crate::lock;
 
 /// One operation on the image.
 pub enum Op {
@@ -79,7 +79,6 @@ struct Finished {
 
 /// The executor. Its threads end when it is dropped.
 pub struct Executor {
-    image: Arc<dyn Image>,
     jobs: Sender<(u64, Op)>,
     finished: Arc<Finished>,
 }
@@ -97,13 +96,7 @@ impl Executor {
             let (image, queue, finished) = (image.clone(), queue.clone(), finished.clone());
             host_kit::thread::spawn(format!("blk_io{index}"), move || run(&*image, &queue, &finished))?;
         }
-        Ok(Self { image, jobs, finished })
-    }
-
-    /// The image that is operated on.
-    #[must_use]
-    pub fn image(&self) -> &Arc<dyn Image> {
-        &self.image
+        Ok(Self { jobs, finished })
     }
 
     /// Queues an operation. Operations run in any order: the caller keeps overlapping ones apart.

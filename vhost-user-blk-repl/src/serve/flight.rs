@@ -64,6 +64,8 @@ pub struct Collected {
 #[derive(Default)]
 pub struct Flight {
     pending: BTreeMap<u64, Pending>,
+    /// What a checkpoint had in flight and is still to be taken.
+    again: VecDeque<InFlight>,
     next_id: u64,
     order: WriteOrder,
     /// Writes that wait for no other, but for their marks.
@@ -105,6 +107,26 @@ impl Flight {
     /// As [`Flight::get`].
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Pending> {
         self.pending.get_mut(&id)
+    }
+
+    /// These, which a checkpoint had in flight, are to be taken before anything new.
+    pub fn submit_again(&mut self, requests: Vec<InFlight>) {
+        self.again = requests.into();
+    }
+
+    /// Those of them that are still to be taken.
+    pub fn take_again(&mut self) -> VecDeque<InFlight> {
+        mem::take(&mut self.again)
+    }
+
+    /// This one cannot be taken yet.
+    pub fn put_back(&mut self, request: InFlight) {
+        self.again.push_back(request);
+    }
+
+    /// Those of `queue` are not to be taken.
+    pub fn forget_again(&mut self, queue: u16) {
+        self.again.retain(|request| request.queue != queue);
     }
 
     /// A request begins with `op`.
@@ -278,7 +300,7 @@ impl Flight {
     /// Every request that was taken and not answered, in the order it was taken.
     pub fn in_flight(&self) -> impl Iterator<Item = InFlight> {
         let taken = self.pending.values().filter(|pending| !pending.is_abandoned());
-        taken.map(|pending| InFlight { queue: pending.queue(), head: pending.head() })
+        taken.map(|pending| InFlight { queue: pending.queue(), head: pending.head() }).chain(self.again.iter().copied())
     }
 
     /// Writes that are started and not in the image yet.

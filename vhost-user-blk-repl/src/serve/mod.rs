@@ -1,7 +1,7 @@
 //! Serves the guest: takes requests from the queues, performs them in the right order, and answers.
 //!
 //! ```text
-//!   avail ring ──► worker ──request──► pending ──► flight (order) ──► executor ──► image
+//!   avail ring ──► server ──request──► pending ──► flight (order) ──► executor ──► image
 //!                    ▲                                 └──► mirror                   │
 //!   used ring ◄──────┴───────────────────── finished ◄───────────────────────────────┘
 //! ```
@@ -13,7 +13,7 @@ mod order;
 mod pending;
 mod request;
 mod ring;
-mod worker;
+mod server;
 
 pub use ring::Memory;
-pub use worker::{SERIAL_LEN, Worker};
+pub use server::Server;

@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use host_kit::sync::lock;
+
 use crate::image::Image;
 use crate::image::stamp::{FileId, Moment, Stamp, boot, now};
-use crate::lock;
 use crate::record::proof::Proof;
 use crate::record::trace::TracePage;
 

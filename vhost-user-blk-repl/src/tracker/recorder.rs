@@ -9,10 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use host_kit::sync::lock;
 use tracing::{error, warn};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::lock;
 use crate::record::{Record, RecordFile};
 use crate::tracker::journal::{Job, RecordWriteError, Ticket};
 use crate::tracker::lease::{CLOSED, UNLIMITED, WriteLease};

@@ -40,7 +40,8 @@ impl ApiError {
         match &self.source {
             VmmError::Ft(refused) => {
                 let relation = if matches!(refused, Refused::Preflight(_)) { Relation::List } else { Relation::Chain };
-                Problem { relation, ..problem }.because(refused.reasons()).hinting(refused.hint())
+                let blockers = refused.blockers();
+                Problem { relation, blockers, ..problem }.because(refused.reasons()).hinting(refused.hint())
             }
             source => problem.because(causes(source)),
         }
@@ -69,7 +70,7 @@ pub enum VmmError {
     #[error(transparent)]
     Machine(BoxError),
     /// A standby was built without payload, and its guest has to boot again.
-    #[error("there is nothing to boot: this VM was a standby that was given no kernel")]
+    #[error("there is nothing to boot: this VM was a standby without a kernel")]
     NothingToBoot,
     /// Only the primary may do this.
     #[error("this VM is a standby: it runs on the host that it protects")]

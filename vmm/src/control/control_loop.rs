@@ -4,6 +4,8 @@
 //! monitor, the copy that the API reads. Never: work of its own; it waits in one place, for all three sources
 //! at once.
 
+mod host_failure;
+mod rebuilds;
 mod standby;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,10 +18,11 @@ use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmIn
 use crate::config::VmConfig;
 use crate::contract::{BoxError, Machine, Part, VmEvent, VmFactory};
 use crate::control::event_monitor::EventMonitor;
-use crate::ft_api::{Call, Control};
+use crate::ft_api::Control;
 use crate::vm::NotHere;
 use crate::vm::VmError;
 use host_kit::warn_limited;
+use rebuilds::Rebuilds;
 
 /// How the VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub enum Ending {
 /// What the VMM is started with.
 pub struct Parts {
     /// Puts VMs together.
-    pub assembler: Box<dyn VmFactory>,
+    pub factory: Box<dyn VmFactory>,
     /// The event stream.
     pub monitor: EventMonitor,
     /// The copy that the API reads.
@@ -48,7 +51,9 @@ pub struct Vmm {
     config: Option<VmConfig>,
     live: Option<Live>,
     /// When to try again to become a standby.
-    stand_by_at: Option<Instant>,
+    standby_retry_at: Option<Instant>,
+    /// How soon, and how it went before.
+    rebuilds: Rebuilds,
     /// The guest has asked for a reset while the VM was about to leave.
     reset_due: bool,
 }
@@ -91,7 +96,14 @@ impl Vmm {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         parts.monitor.event("vmm", "starting");
-        Self { parts, config: None, live: None, stand_by_at: None, reset_due: false }
+        Self {
+            parts,
+            config: None,
+            live: None,
+            standby_retry_at: None,
+            rebuilds: Rebuilds::default(),
+            reset_due: false,
+        }
     }
 
     /// What the command line asks for before the loop starts: create, then boot or wait as a standby.
@@ -101,7 +113,7 @@ impl Vmm {
     pub fn start(&mut self, config: VmConfig) -> Result<(), ApiError> {
         let create = ApiRequest::Create(Box::new(config.clone()));
         self.handle(create)?;
-        let part = self.parts.assembler.part(&config, false).map_err(VmmError::Machine);
+        let part = self.parts.factory.part(&config, false).map_err(VmmError::Machine);
         let started = part.and_then(|part| match part {
             Part::Run => self.boot_here(),
             Part::StandBy => self.stand_by(),
@@ -114,21 +126,22 @@ impl Vmm {
     pub fn run(mut self, calls: &Receiver<ApiCall>, signals: &Receiver<i32>) -> Ending {
         let ending = loop {
             let events = self.live.as_ref().map_or_else(never, |live| live.events.clone());
-            let again = self.stand_by_at.map_or_else(never, at);
+            let again = self.standby_retry_at.map_or_else(never, at);
             let ended = select! {
                 recv(again) -> _ => {
-                    self.stand_by_again();
+                    self.rebuild_standby();
                     None
                 }
                 recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
                 recv(signals) -> signal => signal.ok().map(|signal| {
-                    tracing::info!("ends on signal {signal}");
-                    self.hand_over();
+                    tracing::info!("ending on signal {signal}");
+                    // Whoever ends this process does not want to end a protected VM.
+                    self.hand_over("pollux-vmm was told to end");
                     Ending::Clean
                 }),
                 recv(events) -> event => match event {
                     Ok(event) => self.on_event(event),
-                    Err(_) => self.on_event(VmEvent::Crashed { reason: "its threads are gone".to_owned() }),
+                    Err(_) => self.on_event(VmEvent::HostFailed { reason: "its threads are gone".to_owned() }),
                 },
             };
             if let Some(ending) = ended {
@@ -142,18 +155,9 @@ impl Vmm {
     /// Ends the VM, if there is one, and says that the VMM ends.
     pub fn end_vmm(&mut self) {
         if let Err(error) = self.delete() {
-            tracing::error!("the VM did not end in order: {}", chain(&error));
+            tracing::error!("the VM did not shut down cleanly: {}", chain(&error));
         }
         self.parts.monitor.event("vmm", "shutdown");
-    }
-
-    /// Whoever ends this process does not want to end a protected VM: its standby goes on with it.
-    fn hand_over(&self) {
-        if let Some(ft) = self.live.as_ref().and_then(Live::unfenced_ft)
-            && let Err(refused) = ft.call(Call::HandOver("pollux-vmm was told to end".to_owned()))
-        {
-            tracing::debug!("the VM ends with this process: {refused}");
-        }
     }
 
     fn on_call(&mut self, call: ApiCall) -> Option<Ending> {
@@ -174,7 +178,7 @@ impl Vmm {
             ApiRequest::Create(config) => self.create(config),
             ApiRequest::Boot => self.boot(),
             ApiRequest::Shutdown => self.shutdown(),
-            ApiRequest::Reboot => self.reboot(),
+            ApiRequest::Reboot => self.reboot_by_request(),
             ApiRequest::Delete => self.delete(),
             ApiRequest::Pause => self.pause(),
             ApiRequest::Resume => self.resume(),
@@ -195,7 +199,7 @@ impl Vmm {
         if self.config.is_some() {
             return Err(VmmError::AlreadyCreated);
         }
-        config.validate_ids().map_err(VmmError::Config)?;
+        config.validate_limits().map_err(VmmError::Config)?;
         let mut config = config.clone();
         // Known from now on, and the same at every boot.
         config.fill_in_macs(host_kit::random::bytes).map_err(|error| VmmError::Machine(error.into()))?;
@@ -212,7 +216,7 @@ impl Vmm {
         }
         let config = self.config.as_ref().ok_or(VmmError::NotCreated)?;
         config.validate().map_err(VmmError::Config)?;
-        self.parts.assembler.part(config, true).map_err(VmmError::Machine)?;
+        self.parts.factory.part(config, true).map_err(VmmError::Machine)?;
         self.boot_here()
     }
 
@@ -239,14 +243,14 @@ impl Vmm {
     fn assemble(&mut self, config: VmConfig, part: Part) -> Result<Live, VmmError> {
         let (sender, events): (Sender<VmEvent>, _) = unbounded();
         self.reset_due = false;
-        let built = self.parts.assembler.assemble(config, part, sender).map_err(VmmError::Machine)?;
+        let built = self.parts.factory.assemble(config, part, sender).map_err(VmmError::Machine)?;
         Ok(Live { machine: built.machine, ft: built.ft, events, state: VmState::Created, role: Role::Own })
     }
 
     /// `vm.shutdown`: the VM is gone, its configuration stays.
     fn shutdown(&mut self) -> Result<(), VmmError> {
         let live = self.live.take().ok_or(VmmError::NotRunning)?;
-        self.stand_by_at = None;
+        self.standby_retry_at = None;
         let ended = end(&live);
         self.parts.monitor.event("vm", "shutdown");
         ended
@@ -344,6 +348,7 @@ impl Vmm {
                 tracing::error!("the VM cannot go on: {reason}");
                 return self.on_vm_end(Ending::Failed);
             }
+            VmEvent::HostFailed { reason } => return self.on_host_failure(&reason),
             VmEvent::Stays if std::mem::take(&mut self.reset_due) => return self.on_guest_reset(),
             VmEvent::Stays => {}
             VmEvent::Ft { event, properties } => {
@@ -357,8 +362,7 @@ impl Vmm {
                 self.fenced();
             }
             VmEvent::Unusable { reason } => {
-                tracing::warn!("this standby is built anew: {reason}");
-                self.stand_by_again();
+                self.standby_unusable(&reason);
             }
             VmEvent::MayRun => self.boot_instead(),
             VmEvent::TakenOver { paused } => self.on_taken_over(paused),
@@ -405,10 +409,7 @@ impl Vmm {
                 self.publish();
                 None
             }
-            Err(error) => {
-                tracing::error!("the VM cannot be reset: {}", chain(&error));
-                self.on_vm_end(Ending::Failed)
-            }
+            Err(error) => self.on_host_failure(&format!("the VM cannot be reset: {}", chain(&error))),
         }
     }
 
@@ -418,7 +419,7 @@ impl Vmm {
             return Some(ending);
         }
         if let Err(error) = self.shutdown() {
-            tracing::error!("the VM did not end in order: {}", chain(&error));
+            tracing::error!("the VM did not shut down cleanly: {}", chain(&error));
         }
         self.publish();
         None
@@ -473,7 +474,7 @@ fn machine_error(error: BoxError) -> VmmError {
 /// Ends a VM that did not come to life; why it did not is the error that matters.
 fn end_or_log(live: &Live) {
     if let Err(error) = end(live) {
-        tracing::warn!("the VM did not end in order: {}", chain(&error));
+        tracing::warn!("the VM did not shut down cleanly: {}", chain(&error));
     }
 }
 

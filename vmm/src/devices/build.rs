@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ft_wire::device_ctl::DeviceInfo;
-use pollux_api::limits::PROCESS_QUEUES_MAX;
+use pollux_api::limits::DEVICE_QUEUES_MAX;
 
 use crate::config::{DiskConfig, DiskPurpose, NetConfig, VhostMode};
 use crate::devices::error::DeviceError;
@@ -133,8 +133,8 @@ fn missing(field: String) -> DeviceError {
 }
 
 fn check_queues(field: &str, count: usize, unit: usize) -> Result<(), DeviceError> {
-    if count == 0 || count > PROCESS_QUEUES_MAX || !count.is_multiple_of(unit) {
-        let problem = format!("must be a multiple of {unit} from {unit} to {PROCESS_QUEUES_MAX}, not {count}");
+    if count == 0 || count > DEVICE_QUEUES_MAX || !count.is_multiple_of(unit) {
+        let problem = format!("must be a multiple of {unit} from {unit} to {DEVICE_QUEUES_MAX}, not {count}");
         return Err(DeviceError::Config { field: field.to_owned(), problem });
     }
     Ok(())

@@ -54,7 +54,7 @@ pub(super) struct Filled {
 
 /// Where devices are put while the manager is being built.
 pub(super) struct Rack {
-    pub(super) devices: Vec<Device>,
+    devices: Vec<Device>,
     pci: PciBus,
     slots: Slots,
     space: BarSpace,
@@ -84,7 +84,7 @@ impl Rack {
         })
     }
 
-    /// Puts `device` into a slot.
+    /// Puts `device` into a slot. Once it is complete, [`Rack::keep`] is to be called.
     pub(super) fn insert(
         &mut self,
         id: &str,
@@ -107,6 +107,11 @@ impl Rack {
             return Err(no_slot(e));
         }
         Ok(device)
+    }
+
+    /// Keeps a device for the manager.
+    pub(super) fn keep(&mut self, device: Device) {
+        self.devices.push(device);
     }
 
     /// Puts the PCI bus into the machine.

@@ -20,7 +20,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the disk program tells of one disk.
 #[derive(Clone, Debug, Default, Deserialize)]
-struct Told {
+struct ImageRecord {
     #[serde(default)]
     vm: Option<VmId>,
     state: DiskState,
@@ -42,7 +42,7 @@ pub fn read(config: &VmConfig) -> Disks {
 /// certain that they are what they say.
 #[must_use]
 pub fn read_with_reason(config: &VmConfig) -> (Disks, Option<String>) {
-    let told: Vec<(String, Told)> =
+    let told: Vec<(String, ImageRecord)> =
         images(config).map(|image| (image.display().to_string(), ask(image).unwrap_or_else(unusable))).collect();
     let vm = told.iter().find_map(|(_, told)| told.vm);
     match combine(&told) {
@@ -59,15 +59,15 @@ fn images(config: &VmConfig) -> impl Iterator<Item = &Path> {
     config.disks.iter().flatten().filter(written).filter_map(|disk| disk.path.as_deref())
 }
 
-fn ask(image: &Path) -> Result<Told, String> {
+fn ask(image: &Path) -> Result<ImageRecord, String> {
     let program = find(DISK_PROGRAM).ok_or_else(|| format!("no program {DISK_PROGRAM}"))?;
     let mut command = Command::new(program);
     command.arg("record").arg("--json").arg("--").arg(image).stdin(Stdio::null());
-    let output = output(command, ANSWER_LIMIT).map_err(|e| format!("cannot ask {DISK_PROGRAM}: {e}"))?;
+    let output = output(command, ANSWER_LIMIT).map_err(|e| format!("cannot run {DISK_PROGRAM}: {e}"))?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
-    serde_json::from_slice(&output.stdout).map_err(|e| format!("{DISK_PROGRAM} does not tell what is on record: {e}"))
+    serde_json::from_slice(&output.stdout).map_err(|e| format!("{DISK_PROGRAM} gave no usable answer: {e}"))
 }
 
 /// What `command` prints. One that takes too long, as on a file system that hangs, is killed, and left to end
@@ -94,14 +94,14 @@ fn output(mut command: Command, limit: Duration) -> io::Result<Output> {
     Err(io::Error::other(format!("no answer in {} s: does the file system of the image hang?", limit.as_secs())))
 }
 
-fn unusable(why: String) -> Told {
-    Told { state: DiskState::Unusable, reason: Some(why), ..Told::default() }
+fn unusable(why: String) -> ImageRecord {
+    ImageRecord { state: DiskState::Unusable, reason: Some(why), ..ImageRecord::default() }
 }
 
 /// The least that is proven by all, or why they contradict each other.
-fn combine(told: &[(String, Told)]) -> Result<DiskState, String> {
+fn combine(told: &[(String, ImageRecord)]) -> Result<DiskState, String> {
     if let Some((image, told)) = told.iter().find(|(_, told)| told.state == DiskState::Unusable) {
-        return Err(format!("{image}: {}", told.reason.as_deref().unwrap_or("nothing can be started from it")));
+        return Err(format!("{image}: {}", told.reason.as_deref().unwrap_or("no VM can be started from it")));
     }
     let mut owned = told.iter().filter_map(|(image, told)| Some((image, told.vm?)));
     if let Some((first, vm)) = owned.next()
@@ -116,7 +116,7 @@ fn combine(told: &[(String, Told)]) -> Result<DiskState, String> {
     for (other_image, other) in all {
         let both = both(least, other.state).ok_or_else(|| {
             let [one, two] = [least, other.state].map(words);
-            format!("{image} {one}, {other_image} {two}: they are not of the same moment")
+            format!("{image} {one}, {other_image} {two}: they are from different points in time")
         })?;
         if both != least {
             (image, least) = (other_image, both);
@@ -149,9 +149,9 @@ fn words(state: DiskState) -> String {
         DiskState::None => "is not written by the guest".to_owned(),
         DiskState::Fresh => "has content and no record".to_owned(),
         DiskState::Hole => "is empty and has no record".to_owned(),
-        DiskState::Alone(term) => format!("was run from alone in term {term}"),
+        DiskState::Alone(term) => format!("ran alone in term {term}"),
         DiskState::Ended(term) => format!("was shut down in term {term}"),
-        DiskState::Protected(term) => format!("was run from with a standby in term {term}"),
+        DiskState::Protected(term) => format!("ran with a standby in term {term}"),
         DiskState::Copy(term) => format!("is a copy of term {term}"),
         DiskState::Unusable => "cannot be used".to_owned(),
     }
@@ -164,8 +164,8 @@ mod tests {
     use super::DiskState::{Alone, Copy, Ended, Fresh, Hole, Protected, Unusable};
     use super::*;
 
-    fn told(states: &[DiskState]) -> Vec<(String, Told)> {
-        let told = |state: &DiskState| Told { state: *state, vm: Some(VmId(7)), ..Told::default() };
+    fn told(states: &[DiskState]) -> Vec<(String, ImageRecord)> {
+        let told = |state: &DiskState| ImageRecord { state: *state, vm: Some(VmId(7)), ..ImageRecord::default() };
         states.iter().enumerate().map(|(at, state)| (format!("/disk{at}"), told(state))).collect()
     }
 
@@ -184,9 +184,9 @@ mod tests {
     fn what_the_program_says_is_understood() {
         let text = br#"{"record":"/a.pollux","vm":"00000000000000000000000000000007","role":"alone","ended":12,
             "hole":false,"state":{"ended":12}}"#;
-        let told: Told = serde_json::from_slice(text).unwrap();
+        let told: ImageRecord = serde_json::from_slice(text).unwrap();
         assert_eq!((told.vm, told.state), (Some(VmId(7)), Ended(Term(12))));
-        let told: Told = serde_json::from_slice(br#"{"record":null,"hole":true,"state":"hole"}"#).unwrap();
+        let told: ImageRecord = serde_json::from_slice(br#"{"record":null,"hole":true,"state":"hole"}"#).unwrap();
         assert_eq!((told.vm, told.state), (None, Hole));
     }
 

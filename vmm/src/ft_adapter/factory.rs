@@ -10,14 +10,15 @@ use ft_proto::HostId;
 use ft_proto::witness::Disks;
 use host_kit::event_loop::{EventLoop, readable};
 use host_kit::log_limit::{self, Limit};
+use pollux_api::event::EventName;
 use pollux_api::options::StartRole;
 use serde_json::Value;
 
 use crate::config::{DiskPurpose, VmConfig};
 use crate::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFactory};
 use crate::ft_adapter::disk_records;
-use crate::ft_adapter::election::{Election, Granted, Voter};
 use crate::ft_adapter::guest::GuestAdapter;
+use crate::ft_adapter::start_retry::{Granted, StartRequest, StartRetry};
 use crate::legacy::serial::{self, Earlier};
 use crate::machine::cpu::GuestEvent;
 use crate::process::ChildExits;
@@ -55,12 +56,12 @@ impl KvmFactory {
     }
 
     /// Who waits by its own decision asks on whether it has to.
-    fn election(&self, config: VmConfig, events: Sender<VmEvent>) -> Result<Option<Election>, BoxError> {
+    fn start_retry(&self, config: VmConfig, events: Sender<VmEvent>) -> Result<Option<StartRetry>, BoxError> {
         let decides = |options: &&NodeOptions| options.role == StartRole::Auto && options.witness.is_some();
         let Some(options) = self.options.clone().as_ref().filter(decides).cloned() else { return Ok(None) };
         let Setup { host, board, .. } = self.setup.clone();
-        let voter = Voter { options, host, config, board, granted: self.granted.clone() };
-        Ok(Some(Election::start(voter, events)?))
+        let request = StartRequest { options, host, config, board, granted: self.granted.clone() };
+        Ok(Some(StartRetry::start(request, events)?))
     }
 
     fn grant(&self, node_term: NodeTerm) {
@@ -87,7 +88,7 @@ impl KvmFactory {
         config.disks.iter_mut().flatten().for_each(|disk| disk.purpose = purpose);
         let mut machine = KvmMachine::new(config.clone(), part, events.clone())?;
         if part == Part::StandBy {
-            machine.election = self.election(config, events.clone())?;
+            machine.start_retry = self.start_retry(config, events.clone())?;
         }
         let guest = Box::new(GuestAdapter::new(machine.vm()?, events));
         let setup = self.setup.clone();
@@ -148,7 +149,7 @@ impl VmFactory for KvmFactory {
             ft::Part::StandBy(why) => {
                 if let Some(why) = why {
                     // Seen in the events of the engine that is about to be made.
-                    self.setup.board.note("started-as-standby", serde_json::json!({ "reason": why }));
+                    self.setup.board.note(EventName::StartedAsStandby, serde_json::json!({ "reason": why }));
                 }
                 Part::StandBy
             }
@@ -157,6 +158,10 @@ impl VmFactory for KvmFactory {
 
     fn can_stand_by(&self) -> bool {
         self.options.as_ref().is_some_and(|options| options.standby.is_some())
+    }
+
+    fn standby_failed(&self, reason: &str) {
+        self.setup.board.standby_failed(reason);
     }
 
     fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
@@ -173,7 +178,7 @@ impl VmFactory for KvmFactory {
 pub struct KvmMachine {
     live: Option<Live>,
     /// Of a standby.
-    election: Option<Election>,
+    start_retry: Option<StartRetry>,
     config: VmConfig,
 }
 
@@ -201,7 +206,7 @@ impl KvmMachine {
             watch_exits(devices.child_exits().clone(), events)?
         };
         let config = vm.config().clone();
-        Ok(Self { live: Some(Live { _watch: watch, vm }), election: None, config })
+        Ok(Self { live: Some(Live { _watch: watch, vm }), start_retry: None, config })
     }
 
     /// The VM itself.
@@ -239,6 +244,7 @@ impl From<GuestEvent> for VmEvent {
             GuestEvent::Shutdown => Self::Shutdown,
             GuestEvent::Reset => Self::Reset,
             GuestEvent::Crash(reason) => Self::Crashed { reason },
+            GuestEvent::HostFailed(reason) => Self::HostFailed { reason },
         }
     }
 }
@@ -267,16 +273,19 @@ impl Machine for KvmMachine {
     }
 
     fn taken_over(&mut self) -> Result<(), BoxError> {
-        self.election = None;
+        self.start_retry = None;
         Ok(self.vm()?.taken_over()?)
     }
 
     fn stop(&mut self) -> Result<(), BoxError> {
-        Ok(self.vm()?.stop()?)
+        match &mut self.live {
+            Some(live) => Ok(live.vm.stop()?),
+            None => Ok(()),
+        }
     }
 
     fn shutdown(&mut self) -> Result<(), BoxError> {
-        self.election = None;
+        self.start_retry = None;
         self.live = None;
         Ok(())
     }

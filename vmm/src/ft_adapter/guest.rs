@@ -5,20 +5,24 @@
 //! other's way by the VM's gate.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape};
+use ft::guest::{
+    DeviceCaps, DeviceWait, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape,
+};
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use ft_wire::device_ctl::DeviceInfo;
+use host_kit::sync::lock;
+use pollux_api::Blocker;
 use serde_json::Value;
 
 use crate::contract::VmEvent;
-use crate::devices::FtLink;
+use crate::devices::{DirtyLog, FtLink};
 use crate::legacy::console::ConsoleOut;
-use crate::machine::cpu::{Capture, PausedWork, Task, WorkerPool, cpuid};
+use crate::machine::cpu::{PausedWork, Task, WorkerPool, cpuid};
 use crate::machine::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::machine::memory::guest::GuestMemory;
 use crate::machine::memory::view::MemoryView;
@@ -32,17 +36,14 @@ pub struct GuestAdapter {
     stopped: Option<Inside>,
     /// Whether it was stopped and no checkpoint has been taken since.
     untaken: bool,
-    /// Whether the last cut was made, and the guest stands still until it is known who runs it.
+    /// Whether the last cut was made, and the guest stays stopped until it is known which node runs it.
     leaving: bool,
     dirty: Arc<Mutex<DirtyTracker>>,
     memory: Arc<AdapterMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
+    device_wait: DeviceWait,
     events: Sender<VmEvent>,
-}
-
-fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl GuestAdapter {
@@ -51,9 +52,11 @@ impl GuestAdapter {
     pub fn new(vm: &Vm, events: Sender<VmEvent>) -> Self {
         let memory = AdapterMemory { view: vm.memory_view(), memory: vm.memory().clone() };
         let memory = Arc::new(memory);
+        let watchdog = lock(vm.devices()).watchdog().clone();
         let snapshot = Snapshot {
             parts: vm.parts().clone(),
             dirty: vm.dirty().clone(),
+            device_log: lock(vm.devices()).dirty_log().clone(),
             set: DirtySet::new(vm.memory()),
             memory: memory.clone(),
             console: vm.console(),
@@ -71,6 +74,7 @@ impl GuestAdapter {
             memory,
             snapshot: Arc::new(Mutex::new(snapshot)),
             console: vm.console(),
+            device_wait: DeviceWait::new(move || watchdog.is_waited_for()),
             events,
         }
     }
@@ -86,7 +90,8 @@ impl Guest for GuestAdapter {
         let mut shape = Shape {
             memory: self.memory.memory.size(),
             vcpus: self.parts.cpus.count(),
-            cpuid: cpuid::to_bytes(self.parts.cpus.cpuid()),
+            cpuid: cpuid::to_bytes(&self.parts.cpus.guest_cpuid()),
+            tsc_khz: self.parts.cpus.tsc_khz(),
             serial: self.parts.has_serial(),
             ..Shape::default()
         };
@@ -107,22 +112,21 @@ impl Guest for GuestAdapter {
         shape
     }
 
-    fn blockers(&self) -> Vec<String> {
+    fn blockers(&self) -> Vec<Blocker> {
         let devices = lock(&self.parts.devices);
-        let foreign = devices.foreign().map(|id| {
-            format!(
-                "device {id} is served by a vhost-user process that is not ours and cannot be sealed: \
-                 use path= or tap= instead of vhost_user=true"
-            )
-        });
-        foreign.collect()
+        devices.foreign().map(|id| Blocker::ForeignDevice { device: id.to_string() }).collect()
     }
 
-    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String> {
-        match cpuid::from_bytes(cpuid) {
-            Some(theirs) => cpuid::missing(&theirs, self.parts.cpus.cpuid()),
+    fn check_cpu(&self, shape: &Shape) -> Vec<String> {
+        let cpus = &self.parts.cpus;
+        let mut reasons = match cpuid::from_bytes(&shape.cpuid) {
+            Some(theirs) => cpuid::missing(&theirs, cpus.cpuid()),
             None => vec!["the primary's CPU features do not decode".to_owned()],
+        };
+        if let Err(error) = cpus.features().can_run_tsc_at(shape.tsc_khz) {
+            reasons.push(format!("{error}: use a host whose TSC runs as fast, or whose KVM can scale it"));
         }
+        reasons
     }
 
     fn adopt(&mut self, shape: &Shape) -> Result<(), GuestError> {
@@ -144,6 +148,10 @@ impl Guest for GuestAdapter {
 
     fn processors(&self, cpus: &mut Vec<usize>) {
         self.parts.cpus.processors(cpus);
+    }
+
+    fn device_wait(&self) -> DeviceWait {
+        self.device_wait.clone()
     }
 
     fn stop(&mut self) -> bool {
@@ -214,8 +222,8 @@ impl Guest for GuestAdapter {
     }
 
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        // Who changes the VM as a whole may be waiting for a device. Nothing is lost: what is not told now is
-        // told later, to the base's cut at the latest, which waits until they are through.
+        // A thread that changes the VM as a whole may be waiting for a device. Nothing is lost: what is not
+        // told now is told later, to the base's cut at the latest, which waits until they are through.
         let Some(_inside) = self.parts.gate.try_enter() else { return Ok(()) };
         // Rounds of a first copy want to know what is still being written, not what was.
         lock(&self.snapshot).harvest(Watch::All, pages)
@@ -248,7 +256,7 @@ impl Guest for GuestAdapter {
         devices.kick_all();
         if paused && let Err(error) = devices.quiesce() {
             // It is not worth the takeover: what the device does, the guest sees when it is resumed.
-            tracing::warn!("a device of the paused VM goes on: {}", host_kit::error::chain(&error));
+            tracing::warn!("a device of the paused VM continues: {}", host_kit::error::chain(&error));
         }
         drop(devices);
         // Before the guest can do anything that is told too.
@@ -261,9 +269,7 @@ impl Guest for GuestAdapter {
 
     fn fence(&mut self, reason: &str) {
         // One pause more than is ever ended.
-        if let Err(error) = self.parts.cpus.pause(Capture::No) {
-            tracing::warn!("while fencing: {}", host_kit::error::chain(&error));
-        }
+        self.parts.cpus.park();
         self.parts.gate.gone();
         self.parts.confirmed.end();
         self.stopped = None;
@@ -320,6 +326,8 @@ fn caps(info: &DeviceInfo) -> DeviceCaps {
 struct Snapshot {
     parts: Arc<SavedParts>,
     dirty: Arc<Mutex<DirtyTracker>>,
+    /// The devices' writes. Without the lock of the devices, which the API may hold while it waits for one.
+    device_log: Arc<DirtyLog>,
     set: DirtySet,
     memory: Arc<AdapterMemory>,
     console: Option<Arc<ConsoleOut>>,
@@ -331,8 +339,7 @@ struct Snapshot {
 
 impl Snapshot {
     fn harvest(&mut self, watch: Watch, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        let devices = lock(&self.parts.devices);
-        let mut logs = |take: &mut dyn FnMut(u64, u64)| devices.harvest_dirty(take);
+        let mut logs = |take: &mut dyn FnMut(u64, u64)| self.device_log.harvest(take);
         let harvested = lock(&self.dirty).harvest(&mut self.set, watch, &mut logs);
         harvested.map_err(|error| GuestError::new("cannot read the dirty log", error))?;
         pages.extend_from_slice(self.set.gfns());

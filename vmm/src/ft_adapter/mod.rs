@@ -2,6 +2,6 @@
 //! folder and `ft_api` know the engine.
 
 pub mod disk_records;
-pub mod election;
 pub mod factory;
 pub mod guest;
+pub mod start_retry;

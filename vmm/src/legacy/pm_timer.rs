@@ -38,7 +38,7 @@ impl BusDevice for PmTimer {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         match self.vm.get_clock() {
             Ok(now) => self.last = ticks(now.clock),
-            Err(e) => host_kit::warn_limited!("the PM timer stands still: KVM_GET_CLOCK: {e}"),
+            Err(e) => host_kit::warn_limited!("the PM timer does not advance: KVM_GET_CLOCK: {e}"),
         }
         let bytes = self.last.to_le_bytes();
         for (byte, at) in data.iter_mut().zip(offset as usize..) {

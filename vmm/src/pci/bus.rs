@@ -3,7 +3,9 @@
 //! In: ECAM accesses, and the address and data ports 0xcf8-0xcff. Out: calls of the functions. The host
 //! bridge is slot 0.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use host_kit::sync::lock;
 
 use crate::machine::bus::BusDevice;
 use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
@@ -100,7 +102,7 @@ impl PciBus {
     /// What answers at `slot`, which is not the bridge.
     fn function(&self, slot: usize) -> Option<MutexGuard<'_, dyn PciFunction + 'static>> {
         let function = self.functions.get(slot)?.as_ref()?;
-        Some(function.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(lock(function))
     }
 
     /// Reads register `offset` of function 0 in `slot`; stays all ones where nothing is.
@@ -213,10 +215,6 @@ impl BusDevice for ConfigPorts {
             bus.address = u32::from_le_bytes([a, b, c, d]);
         }
     }
-}
-
-fn lock(bus: &Mutex<PciBus>) -> MutexGuard<'_, PciBus> {
-    bus.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

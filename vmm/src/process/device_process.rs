@@ -28,7 +28,7 @@ use crate::process::exits::ChildExits;
 use crate::process::program::find;
 use crate::process::supervisor::{Supervised, Watched, watch};
 
-/// How long a process that has hung up may take to be gone, so that its last words can be told.
+/// How long a process that has hung up may take to be gone, so that its last log lines can be reported.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(3);
 /// How long a process may take to end when asked to, before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(3);
@@ -108,14 +108,14 @@ impl DeviceProcess {
     /// Waits until the process has opened what it needs, and learns what it is.
     ///
     /// # Errors
-    /// When it ended, with its own words; or is not ready in time, or not one of ours.
+    /// When it ended, with its last log lines; or is not ready in time, or not one of ours.
     pub fn greet(&self) -> Result<DeviceInfo, ProcessError> {
         let (id, program) = (self.id.clone(), self.program.clone());
         client::hello(&self.control, READY_LIMIT).map_err(|error| match error {
-            HelloError::Link(LinkError::Closed | LinkError::Socket(_)) => self.last_words(),
+            HelloError::Link(LinkError::Closed | LinkError::Socket(_)) => self.exit_error(),
             HelloError::Silent(_) => ProcessError::Silent { id, program },
             HelloError::Version(found) => ProcessError::Version { id, program, found },
-            HelloError::Failed(words) => ProcessError::Ended { id, program, status: "failed".to_owned(), words },
+            HelloError::Failed(output) => ProcessError::Ended { id, program, status: "failed".to_owned(), output },
             HelloError::Link(_) | HelloError::Unexpected => ProcessError::Greeting { id, program },
         })
     }
@@ -146,14 +146,14 @@ impl DeviceProcess {
     }
 
     /// The error of a process that has hung up.
-    fn last_words(&self) -> ProcessError {
+    fn exit_error(&self) -> ProcessError {
         let status = self.shared.wait(LAST_WORDS_LIMIT);
-        let words: Vec<_> = self.shared.lock().last_lines.iter().cloned().collect();
+        let output: Vec<_> = self.shared.lock().last_lines.iter().cloned().collect();
         ProcessError::Ended {
             id: self.id.clone(),
             program: self.program.clone(),
             status: status.map_or_else(|| "still running".to_owned(), |status| status.to_string()),
-            words: if words.is_empty() { "it said nothing".to_owned() } else { words.join("; ") },
+            output: if output.is_empty() { "it said nothing".to_owned() } else { output.join("; ") },
         }
     }
 }
@@ -171,7 +171,7 @@ impl Drop for DeviceProcess {
         };
         self.shared.signal(Signal::SIGTERM);
         if self.shared.wait(END_LIMIT).is_none() {
-            tracing::warn!(device = self.id, "device process does not end when asked to; it is killed");
+            tracing::warn!(device = self.id, "device process did not end when asked to; killing it");
             self.shared.signal(Signal::SIGKILL);
         }
         // Ends when the process is reaped.

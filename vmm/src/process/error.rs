@@ -34,8 +34,8 @@ pub enum ProcessError {
         #[source]
         source: io::Error,
     },
-    /// It ended before it was ready; its own words say why.
-    #[error("device {id}: {program} ended ({status}): {words}")]
+    /// It ended before it was ready; its last log lines say why.
+    #[error("device {id}: {program} ended ({status}): {output}")]
     Ended {
         /// Device.
         id: String,
@@ -44,7 +44,7 @@ pub enum ProcessError {
         /// Exit status.
         status: String,
         /// The last it wrote to its standard error.
-        words: String,
+        output: String,
     },
     /// It runs but is not ready.
     #[error("device {id}: {program} is not ready after {} s", READY_LIMIT.as_secs())]
@@ -65,7 +65,7 @@ pub enum ProcessError {
         found: u16,
     },
     /// It answered something else than it should.
-    #[error("device {id}: {program} does not greet as a device process does")]
+    #[error("device {id}: {program} does not answer like a device process")]
     Greeting {
         /// Device.
         id: String,

@@ -1,6 +1,6 @@
 //! Watches a device process: passes on what it logs, reaps it, and reports its end unless that was wanted.
 //!
-//! In: its standard error and its pidfd. Out: log lines, its last words, its exit status. Never: the lock
+//! In: its standard error and its pidfd. Out: log lines, its last lines, its exit status. Never: the lock
 //! while it waits.
 
 use std::collections::VecDeque;
@@ -77,7 +77,7 @@ pub(super) fn watch(id: &str, shared: &Supervised, errors: Option<ChildStderr>, 
             Err(Errno::EINTR) => continue,
             // Its last lines are lost, but not its end.
             Err(error) => {
-                tracing::error!("what device process {id} logs is not passed on any more: {error}");
+                tracing::error!("the log of device process {id} is no longer forwarded: {error}");
                 break;
             }
             Ok(_) => {}
@@ -112,7 +112,7 @@ pub(super) fn reap(shared: &Supervised) -> Option<(ExitStatus, bool)> {
             // It has ended, as a rule; if not, it could not be watched.
             Ok(None) => drop(state),
             Err(error) => {
-                tracing::error!("a device process cannot be waited for: {error}");
+                tracing::error!("cannot wait for a device process: {error}");
                 return None;
             }
         }
@@ -131,7 +131,7 @@ fn note(id: &str, shared: &Supervised, limit: &Limit, line: &str) {
     }
     if let Some(left_out) = limit.admit() {
         if left_out > 0 {
-            tracing::warn!("{id}: {left_out} lines were left out");
+            tracing::warn!("{id}: {left_out} lines were suppressed");
         }
         match () {
             () if has("INFO") => tracing::info!("{id}: {line}"),

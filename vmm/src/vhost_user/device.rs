@@ -2,15 +2,12 @@
 //! others.
 //!
 //! In: the driver's set-up, kicks of the control queue. Out: requests on the [`Link`]. Network cards have
-//! their configuration and their control queue here, everything else comes from the backend.
+//! their control queue here, everything else is done by the backend.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use ft_wire::device_ctl::QueueState;
-use virtio_bindings::virtio_blk::VIRTIO_BLK_F_CONFIG_WCE;
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
-use virtio_bindings::virtio_net as net;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::memory::guest::GuestRam;
@@ -18,91 +15,10 @@ use crate::vhost_user::error::VhostUserError;
 use crate::vhost_user::link::{Link, Start};
 use crate::vhost_user::log::DirtyLog;
 use crate::vhost_user::net_control::{self, Command};
+use crate::vhost_user::offer::{Kind, Offer};
 use crate::virtio::local_queue::LocalQueue;
 use crate::virtio::state::DeviceState;
-use crate::virtio::{ActiveQueue, F_EVENT_IDX, F_VERSION_1, RING_FEATURES, VirtioDevice, VirtioError};
-
-/// Feature bits that have a meaning of their own for each device type.
-const DEVICE_FEATURES: u64 = (1 << 24) - 1;
-/// Bytes of `virtio_blk_config` up to the write-zeroes fields, which is as far as the features offered go.
-const BLOCK_CONFIG_SIZE: usize = 60;
-/// Offset of the block size in it.
-const BLOCK_SIZE: usize = 20;
-/// Offset of the number of queues in it.
-const BLOCK_QUEUES: usize = 34;
-/// Bytes of `virtio_net_config` up to the MTU.
-const NET_CONFIG_SIZE: usize = 12;
-/// Entries of a network card's control queue.
-const CONTROL_QUEUE_SIZE: u16 = 64;
-/// Offset of the status in a network card's configuration.
-const NET_STATUS: usize = 6;
-/// Offset of the MTU in it.
-const NET_MTU: usize = 10;
-
-const fn bit(feature: u32) -> u64 {
-    1 << feature
-}
-
-/// Network features that the backend carries out.
-const NET_BACKEND_FEATURES: u64 = bit(net::VIRTIO_NET_F_CSUM)
-    | bit(net::VIRTIO_NET_F_GUEST_CSUM)
-    | bit(net::VIRTIO_NET_F_GUEST_TSO4)
-    | bit(net::VIRTIO_NET_F_GUEST_TSO6)
-    | bit(net::VIRTIO_NET_F_GUEST_ECN)
-    | bit(net::VIRTIO_NET_F_GUEST_UFO)
-    | bit(net::VIRTIO_NET_F_HOST_TSO4)
-    | bit(net::VIRTIO_NET_F_HOST_TSO6)
-    | bit(net::VIRTIO_NET_F_HOST_ECN)
-    | bit(net::VIRTIO_NET_F_HOST_UFO)
-    | bit(net::VIRTIO_NET_F_MRG_RXBUF)
-    | bit(net::VIRTIO_NET_F_GUEST_USO4)
-    | bit(net::VIRTIO_NET_F_GUEST_USO6)
-    | bit(net::VIRTIO_NET_F_HOST_USO);
-const NET_CHECKSUM: u64 = bit(net::VIRTIO_NET_F_CSUM) | bit(net::VIRTIO_NET_F_GUEST_CSUM);
-const NET_TSO: u64 = bit(net::VIRTIO_NET_F_GUEST_TSO4)
-    | bit(net::VIRTIO_NET_F_GUEST_TSO6)
-    | bit(net::VIRTIO_NET_F_GUEST_ECN)
-    | bit(net::VIRTIO_NET_F_HOST_TSO4)
-    | bit(net::VIRTIO_NET_F_HOST_TSO6)
-    | bit(net::VIRTIO_NET_F_HOST_ECN);
-const NET_UFO: u64 = bit(net::VIRTIO_NET_F_GUEST_UFO)
-    | bit(net::VIRTIO_NET_F_HOST_UFO)
-    | bit(net::VIRTIO_NET_F_GUEST_USO4)
-    | bit(net::VIRTIO_NET_F_GUEST_USO6)
-    | bit(net::VIRTIO_NET_F_HOST_USO);
-
-/// What a network card is to be.
-#[derive(Clone, Copy, Debug)]
-pub struct NetOptions {
-    /// The guest's address.
-    pub mac: [u8; 6],
-    /// Largest packet in bytes, if the guest is to be told.
-    pub mtu: Option<u16>,
-    /// Queue pairs.
-    pub pairs: u16,
-    /// Offer TCP segmentation.
-    pub tso: bool,
-    /// Offer UDP fragmentation and segmentation.
-    pub ufo: bool,
-    /// Offer checksums.
-    pub csum: bool,
-}
-
-/// What the device is.
-#[derive(Clone, Copy, Debug)]
-pub enum Kind {
-    /// A disk; its configuration comes from the backend.
-    Disk,
-    /// A network card.
-    Net(NetOptions),
-    /// Anything else, with `config_size` bytes of configuration from the backend.
-    Other {
-        /// Virtio device type.
-        device_type: u32,
-        /// Bytes of configuration; 0 is none.
-        config_size: usize,
-    },
-}
+use crate::virtio::{ActiveQueue, F_EVENT_IDX, F_VERSION_1, VirtioDevice, VirtioError};
 
 /// What the driver has set up.
 struct Active {
@@ -114,17 +30,11 @@ struct Active {
 /// The device.
 pub struct VhostUserDevice {
     id: String,
-    kind: Kind,
+    offer: Offer,
     link: Link,
     ram: GuestRam,
     log: Arc<DirtyLog>,
     log_on: bool,
-    queue_sizes: Vec<u16>,
-    /// What this backend allows to offer.
-    possible: u64,
-    /// What is offered; after a takeover no more than on the host before.
-    offered: u64,
-    config: Vec<u8>,
     active: Option<Active>,
     positions: Vec<QueueState>,
     /// Network: the control queue, while the driver uses it.
@@ -142,65 +52,36 @@ impl VhostUserDevice {
         id: &str,
         kind: Kind,
         mut link: Link,
-        (queues, queue_size): (usize, u16),
+        queues: (usize, u16),
         ram: &GuestRam,
         log: Arc<DirtyLog>,
     ) -> Result<Self, VhostUserError> {
         if link.features() & F_VERSION_1 == 0 {
             return Err(link.unsuitable("does not offer VIRTIO_F_VERSION_1"));
         }
-        let mut queue_sizes = vec![queue_size; queues];
-        let config = match &kind {
-            Kind::Disk => {
-                let mut config = link.config(BLOCK_CONFIG_SIZE)?;
-                // The backend may have more queues than are configured here.
-                config[BLOCK_QUEUES..BLOCK_QUEUES + 2].copy_from_slice(&(queues as u16).to_le_bytes());
-                config
-            }
-            Kind::Net(options) => {
-                queue_sizes.push(CONTROL_QUEUE_SIZE);
-                net_config(options)
-            }
-            Kind::Other { config_size: 0, .. } => Vec::new(),
-            Kind::Other { config_size, .. } => link.config(*config_size)?,
-        };
-        let possible = offer(&kind, link.features());
+        let offer = Offer::new(kind, link.features(), queues, |bytes| link.config(bytes))?;
         Ok(Self {
             id: id.to_owned(),
-            kind,
+            positions: Vec::with_capacity(offer.queue_sizes().len()),
+            offer,
             link,
             ram: ram.clone(),
             log,
             log_on: false,
-            positions: Vec::with_capacity(queue_sizes.len()),
-            queue_sizes,
-            possible,
-            offered: possible,
-            config,
             active: None,
             control: None,
             pairs: 1,
         })
     }
 
-    /// Index of the control queue, if there is one, for a driver that has taken `features`: it comes after
-    /// the pairs that the driver can use (virtio 1.2, 5.1.2).
-    fn control_index(&self, features: u64) -> Option<u16> {
-        match &self.kind {
-            Kind::Net(_) if features & bit(net::VIRTIO_NET_F_MQ) == 0 => Some(2),
-            Kind::Net(options) => Some(2 * options.pairs),
-            _ => None,
-        }
+    /// Features that the driver has taken, while there is one.
+    fn driver_features(&self) -> u64 {
+        self.active.as_ref().map_or(0, |active| active.features)
     }
 
     /// Whether `queue` is the control queue for the driver that is there.
     fn is_control(&self, queue: u16) -> bool {
-        self.active.as_ref().is_some_and(|active| self.control_index(active.features) == Some(queue))
-    }
-
-    /// Whether the queue is to be served with `pairs` queue pairs in use.
-    fn is_served(&self, queue: u16, pairs: u16) -> bool {
-        !matches!(self.kind, Kind::Net(_)) || queue / 2 < pairs
+        self.active.is_some() && self.offer.control_queue(self.driver_features()) == Some(queue)
     }
 
     fn position(&self, index: u16) -> Option<QueueState> {
@@ -219,7 +100,7 @@ impl VhostUserDevice {
     fn carry_out(&mut self, command: Command) -> bool {
         match command {
             Command::AnnounceAck => {
-                self.config[NET_STATUS] &= !(net::VIRTIO_NET_S_ANNOUNCE as u8);
+                self.offer.set_announce(false, 0);
                 true
             }
             Command::SetPairs(pairs) => self.set_pairs(pairs).unwrap_or_else(|e| {
@@ -230,9 +111,8 @@ impl VhostUserDevice {
     }
 
     fn set_pairs(&mut self, pairs: u16) -> Result<bool, VhostUserError> {
-        let Kind::Net(options) = &self.kind else { return Ok(false) };
         let Some(active) = &self.active else { return Ok(false) };
-        if pairs == 0 || pairs > options.pairs || active.features & bit(net::VIRTIO_NET_F_MQ) == 0 {
+        if !self.offer.has_pairs(pairs, active.features) {
             return Ok(false);
         }
         self.link.enable(active.queues.iter().map(|queue| (*queue, queue / 2 < pairs)))?;
@@ -251,7 +131,7 @@ impl VhostUserDevice {
             } else {
                 0
             };
-            vrings.push(Start { queue, base, enabled: self.is_served(index, self.pairs) });
+            vrings.push(Start { queue, base, enabled: self.offer.is_served(index, self.pairs) });
         }
         Ok(self.link.start(features, &vrings, &self.ram, self.log_on)?)
     }
@@ -259,23 +139,19 @@ impl VhostUserDevice {
 
 impl VirtioDevice for VhostUserDevice {
     fn device_type(&self) -> u32 {
-        match &self.kind {
-            Kind::Disk => VIRTIO_ID_BLOCK,
-            Kind::Net(_) => VIRTIO_ID_NET,
-            Kind::Other { device_type, .. } => *device_type,
-        }
+        self.offer.device_type()
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &self.queue_sizes
+        self.offer.queue_sizes()
     }
 
     fn features(&self) -> u64 {
-        self.offered
+        self.offer.features()
     }
 
     fn config(&self) -> &[u8] {
-        &self.config
+        self.offer.config()
     }
 
     /// Nothing that is offered has a writable field.
@@ -290,7 +166,8 @@ impl VirtioDevice for VhostUserDevice {
             self.positions.clear();
             self.pairs = 1;
         }
-        let control = self.control_index(features).and_then(|index| queues.iter().position(|q| q.ring.index == index));
+        let control =
+            self.offer.control_queue(features).and_then(|index| queues.iter().position(|q| q.ring.index == index));
         let control = control.map(|at| queues.swap_remove(at));
         self.start(features, &queues, resume)?;
         if let Some(queue) = control {
@@ -331,9 +208,7 @@ impl VirtioDevice for VhostUserDevice {
         self.positions.clear();
         self.control = None;
         self.pairs = 1;
-        if matches!(self.kind, Kind::Net(_)) {
-            self.config[NET_STATUS] &= !(net::VIRTIO_NET_S_ANNOUNCE as u8);
-        }
+        self.offer.set_announce(false, 0);
         match self.active.take() {
             Some(active) => Ok(self.link.stop(active.queues.into_iter())?),
             None => Ok(()),
@@ -342,7 +217,7 @@ impl VirtioDevice for VhostUserDevice {
 
     fn pause(&mut self, paused: bool) -> Result<(), VirtioError> {
         let Some(active) = &self.active else { return Ok(()) };
-        let served = |queue: u16| !paused && self.is_served(queue, self.pairs);
+        let served = |queue: u16| !paused && self.offer.is_served(queue, self.pairs);
         let vrings: Vec<_> = active.queues.iter().map(|queue| (*queue, served(*queue))).collect();
         Ok(self.link.enable(vrings.into_iter())?)
     }
@@ -367,35 +242,15 @@ impl VirtioDevice for VhostUserDevice {
 
     fn state(&self) -> DeviceState<'_> {
         DeviceState {
-            config: Cow::Borrowed(&self.config),
-            features: self.offered,
+            config: Cow::Borrowed(self.offer.config()),
+            features: self.offer.features(),
             positions: Cow::Borrowed(&self.positions),
             pairs: self.pairs,
         }
     }
 
     fn set_state(&mut self, state: &DeviceState<'_>, features: u64) -> Result<(), VirtioError> {
-        let lacking = features & !self.possible;
-        if lacking != 0 {
-            return Err(VirtioError::Differs(format!("the driver uses features {lacking:#x} that are missing here")));
-        }
-        if state.config.len() != self.config.len() {
-            return Err(VirtioError::Differs("the configuration has another size".to_owned()));
-        }
-        if let (Kind::Disk, Some(wanted), Some(here)) =
-            (&self.kind, state.config.first_chunk::<8>(), self.config.first_chunk::<8>())
-            && u64::from_le_bytes(*wanted) > u64::from_le_bytes(*here)
-        {
-            return Err(VirtioError::Differs("the disk here is smaller".to_owned()));
-        }
-        let (wanted, here) = (told_block_size(&state.config), told_block_size(&self.config));
-        if matches!(self.kind, Kind::Disk) && wanted != here {
-            return Err(VirtioError::Differs(format!(
-                "the guest was told blocks of {wanted} bytes, here they have {here}"
-            )));
-        }
-        self.config.copy_from_slice(&state.config);
-        self.offered = state.features & self.possible;
+        self.offer.adopt(state, features)?;
         self.positions.clear();
         self.positions.extend_from_slice(&state.positions);
         self.pairs = state.pairs.max(1);
@@ -403,62 +258,6 @@ impl VirtioDevice for VhostUserDevice {
     }
 
     fn moved(&mut self) {
-        let announce = bit(net::VIRTIO_NET_F_GUEST_ANNOUNCE);
-        if self.active.as_ref().is_some_and(|active| active.features & announce != 0)
-            && matches!(self.kind, Kind::Net(_))
-        {
-            self.config[NET_STATUS] |= net::VIRTIO_NET_S_ANNOUNCE as u8;
-        }
+        self.offer.set_announce(true, self.driver_features());
     }
-}
-
-/// Block size in the configuration of a disk, in bytes.
-#[must_use]
-pub fn told_block_size(config: &[u8]) -> u32 {
-    config.get(BLOCK_SIZE..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u32::from_le_bytes)
-}
-
-/// MTU in the configuration of a network card, in bytes; 0 is none.
-#[must_use]
-pub fn told_mtu(config: &[u8]) -> u16 {
-    config.get(NET_MTU..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u16::from_le_bytes)
-}
-
-/// Features to offer to the driver.
-fn offer(kind: &Kind, backend: u64) -> u64 {
-    let options = match kind {
-        // Turning the write cache off at run time would be state that only the backend has.
-        Kind::Disk => return backend & (RING_FEATURES | DEVICE_FEATURES & !bit(VIRTIO_BLK_F_CONFIG_WCE)),
-        Kind::Other { .. } => return backend & (RING_FEATURES | DEVICE_FEATURES),
-        Kind::Net(options) => options,
-    };
-    let mut features = backend & (RING_FEATURES | NET_BACKEND_FEATURES);
-    // Segmentation needs checksums.
-    let without_checksum = NET_CHECKSUM | NET_TSO | NET_UFO;
-    for (wanted, bits) in [(options.csum, without_checksum), (options.tso, NET_TSO), (options.ufo, NET_UFO)] {
-        if !wanted {
-            features &= !bits;
-        }
-    }
-    features |= bit(net::VIRTIO_NET_F_MAC)
-        | bit(net::VIRTIO_NET_F_STATUS)
-        | bit(net::VIRTIO_NET_F_CTRL_VQ)
-        | bit(net::VIRTIO_NET_F_GUEST_ANNOUNCE);
-    if options.mtu.is_some() {
-        features |= bit(net::VIRTIO_NET_F_MTU);
-    }
-    if options.pairs > 1 {
-        features |= bit(net::VIRTIO_NET_F_MQ);
-    }
-    features
-}
-
-/// mac, status, max_virtqueue_pairs, mtu.
-fn net_config(options: &NetOptions) -> Vec<u8> {
-    let mut config = Vec::with_capacity(NET_CONFIG_SIZE);
-    config.extend_from_slice(&options.mac);
-    config.extend_from_slice(&(net::VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
-    config.extend_from_slice(&options.pairs.to_le_bytes());
-    config.extend_from_slice(&options.mtu.unwrap_or(0).to_le_bytes());
-    config
 }

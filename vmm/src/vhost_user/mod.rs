@@ -9,10 +9,12 @@ mod error;
 pub mod link;
 pub mod log;
 mod net_control;
+mod offer;
 mod watchdog;
 
-pub use self::device::{Kind, NetOptions, VhostUserDevice, told_block_size, told_mtu};
+pub use self::device::VhostUserDevice;
 pub use self::error::VhostUserError;
 pub use self::link::Link;
 pub use self::log::DirtyLog;
+pub use self::offer::{Kind, NetOptions, told_block_size, told_mtu};
 pub use self::watchdog::Watchdog;

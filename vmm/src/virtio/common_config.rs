@@ -89,10 +89,11 @@ impl CommonConfig {
         *self = Self { generation: self.generation, ..Self::new(&sizes, self.vectors) };
     }
 
-    /// Features the driver has taken.
+    /// Features that the driver and the device have agreed on; none before that, whatever the driver has
+    /// written.
     #[must_use]
     pub fn driver_features(&self) -> u64 {
-        self.driver_features
+        if self.status & FEATURES_OK == 0 { 0 } else { self.driver_features }
     }
 
     /// Vector of configuration changes, or [`NO_VECTOR`].
@@ -300,6 +301,7 @@ mod tests {
         accept_features(&mut block, FEATURES | 1 << 5);
         block.write(20, &[1 | 2 | 8], FEATURES);
         assert_eq!(read(&block, 20, 1), 3, "a feature was taken that is not offered");
+        assert_eq!(block.driver_features(), 0, "nothing is agreed on");
         accept_features(&mut block, FEATURES);
         block.write(20, &[1 | 2 | 8], FEATURES);
         assert_eq!(read(&block, 20, 1), 11);

@@ -4,8 +4,11 @@
 //! the guest sees of it (registers, capabilities, interrupts) is [`pci_transport`]'s, so devices are free of
 //! PCI and testable without it.
 
+mod activity;
+mod bar_place;
 pub mod common_config;
 mod device;
+mod doorbells;
 mod error;
 pub mod local_queue;
 mod pci_layout;

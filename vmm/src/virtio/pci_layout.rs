@@ -39,12 +39,59 @@ fn class_of(device_type: u32) -> u32 {
     }
 }
 
-/// Configuration space with all capabilities, and where the MSI-X and the PCI access capability are.
-pub(super) fn configuration(
-    device_type: u32,
-    base: u64,
-    vectors: u16,
-) -> Result<(ConfigSpace, usize, usize), ConfigSpaceError> {
+/// Configuration space with all capabilities.
+pub(super) struct Configuration {
+    space: ConfigSpace,
+    /// Offset of the MSI-X capability.
+    msix_at: usize,
+    /// Offset of the capability that gives access to the BAR through configuration space.
+    window_at: usize,
+}
+
+impl Configuration {
+    /// Of a virtio device whose BAR is at `base`, with so many interrupt vectors.
+    pub(super) fn new(device_type: u32, base: u64, vectors: u16) -> Result<Self, ConfigSpaceError> {
+        let (space, msix_at, window_at) = capabilities(device_type, base, vectors)?;
+        Ok(Self { space, msix_at, window_at })
+    }
+
+    /// The bytes.
+    pub(super) fn space(&self) -> &ConfigSpace {
+        &self.space
+    }
+
+    /// As [`Configuration::space`].
+    pub(super) fn space_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.space
+    }
+
+    /// Where the guest has put the BAR; it answers there if decoding is on.
+    pub(super) fn bar(&self) -> u64 {
+        self.space.bar64(0)
+    }
+
+    /// The MSI-X control register.
+    pub(super) fn msix_control(&self) -> u16 {
+        self.space.u16_at(self.msix_at + 2)
+    }
+
+    /// Offset of the data through which the BAR is accessed.
+    pub(super) fn window_data_at(&self) -> usize {
+        self.window_at + 16
+    }
+
+    /// Offset and length of the BAR access that the PCI configuration access capability asks for.
+    pub(super) fn window(&self) -> Option<(u64, usize)> {
+        let offset = u64::from(self.space.u32_at(self.window_at + 8));
+        let len = self.space.u32_at(self.window_at + 12) as usize;
+        let bar = self.space.u16_at(self.window_at + 4) & 0xff;
+        let fits = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len as u64) && offset + len as u64 <= BAR_SIZE;
+        (bar == 0 && fits).then_some((offset, len))
+    }
+}
+
+/// Configuration space, and where the MSI-X and the PCI access capability are in it.
+fn capabilities(device_type: u32, base: u64, vectors: u16) -> Result<(ConfigSpace, usize, usize), ConfigSpaceError> {
     let mut config = ConfigSpace::new(&Identity {
         vendor: VENDOR,
         device: DEVICE_BASE + device_type as u16,

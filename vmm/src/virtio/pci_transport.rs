@@ -6,61 +6,37 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
+use host_kit::sync::lock;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::machine::bus::{Bus, BusDevice, BusError};
 use crate::machine::memory::guest::GuestRam;
 use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use crate::pci::bus::PciFunction;
-use crate::pci::config_space::ConfigSpace;
 use crate::pci::msix::{Line, Msix};
+use crate::virtio::activity::Activity;
+pub use crate::virtio::activity::{Counts, Observer};
+use crate::virtio::bar_place::BarPlace;
 use crate::virtio::common_config::{Change, CommonConfig};
-use crate::virtio::device::{ActiveQueue, DeviceEvent, VirtioDevice};
+use crate::virtio::device::{ActiveQueue, VirtioDevice};
+pub use crate::virtio::doorbells::Doorbells;
+use crate::virtio::doorbells::Kicks;
 use crate::virtio::error::VirtioError;
 pub use crate::virtio::pci_layout::BAR_SIZE;
 use crate::virtio::pci_layout::{
-    DEVICE_CONFIG, ISR, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE, PENDING_BITS, WINDOW, configuration,
+    Configuration, DEVICE_CONFIG, ISR, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE, PENDING_BITS, WINDOW,
 };
 use crate::virtio::state::{TransportState, VERSION};
 
 /// Interrupt status: the configuration has changed.
 const ISR_CONFIG: u8 = 2;
 
-/// Binds doorbells to eventfds inside the kernel.
-pub trait Doorbells: Send + Sync {
-    /// A write at `address` signals `kick`.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    fn bind(&self, address: u64, kick: &EventFd) -> io::Result<()>;
-    /// It no longer does.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    fn unbind(&self, address: u64, kick: &EventFd) -> io::Result<()>;
-}
-
-impl Doorbells for kvm_ioctls::VmFd {
-    fn bind(&self, address: u64, kick: &EventFd) -> io::Result<()> {
-        let address = kvm_ioctls::IoEventAddress::Mmio(address);
-        self.register_ioevent(kick, &address, kvm_ioctls::NoDatamatch).map_err(Into::into)
-    }
-
-    fn unbind(&self, address: u64, kick: &EventFd) -> io::Result<()> {
-        let address = kvm_ioctls::IoEventAddress::Mmio(address);
-        self.unregister_ioevent(kick, &address, kvm_ioctls::NoDatamatch).map_err(Into::into)
-    }
-}
-
 /// A queue that the driver has broken, as its backend says.
 #[derive(Debug, thiserror::Error)]
 #[error("the driver has broken a queue")]
 struct BrokenQueue;
-
-/// Told when a device is set up or taken down.
-pub type Observer = Arc<dyn Fn(&str, DeviceEvent) + Send + Sync>;
 
 /// What a transport needs of the machine.
 pub struct Machine {
@@ -75,40 +51,17 @@ pub struct Machine {
 /// A virtio device on the PCI bus.
 pub struct VirtioPci {
     id: String,
-    /// Itself, as the bus of memory-mapped I/O is to hold it.
-    this: Weak<Mutex<Self>>,
     device: Box<dyn VirtioDevice>,
-    machine: Machine,
-    config: ConfigSpace,
-    /// Offset of the MSI-X capability.
-    msix_at: usize,
-    /// Offset of the capability that gives access to the BAR through configuration space.
-    window_at: usize,
+    ram: GuestRam,
+    config: Configuration,
     common: CommonConfig,
     msix: Msix,
     isr: u8,
-    /// One for each queue, for the life of the device.
-    kicks: Vec<EventFd>,
+    bar: BarPlace,
+    kicks: Kicks,
     /// Written by whoever serves a queue and finds it broken.
     broken: EventFd,
-    /// Where the BAR answers: nowhere while decoding is off, or while its place is another device's.
-    mapped: Option<u64>,
-    /// Where [`VirtioPci::place_bar`] is to put it.
-    destination: Option<u64>,
-    /// The queues whose doorbells are bound.
-    bound: Vec<bool>,
-    active: bool,
-    counts: Counts,
-    observer: Option<Observer>,
-}
-
-/// How often the driver has set the device up and taken it down.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Counts {
-    /// Set up.
-    pub activations: u64,
-    /// Taken down.
-    pub resets: u64,
+    activity: Activity,
 }
 
 impl VirtioPci {
@@ -125,40 +78,31 @@ impl VirtioPci {
         lines: Vec<Box<dyn Line>>,
     ) -> Result<Arc<Mutex<Self>>, VirtioError> {
         let system = |what| move |source| VirtioError::System { what, source };
-        let queues = device.queue_sizes().len();
-        let kicks = (0..queues).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Vec<_>>>();
+        let kicks = Kicks::new(machine.doorbells, device.queue_sizes().len());
         let kicks = kicks.map_err(system("cannot create a queue's eventfd"))?;
         let broken = EventFd::new(EFD_NONBLOCK).map_err(system("cannot create an eventfd for broken queues"))?;
-        let (config, msix_at, window_at) = configuration(device.device_type(), base, lines.len() as u16)
-            .map_err(|e| VirtioError::Differs(e.to_string()))?;
-        let mut transport = Self {
-            id: id.to_owned(),
-            this: Weak::new(),
-            common: CommonConfig::new(device.queue_sizes(), lines.len() as u16),
-            msix: Msix::new(lines),
-            device,
-            machine,
-            config,
-            msix_at,
-            window_at,
-            isr: 0,
-            bound: vec![false; kicks.len()],
-            kicks,
-            broken,
-            mapped: None,
-            destination: Some(base),
-            active: false,
-            counts: Counts::default(),
-            observer: None,
-        };
-        let this = Arc::new_cyclic(|this| {
-            transport.this = this.clone();
-            Mutex::new(transport)
+        let vectors = lines.len() as u16;
+        let config = Configuration::new(device.device_type(), base, vectors);
+        let config = config.map_err(|e| VirtioError::Differs(e.to_string()))?;
+        let this = Arc::new_cyclic(|this: &Weak<Mutex<Self>>| {
+            Mutex::new(Self {
+                id: id.to_owned(),
+                common: CommonConfig::new(device.queue_sizes(), vectors),
+                msix: Msix::new(lines),
+                device,
+                ram: machine.ram,
+                config,
+                isr: 0,
+                bar: BarPlace::new(machine.mmio, this.clone(), base),
+                kicks,
+                broken,
+                activity: Activity::default(),
+            })
         });
         {
-            let mut transport = this.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut transport = lock(&this);
             transport.place_bar()?;
-            if let Err(e) = transport.bind_doorbells() {
+            if let Err(e) = transport.retry_doorbells() {
                 // The bus must not keep it.
                 transport.unplug();
                 return Err(system("cannot bind a queue's doorbell")(e));
@@ -176,7 +120,7 @@ impl VirtioPci {
     /// Where the BAR is, by its register; it answers there if decoding is on.
     #[must_use]
     pub fn bar(&self) -> u64 {
-        self.config.bar64(0)
+        self.config.bar()
     }
 
     /// Readable when a queue is broken: [`VirtioPci::check_queues`] is to be called.
@@ -190,7 +134,7 @@ impl VirtioPci {
     /// Asks the driver for a reset if whoever serves its queues has found one broken.
     pub fn check_queues(&mut self) {
         // Read with the lock held: what was said of the queues before a reset is gone after it.
-        if self.broken.read().is_ok() && self.active {
+        if self.broken.read().is_ok() && self.activity.is_active() {
             self.fail("has stopped", &BrokenQueue);
         }
     }
@@ -208,12 +152,12 @@ impl VirtioPci {
     /// How often it was set up and taken down.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        self.counts
+        self.activity.counts()
     }
 
     /// From now on `observer` hears of the device.
     pub fn set_observer(&mut self, observer: Observer) {
-        self.observer = Some(observer);
+        self.activity.set_observer(observer);
     }
 
     /// Reset of the machine: PCI function and device back to power-on. The BAR answers nowhere until
@@ -223,10 +167,10 @@ impl VirtioPci {
     /// When the backend does not let go. The registers are reset all the same.
     pub fn reset(&mut self) -> Result<(), VirtioError> {
         let result = self.reset_device();
-        self.config.reset();
+        self.config.space_mut().reset();
         self.msix.reset();
         self.unmap();
-        self.destination = Some(self.config.bar64(0));
+        self.bar.set_destination(Some(self.config.bar()));
         result
     }
 
@@ -235,13 +179,9 @@ impl VirtioPci {
     /// # Errors
     /// When the place is another device's.
     pub fn place_bar(&mut self) -> Result<(), VirtioError> {
-        match self.destination.take() {
-            Some(base) if self.mapped != Some(base) => {
-                self.unmap();
-                self.map(base).map_err(VirtioError::Bar)
-            }
-            _ => Ok(()),
-        }
+        let Some(base) = self.bar.due() else { return Ok(()) };
+        self.unmap();
+        self.map(base).map_err(VirtioError::Bar)
     }
 
     /// Sets up the backend for a driver that a checkpoint says is there.
@@ -249,18 +189,18 @@ impl VirtioPci {
     /// # Errors
     /// When the backend does not work, or the checkpoint's queues cannot.
     pub fn activate_restored(&mut self) -> Result<(), VirtioError> {
-        if self.active && self.common.driver_ok() { self.start(true) } else { Ok(()) }
+        if self.activity.is_active() && self.common.driver_ok() { self.start(true) } else { Ok(()) }
     }
 
     /// After a takeover: as if every queue had been kicked and every interrupt sent once. What was under way
     /// at the checkpoint may have been lost; what was not is a spurious notification, which drivers and
     /// devices must bear.
     pub fn kick_all(&mut self) {
-        if !self.active || !self.common.driver_ok() {
+        if !self.activity.is_active() || !self.common.driver_ok() {
             return;
         }
         self.device.moved();
-        for index in 0..self.kicks.len() as u16 {
+        for index in 0..self.kicks.count() as u16 {
             if !self.common.queues()[usize::from(index)].enabled {
                 continue;
             }
@@ -282,17 +222,15 @@ impl VirtioPci {
             if let Err(e) = self.device.notify(queue) {
                 self.fail("has stopped", &e);
             }
-        } else if let Some(kick) = self.kicks.get(usize::from(queue)) {
-            // A full counter is a signal as well.
-            let _ = kick.write(1);
+        } else {
+            self.kicks.kick(queue);
         }
     }
 
     fn driver_ok(&mut self) {
         match self.start(false) {
             Ok(()) => {
-                self.counts.activations += 1;
-                self.observe(DeviceEvent::Activated);
+                self.activity.activated(&self.id);
                 tracing::debug!(device = self.id, features = self.common.driver_features(), "device activated");
             }
             Err(e) => self.fail("cannot be activated", &e),
@@ -300,18 +238,18 @@ impl VirtioPci {
     }
 
     fn start(&mut self, resume: bool) -> Result<(), VirtioError> {
-        let mut queues = Vec::with_capacity(self.kicks.len());
+        let mut queues = Vec::with_capacity(self.kicks.count());
         for (ring, max_size) in self.common.enabled_rings() {
-            let ring = ring.check(max_size, &self.machine.ram)?;
+            let ring = ring.check(max_size, &self.ram)?;
             let index = usize::from(ring.index);
-            let kick = self.kicks[index].try_clone();
+            let kick = self.kicks.share(index);
             let kick = kick.map_err(|source| VirtioError::System { what: "cannot share a queue's eventfd", source })?;
             let broken = self.broken.try_clone();
             let broken = broken.map_err(|source| VirtioError::System { what: "cannot share an eventfd", source })?;
             queues.push(ActiveQueue { ring, kick, call: self.call_of(index)?, broken });
         }
         self.device.activate(self.common.driver_features(), queues, resume)?;
-        self.active = true;
+        self.activity.set_active(true);
         self.follow_doorbells();
         Ok(())
     }
@@ -328,8 +266,7 @@ impl VirtioPci {
 
     /// The device cannot go on until the driver resets it.
     fn fail(&mut self, what: &str, error: &dyn std::error::Error) {
-        let reasons = std::iter::successors(error.source(), |e| e.source()).map(|e| format!(": {e}"));
-        host_kit::log_limited!(error, "device {} {what}: {error}{}", self.id, reasons.collect::<String>());
+        host_kit::log_limited!(error, "device {} {what}: {}", self.id, host_kit::error::chain(error));
         self.common.set_needs_reset();
         self.config_changed();
     }
@@ -337,24 +274,14 @@ impl VirtioPci {
     /// The driver's reset, or the machine's: device and registers, but not the PCI function.
     fn reset_device(&mut self) -> Result<(), VirtioError> {
         let result = self.device.reset();
-        if std::mem::take(&mut self.active) {
-            self.counts.resets += 1;
-            self.observe(DeviceEvent::Reset);
-        }
+        self.activity.reset(&self.id);
         self.common.reset();
         self.isr = 0;
-        for event in self.kicks.iter().chain([&self.broken]) {
-            // Empty is what we want.
-            let _ = event.read();
-        }
+        self.kicks.clear();
+        // Empty is what we want.
+        let _ = self.broken.read();
         self.follow_doorbells();
         result
-    }
-
-    fn observe(&self, event: DeviceEvent) {
-        if let Some(observer) = &self.observer {
-            observer(&self.id, event);
-        }
     }
 
     fn write_common(&mut self, offset: usize, data: &[u8]) {
@@ -366,7 +293,7 @@ impl VirtioPci {
                     self.fail("cannot be reset", &e);
                 }
             }
-            Change::QueueVector(queue) if self.active => {
+            Change::QueueVector(queue) if self.activity.is_active() => {
                 let call = self.call_of(usize::from(queue));
                 if let Err(e) = call.and_then(|call| self.device.set_call(queue, call)) {
                     self.fail("cannot change an interrupt", &e);
@@ -399,7 +326,7 @@ impl VirtioPci {
             DEVICE_CONFIG..NOTIFY => self.device.write_config((offset - DEVICE_CONFIG) as usize, data),
             NOTIFY..MSIX_TABLE => {
                 let queue = (offset - NOTIFY) / NOTIFY_STRIDE;
-                if self.active && queue < self.kicks.len() as u64 {
+                if self.activity.is_active() && queue < self.kicks.count() as u64 {
                     self.kick(queue as u16);
                 }
             }
@@ -408,20 +335,11 @@ impl VirtioPci {
         }
     }
 
-    /// Offset and length of the BAR access that the PCI configuration access capability asks for.
-    fn window(&self) -> Option<(u64, usize)> {
-        let offset = u64::from(self.config.u32_at(self.window_at + 8));
-        let len = self.config.u32_at(self.window_at + 12) as usize;
-        let bar = self.config.u16_at(self.window_at + 4) & 0xff;
-        let fits = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len as u64) && offset + len as u64 <= BAR_SIZE;
-        (bar == 0 && fits).then_some((offset, len))
-    }
-
     /// Moves the BAR where the guest has put it; without decoding it answers nowhere. True: a place has
     /// become free.
     fn follow_bar(&mut self) -> bool {
-        let wanted = self.config.memory_enabled().then(|| self.config.bar64(0));
-        if wanted == self.mapped {
+        let wanted = self.config.space().memory_enabled().then(|| self.config.bar());
+        if wanted == self.bar.mapped() {
             return false;
         }
         let freed = self.unmap();
@@ -434,56 +352,25 @@ impl VirtioPci {
     }
 
     fn map(&mut self, base: u64) -> Result<(), BusError> {
-        // Without itself it is about to be dropped.
-        let Some(this) = self.this.upgrade() else { return Ok(()) };
-        self.machine.mmio.insert(this, base, BAR_SIZE)?;
-        self.mapped = Some(base);
+        self.bar.map(base)?;
         self.follow_doorbells();
         Ok(())
     }
 
     /// True: the BAR was mapped.
     fn unmap(&mut self) -> bool {
-        for queue in 0..self.bound.len() {
-            self.set_doorbell(queue, false);
-        }
-        let base = self.mapped.take();
-        if let Some(base) = base {
-            self.machine.mmio.remove(base);
-        }
-        base.is_some()
-    }
-
-    fn bind_doorbells(&mut self) -> io::Result<()> {
-        let refused = (0..self.kicks.len()).find(|queue| self.wants_doorbell(*queue) && !self.bound[*queue]);
-        match (refused, self.mapped) {
-            (Some(queue), Some(base)) => self.machine.doorbells.bind(doorbell(base, queue), &self.kicks[queue]),
-            _ => Ok(()),
-        }
-    }
-
-    fn wants_doorbell(&self, queue: usize) -> bool {
-        self.mapped.is_some() && self.device.has_doorbell(queue as u16)
+        self.kicks.follow(&self.id, None, |_| false);
+        self.bar.unmap()
     }
 
     /// Binds and unbinds doorbells: which queues have one follows from what the driver has negotiated.
     fn follow_doorbells(&mut self) {
-        for queue in 0..self.bound.len() {
-            self.set_doorbell(queue, self.wants_doorbell(queue));
-        }
+        self.kicks.follow(&self.id, self.bar.mapped(), |queue| self.device.has_doorbell(queue));
     }
 
-    /// A doorbell that cannot be bound costs speed only: the write comes to [`Self::write_bar`] instead.
-    fn set_doorbell(&mut self, queue: usize, on: bool) {
-        let Some(base) = self.mapped.filter(|_| on != self.bound[queue]) else { return };
-        let (doorbells, address) = (&self.machine.doorbells, doorbell(base, queue));
-        let kick = &self.kicks[queue];
-        let done = if on { doorbells.bind(address, kick) } else { doorbells.unbind(address, kick) };
-        if let Err(e) = &done {
-            let verb = if on { "bind" } else { "unbind" };
-            host_kit::warn_limited!(device = self.id, "cannot {verb} the doorbell at {address:#x}: {e}");
-        }
-        self.bound[queue] = on && done.is_ok();
+    fn retry_doorbells(&mut self) -> io::Result<()> {
+        let Some(base) = self.bar.mapped() else { return Ok(()) };
+        self.kicks.retry(base, |queue| self.device.has_doorbell(queue))
     }
 
     fn apply_state(&mut self, state: &TransportState<'_>) -> Result<(), VirtioError> {
@@ -491,46 +378,46 @@ impl VirtioPci {
         if !self.common.is_alike(&state.common) {
             return Err(VirtioError::Differs("its queues are others".to_owned()));
         }
-        if self.active && !state.active {
+        if self.activity.is_active() && !state.active {
             self.device.reset()?;
         }
         self.device.set_state(&state.device, state.common.driver_features())?;
-        self.config.load(&state.pci).map_err(|e| differs(&e))?;
+        self.config.space_mut().load(&state.pci).map_err(|e| differs(&e))?;
         self.msix.load(&state.msix).map_err(|e| differs(&e))?;
         self.common = state.common.clone().into_owned();
         self.isr = state.isr;
-        self.active = state.active;
-        if self.mapped != state.bar {
+        self.activity.set_active(state.active);
+        if self.bar.mapped() != state.bar {
             self.unmap();
         }
-        self.destination = state.bar;
+        self.bar.set_destination(state.bar);
         Ok(())
     }
 }
 
 impl PciFunction for VirtioPci {
     fn config_read(&mut self, offset: usize, data: &mut [u8]) {
-        let data_at = self.window_at + 16;
+        let data_at = self.config.window_data_at();
         if (data_at..data_at + 4).contains(&offset)
-            && let Some((bar_offset, len)) = self.window()
+            && let Some((bar_offset, len)) = self.config.window()
         {
             let mut value = [0; 4];
             self.read_bar(bar_offset, &mut value[..len]);
-            self.config.overwrite(data_at, &value);
+            self.config.space_mut().overwrite(data_at, &value);
         }
-        self.config.read(offset, data);
+        self.config.space().read(offset, data);
     }
 
     fn config_write(&mut self, offset: usize, data: &[u8]) -> bool {
-        self.config.write(offset, data);
-        let data_at = self.window_at + 16;
+        self.config.space_mut().write(offset, data);
+        let data_at = self.config.window_data_at();
         if offset == data_at
-            && let Some((bar_offset, len)) = self.window()
+            && let Some((bar_offset, len)) = self.config.window()
         {
-            let value = self.config.u32_at(data_at).to_le_bytes();
+            let value = self.config.space().u32_at(data_at).to_le_bytes();
             self.write_bar(bar_offset, &value[..len]);
         }
-        self.msix.set_control(self.config.u16_at(self.msix_at + 2));
+        self.msix.set_control(self.config.msix_control());
         self.follow_bar()
     }
 
@@ -556,12 +443,12 @@ impl Saved for VirtioPci {
 
     fn save(&self, out: &mut StateWriter<'_>) -> Result<(), StateError> {
         let state = TransportState {
-            pci: self.config.save(),
+            pci: self.config.space().save(),
             msix: self.msix.save(),
             common: Cow::Borrowed(&self.common),
             isr: self.isr,
-            active: self.active,
-            bar: self.mapped,
+            active: self.activity.is_active(),
+            bar: self.bar.mapped(),
             device: self.device.state(),
         };
         out.section(&self.id, VERSION, &state)
@@ -581,11 +468,6 @@ impl Drop for VirtioPci {
     fn drop(&mut self) {
         self.unmap();
     }
-}
-
-/// Address of a queue's doorbell in a BAR at `base`.
-fn doorbell(base: u64, queue: usize) -> u64 {
-    base + NOTIFY + queue as u64 * NOTIFY_STRIDE
 }
 
 fn read_bytes(source: &[u8], offset: u64, data: &mut [u8]) {

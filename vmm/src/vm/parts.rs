@@ -2,7 +2,9 @@
 //! reset.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use host_kit::sync::lock;
 
 use crate::devices::DeviceManager;
 use crate::legacy::power::Ged;
@@ -39,11 +41,6 @@ pub struct SavedParts {
     pub(super) serial: Option<Arc<Mutex<SerialPort>>>,
     pub(super) rtc: Arc<Mutex<Rtc>>,
     pub(super) ged: Arc<Mutex<Ged>>,
-}
-
-/// A panic elsewhere does not make a part unusable: what follows is an orderly end.
-pub(super) fn lock<T: ?Sized>(part: &Mutex<T>) -> MutexGuard<'_, T> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SavedParts {

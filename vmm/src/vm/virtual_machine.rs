@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use host_kit::sync::lock;
 use kvm_ioctls::VmFd;
 
 use crate::boot::acpi::{self, AcpiOptions};
@@ -34,7 +35,7 @@ use crate::vm::confirmed::Confirmed;
 use crate::vm::error::VmError;
 use crate::vm::gate::Gate;
 use crate::vm::hardware::{self, Legacy};
-use crate::vm::parts::{SavedParts, lock};
+use crate::vm::parts::SavedParts;
 
 /// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two
 /// of the longest epochs.
@@ -205,7 +206,7 @@ impl Vm {
         if !self.parts.confirmed.wait(paused, CONFIRM_LIMIT) {
             let what = if paused { "paused" } else { "resumed" };
             tracing::warn!(
-                "the standby does not know yet that this VM was {what}: should it take over now, it is not there"
+                "the standby does not know yet that this VM was {what}: should it take over now, the VM is not {what} there"
             );
         }
     }
@@ -229,9 +230,11 @@ impl Vm {
     /// Back to power-on with the same memory, then boots again; runs afterwards, paused or not before.
     ///
     /// # Errors
-    /// When a device cannot be reset or the payload cannot be loaded again; the VM stays stopped then.
+    /// When a device cannot be reset or the payload cannot be loaded again; the VM stays stopped then, and in
+    /// no checkpoint.
     pub fn reset(&mut self) -> Result<(), VmError> {
         let _inside = self.parts.gate.enter()?;
+        self.parts.gate.in_pieces(true);
         if self.parts.is_paused() {
             lock(&self.parts.devices).unquiesce()?;
         } else if self.started {
@@ -241,8 +244,9 @@ impl Vm {
         self.parts.paused.store(false, Ordering::SeqCst);
         self.started = false;
         self.parts.reset_devices()?;
-        self.parts.cpus.load(&mut StateReader::new(&self.power_on)?)?;
+        self.parts.cpus.power_on(&mut StateReader::new(&self.power_on)?)?;
         self.load_payload()?;
+        self.parts.gate.in_pieces(false);
         self.start()
     }
 
@@ -302,8 +306,10 @@ impl Vm {
     /// Presses the power button.
     ///
     /// # Errors
-    /// When the interrupt cannot be delivered.
+    /// When the interrupt cannot be delivered, or the VM is not here for certain.
     pub fn power_button(&mut self) -> Result<(), VmError> {
+        // A VM that leaves would forget it.
+        let _inside = self.parts.gate.enter()?;
         Ok(lock(&self.parts.ged).press_power_button()?)
     }
 

@@ -153,7 +153,7 @@ impl<P: Platform> PrimarySession<P> {
 
     /// When the first copy goes on if nothing happens.
     pub(crate) fn copy_due(&self) -> Option<Time> {
-        self.copy.as_ref().and_then(FirstCopy::timeout)
+        self.copy.as_ref()?.timeout(self.outbound.sending)
     }
 
     /// For status.

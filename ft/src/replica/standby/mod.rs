@@ -16,6 +16,7 @@ use ft_transport::listener::Incoming;
 use ft_wire::device_ctl::Command;
 use ft_wire::session::{Kind, Refusal, Welcome, Yielding, encode_body};
 use host_kit::error::chain;
+use pollux_api::event::EventName;
 use pollux_api::status::Peer;
 use serde_json::json;
 
@@ -88,7 +89,7 @@ impl<P: Platform> StandbySession<P> {
         let stream = match Self::open_stream(cx, number, incoming, key, kept) {
             Ok(stream) => stream,
             Err(reason) => {
-                cx.note("caller-lost", json!({ "reason": reason }));
+                cx.note(EventName::HandshakeFailed, json!({ "reason": reason }));
                 return None;
             }
         };
@@ -163,7 +164,7 @@ impl<P: Platform> StandbySession<P> {
         };
         let stream = match incoming.welcome(&welcome(cx, cx.identity().session(), false)) {
             Ok(stream) => stream,
-            Err(error) => return cx.note("caller-lost", json!({ "reason": chain(&error) })),
+            Err(error) => return cx.note(EventName::HandshakeFailed, json!({ "reason": chain(&error) })),
         };
         let command = Command::Receive { max_uncommitted: self.disk_buffer };
         if let Err(error) = cx.devices().connect(key, &command, &stream) {
@@ -180,7 +181,7 @@ impl<P: Platform> StandbySession<P> {
                 }
             }
             Received::Whole(image) => {
-                let epoch = image.epoch;
+                let epoch = image.epoch();
                 let is_idle = |number: &u16| self.shape.disk_id(*number).is_some_and(|id| image.is_idle(id));
                 let idle = self.shape.mirrored().filter(is_idle).collect();
                 self.whole.insert(epoch, image);
@@ -188,7 +189,7 @@ impl<P: Platform> StandbySession<P> {
             }
             Received::Yielded(term, Yielding { reason, stopped_us }, at) => {
                 self.yielded = Some((at, stopped_us));
-                cx.note("primary-yielded", json!({ "reason": reason }));
+                cx.note(EventName::PrimaryYielded, json!({ "reason": reason }));
                 cx.input(Input::Yielded { term });
             }
             Received::Left(term, reason) => cx.input(Input::PeerLeft { term, reason }),
@@ -201,7 +202,7 @@ impl<P: Platform> StandbySession<P> {
         self.stream = None;
         self.whole.clear();
         cx.reporter().failed(reason.clone());
-        cx.note("stream-lost", json!({ "reason": reason }));
+        cx.note(EventName::StreamLost, json!({ "reason": reason }));
         cx.input(Input::StreamLost { reason });
     }
 
@@ -258,7 +259,7 @@ impl<P: Platform> StandbySession<P> {
         };
         cx.devices().apply(committed, |id| image.is_idle(id), applies);
         let awaited = cx.devices().any_output(|id| image.position(id).is_some_and(|position| !position.idle));
-        self.find_place(cx, image.page_count(), awaited);
+        self.find_place(cx, epoch, image.page_count(), awaited);
         self.latest = Some(image);
         cx.reporter().measured().applied();
         if is_base {
@@ -275,8 +276,8 @@ impl<P: Platform> StandbySession<P> {
     }
 
     /// Where the threads of the next epoch work, by what the last one was like.
-    fn find_place(&mut self, cx: &Context<P>, pages: usize, awaited: bool) {
-        self.place.epoch(pages, awaited);
+    fn find_place(&mut self, cx: &Context<P>, epoch: Epoch, pages: usize, awaited: bool) {
+        self.place.epoch(epoch, pages, awaited);
         cx.platform().pin_to_cpu(self.place.next(&[]));
         if let Some((receiver, _)) = &self.stream {
             receiver.stay_on(self.place.of_carriers());

@@ -31,7 +31,7 @@ impl<P: Platform> StandbySession<P> {
         let Self { latest, applied, shape, yielded, primary, stream, .. } = self;
         // Ends the receiving thread: nothing writes to memory behind our back from here on.
         drop(stream);
-        let image = latest.filter(|image| image.epoch == committed).ok_or(TakeOverError::NoCheckpoint)?;
+        let image = latest.filter(|image| image.epoch() == committed).ok_or(TakeOverError::NoCheckpoint)?;
         // A device knows only of the epochs that it has something of.
         cx.devices().roll_back(|key| applied.get(&key).copied().unwrap_or(committed))?;
         cx.machine_mut().guest().load(image.state())?;

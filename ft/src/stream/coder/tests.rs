@@ -150,7 +150,7 @@ impl Standby {
     fn apply_one(&mut self) -> Option<Epoch> {
         let image = self.waiting.pop_front()?;
         image.apply(&self.memory).unwrap();
-        Some(image.epoch)
+        Some(image.epoch())
     }
 }
 

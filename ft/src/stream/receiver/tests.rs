@@ -124,7 +124,7 @@ fn a_primary_that_waits_for_its_acknowledgements_may_go_on() {
     }
     for epoch in 1..=10 {
         let Received::Whole(mut image) = told.recv().unwrap() else { panic!("the stream has ended") };
-        assert_eq!(image.epoch, Epoch(epoch));
+        assert_eq!(image.epoch(), Epoch(epoch));
         receiver.committed(Epoch(epoch));
         image.recycle().for_each(|buffer| receiver.give_back(buffer));
         send_epoch(&mut peer, Epoch(epoch + 2), &mut packer).unwrap();

@@ -16,11 +16,9 @@ const LOOKS: u32 = 8;
 /// The files of one record.
 #[derive(Clone, Copy)]
 pub(super) struct Files<'a> {
-    pub(super) folder: &'a Folder,
-    /// As an operator wrote it, for messages.
-    pub(super) path: &'a Path,
-    /// How many records stay.
-    pub(super) stay: u64,
+    folder: &'a Folder,
+    path: &'a Path,
+    stay: u64,
 }
 
 /// What the folder says.
@@ -49,6 +47,27 @@ impl Drop for Draft<'_> {
 }
 
 impl<'a> Files<'a> {
+    /// Those in `folder`, of which `stay` records stay. Messages name `path`, as an operator wrote it.
+    pub(super) fn new(folder: &'a Folder, path: &'a Path, stay: u64) -> Self {
+        Self { folder, path, stay }
+    }
+
+    /// Whether the path still leads to them.
+    pub(super) fn are_at_their_path(&self) -> Result<bool, WitnessError> {
+        let now = Folder::find(self.path)?;
+        Ok((now.id(), now.name()) == (self.folder.id(), self.folder.name()))
+    }
+
+    /// As [`Folder::lock`].
+    pub(super) fn lock(&self) -> Result<File, WitnessError> {
+        self.folder.lock().map_err(self.error("lock"))
+    }
+
+    /// As [`Folder::lock_to_read`].
+    pub(super) fn lock_to_read(&self) -> Result<Option<File>, WitnessError> {
+        self.folder.lock_to_read().map_err(self.error("lock"))
+    }
+
     /// An empty file of our own.
     pub(super) fn draft(&self) -> Result<Draft<'a>, WitnessError> {
         let number = host_kit::random::bytes().map(u64::from_le_bytes).map_err(WitnessError::Local)?;
@@ -123,7 +142,7 @@ impl<'a> Files<'a> {
 
     /// Has `PATH` be what was written to the draft.
     pub(super) fn publish(&self, draft: &Draft<'_>) -> Result<(), WitnessError> {
-        self.folder.rename(&draft.name, &self.folder.name).map_err(self.error("write"))
+        self.folder.rename(&draft.name, self.folder.name()).map_err(self.error("write"))
     }
 
     /// Removes what nobody needs any more. What stays is in nobody's way.

@@ -387,7 +387,7 @@ fn writers_without_a_lock_take_turns_whatever_the_order_of_their_steps() {
         let path = temp.path().join("vm");
         let folder = Folder::find(&path).unwrap();
         // So few that a writer is left behind soon.
-        let files = Files { folder: &folder, path: &path, stay: 2 + seed % 3 };
+        let files = Files::new(&folder, &path, 2 + seed % 3);
         let nodes = [A, B, NodeId::numbered(3, 1)];
         let mut memories = [Memory::default(); 3];
         let mut writers = [At::Idle, At::Idle, At::Idle];

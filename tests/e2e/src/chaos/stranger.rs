@@ -142,8 +142,7 @@ impl Trace {
         let ignored = host.ft_status()?["ignored_beats"].as_u64().unwrap_or_default();
         let told = host.ft_events()?;
         let moved = |event: &&serde_json::Value| {
-            ["took-over", "protection-lost", "fenced", "standby-lost"]
-                .contains(&event["event"].as_str().unwrap_or_default())
+            ["takeover-completed", "protection-lost", "fenced"].contains(&event["event"].as_str().unwrap_or_default())
         };
         Ok(Self { log, memory, ignored, moves: told.iter().filter(moved).count() })
     }

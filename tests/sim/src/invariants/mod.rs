@@ -1,12 +1,15 @@
 //! What must hold at every moment of a run: one file each, with its reason at the top.
 
+mod contract;
 mod disk_matches_memory;
 mod epoch_atomic;
 mod moment;
 mod no_false_fence;
 mod no_false_takeover;
 mod no_lost_ack;
+mod no_spin;
 mod no_stale_image;
+mod nothing_left;
 mod output_commit;
 mod release_order;
 mod reprotected;
@@ -34,13 +37,16 @@ pub(crate) struct Checks(Vec<Box<dyn Invariant>>);
 impl Checks {
     /// All of them, or the one of that name.
     pub(crate) fn new(only: Option<&str>) -> Self {
-        let all: [Box<dyn Invariant>; 10] = [
+        let all: [Box<dyn Invariant>; 13] = [
+            Box::new(contract::Contract),
             Box::new(disk_matches_memory::DiskMatchesMemory),
             Box::new(epoch_atomic::EpochAtomic),
             Box::new(no_false_fence::NoFalseFence),
             Box::new(no_false_takeover::NoFalseTakeover),
             Box::new(no_lost_ack::NoLostAck::default()),
+            Box::new(no_spin::NoSpin),
             Box::new(no_stale_image::NoStaleImage),
+            Box::new(nothing_left::NothingLeft),
             Box::new(output_commit::OutputCommit),
             Box::new(release_order::ReleaseOrder::default()),
             Box::new(reprotected::Reprotected),

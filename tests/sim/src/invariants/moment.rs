@@ -41,6 +41,12 @@ pub(crate) enum Moment {
     Overridden { by: NodeId, term: Term },
     /// A node that the witness says runs the VM, alone, must not any more.
     Fenced { node: NodeId, reason: String },
+    /// The engine asked its guest or a device for what that may not be asked.
+    Forbidden { node: NodeId, what: String },
+    /// A node runs the VM alone, and something of a session is left.
+    LeftOver { node: NodeId, what: &'static str },
+    /// An engine is woken by its clock again and again, at once.
+    Spins { node: NodeId },
     /// A standby took its primary for dead.
     Suspected { wrongly: bool },
     /// The client read a value; `floor` was known when it asked.

@@ -237,7 +237,7 @@ fn a_driver_sets_up_uses_and_resets() {
     rig.write(0x6000, &[0, 0]);
     rig.write(0x6004, &[1, 0]);
     rig.write(0x6008, &[2, 0]);
-    assert_eq!(rig.transport.lock().unwrap().kicks[0].read().unwrap(), 1);
+    assert_eq!(rig.transport.lock().unwrap().kicks.event(0).read().unwrap(), 1);
     assert_eq!(rig.seen.lock().unwrap().notified, [1]);
     rig.write(26, &2_u16.to_le_bytes());
     assert_eq!(rig.seen.lock().unwrap().calls, [1]);
@@ -364,7 +364,7 @@ fn a_checkpoint_carries_a_running_device_to_another_host() {
     }
     b.transport.lock().unwrap().kick_all();
     let transport = b.transport.lock().unwrap();
-    assert_eq!(transport.kicks[0].read().unwrap(), 1);
+    assert_eq!(transport.kicks.event(0).read().unwrap(), 1);
     assert_eq!(b.seen.lock().unwrap().notified, [1]);
     assert!(b.seen.lock().unwrap().moved);
     for vector in 0..3 {
