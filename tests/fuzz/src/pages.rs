@@ -117,7 +117,7 @@ impl Pair {
         self.coder.send_epoch(&staging, self.pack, &mut stream, TERM).unwrap();
         let image = self.receive(&stream).expect("an epoch that is not whole");
         let Received::Whole(image) = image else { panic!("not an epoch: {image:?}") };
-        assert_eq!((image.epoch, image.state()), (epoch, &staging.state[..]));
+        assert_eq!((image.epoch(), image.state()), (epoch, &staging.state[..]));
         assert!(image.is_idle("_disk0"));
         image.apply(&*self.standby).unwrap();
         self.committed.store(epoch.0, Ordering::Release);
