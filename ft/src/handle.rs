@@ -142,26 +142,17 @@ impl Ft {
         let Setup { board, peers, witness, vm, notes_disks, .. } = setup;
         let clock = Clock::new();
         let beat_post = post.clone();
-        let beats = Beats::start(move || clock.now(), move |link, at, beat| beat_post.heard(link, at, beat))?;
+        let device_wait = guest.device_wait();
+        let beats = Beats::start(
+            move || clock.now(),
+            move || device_wait.is_on(),
+            move |link, at, beat| beat_post.heard(link, at, beat),
+        )?;
         let witness = witness.as_ref().map(WitnessClient::start).transpose()?;
-        let (listen, listener) = match options {
-            None => (None, None),
-            Some(options) => {
-                if matches!(begin, Begin::StandBy(_)) {
-                    beats.route(listen_for_beats(&options)?, None);
-                }
-                let listener_post = post.clone();
-                let tell = move |arrival| {
-                    listener_post.send(match arrival {
-                        Arrival::Incoming(caller) => Message::Incoming(caller),
-                        Arrival::Trouble(reason) => Message::LocalError("ft-listen", reason),
-                    })
-                };
-                let listener =
-                    Listener::open(options.listen, tell).map_err(|error| EngineError::Listen(options.listen, error))?;
-                (Some(options), Some(listener))
-            }
-        };
+        if let (Begin::StandBy(_), Some(options)) = (&begin, &options) {
+            beats.route(listen_for_beats(options)?, None);
+        }
+        let listener = options.as_ref().map(|options| listen(options, post.clone())).transpose()?;
         let devices = guest.links()?.into_iter().map(device_end).collect();
         let parts = Parts {
             platform: Linux::new(clock)?,
@@ -172,7 +163,7 @@ impl Ft {
             beats,
             begin,
             vm,
-            listen,
+            listen: options,
             peers,
             witness,
         };
@@ -334,6 +325,17 @@ impl Drop for Ft {
 
 fn device_end(LinkEnd { id, caps, socket }: LinkEnd) -> DeviceEnd<ControlSocket> {
     DeviceEnd { caps, control: ControlSocket::new(id, socket) }
+}
+
+/// Accepts connections from primaries and from hosts that ask.
+fn listen(options: &StandbyOptions, post: Post<Linux>) -> Result<Listener, EngineError> {
+    let tell = move |arrival| {
+        post.send(match arrival {
+            Arrival::Incoming(caller) => Message::Incoming(caller),
+            Arrival::Trouble(reason) => Message::LocalError("ft-listen", reason),
+        })
+    };
+    Listener::open(options.listen, tell).map_err(|error| EngineError::Listen(options.listen, error))
 }
 
 fn listen_for_beats(options: &StandbyOptions) -> Result<Vec<BeatSocket>, EngineError> {

@@ -7,7 +7,7 @@ use ft_proto::{Event, Light, LinkId};
 use host_kit::sync::lock;
 use pollux_api::EventRecord;
 use pollux_api::event::EventName;
-use pollux_api::status::{LinkName, LinkState, Percentiles, Status};
+use pollux_api::status::{LinkName, LinkState, Percentiles, Replica, Role, State, Status};
 
 /// Events that are kept.
 const EVENTS_MAX: usize = 1000;
@@ -41,6 +41,26 @@ impl Board {
     #[must_use]
     pub fn events(&self) -> Vec<EventRecord> {
         lock(&self.history).events.iter().cloned().collect()
+    }
+
+    /// No standby can be built on this host, and what waited here before has ended. An event once, until
+    /// there is one again.
+    pub fn standby_failed(&self, reason: &str) {
+        let former = self.status();
+        if former.state != State::StandbyFailed {
+            self.note(EventName::StandbyFailed, serde_json::json!({ "reason": reason }));
+        }
+        self.publish(Status {
+            role: Role::None,
+            state: State::StandbyFailed,
+            replica: Replica::None,
+            peer: None,
+            links: Vec::new(),
+            claim: None,
+            memory_sync: None,
+            last_error: Some(reason.to_owned()),
+            ..former
+        });
     }
 
     /// Replaces the status.
@@ -156,6 +176,25 @@ mod tests {
         let Percentiles { p50, p99 } = recent.percentiles();
         assert!((47..=51).contains(&p50) && (98..=99).contains(&p99), "{p50} {p99}");
         assert_eq!(Recent::default().percentiles().p99, 0);
+    }
+
+    #[test]
+    fn a_standby_that_cannot_be_built_is_told_once_and_shown_as_none() {
+        let board = Board::default();
+        let vm = Some("0a".to_owned());
+        let peer = Some(pollux_api::status::Peer::default());
+        board.publish(Status { state: State::StandbyReady, replica: Replica::InSync, vm, peer, ..Status::default() });
+        board.standby_failed("the address is in use");
+        board.standby_failed("the image is gone");
+        let status = board.status();
+        assert_eq!((status.role, status.state, status.replica), (Role::None, State::StandbyFailed, Replica::None));
+        assert_eq!((status.vm.as_deref(), status.last_error.as_deref()), (Some("0a"), Some("the image is gone")));
+        assert!(status.peer.is_none());
+        let events: Vec<_> = board.events().into_iter().map(|event| event.event).collect();
+        assert_eq!(events, ["standby-failed"]);
+        board.publish(Status { state: State::StandbyEmpty, ..status });
+        board.standby_failed("the address is in use");
+        assert_eq!(board.events().len(), 2, "it was well in between");
     }
 
     #[test]

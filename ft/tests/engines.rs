@@ -16,6 +16,7 @@ mod moves;
 mod output;
 mod strangers;
 mod toy;
+mod waits;
 
 use toy::{FIRST, PAGE, PAGES, ToyGuest};
 
@@ -537,6 +538,7 @@ fn a_dead_standby_and_a_witness_that_hangs_are_not_called_protection() {
     assert_eq!((status.role, status.state, status.replica), (Role::Primary, State::AwaitingWitness, Replica::None));
     let witness = status.witness.unwrap();
     assert!(witness.answered == Some(false) && witness.record.is_some(), "{witness:?}");
+    assert_eq!(a.hand_over("to nobody"), Err(Refused::AboutToGoAlone));
     lock.unlock().unwrap();
     wait_state(&a, State::Solo);
     assert!(a.status().claim.is_none() && a.status().witness.unwrap().record.unwrap().contains("runs this VM"));

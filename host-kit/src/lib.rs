@@ -10,9 +10,11 @@
 //! - `event_loop` waits for several descriptors at once (feature `event-loop`).
 //! - [`log_writer`] writes the log without waiting and without failing; [`log_limit`] keeps others from
 //!   filling it.
+//! - [`backoff`] keeps tries of what fails again and again apart.
 //!
 //! Never: anything about guests, epochs or devices.
 
+pub mod backoff;
 pub mod cpu_load;
 pub mod error;
 #[cfg(feature = "event-loop")]

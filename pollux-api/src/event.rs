@@ -37,6 +37,8 @@ words! {
         StandbyReady = "standby-ready",
         /// The standby has dropped its copy.
         StandbyReset = "standby-reset",
+        /// This host cannot be built as a standby, for this reason; it is tried again.
+        StandbyFailed = "standby-failed",
         /// This host waits as a standby; why it does not run the VM.
         StartedAsStandby = "started-as-standby",
         /// A connection broke before the greeting was over.

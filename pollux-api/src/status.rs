@@ -110,6 +110,8 @@ words! {
         StandbySyncing = "standby-syncing",
         /// A standby that could take over.
         StandbyReady = "standby-ready",
+        /// This host cannot be built as a standby; it is tried again.
+        StandbyFailed = "standby-failed",
         /// The VM was stopped here, because another host may run it.
         Fenced = "fenced",
         /// A word that this client does not know.

@@ -22,6 +22,8 @@ use crate::plain;
 const ANSWER_MAX: usize = 16 << 20;
 /// A VMM answers queries at once, whatever else it does.
 const QUERY_LIMIT: Duration = Duration::from_secs(10);
+/// What it is asked to do may take as long as its slowest host, disk or witness; but not for ever.
+const CHANGE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +37,11 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The VMM does not answer.
-    #[error("the VMM has not answered within {} s", QUERY_LIMIT.as_secs())]
-    Silent,
+    #[error("the VMM has not answered within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// Nor when it was to do something.
+    #[error("the VMM has not answered within {} s: whether it has done what it was asked for is unknown", .0.as_secs())]
+    Undecided(Duration),
     /// The connection broke.
     #[error("the connection to the VMM broke: {0}")]
     Broken(String),
@@ -55,6 +60,8 @@ pub enum ClientError {
 pub struct Client {
     socket: PathBuf,
     runtime: Runtime,
+    query_limit: Duration,
+    change_limit: Duration,
 }
 
 impl Client {
@@ -64,7 +71,7 @@ impl Client {
     /// When the system has no epoll for us.
     pub fn new(path: &Path) -> Result<Self, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Local)?;
-        Ok(Self { socket: path.to_owned(), runtime })
+        Ok(Self { socket: path.to_owned(), runtime, query_limit: QUERY_LIMIT, change_limit: CHANGE_LIMIT })
     }
 
     /// The JSON that a route answers.
@@ -72,11 +79,9 @@ impl Client {
     /// # Errors
     /// When the VMM is not there or refuses.
     pub fn get(&self, route: Route) -> Result<Value, ClientError> {
-        let answer = self.runtime.block_on(async {
-            let limited = tokio::time::timeout(QUERY_LIMIT, self.exchange(route, Vec::new()));
-            limited.await.unwrap_or(Err(ClientError::Silent))
-        })?;
-        Ok(serde_json::from_slice(&answer)?)
+        let limit = self.query_limit;
+        let answer = self.exchange_within(limit, route, Vec::new());
+        Ok(serde_json::from_slice(&answer.unwrap_or(Err(ClientError::Silent(limit)))?)?)
     }
 
     /// As [`Self::get`], for people: without anything that a terminal obeys.
@@ -90,9 +95,16 @@ impl Client {
     /// Has a route do something; waits until it is done.
     ///
     /// # Errors
-    /// When the VMM is not there or refuses.
+    /// When the VMM is not there, refuses, or takes too long.
     pub fn put(&self, route: Route, body: Vec<u8>) -> Result<(), ClientError> {
-        self.runtime.block_on(self.exchange(route, body)).map(|_| ())
+        let limit = self.change_limit;
+        let answer = self.exchange_within(limit, route, body);
+        answer.unwrap_or(Err(ClientError::Undecided(limit))).map(|_| ())
+    }
+
+    /// `None`: the answer has not come in time.
+    fn exchange_within(&self, limit: Duration, route: Route, body: Vec<u8>) -> Option<Result<Bytes, ClientError>> {
+        self.runtime.block_on(async { tokio::time::timeout(limit, self.exchange(route, body)).await.ok() })
     }
 
     async fn exchange(&self, route: Route, body: Vec<u8>) -> Result<Bytes, ClientError> {
@@ -143,5 +155,25 @@ fn made_plain(problem: Problem) -> Problem {
         blockers: problem.blockers.iter().map(plain::blocker).collect(),
         hint: problem.hint.as_deref().map(plain::text),
         ..problem
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_vmm_that_does_not_answer_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api");
+        // It accepts, and says nothing.
+        let _silent = UnixListener::bind(&path).unwrap();
+        let client = Client::new(&path).unwrap();
+        let limit = Duration::from_millis(10);
+        let client = Client { query_limit: limit, change_limit: limit, ..client };
+        assert!(matches!(client.put(Route::VmPause, Vec::new()), Err(ClientError::Undecided(_))));
+        assert!(matches!(client.get(Route::VmInfo), Err(ClientError::Silent(_))));
     }
 }

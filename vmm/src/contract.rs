@@ -49,7 +49,7 @@ pub trait Machine: Send {
     /// When the console's input cannot be started.
     fn taken_over(&mut self) -> Result<(), BoxError>;
     /// Stops the vCPUs for good: nothing of what is told about the VM's end from here on is undone by its
-    /// guest. `shutdown` follows.
+    /// guest. `shutdown` follows. After that there is nothing to stop.
     ///
     /// # Errors
     /// When a vCPU cannot be stopped.
@@ -86,8 +86,13 @@ pub enum VmEvent {
     Shutdown,
     /// The guest asked for a reset, or triple-faulted.
     Reset,
-    /// The VM cannot go on.
+    /// The guest cannot go on, here or elsewhere.
     Crashed {
+        /// Why.
+        reason: String,
+    },
+    /// This host cannot run the VM any longer, though another one might.
+    HostFailed {
         /// Why.
         reason: String,
     },
@@ -163,6 +168,8 @@ pub trait VmFactory: Send {
     fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError>;
     /// Whether this host can be a standby.
     fn can_stand_by(&self) -> bool;
+    /// A standby cannot be built, for this reason: operators are to see it. It is tried again.
+    fn standby_failed(&self, reason: &str);
     /// Builds a VM that waits for [`Machine::boot`], or a standby that waits for its primary.
     ///
     /// # Errors

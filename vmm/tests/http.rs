@@ -5,6 +5,7 @@
 mod fake;
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 
 use fake::{FakeVmm, Setup, body, read_answer, status};
 use pollux_vmm::contract::VmEvent;
@@ -347,6 +348,54 @@ fn crash_is_a_failure() {
 }
 
 #[test]
+fn a_host_that_fails_hands_its_vm_over_and_ends_nothing() {
+    let setup = || Setup { standby: true, has_standby: true, reset_fails: true, ..Setup::default() };
+    for (event, reason) in [
+        (VmEvent::HostFailed { reason: "no memory".to_owned() }, "no memory"),
+        (VmEvent::Reset, "the VM cannot be reset: "),
+    ] {
+        let vmm = FakeVmm::start(setup());
+        assert_eq!(status(&vmm.put("vm.delete", "")), "HTTP/1.1 204 ");
+        assert_eq!(status(&vmm.put("vm.create", CONFIG)), "HTTP/1.1 204 ");
+        assert_eq!(status(&vmm.put("vm.boot", "")), "HTTP/1.1 204 ");
+        vmm.diary.lock().unwrap().clear();
+        vmm.tell(event);
+        vmm.tell(VmEvent::Fenced { reason: reason.to_owned() });
+        while vmm.diary.lock().unwrap().last().is_none_or(|entry| entry != "assemble standby") {
+            std::thread::yield_now();
+        }
+        let diary = vmm.diary.lock().unwrap().join(" ");
+        assert!(diary.contains(&format!("hand-over ({reason}")) && !diary.contains("vm-ended"), "{diary}");
+    }
+}
+
+#[test]
+fn a_host_that_fails_without_a_standby_ends_its_vm() {
+    for event in [VmEvent::HostFailed { reason: "no memory".to_owned() }, VmEvent::Reset] {
+        let vmm = booted(Setup { reset_fails: true, ..Setup::default() });
+        let diary = Arc::clone(&vmm.diary);
+        vmm.tell(event);
+        assert_eq!(vmm.ended().0, Ending::Failed);
+        assert!(diary.lock().unwrap().ends_with(&["stop", "vm-ended", "ft-end", "shutdown"].map(str::to_owned)));
+    }
+}
+
+#[test]
+fn what_a_reboot_has_left_in_pieces_does_not_stay() {
+    let vmm = booted(Setup { reset_fails: true, ..Setup::default() });
+    assert_eq!(body(&vmm.put("vm.reboot", ""))[2], "its disk does not stop");
+    assert_eq!(vmm.diary.lock().unwrap().join(" "), "assemble boot reset-failed stop vm-ended ft-end shutdown");
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Created");
+    assert_eq!(status(&vmm.put("vm.boot", "")), "HTTP/1.1 204 ");
+
+    let vmm = booted(Setup { reset_fails: true, has_standby: true, ..Setup::default() });
+    assert_eq!(body(&vmm.put("vm.reboot", ""))[2], "its disk does not stop");
+    let diary = vmm.diary.lock().unwrap().join(" ");
+    assert!(diary.contains("reset-failed hand-over (") && !diary.contains("vm-ended"), "{diary}");
+    assert_eq!(body(&vmm.get("vm.info"))["state"], "Shutdown");
+}
+
+#[test]
 fn standby_is_not_to_be_touched_until_it_takes_over() {
     let vmm = FakeVmm::start(Setup { standby: true, ..Setup::default() });
     while vmm.diary.lock().unwrap().is_empty() {
@@ -397,6 +446,33 @@ fn a_host_that_lost_the_vm_becomes_a_standby_by_itself() {
         std::thread::yield_now();
     }
     assert!(diary().ends_with("taken-over stop ft-end shutdown assemble standby"), "{}", diary());
+}
+
+#[test]
+fn a_standby_that_cannot_be_built_anew_is_told_once_and_tried_again() {
+    let vmm = FakeVmm::start(Setup { standby: true, failing_rebuilds: 2, ..Setup::default() });
+    let diary = || vmm.diary.lock().unwrap().join(" ");
+    while diary() != "assemble standby" {
+        std::thread::yield_now();
+    }
+    vmm.tell(VmEvent::Unusable { reason: "its disk is gone".to_owned() });
+    let expected = "assemble standby stop ft-end shutdown standby-failed (the address is in use) standby-failed (the \
+                    address is in use) assemble standby";
+    while diary() != expected {
+        assert!(expected.starts_with(&diary()), "{}", diary());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    while !vmm.event_names().contains(&"vm.standby".to_owned()) {
+        std::thread::yield_now();
+    }
+    assert_eq!(vmm.event_names().join(" "), "vmm.starting ft.standby-failed vm.standby");
+    // What was built anew lately dies again.
+    vmm.tell(VmEvent::Unusable { reason: "its disk is gone".to_owned() });
+    let expected = format!("{expected} stop ft-end shutdown standby-failed (its disk is gone)");
+    while diary() != expected {
+        assert!(expected.starts_with(&diary()), "{}", diary());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -4,11 +4,17 @@
 
 mod tiny;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crossbeam_channel::{Select, bounded};
+use ft::guest::Guest;
+use pollux_vmm::contract::VmEvent;
+use pollux_vmm::ft_adapter::guest::GuestAdapter;
 use pollux_vmm::machine::cpu::{Capture, GuestEvent, PausedWork, Task, WorkerPool};
 use pollux_vmm::machine::memory::dirty::{DirtySet, Watch};
+use pollux_vmm::vm::{NotHere, VmError};
 use tiny::{COUNTER, Code, Tiny};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -273,6 +279,30 @@ fn what_the_guest_writes_is_harvested_once() {
 }
 
 #[test]
+fn a_vm_whose_reset_has_failed_is_in_no_checkpoint() {
+    let mut tiny = Tiny::new(Code::default().halt(), 1);
+    tiny.vm.boot().unwrap();
+    let kernel = tiny.dir.path().join("kernel");
+    let image = std::fs::read(&kernel).unwrap();
+    File::options().write(true).open(&kernel).unwrap().set_len(70).unwrap();
+    assert!(tiny.vm.reset().is_err());
+    assert!(tiny.vm.parts().gate.try_enter().is_none());
+    std::fs::write(&kernel, image).unwrap();
+    tiny.vm.reset().unwrap();
+    assert!(tiny.vm.parts().gate.try_enter().is_some());
+}
+
+#[test]
+fn the_power_button_of_a_vm_that_is_about_to_leave_is_not_there() {
+    let mut tiny = Tiny::new(Code::default().halt(), 1);
+    tiny.vm.boot().unwrap();
+    tiny.vm.parts().gate.leaving();
+    assert!(matches!(tiny.vm.power_button(), Err(VmError::NotHere(NotHere::Leaving))));
+    tiny.vm.parts().gate.stays();
+    tiny.vm.power_button().unwrap();
+}
+
+#[test]
 fn the_power_button_interrupts_a_halted_guest() {
     // An interrupt table with one gate for vector 0x30, whose handler prints and powers off; LAPIC and IOAPIC
     // pin 13 enabled.
@@ -305,4 +335,27 @@ fn the_power_button_interrupts_a_halted_guest() {
     tiny.vm.power_button().unwrap();
     assert_eq!(tiny.event(), GuestEvent::Shutdown);
     assert_eq!(tiny.printed(), "ready pressed");
+}
+
+#[test]
+fn a_takeover_is_told_before_the_guest_runs() {
+    // Until the counter is no longer 0: cmp dword [COUNTER], 0; je to it. Then it resets.
+    let wait = Code::default().raw(&[0x83, 0x3d]).raw(&COUNTER.to_le_bytes()).raw(&[0, 0x74, 0xf7]);
+    let mut tiny = Tiny::new(wait.out(0x64, 0xfe).halt(), 1);
+    tiny.vm.boot().unwrap();
+    tiny.vm.cpus().pause(Capture::No).unwrap();
+    tiny.vm.memory().ram().write_obj(1_u32, GuestAddress(COUNTER.into())).unwrap();
+    // Whoever tells something waits until it is heard.
+    let (events, told) = bounded(0);
+    let mut adapter = GuestAdapter::new(&tiny.vm, events);
+    std::thread::scope(|scope| {
+        let start = scope.spawn(move || adapter.start());
+        let mut hears = Select::new();
+        hears.recv(&told);
+        hears.ready();
+        assert!(tiny.vm.cpus().is_paused(), "the guest may end its run before anybody knows that it runs here");
+        assert!(matches!(told.recv().unwrap(), VmEvent::TakenOver { paused: false }));
+        start.join().unwrap().unwrap();
+    });
+    assert_eq!(tiny.event(), GuestEvent::Reset);
 }

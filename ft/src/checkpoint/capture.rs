@@ -41,7 +41,8 @@ pub(crate) fn capture<C: DeviceControl>(
     if !guest.stop() {
         return Err(CaptureError::Busy);
     }
-    let stopped = match devices.seal(staging.epoch, cpu, &mut staging.positions) {
+    let device_wait = guest.device_wait();
+    let stopped = match devices.seal(staging.epoch, cpu, &mut staging.positions, &device_wait) {
         Ok(held) => guest.checkpoint(kind, staging).map(|()| held).map_err(CaptureError::from),
         Err(error) => {
             guest.resume();

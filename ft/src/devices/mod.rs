@@ -19,7 +19,7 @@ use ft_wire::state::Position;
 use self::control::{DeviceControl, LinkError};
 use self::disk_copy::DiskCopy;
 use self::link::DeviceLink;
-use crate::guest::{DeviceCaps, Shape};
+use crate::guest::{DeviceCaps, DeviceWait, Shape};
 
 /// A device process that takes longer than this to seal counts as dead. It has microseconds of work to do.
 const SEAL_LIMIT: Duration = Duration::from_secs(2);
@@ -174,16 +174,19 @@ impl<C: DeviceControl> Devices<C> {
     /// Devices touch guest memory no more until they are told to resume. They seal while the vCPUs come to a
     /// stop and capture themselves. An interrupt that a device raises after a vCPU has captured its LAPIC is
     /// not in the checkpoint; takeover injects every interrupt once for this reason.
+    ///
+    /// A device that is busy with a vCPU's request while `device_wait` is on has as long as for that request.
     pub(crate) fn seal(
         &mut self,
         epoch: Epoch,
         cpu: Option<u16>,
         positions: &mut Vec<Position>,
+        device_wait: &DeviceWait,
     ) -> Result<Held, LinkError> {
         self.all.iter_mut().try_for_each(|device| device.link.send(&Command::Seal { epoch, cpu }, None))?;
         let mut held = Held::default();
         for device in &mut self.all {
-            positions.push(device.sealed(epoch, &mut held)?);
+            positions.push(device.sealed(epoch, &mut held, device_wait)?);
         }
         Ok(held)
     }
@@ -344,14 +347,20 @@ impl<C: DeviceControl> Device<C> {
         self.link.wait_for(limit, |report| if report == *wanted { Ok(()) } else { Err(report) })
     }
 
-    fn sealed(&mut self, expected: Epoch, held: &mut Held) -> Result<Position, LinkError> {
+    fn sealed(&mut self, expected: Epoch, held: &mut Held, device_wait: &DeviceWait) -> Result<Position, LinkError> {
         let id = self.link.id().to_owned();
-        let (position, frames, bytes) = self.link.wait_for(SEAL_LIMIT, |report| match report {
+        let sealed = |report| match report {
             Report::Sealed { epoch, queues, in_flight, held_frames, held_bytes, idle } if epoch == expected => {
                 Ok((Position { id: id.clone(), queues, in_flight, idle }, held_frames, held_bytes))
             }
             other => Err(other),
-        })?;
+        };
+        let (position, frames, bytes) = loop {
+            match self.link.wait_for(SEAL_LIMIT, sealed) {
+                Err(LinkError::Silent { .. }) if device_wait.is_on() => {}
+                answer => break answer?,
+            }
+        };
         self.held = frames + bytes > 0;
         held.frames += frames;
         held.bytes += bytes;

@@ -86,7 +86,7 @@ fn a_position_is_that_of_its_device_and_who_joins_or_leaves_changes_no_other() {
         net.seals(epoch, 9);
         rng.seals(epoch, 0);
         let mut positions = Vec::new();
-        let held = devices.seal(epoch, None, &mut positions).unwrap();
+        let held = devices.seal(epoch, None, &mut positions, &DeviceWait::default()).unwrap();
         assert_eq!((held.frames(), held.bytes()), (0, 9));
         let ids: Vec<_> = positions.iter().map(|position| position.id.as_str()).collect();
         assert_eq!(ids, if gone { vec!["n", "r"] } else { vec!["d", "n", "r"] });
@@ -116,8 +116,28 @@ fn reports_that_came_too_early_are_told_afterwards() {
     net.say(&Report::Held { epoch: Epoch(2) });
     disk.seals(Epoch(1), 0);
     net.seals(Epoch(1), 0);
-    devices.seal(Epoch(1), None, &mut Vec::new()).unwrap();
+    devices.seal(Epoch(1), None, &mut Vec::new(), &DeviceWait::default()).unwrap();
     let (key, report) = devices.early_report().unwrap();
     assert_eq!((devices.id(key), report), ("n", Report::Held { epoch: Epoch(2) }));
     assert_eq!(devices.early_report(), None);
+}
+
+#[test]
+fn a_device_that_a_vcpu_waits_for_has_more_time_to_seal() {
+    let (mut devices, [disk]) = devices([("d", DISK)]);
+    let answered = std::thread::scope(|scope| {
+        let disk = &disk;
+        // Each time that the limit is over it is asked once.
+        let (asked, again) = std::sync::mpsc::channel();
+        let device_wait = DeviceWait::new(move || asked.send(()).is_ok());
+        scope.spawn(move || {
+            again.recv().unwrap();
+            again.recv().unwrap();
+            disk.seals(Epoch(1), 5);
+        });
+        devices.seal(Epoch(1), None, &mut Vec::new(), &device_wait).map(Held::bytes)
+    });
+    assert_eq!(answered.unwrap(), 5);
+    let silent = devices.seal(Epoch(2), None, &mut Vec::new(), &DeviceWait::default());
+    assert!(matches!(silent, Err(LinkError::Silent { .. })), "{silent:?}");
 }

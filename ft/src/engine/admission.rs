@@ -226,7 +226,7 @@ fn objections<P: Platform>(cx: &mut Context<P>, incoming: &Incoming<P::Connectio
     reasons.extend(differences(&ours, shape));
     // The number of vCPUs is part of the CPU features, and has been complained about already.
     if ours.vcpus == shape.vcpus {
-        reasons.extend(cx.machine_mut().guest().check_cpu(&shape.cpuid));
+        reasons.extend(cx.machine_mut().guest().check_cpu(shape));
     }
     reasons
 }

@@ -395,7 +395,10 @@ impl<P: Platform> Executor<P> {
             Message::HandOver(reason, reply) => self.commands.hand_over(cx, protection, reason, reply),
             Message::Switchover(reply) => self.commands.switchover(cx, protection, reply),
             Message::TestFailover(reply) => self.test_failover(reply),
-            Message::VmEnded(reply) => self.commands.vm_ended(cx, reply),
+            Message::VmEnded(reply) => {
+                protection.vm_ended();
+                self.commands.vm_ended(cx, reply);
+            }
             Message::Quit => return ControlFlow::Break(()),
             Message::Opened(opened, reply) => self.opened(opened, reply),
             Message::Incoming(incoming) => {

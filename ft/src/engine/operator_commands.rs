@@ -59,7 +59,8 @@ impl OperatorCommands {
         cx.reporter().publish_soon();
     }
 
-    /// Lets the standby go on with the VM at once.
+    /// Lets the standby go on with the VM at once. Answered with success only if it does: not if it is being
+    /// left.
     pub(super) fn hand_over<P: Platform>(
         &self,
         cx: &mut Context<P>,
@@ -67,7 +68,7 @@ impl OperatorCommands {
         reason: String,
         reply: Reply,
     ) {
-        let answer = if cx.state() == State::Protected {
+        let answer = if cx.node().can_fail_over() {
             // Needs nobody's consent: when the core has been told, this node has stopped and said so.
             cx.input(Input::YieldRequested { reason });
             Ok(())

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::context::inbox::{Message, Reply};
 use crate::options::ProtectOptions;
-use crate::peers::application::{Applicant, Introduction, Unopened};
+use crate::peers::application::{Applicant, Introduction, Mandate, Unopened};
 use crate::peers::search::Search;
 use crate::platform::{OpenedOn, Platform};
 
@@ -23,16 +23,24 @@ pub(super) struct Protection {
     opening: bool,
     /// Whom `ft resume` asks first, while protection is suspended.
     suspended: Option<ProtectOptions>,
+    /// Of the thread that asks.
+    mandate: Mandate,
 }
 
 impl Protection {
     pub(super) fn new(search: Search) -> Self {
-        Self { search, opening: false, suspended: None }
+        Self { search, opening: false, suspended: None, mandate: Mandate::default() }
     }
 
     /// The VM runs: a standby is looked for from now on.
     pub(super) fn vm_started(&mut self) {
         self.search.switch(true);
+    }
+
+    /// The VM has ended: a thread that still asks claims nothing more.
+    pub(super) fn vm_ended(&mut self) {
+        self.search.switch(false);
+        self.mandate.end();
     }
 
     /// The API wants protection: find out whether it can be had, on a thread that may wait.
@@ -141,6 +149,7 @@ impl Protection {
             first: identity.is_first(),
             blockers: cx.machine().blockers(),
             witness: cx.witness().client().cloned(),
+            mandate: self.mandate.clone(),
             brief: reply.is_none(),
         };
         let post = cx.post();
@@ -154,7 +163,7 @@ impl Protection {
     /// somebody waits for it.
     pub(super) fn opened(&mut self, asked: bool) -> bool {
         self.opening = false;
-        asked || self.search.is_on()
+        !self.mandate.is_over() && (asked || self.search.is_on())
     }
 
     /// A session has begun.

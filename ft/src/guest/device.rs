@@ -1,6 +1,8 @@
 //! What the engine knows of a device: what it can do, and how its process is reached.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What a device can do, as far as a checkpoint depends on it: any of these, or none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -19,6 +21,37 @@ impl DeviceCaps {
     #[must_use]
     pub fn rolls_back(self) -> bool {
         self.mirrors || self.in_flight
+    }
+}
+
+/// Whether the VMM waits for a device process that still has time to answer: then a thread that does not come
+/// back is not stuck. Each such wait has a limit. To be asked from any thread; answers at once.
+#[derive(Clone)]
+pub struct DeviceWait(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl DeviceWait {
+    /// As `waits` says.
+    pub fn new(waits: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(waits))
+    }
+
+    /// Whether it waits now.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl Default for DeviceWait {
+    /// It never does.
+    fn default() -> Self {
+        Self::new(|| false)
+    }
+}
+
+impl fmt::Debug for DeviceWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DeviceWait")
     }
 }
 

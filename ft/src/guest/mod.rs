@@ -12,7 +12,7 @@ use std::time::Duration;
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use pollux_api::{Blocker, EventRecord};
 
-pub use self::device::{DeviceCaps, LinkEnd};
+pub use self::device::{DeviceCaps, DeviceWait, LinkEnd};
 pub use self::memory::{GuestError, Memory};
 pub use self::shape::{DiskShape, NetShape, Shape, VirtioShape};
 
@@ -46,8 +46,8 @@ pub trait Guest: Send {
     fn shape(&self) -> Shape;
     /// Why it cannot be protected: all reasons.
     fn blockers(&self) -> Vec<Blocker>;
-    /// Why it cannot run a guest that was started with these CPU features.
-    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String>;
+    /// Why it cannot run a guest that was started on CPUs like these, of features and speed.
+    fn check_cpu(&self, shape: &Shape) -> Vec<String>;
     /// Standby: becomes like the primary in what [`Shape`] says and may differ (CPU features).
     ///
     /// # Errors
@@ -61,11 +61,17 @@ pub trait Guest: Send {
     /// When descriptors run out.
     fn links(&mut self) -> Result<Vec<LinkEnd>, GuestError>;
 
+    /// Tells whether it waits for a device process that still has time to answer.
+    fn device_wait(&self) -> DeviceWait {
+        DeviceWait::default()
+    }
+
     /// Makes `cpus` the host's processors on which the vCPUs were last.
     fn processors(&self, cpus: &mut Vec<usize>);
     /// Begins to stop the vCPUs; they capture their state as soon as they have stopped. `checkpoint` or
     /// `resume` follows. Does nothing and tells false when that could take long, since somebody changes the
-    /// VM as a whole, or a vCPU waits for a device: then the checkpoint has to wait, but not this thread.
+    /// VM as a whole, or a vCPU waits for a device: then the checkpoint has to wait, but not this thread. A
+    /// vCPU that begins to wait for one right after that is waited for by `checkpoint` and `resume`.
     #[must_use]
     fn stop(&mut self) -> bool;
     /// Captures the epoch of `staging` when the vCPUs have stopped, and runs them again, unless it is the

@@ -11,6 +11,8 @@ pub struct Shape {
     pub vcpus: u32,
     /// CPU features as the guest sees them; opaque here.
     pub cpuid: Vec<u8>,
+    /// kHz of the guest's time stamp counter; 0 if the host does not tell.
+    pub tsc_khz: u32,
     /// Whether there is a serial port.
     pub serial: bool,
     /// Disks in slot order.

@@ -1,5 +1,7 @@
 //! What a primary asks of a standby, and what comes of it: a session, or all reasons why there is none.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use ft_proto::{LinkId, NodeId, Term, VmId};
 use ft_wire::session::{Hello, Purpose, TookOver, encode_body};
 use pollux_api::Blocker;
@@ -112,6 +114,30 @@ impl Introduction {
     }
 }
 
+/// The right to claim anything for a VM, which ends with it: what the witness is told of the VM's end is the
+/// last that it is told.
+#[derive(Clone, Debug, Default)]
+pub struct Mandate(Arc<Mutex<bool>>);
+
+impl Mandate {
+    /// The VM has ended. Whoever is in the middle of a claim has made it when this returns.
+    pub fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Whether the VM has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a claim, unless the VM has ended.
+    pub(super) fn claim<T>(&self, claim: impl FnOnce() -> T) -> Option<T> {
+        let ended = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!*ended).then(claim)
+    }
+}
+
 /// Everything that speaks for this node.
 #[derive(Clone, Debug)]
 pub struct Applicant<W> {
@@ -125,6 +151,8 @@ pub struct Applicant<W> {
     pub blockers: Vec<Blocker>,
     /// Who says whether it may run the VM.
     pub witness: Option<W>,
+    /// Whether anything may still be claimed there.
+    pub mandate: Mandate,
     /// Nobody waits for the reasons: the first ones are enough.
     pub brief: bool,
 }

@@ -25,7 +25,6 @@ use crate::witness::WitnessClient;
 
 /// How long a peer may take to accept a connection or answer a greeting, and the witness to judge.
 const PATIENCE: Duration = Duration::from_secs(5);
-
 /// Opens a session with the first of `peers` that accepts, or says every reason why none does.
 ///
 /// # Errors
@@ -99,7 +98,8 @@ fn own(witness: &WitnessClient, me: &Applicant<WitnessClient>) -> Result<Term, U
     let Introduction { node, vm, .. } = me.introduction;
     let claim = Claim::Own { node, term: me.term, first: me.first };
     let address = || witness.address().to_string();
-    let blocker = match witness.ask_and_wait(vm, claim, PATIENCE) {
+    let asked = me.mandate.claim(|| witness.ask_for(vm, claim)).ok_or(Blocker::NotWanted)?;
+    let blocker = match asked.wait(PATIENCE) {
         WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => return Ok(record.term()),
         // Each session needs a term of its own.
         WitnessAnswer::Judged(_, Verdict::Granted(record)) => Blocker::TermRepeated { term: record.term().0 },

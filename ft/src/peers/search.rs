@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use ft_proto::Time;
+use host_kit::backoff::Backoff;
+use pollux_api::Blocker;
 use pollux_api::reason::BlockerReport;
 use pollux_api::status::SearchStatus;
 
 use crate::options::ProtectOptions;
 use crate::peers::application::Unopened;
 
-/// Between two tries.
+/// Between two tries while nobody answers: whoever comes back is to be found soon.
 const AGAIN: Duration = Duration::from_secs(1);
-/// After the same refusal, again and again: whoever gives it has to be changed by somebody.
-const AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Whom to ask, and what came of it.
 #[derive(Debug)]
@@ -20,17 +20,31 @@ pub(crate) struct Search {
     peers: Vec<ProtectOptions>,
     on: bool,
     next: Time,
-    pause: Duration,
     /// A standby has accepted, and the VM is not protected yet.
     trying: bool,
-    /// Why it is not, until it is.
+    /// After sessions that never protected, for whatever reason: each has copied in vain.
+    sessions: Backoff,
+    /// After the same refusal: whoever gives it has to be changed by somebody.
+    refusals: Backoff,
+    /// What was refused last, without its numbers.
+    refusal: Vec<String>,
+    /// Why the VM is not protected, until it is.
     why: Unopened,
 }
 
 impl Search {
     /// A search among `peers` that begins when it is switched on.
     pub(crate) fn new(peers: Vec<ProtectOptions>) -> Self {
-        Self { peers, on: false, next: Time::default(), pause: AGAIN, trying: false, why: Unopened::default() }
+        Self {
+            peers,
+            on: false,
+            next: Time::default(),
+            trying: false,
+            sessions: Backoff::default(),
+            refusals: Backoff::default(),
+            refusal: Vec::new(),
+            why: Unopened::default(),
+        }
     }
 
     /// Whom to ask.
@@ -54,16 +68,30 @@ impl Search {
         (self.on && !self.peers.is_empty()).then_some(self.next)
     }
 
-    /// Nobody accepted. As long as the same question has the same answer, it is asked less and less often.
-    /// Returns whether the reasons are news.
+    /// Nobody accepted, or the session is over that somebody had accepted. As long as the same question has
+    /// the same answer, it is asked less and less often, whoever cannot be reached in between. Returns
+    /// whether the reasons are news.
     pub(crate) fn failed(&mut self, why: &Unopened, now: Time) -> bool {
-        let news = self.why != *why;
-        self.pause = if why.persists() && !news { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN };
-        self.next = now + self.pause;
-        if news {
-            self.why = why.clone();
-        }
+        let news = kind(&self.why) != kind(why);
+        let pause = if why.blockers.iter().any(|blocker| matches!(blocker, Blocker::SessionFailed { .. })) {
+            self.sessions.failed()
+        } else if why.persists() {
+            self.refused(why)
+        } else {
+            AGAIN
+        };
+        self.next = now + pause;
+        self.why = why.clone();
         news
+    }
+
+    fn refused(&mut self, why: &Unopened) -> Duration {
+        let refusal = kind(why);
+        if self.refusal != refusal {
+            self.refusals.begin_anew();
+            self.refusal = refusal;
+        }
+        self.refusals.failed()
     }
 
     /// Somebody accepted: whether that was of use is known when the first copy is complete.
@@ -82,7 +110,10 @@ impl Search {
     }
 
     fn begin_anew(&mut self) {
-        (self.next, self.pause, self.trying) = (Time::default(), AGAIN, false);
+        (self.next, self.trying) = (Time::default(), false);
+        self.sessions.begin_anew();
+        self.refusals.begin_anew();
+        self.refusal.clear();
         self.why = Unopened::default();
     }
 
@@ -94,10 +125,15 @@ impl Search {
     }
 }
 
+/// Reasons without what may be another number each time: an offset, a port, a term.
+fn kind(why: &Unopened) -> Vec<String> {
+    let word = |word: &str| if word.contains(|c: char| c.is_ascii_digit()) { String::new() } else { word.to_owned() };
+    let reason = |reason: &String| reason.split_inclusive(|c: char| !c.is_alphanumeric()).map(word).collect::<String>();
+    why.sentences().iter().map(reason).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use pollux_api::Blocker;
-
     use super::*;
 
     fn away() -> Unopened {
@@ -163,6 +199,44 @@ mod tests {
         assert_eq!(search.status().unwrap().waiting_for, [reason], "until it is protected");
         search.found();
         assert!(!search.session_ended() && search.status().unwrap().waiting_for.is_empty());
+    }
+
+    #[test]
+    fn other_numbers_and_hosts_that_are_away_for_a_moment_are_no_other_refusal() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let mut search = Search::new(vec![ProtectOptions::by(address, address)]);
+        search.switch(true);
+        let now = Time(1 << 40);
+        let mut told = Vec::new();
+        let mut pause = |why: &Unopened| {
+            told.push(search.failed(why, now));
+            search.due().unwrap().since(now).as_secs()
+        };
+        let mut pauses = Vec::new();
+        for offset in [0x1000, 0x8f000, 81920, 7] {
+            pauses.push(pause(&refused(&format!("write of {offset} bytes at {offset:#x}: no space left"))));
+            pauses.push(pause(&away()));
+        }
+        assert_eq!(pauses, [1, 1, 2, 1, 4, 1, 8, 1]);
+        pause(&refused("image of 4096 bytes"));
+        pause(&refused("image of 8192 bytes"));
+        assert_eq!(told[8..], [true, false], "another number is no news");
+    }
+
+    #[test]
+    fn sessions_that_never_protect_keep_their_distance_whatever_ends_them() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let mut search = Search::new(vec![ProtectOptions::by(address, address)]);
+        search.switch(true);
+        let now = Time(1 << 40);
+        for (pause, reason) in [(1, "disk full"), (2, "reset by peer"), (4, "disk full"), (8, "no memory")] {
+            search.accepted();
+            assert!(search.session_ended());
+            search.failed(&Blocker::SessionFailed { reason: reason.to_owned() }.into(), now);
+            assert_eq!(search.due(), Some(now + Duration::from_secs(pause)));
+            search.failed(&refused("it still has a session"), now);
+            search.failed(&away(), now);
+        }
     }
 
     #[test]

@@ -2,12 +2,11 @@
 //! where that pays.
 
 use std::io::Write;
-use std::ops::Range;
 
 use ft_proto::{Epoch, Term};
 use ft_transport::frames::{Frame, Stamp, TransportError, write_frames};
 use ft_wire::packing::{Packed, Packer};
-use ft_wire::pages::{DELTA_PAGE, PAGE, PAGES_PER_FRAME, Page, ZERO_PAGE};
+use ft_wire::pages::{ListWriter, PAGE, PAGES_PER_FRAME, Page};
 use ft_wire::session::{Digest, EpochEnd, Kind, encode_body};
 use ft_wire::state::EncodedPositions;
 
@@ -29,37 +28,26 @@ pub struct Volume {
 
 /// Makes frames of what is staged. Its buffers are kept and reused.
 pub struct Coder {
-    list: ListWriter,
+    lister: Lister,
     pages: Packer,
     state: Packer,
 }
 
-/// A page list being written.
+/// Puts pages into a list, each in the shortest form that the standby understands.
 #[derive(Debug, Default)]
-struct ListWriter {
+struct Lister {
     history: Option<History>,
-    /// The count and the entries.
-    index: Vec<u8>,
-    deltas: Vec<u8>,
-    /// What follows the entries, in order.
-    pieces: Vec<Piece>,
-    count: u64,
+    list: ListWriter,
+    /// Bytes that the list would have with every page in it, whole unless it is zero.
     raw: u64,
-}
-
-/// Where bytes are.
-#[derive(Debug)]
-enum Piece {
-    Staged(Range<usize>),
-    Delta(Range<usize>),
 }
 
 impl Coder {
     /// A coder that sends what changed in the pages that `history` knows.
     #[must_use]
     pub fn new(history: Option<History>) -> Self {
-        let list = ListWriter { history, ..ListWriter::default() };
-        Self { list, pages: Packer::default(), state: Packer::default() }
+        let lister = Lister { history, ..Lister::default() };
+        Self { lister, pages: Packer::default(), state: Packer::default() }
     }
 
     /// Sends the pages as frames of the first copy, packed if `pack` says so.
@@ -76,10 +64,11 @@ impl Coder {
         let stamp = Stamp { kind: Kind::Copy, term, epoch: Epoch(0) };
         let mut volume = Volume::default();
         for (numbers, contents) in staging.chunks() {
-            self.list.fill(numbers, contents);
-            volume.raw += self.list.raw;
-            if self.list.count > 0 {
-                let parts = self.list.parts(contents);
+            self.lister.fill(numbers, contents);
+            let list = &self.lister.list;
+            volume.raw += self.lister.raw;
+            if list.count() > 0 {
+                let parts = list.parts(contents);
                 let packed = pack.then(|| self.pages.pack(&parts)).flatten();
                 let frame = frame(stamp, &parts, packed.as_ref());
                 volume.sent += frame.len;
@@ -105,29 +94,31 @@ impl Coder {
         let mut chunks = staging.chunks();
         while chunks.len() > 1 {
             let Some((numbers, contents)) = chunks.next() else { break };
-            self.list.fill(numbers, contents);
-            if self.list.count > 0 {
-                let parts = self.list.parts(contents);
+            self.lister.fill(numbers, contents);
+            let list = &self.lister.list;
+            if list.count() > 0 {
+                let parts = list.parts(contents);
                 let packed = pack.then(|| self.pages.pack(&parts)).flatten();
                 let frame = frame(stamp(Kind::Pages), &parts, packed.as_ref());
-                sum.add(&frame, self.list.count);
+                sum.add(&frame, list.count());
                 write_frames(stream, &[frame])?;
             }
-            sum.volume.raw += self.list.raw;
+            sum.volume.raw += self.lister.raw;
         }
         // The rest goes out in one call: a small epoch wakes the standby once.
         let (numbers, contents) = chunks.next().unwrap_or_default();
-        self.list.fill(numbers, contents);
-        let parts = self.list.parts(contents);
+        self.lister.fill(numbers, contents);
+        let list = &self.lister.list;
+        let parts = list.parts(contents);
         let packed = pack.then(|| self.pages.pack(&parts)).flatten();
-        let pages = (self.list.count > 0).then(|| frame(stamp(Kind::Pages), &parts, packed.as_ref()));
-        pages.iter().for_each(|frame| sum.add(frame, self.list.count));
+        let pages = (list.count() > 0).then(|| frame(stamp(Kind::Pages), &parts, packed.as_ref()));
+        pages.iter().for_each(|frame| sum.add(frame, list.count()));
         let positions = EncodedPositions::new(&staging.positions);
         let parts = positions.parts_with(&staging.state);
         let packed = pack.then(|| self.state.pack(&parts)).flatten();
         let state = frame(stamp(Kind::State), &parts, packed.as_ref());
         sum.add(&state, 0);
-        sum.volume.raw += self.list.raw + state.raw;
+        sum.volume.raw += self.lister.raw + state.raw;
         let end = encode_body(&sum.end());
         let parts = [&end[..]];
         let end = Frame::new(stamp(Kind::End), &parts);
@@ -163,63 +154,31 @@ impl Sum {
     }
 }
 
-impl ListWriter {
+impl Lister {
     /// Lists these pages, but for those that the standby has already.
     fn fill(&mut self, numbers: &[u64], contents: &[Page]) {
-        self.index.clear();
-        self.index.extend([0; 8]);
-        self.deltas.clear();
-        self.pieces.clear();
-        (self.count, self.raw) = (0, 8);
+        self.list.clear();
+        self.raw = 8;
         for (at, (number, content)) in numbers.iter().zip(contents).enumerate() {
             self.add(*number, at, content);
         }
-        self.index[..8].copy_from_slice(&self.count.to_le_bytes());
     }
 
     fn add(&mut self, number: u64, at: usize, content: &Page) {
         self.raw += 8;
-        let mut entry = number;
         if is_zero(content) {
-            entry |= ZERO_PAGE;
+            self.list.zero(number);
             if let Some(history) = &mut self.history {
                 history.zero(number);
             }
-        } else {
-            self.raw += PAGE as u64;
-            let start = self.deltas.len();
-            match self.history.as_mut().map(|history| history.form(number, content, &mut self.deltas)) {
-                Some(Form::Same) => return,
-                Some(Form::Delta) => {
-                    entry |= DELTA_PAGE;
-                    self.follow(Piece::Delta(start..self.deltas.len()));
-                }
-                Some(Form::Whole) | None => self.follow(Piece::Staged(at * PAGE..(at + 1) * PAGE)),
-            }
+            return;
         }
-        self.count += 1;
-        self.index.extend(entry.to_le_bytes());
-    }
-
-    /// Appends a piece, or makes the last one longer.
-    fn follow(&mut self, piece: Piece) {
-        match (self.pieces.last_mut(), &piece) {
-            (Some(Piece::Staged(last)), Piece::Staged(next)) | (Some(Piece::Delta(last)), Piece::Delta(next))
-                if last.end == next.start =>
-            {
-                last.end = next.end;
-            }
-            _ => self.pieces.push(piece),
+        self.raw += PAGE as u64;
+        let Some(history) = &mut self.history else { return self.list.whole(number, at) };
+        match self.list.changed(number, |out| history.form(number, content, out)) {
+            Form::Same | Form::Delta => {}
+            Form::Whole => self.list.whole(number, at),
         }
-    }
-
-    /// The body, part by part.
-    fn parts<'a>(&'a self, contents: &'a [Page]) -> Vec<&'a [u8]> {
-        let piece = |piece: &Piece| match piece {
-            Piece::Staged(range) => &contents.as_flattened()[range.clone()],
-            Piece::Delta(range) => &self.deltas[range.clone()],
-        };
-        std::iter::once(&self.index[..]).chain(self.pieces.iter().map(piece)).collect()
     }
 }
 

@@ -72,6 +72,22 @@ enum Response {
 
 type Answer = Result<Response, String>;
 
+/// A claim that is made: what is asked later is judged after it.
+#[derive(Debug)]
+pub struct Asked {
+    claim: Claim,
+    answer: Receiver<WitnessAnswer>,
+}
+
+impl Asked {
+    /// The answer, if it comes in time.
+    #[must_use]
+    pub fn wait(self, patience: Duration) -> WitnessAnswer {
+        let late = |_| WitnessAnswer::Unreachable(self.claim, late(patience));
+        self.answer.recv_timeout(patience).unwrap_or_else(late)
+    }
+}
+
 struct Call {
     request: Request,
     answer: Box<dyn FnOnce(Answer) + Send>,
@@ -121,13 +137,19 @@ impl WitnessClient {
         });
     }
 
-    /// As [`Self::ask`], for a thread that has nothing else to do for so long.
+    /// As [`Self::ask`], for a thread that waits for the answer.
     #[must_use]
-    pub fn ask_and_wait(&self, vm: VmId, claim: Claim, patience: Duration) -> WitnessAnswer {
+    pub fn ask_for(&self, vm: VmId, claim: Claim) -> Asked {
         let (sender, answer) = bounded(1);
         // Nobody listens any more when the answer comes too late.
         self.ask(vm, claim, move |answer| drop(sender.send(answer)));
-        answer.recv_timeout(patience).unwrap_or_else(|_| WitnessAnswer::Unreachable(claim, late(patience)))
+        Asked { claim, answer }
+    }
+
+    /// As [`Self::ask`], for a thread that has nothing else to do for so long.
+    #[must_use]
+    pub fn ask_and_wait(&self, vm: VmId, claim: Claim, patience: Duration) -> WitnessAnswer {
+        self.ask_for(vm, claim).wait(patience)
     }
 
     /// As [`Self::read`], for a thread that has nothing else to do for so long.

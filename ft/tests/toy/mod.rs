@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, Shape};
+use ft::guest::{DeviceCaps, DeviceWait, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, Shape};
 use ft::{EventRecord, Staging};
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -41,6 +42,8 @@ pub struct Toy {
     pub console_released: u64,
     /// Who is told that console output is held.
     pub held: Option<HeldOutput>,
+    /// A vCPU waits for a device: a checkpoint is not taken before it has come back.
+    pub at_device: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -145,7 +148,7 @@ impl Guest for ToyGuest {
         Vec::new()
     }
 
-    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
+    fn check_cpu(&self, _: &Shape) -> Vec<String> {
         Vec::new()
     }
 
@@ -164,6 +167,11 @@ impl Guest for ToyGuest {
         Ok(toy.disk.iter().map(link).collect())
     }
 
+    fn device_wait(&self) -> DeviceWait {
+        let at_device = self.0.lock().unwrap().at_device.clone();
+        DeviceWait::new(move || at_device.load(Ordering::Relaxed))
+    }
+
     fn processors(&self, cpus: &mut Vec<usize>) {
         cpus.clear();
     }
@@ -178,6 +186,10 @@ impl Guest for ToyGuest {
     }
 
     fn checkpoint(&mut self, kind: CutKind, staging: &mut Staging) -> Result<(), GuestError> {
+        let device_wait = self.device_wait();
+        while device_wait.is_on() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.harvest(&mut staging.pages)?;
         staging.copy_pages(&self.clone())?;
         let mut toy = self.0.lock().unwrap();

@@ -5,7 +5,8 @@
 //! the last beat matters.
 //!
 //! The thread stops beating when the engine has not shown itself for [`HUNG`]: a process whose engine hangs
-//! is no use to its peer, however well its threads run.
+//! is no use to its peer, however well its threads run. An engine that waits for a device that still has time
+//! to answer does not hang; it has until [`BUSY`].
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -27,6 +28,9 @@ use crate::tally::Tally;
 /// An engine that was not seen for this long counts as hung. Far above any pause, far below what an operator
 /// would wait.
 const HUNG: Duration = Duration::from_secs(5);
+/// An engine that was not seen for this long counts as hung even while a device still has time to answer.
+/// Longer than any device has.
+const BUSY: Duration = Duration::from_secs(75);
 /// How often to beat when nobody is suspected.
 const LEISURE: Duration = Duration::from_millis(500);
 /// Datagrams read from a link before the clock is looked at again: a flood must not keep ours from leaving.
@@ -117,11 +121,13 @@ pub struct Beats {
 
 impl Beats {
     /// Starts the thread, with no links and no session yet. `now` is the time; arriving beats go to `heard`.
+    /// `busy` tells whether an engine that has not been seen for long waits for something that has a limit.
     ///
     /// # Errors
     /// When the thread or its event descriptor cannot be made.
     pub fn start(
         now: impl Fn() -> Time + Send + 'static,
+        busy: impl Fn() -> bool + Send + 'static,
         heard: impl Fn(LinkId, Time, Beat) + Send + 'static,
     ) -> io::Result<Self> {
         let said = Arc::new(Said::default());
@@ -132,7 +138,7 @@ impl Beats {
         let thread = host_kit::thread::spawn("ft-beat", move || {
             host_kit::sched::set_realtime(true);
             let tally = Tally::new("heartbeats ignored");
-            Worker { now, said: said_too, route: route_too, wake: woken, tally, heard }.run();
+            Worker { now, said: said_too, route: route_too, wake: woken, tally, busy, heard }.run();
         })?;
         Ok(Self { said, route, wake, thread: Some(thread) })
     }
@@ -194,16 +200,17 @@ impl Drop for Beats {
     }
 }
 
-struct Worker<N, H> {
+struct Worker<N, B, H> {
     now: N,
     said: Arc<Said>,
     route: Arc<Mutex<Arc<Route>>>,
     wake: Arc<EventFd>,
     tally: Tally,
+    busy: B,
     heard: H,
 }
 
-impl<N: Fn() -> Time, H: Fn(LinkId, Time, Beat)> Worker<N, H> {
+impl<N: Fn() -> Time, B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<N, B, H> {
     /// Ends when it is told to, and for no other reason.
     fn run(mut self) {
         let mut next = (self.now)();
@@ -234,7 +241,8 @@ impl<N: Fn() -> Time, H: Fn(LinkId, Time, Beat)> Worker<N, H> {
 
     fn send(&self, route: &Route, now: Time) {
         let Some(key) = &route.key else { return };
-        if now.since(Time(self.said.engine_seen.load(Ordering::Relaxed))) > HUNG {
+        let unseen = now.since(Time(self.said.engine_seen.load(Ordering::Relaxed)));
+        if unseen > BUSY || unseen > HUNG && !(self.busy)() {
             return;
         }
         let (term, runs) = unpack(self.said.beat.load(Ordering::Relaxed));

@@ -49,9 +49,15 @@ pub fn connect(peer: SocketAddr, patience: Duration) -> io::Result<Stream> {
 /// # Errors
 /// When there is none within `patience`.
 pub fn greet(stream: &mut Stream, hello: &Hello, term: Term, patience: Duration) -> Result<Answer, GreetError> {
-    let hello = encode_body(hello);
+    let (hello, called) = (encode_body(hello), Instant::now());
     write_frame(stream, Stamp { kind: Kind::Hello, term, epoch: Epoch(0) }, &[&hello])?;
-    let unanswered = |error| GreetError::Unanswered(stream.explain(&error, Some(hello.len())));
+    let unanswered = |error| {
+        // A host that has waited in vain for the rest of a greeting closes the connection, perhaps a moment
+        // before we give up: it has as much patience.
+        let in_vain = called.elapsed() >= patience * 4 / 5;
+        let error = if in_vain && matches!(error, TransportError::Closed) { TransportError::Late } else { error };
+        GreetError::Unanswered(stream.explain(&error, Some(hello.len())))
+    };
     let (header, body) = read_message(stream, patience).map_err(unanswered)?;
     Ok(understand(stream, header, &body)?)
 }
@@ -97,8 +103,11 @@ pub(crate) fn read_message(stream: &Stream, limit: Duration) -> Result<(Header, 
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
+
+    use ft_proto::NodeId;
+    use ft_wire::session::Purpose;
 
     use super::*;
 
@@ -119,6 +128,28 @@ mod tests {
         out.write_all(&header.encode()).unwrap();
         let error = read_message(&stream, LONG).unwrap_err();
         assert!(matches!(error, TransportError::Wire(WireError::Unexpected { got: Kind::Pages, .. })), "{error}");
+    }
+
+    /// Why a greeting is not answered by a host that closes the connection after `wait`.
+    fn closed_after(wait: Duration, patience: Duration) -> String {
+        let (mut other, mut stream) = connected();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // What is left unread would be a reset.
+                other.read(&mut [0; 4096]).unwrap();
+                std::thread::sleep(wait);
+            });
+            let hello = Hello { vm: None, node: NodeId::numbered(1, 1), purpose: Purpose::Ask };
+            greet(&mut stream, &hello, Term(1), patience).unwrap_err().to_string()
+        })
+    }
+
+    #[test]
+    fn a_greeting_that_was_waited_for_in_vain_is_told_like_one_without_an_answer() {
+        let late = closed_after(Duration::from_millis(450), Duration::from_millis(500));
+        assert!(late.contains("no answer in time") && late.contains("MTU"), "{late}");
+        let at_once = closed_after(Duration::ZERO, LONG);
+        assert!(at_once.contains("closed the connection") && !at_once.contains("MTU"), "{at_once}");
     }
 
     #[test]

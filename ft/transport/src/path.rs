@@ -34,7 +34,8 @@ pub(crate) fn explain(error: &TransportError, stream: &TcpStream, sent: Option<u
 fn hint(stream: &TcpStream, sent: Option<usize>) -> Option<String> {
     let segment = getsockopt(stream, sockopt::TcpMaxSeg).ok()?;
     let (here, there) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
-    let (interface, mtu) = interface_of(here.ip())?;
+    let interface = interface_of(here.ip())?;
+    let mtu = mtu_of(&interface, stream)?;
     let what = sent.map_or_else(|| "what was sent".to_owned(), |bytes| format!("the {bytes} bytes that were sent"));
     // What an ICMP echo of the largest size carries.
     let echo = mtu.saturating_sub(if here.is_ipv4() { 28 } else { 48 });
@@ -53,12 +54,17 @@ fn host(address: SocketAddr) -> String {
     }
 }
 
-/// The interface that has an address, and its MTU.
-fn interface_of(ip: IpAddr) -> Option<(String, u64)> {
-    let name = getifaddrs().ok()?.find(|found| found.address.and_then(ip_of) == Some(ip))?.interface_name;
+/// The interface that has an address.
+fn interface_of(ip: IpAddr) -> Option<String> {
+    Some(getifaddrs().ok()?.find(|found| found.address.and_then(ip_of) == Some(ip))?.interface_name)
+}
+
+/// Its MTU; or, where /sys shows another network namespace than this process is in, what TCP takes for it.
+fn mtu_of(interface: &str, stream: &TcpStream) -> Option<u64> {
     // Not a path of somebody's choice: the name is the kernel's.
-    let mtu = std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?.trim().parse().ok()?;
-    Some((name, mtu))
+    let file = std::fs::read_to_string(format!("/sys/class/net/{interface}/mtu"));
+    let shown = file.ok().and_then(|text| text.trim().parse().ok());
+    shown.or_else(|| getsockopt(stream, sockopt::IpMtu).ok()?.try_into().ok())
 }
 
 fn ip_of(address: SockaddrStorage) -> Option<IpAddr> {

@@ -7,6 +7,8 @@
 //! The top bits of an entry say in which form its page comes: [`ZERO_PAGE`], no bytes; [`DELTA_PAGE`], the
 //! [delta](crate::delta) to what the frames before this one made of the page; none of them, its 4096 bytes.
 
+use std::ops::Range;
+
 use crate::delta::Delta;
 pub use crate::page::{PAGE, Page};
 use crate::session::{Kind, WireError};
@@ -80,6 +82,94 @@ impl<'a> PageList<'a> {
     }
 }
 
+/// Writes a page list. Its buffers are kept and reused.
+#[derive(Debug, Default)]
+pub struct ListWriter {
+    /// The count and the entries.
+    index: Vec<u8>,
+    deltas: Vec<u8>,
+    /// What follows the entries, in order.
+    pieces: Vec<Piece>,
+    count: u64,
+}
+
+/// Where bytes are.
+#[derive(Debug)]
+enum Piece {
+    /// In the pages that were staged.
+    Staged(Range<usize>),
+    /// In the deltas.
+    Delta(Range<usize>),
+}
+
+impl ListWriter {
+    /// Begins an empty list.
+    pub fn clear(&mut self) {
+        self.index.clear();
+        self.index.extend([0; 8]);
+        self.deltas.clear();
+        self.pieces.clear();
+        self.count = 0;
+    }
+
+    /// A page that is all zeroes.
+    pub fn zero(&mut self, page: u64) {
+        self.enter(page | ZERO_PAGE);
+    }
+
+    /// A page as it is: the one at `at` of those that [`Self::parts`] will be given.
+    pub fn whole(&mut self, page: u64, at: usize) {
+        self.follow(Piece::Staged(at * PAGE..(at + 1) * PAGE));
+        self.enter(page);
+    }
+
+    /// A page that has changed by a [delta](crate::delta) that `append` appends, if it does; tells what that
+    /// tells.
+    pub fn changed<T>(&mut self, page: u64, append: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let start = self.deltas.len();
+        let told = append(&mut self.deltas);
+        if self.deltas.len() > start {
+            self.follow(Piece::Delta(start..self.deltas.len()));
+            self.enter(page | DELTA_PAGE);
+        }
+        told
+    }
+
+    /// How many pages it names.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The body, part by part; `staged` are the pages that [`Self::whole`] has counted.
+    #[must_use]
+    pub fn parts<'a>(&'a self, staged: &'a [Page]) -> Vec<&'a [u8]> {
+        let piece = |piece: &Piece| match piece {
+            Piece::Staged(range) => &staged.as_flattened()[range.clone()],
+            Piece::Delta(range) => &self.deltas[range.clone()],
+        };
+        std::iter::once(&self.index[..]).chain(self.pieces.iter().map(piece)).collect()
+    }
+
+    fn enter(&mut self, entry: u64) {
+        self.count += 1;
+        self.index.extend(entry.to_le_bytes());
+        self.index[..8].copy_from_slice(&self.count.to_le_bytes());
+    }
+
+    /// Appends a piece, or makes the last one longer.
+    fn follow(&mut self, piece: Piece) {
+        match (self.pieces.last_mut(), &piece) {
+            (Some(Piece::Staged(last)), Piece::Staged(next)) | (Some(Piece::Delta(last)), Piece::Delta(next))
+                if last.end == next.start =>
+            {
+                last.end = next.end;
+            }
+            _ => self.pieces.push(piece),
+        }
+    }
+}
+
 fn number(entry: [u8; 8]) -> u64 {
     u64::from_le_bytes(entry) & !(ZERO_PAGE | DELTA_PAGE)
 }
@@ -124,6 +214,34 @@ mod tests {
             assert!(PageList::parse(Kind::Pages, &body[..len]).is_err(), "accepted {len} bytes");
         }
         assert!(PageList::parse(Kind::Pages, &[&body[..], &[0]].concat()).is_err(), "accepted one byte more");
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let staged = [[1; PAGE], [2; PAGE], [3; PAGE]];
+        let mut writer = ListWriter::default();
+        // Twice: nothing of the first time is left over.
+        for _ in 0..2 {
+            writer.clear();
+            writer.whole(10, 0);
+            writer.whole(11, 1);
+            writer.zero(12);
+            // A delta that changes nothing is a delta, and one that is not appended is no entry.
+            writer.changed(13, |out| out.push(0));
+            writer.changed(14, |_| ());
+            writer.whole(15, 2);
+            let parts = writer.parts(&staged);
+            assert_eq!(parts.len(), 4, "neighbours are one part");
+            let body = parts.concat();
+            let list = PageList::parse(Kind::Pages, &body).unwrap();
+            assert_eq!(writer.count(), list.count() as u64);
+            let pages: Vec<_> = list.pages().collect();
+            let [whole @ .., (13, Content::Changed(_)), (15, Content::Whole(last))] = &pages[..] else {
+                panic!("{pages:?}")
+            };
+            let expected = [(10, Content::Whole(&staged[0])), (11, Content::Whole(&staged[1])), (12, Content::Zero)];
+            assert_eq!((whole, *last), (&expected[..], &staged[2]));
+        }
     }
 
     #[test]

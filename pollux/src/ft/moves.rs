@@ -16,6 +16,8 @@ use crate::error::CommandError;
 const INTERVAL: Duration = Duration::from_millis(100);
 /// How long the other host may take to run the VM and ask for this one as its standby.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
+/// How long the copy may stand still until nobody waits for it any more.
+const STILL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs one of the two; `route` is the API's.
 ///
@@ -101,10 +103,18 @@ fn account(joined: &PrimaryJoined) -> Vec<String> {
 }
 
 fn wait_ready(client: &Client, joined: u64) -> Result<(), CommandError> {
+    let mut pace = Pace::begin(Instant::now());
     loop {
         let status: Status = serde_json::from_value(client.look(Route::FtStatus)?).map_err(ClientError::from)?;
         if status.state == State::StandbyReady {
             return Ok(());
+        }
+        if pace.is_still(&status, Instant::now()) {
+            return Err(CommandError::NotProtected(format!(
+                "the copy has not moved for {} s, the state is {}: see `ft status` on both hosts",
+                STILL_LIMIT.as_secs(),
+                status.state
+            )));
         }
         let reset = |event| match event {
             Known::StandbyReset(reset) => Some(reset),
@@ -118,14 +128,57 @@ fn wait_ready(client: &Client, joined: u64) -> Result<(), CommandError> {
     }
 }
 
+/// Whether a copy gets on. It may take hours, as long as it does.
+struct Pace {
+    seen: Option<(State, u64)>,
+    moved: Instant,
+}
+
+impl Pace {
+    fn begin(now: Instant) -> Self {
+        Self { seen: None, moved: now }
+    }
+
+    /// Whether nothing has changed for too long.
+    fn is_still(&mut self, status: &Status, now: Instant) -> bool {
+        let memory = status.memory_sync.map_or(0, |copy| copy.done);
+        let copied = status.disks.iter().map(|disk| disk.done).fold(memory, u64::wrapping_add);
+        let seen = Some((status.state, copied));
+        if self.seen != seen {
+            (self.seen, self.moved) = (seen, now);
+        }
+        now.duration_since(self.moved) > STILL_LIMIT
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use pollux_api::status::Progress;
     use serde_json::{Value, json};
 
     use super::*;
 
     fn lines(joined: Value) -> Vec<String> {
         account(&serde_json::from_value(joined).unwrap())
+    }
+
+    #[test]
+    fn a_copy_that_moves_may_take_its_time_and_one_that_stands_still_may_not() {
+        let (begin, second) = (Instant::now(), Duration::from_secs(1));
+        let mut pace = Pace::begin(begin);
+        let at = |done| Status {
+            state: State::StandbySyncing,
+            memory_sync: Some(Progress { done, ..Progress::default() }),
+            ..Status::default()
+        };
+        for step in 0..100_u32 {
+            assert!(!pace.is_still(&at(step.into()), begin + second * 59 * step));
+        }
+        let last = begin + second * 59 * 99;
+        assert!(!pace.is_still(&at(99), last + STILL_LIMIT));
+        assert!(pace.is_still(&at(99), last + STILL_LIMIT + second));
+        let ready = Status { state: State::StandbyEmpty, ..Status::default() };
+        assert!(!pace.is_still(&ready, last + STILL_LIMIT * 2), "another state is news");
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod error;
 pub mod host;
 pub mod image;
 pub mod namespace;
+pub mod nfs;
 pub mod process;
 pub mod report;
 pub mod resp;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ struct Linux {
 impl Linux {
     /// Only an initramfs: its init looks for a root disk for some seconds and powers off when there is none.
     fn new(kernel: &str, vcpus: u32, extra: &str) -> Self {
-        let guest = PathBuf::from(std::env::var("POLLUX_GUEST").expect("POLLUX_GUEST is the guest image's folder"));
+        let guest = guest_files();
         let payload = PayloadConfig {
             kernel: Some(guest.join(kernel)),
             initramfs: Some(guest.join("initramfs.gz")),
@@ -40,12 +41,18 @@ impl Linux {
     }
 
     fn with(payload: PayloadConfig, vcpus: u32) -> Self {
+        Self::with_disks(payload, vcpus, &[])
+    }
+
+    fn with_disks(payload: PayloadConfig, vcpus: u32, images: &[PathBuf]) -> Self {
         let dir = TempDir::new().unwrap();
         let serial = dir.path().join("serial");
         let mut config = VmConfig::default();
         (config.cpus.boot_vcpus, config.cpus.max_vcpus) = (vcpus, vcpus);
         config.memory.size = 512 << 20;
         config.payload = Some(payload);
+        let disk = |path: &PathBuf| serde_json::from_value(serde_json::json!({ "path": path }));
+        config.disks = Some(images.iter().map(disk).collect::<Result<_, _>>().unwrap());
         config.serial = SerialConfig { mode: ConsoleOutputMode::File, file: Some(serial.clone()), socket: None };
         let (send, events) = mpsc::channel();
         let vm = Vm::new(config, Earlier::Removed, Arc::new(move |event| send.send(event).unwrap())).unwrap();
@@ -69,6 +76,10 @@ impl Linux {
     }
 }
 
+fn guest_files() -> PathBuf {
+    std::env::var("POLLUX_GUEST").expect("POLLUX_GUEST is the guest image's folder").into()
+}
+
 /// The kernel complains when time or memory are not as it left them.
 fn assert_content(log: &str) {
     for complaint in ["BUG", "Oops", "Call Trace", "unstable", "soft lockup", "rcu_sched", "Corrupted"] {
@@ -78,14 +89,26 @@ fn assert_content(log: &str) {
 
 #[test]
 fn linux_goes_on_in_another_vm() {
-    let mut old = Linux::new("vmlinux", 2, "");
+    goes_on_in_another_vm("");
+}
+
+/// A kernel that does not ask KVM for the TSC's frequency finds it in CPUID on Intel, and measures it by the
+/// PM timer elsewhere; but not on an emulated host, where it must be told.
+#[test]
+fn linux_without_kvmclock_goes_on_in_another_vm() {
+    let khz = Linux::new("vmlinux", 1, "").vm.cpus().features().tsc_khz;
+    goes_on_in_another_vm(&format!("no-kvmclock clocksource=tsc tsc=reliable tsc_early_khz={khz}"));
+}
+
+fn goes_on_in_another_vm(extra: &str) {
+    let mut old = Linux::new("vmlinux", 2, extra);
     old.vm.boot().unwrap();
     old.wait_for("Run /init", 1);
     for _ in 0..100 {
         old.vm.cpus().pause(Capture::Yes).unwrap();
         old.vm.cpus().resume();
     }
-    let mut new = Linux::new("vmlinux", 2, "");
+    let mut new = Linux::new("vmlinux", 2, extra);
     old.vm.cpus().pause(Capture::Yes).unwrap();
     let before = old.vm.parts().time().unwrap();
     let mut state = Vec::new();
@@ -138,4 +161,36 @@ fn uefi_firmware_looks_for_something_to_boot() {
     let mut uefi = Linux::with(PayloadConfig { firmware: Some(firmware.into()), ..Default::default() }, 1);
     uefi.vm.boot().unwrap();
     uefi.wait_for("BdsDxe", 1);
+}
+
+/// Makes a disk that UEFI boots GRUB from, and GRUB the guest's kernel: `sh -c`, GUEST GRUB IMAGE.
+const MAKE_BOOT_DISK: &str = r#"set -e
+truncate -s 96M "$3"
+mformat -i "$3" -F ::
+mmd -i "$3" ::/EFI ::/EFI/BOOT ::/EFI/debian
+mcopy -i "$3" "$2" ::/EFI/BOOT/BOOTX64.EFI
+mcopy -i "$3" "$1/vmlinuz" "$1/initramfs.gz" ::/
+printf 'linux /vmlinuz console=ttyS0 root=/dev/vdb panic=-1\ninitrd /initramfs.gz\nboot\n' | mcopy -i "$3" - ::/EFI/debian/grub.cfg
+cp --sparse=always "$1/root.img" "$4""#;
+
+/// `POLLUX_FIRMWARE` as above, `POLLUX_GRUB` is grubx64.efi.signed of Debian's package
+/// grub-efi-amd64-signed, and mtools is installed.
+#[test]
+fn debian_boots_by_uefi_and_grub() {
+    let (Some(firmware), Some(grub)) = (std::env::var_os("POLLUX_FIRMWARE"), std::env::var_os("POLLUX_GRUB")) else {
+        println!("SKIPPED: POLLUX_FIRMWARE or POLLUX_GRUB names no file");
+        return;
+    };
+    let dir = TempDir::new().unwrap();
+    let images = ["boot.img", "root.img"].map(|name| dir.path().join(name));
+    let mut make = Command::new("sh");
+    make.args(["-c", MAKE_BOOT_DISK, "sh"]).arg(guest_files()).arg(grub).args(&images);
+    assert!(make.status().unwrap().success(), "no boot disk: is mtools installed?");
+    let payload = PayloadConfig { firmware: Some(firmware.into()), ..Default::default() };
+    let mut debian = Linux::with_disks(payload, 1, &images);
+    debian.vm.boot().unwrap();
+    debian.wait_for("guest: ready", 1);
+    debian.vm.power_button().unwrap();
+    assert_eq!(debian.event(), GuestEvent::Shutdown);
+    assert_content(&debian.printed());
 }

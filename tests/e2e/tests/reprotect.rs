@@ -1,14 +1,17 @@
 //! A pair repairs itself and changes roles with a stock guest: the same connection all the time, nothing
 //! acknowledged lost, and nobody who says who is what.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use e2e::artifacts::Artifacts;
 use e2e::host::{Host, Pairing, Shape};
+use e2e::nfs::{FileServer, LEASE};
 use e2e::scenario::{LAB_TEST_DETECT_MS, patience};
 use e2e::topology::Topology;
 use e2e::workload::{self, Workload};
 use e2e::{Error, Result, image, wait};
+use nix::sys::signal::Signal;
 
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 const STATE_LIMIT: Duration = Duration::from_secs(120);
@@ -20,25 +23,42 @@ const ROUNDS: u64 = 100;
 struct Rig {
     hosts: [Option<Host>; 2],
     workload: Workload,
+    /// The witness as each host has it.
+    witness: [PathBuf; 2],
+    // After those who use it.
+    _server: Option<FileServer>,
     topology: Topology,
     artifacts: Artifacts,
 }
 
 impl Rig {
+    /// With the witness in a folder that both hosts see.
     fn start() -> Result<Self> {
-        let artifacts = Artifacts::gather()?;
-        let topology = Topology::new()?;
+        let (artifacts, topology) = (Artifacts::gather()?, Topology::new()?);
+        let witness = artifacts.path("witness");
+        Self::of(artifacts, topology, [witness.clone(), witness], None)
+    }
+
+    /// With the witness on a file server; `None`: there is none.
+    fn with_file_server() -> Result<Option<Self>> {
+        let (artifacts, topology) = (Artifacts::gather()?, Topology::new()?);
+        let Some(server) = FileServer::start(&artifacts, &topology)? else { return Ok(None) };
+        let witness = [0, 1].map(|host| server.mount(host).join("vm1"));
+        Self::of(artifacts, topology, witness, Some(server)).map(Some)
+    }
+
+    fn of(artifacts: Artifacts, topology: Topology, witness: [PathBuf; 2], server: Option<FileServer>) -> Result<Self> {
         let size = artifacts.disk_size()?;
         std::fs::rename(artifacts.path("root.img"), artifacts.path("a.img"))
             .map_err(Error::io("cannot name an image"))?;
         image::blank(&artifacts.path("b.img"), size)?;
-        let first = node(&artifacts, &topology, 0)?;
+        let first = node(&artifacts, &topology, &witness, 0)?;
         let connection = workload::connect(&topology.client, BOOT_LIMIT)?;
-        let second = node(&artifacts, &topology, 1)?;
+        let second = node(&artifacts, &topology, &witness, 1)?;
         reach(&first, "protected")?;
         let workload = Workload::start(connection, Duration::from_millis(2))?;
         workload.progress(ROUNDS, WRITES_LIMIT)?;
-        Ok(Self { hosts: [Some(first), Some(second)], workload, topology, artifacts })
+        Ok(Self { hosts: [Some(first), Some(second)], workload, witness, _server: server, topology, artifacts })
     }
 
     fn host(&self, index: usize) -> &Host {
@@ -55,8 +75,18 @@ impl Rig {
 
     /// As a service manager does it.
     fn restart(&mut self, index: u8) -> Result<()> {
-        self.hosts[usize::from(index)] = Some(node(&self.artifacts, &self.topology, index)?);
+        self.hosts[usize::from(index)] = Some(node(&self.artifacts, &self.topology, &self.witness, index)?);
         Ok(())
+    }
+
+    /// This host stands still, and so does its client of the file server, for longer than that waits for it.
+    fn freeze_beyond_its_lease(&self, index: usize) -> Result<()> {
+        self.topology.hosts[index].ip("link set up0 down\n")?;
+        self.host(index).vmm.signal_all(Signal::SIGSTOP)?;
+        self.progress()?;
+        wait::pass(2 * LEASE)?;
+        self.topology.hosts[index].ip("link set up0 up\n")?;
+        self.host(index).vmm.signal_all(Signal::SIGCONT)
     }
 
     fn progress(&self) -> Result<()> {
@@ -87,8 +117,8 @@ impl Rig {
     }
 }
 
-fn node(artifacts: &Artifacts, topology: &Topology, index: u8) -> Result<Host> {
-    let witness = artifacts.path("witness").display().to_string();
+fn node(artifacts: &Artifacts, topology: &Topology, witness: &[PathBuf; 2], index: u8) -> Result<Host> {
+    let witness = witness[usize::from(index)].display().to_string();
     let pairing = Pairing { witness: &witness, detect_ms: patience(LAB_TEST_DETECT_MS) };
     Host::member(artifacts, topology, &Shape::default(), index, &pairing)
 }
@@ -104,7 +134,11 @@ fn reach(host: &Host, state: &str) -> Result<()> {
 }
 
 fn succeeds(act: impl FnOnce(&mut Rig) -> Result<usize>) {
-    let mut rig = Rig::start().unwrap_or_else(|error| panic!("{}", error.chain()));
+    let rig = Rig::start().unwrap_or_else(|error| panic!("{}", error.chain()));
+    succeeds_with(rig, act);
+}
+
+fn succeeds_with(mut rig: Rig, act: impl FnOnce(&mut Rig) -> Result<usize>) {
     let ended = act(&mut rig);
     let words = rig.words();
     ended.and_then(|runner| rig.reckon(runner)).unwrap_or_else(|error| panic!("{}\n{words}", error.chain()));
@@ -137,6 +171,25 @@ fn switchover() {
             reach(rig.host(other), "protected")?;
             rig.progress()?;
         }
+        Ok(0)
+    });
+}
+
+#[test]
+fn witness_on_a_file_server() {
+    let rig = Rig::with_file_server().unwrap_or_else(|error| panic!("{}", error.chain()));
+    let Some(rig) = rig else { return println!("SKIPPED: nfs-kernel-server is not installed") };
+    succeeds_with(rig, |rig| {
+        rig.kill(0)?;
+        rig.progress()?;
+        reach(rig.host(1), "solo")?;
+        rig.restart(0)?;
+        reach(rig.host(1), "protected")?;
+        rig.progress()?;
+        // The other host takes over; this one, with locks that are nobody's any more, must not go on.
+        rig.freeze_beyond_its_lease(1)?;
+        reach(rig.host(0), "protected")?;
+        rig.progress()?;
         Ok(0)
     });
 }

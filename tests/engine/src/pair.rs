@@ -51,6 +51,23 @@ impl Pair {
         Self { machine, lan, hosts, images, witness }
     }
 
+    /// From now on a switch carries the replication link, and loses packets for host 1 that are larger than
+    /// `mtu`: without a word, as switches do. It is there until it is dropped.
+    #[must_use]
+    pub fn lose_large_packets(&self, mtu: u16) -> Netns {
+        let switch = Netns::new();
+        self.hosts[0].ip("link del repl\n");
+        switch.ip("link add br0 type bridge\nlink set br0 up\n");
+        for ((host, port), end) in self.hosts.iter().zip(["host0", "host1"]).zip(1..) {
+            switch.veth(port, host, "repl");
+            switch.ip(&format!("link set {port} master br0\n"));
+            // What is cut into packets only at the other end of a cable passes every switch.
+            host.ip(&format!("link set repl gso_max_segs 1\naddr add 10.77.0.{end}/24 dev repl\n"));
+        }
+        switch.ip(&format!("link set host1 mtu {mtu}\n"));
+        switch
+    }
+
     /// Boot a VM on host `i`.
     #[must_use]
     pub fn boot(&self, i: usize, options: &VmOptions) -> Vm {

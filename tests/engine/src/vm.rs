@@ -29,6 +29,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What VM to start. Both sides of a pair are started from the same options.
 #[derive(Clone, Debug)]
 pub struct VmOptions {
+    kernel: PathBuf,
     memory_mib: u64,
     vcpus: u32,
     disk: Option<PathBuf>,
@@ -38,6 +39,7 @@ pub struct VmOptions {
     net: String,
     command_line: String,
     flags: Vec<String>,
+    host_boot: Option<u8>,
 }
 
 impl Default for VmOptions {
@@ -51,6 +53,7 @@ impl VmOptions {
     #[must_use]
     pub fn new() -> Self {
         Self {
+            kernel: GUEST.into(),
             memory_mib: 128,
             vcpus: 1,
             disk: None,
@@ -60,7 +63,15 @@ impl VmOptions {
             net: String::new(),
             command_line: String::new(),
             flags: Vec::new(),
+            host_boot: None,
         }
+    }
+
+    /// Another file that the guest is in.
+    #[must_use]
+    pub fn kernel(mut self, path: &Path) -> Self {
+        self.kernel = path.to_path_buf();
+        self
     }
 
     /// Memory in MiB.
@@ -133,11 +144,19 @@ impl VmOptions {
         self
     }
 
+    /// The host has been booted so often since the test began: to these processes it has another boot id, and
+    /// what was under /run is gone.
+    #[must_use]
+    pub fn host_boot(mut self, boot: u8) -> Self {
+        self.host_boot = Some(boot);
+        self
+    }
+
     /// Start the VMM in `netns` and boot the guest.
     #[must_use]
     pub fn boot(&self, machine: &Machine, netns: &Netns) -> Vm {
         let line = format!("ip={GUEST_IP}{}", self.command_line);
-        self.spawn(machine, netns, &["--kernel", GUEST, "--cmdline", &line])
+        self.spawn(machine, netns, &["--kernel", &self.kernel.to_string_lossy(), "--cmdline", &line])
     }
 
     /// Start the VMM in `netns` as a standby: `ft` is the value of `--ft`.
@@ -161,7 +180,7 @@ impl VmOptions {
         let log = std::fs::File::create(socket.with_extension("log")).expect("log file");
         // Before other work on this machine: a host that gets no processor looks dead to its peer, and is
         // meant to.
-        let mut command = Command::new("nice");
+        let mut command = self.host_boot.map_or_else(|| Command::new("nice"), |boot| after_reboot(machine.dir(), boot));
         command.args(["-n", "-10"]).arg(binaries::path("pollux-vmm")).arg("--api-socket").arg(&socket);
         command.args([
             "--cpus",
@@ -186,6 +205,17 @@ impl VmOptions {
         die_with_us(&mut command);
         Vm::start(command, &socket, self.serial_unread)
     }
+}
+
+/// The beginning of a command that runs on what looks like another boot of this host; `dir` keeps its id.
+fn after_reboot(dir: &Path, boot: u8) -> Command {
+    const PREPARE: &str =
+        r#"mount --bind "$1" /proc/sys/kernel/random/boot_id && mount -t tmpfs run /run && shift && exec "$@""#;
+    let id = dir.join(format!("boot{boot}"));
+    std::fs::write(&id, format!("00000000-0000-4000-8000-0000000000{boot:02x}\n")).expect("file of a boot id");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(id).arg("nice");
+    command
 }
 
 /// Whatever ends this process: a guest that polls must not be left behind. Counts from the thread that starts

@@ -149,6 +149,27 @@ fn a_host_that_ran_the_vm_alone_boots_it_again() {
 }
 
 #[test]
+fn a_host_that_ran_the_vm_alone_and_was_rebooted_boots_it_again() {
+    let pair = Pair::new();
+    let [mut first, mut second] = protected(&pair);
+    let mut client = pair.client();
+    first.kill_host();
+    work(&mut client, 20);
+    pair.wait_solo(&second);
+    second.kill_host();
+    pair.images[1].check(&client.last());
+    let first = pair.node(0, &busy().host_boot(2));
+    stays_a_standby(&pair, &first);
+    let second = pair.node(1, &busy().host_boot(3));
+    pair.wait_status(&second, "protected");
+    pair.wait_status(&first, "standby-ready");
+    assert!(told(&second, "took-over").is_empty());
+    // Neither has the page of counters that a killed process leaves until its host reboots: the times on
+    // record are the proof.
+    assert_eq!(told(&first, "resync-started").last().unwrap()["kind"], "incremental");
+}
+
+#[test]
 fn a_standby_goes_on_alone_where_an_operator_has_said_after_how_long() {
     let pair = Pair::new();
     let mut vms = protected(&pair);

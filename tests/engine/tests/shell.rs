@@ -266,6 +266,31 @@ fn a_reboot_that_waits_for_a_disk_is_no_failover() {
 }
 
 #[test]
+fn a_vcpu_that_waits_for_a_disk_is_no_failover() {
+    let pair = Pair::new();
+    let more = json!({"max_epoch_us": 2_000_000});
+    let [mut vm, standby] = protected(&pair, &VmOptions::new().guest("disk_rate=0"), &more);
+    let mut client = pair.client();
+    client.work(10, 2);
+    // As in the test before: the guest's reset of its disk comes before the next cut.
+    wait_epochs(&vm, 1);
+    let disk = vm.device("vhost-user-blk-repl");
+    kill(disk, Signal::SIGSTOP).expect("stop a disk");
+    client.send_only(op::RESET_DISK);
+    // Longer than an engine may be silent, and well within the time that a disk has to let go of its queues.
+    assert_eq!(client.receive(Duration::from_secs(12)), None, "the disk was not waited for");
+    kill(disk, Signal::SIGCONT).expect("continue a disk");
+    assert!(client.receive(Duration::from_secs(60)).is_some(), "the guest does not go on");
+    client.work(10, 2);
+    assert_eq!(vm.api().get("ft.status").ok()["state"], "protected", "{}", vm.log());
+    assert_eq!(standby.api().get("ft.status").ok()["state"], "standby-ready", "{}", standby.log());
+    vm.kill_host();
+    client.work(10, 2);
+    pair.wait_solo(&standby);
+    pair.images[1].check(&client.last());
+}
+
+#[test]
 fn what_a_guest_prints_leaves_without_a_frame_or_the_end_of_an_epoch() {
     let pair = Pair::new();
     // No epoch ends by itself while this test runs, and a guest that boots sends nothing.

@@ -1,11 +1,12 @@
 //! A protected guest outlives its host: what was answered is never lost, what is not committed is never seen.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use engine_tests::pattern::{PAGE, WORDS, fill_page};
 use engine_tests::wire::op;
-use engine_tests::{GUEST_IP, Pair, Proxy, Stream, Vm, VmOptions};
+use engine_tests::{GUEST, GUEST_IP, Pair, Proxy, Stream, Vm, VmOptions};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
@@ -39,6 +40,25 @@ fn the_standby_takes_over_when_the_host_dies() {
     println!("longest wait for a reply: {:?}", client.longest);
     assert!(client.last().background > before.background && client.last().disk_checked > before.disk_checked);
     assert_eq!(pair.wait_status(&standby, "solo")["role"], "solo");
+    assert_eq!(standby.power_off(&mut client).code(), Some(0));
+    pair.images[1].check(&client.last());
+}
+
+#[test]
+fn a_guest_that_its_host_cannot_boot_again_goes_on_at_the_standby() {
+    let pair = Pair::new();
+    let kernel = pair.machine.dir().join("kernel");
+    std::fs::copy(GUEST, &kernel).expect("copy the guest");
+    let [vm, mut standby] = protected(&pair, &busy().kernel(&kernel));
+    let mut client = pair.client();
+    client.work(10, 2);
+    // As on a file server that has lost its files.
+    File::options().write(true).open(&kernel).and_then(|file| file.set_len(64)).expect("truncate the guest");
+    let answer = vm.api().put("vm.reboot", None);
+    assert_eq!(answer.status, 500, "{}", answer.body);
+    client.work(10, 2);
+    assert_eq!(pair.wait_status(&standby, "solo")["role"], "solo");
+    assert_eq!(pair.wait_status(&vm, "fenced")["role"], "none");
     assert_eq!(standby.power_off(&mut client).code(), Some(0));
     pair.images[1].check(&client.last());
 }

@@ -36,8 +36,6 @@ pub fn run(input: &[u8]) {
         other.device().load(&mut StateReader::new(&state).unwrap()).unwrap();
         let mut again = Vec::new();
         other.device().save(&mut StateWriter::new(&mut again)).unwrap();
-        // Where the registers answer is decided when the loaded device is placed.
-        assert_eq!(again.len(), state.len());
         machine.device().reset().unwrap();
     });
 }

@@ -3,6 +3,8 @@
 //! `cargo test -p fuzz` needs no fuzzing engine; `scripts/fuzz` makes new inputs up. An input that fails
 //! stays in the corpus.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -33,8 +33,9 @@ enum Job {
 
 /// The disk and its writer.
 pub struct Disk {
+    device: Device,
     queue: Queue,
-    flush: bool,
+    features: u64,
     /// `DEPTH` pages of data, then the headers and status bytes.
     data: &'static mut [u64],
     headers: &'static mut [u64],
@@ -63,8 +64,9 @@ impl Disk {
         assert!(usize::from(queue.size) >= DEPTH * CHAIN, "disk: queue of {}", queue.size);
         device.start();
         Some(Self {
+            device,
             queue,
-            flush: features & FEATURE_FLUSH != 0,
+            features,
             data: memory.words(DEPTH * WORDS),
             headers: memory.words(DEPTH * 4),
             jobs: [Job::Free; DEPTH],
@@ -192,11 +194,17 @@ impl Disk {
             }
         }
         self.wait_idle(tick);
-        if self.flush {
+        if self.features & FEATURE_FLUSH != 0 {
             self.submit(Job::Flush);
             self.wait_idle(tick);
         }
         !self.failed
+    }
+
+    /// Reset the disk, as a driver does that is loaded anew, and go on with it.
+    pub fn reset(&mut self, tick: &mut dyn FnMut()) {
+        self.wait_idle(tick);
+        self.device.restart(self.features, &mut self.queue);
     }
 
     fn wait_idle(&mut self, tick: &mut dyn FnMut()) {

@@ -113,6 +113,11 @@ impl Service {
 
     fn other(&mut self, request: &Request) -> Reply {
         self.echoes += 1;
+        if let (op::RESET_DISK, Some(disk)) = (request.op, &mut self.disk) {
+            disk.reset(&mut || {
+                CLOCK.tick();
+            });
+        }
         let reply = self.report(request, 0, 0);
         match request.op {
             op::CLEAR_STALLS => CLOCK.clear(),

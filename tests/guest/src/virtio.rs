@@ -124,7 +124,13 @@ impl Device {
             next_avail: 0,
             next_used: 0,
         };
-        self.set(common::QUEUE_SIZE, size);
+        self.enable(&queue);
+        queue
+    }
+
+    fn enable(&self, queue: &Queue) {
+        self.set(common::QUEUE_SELECT, queue.index);
+        self.set(common::QUEUE_SIZE, queue.size);
         for (offset, address) in [
             (common::QUEUE_DESC, queue.descriptors),
             (common::QUEUE_DRIVER, queue.avail),
@@ -136,7 +142,20 @@ impl Device {
         self.set(common::QUEUE_ENABLE, 1u16);
         // SAFETY: the avail ring's flags; we poll.
         unsafe { machine::write(queue.avail, 1u16) };
-        queue
+    }
+
+    /// Reset a device with one queue, in which there are no requests, and start it again with the same
+    /// features.
+    pub fn restart(&self, features: u64, queue: &mut Queue) {
+        self.negotiate(features, features == 0);
+        (queue.next_avail, queue.next_used) = (0, 0);
+        // SAFETY: our rings, which the device has let go of.
+        unsafe {
+            machine::write(queue.avail + 2, 0u16);
+            machine::write(queue.used + 2, 0u16);
+        }
+        self.enable(queue);
+        self.start();
     }
 
     /// Whether the device says that it cannot go on without a reset.

@@ -32,6 +32,8 @@ pub mod op {
     pub const PANIC: u64 = 7;
     /// Load from an unmapped address: an exception report on the serial line.
     pub const FAULT: u64 = 8;
+    /// Reset the disk and set it up again, then as `ECHO`.
+    pub const RESET_DISK: u64 = 9;
 }
 
 /// Bits of [`Reply::flags`].

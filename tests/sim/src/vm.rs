@@ -36,7 +36,7 @@ impl Vm for SimGuest {
         Vec::new()
     }
 
-    fn check_cpu(&self, _: &[u8]) -> Vec<String> {
+    fn check_cpu(&self, _: &Shape) -> Vec<String> {
         Vec::new()
     }
 

@@ -4,6 +4,8 @@
 //! monitor, the copy that the API reads. Never: work of its own; it waits in one place, for all three sources
 //! at once.
 
+mod host_failure;
+mod rebuilds;
 mod standby;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,10 +18,11 @@ use crate::api::{ApiCall, ApiError, ApiReply, ApiRequest, Shared, Snapshot, VmIn
 use crate::config::VmConfig;
 use crate::contract::{BoxError, Machine, Part, VmEvent, VmFactory};
 use crate::control::event_monitor::EventMonitor;
-use crate::ft_api::{Call, Control};
+use crate::ft_api::Control;
 use crate::vm::NotHere;
 use crate::vm::VmError;
 use host_kit::warn_limited;
+use rebuilds::Rebuilds;
 
 /// How the VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub struct Vmm {
     live: Option<Live>,
     /// When to try again to become a standby.
     standby_retry_at: Option<Instant>,
+    /// How soon, and how it went before.
+    rebuilds: Rebuilds,
     /// The guest has asked for a reset while the VM was about to leave.
     reset_due: bool,
 }
@@ -91,7 +96,14 @@ impl Vmm {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         parts.monitor.event("vmm", "starting");
-        Self { parts, config: None, live: None, standby_retry_at: None, reset_due: false }
+        Self {
+            parts,
+            config: None,
+            live: None,
+            standby_retry_at: None,
+            rebuilds: Rebuilds::default(),
+            reset_due: false,
+        }
     }
 
     /// What the command line asks for before the loop starts: create, then boot or wait as a standby.
@@ -123,12 +135,13 @@ impl Vmm {
                 recv(calls) -> call => call.ok().and_then(|call| self.on_call(call)),
                 recv(signals) -> signal => signal.ok().map(|signal| {
                     tracing::info!("ending on signal {signal}");
-                    self.hand_over();
+                    // Whoever ends this process does not want to end a protected VM.
+                    self.hand_over("pollux-vmm was told to end");
                     Ending::Clean
                 }),
                 recv(events) -> event => match event {
                     Ok(event) => self.on_event(event),
-                    Err(_) => self.on_event(VmEvent::Crashed { reason: "its threads are gone".to_owned() }),
+                    Err(_) => self.on_event(VmEvent::HostFailed { reason: "its threads are gone".to_owned() }),
                 },
             };
             if let Some(ending) = ended {
@@ -145,15 +158,6 @@ impl Vmm {
             tracing::error!("the VM did not shut down cleanly: {}", chain(&error));
         }
         self.parts.monitor.event("vmm", "shutdown");
-    }
-
-    /// Whoever ends this process does not want to end a protected VM: its standby goes on with it.
-    fn hand_over(&self) {
-        if let Some(ft) = self.live.as_ref().and_then(Live::unfenced_ft)
-            && let Err(refused) = ft.call(Call::HandOver("pollux-vmm was told to end".to_owned()))
-        {
-            tracing::debug!("the VM ends with this process: {refused}");
-        }
     }
 
     fn on_call(&mut self, call: ApiCall) -> Option<Ending> {
@@ -174,7 +178,7 @@ impl Vmm {
             ApiRequest::Create(config) => self.create(config),
             ApiRequest::Boot => self.boot(),
             ApiRequest::Shutdown => self.shutdown(),
-            ApiRequest::Reboot => self.reboot(),
+            ApiRequest::Reboot => self.reboot_by_request(),
             ApiRequest::Delete => self.delete(),
             ApiRequest::Pause => self.pause(),
             ApiRequest::Resume => self.resume(),
@@ -344,6 +348,7 @@ impl Vmm {
                 tracing::error!("the VM cannot go on: {reason}");
                 return self.on_vm_end(Ending::Failed);
             }
+            VmEvent::HostFailed { reason } => return self.on_host_failure(&reason),
             VmEvent::Stays if std::mem::take(&mut self.reset_due) => return self.on_guest_reset(),
             VmEvent::Stays => {}
             VmEvent::Ft { event, properties } => {
@@ -357,8 +362,7 @@ impl Vmm {
                 self.fenced();
             }
             VmEvent::Unusable { reason } => {
-                tracing::warn!("this standby is rebuilt: {reason}");
-                self.rebuild_standby();
+                self.standby_unusable(&reason);
             }
             VmEvent::MayRun => self.boot_instead(),
             VmEvent::TakenOver { paused } => self.on_taken_over(paused),
@@ -405,10 +409,7 @@ impl Vmm {
                 self.publish();
                 None
             }
-            Err(error) => {
-                tracing::error!("the VM cannot be reset: {}", chain(&error));
-                self.on_vm_end(Ending::Failed)
-            }
+            Err(error) => self.on_host_failure(&format!("the VM cannot be reset: {}", chain(&error))),
         }
     }
 

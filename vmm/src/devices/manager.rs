@@ -42,6 +42,7 @@ pub struct DeviceManager {
     devices: Vec<Device>,
     log: Arc<DirtyLog>,
     log_on: bool,
+    watchdog: Arc<Watchdog>,
     exits: Arc<ChildExits>,
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
@@ -86,7 +87,7 @@ impl DeviceManager {
         rack.keep(device);
         let (pio, mmio) = (parts.pio, parts.mmio);
         let Filled { pci, devices, broken_queues } = rack.finish()?;
-        Ok(Self { pci, devices, log, log_on: false, exits, pio, mmio, _broken_queues: broken_queues })
+        Ok(Self { pci, devices, log, log_on: false, watchdog, exits, pio, mmio, _broken_queues: broken_queues })
     }
 
     /// Ids of all devices in slot order.
@@ -250,10 +251,16 @@ impl DeviceManager {
         result
     }
 
-    /// Hands every word of the backends' dirty log with bits to `set` as (first guest frame number, bits),
-    /// and cleans it. Allocates nothing.
-    pub fn harvest_dirty(&self, set: &mut dyn FnMut(u64, u64)) {
-        self.log.harvest(set);
+    /// Where the backends log their writes to guest memory.
+    #[must_use]
+    pub fn dirty_log(&self) -> &Arc<DirtyLog> {
+        &self.log
+    }
+
+    /// Knows whether a backend is waited for.
+    #[must_use]
+    pub fn watchdog(&self) -> &Arc<Watchdog> {
+        &self.watchdog
     }
 
     fn lock_pci(&self) -> MutexGuard<'_, PciBus> {

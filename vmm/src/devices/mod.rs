@@ -14,3 +14,4 @@ pub use self::error::DeviceError;
 pub use self::link::{FtLink, LinkKind};
 pub use self::manager::DeviceManager;
 pub use self::rack::DeviceParts;
+pub use crate::vhost_user::DirtyLog;

@@ -160,6 +160,10 @@ impl VmFactory for KvmFactory {
         self.options.as_ref().is_some_and(|options| options.standby.is_some())
     }
 
+    fn standby_failed(&self, reason: &str) {
+        self.setup.board.standby_failed(reason);
+    }
+
     fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
         let node_term = self.granted();
         let built = self.build(config, part, node_term, events);
@@ -240,6 +244,7 @@ impl From<GuestEvent> for VmEvent {
             GuestEvent::Shutdown => Self::Shutdown,
             GuestEvent::Reset => Self::Reset,
             GuestEvent::Crash(reason) => Self::Crashed { reason },
+            GuestEvent::HostFailed(reason) => Self::HostFailed { reason },
         }
     }
 }
@@ -273,7 +278,10 @@ impl Machine for KvmMachine {
     }
 
     fn stop(&mut self) -> Result<(), BoxError> {
-        Ok(self.vm()?.stop()?)
+        match &mut self.live {
+            Some(live) => Ok(live.vm.stop()?),
+            None => Ok(()),
+        }
     }
 
     fn shutdown(&mut self) -> Result<(), BoxError> {

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use ft::guest::{DeviceCaps, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape};
+use ft::guest::{
+    DeviceCaps, DeviceWait, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape,
+};
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::{Alone, Committed, CutKind, Epoch};
 use ft_wire::device_ctl::DeviceInfo;
@@ -18,9 +20,9 @@ use pollux_api::Blocker;
 use serde_json::Value;
 
 use crate::contract::VmEvent;
-use crate::devices::FtLink;
+use crate::devices::{DirtyLog, FtLink};
 use crate::legacy::console::ConsoleOut;
-use crate::machine::cpu::{Capture, PausedWork, Task, WorkerPool, cpuid};
+use crate::machine::cpu::{PausedWork, Task, WorkerPool, cpuid};
 use crate::machine::memory::dirty::{DirtySet, DirtyTracker, Watch};
 use crate::machine::memory::guest::GuestMemory;
 use crate::machine::memory::view::MemoryView;
@@ -40,6 +42,7 @@ pub struct GuestAdapter {
     memory: Arc<AdapterMemory>,
     snapshot: Arc<Mutex<Snapshot>>,
     console: Option<Arc<ConsoleOut>>,
+    device_wait: DeviceWait,
     events: Sender<VmEvent>,
 }
 
@@ -49,9 +52,11 @@ impl GuestAdapter {
     pub fn new(vm: &Vm, events: Sender<VmEvent>) -> Self {
         let memory = AdapterMemory { view: vm.memory_view(), memory: vm.memory().clone() };
         let memory = Arc::new(memory);
+        let watchdog = lock(vm.devices()).watchdog().clone();
         let snapshot = Snapshot {
             parts: vm.parts().clone(),
             dirty: vm.dirty().clone(),
+            device_log: lock(vm.devices()).dirty_log().clone(),
             set: DirtySet::new(vm.memory()),
             memory: memory.clone(),
             console: vm.console(),
@@ -69,6 +74,7 @@ impl GuestAdapter {
             memory,
             snapshot: Arc::new(Mutex::new(snapshot)),
             console: vm.console(),
+            device_wait: DeviceWait::new(move || watchdog.is_waited_for()),
             events,
         }
     }
@@ -84,7 +90,8 @@ impl Guest for GuestAdapter {
         let mut shape = Shape {
             memory: self.memory.memory.size(),
             vcpus: self.parts.cpus.count(),
-            cpuid: cpuid::to_bytes(self.parts.cpus.cpuid()),
+            cpuid: cpuid::to_bytes(&self.parts.cpus.guest_cpuid()),
+            tsc_khz: self.parts.cpus.tsc_khz(),
             serial: self.parts.has_serial(),
             ..Shape::default()
         };
@@ -110,11 +117,16 @@ impl Guest for GuestAdapter {
         devices.foreign().map(|id| Blocker::ForeignDevice { device: id.to_string() }).collect()
     }
 
-    fn check_cpu(&self, cpuid: &[u8]) -> Vec<String> {
-        match cpuid::from_bytes(cpuid) {
-            Some(theirs) => cpuid::missing(&theirs, self.parts.cpus.cpuid()),
+    fn check_cpu(&self, shape: &Shape) -> Vec<String> {
+        let cpus = &self.parts.cpus;
+        let mut reasons = match cpuid::from_bytes(&shape.cpuid) {
+            Some(theirs) => cpuid::missing(&theirs, cpus.cpuid()),
             None => vec!["the primary's CPU features do not decode".to_owned()],
+        };
+        if let Err(error) = cpus.features().can_run_tsc_at(shape.tsc_khz) {
+            reasons.push(format!("{error}: use a host whose TSC runs as fast, or whose KVM can scale it"));
         }
+        reasons
     }
 
     fn adopt(&mut self, shape: &Shape) -> Result<(), GuestError> {
@@ -136,6 +148,10 @@ impl Guest for GuestAdapter {
 
     fn processors(&self, cpus: &mut Vec<usize>) {
         self.parts.cpus.processors(cpus);
+    }
+
+    fn device_wait(&self) -> DeviceWait {
+        self.device_wait.clone()
     }
 
     fn stop(&mut self) -> bool {
@@ -253,9 +269,7 @@ impl Guest for GuestAdapter {
 
     fn fence(&mut self, reason: &str) {
         // One pause more than is ever ended.
-        if let Err(error) = self.parts.cpus.pause(Capture::No) {
-            tracing::warn!("while fencing: {}", host_kit::error::chain(&error));
-        }
+        self.parts.cpus.park();
         self.parts.gate.gone();
         self.parts.confirmed.end();
         self.stopped = None;
@@ -312,6 +326,8 @@ fn caps(info: &DeviceInfo) -> DeviceCaps {
 struct Snapshot {
     parts: Arc<SavedParts>,
     dirty: Arc<Mutex<DirtyTracker>>,
+    /// The devices' writes. Without the lock of the devices, which the API may hold while it waits for one.
+    device_log: Arc<DirtyLog>,
     set: DirtySet,
     memory: Arc<AdapterMemory>,
     console: Option<Arc<ConsoleOut>>,
@@ -323,8 +339,7 @@ struct Snapshot {
 
 impl Snapshot {
     fn harvest(&mut self, watch: Watch, pages: &mut Vec<u64>) -> Result<(), GuestError> {
-        let devices = lock(&self.parts.devices);
-        let mut logs = |take: &mut dyn FnMut(u64, u64)| devices.harvest_dirty(take);
+        let mut logs = |take: &mut dyn FnMut(u64, u64)| self.device_log.harvest(take);
         let harvested = lock(&self.dirty).harvest(&mut self.set, watch, &mut logs);
         harvested.map_err(|error| GuestError::new("cannot read the dirty log", error))?;
         pages.extend_from_slice(self.set.gfns());

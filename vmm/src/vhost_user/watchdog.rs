@@ -53,6 +53,14 @@ impl Watchdog {
         Ok(Self { shared, thread: Some(thread) })
     }
 
+    /// Whether a backend keeps somebody waiting now, and still has time to answer. Each wait has an end, so
+    /// this does not stay true by itself.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        let now = Instant::now();
+        self.shared.lock().armed.iter().any(|armed| armed.deadline > now)
+    }
+
     /// Runs `work`; if it takes longer than `limit`, `socket` is shut down meanwhile. True: that has
     /// happened.
     pub(super) fn limit<T>(&self, socket: &Arc<UnixStream>, limit: Duration, work: impl FnOnce() -> T) -> (T, bool) {
@@ -124,6 +132,23 @@ mod tests {
         let (result, expired) = dog.limit(&near, Duration::from_millis(20), || (&*near).read(&mut [0; 1]));
         assert!(expired);
         assert_eq!(result.unwrap(), 0, "the connection was shut down");
+    }
+
+    #[test]
+    fn a_backend_is_waited_for_until_it_answers() {
+        let dog = Watchdog::new().unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let near = Arc::new(near);
+        assert!(!dog.is_waited_for());
+        std::thread::scope(|scope| {
+            let wait = scope.spawn(|| dog.limit(&near, Duration::from_secs(600), || (&*near).read(&mut [0; 1])));
+            while !dog.is_waited_for() {
+                std::thread::yield_now();
+            }
+            io::Write::write_all(&mut far, &[1]).unwrap();
+            assert!(!wait.join().unwrap().1);
+        });
+        assert!(!dog.is_waited_for());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! engine that waits for the owner, whose changes take as long as the slowest device does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 /// Whoever holds it is inside.
@@ -34,6 +34,8 @@ const GONE: u8 = 2;
 pub struct Gate {
     mutex: Arc<parking_lot::Mutex<()>>,
     place: AtomicU8,
+    /// The owner has begun to change the VM as a whole, and has not come to the end of it.
+    in_pieces: AtomicBool,
 }
 
 impl Gate {
@@ -51,10 +53,17 @@ impl Gate {
     }
 
     /// For the engine: `None` while the owner is inside, unless that is over in a [`MOMENT`]. An owner who
-    /// comes and goes as fast as clients ask for it does not keep the engine out.
+    /// comes and goes as fast as clients ask for it does not keep the engine out; one who has left the VM in
+    /// pieces does, as nobody could go on from them.
     #[must_use]
     pub fn try_enter(&self) -> Option<Inside> {
-        self.mutex.try_lock_arc_for(MOMENT)
+        let inside = self.mutex.try_lock_arc_for(MOMENT)?;
+        (!self.in_pieces.load(Ordering::SeqCst)).then_some(inside)
+    }
+
+    /// The owner takes the VM apart, or has put it together again. Said from inside.
+    pub fn in_pieces(&self, yes: bool) {
+        self.in_pieces.store(yes, Ordering::SeqCst);
     }
 
     /// The VM is paused, and another host may run it from now on. Said from inside.
@@ -83,6 +92,19 @@ mod tests {
         let inside = gate.enter().unwrap();
         assert!(gate.try_enter().is_none());
         drop(inside);
+        assert!(gate.try_enter().is_some());
+    }
+
+    #[test]
+    fn what_the_owner_has_left_in_pieces_is_in_no_checkpoint() {
+        let gate = Gate::default();
+        let inside = gate.enter().unwrap();
+        gate.in_pieces(true);
+        drop(inside);
+        assert!(gate.try_enter().is_none());
+        let again = gate.enter().unwrap();
+        gate.in_pieces(false);
+        drop(again);
         assert!(gate.try_enter().is_some());
     }
 

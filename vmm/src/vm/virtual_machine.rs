@@ -230,9 +230,11 @@ impl Vm {
     /// Back to power-on with the same memory, then boots again; runs afterwards, paused or not before.
     ///
     /// # Errors
-    /// When a device cannot be reset or the payload cannot be loaded again; the VM stays stopped then.
+    /// When a device cannot be reset or the payload cannot be loaded again; the VM stays stopped then, and in
+    /// no checkpoint.
     pub fn reset(&mut self) -> Result<(), VmError> {
         let _inside = self.parts.gate.enter()?;
+        self.parts.gate.in_pieces(true);
         if self.parts.is_paused() {
             lock(&self.parts.devices).unquiesce()?;
         } else if self.started {
@@ -242,8 +244,9 @@ impl Vm {
         self.parts.paused.store(false, Ordering::SeqCst);
         self.started = false;
         self.parts.reset_devices()?;
-        self.parts.cpus.load(&mut StateReader::new(&self.power_on)?)?;
+        self.parts.cpus.power_on(&mut StateReader::new(&self.power_on)?)?;
         self.load_payload()?;
+        self.parts.gate.in_pieces(false);
         self.start()
     }
 
@@ -303,8 +306,10 @@ impl Vm {
     /// Presses the power button.
     ///
     /// # Errors
-    /// When the interrupt cannot be delivered.
+    /// When the interrupt cannot be delivered, or the VM is not here for certain.
     pub fn power_button(&mut self) -> Result<(), VmError> {
+        // A VM that leaves would forget it.
+        let _inside = self.parts.gate.enter()?;
         Ok(lock(&self.parts.ged).press_power_button()?)
     }
 

@@ -36,6 +36,8 @@ struct FakeMachine {
     gate: Option<Receiver<()>>,
     /// How often `reset` is refused, since the VM is about to leave.
     leaving: u32,
+    /// `reset` fails half way.
+    reset_fails: bool,
 }
 
 impl FakeMachine {
@@ -70,6 +72,10 @@ impl Machine for FakeMachine {
             self.leaving -= 1;
             self.note("reset-refused")?;
             return Err(VmError::NotHere(NotHere::Leaving).into());
+        }
+        if self.reset_fails {
+            self.note("reset-failed")?;
+            return Err("its disk does not stop".into());
         }
         self.note("reset")
     }
@@ -111,11 +117,15 @@ impl Machine for FakeMachine {
     }
 }
 
-struct FakeFt(Diary);
+struct FakeFt {
+    diary: Diary,
+    /// A standby goes on with the VM when it is asked to.
+    has_standby: bool,
+}
 
 impl FakeFt {
     fn note(&self, what: &str) -> Result<(), Refused> {
-        self.0.lock().unwrap().push(what.to_owned());
+        self.diary.lock().unwrap().push(what.to_owned());
         Ok(())
     }
 
@@ -142,16 +152,17 @@ impl Control for FakeFt {
             Call::Suspend => self.note("suspend"),
             Call::Resume => self.note("resume"),
             Call::Switchover => self.note("switchover"),
+            Call::HandOver(reason) if self.has_standby => self.note(&format!("hand-over ({reason})")),
             Call::TestFailover | Call::HandOver(_) => Err(Refused::NotProtected(State::Unprotected)),
         }
     }
 
     fn vm_ended(&self) {
-        self.0.lock().unwrap().push("vm-ended".to_owned());
+        self.diary.lock().unwrap().push("vm-ended".to_owned());
     }
 
     fn end(&self) {
-        self.0.lock().unwrap().push("ft-end".to_owned());
+        self.diary.lock().unwrap().push("ft-end".to_owned());
     }
 
     fn status(&self) -> Status {
@@ -187,39 +198,54 @@ impl Control for FakeFt {
 
 struct FakeAssembler {
     diary: Diary,
-    gate: Option<Receiver<()>>,
     events: Arc<Mutex<Option<Sender<VmEvent>>>>,
-    standby: bool,
-    leaving: bool,
+    setup: Setup,
 }
 
 impl VmFactory for FakeAssembler {
     fn part(&mut self, _: &VmConfig, boots: bool) -> Result<Part, BoxError> {
-        Ok(if self.standby && !boots { Part::StandBy } else { Part::Run })
+        Ok(if self.setup.standby && !boots { Part::StandBy } else { Part::Run })
     }
 
     fn can_stand_by(&self) -> bool {
-        self.standby
+        self.setup.standby
+    }
+
+    fn standby_failed(&self, reason: &str) {
+        self.diary.lock().unwrap().push(format!("standby-failed ({reason})"));
     }
 
     fn assemble(&mut self, config: VmConfig, part: Part, events: Sender<VmEvent>) -> Result<Built, BoxError> {
+        let is_first = self.events.lock().unwrap().is_none();
+        if !is_first && part == Part::StandBy && self.setup.failing_rebuilds > 0 {
+            self.setup.failing_rebuilds -= 1;
+            return Err("the address is in use".into());
+        }
         *self.events.lock().unwrap() = Some(events);
         let what = if part == Part::StandBy { "assemble standby" } else { "assemble" };
         self.diary.lock().unwrap().push(what.to_owned());
-        let leaving = if self.leaving { 2 } else { 0 };
-        let machine = FakeMachine { config, diary: Arc::clone(&self.diary), gate: self.gate.clone(), leaving };
-        Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(FakeFt(Arc::clone(&self.diary)))) })
+        let Setup { gate, leaving, reset_fails, has_standby, .. } = self.setup.clone();
+        let leaving = if leaving { 2 } else { 0 };
+        let machine = FakeMachine { config, diary: Arc::clone(&self.diary), gate, leaving, reset_fails };
+        let ft = FakeFt { diary: Arc::clone(&self.diary), has_standby };
+        Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(ft)) })
     }
 }
 
 /// How to start one.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Setup {
     pub gate: Option<Receiver<()>>,
     pub no_shutdown: bool,
     pub standby: bool,
     /// `reset` is refused twice, since the VM is about to leave.
     pub leaving: bool,
+    /// `reset` fails half way.
+    pub reset_fails: bool,
+    /// The VM is protected.
+    pub has_standby: bool,
+    /// So many times a standby cannot be built anew.
+    pub failing_rebuilds: u32,
 }
 
 /// A running VMM. Its socket and event file are in a directory of its own.
@@ -235,13 +261,7 @@ impl FakeVmm {
     pub fn start(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (diary, events) = (Diary::default(), Arc::default());
-        let factory = FakeAssembler {
-            diary: Arc::clone(&diary),
-            gate: setup.gate,
-            events: Arc::clone(&events),
-            standby: setup.standby,
-            leaving: setup.leaving,
-        };
+        let factory = FakeAssembler { diary: Arc::clone(&diary), events: Arc::clone(&events), setup: setup.clone() };
         let monitor = EventMonitor::open(&EventTarget::Path(dir.path().join("events"))).unwrap();
         let (sender, calls) = unbounded();
         let shared = Shared::new(sender);

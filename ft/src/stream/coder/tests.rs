@@ -2,11 +2,12 @@
 //! guest was.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use ft_transport::frames::{read_body, read_header};
 use ft_wire::packing::Unpacker;
-use ft_wire::pages::DELTA_PAGE;
+use ft_wire::pages::{DELTA_PAGE, ZERO_PAGE};
 use ft_wire::session::{HEADER_LEN, Header};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -322,7 +323,7 @@ fn a_page_that_is_always_rewritten_is_hardly_ever_looked_at() {
 #[test]
 fn a_list_says_which_pages_are_deltas() {
     let guest = Ram::new();
-    let mut list = ListWriter { history: Some(History::new(&RAM, 1 << 20)), ..ListWriter::default() };
+    let mut lister = Lister { history: Some(History::new(&RAM, 1 << 20)), ..Lister::default() };
     for round in 0..2 {
         for (number, fill) in [(3, 0), (4, 1), (40, 2)] {
             guest
@@ -334,8 +335,9 @@ fn a_list_says_which_pages_are_deltas() {
         }
         let staging = staged(&guest, Epoch(1), vec![3, 4, 40]);
         let (numbers, contents) = staging.chunks().next().unwrap();
-        list.fill(numbers, contents);
+        lister.fill(numbers, contents);
     }
-    let entries: Vec<_> = list.index.as_chunks().0.iter().map(|entry| u64::from_le_bytes(*entry)).collect();
+    let index = lister.list.parts(&[])[0];
+    let entries: Vec<_> = index.as_chunks().0.iter().map(|entry| u64::from_le_bytes(*entry)).collect();
     assert_eq!(entries, [3, 3 | ZERO_PAGE, 4 | DELTA_PAGE, 40 | DELTA_PAGE]);
 }

@@ -37,7 +37,7 @@ fn socket() -> UdpSocket {
 /// Beats of a standby that were heard.
 fn listening() -> (Beats, SocketAddr, Receiver<Beat>) {
     let (tell, heard) = unbounded();
-    let beats = Beats::start(now, move |_, _, beat| tell.send(beat).unwrap()).unwrap();
+    let beats = Beats::start(now, || false, move |_, _, beat| tell.send(beat).unwrap()).unwrap();
     let socket = socket();
     let address = socket.local_addr().unwrap();
     beats.route(vec![BeatSocket { link: LinkId::Heartbeat, socket: Arc::new(socket), peer: None }], None);
@@ -92,7 +92,7 @@ fn whoever_does_not_know_the_session_is_not_heard_however_high_its_term() {
 fn a_flood_does_not_keep_our_beats_from_leaving() {
     const BEATS: usize = 20;
     let (tell, heard) = unbounded();
-    let beats = Beats::start(now, move |_, _, beat| tell.send(beat).unwrap()).unwrap();
+    let beats = Beats::start(now, || false, move |_, _, beat| tell.send(beat).unwrap()).unwrap();
     let (ours, peer) = (socket(), socket());
     let at = ours.local_addr().unwrap();
     let to = peer.local_addr().ok();
@@ -131,12 +131,47 @@ fn a_flood_does_not_keep_our_beats_from_leaving() {
     assert!(heard.is_empty());
 }
 
+/// One that does nothing by itself.
+fn idle_worker<B: Fn() -> bool>(busy: B) -> Worker<fn() -> Time, B, impl Fn(LinkId, Time, Beat)> {
+    let route = Route { sockets: Vec::new(), interval: LEISURE, key: None };
+    Worker {
+        now,
+        said: Arc::default(),
+        route: Arc::new(Mutex::new(Arc::new(route))),
+        wake: Arc::new(EventFd::new().unwrap()),
+        tally: Tally::new("heartbeats ignored"),
+        busy,
+        heard: |_, _, _| {},
+    }
+}
+
+#[test]
+fn an_engine_that_waits_for_a_device_beats_on_and_one_that_hangs_does_not() {
+    let busy = AtomicBool::new(false);
+    let worker = idle_worker(|| busy.load(Ordering::Relaxed));
+    let (ours, peer) = (socket(), socket());
+    let to = peer.local_addr().ok();
+    let sockets = vec![BeatSocket { link: LinkId::Replication, socket: Arc::new(ours), peer: to }];
+    let route = Route { sockets, interval: LEISURE, key: Some(key()) };
+    let seen = Time(1 << 40);
+    worker.said.engine_seen.store(seen.0, Ordering::Relaxed);
+    let beats_after = |unseen| {
+        worker.send(&route, seen + unseen);
+        // On loopback it is there when it is sent.
+        peer.recv(&mut [0; 200]).is_ok()
+    };
+    for waits in [false, true] {
+        busy.store(waits, Ordering::Relaxed);
+        assert!(beats_after(HUNG));
+        assert_eq!(beats_after(HUNG * 2), waits);
+        assert_eq!(beats_after(BUSY), waits);
+        assert!(!beats_after(BUSY * 2), "nobody waits for a device for so long");
+    }
+}
+
 #[test]
 fn one_look_at_a_socket_ends_although_there_is_more() {
-    let said = Arc::new(Said::default());
-    let route = Arc::new(Mutex::new(Arc::new(Route { sockets: Vec::new(), interval: LEISURE, key: None })));
-    let wake = Arc::new(EventFd::new().unwrap());
-    let mut worker = Worker { now, said, route, wake, tally: Tally::new("heartbeats ignored"), heard: |_, _, _| {} };
+    let mut worker = idle_worker(|| false);
     let (socket, out) = (socket(), socket());
     for _ in 0..3 * BURST {
         out.send_to(&[0; 8], socket.local_addr().unwrap()).unwrap();

@@ -36,7 +36,15 @@ fn node(name: &str) -> NodeId {
 fn shape() -> Shape {
     let disk = DiskShape { id: "_disk0".to_owned(), size: 1 << 30, ..DiskShape::default() };
     let net = NetShape { id: "_net1".to_owned(), ..NetShape::default() };
-    Shape { memory: 1 << 29, vcpus: 2, cpuid: vec![3; 40], serial: true, disks: vec![disk], nets: vec![net] }
+    Shape {
+        memory: 1 << 29,
+        vcpus: 2,
+        cpuid: vec![3; 40],
+        tsc_khz: 2_000_000,
+        serial: true,
+        disks: vec![disk],
+        nets: vec![net],
+    }
 }
 
 fn hello() -> Hello {

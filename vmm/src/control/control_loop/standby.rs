@@ -1,16 +1,14 @@
 //! The control loop of a host that does not run the VM: it becomes a standby, in this process and as often as
 //! needed.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use host_kit::error::chain;
+use host_kit::{log_limited, warn_limited};
 
 use super::{Live, Role, Vmm, end_or_log, warn_ignored};
 use crate::api::{VmState, VmmError};
 use crate::contract::Part;
-
-/// Between two tries to become a standby.
-const AGAIN: Duration = Duration::from_secs(1);
 
 impl Vmm {
     pub(super) fn stand_by(&mut self) -> Result<(), VmmError> {
@@ -18,7 +16,7 @@ impl Vmm {
         config.validate_standby().map_err(VmmError::Config)?;
         warn_ignored(&config);
         if config.payload.is_none() {
-            tracing::warn!("this standby has no kernel: after a takeover the guest runs, but its reset will end it");
+            tracing::warn!("this standby has no kernel: a guest that it takes over runs until it resets itself");
         }
         let live = self.assemble(config, Part::StandBy)?;
         if live.ft.is_none() {
@@ -66,18 +64,41 @@ impl Vmm {
         }
     }
 
+    /// A part of this standby is dead. One that was built anew lately is not built anew again at once: what
+    /// has killed it may still be there.
+    pub(super) fn standby_unusable(&mut self, reason: &str) {
+        warn_limited!("this standby is rebuilt: {reason}");
+        if self.rebuilds.is_lasting() {
+            self.rebuild_standby();
+        } else {
+            self.end_standby();
+            self.rebuild_later(reason);
+            self.publish();
+        }
+    }
+
     /// Puts the VM together anew, with fresh device processes. What cannot be had now, such as an address or
     /// a file that is still in use, is tried again.
     pub(super) fn rebuild_standby(&mut self) {
-        self.standby_retry_at = None;
-        self.end_standby();
+        if self.standby_retry_at.take().is_none() {
+            self.end_standby();
+        }
         match self.stand_by() {
-            Ok(()) => self.parts.monitor.event("vm", "standby"),
-            Err(error) => {
-                tracing::error!("cannot become a standby, will try again: {}", chain(&error));
-                self.standby_retry_at = Some(Instant::now() + AGAIN);
+            Ok(()) => {
+                self.rebuilds.built();
+                self.parts.monitor.event("vm", "standby");
             }
+            Err(error) => self.rebuild_later(&chain(&error)),
         }
         self.publish();
+    }
+
+    fn rebuild_later(&mut self, reason: &str) {
+        log_limited!(error, "cannot be a standby, will try again: {reason}");
+        self.parts.factory.standby_failed(reason);
+        if !self.rebuilds.have_failed() {
+            self.parts.monitor.event_with("ft", "standby-failed", &[("reason".to_owned(), reason.to_owned())].into());
+        }
+        self.standby_retry_at = Some(Instant::now() + self.rebuilds.failed());
     }
 }

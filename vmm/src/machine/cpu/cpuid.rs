@@ -189,8 +189,13 @@ pub fn missing(guest: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Vec<Str
         }
     }
     let bits = |table| entry(table, 0x8000_0008, 0).eax & 0xff;
-    if bits(guest) > bits(here) {
-        lines.push(format!("the guest uses {} physical address bits, there are {}", bits(guest), bits(here)));
+    // The places of devices depend on them.
+    if bits(guest) != bits(here) {
+        let (guest, here) = (bits(guest), bits(here));
+        lines.push(format!(
+            "the guest has {guest} physical address bits, this host gives it {here}: start both hosts with max_phys_bits={}",
+            guest.min(here)
+        ));
     }
     lines
 }
@@ -405,6 +410,11 @@ mod tests {
         let expected = ["the CPUs are of different vendors", "CPU features Ecx 0x80000000 of leaf 0x1.0 are missing"];
         assert_eq!(missing(&table, &less), expected);
         assert_eq!(missing(&less, &table), expected[..1]);
+        let mut narrow = table.clone();
+        find(&mut narrow, 0x8000_0008).unwrap().eax -= 1;
+        for (guest, here) in [(&table, &narrow), (&narrow, &table)] {
+            assert!(missing(guest, here)[0].contains("physical address bits"));
+        }
     }
 
     #[test]

@@ -49,7 +49,10 @@ pub struct CpuManager {
     spins: AtomicBool,
     features: Arc<Features>,
     vcpus: Vec<Handle>,
+    /// What this host can show a guest.
     cpuid: Vec<kvm_cpuid_entry2>,
+    /// What the guest is shown.
+    guest_cpuid: Mutex<Vec<kvm_cpuid_entry2>>,
     phys_bits: u8,
     /// Of the guest's TSC.
     tsc_khz: AtomicU32,
@@ -82,8 +85,16 @@ impl CpuManager {
         let may_spin = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
         let sync = Arc::new(VcpuSync::new(options.count, may_spin));
         let tsc_khz = AtomicU32::new(features.tsc_khz);
-        let mut manager =
-            Self { sync, spins: AtomicBool::new(false), features, vcpus: Vec::new(), cpuid, phys_bits, tsc_khz };
+        let mut manager = Self {
+            sync,
+            spins: AtomicBool::new(false),
+            features,
+            vcpus: Vec::new(),
+            guest_cpuid: Mutex::new(cpuid.clone()),
+            cpuid,
+            phys_bits,
+            tsc_khz,
+        };
         for (i, fd) in (0..).zip(fds) {
             let affinity = options.affinity.get(i as usize).cloned().unwrap_or_default();
             let handle = manager.start_thread(i, fd, ports, affinity)?;
@@ -135,6 +146,20 @@ impl CpuManager {
             Capture::No => Purpose::Stop,
         });
         report(self.sync.settle(), CAPTURE)
+    }
+
+    /// Parks all vCPUs, as [`CpuManager::pause`] does, but waits for none that is in the middle of an access
+    /// to a device: it finishes that, and executes no instruction of the guest before it parks.
+    pub fn park(&self) {
+        self.stop(Purpose::Stop);
+        // In this order: whoever parks in between is counted once.
+        while self.sync.parked() as usize + self.at_devices() < self.vcpus.len() {
+            std::thread::sleep(SPIN);
+        }
+    }
+
+    fn at_devices(&self) -> usize {
+        self.vcpus.iter().filter(|vcpu| vcpu.in_device.load(Ordering::Acquire)).count()
     }
 
     /// Whether all vCPUs would park in next to no time. One that is in the middle of an access to a device
@@ -227,10 +252,23 @@ impl CpuManager {
         self.phys_bits
     }
 
-    /// The CPUID table of the guest, without what differs between vCPUs. A standby must have an equal one.
+    /// The CPUID table that this host gives a guest which it boots, without what differs between vCPUs: a
+    /// guest from elsewhere may have less, not more.
     #[must_use]
     pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid
+    }
+
+    /// The CPUID table that the guest was started with, here or elsewhere.
+    #[must_use]
+    pub fn guest_cpuid(&self) -> Vec<kvm_cpuid_entry2> {
+        self.guest_cpuid.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// kHz of the guest's TSC; 0 if the host does not tell.
+    #[must_use]
+    pub fn tsc_khz(&self) -> u32 {
+        self.tsc_khz.load(Ordering::Relaxed)
     }
 
     /// Takes over another host's CPUID table, before the vCPUs run for the first time: a guest must find the
@@ -250,7 +288,9 @@ impl CpuManager {
             Ok(Some(Box::new(set)))
         };
         let jobs: Result<Vec<_>, _> = (0..self.count()).map(job).collect();
-        self.run_jobs(jobs?, "take over CPU features")
+        self.run_jobs(jobs?, "take over CPU features")?;
+        *self.guest_cpuid.lock().unwrap_or_else(PoisonError::into_inner) = table.to_vec();
+        Ok(())
     }
 
     /// What this host's KVM can tell of a vCPU.
@@ -281,6 +321,23 @@ impl CpuManager {
     /// # Panics
     /// When the vCPUs are not paused.
     pub fn load(&self, from: &mut StateReader<'_>) -> Result<(), StateError> {
+        self.load_at(from, None)
+    }
+
+    /// As [`CpuManager::load`], with what the vCPUs were when they were made: a reset. The TSC keeps its
+    /// speed, of which a guest from elsewhere was told by the CPUID table that it keeps, too.
+    ///
+    /// # Errors
+    /// As those of [`CpuManager::load`].
+    ///
+    /// # Panics
+    /// When the vCPUs are not paused.
+    pub fn power_on(&self, from: &mut StateReader<'_>) -> Result<(), StateError> {
+        self.load_at(from, Some(self.tsc_khz()))
+    }
+
+    /// `tsc_khz`: instead of what the sections say.
+    fn load_at(&self, from: &mut StateReader<'_>, tsc_khz: Option<u32>) -> Result<(), StateError> {
         let failed = |id: &str, source: VcpuStateError| StateError::Part {
             id: id.to_owned(),
             what: host_kit::error::chain(&source),
@@ -291,6 +348,9 @@ impl CpuManager {
             let section: state::Section<'_> = from.take(&vcpu.section, state::VERSION)?;
             let mut state = VcpuState::new(&self.features).map_err(|e| failed(&vcpu.section, e))?;
             state.load(&section).map_err(|e| failed(&vcpu.section, e))?;
+            if let Some(khz) = tsc_khz {
+                state.set_tsc_khz(khz);
+            }
             states.push(state);
         }
         let tsc = states.iter().map(VcpuState::tsc).max().unwrap_or(0);
@@ -383,7 +443,7 @@ impl CpuManager {
     /// Whether the guest's TSC runs at another speed than the host's.
     #[must_use]
     pub fn is_tsc_scaled(&self) -> bool {
-        self.tsc_khz.load(Ordering::Relaxed) != self.features.tsc_khz
+        self.tsc_khz() != self.features.tsc_khz
     }
 
     /// Sets what all (parked) vCPUs' TSCs are ahead of the host's.

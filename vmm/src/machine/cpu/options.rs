@@ -6,15 +6,17 @@ use crate::machine::bus::Bus;
 
 pub use pollux_api::limits::VCPUS_MAX;
 
-/// What a guest does to its own machine.
+/// What a guest does to its own machine, or why it gets no further.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuestEvent {
     /// It has powered off.
     Shutdown,
     /// It has asked for a reset, or triple-faulted.
     Reset,
-    /// It cannot go on; the text says why.
+    /// It cannot go on, here or elsewhere; the text says why.
     Crash(String),
+    /// This host cannot run it any longer, though another one might; the text says why.
+    HostFailed(String),
 }
 
 /// Takes guest events; called on a vCPU thread, so it must not wait for the vCPUs.

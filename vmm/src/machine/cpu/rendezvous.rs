@@ -180,6 +180,11 @@ impl<J, W, E> Rendezvous<J, W, E> {
         self.pauses > 0
     }
 
+    /// How many vCPUs are parked.
+    pub fn parked(&self) -> u32 {
+        self.parked
+    }
+
     /// Whether every vCPU is parked.
     pub fn is_stopped(&self) -> bool {
         self.parked == self.vcpus()

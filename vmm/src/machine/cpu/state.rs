@@ -55,10 +55,10 @@ pub enum VcpuStateError {
         value: u64,
     },
     /// The state's TSC runs at a speed this host cannot give the guest.
-    #[error("the guest's TSC runs at {saved} kHz, this host can only give it {here} kHz")]
+    #[error("the guest's TSC runs at {guest} kHz, this host can only give it {here} kHz")]
     TscKhz {
-        /// In the checkpoint.
-        saved: u32,
+        /// At the guest.
+        guest: u32,
         /// Of this host.
         here: u32,
     },
@@ -117,6 +117,23 @@ impl Features {
             tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
             msrs: msr::saved_msrs(kvm_fd, vcpu).map_err(kvm("KVM_GET_MSR_INDEX_LIST"))?,
         })
+    }
+
+    /// Whether the TSC of a guest that runs at `khz` can run at that speed here.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn can_run_tsc_at(&self, khz: u32) -> Result<(), VcpuStateError> {
+        if self.must_scale_tsc_to(khz) && !self.tsc_scaling {
+            return Err(VcpuStateError::TscKhz { guest: khz, here: self.tsc_khz });
+        }
+        Ok(())
+    }
+
+    fn must_scale_tsc_to(&self, khz: u32) -> bool {
+        let here = self.tsc_khz;
+        let difference = u64::from(khz.abs_diff(here));
+        khz != 0 && here != 0 && difference * 1_000_000 > u64::from(here) * TSC_TOLERANCE_PPM
     }
 }
 
@@ -311,11 +328,9 @@ impl VcpuState {
     }
 
     fn restore_tsc_khz(&self, vcpu: &VcpuFd, features: &Features) -> Result<(), VcpuStateError> {
-        if !self.needs_scaling(features) {
+        features.can_run_tsc_at(self.tsc_khz)?;
+        if !features.must_scale_tsc_to(self.tsc_khz) {
             return Ok(());
-        }
-        if !features.tsc_scaling {
-            return Err(VcpuStateError::TscKhz { saved: self.tsc_khz, here: features.tsc_khz });
         }
         vcpu.set_tsc_khz(self.tsc_khz).map_err(kvm("KVM_SET_TSC_KHZ"))
     }
@@ -369,18 +384,12 @@ impl VcpuState {
     /// kHz of the guest's TSC after a restore on this host.
     #[must_use]
     pub fn restored_tsc_khz(&self, features: &Features) -> u32 {
-        if self.needs_scaling(features) { self.tsc_khz } else { features.tsc_khz }
+        if features.must_scale_tsc_to(self.tsc_khz) { self.tsc_khz } else { features.tsc_khz }
     }
 
     /// Captures say from now on that the guest's TSC runs at `khz`.
     pub fn set_tsc_khz(&mut self, khz: u32) {
         self.tsc_khz = khz;
-    }
-
-    fn needs_scaling(&self, features: &Features) -> bool {
-        let (saved, here) = (self.tsc_khz, features.tsc_khz);
-        let difference = u64::from(saved.abs_diff(here));
-        saved != 0 && here != 0 && difference * 1_000_000 > u64::from(here) * TSC_TOLERANCE_PPM
     }
 
     /// Instruction pointer at capture, for messages and tests.

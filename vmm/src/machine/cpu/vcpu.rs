@@ -191,12 +191,12 @@ impl Vcpu {
                 kind => Next::Stop(GuestEvent::Crash(format!("vCPU {}: system event {kind}", self.index))),
             },
             Ok(exit) => {
-                let what = describe(&exit);
-                Next::Stop(GuestEvent::Crash(self.explain(&what)))
+                let (event, what) = (event_of(&exit), describe(&exit));
+                Next::Stop(event(self.explain(&what)))
             }
             Err(e) if e.errno() == libc::EINTR => Next::Interrupted,
             Err(e) if e.errno() == libc::EAGAIN => Next::Run,
-            Err(e) => Next::Stop(GuestEvent::Crash(self.explain(&format!("KVM_RUN failed, {e}")))),
+            Err(e) => Next::Stop(GuestEvent::HostFailed(self.explain(&format!("KVM_RUN failed, {e}")))),
         }
     }
 
@@ -213,6 +213,15 @@ impl Vcpu {
             text = format!("{text} at rip {:#x}", regs.rip);
         }
         text
+    }
+}
+
+/// Whose fault it is that KVM does not run a vCPU on: this host's if the processor does not take the vCPU as
+/// it is, or memory that the guest has is not there; otherwise the guest's, with which it goes elsewhere.
+fn event_of(exit: &VcpuExit<'_>) -> fn(String) -> GuestEvent {
+    match exit {
+        VcpuExit::FailEntry(..) | VcpuExit::MemoryFault { .. } => GuestEvent::HostFailed,
+        _ => GuestEvent::Crash,
     }
 }
 
@@ -244,5 +253,18 @@ impl ParkedVcpu for OnItsThread<'_> {
 
     fn let_run(&self) {
         self.page.set_immediate_exit(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_cannot_run_a_vcpu_is_not_a_guest_that_crashes() {
+        let is_hosts = |exit| matches!(event_of(&exit)(String::new()), GuestEvent::HostFailed(_));
+        assert!(is_hosts(VcpuExit::FailEntry(0x8000_0021, 0)));
+        assert!(is_hosts(VcpuExit::MemoryFault { flags: 0, gpa: 0x30_0000, size: 4096 }));
+        assert!(!is_hosts(VcpuExit::InternalError) && !is_hosts(VcpuExit::Exception));
     }
 }

@@ -96,6 +96,11 @@ impl<J, E> VcpuSync<J, E> {
         self.wait_until(self.lock(), None, Rendezvous::is_settled).take_failure()
     }
 
+    /// How many vCPUs are parked.
+    pub(super) fn parked(&self) -> u32 {
+        self.lock().parked()
+    }
+
     /// Has the work of a checkpoint done, and ends its pause unless the work says that the guest stays. Spins
     /// for it if `spin`.
     pub(super) fn go_ahead(&self, spin: bool) -> Failure<E> {

@@ -1,4 +1,4 @@
-//! What is captured of one vCPU while another one still runs, on the real /dev/kvm.
+//! What is captured of one vCPU while another one still runs, or waits for a device, on the real /dev/kvm.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -49,8 +49,59 @@ fn aim(vcpu: &mut VcpuFd) -> Result<(), VcpuStateError> {
     Ok(())
 }
 
+/// vCPUs that were never run, and their machine.
+fn fresh() -> (CpuManager, Arc<VmFd>) {
+    let kvm = crate::machine::kvm::open().unwrap();
+    let vm = Arc::new(kvm.create_vm().unwrap());
+    IrqManager::new(vm.clone()).unwrap();
+    let bus = || Arc::new(Bus::new());
+    let ports = CpuPorts { pio: bus(), mmio: bus(), on_event: Arc::new(|event| panic!("{event:?}")) };
+    let options = CpuOptions { count: 2, max_phys_bits: 46, amx: false, nested: false, affinity: Vec::new() };
+    (CpuManager::new(&kvm, &vm, &options, &ports).unwrap(), vm)
+}
+
 #[test]
-fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
+fn a_guest_from_elsewhere_keeps_its_cpu_features() {
+    let (cpus, _vm) = fresh();
+    let own = cpus.cpuid().to_vec();
+    assert_eq!(cpus.guest_cpuid(), own);
+    // One of an older host: without the processor's name.
+    let older: Vec<_> = own.iter().copied().filter(|entry| entry.function != 0x8000_0004).collect();
+    assert_ne!(older, own);
+    cpus.adopt_cpuid(&older).unwrap();
+    assert_eq!(cpus.guest_cpuid(), older, "the next host is told what the guest has");
+    assert_eq!(cpus.cpuid(), own, "what it can have is another matter");
+}
+
+#[test]
+fn a_reset_keeps_the_speed_of_the_tsc() {
+    let (cpus, _vm) = fresh();
+    let captured = cpus.pause(Capture::Yes);
+    cpus.resume();
+    captured.unwrap();
+    let mut bytes = Vec::new();
+    cpus.save(&mut StateWriter::new(&mut bytes)).unwrap();
+    let native = cpus.features().tsc_khz;
+    cpus.power_on(&mut StateReader::new(&bytes).unwrap()).unwrap();
+    assert_eq!(cpus.tsc_khz(), native);
+    // As after a takeover from a host that is twice as fast.
+    let elsewhere = native * 2;
+    cpus.tsc_khz.store(elsewhere, Ordering::Relaxed);
+    match cpus.power_on(&mut StateReader::new(&bytes).unwrap()) {
+        Ok(()) => assert_eq!((cpus.tsc_khz(), cpus.is_tsc_scaled()), (elsewhere, true)),
+        // This host could not have run the guest either.
+        Err(error) => assert!(host_kit::error::chain(&error).contains(&format!("{elsewhere} kHz")), "{error}"),
+    }
+}
+
+/// Two vCPUs, the first of which is at the device.
+struct AtDevice {
+    cpus: CpuManager,
+    go_on: Sender<()>,
+    _memory: GuestMemory,
+}
+
+fn at_device() -> AtDevice {
     let kvm = crate::machine::kvm::open().unwrap();
     let vm = Arc::new(kvm.create_vm().unwrap());
     let memory = GuestMemory::new(&RamOptions { size: 2 << 20, ..Default::default() }).unwrap();
@@ -75,6 +126,12 @@ fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
     .unwrap();
     cpus.resume();
     in_device.recv().unwrap();
+    AtDevice { cpus, go_on, _memory: memory }
+}
+
+#[test]
+fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
+    let AtDevice { cpus, go_on, _memory } = at_device();
     assert!(!cpus.can_stop_soon(), "a vCPU waits for a device");
     std::thread::scope(|scope| {
         let pause = scope.spawn(|| cpus.pause(Capture::Yes));
@@ -87,4 +144,14 @@ fn an_interrupt_between_vcpus_is_in_the_checkpoint_of_its_receiver() {
     let state = cpus.vcpus[1].state.lock().unwrap();
     let register = REQUESTS + usize::from(VECTOR) / 32 * 16 + usize::from(VECTOR) % 32 / 8;
     assert_ne!(state.lapic().regs[register] & 1 << (VECTOR % 8), 0, "the interrupt is lost");
+}
+
+#[test]
+fn whoever_parks_the_vcpus_for_good_waits_for_no_device() {
+    let AtDevice { cpus, go_on, _memory } = at_device();
+    // Does not return if it waits: the device is told to go on only afterwards.
+    cpus.park();
+    assert_eq!((cpus.sync.parked(), cpus.at_devices()), (1, 1));
+    go_on.send(()).unwrap();
+    report(cpus.sync.settle(), "park").unwrap();
 }

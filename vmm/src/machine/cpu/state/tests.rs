@@ -105,6 +105,9 @@ fn registers_of_another_size_or_speed_are_refused() {
     state.tsc_khz = bench.features.tsc_khz * 2;
     bench.features.tsc_scaling = false;
     assert!(matches!(state.restore(&bench.fd, &bench.features), Err(VcpuStateError::TscKhz { .. })));
+    let (features, khz) = (&bench.features, bench.features.tsc_khz);
+    assert!(features.can_run_tsc_at(khz * 2).is_err() && features.can_run_tsc_at(khz + khz / 1000).is_err());
+    assert!(features.can_run_tsc_at(khz + khz / 10_000).is_ok() && features.can_run_tsc_at(0).is_ok());
     let mut section = state.wire();
     section.0.lapic = Bytes(&[0; 1023]);
     assert!(matches!(state_of(&section, &bench.features), Err(VcpuStateError::Size("LAPIC"))));
