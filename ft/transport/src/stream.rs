@@ -1,6 +1,6 @@
 //! A TCP stream between two hosts: of a session, of a mirrored disk, or of somebody who only asks. Each
-//! begins here, on both sides, and nowhere else: [`Stream::dialled`] where it was called from,
-//! [`Stream::accepted`] where it was answered.
+//! begins here, on both sides, and nowhere else: `Stream::dialled` where it was called from,
+//! `Stream::accepted` where it was answered. What every such stream needs is done in these two.
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice, Read, Write};

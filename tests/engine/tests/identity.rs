@@ -163,7 +163,7 @@ fn a_host_that_ran_the_vm_alone_and_was_rebooted_boots_it_again() {
     let second = pair.node(1, &busy().host_boot(3));
     pair.wait_status(&second, "protected");
     pair.wait_status(&first, "standby-ready");
-    assert!(told(&second, "took-over").is_empty());
+    assert!(told(&second, "takeover-completed").is_empty());
     // Neither has the page of counters that a killed process leaves until its host reboots: the times on
     // record are the proof.
     assert_eq!(told(&first, "resync-started").last().unwrap()["kind"], "incremental");

@@ -25,7 +25,8 @@ impl World {
             return;
         }
         process.body().guest.running = false;
-        process.ending = true;
+        // A claim to own the VM that is still to be made is not: it would undo the end.
+        (process.ending, process.opening) = (true, None);
         self.note(host, || "operator shuts the VM down".to_owned());
         self.say_to(address, Message::Stop(nobody()));
         let back = until.since(now);

@@ -10,6 +10,7 @@ use crate::body::{Question, Said};
 use crate::mutation::Mutation;
 use crate::plan::Fault;
 use crate::process::{Address, Asker, Asks};
+use crate::witness_record::Witness;
 use crate::world::{Event, World};
 
 /// After this time a question counts as unanswered.
@@ -74,9 +75,12 @@ impl World {
 
     /// Whether a claim was to follow a record, or none, that another one has followed since: keepers compare.
     fn is_outdated(&mut self, from: Address, claim: Claim) -> bool {
+        let Witness { record, last, .. } = self.witness;
         match claim {
             Claim::Start { node, .. } => self.process(from).is_none_or(|process| process.starting != Some(node)),
-            Claim::Own { first: true, .. } => self.witness.record.is_none() && self.witness.last.is_some(),
+            Claim::Own { first: true, .. } => {
+                matches!((record, last), (None, Some(_)) | (Some(Record::Stopped { .. }), _))
+            }
             _ => false,
         }
     }
@@ -117,7 +121,7 @@ impl World {
         // A record is never missed more than just after it has changed hands.
         let taken = matches!((claim, verdict), (Claim::TakeOver { .. }, Verdict::Granted(_)));
         let loses = self.healed_at.is_none() && self.plan.faults.contains(&Fault::LoseRecord);
-        if taken && loses && self.rng.chance(500_000) {
+        if taken && loses && self.rng.chance(800_000) {
             self.lose_record();
         }
     }

@@ -131,8 +131,11 @@ fn a_flood_does_not_keep_our_beats_from_leaving() {
     assert!(heard.is_empty());
 }
 
+/// Hears nothing.
+type Deaf = fn(LinkId, Time, Beat);
+
 /// One that does nothing by itself.
-fn idle_worker<B: Fn() -> bool>(busy: B) -> Worker<fn() -> Time, B, impl Fn(LinkId, Time, Beat)> {
+fn idle_worker<B: Fn() -> bool>(busy: B) -> Worker<fn() -> Time, B, Deaf> {
     let route = Route { sockets: Vec::new(), interval: LEISURE, key: None };
     Worker {
         now,
