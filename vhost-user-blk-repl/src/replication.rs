@@ -27,8 +27,8 @@ use crate::tracker::{Ticket, Tracker};
 /// Record and streams of one image.
 pub struct Replication {
     tracker: Tracker,
-    /// Signalled when the mirror has room again or is lost, when the record is written or cannot be, and when the
-    /// image has failed.
+    /// Signalled when the mirror has room again or is lost, when the record is written or cannot be, and
+    /// when the image has failed.
     wake: Arc<EventFd>,
     mirror: Option<Mirror>,
     receiver: Option<Receiver>,
@@ -246,8 +246,8 @@ impl Replication {
         self.receiver = None;
     }
 
-    /// Blocks until all that was released is in the image. False: it is not, or the image has failed, which has
-    /// been reported.
+    /// Blocks until all that was released is in the image. False: it is not, or the image has failed,
+    /// which has been reported.
     #[must_use]
     pub fn drain(&self) -> bool {
         self.applier.as_ref().is_none_or(|applier| applier.drain()) && self.tracker.image_failure().is_none()

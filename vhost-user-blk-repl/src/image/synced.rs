@@ -1,8 +1,9 @@
 //! The one place through which an image is put on stable storage. It never forgets that this has failed.
 //!
 //! The kernel reports an error of write-back to one sync of an open file only, and takes what it could not
-//! write for written afterwards: the next sync succeeds, although data is lost. So a failure here is for good,
-//! whoever asked for that sync, and syncs are one at a time: of two at once, only one would hear of the error.
+//! write for written afterwards: the next sync succeeds, although data is lost. So a failure here is for
+//! good, whoever asked for that sync, and syncs are one at a time: of two at once, only one would hear of
+//! the error.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -42,8 +42,8 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Starts the thread, and the one that syncs what it has written; `on_error` is called once, with the first
-    /// write that fails. Nothing is applied after it.
+    /// Starts the thread, and the one that syncs what it has written; `on_error` is called once, with the
+    /// first write that fails. Nothing is applied after it.
     ///
     /// # Errors
     /// When the kernel refuses a thread.

@@ -50,9 +50,9 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// For an image with what [`crate::record::RecordFile::open`] found; `None` for one that keeps no record.
-    /// `wake` is written when a write that had to wait may be tried again, and when the image has failed. From
-    /// here on the image is to be used as [`Tracker::image`].
+    /// For an image with what [`crate::record::RecordFile::open`] found; `None` for one that keeps no
+    /// record. `wake` is written when a write that had to wait may be tried again, and when the image has
+    /// failed. From here on the image is to be used as [`Tracker::image`].
     ///
     /// # Errors
     /// When the kernel refuses memory or a thread.
@@ -101,8 +101,8 @@ impl Tracker {
         self.recorder.update(|state| state.may_write(ranges, epoch))
     }
 
-    /// Whether a guest's flush may be performed now. If not, it may be tried again when the eventfd is written.
-    /// One of an image that has failed fails at once.
+    /// Whether a guest's flush may be performed now. If not, it may be tried again when the eventfd is
+    /// written. One of an image that has failed fails at once.
     #[must_use]
     pub fn may_flush(&self) -> bool {
         self.recorder.update(|state| state.may_flush()) || self.synced.failure().is_some()

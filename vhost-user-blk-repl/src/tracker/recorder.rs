@@ -2,7 +2,8 @@
 //! of that image.
 //!
 //! In: changes of the record. Out: the record on stable storage, with the proof that belongs to it (see
-//! `lease`), after the image where the record says so much of it. The lock is never held during a disk access, because a guest's write may wait for it.
+//! `lease`), after the image where the record says so much of it. The lock is never held during a disk
+//! access, because a guest's write may wait for it.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -154,8 +155,8 @@ impl Shared {
         }
     }
 
-    /// Puts the image on stable storage; whether it is. If not, what the record would say is not true, and the
-    /// record that there is stays.
+    /// Puts the image on stable storage; whether it is. If not, what the record would say is not true, and
+    /// the record that there is stays.
     fn sync(&self) -> bool {
         let Err(e) = self.image.sync() else { return true };
         lock(&self.state).journal_mut().set_trouble(&e.to_string());

@@ -129,8 +129,8 @@ impl State {
         !matches!(self.part, Part::Source(_)) && self.journal.says_alone()
     }
 
-    /// Whether the guest may be told of what is on stable storage: not before it is on record that the VM runs
-    /// from this image.
+    /// Whether the guest may be told of what is on stable storage: not before it is on record that the VM
+    /// runs from this image.
     #[must_use]
     pub fn may_flush(&self) -> bool {
         self.journal.is_written(self.gate)
