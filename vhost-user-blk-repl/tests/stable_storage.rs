@@ -60,7 +60,7 @@ fn a_takeover_is_on_record_only_once_the_image_is_on_stable_storage() {
         assert_eq!(standby.vmm.recv(), Report::Started);
         let mut heir = Guest::connect(&standby.served.socket, 1, 0);
         assert_eq!(heir.read(0, 8, 512), (0, vec![7; 512]));
-        let mut waiting = vec![heir.post(0, T_FLUSH, 0, &[], 0), heir.post(0, T_OUT, 9, &[8; 512], 0)];
+        let mut waiting = [heir.post(0, T_FLUSH, 0, &[], 0), heir.post(0, T_OUT, 9, &[8; 512], 0)];
         heir.kick(0);
         assert_eq!(heir.try_used(0, MOMENT), None);
         let on_record = recorded(&standby.path).unwrap();

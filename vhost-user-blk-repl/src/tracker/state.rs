@@ -422,20 +422,17 @@ mod tests {
 
     #[test]
     fn the_image_of_a_copy_is_synced_before_it_is_on_record_that_the_vm_runs_from_it() {
-        let own = |state: &mut State| {
-            state.own(VM, Term(9)).unwrap();
-        };
-        let write_elected = |state: &mut State| {
-            state.may_write(&[Range::new(0, 512)], Epoch(1));
-        };
+        type Way = fn(&mut State);
+        let own: Way = |state| assert!(state.own(VM, Term(9)).is_ok());
+        let write_elected: Way = |state| assert!(!state.may_write(&[Range::new(0, 512)], Epoch(1)));
         let (stands_by, elected) = (Purpose::StandBy, Purpose::Serve(Refuse::Half));
         for role in [Role::Syncing, Role::Standby, Role::Protected, Role::Alone] {
             let copy = matches!(role, Role::Syncing | Role::Standby);
-            let ways: [(Purpose, &dyn Fn(&mut State)); 4] = [
-                (stands_by, &State::take_over),
-                (stands_by, &|state| state.run_alone(None)),
-                (elected, &own),
-                (elected, &write_elected),
+            let ways: [(Purpose, Way); 4] = [
+                (stands_by, State::take_over),
+                (stands_by, |state| state.run_alone(None)),
+                (elected, own),
+                (elected, write_elected),
             ];
             for (number, (purpose, way)) in ways.into_iter().enumerate() {
                 let mut state = state(role, purpose);
