@@ -100,7 +100,7 @@ impl Disk {
             self.server.deliver(&self.replication);
         }
         self.replication.report_record();
-        self.server.start_marked(&self.replication);
+        self.server.start_recorded(&self.replication);
         self.replication.settle_if_due();
         self.server.serve_stalled(&self.replication);
     }

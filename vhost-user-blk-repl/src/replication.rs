@@ -27,7 +27,8 @@ use crate::tracker::{Ticket, Tracker};
 /// Record and streams of one image.
 pub struct Replication {
     tracker: Tracker,
-    /// Signalled when the mirror has room again or is lost, and when the record is written or cannot be.
+    /// Signalled when the mirror has room again or is lost, when the record is written or cannot be, and
+    /// when the image has failed.
     wake: Arc<EventFd>,
     mirror: Option<Mirror>,
     receiver: Option<Receiver>,
@@ -117,9 +118,12 @@ impl Replication {
         lost
     }
 
-    /// Reports what has become of changes of the record.
+    /// Reports what has become of changes of the record, and of the image on its way to stable storage.
     pub fn report_record(&mut self) {
         self.report_owned();
+        if let Some(failure) = self.tracker.image_failure() {
+            self.fail(&failure);
+        }
         if let Some(trouble) = self.tracker.take_trouble() {
             self.fail(&trouble.to_string());
         }
@@ -163,6 +167,9 @@ impl Replication {
     /// Begins to mirror to the peer on the stream `fd`; `before` are writes that are not in the image yet.
     pub fn start_mirror(&mut self, fd: OwnedFd, settings: Settings, before: HashSet<u64>) {
         (self.mirror, self.failed) = (None, false);
+        if let Some(failure) = self.tracker.image_failure() {
+            return self.lost(&failure);
+        }
         let Some(reports) = self.vmm.reporter().map(Session::new) else { return };
         let (image, wake) = (self.image().clone(), self.wake.clone());
         match Mirror::new(fd, settings, image, before, reports, (self.tracker.clone(), wake)) {
@@ -210,6 +217,9 @@ impl Replication {
     /// Begins to take the peer's writes from the stream `fd`. The image belongs to the stream from here on.
     pub fn start_receiving(&mut self, fd: OwnedFd, max_uncommitted: u64, serial: String) {
         let Some(reporter) = self.vmm.reporter() else { return };
+        if let Some(failure) = self.tracker.image_failure() {
+            return self.lost(&failure);
+        }
         let Some(applier) = self.applier(&reporter) else { return };
         let disk = Disk { image: self.image().clone(), tracker: self.tracker.clone(), serial, applier };
         match Receiver::new(fd, disk, max_uncommitted, Session::new(reporter)) {
@@ -236,10 +246,11 @@ impl Replication {
         self.receiver = None;
     }
 
-    /// Blocks until all that was released is in the image. False: it is not, which has been reported.
+    /// Blocks until all that was released is in the image. False: it is not, or the image has failed,
+    /// which has been reported.
     #[must_use]
     pub fn drain(&self) -> bool {
-        self.applier.as_ref().is_none_or(|applier| applier.drain())
+        self.applier.as_ref().is_none_or(|applier| applier.drain()) && self.tracker.image_failure().is_none()
     }
 
     /// `epoch` is committed: the peer holds it, or this image takes it in.

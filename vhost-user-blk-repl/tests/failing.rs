@@ -133,6 +133,34 @@ fn reads_that_fail_are_kept_from_the_guest_too() {
 }
 
 #[test]
+fn a_ring_is_stopped_also_when_its_last_request_fails_meanwhile() {
+    let mut image = None;
+    let primary = Host::with(&[3; SIZE], Setup::default(), |path| {
+        let gated = GatedImage::open(path);
+        image = Some(gated.clone());
+        gated
+    });
+    let image = image.unwrap();
+    let mut guest = Guest::connect(&primary.served.socket, 1, 0);
+    let standby = Host::new(&[0; SIZE]);
+    begin_mirror(&primary, &standby, BOUND);
+    primary.vmm.in_sync();
+    image.set(Gate::Reads);
+    let slot = guest.post(0, T_IN, 8, &[], 512);
+    guest.kick(0);
+    image.wait_for_waiting(1);
+    image.fail_reads.store(true, std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let stopped = scope.spawn(|| vhost::VhostBackend::get_vring_base(&guest.frontend, 0));
+        // The device waits for the request by then; if not, this test shows less than it might.
+        std::thread::sleep(MOMENT);
+        image.set(Gate::Open);
+        assert_eq!(stopped.join().unwrap().unwrap(), 1);
+    });
+    assert_eq!(guest.status(0, slot), 0xee);
+}
+
+#[test]
 fn a_standby_without_room_says_so_and_the_primary_goes_on() {
     let (standby, _dir) = host_on_a_full_disk();
     let primary = Host::new(&[0; SIZE]);

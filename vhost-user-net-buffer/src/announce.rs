@@ -69,6 +69,13 @@ impl Announcer {
         self.rearm();
     }
 
+    /// Stops: the VM does not run here any more, and where it runs it is announced too.
+    pub fn stop(&mut self) {
+        self.macs.clear();
+        self.waiting = false;
+        self.rearm();
+    }
+
     /// Whether the guest's address is still to be learned from its frames.
     #[must_use]
     pub fn wants_address(&self) -> bool {
@@ -159,5 +166,18 @@ mod tests {
         assert!(!announcer.wants_address() && announcer.timer.get().unwrap().is_some());
         assert!(!announcer.seen([2, 0, 0, 0, 0, 2]));
         assert_eq!(announcer.macs(), [[2, 0, 0, 0, 0, 1]]);
+    }
+
+    #[test]
+    fn whoever_has_left_is_not_announced_nor_waited_for() {
+        for macs in [vec![[2, 0, 0, 0, 0, 1]], vec![]] {
+            let mut announcer = Announcer::new(None).unwrap();
+            announcer.start(macs);
+            announcer.stop();
+            assert!(announcer.timer.get().unwrap().is_none() && announcer.macs().is_empty());
+            assert!(!announcer.seen([2, 0, 0, 0, 0, 1]) && announcer.timer.get().unwrap().is_none());
+            announcer.start(vec![[2, 0, 0, 0, 0, 1]]);
+            assert!(announcer.timer.get().unwrap().is_some());
+        }
     }
 }

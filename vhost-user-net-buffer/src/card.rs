@@ -301,6 +301,7 @@ impl Card {
     fn stand_by(&mut self, standby: bool) {
         self.gate.set_standby(standby);
         if standby {
+            self.announcer.stop();
             let dropped = self.output.discard_held();
             self.dropped(dropped, "this host does not run the VM");
             self.ports.drop_frames();
@@ -334,7 +335,9 @@ impl Card {
         }
     }
 
+    /// The VM does not run here, or not yet.
     fn discard(&mut self, after: Epoch) {
+        self.announcer.stop();
         while self.output.has_releasable() {
             self.drain();
         }

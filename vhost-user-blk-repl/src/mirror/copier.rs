@@ -117,10 +117,14 @@ impl Copier {
         while !self.unanswered.is_empty() {
             self.answered(&mut progress)?;
         }
-        // From here on the standby may take over.
-        if let Err(e) = self.record.protected() {
-            self.stream.lose(&e.to_string());
-            return None;
+        match self.record.protected() {
+            // From here on the standby may take over.
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(e) => {
+                self.stream.lose(&e.to_string());
+                return None;
+            }
         }
         self.stream.update(State::in_sync);
         reports.report(&progress.report());

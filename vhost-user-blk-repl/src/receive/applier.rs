@@ -12,9 +12,11 @@ use host_kit::sync::lock;
 use crate::image::OpError;
 use crate::image::buffer::Buffer;
 use crate::receive::epoch_log::Change;
+use crate::receive::flusher::Flusher;
 use crate::tracker::Tracker;
 
-/// Called with `true` if everything before it was applied, `false` if the image failed.
+/// Called with `true` if everything before it was applied, `false` if the image failed, also on the way from
+/// there to stable storage.
 pub type Callback = Box<dyn FnOnce(bool) + Send>;
 
 enum Job {
@@ -40,15 +42,15 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Starts the thread; `on_error` is called once, with the first failure of the image. Nothing is applied
-    /// after it.
+    /// Starts the thread, and the one that syncs what it has written; `on_error` is called once, with the
+    /// first write that fails. Nothing is applied after it.
     ///
     /// # Errors
     /// When the kernel refuses a thread.
     pub fn new(tracker: Tracker, on_error: Box<dyn FnOnce(OpError) + Send>) -> io::Result<Self> {
         let shared = Arc::new(Shared { jobs: Mutex::default(), changed: Condvar::new() });
-        let theirs = shared.clone();
-        host_kit::thread::spawn("blk_apply", move || run(&theirs, &tracker, on_error))?;
+        let (theirs, flusher) = (shared.clone(), Flusher::new(tracker.image().clone())?);
+        host_kit::thread::spawn("blk_apply", move || run(&theirs, &tracker, &flusher, on_error))?;
         Ok(Self { shared })
     }
 
@@ -96,7 +98,7 @@ impl Drop for Applier {
     }
 }
 
-fn run(shared: &Shared, tracker: &Tracker, on_error: Box<dyn FnOnce(OpError) + Send>) {
+fn run(shared: &Shared, tracker: &Tracker, flusher: &Flusher, on_error: Box<dyn FnOnce(OpError) + Send>) {
     let mut on_error = Some(on_error);
     loop {
         let jobs = lock(&shared.jobs);
@@ -106,7 +108,7 @@ fn run(shared: &Shared, tracker: &Tracker, on_error: Box<dyn FnOnce(OpError) + S
         drop(jobs);
         match job {
             Job::Callback(cost, then) => {
-                then(on_error.is_some());
+                then(on_error.is_some() && tracker.image_failure().is_none());
                 shared.done(cost);
             }
             Job::Apply(change) => {
@@ -117,6 +119,7 @@ fn run(shared: &Shared, tracker: &Tracker, on_error: Box<dyn FnOnce(OpError) + S
                 {
                     on_error(e);
                 }
+                flusher.wrote(cost);
                 drop(change);
                 shared.done(cost);
             }

@@ -4,7 +4,8 @@
 //!   primary ════ ft_wire ════► reader ──► incoming ──release──► applier ──► image
 //!      ║                         │           protocol: in which order          │
 //!      ║                         ▼           epoch_log: held until released    │
-//!      ╚══════════════════════ reply ◄────── naming: on stable storage ◄───────┘
+//!      ╚══════════════════════ reply ◄────── naming: on stable storage ◄───────┤
+//!                                            flusher: the same, unasked ◄──────┘
 //! ```
 //! In: the stream, and `Release`, `Discard` from the VMM. Out: changes of the image, reports, replies to the
 //! primary. Never applies a write of an epoch that is not released (once the copy is complete), nor anything
@@ -12,6 +13,7 @@
 
 mod applier;
 mod epoch_log;
+mod flusher;
 mod incoming;
 mod naming;
 mod protocol;

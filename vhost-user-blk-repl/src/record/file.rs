@@ -207,9 +207,14 @@ impl RecordFile {
         Ok(())
     }
 
+    /// The folder that the file is in.
+    fn directory(&self) -> &Path {
+        self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
     /// Creates the file with the slot twice, so that later writes need no more space.
     fn create(&self, slot: &[u8]) -> io::Result<File> {
-        let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = self.directory();
         if directory == Path::new(STATE_DIR) {
             fs::create_dir_all(directory)?;
         }
@@ -228,16 +233,18 @@ impl RecordFile {
         Ok(file)
     }
 
-    /// Removes the record, so that no peer is believed to be in sync.
+    /// Removes the record, on stable storage, so that no peer is believed to be in sync.
     ///
     /// # Errors
-    /// Of the file system.
+    /// Of the file system; the record may be there next time then.
     pub fn remove(&mut self) -> io::Result<()> {
         self.file = None;
-        match fs::remove_file(&self.path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
+        let gone = |result: io::Result<()>| {
+            result.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        };
+        gone(fs::remove_file(&self.path))?;
+        // Also when the file was gone: maybe by an attempt whose sync failed.
+        gone(File::open(self.directory()).and_then(|directory| directory.sync_all()))
     }
 
     /// Its path.

@@ -41,6 +41,16 @@ impl Target<'_> {
         self.tracker.may_write(ranges, stamp)
     }
 
+    /// Whether an operation, on `ranges` if it writes, may start.
+    fn may_start(&self, op: &Op, ranges: &[Range]) -> bool {
+        match op {
+            Op::Read { .. } => true,
+            Op::Flush => self.tracker.may_flush(),
+            Op::Write { offset, from, .. } => self.may_write(&[Range::new(*offset, from.len() as u64)]),
+            Op::Zero { .. } => self.may_write(ranges),
+        }
+    }
+
     /// From here on a write is on its way to both images.
     fn start(&self, id: u64, op: Op) {
         match (self.mirror, &op) {
@@ -68,8 +78,8 @@ pub struct Flight {
     again: VecDeque<InFlight>,
     next_id: u64,
     order: WriteOrder,
-    /// Writes that wait for no other, but for their marks.
-    unmarked: BTreeSet<u64>,
+    /// Writes that wait for no other, and flushes, which wait for the image's record.
+    unrecorded: BTreeSet<u64>,
     /// Requests whose next piece waits for room in the mirror.
     waiting_for_room: VecDeque<u64>,
     finished: Vec<Completion>,
@@ -154,26 +164,20 @@ impl Flight {
         ids.into_iter().for_each(|id| self.start_if_free(id, target));
     }
 
-    /// Starts the writes that have waited for their marks, if these are there.
-    pub fn start_marked(&mut self, target: &Target<'_>) {
-        mem::take(&mut self.unmarked).into_iter().for_each(|id| self.start_if_free(id, target));
+    /// Starts what has waited for the image's record, if that says what it must.
+    pub fn start_recorded(&mut self, target: &Target<'_>) {
+        mem::take(&mut self.unrecorded).into_iter().for_each(|id| self.start_if_free(id, target));
     }
 
     fn start_if_free(&mut self, id: u64, target: &Target<'_>) {
         let Some(this) = self.pending.get_mut(&id) else { return };
         let Some(op) = this.waiting() else { return };
-        if !this.ranges().is_empty() {
-            if !self.order.is_free(id) {
-                return;
-            }
-            let piece = match op {
-                Op::Write { offset, from, .. } => &[Range::new(*offset, from.len() as u64)],
-                _ => this.ranges(),
-            };
-            if !target.may_write(piece) {
-                self.unmarked.insert(id);
-                return;
-            }
+        if !this.ranges().is_empty() && !self.order.is_free(id) {
+            return;
+        }
+        if !target.may_start(op, this.ranges()) {
+            self.unrecorded.insert(id);
+            return;
         }
         let Some(op) = this.start() else { return };
         self.unstarted -= cost(&op);
@@ -202,7 +206,7 @@ impl Flight {
     fn take_out(&mut self, id: u64) -> (Option<Pending>, Vec<u64>) {
         let pending = self.pending.remove(&id);
         self.bytes -= pending.as_ref().map_or(0, Pending::bytes);
-        self.unmarked.remove(&id);
+        self.unrecorded.remove(&id);
         (pending, self.order.finish(id))
     }
 

@@ -362,10 +362,10 @@ impl Server {
         }
     }
 
-    /// Starts writes that have waited for their marks, if these are there.
-    pub fn start_marked(&mut self, replication: &Replication) {
+    /// Starts what has waited for the image's record, if that says what it must.
+    pub fn start_recorded(&mut self, replication: &Replication) {
         let (flight, target) = self.flight(replication);
-        flight.start_marked(&target);
+        flight.start_recorded(&target);
     }
 
     /// The requests in progress, and the target of those that start now. What starts while sealed belongs to
@@ -496,12 +496,11 @@ impl Server {
         if !self.gate.is_open() {
             return self.flight.abandon(Some(queue));
         }
-        // Failures that the guest is not notified of would never finish.
-        let (flight, target) = self.flight(replication);
-        flight.remove_finished(queue, &target);
         loop {
-            // Nor would those that wait for room: it is the VMM that makes room, and it waits for this call.
             let (flight, target) = self.flight(replication);
+            // Failures that the guest is not notified of would never finish.
+            flight.remove_finished(queue, &target);
+            // Nor would those that wait for room: it is the VMM that makes room, and it waits for this call.
             flight.remove_waiting_for_room(queue, &target);
             if !flight.has_any_of(queue) {
                 break;
@@ -510,17 +509,17 @@ impl Server {
                 self.disk.wait();
                 self.collect(replication);
             } else {
-                self.wait_for_marks(replication);
+                self.wait_for_record(replication);
             }
         }
     }
 
-    /// All requests wait for marks.
-    fn wait_for_marks(&mut self, replication: &Replication) {
+    /// All requests wait for the image's record.
+    fn wait_for_record(&mut self, replication: &Replication) {
         if replication.tracker().written().is_err() {
             self.flight.drop_waiting();
         }
-        self.start_marked(replication);
+        self.start_recorded(replication);
     }
 
     /// This host does not run the VM any more: drops requests that are not done, and notifies the guest of

@@ -41,6 +41,8 @@ pub enum Job {
         ticket: Ticket,
         /// The image is closed.
         last: bool,
+        /// The image must be on stable storage before.
+        sync: bool,
     },
     /// There is no record, so the image may be written without.
     Without,
@@ -64,6 +66,8 @@ pub struct Journal {
     written: Ticket,
     /// The last change of a record that was given up because it could not be written, and the reason.
     given_up: Option<(Ticket, RecordWriteError)>,
+    /// The last change that says more of the image than is known to be on stable storage.
+    sync_before: Option<Ticket>,
     /// Why the last attempt to write failed, until that is reported.
     trouble: Option<RecordWriteError>,
     phase: Phase,
@@ -81,6 +85,7 @@ impl Journal {
             newest: Ticket(0),
             written: Ticket(0),
             given_up: None,
+            sync_before: None,
             trouble: None,
             phase: Phase::Open,
         }
@@ -136,6 +141,12 @@ impl Journal {
     #[must_use]
     pub fn newest(&self) -> Ticket {
         self.newest
+    }
+
+    /// The newest change is true only of an image that is on stable storage: it must be, before the record is
+    /// written again.
+    pub fn sync_before(&mut self) {
+        self.sync_before = Some(self.newest);
     }
 
     /// The newest change, to wait for: errors before now are forgotten.
@@ -239,8 +250,8 @@ impl Journal {
             (phase, Some(record)) => {
                 // A mark that this write removes does not count any more.
                 self.durable.intersect_with(&record.marks);
-                let last = phase == Phase::Closing;
-                Some(Job::Write { record: Box::new(record.clone()), ticket: self.newest, last })
+                let (last, sync) = (phase == Phase::Closing, self.sync_before.is_some());
+                Some(Job::Write { record: Box::new(record.clone()), ticket: self.newest, last, sync })
             }
         }
     }
@@ -248,6 +259,7 @@ impl Journal {
     /// A record with everything up to `ticket`, and these `marks`, is on stable storage.
     pub fn set_written(&mut self, ticket: Ticket, marks: Regions) {
         (self.written, self.durable, self.trouble) = (ticket, marks, None);
+        self.sync_before = self.sync_before.filter(|change| *change > ticket);
     }
 
     /// The last attempt to write failed.
@@ -351,6 +363,29 @@ mod tests {
         assert!(journal.outcome(ticket).unwrap().is_err());
         assert!(journal.mark(&[1]), "nothing to mark in");
         assert_eq!(journal.next_job(), None);
+    }
+
+    #[test]
+    fn the_image_is_synced_before_the_change_that_needs_it_and_until_that_is_written() {
+        let mut journal = journal();
+        let syncs = |journal: &mut Journal| match journal.next_job() {
+            Some(Job::Write { ticket, record, sync, .. }) => (sync, ticket, record.marks),
+            job => panic!("{job:?}"),
+        };
+        journal.change(|_| {});
+        let (sync, before, marks) = syncs(&mut journal);
+        assert!(!sync);
+        journal.change(|record| record.role = Role::Alone);
+        journal.sync_before();
+        journal.set_written(before, marks);
+        journal.mark(&[7]);
+        let (sync, ticket, marks) = syncs(&mut journal);
+        assert!(sync, "that write does not have the change");
+        journal.set_trouble("full");
+        assert!(syncs(&mut journal).0, "as if it had not been synced");
+        journal.set_written(ticket, marks);
+        journal.change(|_| {});
+        assert!(!syncs(&mut journal).0);
     }
 
     #[test]

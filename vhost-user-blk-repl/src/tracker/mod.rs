@@ -34,8 +34,8 @@ use ft_proto::{Epoch, Term, VmId};
 use ft_wire::mirror::{Answer, Begin, Greeting};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::image::Image;
 use crate::image::range::Range;
+use crate::image::{Image, SyncedImage};
 use crate::record::{Opened, Purpose, Record, new_id};
 use lease::{LeasedImage, WriteLease};
 use recorder::Recorder;
@@ -45,13 +45,14 @@ use state::State;
 #[derive(Clone)]
 pub struct Tracker {
     recorder: Arc<Recorder>,
+    synced: Arc<SyncedImage>,
     image: Arc<dyn Image>,
 }
 
 impl Tracker {
-    /// For an image with what [`crate::record::RecordFile::open`] found; `None` for one that keeps no record.
-    /// `wake` is written when a write that had to wait may be tried again. From here on the image is to be
-    /// used as [`Tracker::image`].
+    /// For an image with what [`crate::record::RecordFile::open`] found; `None` for one that keeps no
+    /// record. `wake` is written when a write that had to wait may be tried again, and when the image has
+    /// failed. From here on the image is to be used as [`Tracker::image`].
     ///
     /// # Errors
     /// When the kernel refuses memory or a thread.
@@ -62,20 +63,29 @@ impl Tracker {
             None => (None, None, Purpose::StandBy),
         };
         let (state, first) = State::new(record, purpose, image.size(), kept);
-        let lease = WriteLease::new(image.clone(), new_id(), kept)?;
-        let image = if kept { Arc::new(LeasedImage(lease.clone())) } else { image };
-        let recorder = Arc::new(Recorder::new(state, file, lease, wake)?);
+        let failed = wake.clone();
+        // Fails only when the counter is at its end, and then it is readable already.
+        let synced = Arc::new(SyncedImage::new(image, Box::new(move || drop(failed.write(1)))));
+        let lease = WriteLease::new(synced.clone(), new_id(), kept)?;
+        let image: Arc<dyn Image> = if kept { Arc::new(LeasedImage(lease.clone())) } else { synced.clone() };
+        let recorder = Arc::new(Recorder::new(state, file, lease, synced.clone(), wake)?);
         if let Some(first) = first {
             // The operator's decision must survive a crash.
             recorder.wait(first).map_err(io::Error::other)?;
         }
-        Ok(Self { recorder, image })
+        Ok(Self { recorder, synced, image })
     }
 
-    /// The image, written under a lease.
+    /// The image, written under a lease, and synced in one place.
     #[must_use]
     pub fn image(&self) -> &Arc<dyn Image> {
         &self.image
+    }
+
+    /// What may be missing in the image, and why, if it could not be put on stable storage. That is for good.
+    #[must_use]
+    pub fn image_failure(&self) -> Option<String> {
+        self.synced.failure()
     }
 
     /// The record as it should be now; a new one when none is kept.
@@ -89,6 +99,13 @@ impl Tracker {
     #[must_use]
     pub fn may_write(&self, ranges: &[Range], epoch: Epoch) -> bool {
         self.recorder.update(|state| state.may_write(ranges, epoch))
+    }
+
+    /// Whether a guest's flush may be performed now. If not, it may be tried again when the eventfd is
+    /// written. One of an image that has failed fails at once.
+    #[must_use]
+    pub fn may_flush(&self) -> bool {
+        self.recorder.update(|state| state.may_flush()) || self.synced.failure().is_some()
     }
 
     /// Standby: marks the regions of writes for which [`Tracker::mark_and_wait`] is going to be called. Does
@@ -146,13 +163,14 @@ impl Tracker {
         StandbyStream::new(self.recorder.clone(), greeting, begin)
     }
 
-    /// The VM runs from this copy, and no other can be newer. Does not block, but the guest's next write
-    /// waits for it.
+    /// The VM runs from this copy, and no other can be newer. Does not block, but the guest's next write or
+    /// flush waits for it.
     pub fn alone(&self) {
         self.recorder.update(|state| state.run_alone(None));
     }
 
-    /// As [`Tracker::alone`]; the VM ran elsewhere, in the term before.
+    /// As [`Tracker::alone`]; the VM ran elsewhere, in the term before. The image is put on stable storage
+    /// before that is on record.
     pub fn take_over(&self) {
         self.recorder.update(State::take_over);
     }

@@ -38,13 +38,14 @@ impl PrimarySession {
         self.recorder.update(|state| state.record())
     }
 
-    /// From here on a standby may take over. Blocks until that is on stable storage.
+    /// From here on the standby may take over. Blocks until that is on stable storage. Whether it is: not
+    /// when the session has ended.
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn protected(&self) -> Result<(), RecordWriteError> {
-        let ticket = self.recorder.update(|state| state.protected());
-        ticket.map_or(Ok(()), |ticket| self.recorder.wait(ticket))
+    pub fn protected(&self) -> Result<bool, RecordWriteError> {
+        let ticket = self.recorder.update(|state| state.protected(self.number));
+        ticket.map_or(Ok(false), |ticket| self.recorder.wait(ticket).map(|()| true))
     }
 
     /// Whether the peer should be asked what it has on stable storage, so that marks can be removed.

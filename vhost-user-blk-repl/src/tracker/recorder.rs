@@ -2,7 +2,8 @@
 //! of that image.
 //!
 //! In: changes of the record. Out: the record on stable storage, with the proof that belongs to it (see
-//! `lease`). The lock is never held during a disk access, because a guest's write may wait for it.
+//! `lease`), after the image where the record says so much of it. The lock is never held during a disk
+//! access, because a guest's write may wait for it.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -13,6 +14,7 @@ use host_kit::sync::lock;
 use tracing::{error, warn};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::image::Image;
 use crate::record::{Record, RecordFile};
 use crate::tracker::journal::{Job, RecordWriteError, Ticket};
 use crate::tracker::lease::{CLOSED, UNLIMITED, WriteLease};
@@ -25,6 +27,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     lease: Arc<WriteLease>,
+    image: Arc<dyn Image>,
     /// Signalled when a change is on stable storage, or cannot be written.
     wake: Arc<EventFd>,
 }
@@ -36,15 +39,21 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts the thread, if there is a `file` to write.
+    /// Starts the thread, if there is a `file` to write for `image`.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn new(state: State, file: Option<RecordFile>, lease: Arc<WriteLease>, wake: Arc<EventFd>) -> io::Result<Self> {
+    pub fn new(
+        state: State,
+        file: Option<RecordFile>,
+        lease: Arc<WriteLease>,
+        image: Arc<dyn Image>,
+        wake: Arc<EventFd>,
+    ) -> io::Result<Self> {
         if state.journal().record().is_none() {
             lease.extend(UNLIMITED, Duration::ZERO);
         }
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), lease, wake });
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), lease, image, wake });
         let Some(file) = file else { return Ok(Self { shared, thread: Mutex::default() }) };
         let asked = Arc::downgrade(&shared);
         shared.lease.on_renewal(Box::new(move || {
@@ -119,7 +128,8 @@ impl Shared {
     fn write_all(&self, mut file: RecordFile) {
         loop {
             match self.next_job() {
-                Job::Write { record, ticket, last } => self.write(&mut file, *record, ticket, last),
+                Job::Write { sync: true, .. } if !self.sync() => self.pause(),
+                Job::Write { record, ticket, last, .. } => self.write(&mut file, *record, ticket, last),
                 Job::Without => {
                     self.lease.extend(UNLIMITED, Duration::ZERO);
                     self.changed.notify_all();
@@ -143,6 +153,15 @@ impl Shared {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Puts the image on stable storage; whether it is. If not, what the record would say is not true, and
+    /// the record that there is stays.
+    fn sync(&self) -> bool {
+        let Err(e) = self.image.sync() else { return true };
+        lock(&self.state).journal_mut().set_trouble(&e.to_string());
+        self.tell_all();
+        false
     }
 
     fn write(&self, file: &mut RecordFile, mut record: Record, ticket: Ticket, last: bool) {
@@ -183,9 +202,14 @@ impl Shared {
         }
         self.tell_all();
         if !given_up {
-            let state = lock(&self.state);
-            drop(self.changed.wait_timeout_while(state, RETRY, |state| !state.journal().is_ended()));
+            self.pause();
         }
+    }
+
+    /// Waits before the next attempt.
+    fn pause(&self) {
+        let state = lock(&self.state);
+        drop(self.changed.wait_timeout_while(state, RETRY, |state| !state.journal().is_ended()));
     }
 
     fn tell_all(&self) {

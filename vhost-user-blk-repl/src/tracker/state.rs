@@ -70,7 +70,7 @@ pub struct State {
     /// Number of sessions and streams so far.
     numbers: u64,
     claim: Claim,
-    /// The change that the guest's writes wait for.
+    /// The change that the guest's writes and flushes wait for.
     gate: Ticket,
 }
 
@@ -79,7 +79,7 @@ impl State {
     /// that must be on stable storage before the image is used.
     #[must_use]
     pub fn new(mut record: Option<Record>, purpose: Purpose, size: u64, kept: bool) -> (Self, Option<Ticket>) {
-        let (mut claim, mut first) = (Claim::Settled, false);
+        let (mut claim, mut first, mut copy) = (Claim::Settled, false, false);
         if let (Some(record), Purpose::Serve(refuse)) = (&mut record, purpose)
             && record.role != Role::Alone
         {
@@ -87,6 +87,7 @@ impl State {
                 // An elected host is told its term later.
                 claim = Claim::Elected;
             } else {
+                copy = is_copy(record);
                 run_from(record);
                 record.term = Term(0);
                 first = true;
@@ -98,6 +99,9 @@ impl State {
         let mut journal = Journal::new(record, size, kept);
         // For a proof that names this process.
         journal.change(|_| {});
+        if copy {
+            journal.sync_before();
+        }
         let first = first.then(|| journal.ticket());
         (Self { journal, size, part: Part::Nothing, numbers: 0, claim, gate: Ticket::default() }, first)
     }
@@ -123,6 +127,13 @@ impl State {
     #[must_use]
     pub fn can_do_without_record(&self) -> bool {
         !matches!(self.part, Part::Source(_)) && self.journal.says_alone()
+    }
+
+    /// Whether the guest may be told of what is on stable storage: not before it is on record that the VM
+    /// runs from this image.
+    #[must_use]
+    pub fn may_flush(&self) -> bool {
+        self.journal.is_written(self.gate)
     }
 
     /// Whether a guest's write to `ranges` in `epoch` may go to the image and the peer now.
@@ -248,8 +259,9 @@ impl State {
         }
     }
 
-    /// The VM runs from the image from now on, in `term` if it is known. The guest's writes wait until that
-    /// is on record.
+    /// The VM runs from the image from now on, in `term` if it is known. The guest's writes and flushes wait
+    /// until that is on record. Of a copy it is recorded only once all of it is on stable storage: the guest
+    /// has been told so on the host that it ran on.
     pub fn run_alone(&mut self, term: Option<Term>) {
         if let Part::Replica(_) = self.part {
             self.part = Part::Nothing;
@@ -258,7 +270,7 @@ impl State {
             self.claim = Claim::Settled;
         }
         let Some(record) = self.journal.record() else { return };
-        let term = term.unwrap_or(record.term);
+        let (copy, term) = (is_copy(record), term.unwrap_or(record.term));
         let news = (record.role, record.term) != (Role::Alone, term);
         self.journal.amend(|record| {
             run_from(record);
@@ -268,12 +280,14 @@ impl State {
             self.journal.change(|_| {});
             self.gate = self.journal.newest();
         }
+        if copy {
+            self.journal.sync_before();
+        }
     }
 
     /// As [`State::run_alone`]; the VM ran elsewhere, in the term before.
     pub fn take_over(&mut self) {
-        let is_copy = |record: &&Record| matches!(record.role, Role::Standby | Role::Syncing);
-        let next = self.journal.record().filter(is_copy).map(|record| record.term.next());
+        let next = self.journal.record().filter(|record| is_copy(record)).map(|record| record.term.next());
         self.run_alone(next);
     }
 
@@ -300,9 +314,14 @@ impl State {
         Ok(self.journal.ticket())
     }
 
-    /// From here on a standby may take over: the change to wait for, if a record is kept.
-    pub fn protected(&mut self) -> Option<Ticket> {
-        self.journal.change(|record| record.role = Role::Protected).then(|| self.journal.ticket())
+    /// The standby of session `number` may take over from here on: the change to wait for, or `None` when the
+    /// session is over.
+    pub fn protected(&mut self, number: u64) -> Option<Ticket> {
+        if !matches!(&self.part, Part::Source(source) if source.is(number)) {
+            return None;
+        }
+        self.journal.change(|record| record.role = Role::Protected);
+        Some(self.journal.ticket())
     }
 
     /// The VM is shut down in `term`, and this is its newest image: the change to wait for, if a record is
@@ -312,6 +331,11 @@ impl State {
         let kept = self.journal.change(|record| (record.term, record.ended) = (record.term.max(term), term));
         kept.then(|| self.journal.ticket())
     }
+}
+
+/// Whether the image is a standby's: written for a guest that ran elsewhere, and synced when this host likes.
+fn is_copy(record: &Record) -> bool {
+    matches!(record.role, Role::Standby | Role::Syncing)
 }
 
 /// The VM runs from the image of this record, and no copy can be newer.
@@ -341,12 +365,15 @@ mod tests {
         State::new(Some(record(role)), purpose, SIZE, true).0
     }
 
-    /// Does all jobs, as storage that works does.
-    fn write(state: &mut State) {
+    /// Does all jobs, as storage that works does. Whether the image was synced before one of them.
+    fn write(state: &mut State) -> bool {
+        let mut synced = false;
         while let Some(job) = state.journal_mut().next_job() {
-            let Job::Write { record, ticket, .. } = job else { panic!("{job:?}") };
+            let Job::Write { record, ticket, sync, .. } = job else { panic!("{job:?}") };
+            synced |= sync;
             state.journal_mut().set_written(ticket, record.marks);
         }
+        synced
     }
 
     fn role_and_term(state: &State) -> (Role, Term) {
@@ -388,8 +415,45 @@ mod tests {
         assert_eq!(role_and_term(&state), (Role::Alone, Term(5)));
         assert_eq!(state.record().generation, 1);
         assert!(!state.may_write(&[Range::new(0, 512)], Epoch(1)), "marked, but not on record as this host's");
+        assert!(!state.may_flush());
         write(&mut state);
-        assert!(state.may_write(&[Range::new(0, 512)], Epoch(1)));
+        assert!(state.may_write(&[Range::new(0, 512)], Epoch(1)) && state.may_flush());
+    }
+
+    #[test]
+    fn the_image_of_a_copy_is_synced_before_it_is_on_record_that_the_vm_runs_from_it() {
+        let own = |state: &mut State| {
+            state.own(VM, Term(9)).unwrap();
+        };
+        let write_elected = |state: &mut State| {
+            state.may_write(&[Range::new(0, 512)], Epoch(1));
+        };
+        let (stands_by, elected) = (Purpose::StandBy, Purpose::Serve(Refuse::Half));
+        for role in [Role::Syncing, Role::Standby, Role::Protected, Role::Alone] {
+            let copy = matches!(role, Role::Syncing | Role::Standby);
+            let ways: [(Purpose, &dyn Fn(&mut State)); 4] = [
+                (stands_by, &State::take_over),
+                (stands_by, &|state| state.run_alone(None)),
+                (elected, &own),
+                (elected, &write_elected),
+            ];
+            for (number, (purpose, way)) in ways.into_iter().enumerate() {
+                let mut state = state(role, purpose);
+                assert!(!write(&mut state));
+                way(&mut state);
+                // Whatever the record says by the time it is written.
+                state.begin_source();
+                state.protected(1);
+                assert_eq!(write(&mut state), copy, "{role:?}, way {number}");
+                state.end(Term(9));
+                assert!(!write(&mut state), "once is enough");
+            }
+            assert_eq!(
+                write(&mut super::tests::state(role, Purpose::Serve(Refuse::Nothing))),
+                copy,
+                "{role:?}, forced"
+            );
+        }
     }
 
     #[test]
@@ -466,5 +530,19 @@ mod tests {
         state.end_source(number);
         assert!(state.settle(number, Epoch(1), Base(9), settled).is_none());
         assert_eq!(state.record().base, Some(Base(5)));
+    }
+
+    #[test]
+    fn a_session_that_is_over_protects_nothing() {
+        let mut state = state(Role::Alone, Purpose::Serve(Refuse::Stale));
+        let over = state.begin_source();
+        assert!(state.protected(over).is_some());
+        state.end_source(over);
+        state.run_alone(None);
+        assert_eq!(state.protected(over), None);
+        let next = state.begin_source();
+        assert_eq!((state.protected(over), state.record().role), (None, Role::Alone));
+        assert!(state.protected(next).is_some());
+        assert_eq!(state.record().role, Role::Protected);
     }
 }

@@ -16,7 +16,9 @@ pub enum Gate {
     Open,
     All,
     Reads,
+    /// And syncs.
     Writes,
+    Syncs,
 }
 
 /// An image whose operations wait at a gate, and whose writes can be made to fail. A read waits after it has
@@ -29,6 +31,8 @@ pub struct GatedImage {
     arrived: Condvar,
     pub fail_writes: AtomicBool,
     pub fail_reads: AtomicBool,
+    /// The next sync fails, as one does that hears of a failed write-back: those after it succeed.
+    pub fail_sync: AtomicBool,
     pub syncs: AtomicUsize,
 }
 
@@ -42,6 +46,7 @@ impl GatedImage {
             arrived: Condvar::new(),
             fail_writes: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
+            fail_sync: AtomicBool::new(false),
             syncs: AtomicUsize::new(0),
         })
     }
@@ -61,7 +66,8 @@ impl GatedImage {
     fn pass(&self, kind: Gate) {
         *self.waiting.lock().unwrap() += 1;
         self.arrived.notify_all();
-        let closed = |gate: &mut Gate| *gate == Gate::All || *gate == kind;
+        let closed =
+            |gate: &mut Gate| *gate == Gate::All || *gate == kind || (*gate, kind) == (Gate::Writes, Gate::Syncs);
         drop(self.opened.wait_while(self.gate.lock().unwrap(), closed).unwrap());
         *self.waiting.lock().unwrap() -= 1;
     }
@@ -91,8 +97,11 @@ impl Image for GatedImage {
         self.inner.zero(offset, len, unmap)
     }
     fn sync(&self) -> io::Result<()> {
-        self.pass(Gate::Writes);
+        self.pass(Gate::Syncs);
         self.syncs.fetch_add(1, Ordering::Relaxed);
+        if self.fail_sync.swap(false, Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         self.inner.sync()
     }
     fn hole_end(&self, offset: u64) -> Option<u64> {
