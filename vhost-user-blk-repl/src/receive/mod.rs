@@ -21,8 +21,10 @@ mod reader;
 mod reply;
 
 pub use applier::Applier;
+#[cfg(feature = "fuzzing")]
 pub use epoch_log::Change;
 pub use incoming::{Incoming, StateError};
+#[cfg(feature = "fuzzing")]
 pub use protocol::Step;
 pub use reader::Disk;
 
