@@ -162,7 +162,11 @@ impl World {
             Effect::Write(stream, bytes) => self.send(address.0, stream, Payload::Bytes(bytes)),
             Effect::Close(stream) => self.close(address.0, stream),
             Effect::Readable(stream) => self.readable(address, stream),
-            Effect::Cut(session, epoch, cut, last) => self.was_cut(address, (session, epoch), cut, last),
+            Effect::Cut(session, epoch, cut, last) => {
+                // A cut before this one may have let it go on meanwhile, in the same call of the engine.
+                self.with_body(address, |body| body.guest.stopped = true);
+                self.was_cut(address, (session, epoch), cut, last);
+            }
             Effect::GoesOn => self.with_body(address, |body| body.guest.stopped = false),
             Effect::Applied { session, epoch, digest, idle } => self.applied(address, session, epoch, digest, idle),
             Effect::Starts { session, epoch } => self.taken_over(address, session, epoch),

@@ -268,7 +268,12 @@ impl World {
             if let Some(process) = self.process(address) {
                 process.paused_until = process.paused_until.min(now);
                 process.stalled_until = process.stalled_until.min(now);
-                process.body().knobs.cut_fails = 0;
+                let mut body = process.body();
+                body.knobs.cut_fails = 0;
+                body.disk.catch_up(now);
+                let requests = body.guest.vcpu.in_flight.len();
+                drop(body);
+                (0..requests).for_each(|_| self.at(now, Event::DiskDone(address)));
             }
             self.wake(address);
         }
