@@ -261,6 +261,7 @@ impl Guest for GuestAdapter {
         drop(devices);
         // Before the guest can do anything that is told too.
         self.tell(VmEvent::TakenOver { paused });
+        self.parts.pending_event.taken_over();
         if !paused {
             self.parts.cpus.resume();
         }
