@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Select, bounded};
 use ft::guest::Guest;
+use ft_wire::device_ctl::InFlight;
+use ft_wire::state::Position;
 use pollux_vmm::contract::VmEvent;
 use pollux_vmm::ft_adapter::guest::GuestAdapter;
 use pollux_vmm::machine::cpu::{Capture, GuestEvent, PausedWork, Task, WorkerPool};
@@ -314,6 +316,17 @@ fn what_the_guest_writes_is_harvested_once() {
     wait_for("guest does not count", || counter(&tiny, 0) != before);
     tiny.vm.cpus().pause(Capture::No).unwrap();
     assert_eq!(harvest(&tiny), (true, false, false));
+}
+
+#[test]
+fn a_queue_that_is_not_set_up_has_nothing_in_flight_in_a_checkpoint() {
+    let tiny = Tiny::new(Code::default().halt(), 1);
+    let mut devices = tiny.vm.devices().lock().unwrap();
+    let id = devices.ids().next().unwrap().to_owned();
+    let in_flight = vec![InFlight { queue: 0, head: 3 }];
+    let mut position = Position { id, queues: Vec::new(), in_flight, idle: true };
+    devices.set_position(&mut position);
+    assert_eq!(position.in_flight, []);
 }
 
 #[test]

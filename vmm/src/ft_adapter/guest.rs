@@ -355,8 +355,8 @@ impl Snapshot {
             staging.copy_pages(&*self.memory)?;
         }
         let mut devices = lock(&self.parts.devices);
-        for position in &staging.positions {
-            devices.set_positions(&position.id, &position.queues);
+        for position in &mut staging.positions {
+            devices.set_position(position);
         }
         drop(devices);
         let saved = self.parts.save_devices(&mut staging.state);
