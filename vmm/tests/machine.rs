@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Select, bounded};
 use ft::guest::Guest;
+use ft_wire::device_ctl::InFlight;
+use ft_wire::state::Position;
 use pollux_vmm::contract::VmEvent;
 use pollux_vmm::ft_adapter::guest::GuestAdapter;
 use pollux_vmm::machine::cpu::{Capture, GuestEvent, PausedWork, Task, WorkerPool};
@@ -255,6 +257,44 @@ fn a_saved_guest_goes_on_in_another_vm() {
     assert!(dots == rounds || dots == rounds + 1 || dots + 1 == rounds, "{rounds} rounds, {dots} dots");
 }
 
+/// The state of a VM whose guest has done something that it does once, and nobody has dealt with that.
+fn after_a_final_event(way: Code, event: &GuestEvent) -> (Tiny, Vec<u8>) {
+    let mut tiny = Tiny::new(way.halt(), 2);
+    tiny.vm.boot().unwrap();
+    assert_eq!(tiny.event(), *event);
+    tiny.vm.cpus().pause(Capture::Yes).unwrap();
+    let mut state = Vec::new();
+    tiny.vm.save(&mut state).unwrap();
+    (tiny, state)
+}
+
+#[test]
+fn a_power_off_or_reset_that_nobody_has_dealt_with_is_reported_where_the_vm_goes_on() {
+    let ways = [
+        (Code::default().out(0x600, 5 << 2 | 1 << 5), GuestEvent::Shutdown),
+        (Code::default().out(0x600, 1), GuestEvent::Reset),
+        (Code::default().out(0x64, 0xfe), GuestEvent::Reset),
+        // ud2 with an empty interrupt table: a triple fault.
+        (Code::default().raw(&[0x0f, 0x0b]), GuestEvent::Reset),
+    ];
+    for (way, event) in ways {
+        let (old, state) = after_a_final_event(way, &event);
+        let mut new = Tiny::new(Code::default().print("again").halt(), 2);
+        copy_memory(&old, &new);
+        let (events, told) = bounded(1);
+        let mut adapter = GuestAdapter::new(&new.vm, events);
+        adapter.load(&state).unwrap();
+        adapter.activate().unwrap();
+        adapter.start().unwrap();
+        assert!(matches!(told.recv().unwrap(), VmEvent::TakenOver { paused: false }));
+        assert_eq!(new.event(), event);
+        new.vm.taken_over().unwrap();
+        new.vm.reset().unwrap();
+        wait_for("guest does not boot again", || new.printed() == "again");
+        assert!(new.events.try_recv().is_err());
+    }
+}
+
 #[test]
 fn what_the_guest_writes_is_harvested_once() {
     let code = count_forever(Code::default().store(COUNTER + 0x5000, 1));
@@ -276,6 +316,17 @@ fn what_the_guest_writes_is_harvested_once() {
     wait_for("guest does not count", || counter(&tiny, 0) != before);
     tiny.vm.cpus().pause(Capture::No).unwrap();
     assert_eq!(harvest(&tiny), (true, false, false));
+}
+
+#[test]
+fn a_queue_that_is_not_set_up_has_nothing_in_flight_in_a_checkpoint() {
+    let tiny = Tiny::new(Code::default().halt(), 1);
+    let mut devices = tiny.vm.devices().lock().unwrap();
+    let id = devices.ids().next().unwrap().to_owned();
+    let in_flight = vec![InFlight { queue: 0, head: 3 }];
+    let mut position = Position { id, queues: Vec::new(), in_flight, idle: true };
+    devices.set_position(&mut position);
+    assert_eq!(position.in_flight, []);
 }
 
 #[test]

@@ -371,8 +371,32 @@ fn the_control_queue_announces_and_counts_pairs() {
     assert_eq!(command(&mut device, &[4]), 1);
     assert_eq!(command(&mut device, &[9, 9]), 1);
     assert_eq!(device.state().positions[..], [QueueState { index: 2, next_avail: 4, next_used: 4 }]);
-    device.set_positions(&[QueueState { index: 0, next_avail: 1, next_used: 0 }]);
-    assert_eq!(device.state().positions.len(), 2);
+    let served = [0, 1].map(|index| QueueState { index, next_avail: 1, next_used: 0 });
+    device.set_positions(&served);
+    assert_eq!(device.state().positions[..2], served);
+    assert_eq!(device.state().positions[2..], [QueueState { index: 2, next_avail: 4, next_used: 4 }]);
+}
+
+#[test]
+fn a_queue_that_was_set_up_after_the_seal_is_taken_over_from_its_start() {
+    let bench = Bench::new();
+    let driver = Driver::new(&bench.ram, 0);
+    let mut device = bench.device(Kind::Disk, 1);
+    device.activate(F_VERSION_1, vec![driver.queue()], false).unwrap();
+    device.set_positions(&[]);
+
+    let mut other = bench.device(Kind::Disk, 1);
+    other.set_state(&device.state(), F_VERSION_1).unwrap();
+    drop(device);
+    assert!(!other.is_set_up(0));
+    other.activate(F_VERSION_1, vec![driver.queue()], true).unwrap();
+    assert!(other.is_set_up(0) && !other.is_set_up(1));
+    driver.offer(0, 0x60_0000, 16);
+    assert!(driver.wait());
+    assert_eq!(driver.used(), 1);
+    // And what was taken down after it has nothing in flight.
+    other.reset().unwrap();
+    assert!(!other.is_set_up(0));
 }
 
 #[test]

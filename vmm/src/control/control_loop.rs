@@ -403,7 +403,7 @@ impl Vmm {
                 self.publish();
                 None
             }
-            // What it asks for, it asks for again where it goes on. If that is here, it gets it.
+            // Wherever the VM goes on, this is pending. If that is here, the guest gets it.
             Err(VmmError::NotHere(place)) => {
                 self.reset_due = place == NotHere::Leaving;
                 self.publish();

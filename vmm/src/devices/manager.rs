@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device_api::counters::{DiskCounters, NetCounters};
-use ft_wire::device_ctl::QueueState;
+use ft_wire::state::Position;
 use serde_json::{Value, json};
 
 use crate::config::VmConfig;
@@ -181,11 +181,18 @@ impl DeviceManager {
         self.devices.iter().filter(foreign).map(|device| device.id.as_str())
     }
 
-    /// Where the queues of device `id` stand, as its process has said; goes into the next
-    /// [`DeviceManager::save`].
-    pub fn set_positions(&mut self, id: &str, queues: &[QueueState]) {
-        if let Some(device) = self.devices.iter().find(|device| device.id == id) {
-            device.lock().device_mut().set_positions(queues);
+    /// Where the queues of a device stand, as its process has said when it was sealed; goes into the next
+    /// [`DeviceManager::save`]. The vCPUs are parked. What the process had in flight of queues that were
+    /// taken down meanwhile is struck out: whoever takes over must not submit that again.
+    ///
+    /// After the seal each vCPU ends at most the one access that it was in the middle of. A device that one
+    /// of them takes down is not set up again before all are parked: that takes several, one after the other.
+    pub fn set_position(&mut self, position: &mut Position) {
+        if let Some(device) = self.devices.iter().find(|device| device.id == position.id) {
+            let mut transport = device.lock();
+            let virtio = transport.device_mut();
+            virtio.set_positions(&position.queues);
+            position.in_flight.retain(|request| virtio.is_set_up(request.queue));
         }
     }
 

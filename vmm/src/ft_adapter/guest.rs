@@ -261,6 +261,7 @@ impl Guest for GuestAdapter {
         drop(devices);
         // Before the guest can do anything that is told too.
         self.tell(VmEvent::TakenOver { paused });
+        self.parts.pending_event.taken_over();
         if !paused {
             self.parts.cpus.resume();
         }
@@ -354,8 +355,8 @@ impl Snapshot {
             staging.copy_pages(&*self.memory)?;
         }
         let mut devices = lock(&self.parts.devices);
-        for position in &staging.positions {
-            devices.set_positions(&position.id, &position.queues);
+        for position in &mut staging.positions {
+            devices.set_position(position);
         }
         drop(devices);
         let saved = self.parts.save_devices(&mut staging.state);

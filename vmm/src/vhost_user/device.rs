@@ -198,7 +198,7 @@ impl VirtioDevice for VhostUserDevice {
             if let Some(control) = &mut self.control {
                 control.set_call(call);
             }
-        } else if self.active.as_ref().is_some_and(|active| active.queues.contains(&queue)) {
+        } else if self.is_set_up(queue) {
             self.link.set_call(queue, &call)?;
         }
         Ok(())
@@ -237,7 +237,17 @@ impl VirtioDevice for VhostUserDevice {
     fn set_positions(&mut self, queues: &[QueueState]) {
         self.positions.clear();
         self.positions.extend_from_slice(queues);
+        // A queue that was set up after the seal is where it was started: nothing of it was served yet.
+        for index in self.active.iter().flat_map(|active| &active.queues) {
+            if queues.iter().all(|queue| queue.index != *index) {
+                self.positions.push(QueueState { index: *index, ..Default::default() });
+            }
+        }
         self.note_control_position();
+    }
+
+    fn is_set_up(&self, queue: u16) -> bool {
+        self.active.as_ref().is_some_and(|active| active.queues.contains(&queue))
     }
 
     fn state(&self) -> DeviceState<'_> {

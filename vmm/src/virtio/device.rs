@@ -78,8 +78,12 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// When the device cannot.
     fn set_dirty_log(&mut self, on: bool) -> Result<(), VirtioError>;
-    /// Where the queues stand, as the device process has said.
+    /// Where the queues stand, as the device process has said when it was sealed. Called with the vCPUs
+    /// parked; those that were in the middle of an access at the seal may have finished setting the device up
+    /// since, or taking it down.
     fn set_positions(&mut self, queues: &[QueueState]);
+    /// Whether the driver has set `queue` up and a device process serves it.
+    fn is_set_up(&self, queue: u16) -> bool;
     /// What goes into a checkpoint.
     fn state(&self) -> DeviceState<'_>;
     /// Becomes what a checkpoint says, for a driver that has taken `features`; takes effect at the next

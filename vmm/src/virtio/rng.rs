@@ -120,6 +120,10 @@ impl VirtioDevice for Rng {
     /// Knows better itself.
     fn set_positions(&mut self, _queues: &[QueueState]) {}
 
+    fn is_set_up(&self, _queue: u16) -> bool {
+        false
+    }
+
     fn state(&self) -> DeviceState<'_> {
         DeviceState {
             config: Cow::Borrowed(&[]),

@@ -1,6 +1,5 @@
 //! What a VM is made of before it has devices on PCI: KVM's own parts, and those of the old PC.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{Kvm, VmFd};
@@ -63,16 +62,6 @@ pub(super) fn cpu_options(config: &VmConfig) -> CpuOptions {
         nested: cpus.nested,
         affinity,
     }
-}
-
-/// Passes on one event until the flag is cleared: a guest that resets tries several ways one after the other.
-pub(super) fn only_first(on_event: OnGuestEvent, ended: &Arc<AtomicBool>) -> OnGuestEvent {
-    let ended = ended.clone();
-    Arc::new(move |event| {
-        if !ended.swap(true, Ordering::SeqCst) {
-            on_event(event);
-        }
-    })
 }
 
 /// The devices of the old PC that have state.

@@ -5,6 +5,7 @@ mod error;
 mod gate;
 mod hardware;
 mod parts;
+mod pending_event;
 mod virtual_machine;
 
 pub use self::confirmed::Confirmed;

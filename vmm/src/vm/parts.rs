@@ -17,6 +17,7 @@ use crate::machine::state::{Saved, StateError, StateReader, StateWriter};
 use crate::vm::confirmed::Confirmed;
 use crate::vm::error::VmError;
 use crate::vm::gate::Gate;
+use crate::vm::pending_event::PendingEvent;
 
 /// Section that says whether the VM is paused.
 const PAUSED: &str = "paused";
@@ -36,6 +37,8 @@ pub struct SavedParts {
     pub(super) paused: AtomicBool,
     /// Where that is known.
     pub confirmed: Confirmed,
+    /// What the guest has done to its own machine, until that is dealt with.
+    pub(crate) pending_event: Arc<PendingEvent>,
     pub(super) clock: Mutex<Clock>,
     pub(super) ioapic: Arc<Mutex<Ioapic>>,
     pub(super) serial: Option<Arc<Mutex<SerialPort>>>,
@@ -76,6 +79,7 @@ impl SavedParts {
         lock(&self.rtc).save(out)?;
         lock(&self.ged).save(out)?;
         out.section(PAUSED, PAUSED_VERSION, &self.is_paused())?;
+        self.pending_event.save(out)?;
         lock(&self.ioapic).save(out)?;
         lock(&self.clock).save(out)
     }
@@ -98,6 +102,7 @@ impl SavedParts {
         lock(&self.ged).load(from)?;
         lock(&self.devices).load(from)?;
         self.paused.store(from.take(PAUSED, PAUSED_VERSION)?, Ordering::SeqCst);
+        self.pending_event.load(from)?;
         std::mem::replace(from, StateReader::new(&[])?).finish()
     }
 

@@ -36,6 +36,7 @@ use crate::vm::error::VmError;
 use crate::vm::gate::Gate;
 use crate::vm::hardware::{self, Legacy};
 use crate::vm::parts::SavedParts;
+use crate::vm::pending_event::PendingEvent;
 
 /// How long an operator waits at most until the standby knows that the VM is paused, or resumed. It takes two
 /// of the longest epochs.
@@ -49,8 +50,6 @@ pub struct Vm {
     power_on: Vec<u8>,
     payload: Option<Payload>,
     line: Option<Line>,
-    /// A guest event was reported and not yet dealt with; more of the same are not news.
-    ended: Arc<AtomicBool>,
     dirty: Arc<Mutex<DirtyTracker>>,
     config: VmConfig,
     started: bool,
@@ -80,8 +79,9 @@ impl Vm {
 
         let irq = Arc::new(IrqManager::new(vm.clone())?);
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-        let ended = Arc::new(AtomicBool::new(false));
-        let on_event = hardware::only_first(on_event, &ended);
+        let pending_event = Arc::new(PendingEvent::new(on_event));
+        let happened = pending_event.clone();
+        let on_event: OnGuestEvent = Arc::new(move |event| happened.happened(event));
         let ports = CpuPorts { pio: pio.clone(), mmio: mmio.clone(), on_event: on_event.clone() };
         let cpus = CpuManager::new(&kvm, &vm, &hardware::cpu_options(&config), &ports)?;
         let phys_bits = cpus.phys_bits();
@@ -103,6 +103,7 @@ impl Vm {
             gate: Gate::default(),
             paused: AtomicBool::new(false),
             confirmed: Confirmed::default(),
+            pending_event,
             clock: Mutex::new(Clock::new(vm.clone(), cpus)),
             ioapic,
             serial,
@@ -116,7 +117,6 @@ impl Vm {
             power_on,
             payload,
             line,
-            ended,
             dirty,
             config,
             started: false,
@@ -157,7 +157,6 @@ impl Vm {
     /// Ends the pause that the vCPUs were made with.
     fn start(&mut self) -> Result<(), VmError> {
         self.start_input()?;
-        self.ended.store(false, Ordering::SeqCst);
         self.started = true;
         self.parts.cpus.resume();
         Ok(())
@@ -246,6 +245,7 @@ impl Vm {
         self.parts.reset_devices()?;
         self.parts.cpus.power_on(&mut StateReader::new(&self.power_on)?)?;
         self.load_payload()?;
+        self.parts.pending_event.dealt_with();
         self.parts.gate.in_pieces(false);
         self.start()
     }
@@ -291,6 +291,7 @@ impl Vm {
     /// When the serial line's input cannot be started.
     pub fn start_restored(&mut self) -> Result<(), VmError> {
         lock(&self.parts.devices).kick_all();
+        self.parts.pending_event.taken_over();
         self.start()
     }
 

@@ -7,6 +7,7 @@ pub mod cpuid;
 mod error;
 mod manager;
 pub mod msr;
+mod nested;
 mod options;
 mod rendezvous;
 mod spin_condvar;

@@ -7,10 +7,10 @@
 //! registers. Then a `KVM_RUN` that returns at once hands over REGS, SREGS and VCPU_EVENTS together (loading
 //! the vCPU costs more than the data), then the rest.
 //!
-//! Order of restore (CPUID is set when the vCPU is made, so it always comes first): MP_STATE and SREGS before
-//! LAPIC, as the APIC's base and mode are in SREGS; LAPIC before MSRS, as the TSC deadline arms the LAPIC's
-//! timer; the TSC before the deadline among the MSRS; REGS before VCPU_EVENTS, as setting REGS drops a
-//! pending exception.
+//! Order of restore (CPUID is set when the vCPU is made, so it always comes first): out of nested operation
+//! before anything else, see `nested`; MP_STATE and SREGS before LAPIC, as the APIC's base and mode are in
+//! SREGS; LAPIC before MSRS, as the TSC deadline arms the LAPIC's timer; the TSC before the deadline among
+//! the MSRS; REGS before VCPU_EVENTS, as setting REGS drops a pending exception.
 
 use std::io;
 
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::msr::{self, IA32_TSC};
+use super::nested::{Core, Outside};
 use crate::machine::state::Bytes;
 
 /// Version of the section of a vCPU.
@@ -84,7 +85,8 @@ pub struct Features {
     sync_regs: bool,
     xcrs: bool,
     debug_regs: bool,
-    nested: bool,
+    /// `None` if this host's KVM can neither tell nor set nested state.
+    nested: Option<Outside>,
     /// The vCPUs' TSC offsets can be read and set.
     pub tsc_offset: bool,
     tsc_scaling: bool,
@@ -109,7 +111,7 @@ impl Features {
             sync_regs: sync & KVM_SYNC_X86_VALID_FIELDS == KVM_SYNC_X86_VALID_FIELDS,
             xcrs: vcpu.get_xcrs().is_ok(),
             debug_regs: vcpu.get_debug_regs().is_ok(),
-            nested: vcpu.nested_state(&mut KvmNestedStateBuffer::empty()).is_ok(),
+            nested: Outside::of_fresh(vcpu),
             tsc_offset: crate::machine::kvm::has_tsc_offset(vcpu),
             tsc_scaling: kvm_fd.check_extension(Cap::TscControl),
             xsave_size: usize::try_from(xsave2).unwrap_or(0).max(XSAVE_MIN),
@@ -287,7 +289,7 @@ impl VcpuState {
         if !self.has_nested {
             return Ok(());
         }
-        if !features.nested {
+        if features.nested.is_none() {
             return Err(VcpuStateError::Lacking("virtualisation"));
         }
         *self.nested = KvmNestedStateBuffer::empty();
@@ -299,15 +301,14 @@ impl VcpuState {
         &self.lapic
     }
 
-    /// Writes all registers into a parked vCPU.
+    /// Writes all registers into a parked vCPU, which may have been anything else before.
     ///
     /// # Errors
     /// When this host cannot give the guest what it had.
     pub fn restore(&self, vcpu: &VcpuFd, features: &Features) -> Result<(), VcpuStateError> {
         self.restore_tsc_khz(vcpu, features)?;
-        vcpu.set_mp_state(self.mp_state).map_err(kvm("KVM_SET_MP_STATE"))?;
-        vcpu.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
-        vcpu.set_sregs(&self.sregs).map_err(kvm("KVM_SET_SREGS"))?;
+        let core = Core { mp_state: self.mp_state, regs: &self.regs, sregs: &self.sregs };
+        core.restore(vcpu, features.nested.as_ref()).map_err(|(call, error)| kvm(call)(error))?;
         // SAFETY: the buffer is as large as this host's KVM reads, `load` checked that.
         unsafe { vcpu.set_xsave2(&self.xsave) }.map_err(kvm("KVM_SET_XSAVE"))?;
         if features.xcrs {
@@ -318,7 +319,7 @@ impl VcpuState {
         }
         vcpu.set_lapic(&self.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
         if self.has_nested {
-            if !features.nested {
+            if features.nested.is_none() {
                 return Err(VcpuStateError::Lacking("virtualisation"));
             }
             vcpu.set_nested_state(&self.nested).map_err(kvm("KVM_SET_NESTED_STATE"))?;

@@ -80,6 +80,9 @@ impl VirtioDevice for Toy {
     fn set_positions(&mut self, queues: &[QueueState]) {
         self.seen.lock().unwrap().positions = queues.to_vec();
     }
+    fn is_set_up(&self, queue: u16) -> bool {
+        queue < 2
+    }
     fn state(&self) -> DeviceState<'_> {
         let positions = self.seen.lock().unwrap().positions.clone();
         DeviceState {

@@ -89,6 +89,37 @@ fn every_register_survives_the_way_to_another_vcpu() {
     assert_eq!(new.fd.get_vcpu_events().unwrap().nmi.pending, 1);
 }
 
+/// Switches virtualisation on: VMX, or SVM with interrupts of all kinds held back.
+fn enter_nested_operation(bench: &Bench) -> bool {
+    let Some(outside) = &bench.features.nested else { return false };
+    let (mut nested, mut sregs) = (*outside.state(), bench.fd.get_sregs().unwrap());
+    if u32::from(nested.format) == kvm_bindings::KVM_STATE_NESTED_FORMAT_VMX {
+        sregs.cr4 |= CR4_VMXE;
+        nested.hdr.vmx.vmxon_pa = 0x1000;
+    } else {
+        sregs.efer |= EFER_SVME;
+        nested.flags = 0;
+    }
+    // Refused by a host that has no nested virtualisation to give.
+    bench.fd.set_sregs(&sregs).is_ok() && bench.fd.set_nested_state(&nested).is_ok()
+}
+
+#[test]
+fn one_vcpu_goes_into_nested_operation_and_out_of_it_by_every_restore() {
+    let mut bench = fresh();
+    let outside = bytes(&capture(&mut bench));
+    if !enter_nested_operation(&bench) {
+        println!("SKIPPED: needs a KVM with nested virtualisation, and KVM_CAP_NESTED_STATE");
+        return;
+    }
+    let inside = bytes(&capture(&mut bench));
+    assert_ne!(inside, outside);
+    for saved in [&outside, &inside, &inside, &outside, &outside] {
+        loaded(saved, &bench.features).unwrap().restore(&bench.fd, &bench.features).unwrap();
+        assert!(bytes(&capture(&mut bench)) == *saved);
+    }
+}
+
 #[test]
 fn what_comes_with_the_run_is_what_single_calls_tell() {
     let mut bench = fresh();
