@@ -91,6 +91,9 @@ pub enum Blocker {
     /// The VM has changed its state while the standby was asked.
     #[error("this VM is {0} now")]
     StateChanged(State),
+    /// The VM has ended meanwhile.
+    #[error("the VM has ended")]
+    VmEnded,
     /// An operator has ended the search meanwhile.
     #[error("protection was stopped meanwhile")]
     NotWanted,
@@ -126,6 +129,7 @@ impl Blocker {
             Self::RefusedByWitness { .. } => "refused-by-witness",
             Self::TermRepeated { .. } => "term-repeated",
             Self::StateChanged(_) => "state-changed",
+            Self::VmEnded => "vm-ended",
             Self::NotWanted => "not-wanted",
             Self::SessionFailed { .. } => "session-failed",
             Self::HostExhausted { .. } => "host-exhausted",
@@ -137,7 +141,7 @@ impl Blocker {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::Options(_) => Blame::Request,
-            Self::ForeignDevice { .. } | Self::StateChanged(_) | Self::NotWanted => Blame::State,
+            Self::ForeignDevice { .. } | Self::StateChanged(_) | Self::VmEnded | Self::NotWanted => Blame::State,
             Self::DeviceFailed { .. } | Self::HostExhausted { .. } => Blame::Host,
             Self::StandbyUnreachable { .. }
             | Self::StandbySilent { .. }
@@ -171,6 +175,7 @@ impl Blocker {
             | Self::WitnessUnreachable { .. }
             | Self::RefusedByWitness { .. }
             | Self::StateChanged(_)
+            | Self::VmEnded
             | Self::NotWanted
             | Self::SessionFailed { .. }
             | Self::HostExhausted { .. } => return None,
@@ -187,6 +192,7 @@ impl Blocker {
             | Self::RefusedByStandby { .. }
             | Self::WitnessRecordLost { .. }
             | Self::RefusedByWitness { .. }
+            | Self::VmEnded
             | Self::SessionFailed { .. } => true,
             Self::StandbyUnreachable { .. }
             | Self::StandbySilent { .. }

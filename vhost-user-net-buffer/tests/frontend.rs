@@ -202,7 +202,7 @@ fn bad_input_is_told_clearly() {
     let file = dir.path().join("file");
     std::fs::write(&file, "data").unwrap();
     let said = Device::fails(&["--socket", file.to_str().unwrap()]);
-    assert!(said.contains("no socket") && file.exists(), "{said}");
+    assert!(said.contains("not a socket") && file.exists(), "{said}");
     let said = Device::fails(&["--socket", "fd=99"]);
     assert!(said.contains("fd=99"), "{said}");
     let path = dir.path().join("s");

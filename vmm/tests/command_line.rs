@@ -22,7 +22,7 @@ fn wrong_arguments_give_one_line_and_exit_1() {
         (vec!["--kernel"], "a value is required for '--kernel <PATH>' but none was supplied"),
         (vec!["--disk", "path=/a"], "--disk needs --kernel or --firmware"),
         (vec!["--cmdline", "quiet"], "--cmdline needs --kernel or --firmware"),
-        (kernel(&["--firmware", "/f"]), "the argument '--kernel <PATH>' cannot be used with '--firmware <PATH>'"),
+        (kernel(&["--firmware", "/f"]), "--kernel cannot be used together with --firmware"),
         (kernel(&["--vsock", "cid=3,socket=/s"]), "--vsock is not supported by pollux-vmm: remove this option"),
         (kernel(&["--watchdog"]), "--watchdog is not supported by pollux-vmm: remove this option"),
         (kernel(&["--seccomp", "true"]), "--seccomp true is not supported by pollux-vmm: no filter is applied yet"),

@@ -98,7 +98,7 @@ fn own(witness: &WitnessClient, me: &Applicant<WitnessClient>) -> Result<Term, U
     let Introduction { node, vm, .. } = me.introduction;
     let claim = Claim::Own { node, term: me.term, first: me.first };
     let address = || witness.address().to_string();
-    let asked = me.mandate.claim(|| witness.ask_for(vm, claim)).ok_or(Blocker::NotWanted)?;
+    let asked = me.mandate.claim(|| witness.ask_for(vm, claim)).ok_or(Blocker::VmEnded)?;
     let blocker = match asked.wait(PATIENCE) {
         WitnessAnswer::Judged(_, Verdict::Granted(record)) if record.term() > me.term => return Ok(record.term()),
         // Each session needs a term of its own.
