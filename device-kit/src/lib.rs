@@ -1,4 +1,4 @@
-//! What every device process of Pollux is made of, but for the device itself.
+//! What every device process of Pollux is made of, except the device itself.
 //!
 //! A device implements [`Device`]: the library's
 //! [`VhostUserBackendMut`](vhost_user_backend::VhostUserBackendMut), and what to do with a control link and

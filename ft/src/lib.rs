@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!  API --> Ft --> engine (one thread) --- node (ft_proto): what to do next
-//!                   |- primary: capture -> image -> sender == TCP ==> receiver thread -> image: standby
+//!                   |- replica: primary: capture -> sender == TCP ==> receiver -> image: standby
+//!                   |    (sender and receiver are threads)
 //!                   |- devices: one socket to each device process
-//!                   |- beats thread: heartbeats on two links
+//!                   |- beats thread (ft_transport): heartbeats on two links
 //!                   '- witness thread: who may run
 //! ```
 #![forbid(unsafe_code)]

@@ -1,8 +1,8 @@
 //! What every process of Pollux needs of its host, once for all of them.
 //!
 //! - [`thread`] starts threads and names them.
-//! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the CPU that has
-//!   least to do.
+//! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the
+//!   least busy CPU.
 //! - [`sync`] locks.
 //! - [`random`] is the one source of random numbers.
 //! - [`error`] writes an error with its causes.
@@ -10,7 +10,7 @@
 //! - `event_loop` waits for several descriptors at once (feature `event-loop`).
 //! - [`log_writer`] writes the log without waiting and without failing; [`log_limit`] keeps others from
 //!   filling it.
-//! - [`backoff`] keeps tries of what fails again and again apart.
+//! - [`backoff`] spaces out repeated tries of what keeps failing.
 //!
 //! Never: anything about guests, epochs or devices.
 

@@ -3,7 +3,7 @@
 //! From the top: `run` wires; `api` and `control` take orders, and see a VM as `contract` has it;
 //! `ft_adapter` fulfils that for the engine's VMs; `vm` is one virtual machine; below are its `devices`,
 //! their transports and processes, and at the bottom the `machine`. Arrows go down only, and only
-//! `ft_adapter` and `ft_api` know what an epoch is.
+//! `ft_adapter` and `ft_api` know the engine.
 
 pub mod api;
 pub mod boot;

@@ -1,4 +1,4 @@
-//! What a VMM and a device process have between them.
+//! What a VMM and a device process share.
 //!
 //! - [`link`] is one end of the ft-ctl socket: whole messages, some with a descriptor.
 //! - [`client`] is the VMM's end: commands out, reports in.

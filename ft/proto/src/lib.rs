@@ -9,7 +9,7 @@
 //! ```
 //!
 //! How any of this is encoded is not known here. Bulk data never enters the state machines: they handle epoch
-//! numbers, the shell moves bytes.
+//! numbers, the engine (`ft`) moves bytes.
 #![forbid(unsafe_code)]
 
 pub mod commit_rule;

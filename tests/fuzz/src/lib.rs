@@ -1,5 +1,5 @@
 //! Fuzz targets: each hands one input to the code that reads such bytes in production, and checks what must
-//! be so whatever they are.
+//! hold for any bytes.
 //!
 //! ```text
 //!   scripts/fuzz ──► fuzz_targets/NAME ──┐

@@ -2,8 +2,8 @@
 //! judgement, and every order in which messages, answers, losses, silences, crashes and operators can come,
 //! within [`Bounds`].
 //!
-//! Time is taken out: a node's clock stands still, and silence is an action that may happen at any moment,
-//! rightly or wrongly. So what holds here holds for every timing. Pages and disks are taken out too: an epoch
+//! Time is taken out: a node's clock does not advance, and silence is an action that may happen at any
+//! moment, rightly or wrongly. So what holds here holds for every timing. Pages and disks are taken out too: an epoch
 //! is its number.
 #![forbid(unsafe_code)]
 
