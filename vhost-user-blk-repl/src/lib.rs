@@ -16,9 +16,9 @@
 //! ```
 //!
 //! Each folder's `mod.rs` has its own chart. The one above shows who calls: `disk` carries out what queues
-//! and VMM ask for, `serve` performs requests, `replication` has the record and the streams: `mirror` and `receive` are
-//! the two ends of one, `tracker` keeps the `record` of the image true: which VM's it is, and where it may
-//! differ from its peer's.
+//! and VMM ask for, `serve` performs requests, `replication` has the record and the streams: `mirror` and
+//! `receive` are the two ends of one, `tracker` keeps the `record` of the image true: which VM's it is, and
+//! where it may differ from its peer's.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

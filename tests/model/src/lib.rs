@@ -3,8 +3,8 @@
 //! within [`Bounds`].
 //!
 //! Time is taken out: a node's clock does not advance, and silence is an action that may happen at any
-//! moment, rightly or wrongly. So what holds here holds for every timing. Pages and disks are taken out too: an epoch
-//! is its number.
+//! moment, rightly or wrongly. So what holds here holds for every timing. Pages and disks are taken out too:
+//! an epoch is its number.
 #![forbid(unsafe_code)]
 
 mod disks;
