@@ -1,6 +1,6 @@
-//! The whole surface of the core on one page: what can happen to a node, and what it can ask its shell to do.
+//! The whole surface of the core on one page: what can happen to a node, and what it can ask its engine to do.
 //!
-//! Bulk data never passes through here: the shell moves pages and states, the core handles their epoch
+//! Bulk data never passes through here: the engine moves pages and states, the core handles their epoch
 //! numbers.
 
 use std::time::Duration;
@@ -154,7 +154,7 @@ pub struct Beat {
     pub runs: bool,
 }
 
-/// What the shell is to do, in this order.
+/// What the engine is to do, in this order.
 #[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[derive(Debug, Eq, PartialEq)]
 pub enum Action {

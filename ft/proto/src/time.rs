@@ -1,4 +1,4 @@
-//! Time as the shell tells it: nanoseconds on a monotonic clock of this process. The core never reads a
+//! Time as the engine tells it: nanoseconds on a monotonic clock of this process. The core never reads a
 //! clock.
 
 use std::ops::{Add, Sub};

@@ -169,7 +169,7 @@ impl Run {
     }
 
     fn tell(&mut self, input: Input) {
-        // Of what was never cut only the shell could say that it was.
+        // Of what was never cut only the engine could say that it was.
         if matches!(input, Input::CutDone { epoch, .. } if self.last[0] < epoch) {
             return;
         }

@@ -1,7 +1,7 @@
-//! The VM as the fault-tolerance engine sees it: the only file of the VMM that knows what an epoch is.
+//! The VM as the fault-tolerance engine sees it.
 //!
 //! In: calls of the engine, on its thread. Out: the VM stopped, captured, restored, started. Never: the lock
-//! of the control loop on the way of an epoch; checkpoints and VM-changing calls of the API keep out of each
+//! of the control loop on the epoch path; checkpoints and VM-changing calls of the API keep out of each
 //! other's way by the VM's gate.
 
 use std::ops::Range;
