@@ -1,4 +1,4 @@
-//! The whole surface of the core on one page: what can happen to a node, and what it can ask its engine to do.
+//! The whole surface of the core on one page: what can happen to a node, and what it asks its engine to do.
 //!
 //! Bulk data never passes through here: the engine moves pages and states, the core handles their epoch
 //! numbers.
