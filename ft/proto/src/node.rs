@@ -8,7 +8,7 @@
 //!  Standby                            (Solo or Primary) -----'
 //! ```
 //!
-//! The engine feeds `handle`, performs what `poll_action` yields in order, and calls again when `poll_timeout`
+//! The engine feeds `handle`, performs what `poll_action` yields in order, calls again when `poll_timeout`
 //! says so.
 
 use std::collections::VecDeque;
