@@ -85,7 +85,7 @@ fn malformed_chains_cost_nothing_but_themselves() {
         } else {
             let started = Instant::now();
             while position(&rig, 1) != rig.queues[1].avail {
-                assert!(started.elapsed() < Duration::from_secs(10), "round {round}: stands still");
+                assert!(started.elapsed() < Duration::from_secs(60), "round {round}: stands still");
             }
         }
         assert!(rig.device.is_running());
