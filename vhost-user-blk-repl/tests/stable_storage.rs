@@ -29,6 +29,24 @@ fn gated_host() -> (Host, Arc<GatedImage>) {
     (host, image.unwrap())
 }
 
+/// A disk, its guest, and its copy on the standby, whose image can be gated.
+struct Mirrored {
+    primary: Host,
+    standby: Host,
+    image: Arc<GatedImage>,
+    guest: Guest,
+}
+
+fn mirrored() -> Mirrored {
+    let (standby, image) = gated_host();
+    let primary = Host::new(&[0; SIZE]);
+    let guest = Guest::connect(&primary.served.socket, 1, 0);
+    begin_mirror(&primary, &standby, BOUND);
+    primary.vmm.in_sync();
+    until_recorded(&standby.path, Role::Standby);
+    Mirrored { primary, standby, image, guest }
+}
+
 fn recorded(image: &Path) -> Option<Record> {
     std::fs::read(beside(image)).ok().and_then(|bytes| decode(&bytes).ok()).map(|(_, record)| record)
 }
@@ -101,12 +119,7 @@ fn a_copy_that_cannot_be_synced_is_not_said_to_be_the_newest() {
 
 #[test]
 fn a_standby_puts_what_it_applies_on_stable_storage_unasked() {
-    let (standby, image) = gated_host();
-    let primary = Host::new(&[0; SIZE]);
-    let mut guest = Guest::connect(&primary.served.socket, 1, 0);
-    begin_mirror(&primary, &standby, BOUND);
-    primary.vmm.in_sync();
-    until_recorded(&standby.path, Role::Standby);
+    let Mirrored { primary, standby, image, mut guest } = mirrored();
     for epoch in 1..=2 {
         let before = image.syncs.load(Ordering::Relaxed);
         assert_eq!(guest.write(0, 8, &[epoch as u8; 512]), 0);
@@ -152,12 +165,7 @@ fn a_background_sync_that_fails_on_the_primary_is_the_guests_failure_too() {
 
 #[test]
 fn a_standby_whose_copy_rots_leaves() {
-    let (standby, image) = gated_host();
-    let primary = Host::new(&[0; SIZE]);
-    let mut guest = Guest::connect(&primary.served.socket, 1, 0);
-    begin_mirror(&primary, &standby, BOUND);
-    primary.vmm.in_sync();
-    until_recorded(&standby.path, Role::Standby);
+    let Mirrored { primary, standby, image, mut guest } = mirrored();
     image.fail_sync.store(true, Ordering::Relaxed);
     assert_eq!(guest.write(0, 8, &[7; 512]), 0);
     commit(&primary, &standby, 1);

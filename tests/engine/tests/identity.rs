@@ -131,38 +131,34 @@ fn after_a_blackout_the_last_runner_boots_the_vm_whoever_is_back_first() {
     }
 }
 
-#[test]
-fn a_host_that_ran_the_vm_alone_boots_it_again() {
-    let pair = Pair::new();
-    let [mut first, mut second] = protected(&pair);
+/// The second host has run the VM alone, and both were killed: started again as `nodes`, it boots the VM, and
+/// the first one is its standby.
+fn boots_what_it_ran_alone(pair: &Pair, nodes: [VmOptions; 2]) -> [Vm; 2] {
+    let [mut first, mut second] = protected(pair);
     let mut client = pair.client();
     first.kill_host();
     work(&mut client, 20);
     pair.wait_solo(&second);
     second.kill_host();
     pair.images[1].check(&client.last());
-    let first = pair.node(0, &busy());
-    stays_a_standby(&pair, &first);
-    let second = pair.node(1, &busy());
+    let [first, second] = nodes;
+    let first = pair.node(0, &first);
+    stays_a_standby(pair, &first);
+    let second = pair.node(1, &second);
     pair.wait_status(&second, "protected");
     pair.wait_status(&first, "standby-ready");
+    [first, second]
+}
+
+#[test]
+fn a_host_that_ran_the_vm_alone_boots_it_again() {
+    boots_what_it_ran_alone(&Pair::new(), [busy(), busy()]);
 }
 
 #[test]
 fn a_host_that_ran_the_vm_alone_and_was_rebooted_boots_it_again() {
     let pair = Pair::new();
-    let [mut first, mut second] = protected(&pair);
-    let mut client = pair.client();
-    first.kill_host();
-    work(&mut client, 20);
-    pair.wait_solo(&second);
-    second.kill_host();
-    pair.images[1].check(&client.last());
-    let first = pair.node(0, &busy().host_boot(2));
-    stays_a_standby(&pair, &first);
-    let second = pair.node(1, &busy().host_boot(3));
-    pair.wait_status(&second, "protected");
-    pair.wait_status(&first, "standby-ready");
+    let [first, second] = boots_what_it_ran_alone(&pair, [busy().host_boot(2), busy().host_boot(3)]);
     assert!(told(&second, "takeover-completed").is_empty());
     // Neither has the page of counters that a killed process leaves until its host reboots: the times on
     // record are the proof.

@@ -169,6 +169,13 @@ fn missing_files_are_named() {
     let directory = PayloadConfig { firmware: Some("/".into()), ..Default::default() };
     let error = Payload::open(&directory).err().unwrap().to_string();
     assert_eq!(error, "payload.firmware /: is not a file");
+    // One that nobody writes is not waited for.
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let config = PayloadConfig { kernel: Some(fifo.clone()), ..Default::default() };
+    let error = Payload::open(&config).err().unwrap().to_string();
+    assert_eq!(error, format!("payload.kernel {}: is not a file", fifo.display()));
 }
 
 #[test]

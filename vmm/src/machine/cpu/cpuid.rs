@@ -51,10 +51,13 @@ pub struct CpuidOptions {
 /// # Errors
 /// When KVM does not tell what it supports.
 pub fn phys_bits(kvm: &Kvm, max: u8) -> Result<u8, CpuError> {
-    let supported = supported(kvm)?;
+    Ok(address_bits(&supported(kvm)?, max))
+}
+
+fn address_bits(supported: &CpuId, max: u8) -> u8 {
     let sizes = supported.as_slice().iter().find(|entry| entry.function == ADDRESS_SIZES);
     // Without the leaf, what every CPU of this architecture has.
-    Ok(sizes.map_or(36, |entry| (entry.eax as u8).min(max).max(32)))
+    sizes.map_or(36, |entry| (entry.eax as u8).min(max).max(32))
 }
 
 fn supported(kvm: &Kvm) -> Result<CpuId, CpuError> {
@@ -71,7 +74,7 @@ pub fn common(kvm: &Kvm, options: &CpuidOptions) -> Result<(Vec<kvm_cpuid_entry2
     let ours = [0xb, 0x1f, 0x8000_0026];
     let mut table: Vec<_> = supported.as_slice().iter().copied().filter(|e| !ours.contains(&e.function)).collect();
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let phys_bits = phys_bits(kvm, options.max_phys_bits)?;
+    let phys_bits = address_bits(&supported, options.max_phys_bits);
     for entry in &mut table {
         match entry.function {
             1 => {
