@@ -12,7 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::connection::Connection;
 use crate::frames::{FrameReader, Stamp, TransportError, write_frame};
-use crate::stream::Stream;
+use crate::stream::{OpenError, Stream};
+use crate::tls::credentials::Credentials;
 
 /// What a host answers to a greeting.
 #[derive(Debug)]
@@ -36,12 +37,13 @@ pub enum GreetError {
     Unanswered(String),
 }
 
-/// Connects to a host that has `patience` to accept, and as much for each step of the greeting.
+/// Connects to a host that has `patience` to accept, and as much for each step of the greeting. Without `tls`
+/// neither host proves who it is.
 ///
 /// # Errors
-/// When it does not accept.
-pub fn connect(peer: SocketAddr, patience: Duration) -> io::Result<Stream> {
-    Stream::dialled(TcpStream::connect_timeout(&peer, patience)?, patience)
+/// When it does not accept, or is not of this host's pair.
+pub fn connect(peer: SocketAddr, patience: Duration, tls: Option<&Credentials>) -> Result<Stream, OpenError> {
+    Stream::dialled(TcpStream::connect_timeout(&peer, patience)?, patience, tls)
 }
 
 /// Says `hello` and waits for the answer.
@@ -116,7 +118,7 @@ mod tests {
     /// What a host sends, and the stream of whoever has called it.
     fn connected() -> (TcpStream, Stream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = connect(listener.local_addr().unwrap(), LONG).unwrap();
+        let stream = connect(listener.local_addr().unwrap(), LONG, None).unwrap();
         (listener.accept().unwrap().0, stream)
     }
 
