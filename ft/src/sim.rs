@@ -8,6 +8,7 @@ pub use crate::engine::assembly::{Begin, Parts, assemble};
 pub use crate::engine::executor::Executor;
 pub use crate::identity::SessionKey;
 pub use crate::peers::application::{Applicant, Introduction, Opened, Unopened};
+pub use crate::peers::opening::{BeatAddresses, Dialler, open_first};
 pub use crate::platform::{OpenedOn, Platform};
 pub use crate::stream::coder::Coder;
 pub use crate::stream::ends::{Done, Job, Received, ReceivingEnd, SendingEnd, Sent};

@@ -253,7 +253,7 @@ impl Start<'_> {
             Record::Stopped { disks, .. } => format!(
                 "the VM was shut down in term {disks} on a host with newer disks, and {here}: start that host first"
             ),
-            Record::Protected { primary, standby, .. } if standby.host == self.me.host => {
+            Record::Protected { primary, in_sync, .. } if in_sync.iter().any(|one| one.host == self.me.host) => {
                 format!(
                     "{}, and {here}: waiting for host {}, whose disks are the newest",
                     describe(Some(record)),
@@ -301,10 +301,14 @@ pub(crate) fn describe(record: Option<Record>) -> String {
         Some(Record::Solo { owner, term, .. }) => {
             format!("the witness says that host {} runs this VM in term {term}", owner.host)
         }
-        Some(Record::Protected { primary, standby, term }) => format!(
-            "the witness says that host {} runs this VM in term {term}, protected by host {}",
-            primary.host, standby.host
-        ),
+        Some(Record::Protected { primary, in_sync, term }) => {
+            let hosts: Vec<_> = in_sync.iter().map(|standby| standby.host.to_string()).collect();
+            format!(
+                "the witness says that host {} runs this VM in term {term}, protected by host {}",
+                primary.host,
+                hosts.join(" and host ")
+            )
+        }
         Some(Record::Stopped { term, .. }) => format!("the witness says that this VM was shut down in term {term}"),
         None => "the witness has no record of this VM".to_owned(),
     }

@@ -6,4 +6,5 @@ pub(crate) mod ask;
 pub(crate) mod compatibility;
 pub(crate) mod connect;
 pub(crate) mod limits;
+pub(crate) mod opening;
 pub(crate) mod search;

@@ -8,6 +8,7 @@ use ft_proto::{Term, Time};
 use ft_transport::beats::Beats;
 use ft_transport::stream::Stream;
 use host_kit::cpu_load::CpuLoad;
+use pollux_api::Blocker;
 
 use super::poller::{Poller, Token};
 use super::{OpenedOn, Platform};
@@ -18,7 +19,8 @@ use crate::guest::Memory;
 use crate::identity::SessionKey;
 use crate::options::ProtectOptions;
 use crate::peers::application::{Applicant, Unopened};
-use crate::peers::connect;
+use crate::peers::connect::{Tcp, complete};
+use crate::peers::opening::open_first;
 use crate::stream::ends::{Received, Sent};
 use crate::stream::history::History;
 use crate::stream::receiver::ReceiverHandle;
@@ -97,7 +99,11 @@ impl Platform for Linux {
         peers: Vec<ProtectOptions>,
         done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
     ) -> io::Result<()> {
-        host_kit::thread::spawn("ft-open", move || done(connect::open_first(&applicant, peers)))?;
+        let open = move || {
+            let exhausted = |error: io::Error| Err(Blocker::HostExhausted { reason: error.to_string() }.into());
+            done(complete(open_first(&Tcp, &applicant, peers)).unwrap_or_else(exhausted));
+        };
+        host_kit::thread::spawn("ft-open", open)?;
         Ok(())
     }
 

@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use ft_proto::witness::Replicas;
+
 use super::*;
 use crate::options::StandbyOptions;
 use crate::witness::Stored;
@@ -107,7 +109,7 @@ fn an_empty_image_starts_nothing_by_itself_where_there_are_other_hosts() {
 fn after_a_blackout_the_last_runner_starts_and_its_standby_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let auto = options(StartRole::Auto, &folder);
-    put(&folder, Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) });
+    put(&folder, Record::Protected { primary: node("a"), in_sync: Replicas::one(node("b")), term: Term(6) });
     let standby = host("b", disks(DiskState::Copy(Term(6))));
     let why = waits(&auto, standby);
     assert!(why.contains("waiting for host a") && why.contains("force=6"), "{why}");
@@ -144,7 +146,7 @@ fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
     let mut auto = options(StartRole::Auto, &folder);
     let peer = peer_that(ft_wire::session::Part::WillTakeOver(node("a")), node("b"));
     auto.peers = vec![crate::ProtectOptions::by(peer, peer)];
-    let record = Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) };
+    let record = Record::Protected { primary: node("a"), in_sync: Replicas::one(node("b")), term: Term(6) };
     put(&folder, record);
     let me = host("a", disks(DiskState::Protected(Term(6))));
     assert!(waits(&auto, me).contains("will take over"));
@@ -169,7 +171,7 @@ fn a_host_that_runs_the_vm_is_believed_more_than_an_operator() {
 fn a_standby_that_has_waited_long_enough_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let auto = options(StartRole::Auto, &folder);
-    put(&folder, Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) });
+    put(&folder, Record::Protected { primary: node("a"), in_sync: Replicas::one(node("b")), term: Term(6) });
     let standby = Candidate { waited: true, ..host("b", disks(DiskState::Copy(Term(6)))) };
     assert_eq!(runs(&auto, standby).term, Term(7));
     assert!(waits(&auto, host("a", disks(DiskState::Protected(Term(6))))).contains("host b"));

@@ -64,7 +64,11 @@ pub fn greet(stream: &mut Stream, hello: &Hello, term: Term, patience: Duration)
     Ok(understand(stream, header, &body)?)
 }
 
-fn understand(stream: &Stream, header: Header, body: &[u8]) -> Result<Answer, TransportError> {
+/// What a frame says that answers a greeting. The greeting is over if it is welcome.
+///
+/// # Errors
+/// When it is no answer.
+pub fn understand(stream: &impl Connection, header: Header, body: &[u8]) -> Result<Answer, TransportError> {
     match header.kind {
         Kind::Welcome => {
             let welcome = decode_body(header.kind, body)?;

@@ -7,16 +7,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ft::ProtectOptions;
-use ft::sim::{Introduction, Unopened};
 use ft_proto::witness::Claim;
 use ft_proto::{Epoch, Term, Time, WitnessAnswer};
 use ft_wire::beat::BeatKey;
 use ft_wire::device_ctl::{Command, Report};
-use ft_wire::session::Welcome;
 
 use crate::console::Console;
 use crate::devices::{Disk, Nic};
@@ -24,6 +22,7 @@ use crate::guest::{Frame, Guest, Vcpu};
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::StreamId;
+use crate::opening::{Heard, Opening, Slot};
 use crate::rng::Rng;
 use crate::truth::Cut;
 
@@ -62,25 +61,6 @@ impl Said {
 
 pub(crate) type Later = Box<dyn FnOnce() + Send>;
 pub(crate) type Answer = Box<dyn FnOnce(Told) + Send>;
-pub(crate) type OpenedTo = Box<dyn FnOnce(Result<Accepted, Unopened>) + Send>;
-
-/// Who opens a session.
-#[derive(Debug)]
-pub(crate) struct Opener {
-    pub(crate) introduction: Introduction,
-    pub(crate) term: Term,
-    pub(crate) first: bool,
-}
-
-/// A session that a standby has accepted.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(crate) options: ProtectOptions,
-    pub(crate) stream: StreamId,
-    pub(crate) disk: StreamId,
-    pub(crate) welcome: Welcome,
-    pub(crate) term: Term,
-}
 
 /// Something that the engine does to the world.
 pub(crate) enum Effect {
@@ -123,7 +103,11 @@ pub(crate) enum Effect {
     Connect(Command, StreamId),
     Ask(Question, Answer),
     /// The way to a session begins.
-    Open(Box<Opener>, Vec<ProtectOptions>, OpenedTo),
+    Open(Opening),
+    /// A host is called.
+    Dial(usize, Slot<io::Result<StreamId>>),
+    /// What comes next on a stream answers a greeting.
+    Greet(StreamId, Slot<Heard>),
     /// Something on another thread is through after so long.
     Later(Duration, Later),
     /// The engine has asked of its guest or a device what that may not be asked.
@@ -153,6 +137,8 @@ pub(crate) struct Received {
 
 /// All of it.
 pub(crate) struct Body {
+    /// Where it is.
+    pub(crate) host: usize,
     /// The host's clock when the engine was called.
     pub(crate) local: Time,
     /// And the world's.
@@ -193,8 +179,9 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    pub(crate) fn new(rng: Rng, knobs: Knobs) -> Self {
+    pub(crate) fn new(host: usize, rng: Rng, knobs: Knobs) -> Self {
         Self {
+            host,
             local: Time(0),
             now: Time(0),
             spent: Duration::ZERO,

@@ -4,7 +4,7 @@
 //!
 //! Nothing happens at the same time here: what is looked at is which disks a VM starts from.
 
-use ft_proto::witness::{Claim, DiskState, Record as Entry, Verdict, judge};
+use ft_proto::witness::{Claim, DiskState, Record as Entry, Replicas, Verdict, judge};
 use ft_proto::{NodeId, Term};
 
 use crate::invariants::Moment;
@@ -19,8 +19,8 @@ impl World {
     /// Shuts the protected VM down and starts it again.
     pub(crate) fn come_back(&mut self) {
         let Some((runner, standby)) = self.protected_pair() else { return };
-        let Some(Entry::Protected { primary, standby: peer, term }) = self.witness.record else { return };
-        let alone = self.claim(Claim::GoAlone { primary, standby: peer, term });
+        let Some(Entry::Protected { primary, in_sync, term }) = self.witness.record else { return };
+        let alone = self.claim(Claim::GoAlone { primary, in_sync, term });
         self.hosts[runner].image.record.role = Role::Alone;
         // What it had not on stable storage it never gets: its session is over.
         self.hosts[standby].process = None;
@@ -66,7 +66,7 @@ impl World {
             self.write(other);
             return (other, peer);
         }
-        self.claim(Claim::GoAlone { primary: node, standby: peer, term });
+        self.claim(Claim::GoAlone { primary: node, in_sync: Replicas::one(peer), term });
         self.write(host);
         (host, node)
     }

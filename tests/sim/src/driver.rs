@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use ft::sim::{DeviceKey, Executor, Message};
-use ft_proto::witness::{Claim, Record};
+use ft_proto::witness::{Claim, Record, Replicas};
 use ft_proto::{Epoch, State, Time};
 use ft_wire::device_ctl::{Command, Report};
 
@@ -151,7 +151,7 @@ impl World {
         }
     }
 
-    fn happens(&mut self, address: Address, effect: Effect) {
+    pub(crate) fn happens(&mut self, address: Address, effect: Effect) {
         match effect {
             Effect::Key(key) => self.beats_of(address, |beats| beats.key = key),
             Effect::Say(term, runs) => {
@@ -189,7 +189,17 @@ impl World {
             Effect::Command(_, command) => self.command_disk(address, &command),
             Effect::Connect(command, stream) => self.connect_disk(address, &command, stream),
             Effect::Ask(question, answer) => self.ask(address, question, answer),
-            Effect::Open(applicant, peers, done) => self.open(address, *applicant, peers, done),
+            Effect::Open(opening) => self.open(address, opening),
+            Effect::Dial(peer, slot) => {
+                let (low, high) = self.plan.delay_us;
+                let delay = self.rng.micros(low, high);
+                self.after(delay, Event::Dial(address, peer, slot));
+            }
+            Effect::Greet(stream, slot) => {
+                if let Some(process) = self.process(address) {
+                    process.greetings.insert(stream, slot);
+                }
+            }
             Effect::Later(after, call) => self.after(after, Event::Later(address, call)),
             Effect::Forbidden(what) => self.forbidden(address, what),
             Effect::Told(event) => self.note(address.0, || format!("-> {event}")),
@@ -211,6 +221,7 @@ impl World {
             return self.at(until, Event::Later(address, call));
         }
         call();
+        self.go_on_opening(address);
         self.work(address);
     }
 
@@ -245,7 +256,7 @@ impl World {
         let at_once = process.body().has(Mutation::RestoreWithoutAck) && record.is_none();
         let node = process.executor.node();
         if let Some(standby) = node.peer().filter(|_| at_once && node.state() == State::Protected) {
-            let claim = Claim::Restore { primary: node.id(), standby, term: node.term() };
+            let claim = Claim::Restore { primary: node.id(), in_sync: Replicas::one(standby), term: node.term() };
             self.ask_witness(address, Question::Claim(claim), Asks::Engine(Box::new(drop)));
         }
         let stored = record.map(|record| ft::Stored { vm: Some(crate::platform::VM), record });
@@ -320,6 +331,7 @@ impl World {
             }
         }
         self.flush(address);
+        self.go_on_opening(address);
         self.work(address);
     }
 
@@ -401,6 +413,9 @@ fn next(process: &mut Process) -> Option<Delivery> {
     message.or_else(|| process.waiting.pop_front())
 }
 
-fn begin(body: &mut Body, now: Time, local: Time) {
+/// A thread begins to work. Returns what there was before.
+pub(crate) fn begin(body: &mut Body, now: Time, local: Time) -> (Time, Time, Duration) {
+    let before = (body.now, body.local, body.spent);
     (body.now, body.local, body.spent) = (now, local, Duration::ZERO);
+    before
 }

@@ -237,8 +237,10 @@ impl World {
             })
         };
         match self.witness.last {
-            Some(Record::Protected { primary, standby, .. }) if primary == id => fit(standby, true),
-            Some(Record::Protected { primary, standby, .. }) if standby == id => fit(primary, false),
+            Some(Record::Protected { primary, in_sync, .. }) if primary == id => {
+                in_sync.iter().any(|one| fit(one, true))
+            }
+            Some(Record::Protected { primary, in_sync, .. }) if in_sync.has(id) => fit(primary, false),
             Some(Record::Solo { owner, .. }) => owner != id,
             None => id != self.first_owner,
             Some(_) => true,
@@ -331,9 +333,9 @@ impl World {
             Some(Record::Solo { owner, .. }) => {
                 (gone(owner) && !back(owner)).then(|| format!("{owner} died while it was alone"))
             }
-            Some(Record::Protected { primary, standby, .. }) => {
+            Some(Record::Protected { primary, in_sync, .. }) => {
                 let yielded = here(primary).is_some_and(|process| process.state() == State::Fenced);
-                let both = (gone(primary) || yielded) && gone(standby);
+                let both = (gone(primary) || yielded) && in_sync.iter().all(gone);
                 (both && !back(primary)).then(|| "both copies died".to_owned())
             }
             Some(Record::Stopped { .. }) => {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use ft::guest::{DeviceCaps, Memory};
 use ft::sim::{
-    Applicant, AskWitness, Coder, CpuLoad, DeviceControl, DeviceKey, Done, History, Job, LinkError, Opened, OpenedOn,
-    Platform, Received, ReceivingEnd, SendingEnd, Sent, SessionKey, Unopened, WitnessStatus, perform,
+    Applicant, AskWitness, Coder, CpuLoad, DeviceControl, DeviceKey, Done, History, Job, LinkError, OpenedOn, Platform,
+    Received, ReceivingEnd, SendingEnd, Sent, SessionKey, Unopened, WitnessStatus, open_first, perform,
 };
 use ft::{ProtectOptions, Stored, WitnessAddress};
 use ft_proto::witness::Claim;
@@ -22,13 +22,14 @@ use ft_transport::frames::{RecvNow, TransportError};
 use ft_transport::heartbeats::{Heartbeats, Ignored};
 use ft_wire::beat::BeatKey;
 use ft_wire::device_ctl::{self, Command, Report};
-use ft_wire::session::{HEADER_LEN, Welcome};
+use ft_wire::session::HEADER_LEN;
 
-use crate::body::{Accepted, DISK, Effect, IDS, Opener, Question, Said, Shared};
+use crate::body::{DISK, Effect, IDS, Question, Said, Shared};
 use crate::guest::digest;
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::{StreamId, host_at};
+use crate::opening::SimDialler;
 
 /// The VM of all runs.
 pub(crate) const VM: VmId = VmId(7);
@@ -103,13 +104,15 @@ impl Platform for Sim {
         peers: Vec<ProtectOptions>,
         done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
     ) -> io::Result<()> {
-        let Applicant { introduction, term, first, .. } = applicant;
-        let base = introduction.base;
-        let me = Box::new(Opener { introduction, term, first });
         let shared = self.0.clone();
-        let done =
-            move |accepted: Result<Accepted, Unopened>| done(accepted.map(|accepted| opened(accepted, base, &shared)));
-        self.0.effect(Effect::Open(me, peers, Box::new(done)));
+        let open = async move {
+            let opened = open_first(&SimDialler(shared.clone()), &applicant, peers).await;
+            if let Ok(opened) = &opened {
+                shared.lock().session = opened.key.nonce as u64;
+            }
+            done(opened);
+        };
+        self.0.effect(Effect::Open(Box::pin(open)));
         Ok(())
     }
 
@@ -141,23 +144,6 @@ impl Platform for Sim {
     }
 }
 
-/// A session that a standby has accepted, as the engine takes it over.
-fn opened(accepted: Accepted, base: Option<u64>, shared: &Shared) -> OpenedOn<Sim> {
-    let Accepted { options, stream, disk, welcome, term } = accepted;
-    let Welcome { node: peer, session, nonce, kept } = welcome;
-    shared.lock().session = nonce as u64;
-    Opened {
-        beats: Some(host_at(options.peer)),
-        options,
-        stream: SimStream::new(stream, shared.clone()),
-        disks: vec![(0, SimStream::new(disk, shared.clone()))],
-        peer,
-        term,
-        key: SessionKey { session, nonce },
-        base: base.filter(|_| kept),
-    }
-}
-
 /// One end of a stream. Dropped, it is closed, unless it was given to a device.
 #[derive(Debug)]
 pub(crate) struct SimStream {
@@ -169,6 +155,10 @@ pub(crate) struct SimStream {
 impl SimStream {
     pub(crate) fn new(id: StreamId, shared: Shared) -> Self {
         Self { id, shared, given: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn id(&self) -> StreamId {
+        self.id
     }
 }
 

@@ -8,11 +8,11 @@ use ft::sim::{Begin, DeviceEnd, Executor, Inbox, Message, Parts, Platform as _, 
 use ft::{Board, ProtectOptions};
 use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
 use ft_wire::beat::BeatKey;
-use ft_wire::session::Welcome;
 
-use crate::body::{Answer, Body, DISK, Effect, IDS, NIC, OpenedTo, Opener, Question, Shared};
+use crate::body::{Answer, Body, DISK, Effect, IDS, NIC, Question, Shared};
 use crate::devices::DiskImage;
 use crate::network::{Segment, StreamId};
+use crate::opening::{Heard, Opening, Slot};
 use crate::plan::{Plan, witness_address};
 use crate::platform::{DISK_CAPS, NIC_CAPS, Sim, SimBeats, SimControl, VM};
 use crate::record::Record;
@@ -42,8 +42,6 @@ pub(crate) enum Delivery {
 pub(crate) enum Asks {
     /// The engine, and whoever works for it.
     Engine(Answer),
-    /// The way to a session of this number.
-    Opener(u64),
     /// A host that waits.
     Starter,
 }
@@ -66,38 +64,6 @@ pub(crate) struct Beats {
     pub(crate) generation: u64,
 }
 
-/// How far it is.
-#[derive(Clone, Debug)]
-pub(crate) enum Stage {
-    /// The witness is asked.
-    Owning,
-    /// The standby is asked whether it would accept.
-    Checking(StreamId),
-    Greeting(StreamId),
-    Disk(StreamId, StreamId, Welcome),
-}
-
-/// The way to a session.
-pub(crate) struct Opening {
-    pub(crate) number: u64,
-    pub(crate) me: Opener,
-    pub(crate) peers: VecDeque<ProtectOptions>,
-    pub(crate) done: OpenedTo,
-    pub(crate) term: Term,
-    pub(crate) stage: Stage,
-}
-
-impl Opening {
-    /// Whether it is on this stream.
-    pub(crate) fn is_on(&self, stream: StreamId) -> bool {
-        match self.stage {
-            Stage::Owning => false,
-            Stage::Checking(one) | Stage::Greeting(one) => one == stream,
-            Stage::Disk(one, other, _) => one == stream || other == stream,
-        }
-    }
-}
-
 /// One pollux-vmm with its devices.
 pub(crate) struct Process {
     pub(crate) incarnation: u64,
@@ -117,8 +83,10 @@ pub(crate) struct Process {
     /// How many times in a row that was in the past.
     pub(crate) overdue: u32,
     pub(crate) beats: Beats,
+    /// The thread that opens a session.
     pub(crate) opening: Option<Opening>,
-    pub(crate) opened: u64,
+    /// What it has greeted somebody on, until that one answers.
+    pub(crate) greetings: BTreeMap<StreamId, Slot<Heard>>,
     /// Streams on which somebody has said hello.
     pub(crate) greeted: BTreeSet<StreamId>,
     /// What came for a disk before it had its stream.
@@ -183,7 +151,7 @@ impl Process {
             timer: (0, None),
             overdue: 0,
             opening: None,
-            opened: 0,
+            greetings: BTreeMap::new(),
             greeted: BTreeSet::new(),
             unclaimed: BTreeMap::new(),
             asker: Asker::default(),

@@ -181,15 +181,10 @@ impl World {
     /// A segment has arrived at a live process: find out whom it is for.
     fn arrive(&mut self, at: Address, id: StreamId, from: usize, segment: Segment) {
         let local = self.local(at.0);
-        let Some(process) = self.process(at) else { return };
-        if process.opening.as_ref().is_some_and(|opening| opening.is_on(id)) {
-            return match segment {
-                Segment::Data(Payload::Bytes(bytes)) => self.opening_hears(at, Some(&bytes)),
-                // The disk of the standby speaks first: ours is about to be given the stream.
-                Segment::Data(_) => self.unclaimed(at, id, segment),
-                Segment::Corrupt | Segment::Fin => self.opening_hears(at, None),
-            };
+        if self.greeting_heard(at, id, &segment) {
+            return;
         }
+        let Some(process) = self.process(at) else { return };
         let mut body = process.body();
         if body.feeds.contains_key(&id) {
             let claims = body.has(Mutation::AckBeforeDisk);

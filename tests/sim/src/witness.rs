@@ -144,7 +144,6 @@ impl World {
         let ask_next = !forget || !matches!(question, Question::Claim(_));
         match asks {
             _ if !ask_next => {}
-            Asks::Opener(number) => self.owned(to, number, told),
             Asks::Starter => {
                 if let Question::Claim(claim) = question {
                     self.may_start(to, Said::to(claim, told));
@@ -153,6 +152,7 @@ impl World {
             Asks::Engine(answer) => {
                 self.with_body(to, |body| body.answered = Some(told.is_ok()));
                 answer(told);
+                self.go_on_opening(to);
                 self.work(to);
             }
         }

@@ -15,6 +15,7 @@ use crate::guest::{BLOCKS, Frame, Guest, Request};
 use crate::invariants::{Checks, Moment, Violation};
 use crate::mutation::Mutation;
 use crate::network::{Network, StreamId};
+use crate::opening::Slot;
 use crate::plan::Plan;
 use crate::platform::{Sim, VM};
 use crate::process::{Address, Delivery, Host, Process};
@@ -33,7 +34,8 @@ pub(crate) enum Event {
     Later(Address, Later),
     /// What the witness has on record, for a host that looked.
     Record(Address, Option<ft_proto::witness::Record>),
-    OpeningTimeout(Address, u64),
+    /// A host is called.
+    Dial(Address, usize, Slot<std::io::Result<StreamId>>),
     Beat {
         to: usize,
         link: LinkId,
@@ -229,7 +231,7 @@ impl World {
 
     /// An engine begins, with its guest and devices.
     pub(crate) fn start_process(&mut self, host: usize, begin: Begin, guest: impl FnOnce(&mut Guest)) {
-        let mut body = Body::new(Rng::new(self.rng.word()), self.plan.knobs(self.mutation));
+        let mut body = Body::new(host, Rng::new(self.rng.word()), self.plan.knobs(self.mutation));
         (body.now, body.local) = (self.now, self.local(host));
         guest(&mut body.guest);
         let runs = body.guest.running;
@@ -329,7 +331,7 @@ impl World {
             Event::Report(address, device, report) => self.reported(address, device, report),
             Event::Later(address, call) => self.later(address, call),
             Event::Record(address, record) => self.tell_record(address, record),
-            Event::OpeningTimeout(address, number) => self.opening_timeout(address, number),
+            Event::Dial(address, peer, slot) => self.dial(address, peer, slot),
             Event::Beat { to, link, bytes } => self.beat_arrives(to, link, &bytes),
             Event::BeatTick(address, generation) => self.beat_tick(address, generation),
             Event::Timer(address, generation) => self.timer(address, generation),
