@@ -15,6 +15,7 @@ use pollux_api::options::StartRole;
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
 use crate::options::NodeOptions;
 use crate::peers::ask::{Answer, ask_all, known_vm, objection};
+use crate::peers::tls::PeerTls;
 use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How long the witness may take; its own limit is shorter, and tells why.
@@ -193,7 +194,11 @@ impl Start<'_> {
     }
 
     fn ask_others(&self, vm: Option<VmId>) -> Vec<Answer> {
-        ask_all(self.options.peers.iter().map(|options| options.peer), vm, self.node)
+        let peers = self.options.peers.iter().map(|options| options.peer);
+        if self.options.peers.is_empty() {
+            return Vec::new();
+        }
+        ask_all(peers, vm, self.node, &PeerTls::load(&self.options.tls))
     }
 
     /// A VM that another host knows, where this one knows of none.

@@ -36,6 +36,10 @@ pub struct Status {
     pub witness: Option<WitnessStatus>,
     /// The claim that the witness has not answered yet.
     pub claim: Option<ClaimStatus>,
+    /// What protects the streams between the hosts.
+    pub tls: Option<TlsStatus>,
+    /// Callers at the port of `listen` that were turned away.
+    pub turned_away: u64,
     /// Heartbeats that were damaged, or not from the peer of this session.
     pub ignored_beats: u64,
     /// How long the guest was paused for a checkpoint, in microseconds.
@@ -193,6 +197,20 @@ pub struct WitnessStatus {
     pub error: Option<String>,
     /// What its record said when it was last seen.
     pub record: Option<String>,
+}
+
+/// What protects the streams between the hosts.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+#[serde(default)]
+pub struct TlsStatus {
+    /// Whether hosts prove who they are, and nobody on the way reads what they say.
+    pub on: bool,
+    /// Where this host's certificates are.
+    pub folder: Option<String>,
+    /// When the first of them expires (RFC 3339).
+    pub expires: Option<String>,
+    /// What an operator should do something about.
+    pub warning: Option<String>,
 }
 
 /// A claim that the witness has not answered yet.

@@ -53,10 +53,14 @@ fn wrong_arguments_give_one_line_and_exit_1() {
         (vec!["--ft", "role=boss"], "--ft: role=boss is not auto, primary or standby"),
         (vec!["--ft", "role=auto,witness=/w,standby-peers=[1.2.3.4:1/1.2.3.5:1]"], "--ft: listen= is missing"),
         (
-            kernel(&["--ft", "role=primary,witness=/nowhere/w"]),
+            kernel(&["--ft", "role=primary,witness=/nowhere/w,tls=off"]),
             "The VM could not boot: --ft: witness /nowhere/w does not say who may run this VM: cannot find the folder",
         ),
         (vec!["--ft", "role=standby,listen=1.2.3.4:1"], "--ft: heartbeat= is missing"),
+        (
+            vec!["--ft", "role=standby,listen=1.2.3.4:1,heartbeat=1.2.3.4:2,pair=nosuch"],
+            "--ft: the certificates for TLS cannot be used: /etc/pollux/pairs/nosuch/ca-cert.pem: No such file",
+        ),
     ] {
         let output = run(&arguments);
         let text = String::from_utf8(output.stderr).unwrap();

@@ -5,13 +5,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ft_transport::tls::credentials::{CA_CERT, CLIENT_CERT, CLIENT_KEY, Credentials, SERVER_CERT, SERVER_KEY};
+use ft_transport::tls::credentials::{CA_CERT, CLIENT_CERT, CLIENT_KEY, Credentials, SERVER_CERT, SERVER_KEY, pairs};
 
 use crate::PairError;
 use crate::authority::{Authority, HostCertificate};
 
-/// Where the pairs of a host are, by name, when nothing else is said.
-pub const PAIRS: &str = "/etc/pollux/pairs";
 const CA_KEY: &str = "ca-key.pem";
 const NAME: &str = "name";
 
@@ -23,7 +21,7 @@ impl Folder {
     /// That of the pair called `name`, or the one that the operator names.
     #[must_use]
     pub fn of(name: &str, folder: Option<&Path>) -> Self {
-        Self(folder.map_or_else(|| Path::new(PAIRS).join(name), Path::to_owned))
+        Self(folder.map_or_else(|| pairs().join(name), Path::to_owned))
     }
 
     /// Where it is.
@@ -72,6 +70,14 @@ impl Folder {
             self.put(certificate, &host.certificate, 0o644)?;
         }
         Ok(())
+    }
+
+    /// A hash of the authority's certificate: the same on both hosts.
+    ///
+    /// # Errors
+    /// When it is not here.
+    pub fn hash(&self) -> Result<String, PairError> {
+        Ok(blake3::hash(self.get(CA_CERT)?.as_bytes()).to_hex()[..16].to_owned())
     }
 
     /// What a VMM makes of it.

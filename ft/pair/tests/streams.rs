@@ -70,12 +70,13 @@ fn hosts_of_a_pair_have_a_stream_that_carries_frames_both_ways() {
     let body: Vec<u8> = (0..3 << 20).map(|at: u32| at.to_le_bytes()[0] ^ at.to_le_bytes()[2]).collect();
     let stamp = Stamp { kind: Kind::Pages, term: Term(1), epoch: ft_proto::Epoch(2) };
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let expected = &body;
+        scope.spawn(move || {
             let (mut unpacker, mut read) = (Unpacker::new().unwrap(), Vec::new());
             for _ in 0..3 {
                 let header = read_header(&mut far).unwrap();
                 read_body(&mut far, &header, &mut read, &mut unpacker).unwrap();
-                assert!(read == body);
+                assert!(read == *expected);
                 write_frame(&mut far, Stamp { kind: Kind::Ack, ..stamp }, &[]).unwrap();
             }
             assert!(matches!(read_header(&mut far), Err(TransportError::Closed)));

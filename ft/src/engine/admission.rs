@@ -136,6 +136,7 @@ impl Admission {
         let beats = [as_seen_here(first, incoming.address), self.on_second_link(second)];
         let mut reasons = objections(cx, &incoming, &shape);
         reasons.extend(limits::objection(disk_buffer));
+        reasons.extend(self.disk_objection());
         reasons.extend(self.policy_objection(cx.witness().client().is_some(), on_partition));
         match record {
             Some(record) => reasons.extend(witness_objection(cx, &incoming, record)),
@@ -164,6 +165,16 @@ impl Admission {
     /// A primary's address on the second link.
     fn on_second_link(&self, address: SocketAddr) -> SocketAddr {
         self.options.as_ref().map_or(address, |options| as_seen_here(address, options.heartbeat))
+    }
+
+    /// What is in the disks may be all that there is of it.
+    fn disk_objection(&self) -> Option<String> {
+        let keeps = self.options.as_ref().is_some_and(|options| options.keeps_data);
+        keeps.then(|| {
+            "a disk of this standby holds data and has never been a copy: give it an empty image (truncate), or start \
+             the standby with overwrite=on in --ft"
+                .to_owned()
+        })
     }
 
     /// The policy for a partition is this host's decision as much as the caller's.

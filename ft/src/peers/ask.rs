@@ -10,6 +10,8 @@ use ft_transport::dial::{self, GreetError};
 use ft_transport::frames::TransportError;
 use ft_wire::session::{Hello, Kind, Part, Purpose, Standing, WireError};
 
+use super::tls::PeerTls;
+
 /// How long a host may take to accept a connection, and to answer. One that is up answers at once, whatever
 /// its VM does.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -24,9 +26,14 @@ pub(crate) struct Answer {
 }
 
 /// Asks all of `peers` at once.
-pub(crate) fn ask_all(peers: impl IntoIterator<Item = SocketAddr>, vm: Option<VmId>, node: NodeId) -> Vec<Answer> {
+pub(crate) fn ask_all(
+    peers: impl IntoIterator<Item = SocketAddr>,
+    vm: Option<VmId>,
+    node: NodeId,
+    tls: &PeerTls,
+) -> Vec<Answer> {
     thread::scope(|scope| {
-        let ask = |peer| scope.spawn(move || Answer { peer, standing: told(peer, vm, node) });
+        let ask = |peer| scope.spawn(move || Answer { peer, standing: told(peer, vm, node, tls) });
         let asked: Vec<_> = peers.into_iter().map(ask).collect();
         asked.into_iter().filter_map(|asked| asked.join().ok()).collect()
     })
@@ -58,8 +65,8 @@ pub(crate) fn known_vm(answers: &[Answer]) -> Option<VmId> {
     answers.iter().find_map(|answer| answer.standing?.vm)
 }
 
-fn told(peer: SocketAddr, vm: Option<VmId>, node: NodeId) -> Option<Standing> {
-    match ask(peer, vm, node) {
+fn told(peer: SocketAddr, vm: Option<VmId>, node: NodeId, tls: &PeerTls) -> Option<Standing> {
+    match ask(peer, vm, node, tls) {
         Ok(standing) => Some(standing),
         Err(error) => {
             tracing::debug!(target: "ft", "host at {peer} does not say what it does: {}", host_kit::error::chain(&error));
@@ -68,8 +75,10 @@ fn told(peer: SocketAddr, vm: Option<VmId>, node: NodeId) -> Option<Standing> {
     }
 }
 
-fn ask(peer: SocketAddr, vm: Option<VmId>, node: NodeId) -> Result<Standing, GreetError> {
-    let mut stream = dial::connect(peer, PATIENCE).map_err(TransportError::from)?;
+fn ask(peer: SocketAddr, vm: Option<VmId>, node: NodeId, tls: &PeerTls) -> Result<Standing, GreetError> {
+    let tls = tls.credentials().map_err(|reason| GreetError::Unanswered(reason.to_owned()))?;
+    let connected = dial::connect(peer, PATIENCE, tls);
+    let mut stream = connected.map_err(|error| GreetError::Unanswered(host_kit::error::chain(&error)))?;
     let answer = dial::greet(&mut stream, &Hello { vm, node, purpose: Purpose::Ask }, Term(0), PATIENCE)?;
     let got = match answer {
         dial::Answer::Standing(standing) => return Ok(standing),

@@ -10,10 +10,12 @@ use ft_proto::witness::Claim;
 use ft_proto::{LinkId, Term, VmId, WitnessAnswer};
 use ft_transport::beats::BeatSocket;
 use ft_transport::dial::{self, Answer, GreetError};
-use ft_transport::stream::Stream;
+use ft_transport::stream::{OpenError, Stream};
 use ft_wire::session::Hello;
+use pollux_api::Blocker;
 
 use super::opening::{BeatAddresses, Dialler};
+use super::tls::PeerTls;
 use crate::options::ProtectOptions;
 use crate::witness::WitnessClient;
 
@@ -22,15 +24,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Every step blocks until it is done.
 #[derive(Debug)]
-pub(crate) struct Tcp;
+pub(crate) struct Tcp(pub(crate) PeerTls);
 
 impl Dialler for Tcp {
     type Connection = Stream;
     type Beats = Vec<BeatSocket>;
     type Witness = WitnessClient;
 
-    fn connect(&self, peer: SocketAddr) -> impl Future<Output = io::Result<Stream>> + Send {
-        ready(dial::connect(peer, PATIENCE))
+    fn connect(&self, peer: SocketAddr) -> impl Future<Output = Result<Stream, OpenError>> + Send {
+        ready(dial::connect(peer, PATIENCE, self.0.credentials().ok().flatten()))
+    }
+
+    fn blocker(&self) -> Option<Blocker> {
+        self.0.credentials().err().map(|reason| Blocker::NoCredentials { reason: reason.to_owned() })
     }
 
     fn greet(

@@ -9,6 +9,8 @@ use ft_proto::{LinkId, Term, VmId, WitnessAnswer};
 use ft_transport::connection::Connection;
 use ft_transport::dial::{Answer, GreetError};
 use ft_transport::frames::TransportError;
+use ft_transport::stream::OpenError;
+use ft_transport::tls::TlsError;
 use ft_wire::session::{Hello, Kind, Welcome, WireError};
 use host_kit::error::chain;
 use pollux_api::Blocker;
@@ -32,7 +34,12 @@ pub trait Dialler: Sync {
     type Witness: AskWitness + Sync;
 
     /// Connects to a host.
-    fn connect(&self, peer: SocketAddr) -> impl Future<Output = io::Result<Self::Connection>> + Send;
+    fn connect(&self, peer: SocketAddr) -> impl Future<Output = Result<Self::Connection, OpenError>> + Send;
+
+    /// Why this host cannot connect to any other one.
+    fn blocker(&self) -> Option<Blocker> {
+        None
+    }
 
     /// Says `hello` on a new connection, and waits for the answer.
     fn greet(
@@ -151,9 +158,20 @@ async fn own<D: Dialler>(dialler: &D, witness: &D::Witness, me: &Applicant<D::Wi
 }
 
 async fn connect<D: Dialler>(dialler: &D, peer: SocketAddr) -> Result<D::Connection, Blocker> {
-    let unreachable =
-        |error: io::Error| Blocker::StandbyUnreachable { peer: peer.to_string(), reason: error.to_string() };
-    dialler.connect(peer).await.map_err(unreachable)
+    if let Some(blocker) = dialler.blocker() {
+        return Err(blocker);
+    }
+    let why = |error: OpenError| {
+        let (peer, reason) = (peer.to_string(), chain(&error));
+        match error {
+            OpenError::Io(_) => Blocker::StandbyUnreachable { peer, reason },
+            // It may be about to start, or to end.
+            OpenError::Tls(TlsError::HungUp) => Blocker::ConnectionFailed { peer, reason },
+            OpenError::Tls(_) => Blocker::NotOfThePair { peer, reason },
+            OpenError::Credentials(_) => Blocker::NoCredentials { reason },
+        }
+    };
+    dialler.connect(peer).await.map_err(why)
 }
 
 /// A host that is asked for a session in a term.
@@ -187,6 +205,9 @@ impl<D: Dialler> Standby<'_, D> {
             Ok(Answer::Standing(_)) => {
                 failed(WireError::Unexpected { got: Kind::Standing, expected: "welcome or refuse" }.into())
             }
+            Err(GreetError::Failed(TransportError::Tls(error))) => {
+                Blocker::NotOfThePair { peer: peer(), reason: chain(&error) }
+            }
             Err(GreetError::Failed(error)) => failed(error),
             Err(GreetError::Unanswered(reason)) => Blocker::StandbySilent { peer: peer(), reason },
         };
@@ -203,6 +224,7 @@ mod tests {
 
     use super::*;
     use crate::peers::connect::{Tcp, complete};
+    use crate::peers::tls::PeerTls;
 
     #[test]
     fn a_greeting_that_gets_no_answer_tells_its_size_and_the_mtu_of_its_link() {
@@ -211,7 +233,7 @@ mod tests {
         let node = NodeId::numbered(1, 1);
         let hello = Hello { vm: None, node, purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
         let size = encode_body(&hello).len();
-        let host = Standby { dialler: &Tcp, peer, term: Term(1) };
+        let host = Standby { dialler: &Tcp(PeerTls::off()), peer, term: Term(1) };
         let why = complete(host.call(&hello)).unwrap().unwrap_err();
         let reason = why.sentences().join("");
         assert!(reason.contains(&format!("the {size} bytes that were sent")) && reason.contains("MTU"), "{reason}");

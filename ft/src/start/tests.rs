@@ -237,8 +237,14 @@ fn a_standby_asks_nobody() {
 fn two_processes_of_one_host_are_one_too_many() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = listener.local_addr().unwrap();
-    let standby =
-        Some(StandbyOptions { listen, heartbeat: listen, witness: None, on_partition: None, detect_ms: None });
+    let standby = Some(StandbyOptions {
+        listen,
+        heartbeat: listen,
+        witness: None,
+        on_partition: None,
+        detect_ms: None,
+        keeps_data: false,
+    });
     let options = NodeOptions { standby, ..NodeOptions::default() };
     let error = check_alone(&options).unwrap_err().to_string();
     assert!(error.contains(&listen.to_string()) && error.contains("running already"), "{error}");

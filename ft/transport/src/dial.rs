@@ -60,7 +60,11 @@ pub fn greet(stream: &mut Stream, hello: &Hello, term: Term, patience: Duration)
         let error = if in_vain && matches!(error, TransportError::Closed) { TransportError::Late } else { error };
         GreetError::Unanswered(stream.explain(&error, Some(hello.len())))
     };
-    let (header, body) = read_message(stream, patience).map_err(unanswered)?;
+    let (header, body) = match read_message(stream, patience) {
+        // It does not take us for a host of its pair, and says so only now.
+        Err(error @ TransportError::Tls(_)) => return Err(error.into()),
+        answer => answer.map_err(unanswered)?,
+    };
     Ok(understand(stream, header, &body)?)
 }
 

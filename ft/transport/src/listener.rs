@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,6 +47,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Between two words to the engine about such failures.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// And about callers that are turned away.
+const TELL_TURNED_AWAY_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Somebody who said hello.
 #[derive(Debug)]
@@ -135,6 +137,8 @@ impl Drop for Slot {
 pub enum Arrival {
     /// Somebody said hello.
     Incoming(Box<Incoming<Stream>>),
+    /// Somebody was turned away, for this reason. Told once an hour at most; all are counted.
+    TurnedAway(&'static str, SocketAddr),
     /// Nobody can be let in, for this reason; it is tried again.
     Trouble(String),
 }
@@ -151,6 +155,7 @@ pub fn is_taken(address: SocketAddr) -> bool {
 pub struct Listener {
     quit: Arc<AtomicBool>,
     wake: Arc<EventFd>,
+    turned_away: Arc<AtomicU64>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -185,15 +190,23 @@ impl Listener {
             paused: None,
             pause: PAUSE,
             told: None,
+            turned_away: TurnedAway::default(),
             tally: Tally::new("callers turned away"),
         };
         let (ending, woken) = (quit.clone(), wake.clone());
+        let turned_away = acceptor.turned_away.count.clone();
         let thread = host_kit::thread::spawn("ft-listen", move || {
             while !ending.load(Ordering::Acquire) {
                 acceptor.turn(&woken, &tell);
             }
         })?;
-        Ok(Self { quit, wake, thread: Some(thread) })
+        Ok(Self { quit, wake, turned_away, thread: Some(thread) })
+    }
+
+    /// Callers that were turned away, as it goes on counting.
+    #[must_use]
+    pub fn turned_away(&self) -> Arc<AtomicU64> {
+        self.turned_away.clone()
     }
 }
 
@@ -352,7 +365,29 @@ struct Acceptor<L> {
     pause: Duration,
     /// When the engine was last told that nobody can be let in.
     told: Option<Instant>,
+    turned_away: TurnedAway,
     tally: Tally,
+}
+
+/// Callers that were turned away.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    count: Arc<AtomicU64>,
+    /// Since the engine was told of one: the last one.
+    last: Option<(&'static str, SocketAddr)>,
+    told: Option<Instant>,
+}
+
+impl TurnedAway {
+    fn tell(&mut self, now: Instant, tell: &dyn Fn(Arrival)) {
+        if self.told.is_some_and(|told| now.duration_since(told) < TELL_TURNED_AWAY_AGAIN) {
+            return;
+        }
+        if let Some((cause, address)) = self.last.take() {
+            self.told = Some(now);
+            tell(Arrival::TurnedAway(cause, address));
+        }
+    }
 }
 
 impl<L: Accept> Acceptor<L> {
@@ -367,6 +402,7 @@ impl<L: Accept> Acceptor<L> {
                 self.rest(now, &error, tell);
             }
         }
+        self.turned_away.tell(now, tell);
         if let Some(line) = self.tally.line(now) {
             tracing::warn!(target: "ft", "{line}");
         }
@@ -489,6 +525,8 @@ impl<L: Accept> Acceptor<L> {
     }
 
     fn count(&mut self, cause: &'static str, address: SocketAddr) {
+        self.turned_away.count.fetch_add(1, Ordering::Relaxed);
+        self.turned_away.last = Some((cause, address));
         self.tally.add(cause, || address.to_string());
     }
 }

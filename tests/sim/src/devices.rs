@@ -85,6 +85,7 @@ impl Nic {
             Command::Start { .. } => (self.standby, self.hold, self.sealed) = (false, false, false),
             Command::Resume => self.sealed = false,
             Command::Hello { .. }
+            | Command::StreamKeys(_)
             | Command::Mirror { .. }
             | Command::Unmirror
             | Command::Receive { .. }

@@ -17,6 +17,7 @@ use ft_proto::{Epoch, LinkId, Term, VmId, WitnessAnswer};
 use ft_transport::dial::{Answer, GreetError, understand};
 use ft_transport::frames::{Stamp, read_body, read_header, write_frame};
 use ft_transport::listener::Incoming;
+use ft_transport::stream::OpenError;
 use ft_wire::packing::Unpacker;
 use ft_wire::session::{Header, Hello, Kind, decode_body, encode_body};
 
@@ -100,7 +101,7 @@ impl Dialler for SimDialler {
     type Beats = Option<usize>;
     type Witness = SimWitness;
 
-    fn connect(&self, peer: SocketAddr) -> impl Future<Output = io::Result<SimStream>> + Send {
+    fn connect(&self, peer: SocketAddr) -> impl Future<Output = Result<SimStream, OpenError>> + Send {
         let (slot, shared) = (Slot::new(), self.0.clone());
         self.0.effect(Effect::Dial(host_at(peer), slot.clone()));
         let dialled = self.wait(slot, Err(io::ErrorKind::TimedOut.into()));

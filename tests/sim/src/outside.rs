@@ -151,8 +151,9 @@ impl World {
             let ahead = [0, 1, 2, 1000][self.rng.index(4)];
             let (session, nonce) = (self.rng.word(), self.rng.word().into());
             let key = BeatKey { vm: VM, session, nonce, me: from, peer: from };
-            let bytes = encode(&key, Term(term.0 + ahead), self.rng.chance(500_000)).to_vec();
-            let (link, delay) = (LinkId::ALL[self.rng.index(2)], self.rng.micros(0, 5000));
+            let (link, number) = (LinkId::ALL[self.rng.index(2)], self.rng.word());
+            let bytes = encode(&key, link, number, Term(term.0 + ahead), self.rng.chance(500_000)).to_vec();
+            let delay = self.rng.micros(0, 5000);
             self.after(delay, Event::Beat { to: host, link, bytes });
         }
     }

@@ -223,6 +223,7 @@ impl Plan {
             witness: Some(witness_address()),
             on_partition: None,
             detect_ms: None,
+            keeps_data: false,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ft::sim::{Begin, DeviceEnd, Executor, Inbox, Message, Parts, Platform as _, assemble};
 use ft::{Board, ProtectOptions};
 use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
-use ft_wire::beat::BeatKey;
+use ft_wire::beat::{BeatFilter, BeatKey};
 
 use crate::body::{Answer, Body, DISK, Effect, IDS, NIC, Question, Shared};
 use crate::devices::DiskImage;
@@ -58,6 +58,9 @@ pub(crate) struct Asker {
 #[derive(Debug)]
 pub(crate) struct Beats {
     pub(crate) key: Option<BeatKey>,
+    pub(crate) filter: BeatFilter,
+    /// Beats sent so far.
+    pub(crate) sent: u64,
     pub(crate) said: (Term, bool),
     pub(crate) route: Option<usize>,
     pub(crate) interval: Duration,
@@ -135,6 +138,8 @@ impl Process {
             incarnation,
             beats: Beats {
                 key: None,
+                filter: BeatFilter::default(),
+                sent: 0,
                 said: (executor.node().term(), executor.node().runs()),
                 route: None,
                 interval: Duration::from_millis(500),

@@ -178,6 +178,7 @@ fn acceptor<L>(listener: L) -> Acceptor<L> {
         paused: None,
         pause: PAUSE,
         told: None,
+        turned_away: TurnedAway::default(),
         tally: Tally::new("callers turned away"),
     }
 }

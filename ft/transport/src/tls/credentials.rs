@@ -24,6 +24,9 @@ use rustls::{
 
 use super::cryptography;
 
+const PAIRS: &str = "/etc/pollux/pairs";
+/// Names another folder than [`PAIRS`].
+const PAIRS_VARIABLE: &str = "POLLUX_PAIRS";
 /// Certificate of the authority: whoever has one that it signed is a host of the pair.
 pub const CA_CERT: &str = "ca-cert.pem";
 /// Certificate of this host when it is called.
@@ -35,6 +38,12 @@ pub const CLIENT_CERT: &str = "client-cert.pem";
 /// Its key.
 pub const CLIENT_KEY: &str = "client-key.pem";
 const FILES: [&str; 5] = [CA_CERT, SERVER_CERT, SERVER_KEY, CLIENT_CERT, CLIENT_KEY];
+
+/// Where the pairs of this host are, by name.
+#[must_use]
+pub fn pairs() -> PathBuf {
+    std::env::var_os(PAIRS_VARIABLE).map_or_else(|| PAIRS.into(), PathBuf::from)
+}
 
 /// What is wrong with the files.
 #[derive(Debug, thiserror::Error)]

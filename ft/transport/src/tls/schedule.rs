@@ -3,11 +3,14 @@
 
 use std::fmt;
 
+use ft_wire::device_ctl as wire;
 use rustls::Tls13CipherSuite;
 use rustls::crypto::cipher::{AeadKey, Iv, MessageDecrypter, MessageEncrypter};
 use rustls::crypto::ring::cipher_suite::TLS13_AES_256_GCM_SHA384;
 use rustls::crypto::tls13::{OkmBlock, expand};
 use zeroize::Zeroizing;
+
+use super::TlsError;
 
 /// Bytes of a traffic secret: one SHA-384.
 pub const SECRET_LEN: usize = 48;
@@ -89,6 +92,31 @@ pub struct StreamKeys {
     pub read: Direction,
     /// Of what it writes.
     pub write: Direction,
+}
+
+impl From<&Direction> for wire::TrafficSecret {
+    fn from(direction: &Direction) -> Self {
+        Self { secret: direction.secret.to_vec(), records: direction.records }
+    }
+}
+
+impl From<StreamKeys> for wire::StreamKeys {
+    fn from(StreamKeys { read, write }: StreamKeys) -> Self {
+        Self { read: (&read).into(), write: (&write).into() }
+    }
+}
+
+impl TryFrom<wire::StreamKeys> for StreamKeys {
+    type Error = TlsError;
+
+    fn try_from(wire::StreamKeys { read, write }: wire::StreamKeys) -> Result<Self, TlsError> {
+        let direction = |wire::TrafficSecret { secret, records }: wire::TrafficSecret| {
+            let secret = Zeroizing::new(secret);
+            let secret = secret[..].try_into().map_err(|_| TlsError::Unexpected("a secret of another length"))?;
+            Ok::<_, TlsError>(Direction::new(secret, records))
+        };
+        Ok(Self { read: direction(read)?, write: direction(write)? })
+    }
 }
 
 fn suite() -> &'static Tls13CipherSuite {
