@@ -353,7 +353,7 @@ fn listen(options: &StandbyOptions, tls: &PeerTls, board: Board, post: Post<Linu
             board.note(EventName::CallerTurnedAway, detail);
         }
     };
-    let tls = tls.credentials().map_err(|reason| EngineError::Tls(reason.to_owned()))?.cloned();
+    let tls = tls.credentials().map_err(EngineError::Tls)?;
     Listener::open(options.listen, tls, tell).map_err(|error| EngineError::Listen(options.listen, error))
 }
 

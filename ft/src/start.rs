@@ -14,7 +14,7 @@ use pollux_api::options::StartRole;
 
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
 use crate::options::NodeOptions;
-use crate::peers::ask::{Answer, ask_all, known_vm, objection};
+use crate::peers::ask::{Answer, ask_all, known_vm, objection, unproven};
 use crate::peers::tls::PeerTls;
 use crate::witness::{WitnessAddress, WitnessClient};
 
@@ -175,7 +175,7 @@ impl Start<'_> {
         let known = self.me.disks.vm;
         let answers = self.ask_others(known);
         // Nobody knows better than the others whether they may go on.
-        if let Some(why) = objection(&answers, self.me.host, true).or_else(|| self.other_vm(&answers)) {
+        if let Some(why) = objection(&answers, self.me.host, true).or_else(|| self.unknown(&answers)) {
             return Err(why);
         }
         let last = self.me.disks.state.term();
@@ -190,7 +190,7 @@ impl Start<'_> {
     fn asked_others(&self, vm: Option<VmId>, record: Option<Record>) -> Option<String> {
         let answers = self.ask_others(vm);
         let may_take_over = matches!(record, Some(Record::Protected { .. }));
-        objection(&answers, self.me.host, may_take_over).or_else(|| self.other_vm(&answers))
+        objection(&answers, self.me.host, may_take_over).or_else(|| self.unknown(&answers))
     }
 
     fn ask_others(&self, vm: Option<VmId>) -> Vec<Answer> {
@@ -198,7 +198,13 @@ impl Start<'_> {
         if self.options.peers.is_empty() {
             return Vec::new();
         }
-        ask_all(peers, vm, self.node, &PeerTls::load(&self.options.tls))
+        ask_all(peers, vm, self.node, &PeerTls::new(self.options.tls.clone()))
+    }
+
+    /// What speaks against a start although nobody objects. An operator who forces it knows better than a
+    /// host that is not understood.
+    fn unknown(&self, answers: &[Answer]) -> Option<String> {
+        unproven(answers).filter(|_| self.options.force.is_none()).or_else(|| self.other_vm(answers))
     }
 
     /// A VM that another host knows, where this one knows of none.

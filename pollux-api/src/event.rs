@@ -53,7 +53,7 @@ words! {
         PeerSuspected = "peer-suspected",
         /// This process was stopped or starved of CPU time.
         LocalStall = "local-stall",
-        /// Somebody was not let in at the port of `listen`; told once an hour at most, and counted in the status.
+        /// Somebody was not let in at the port of `listen`; told once an hour at most, counted in the status.
         CallerTurnedAway = "caller-turned-away",
         /// The certificate of this host expires, or has expired.
         CertificateExpires = "certificate-expires",

@@ -11,7 +11,6 @@ use ft_pair::PairError;
 use ft_pair::authority::{Authority, HOST_DAYS};
 use ft_pair::folder::Folder;
 use ft_pair::invitation::{Invitation, VALID};
-use ft_pair::token::Token;
 use ft_pair::{bundle, joining};
 use ft_transport::addresses::resolve;
 use nix::unistd::gethostname;
@@ -21,14 +20,16 @@ use crate::error::CommandError;
 use crate::print::show;
 
 pub const HELP: &str = "\
-A pair has an authority of its own, whose key both hosts have. Each host proves to the other that it is of the pair by
-a certificate that this authority has signed; what a guest holds crosses the links encrypted.
+A pair has an authority of its own, whose key both hosts have. Each host proves to the other that
+it is of the pair by a certificate that this authority has signed; what a guest holds crosses the
+links encrypted.
 
   first host:   pollux pair init east
-  second host:  pollux pair join TOKEN        (what the first host prints; valid once, for ten minutes)
-  both hosts:   pollux-vmm --ft role=auto,... (uses the pair by itself; pair=NAME where there are several)
+  second host:  pollux pair join TOKEN     (printed by the first; valid once, for ten minutes)
+  both hosts:   pollux-vmm --ft ...        (uses the pair by itself; pair=NAME if there are several)
 
-Hosts that do not reach each other on another port: pollux pair init --offline, export, and import on the second host.";
+Where the hosts do not reach each other's port 7009: pollux pair init --offline and export on the
+first host, import on the second.";
 
 /// What to do with a pair.
 #[derive(Debug, Subcommand)]
@@ -56,8 +57,9 @@ pub enum PairCommand {
     },
     /// Has this host join a pair
     Join {
-        /// What `pollux pair init` or `invite` has printed on the first host
-        token: Token,
+        /// What `pollux pair init` or `invite` has printed on the first host; - reads it from standard input,
+        /// so that no other user of this host sees it
+        token: String,
         #[command(flatten)]
         place: Place,
     },
@@ -144,7 +146,10 @@ pub fn run(command: PairCommand) -> Result<(), CommandError> {
             invite(&folder, &place, &door)
         }
         PairCommand::Invite { name, door, place } => invite(&place.folder(&name), &place, &door),
-        PairCommand::Join { token, place } => joined(&joining::join(&token, place.dir.as_deref(), &place.host())?),
+        PairCommand::Join { token, place } => {
+            let token = if token == "-" { io::read_to_string(io::stdin())? } else { token };
+            joined(&joining::join(&token.parse()?, place.dir.as_deref(), &place.host())?)
+        }
         PairCommand::Renew { name, place } => {
             let folder = place.folder(&name);
             folder.put_host(&folder.authority()?.issue(&place.host())?)?;

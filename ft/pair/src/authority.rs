@@ -3,8 +3,10 @@
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
 use crate::PairError;
@@ -56,8 +58,21 @@ impl Authority {
     /// When they are not what they must be.
     pub fn load(name: &str, certificate: &str, key: &str) -> Result<Self, PairError> {
         check(name)?;
-        let issuer = Issuer::from_ca_cert_pem(certificate, KeyPair::from_pem(key)?)?;
+        let key = KeyPair::from_pem(key)?;
+        if public_key(certificate).as_deref() != Some(&key.subject_public_key_info()[..]) {
+            return Err(PairError::Mismatch(name.to_owned()));
+        }
+        let issuer = Issuer::from_ca_cert_pem(certificate, key)?;
         Ok(Self { name: name.to_owned(), certificate: certificate.to_owned(), issuer })
+    }
+
+    /// What a token calls it.
+    ///
+    /// # Errors
+    /// When its certificate is none.
+    pub fn hash(&self) -> Result<blake3::Hash, PairError> {
+        let der = CertificateDer::from_pem_slice(self.certificate.as_bytes());
+        der.map(|der| blake3::hash(&der)).map_err(|_| PairError::Mismatch(self.name.clone()))
     }
 
     /// The pair's name.
@@ -110,6 +125,13 @@ impl Authority {
         validity(&mut params, HOST_DAYS);
         Ok(params)
     }
+}
+
+/// The public key in a certificate, as it stands there.
+fn public_key(certificate: &str) -> Option<Vec<u8>> {
+    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).ok()?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
+    Some(parsed.public_key().raw.to_vec())
 }
 
 /// A key of this host's own, and the request to certify it, in PEM.

@@ -35,16 +35,26 @@ impl Folder {
     /// # Errors
     /// When there is one already, or it cannot be written.
     pub fn create(&self, authority: &Authority, host: &HostCertificate) -> Result<(), PairError> {
-        if self.0.join(CA_CERT).exists() {
-            return Err(PairError::Exists(self.0.clone()));
-        }
+        self.check_free()?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
         made.map_err(|error| PairError::File(self.0.clone(), error))?;
-        self.put(NAME, authority.name(), 0o644)?;
-        self.put(CA_KEY, &authority.key(), 0o600)?;
-        self.put_host(host)?;
+        let put = self.put(NAME, authority.name(), 0o644);
+        let put = put.and_then(|()| self.put_host(host)).and_then(|()| self.put(CA_KEY, &authority.key(), 0o600));
         // Last: it says that the folder is whole.
-        self.put(CA_CERT, authority.certificate(), 0o644)
+        let put = put.and_then(|()| self.put(CA_CERT, authority.certificate(), 0o644));
+        put.inspect_err(|_| {
+            // So that it can be tried again.
+            let _ = fs::remove_file(self.0.join(CA_KEY));
+        })
+    }
+
+    /// Whether a pair can be put in.
+    ///
+    /// # Errors
+    /// When there is one already, or what is left of one.
+    pub fn check_free(&self) -> Result<(), PairError> {
+        let taken = [CA_CERT, CA_KEY].iter().any(|name| self.0.join(name).exists());
+        if taken { Err(PairError::Exists(self.0.clone())) } else { Ok(()) }
     }
 
     /// The authority, whose key is here.
@@ -108,8 +118,10 @@ pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     // Left over from a host that lost its power.
     let _ = fs::remove_file(&fresh);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    written.and_then(|()| fs::rename(&fresh, path)).inspect_err(|_| {
+        // It may be a key.
+        let _ = fs::remove_file(&fresh);
+    })?;
     File::open(folder)?.sync_all()
 }

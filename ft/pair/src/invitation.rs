@@ -23,8 +23,8 @@ pub const PORT: u16 = 7009;
 /// How long a token is valid.
 pub const VALID: Duration = Duration::from_secs(600);
 /// Callers with a wrong secret, or with none, before the token is worth nothing any more.
-const ATTEMPTS: usize = 20;
-/// How long one caller may take.
+const ATTEMPTS: usize = 1000;
+/// How long one caller may take in all.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest message.
 pub(crate) const MESSAGE_MAX: u64 = 16 << 10;
@@ -67,11 +67,10 @@ impl Invitation {
         let listener = TcpListener::bind(address).map_err(tls)?;
         listener.set_nonblocking(true).map_err(tls)?;
         let address = listener.local_addr().map_err(tls)?.to_string();
-        let mut secret = [0; 16];
-        getrandom::fill(&mut secret).map_err(|error| PairError::Random(io::Error::other(error)))?;
+        let secret = host_kit::random::bytes().map_err(PairError::Random)?;
         let ca = CertificateDer::from_pem_slice(authority.certificate().as_bytes());
         let ca = ca.map_err(|error| tls(io::Error::other(error)))?;
-        let token = Token { address, authority: blake3::hash(&ca), secret };
+        let token = Token { address, authority: authority.hash()?, secret };
         // A certificate of its own: what this one signs with is not the host's key.
         let own = authority.issue(host)?;
         let config = server(&own.certificate, &own.key, ca).map_err(tls)?;
@@ -96,7 +95,7 @@ impl Invitation {
                 return Err(PairError::Nobody("the token is not valid any more"));
             }
             match self.listener.accept() {
-                Ok((tcp, _)) => match self.serve(tcp) {
+                Ok((tcp, _)) => match self.serve(Timed { tcp, until: deadline.min(Instant::now() + PATIENCE) }) {
                     Ok(Some(host)) => return Ok(host),
                     Ok(None) => attempts += 1,
                     // It did not get so far as to say a secret.
@@ -109,10 +108,8 @@ impl Invitation {
     }
 
     /// `None`: it does not know the secret.
-    fn serve(&self, tcp: TcpStream) -> Result<Option<String>, io::Error> {
-        tcp.set_nonblocking(false)?;
-        tcp.set_read_timeout(Some(PATIENCE))?;
-        tcp.set_write_timeout(Some(PATIENCE))?;
+    fn serve(&self, tcp: Timed) -> Result<Option<String>, io::Error> {
+        tcp.tcp.set_nonblocking(false)?;
         let connection = ServerConnection::new(self.config.clone()).map_err(io::Error::other)?;
         let mut stream = BufReader::new(StreamOwned::new(connection, tcp));
         let mut line = String::new();
@@ -138,6 +135,37 @@ impl Invitation {
     fn welcome(&self, request: &str, host: &str) -> Result<Answer, String> {
         let certificate = self.authority.sign(request, host).map_err(|error| error.to_string())?;
         Ok(Answer::Welcome { pair: Bundle::of(&self.authority), certificate })
+    }
+}
+
+/// A caller, all of whose time together is limited.
+struct Timed {
+    tcp: TcpStream,
+    until: Instant,
+}
+
+impl Timed {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.tcp.set_read_timeout(Some(self.left()?))?;
+        self.tcp.read(into)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.tcp.set_write_timeout(Some(self.left()?))?;
+        self.tcp.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.tcp.flush()
     }
 }
 

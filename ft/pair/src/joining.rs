@@ -32,17 +32,33 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the first host is not there, is not who the token says, or does not let this one in.
 pub fn join(token: &Token, folder: Option<&Path>, host: &str) -> Result<Folder, PairError> {
+    if folder.is_some() {
+        Folder::of("", folder).check_free()?;
+    }
     let (key, request) = request()?;
     let request = Request { secret: token.secret, host: host.to_owned(), request };
-    let answer = ask(token, &request).map_err(|error| PairError::Tls(token.address.clone(), error))?;
+    let answer = ask(token, &request).map_err(|error| understood(token, error))?;
     match answer {
         Answer::Welcome { pair, certificate } => {
             let authority = pair.authority()?;
+            if authority.hash()? != token.authority {
+                return Err(PairError::Refused(token.address.clone(), "it gives another authority".to_owned()));
+            }
             let folder = Folder::of(authority.name(), folder);
             folder.create(&authority, &HostCertificate { certificate, key })?;
             Ok(folder)
         }
         Answer::Refused(reason) => Err(PairError::Refused(token.address.clone(), clean(&reason))),
+    }
+}
+
+fn understood(token: &Token, error: io::Error) -> PairError {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            PairError::Refused(token.address.clone(), "it is not the host that made the token".to_owned())
+        }
+        _ => PairError::Tls(token.address.clone(), error),
     }
 }
 

@@ -51,6 +51,9 @@ pub enum PairError {
     /// TLS between the two hosts.
     #[error("TLS with {0}")]
     Tls(String, #[source] io::Error),
+    /// Parts that do not belong together.
+    #[error("the certificate of the authority of pair {0:?} and its key do not belong together")]
+    Mismatch(String),
     /// What is not a token.
     #[error("this is not a token of `pollux pair init`: {0}")]
     Token(&'static str),

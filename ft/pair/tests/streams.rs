@@ -10,6 +10,7 @@ use std::time::Duration;
 use ft_pair::authority::Authority;
 use ft_pair::folder::Folder;
 use ft_proto::{NodeId, Term};
+use ft_transport::connection::Connection;
 use ft_transport::dial::{self, Answer};
 use ft_transport::frames::{Stamp, TransportError, read_body, read_header, write_frame};
 use ft_transport::listener::{Arrival, Listener};
@@ -65,7 +66,7 @@ fn hosts_of_a_pair_have_a_stream_that_carries_frames_both_ways() {
     let (_listener, address, accepted) = standby(Some(b));
     let mut near = call(address, Some(&a)).unwrap();
     let mut far = accepted.recv_timeout(LONG).unwrap();
-    assert_eq!((near.peer_name(), far.peer_name()), (Some("host-b"), Some("host-a")));
+    assert_eq!((near.peer_name(), far.peer_name()), (Some("host-b".to_owned()), Some("host-a".to_owned())));
     far.read_ahead(64 << 10);
     let body: Vec<u8> = (0..3 << 20).map(|at: u32| at.to_le_bytes()[0] ^ at.to_le_bytes()[2]).collect();
     let stamp = Stamp { kind: Kind::Pages, term: Term(1), epoch: ft_proto::Epoch(2) };
@@ -120,10 +121,27 @@ fn a_renewed_certificate_counts_for_the_next_stream_and_a_broken_file_does_not()
     call(address, Some(&a)).unwrap();
     let folder = Folder::of("east", Some(b.folder()));
     folder.put_host(&folder.authority().unwrap().issue("host-b2").unwrap()).unwrap();
-    assert_eq!(call(address, Some(&a)).unwrap().peer_name(), Some("host-b2"));
+    assert_eq!(call(address, Some(&a)).unwrap().peer_name().as_deref(), Some("host-b2"));
     std::fs::write(b.folder().join("server-cert.pem"), "no certificate").unwrap();
-    assert_eq!(call(address, Some(&a)).unwrap().peer_name(), Some("host-b2"));
+    assert_eq!(call(address, Some(&a)).unwrap().peer_name().as_deref(), Some("host-b2"));
     assert_eq!(accepted.try_iter().count(), 3);
+}
+
+#[test]
+fn a_long_chain_of_certificates_is_read_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = pair(dir.path(), "east");
+    for (folder, name) in [(a.folder(), "client-cert.pem"), (b.folder(), "server-cert.pem")] {
+        let path = folder.join(name);
+        let mut chain = std::fs::read_to_string(&path).unwrap();
+        let more = Authority::create("more").unwrap();
+        // Intermediates that nobody needs, as some authorities hand them out.
+        chain.extend((0..12).map(|_| more.issue("somebody").unwrap().certificate));
+        std::fs::write(&path, &chain).unwrap();
+        assert!(chain.len() > 8000);
+    }
+    let (_listener, address, _accepted) = standby(Some(b));
+    call(address, Some(&a)).unwrap();
 }
 
 #[test]

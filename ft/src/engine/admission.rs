@@ -12,6 +12,7 @@ use std::time::Duration;
 use ft_proto::witness::Record;
 use ft_proto::{OnPartition, Settings, State, Time};
 use ft_transport::addresses::as_seen_here;
+use ft_transport::connection::Connection;
 use ft_transport::listener::Incoming;
 use ft_wire::session::{Kind, Part, Purpose, Standing, decode_body};
 use serde_json::{Value, json};
@@ -156,6 +157,7 @@ impl Admission {
         let joined = json!({
             "node": incoming.hello.node.to_string(),
             "address": incoming.address.to_string(),
+            "certificate": incoming.stream.peer_name(),
             "term": incoming.term.0,
             "took_over": took_over,
         });

@@ -137,7 +137,7 @@ impl<P: Platform> Executor<P> {
 
     /// The standby's side of the stream has something.
     pub fn read_stream(&mut self) {
-        // What is left wakes us again: a standby that talks without end must not have all of this thread.
+        // A standby that talks without end must not have all of this thread.
         for _ in 0..FRAMES_PER_LOOK {
             let Some(session) = self.session.primary() else { return };
             let more = session.read_frame(&mut self.cx);
@@ -146,6 +146,8 @@ impl<P: Platform> Executor<P> {
                 return;
             }
         }
+        // What has been read from the socket already does not wake us.
+        self.cx.post().send(Message::ReadOn);
     }
 
     /// A device has something.
@@ -424,6 +426,7 @@ impl<P: Platform> Executor<P> {
                 cx.witness_mut().answered(&answer);
                 cx.input(Input::Witness(answer));
             }
+            Message::ReadOn => self.read_stream(),
             Message::LocalError(thread, reason) => cx.local_error(thread, reason),
             Message::Beat(link, at, beat) => cx.input(Input::Beat { link, at, beat }),
             Message::OutputHeld(epoch) => {

@@ -32,11 +32,13 @@ impl Dialler for Tcp {
     type Witness = WitnessClient;
 
     fn connect(&self, peer: SocketAddr) -> impl Future<Output = Result<Stream, OpenError>> + Send {
-        ready(dial::connect(peer, PATIENCE, self.0.credentials().ok().flatten()))
+        // Without credentials it was not asked.
+        let tls = self.0.credentials().ok().flatten();
+        ready(dial::connect(peer, PATIENCE, tls.as_ref()))
     }
 
     fn blocker(&self) -> Option<Blocker> {
-        self.0.credentials().err().map(|reason| Blocker::NoCredentials { reason: reason.to_owned() })
+        self.0.credentials().err().map(|reason| Blocker::NoCredentials { reason })
     }
 
     fn greet(

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use ft_transport::tls::credentials::{CA_CERT, Credentials, pairs};
@@ -30,35 +31,35 @@ impl TlsChoice {
 
 /// The credentials of this host; none, where TLS is off; or why there are none.
 #[derive(Clone, Debug)]
-pub struct PeerTls(Result<Option<Credentials>, String>);
+pub struct PeerTls {
+    choice: TlsChoice,
+    /// What was loaded, once it could be.
+    loaded: Arc<OnceLock<Option<Credentials>>>,
+}
 
 impl PeerTls {
-    /// What a choice means on this host now.
+    /// What a choice means on this host. What is not there yet is looked for again when it is needed.
     #[must_use]
-    pub fn load(choice: &TlsChoice) -> Self {
-        let load = |folder: &Path| match Credentials::load(folder) {
-            Ok(credentials) => Ok(Some(credentials)),
-            Err(error) => Err(format!("the certificates for TLS cannot be used: {}", chain(&error))),
-        };
-        Self(match choice {
-            TlsChoice::Off => Ok(None),
-            TlsChoice::Folder(folder) => load(folder),
-            TlsChoice::OnlyPair => only_pair(&pairs()).and_then(|folder| load(&folder)),
-        })
+    pub fn new(choice: TlsChoice) -> Self {
+        Self { choice, loaded: Arc::default() }
     }
 
     /// Without TLS.
     #[must_use]
     pub fn off() -> Self {
-        Self(Ok(None))
+        Self::new(TlsChoice::Off)
     }
 
     /// What streams to other hosts begin with; `None`: they are plain.
     ///
     /// # Errors
     /// Why there can be no stream.
-    pub fn credentials(&self) -> Result<Option<&Credentials>, &str> {
-        self.0.as_ref().map(Option::as_ref).map_err(String::as_str)
+    pub fn credentials(&self) -> Result<Option<Credentials>, String> {
+        if let Some(loaded) = self.loaded.get() {
+            return Ok(loaded.clone());
+        }
+        let loaded = load(&self.choice)?;
+        Ok(self.loaded.get_or_init(|| loaded).clone())
     }
 
     /// How long the certificate of this host is still valid; zero: it has expired.
@@ -76,12 +77,25 @@ impl PeerTls {
             Ok(None) => TlsStatus { on: false, warning: Some(PLAIN.to_owned()), ..TlsStatus::default() },
             Ok(Some(credentials)) => {
                 let expires = credentials.expires().ok().and_then(|at| jiff::Timestamp::try_from(at).ok());
-                let warning = self.left().and_then(expiry_warning);
+                let unreadable = credentials.fault();
+                let warning = unreadable.or_else(|| self.left().and_then(expiry_warning));
                 let expires = expires.map(|at| at.to_string());
-                TlsStatus { on: true, folder: Some(folder(credentials)), expires, warning }
+                TlsStatus { on: true, folder: Some(folder(&credentials)), expires, warning }
             }
-            Err(reason) => TlsStatus { on: true, warning: Some(reason.to_owned()), ..TlsStatus::default() },
+            Err(reason) => TlsStatus { on: true, warning: Some(reason), ..TlsStatus::default() },
         }
+    }
+}
+
+fn load(choice: &TlsChoice) -> Result<Option<Credentials>, String> {
+    let read = |folder: &Path| match Credentials::load(folder) {
+        Ok(credentials) => Ok(Some(credentials)),
+        Err(error) => Err(format!("the certificates for TLS cannot be used: {}", chain(&error))),
+    };
+    match choice {
+        TlsChoice::Off => Ok(None),
+        TlsChoice::Folder(folder) => read(folder),
+        TlsChoice::OnlyPair => only_pair(&pairs()).and_then(|folder| read(&folder)),
     }
 }
 
@@ -150,8 +164,8 @@ mod tests {
 
     #[test]
     fn what_is_not_protected_says_so() {
-        assert!(PeerTls::load(&TlsChoice::Off).status().warning.unwrap().contains("tls=off"));
-        let missing = PeerTls::load(&TlsChoice::Folder("/no/such/folder".into()));
+        assert!(PeerTls::off().status().warning.unwrap().contains("tls=off"));
+        let missing = PeerTls::new(TlsChoice::Folder("/no/such/folder".into()));
         assert!(missing.credentials().unwrap_err().contains("ca-cert.pem"), "{missing:?}");
         assert!(missing.status().on);
     }

@@ -6,6 +6,7 @@ use ft_proto::witness::Replicas;
 
 use super::*;
 use crate::options::StandbyOptions;
+use crate::peers::tls::TlsChoice;
 use crate::witness::Stored;
 
 const VM: VmId = VmId(7);
@@ -13,7 +14,7 @@ const FRESH: Disks = Disks { vm: None, state: DiskState::Fresh };
 
 fn options(role: StartRole, folder: &tempfile::TempDir) -> NodeOptions {
     let witness = Some(folder.path().join("witness").as_path().into());
-    NodeOptions { role, witness, ..NodeOptions::default() }
+    NodeOptions { role, witness, tls: TlsChoice::Off, ..NodeOptions::default() }
 }
 
 fn disks(state: DiskState) -> Disks {

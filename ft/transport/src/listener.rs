@@ -2,12 +2,12 @@
 //! which answers.
 //!
 //! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a
-//! time, each with [`PATIENCE`] for its TLS handshake and its whole greeting, which is a short frame. When there are more, one that
-//! is not through with its greeting has to leave, the oldest of the address that has most of them. To refuse
-//! the newcomer instead would let [`GREETINGS`] idle connections shut everybody out; so, whoever wants to
-//! keep an honest caller from being heard has to open as many connections, from as many addresses, within the
-//! one round trip that its greeting takes. No thread waits for a single caller, and no error ends the one
-//! that waits for all.
+//! time, each with [`PATIENCE`] for its TLS handshake and its whole greeting, which is a short frame. When
+//! there are more, one that is not through with its greeting has to leave, the oldest of the address that has
+//! most of them. To refuse the newcomer instead would let [`GREETINGS`] idle connections shut everybody out;
+//! so, whoever wants to keep an honest caller from being heard has to open as many connections, from as many
+//! addresses, within the two round trips that its handshake and greeting take. No thread waits for a single
+//! caller, and no error ends the one that waits for all.
 
 use std::fs::File;
 use std::io;

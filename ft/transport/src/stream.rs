@@ -143,12 +143,6 @@ impl Stream {
         Self { tcp, tls }
     }
 
-    /// The name in the certificate that the other host has shown.
-    #[must_use]
-    pub fn peer_name(&self) -> Option<&str> {
-        self.tls.as_ref()?.peer.as_deref()
-    }
-
     /// No attempt to read or write waits any more.
     pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
         self.tcp.set_nonblocking(true)
@@ -239,6 +233,10 @@ impl Connection for Stream {
         }
         // The other end may be gone; it finds out by itself.
         let _ = self.tcp.shutdown(Shutdown::Write);
+    }
+
+    fn peer_name(&self) -> Option<String> {
+        self.tls.as_ref()?.peer.clone()
     }
 
     fn limit_silence(&self) {

@@ -5,6 +5,8 @@
 //! make: a hash of all of it under a key from the session's secret number. That number crosses the network
 //! once, in the greeting, which TLS protects.
 
+use std::fmt;
+
 use ft_proto::{Beat, HostId, LinkId, NodeId, Term, VmId};
 use zerocopy::little_endian::{U16, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -19,7 +21,7 @@ const CONTEXT: &str = "Pollux heartbeat 3, 2026-11-30";
 const TAG_LEN: usize = 16;
 
 /// What the beats of a session carry, and those of its peer must.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 pub struct BeatKey {
     /// The VM that it protects.
     pub vm: VmId,
@@ -31,6 +33,14 @@ pub struct BeatKey {
     pub me: NodeId,
     /// The other one.
     pub peer: NodeId,
+}
+
+/// Without the secret.
+impl fmt::Debug for BeatKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vm, session, me, peer, .. } = self;
+        write!(f, "BeatKey(VM {vm}, session {session:x}, {me} with {peer})")
+    }
 }
 
 /// Why a datagram is not a beat of the peer's in this session.

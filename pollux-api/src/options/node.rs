@@ -29,9 +29,9 @@ option_struct! {
             /// other certificates for TLS: ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem and
             /// client-key.pem in this folder
             tls_dir ("DIR"): String,
-            /// off: hosts do not prove who they are, and all that the guest holds crosses the links readable (on)
+            /// off: hosts do not prove who they are, and what the guest holds crosses the links readable (on)
             tls ("on|off"): bool,
-            /// on: as a standby, take a copy although the disks hold data that no VM of a pair has written (off)
+            /// on: as a standby, take a copy although the disks hold data that is not of a VM of a pair (off)
             overwrite ("on|off"): bool,
             /// how long a standby that starts alone waits for the host with the newest disks (forever)
             blackout_wait ("SECONDS"): u64,

@@ -24,6 +24,9 @@ struct ImageRecord {
     #[serde(default)]
     vm: Option<VmId>,
     state: DiskState,
+    /// What the disk was last used for, if it has a record.
+    #[serde(default)]
+    role: Option<String>,
     #[serde(default)]
     reason: Option<String>,
 }
@@ -36,6 +39,14 @@ pub fn read(config: &VmConfig) -> Disks {
         tracing::warn!("disks: {doubt}");
     }
     disks
+}
+
+/// Whether a disk holds what no VM of a pair has written, as far as is known: content without a record, or
+/// with one that cannot be read.
+#[must_use]
+pub fn hold_other_data(config: &VmConfig) -> bool {
+    let told = images(config).map(|image| ask(image).unwrap_or_else(unusable));
+    told.into_iter().any(|told| told.role.is_none() && told.state != DiskState::Hole)
 }
 
 /// As [`read`]; and why, if nothing can be started from them, or it is not

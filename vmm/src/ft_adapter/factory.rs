@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_channel::Sender;
 use ft::{Candidate, Ft, NodeOptions, NodeTerm, PLAIN, PeerTls, Setup, StandbyOptions, TlsChoice};
 use ft_proto::HostId;
-use ft_proto::witness::{DiskState, Disks};
+use ft_proto::witness::Disks;
 use host_kit::event_loop::{EventLoop, readable};
 use host_kit::log_limit::{self, Limit};
 use pollux_api::event::EventName;
@@ -47,7 +47,7 @@ impl KvmFactory {
     /// # Errors
     /// When there are no certificates for TLS, and the VM is to be protected.
     pub fn new(options: Option<NodeOptions>) -> Result<Self, BoxError> {
-        let tls = PeerTls::load(&options.as_ref().map_or(TlsChoice::OnlyPair, |options| options.tls.clone()));
+        let tls = PeerTls::new(options.as_ref().map_or(TlsChoice::OnlyPair, |options| options.tls.clone()));
         let mut setup = Setup { tls, ..Setup::default() };
         if let Some(options) = &options {
             match setup.tls.credentials() {
@@ -101,7 +101,7 @@ impl KvmFactory {
         };
         config.disks.iter_mut().flatten().for_each(|disk| disk.purpose = purpose);
         // Before its process opens it.
-        let disks = if part == Part::StandBy { disk_records::read(&config) } else { Disks::default() };
+        let other_data = part == Part::StandBy && disk_records::hold_other_data(&config);
         let mut machine = KvmMachine::new(config.clone(), part, events.clone())?;
         if part == Part::StandBy {
             machine.start_retry = self.start_retry(config, events.clone())?;
@@ -112,7 +112,7 @@ impl KvmFactory {
             Part::Run => Ft::solo(guest, node_term.unwrap_or_else(NodeTerm::unasked), setup)?,
             Part::StandBy => {
                 let (options, overwrite) = self.standby_options()?;
-                let keeps_data = !overwrite && disks.state == DiskState::Fresh;
+                let keeps_data = !overwrite && other_data;
                 Ft::standby(guest, StandbyOptions { keeps_data, ..options }, setup)?
             }
         };

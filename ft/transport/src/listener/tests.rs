@@ -29,6 +29,7 @@ fn welcoming() -> (Listener, SocketAddr, mpsc::Receiver<String>) {
         Arrival::Incoming(caller) => {
             drop(caller.welcome(&Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: 8, kept: false }))
         }
+        Arrival::TurnedAway(..) => {}
         Arrival::Trouble(reason) => troubles.send(reason).unwrap(),
     });
     (listener.unwrap(), address, told)
@@ -194,6 +195,7 @@ fn no_error_of_accept_ends_the_thread() {
     let welcome = Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: 8, kept: false };
     let _listener = Listener::open_with(Scripted { listener, errors }, None, move |arrival| match arrival {
         Arrival::Incoming(caller) => drop(caller.welcome(&welcome)),
+        Arrival::TurnedAway(..) => {}
         Arrival::Trouble(reason) => troubles.send(reason).unwrap(),
     });
     assert_eq!(call(address), Some(Kind::Welcome));

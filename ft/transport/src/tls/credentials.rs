@@ -7,10 +7,13 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use host_kit::error::chain;
+use host_kit::sync::lock;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
@@ -72,11 +75,23 @@ pub enum CredentialsError {
 #[derive(Clone, Debug)]
 pub struct Credentials {
     folder: Arc<Path>,
-    current: Arc<Mutex<Option<(Stamps, Arc<Current>)>>>,
+    kept: Arc<Mutex<Kept>>,
 }
 
-/// When each file was changed.
-type Stamps = [(Duration, u64); FILES.len()];
+/// What was read last.
+#[derive(Debug)]
+struct Kept {
+    stamps: Stamps,
+    current: Arc<Current>,
+    /// Since when the files are wrong, and why.
+    fault: Option<(Instant, String)>,
+}
+
+/// What changes with each file: when, how long it is, and which one it is.
+type Stamps = [(i64, i64, u64, u64); FILES.len()];
+
+/// So long may files be wrong while they are replaced.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// What was read from the files.
 pub(crate) struct Current {
@@ -98,9 +113,8 @@ impl Credentials {
     /// # Errors
     /// See [`CredentialsError`].
     pub fn load(folder: &Path) -> Result<Self, CredentialsError> {
-        let credentials = Self { folder: folder.into(), current: Arc::default() };
-        credentials.current()?;
-        Ok(credentials)
+        let kept = Kept { stamps: stamps(folder)?, current: Arc::new(Current::read(folder)?), fault: None };
+        Ok(Self { folder: folder.into(), kept: Arc::new(kept.into()) })
     }
 
     /// The folder.
@@ -117,50 +131,63 @@ impl Credentials {
         Ok(self.current()?.expires)
     }
 
-    /// As the files are now. Files that are wrong while they are replaced do not count: what was read before
-    /// them does, until they are right.
-    pub(crate) fn current(&self) -> Result<Arc<Current>, CredentialsError> {
-        let mut kept = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        match (self.read(kept.as_ref().map(|(stamps, _)| stamps)), kept.as_ref()) {
-            (Ok(Some(fresh)), _) => {
-                let current = fresh.1.clone();
-                *kept = Some(fresh);
-                Ok(current)
-            }
-            (Ok(None) | Err(_), Some((_, current))) => Ok(current.clone()),
-            (Ok(None), None) => unreachable!("nothing was read that could be unchanged"),
-            (Err(error), None) => Err(error),
-        }
+    /// What is wrong with the files, if they are not as they must be.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        lock(&self.kept).fault.as_ref().map(|(_, fault)| format!("certificates cannot be read: {fault}"))
     }
 
-    /// Reads the files, unless they are as they were at `before`.
-    fn read(&self, before: Option<&Stamps>) -> Result<Option<(Stamps, Arc<Current>)>, CredentialsError> {
-        let mut stamps = Stamps::default();
-        for (stamp, name) in stamps.iter_mut().zip(FILES) {
-            let path = self.folder.join(name);
-            let found = std::fs::metadata(&path).and_then(|metadata| Ok((metadata.modified()?, metadata.len())));
-            let (modified, len) = found.map_err(|error| CredentialsError::Io(path, error))?;
-            *stamp = (modified.duration_since(UNIX_EPOCH).unwrap_or_default(), len);
+    /// As the files are now. While they are being replaced, for [`GRACE`], what was read before counts.
+    pub(crate) fn current(&self) -> Result<Arc<Current>, CredentialsError> {
+        let before = lock(&self.kept).stamps;
+        // Not under the lock: a file system may hang.
+        let read = stamps(&self.folder).and_then(|now| {
+            let changed = now != before || self.fault().is_some();
+            let fresh = changed.then(|| Current::read(&self.folder)).transpose()?;
+            Ok((now, fresh.map(Arc::new)))
+        });
+        let mut kept = lock(&self.kept);
+        match read {
+            Ok((stamps, Some(current))) => *kept = Kept { stamps, current, fault: None },
+            Ok((_, None)) => {}
+            Err(error) => {
+                let since = kept.fault.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+                if kept.fault.is_none() {
+                    tracing::warn!(target: "ft", "certificates cannot be read: {}", chain(&error));
+                }
+                kept.fault = Some((since, chain(&error)));
+                if since.elapsed() >= GRACE {
+                    return Err(error);
+                }
+            }
         }
-        if before == Some(&stamps) {
-            return Ok(None);
-        }
-        Ok(Some((stamps, Arc::new(Current::read(&self.folder)?))))
+        Ok(kept.current.clone())
     }
+}
+
+fn stamps(folder: &Path) -> Result<Stamps, CredentialsError> {
+    let mut stamps = Stamps::default();
+    for (stamp, name) in stamps.iter_mut().zip(FILES) {
+        let path = folder.join(name);
+        let found = std::fs::metadata(&path).map_err(|error| CredentialsError::Io(path, error))?;
+        *stamp = (found.ctime(), found.ctime_nsec(), found.len(), found.ino());
+    }
+    Ok(stamps)
 }
 
 impl Current {
     fn read(folder: &Path) -> Result<Self, CredentialsError> {
         let cryptography = Arc::new(cryptography());
         let mut authority = RootCertStore::empty();
-        for certificate in certificates(&folder.join(CA_CERT))? {
-            let added = authority.add(certificate);
+        let authorities = certificates(&folder.join(CA_CERT))?;
+        for certificate in &authorities {
+            let added = authority.add(certificate.clone());
             added.map_err(|error| CredentialsError::Unusable(folder.join(CA_CERT), error))?;
         }
         let authority = Arc::new(authority);
         let unusable = |error| CredentialsError::Unusable(folder.to_owned(), error);
         let (chain, key) = (certificates(&folder.join(CLIENT_CERT))?, key(&folder.join(CLIENT_KEY))?);
-        let mut expires = expiry(&folder.join(CLIENT_CERT), &chain)?;
+        let mut expires = expiry(&folder.join(CLIENT_CERT), &chain)?.min(expiry(&folder.join(CA_CERT), &authorities)?);
         let verifier = SignedByThePair::new(authority.clone(), &cryptography);
         let mut client = ClientConfig::builder_with_provider(cryptography.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -197,7 +224,6 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Credentials
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, CredentialsError> {
-    use std::os::unix::fs::MetadataExt;
     let mode = std::fs::metadata(path).map_err(|error| CredentialsError::Io(path.to_owned(), error))?.mode();
     if mode & 0o077 != 0 {
         return Err(CredentialsError::Exposed(path.to_owned()));

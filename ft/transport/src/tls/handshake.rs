@@ -100,7 +100,13 @@ impl Handshake {
             };
             if self.record.len() >= HEADER_LEN && self.record.len() == needed {
                 let record = std::mem::take(&mut self.record);
-                self.connection.read_tls(&mut &record[..])?;
+                let mut rest = &record[..];
+                // It takes a part at a time.
+                while !rest.is_empty() {
+                    if self.connection.read_tls(&mut rest)? == 0 {
+                        return Err(TlsError::Unexpected("too long").into());
+                    }
+                }
                 return Ok(true);
             }
             match read(&mut some[..needed - self.record.len()]) {

@@ -3,9 +3,9 @@
 //! ```text
 //!   credentials: the pair's authority and this host's certificate, from files
 //!        |
-//!   handshake (rustls) -- traffic secrets --> schedule: the keys of each direction, one generation after the other
-//!                                                 |
-//!                                              record: seals what is written, opens what is read
+//!   handshake (rustls) -- traffic secrets --> schedule: the keys of each direction, one after the other
+//!                                                |
+//!                                             record: seals what is written, opens what is read
 //! ```
 //!
 //! A stream is written by one thread and read by another, and a mirrored disk's is given to another process.

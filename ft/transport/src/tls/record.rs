@@ -22,6 +22,8 @@ pub(super) const BODY_MAX: usize = PLAIN_MAX + 256;
 const BATCH: usize = 16;
 /// Records with the same key: AES-GCM allows 2^24.5 full ones (RFC 8446, 5.5).
 const KEY_RECORDS: u64 = 1 << 23;
+/// Records without content in a row that a reader puts up with.
+const IDLE_MAX: u32 = 32;
 /// `KeyUpdate` without a request for one.
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 const CLOSE_NOTIFY: [u8; 2] = [1, 0];
@@ -33,6 +35,8 @@ pub struct Sealer {
     /// What of a record is gathered.
     plain: Vec<u8>,
     sealed: Vec<Vec<u8>>,
+    /// A record may have been written in part: nothing can follow it.
+    broken: bool,
 }
 
 impl Sealer {
@@ -40,7 +44,8 @@ impl Sealer {
     #[must_use]
     pub fn new(direction: Direction) -> Self {
         let encrypter = direction.encrypter();
-        Self { direction, encrypter, plain: Vec::with_capacity(PLAIN_MAX), sealed: Vec::with_capacity(BATCH) }
+        let (plain, sealed) = (Vec::with_capacity(PLAIN_MAX), Vec::with_capacity(BATCH));
+        Self { direction, encrypter, plain, sealed, broken: false }
     }
 
     /// Where the next record stands.
@@ -54,6 +59,9 @@ impl Sealer {
     /// # Errors
     /// Of the socket; then the stream is of no use any more.
     pub fn write(&mut self, socket: &mut impl Write, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         for part in parts {
             let mut rest = &part[..];
             while !rest.is_empty() {
@@ -79,6 +87,9 @@ impl Sealer {
     /// # Errors
     /// Of the socket.
     pub fn close(&mut self, socket: &mut impl Write) -> io::Result<()> {
+        if self.broken {
+            return Ok(());
+        }
         self.seal(ContentType::Alert, &CLOSE_NOTIFY)?;
         self.flush(socket)
     }
@@ -114,6 +125,7 @@ impl Sealer {
         let mut slices: Vec<_> = self.sealed.iter().map(|record| IoSlice::new(record)).collect();
         let written = write_all(socket, &mut slices);
         self.sealed.clear();
+        self.broken = written.is_err();
         written
     }
 }
@@ -153,6 +165,10 @@ pub struct Opener {
     plain: Vec<u8>,
     taken: usize,
     closed: bool,
+    /// What was received was not what was sent: nothing that follows counts.
+    broken: bool,
+    /// Records without content since the last one with some.
+    idle: u32,
 }
 
 /// What was in a record.
@@ -169,7 +185,19 @@ impl Opener {
     pub fn new(direction: Direction) -> Self {
         let decrypter = direction.decrypter();
         let (buffer, plain) = (vec![0; HEADER_LEN + BODY_MAX], Vec::new());
-        Self { direction, decrypter, buffer, start: 0, end: 0, ahead: 0, plain, taken: 0, closed: false }
+        Self {
+            direction,
+            decrypter,
+            buffer,
+            start: 0,
+            end: 0,
+            ahead: 0,
+            plain,
+            taken: 0,
+            closed: false,
+            broken: false,
+            idle: 0,
+        }
     }
 
     /// From now on up to `bytes` more are read than the next record needs: fewer calls of the kernel.
@@ -194,6 +222,9 @@ impl Opener {
         into: &mut [u8],
         mut socket: impl FnMut(&mut [u8]) -> io::Result<usize>,
     ) -> io::Result<usize> {
+        if self.broken {
+            return Err(TlsError::Record.into());
+        }
         let mut filled = self.take_opened(into);
         while filled < into.len() && !self.closed {
             let Some(len) = self.whole_record()? else {
@@ -206,8 +237,18 @@ impl Opener {
                 }
                 continue;
             };
-            if let Content::Data(bytes) = self.open(len, &mut into[filled..])? {
-                filled += bytes;
+            let content = self.open(len, &mut into[filled..]);
+            self.broken = content.is_err();
+            match content? {
+                Content::Data(bytes @ 1..) => {
+                    filled += bytes;
+                    self.idle = 0;
+                }
+                Content::Data(0) | Content::Nothing => self.idle += 1,
+            }
+            if self.idle > IDLE_MAX {
+                self.broken = true;
+                return Err(TlsError::Unexpected("too many without content").into());
             }
         }
         Ok(filled)
@@ -361,6 +402,32 @@ mod tests {
         }
         assert!(opened(&mut ends(0).1, &[&first[..], &first].concat()).is_err(), "twice");
         assert!(opened(&mut ends(0).1, &second).is_err(), "without the first one");
+    }
+
+    #[test]
+    fn after_an_error_nothing_counts_any_more() {
+        let (mut sealer, mut opener) = ends(0);
+        let (mut first, second) = (sealed(&mut sealer, b"first"), sealed(&mut sealer, b"second"));
+        first[9] ^= 1;
+        let (wire, mut text) = ([&first[..], &second].concat(), [0; 8]);
+        let mut rest = &wire[..];
+        for _ in 0..2 {
+            assert!(opener.read(&mut text, |into| io::Read::read(&mut rest, into)).is_err());
+        }
+        let mut full = &mut [0; 10][..];
+        assert!(sealer.write(&mut full, &[IoSlice::new(b"does not fit")]).is_err());
+        let mut wire = Vec::new();
+        assert!(sealer.write(&mut wire, &[IoSlice::new(b"more")]).is_err() && sealer.close(&mut wire).is_ok());
+        assert!(wire.is_empty(), "nothing follows half a record");
+    }
+
+    #[test]
+    fn records_without_content_do_not_keep_a_reader_for_ever() {
+        let (mut sealer, mut opener) = ends(0);
+        for _ in 0..=IDLE_MAX {
+            sealer.seal(ContentType::ApplicationData, b"").unwrap();
+        }
+        assert!(opened(&mut opener, &sealer.sealed.concat()).is_err());
     }
 
     #[test]
