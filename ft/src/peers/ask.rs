@@ -16,15 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a host answers.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// Where it was asked.
-    pub(crate) peer: SocketAddr,
+    pub peer: SocketAddr,
     /// `None`: nobody is there, or nobody who can tell.
-    pub(crate) standing: Option<Standing>,
+    pub standing: Option<Standing>,
 }
 
 /// Asks all of `peers` at once.
-pub(crate) fn ask_all(peers: impl IntoIterator<Item = SocketAddr>, vm: Option<VmId>, node: NodeId) -> Vec<Answer> {
+pub(crate) fn ask_all(peers: Vec<SocketAddr>, vm: Option<VmId>, node: NodeId) -> Vec<Answer> {
     thread::scope(|scope| {
         let ask = |peer| scope.spawn(move || Answer { peer, standing: told(peer, vm, node) });
         let asked: Vec<_> = peers.into_iter().map(ask).collect();
