@@ -5,6 +5,7 @@
 //! this host acts on a record that says more than that the VM was shut down, the other hosts are asked what
 //! they do.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
@@ -77,7 +78,7 @@ pub enum StartError {
     Elsewhere(String),
     /// Where this host listens somebody does already.
     #[error("--ft: {0} is in use: is pollux-vmm running already on this host, for this VM?")]
-    Running(std::net::SocketAddr),
+    Running(SocketAddr),
 }
 
 /// What a host knows of itself when it has to decide.
@@ -109,10 +110,19 @@ pub fn check_alone(options: &NodeOptions) -> Result<(), StartError> {
 /// When this host is not to be a standby, and the witness does not answer or somebody else may have the VM;
 /// when the disks are another VM's.
 pub fn part(options: &NodeOptions, me: Candidate) -> Result<Part, StartError> {
+    let tls = PeerTls::new(options.tls.clone());
+    part_by(options, me, &|peers, vm, node| ask_all(peers, vm, node, &tls))
+}
+
+/// Asks the hosts at these addresses what they do about a VM.
+type AskOthers<'a> = &'a dyn Fn(Vec<SocketAddr>, Option<VmId>, NodeId) -> Vec<Answer>;
+
+/// As [`part`]; `ask` asks other hosts.
+pub fn part_by(options: &NodeOptions, me: Candidate, ask: AskOthers<'_>) -> Result<Part, StartError> {
     if options.role == StartRole::Standby && !me.boots {
         return Ok(Part::StandBy(None));
     }
-    let mut start = Start { options, node: incarnation_of(me.host), me };
+    let mut start = Start { options, node: incarnation_of(me.host), me, ask };
     let waits = options.role == StartRole::Auto && !me.boots;
     let decided = match &options.witness {
         Some(address) => start.by_witness(address),
@@ -133,6 +143,7 @@ struct Start<'a> {
     options: &'a NodeOptions,
     node: NodeId,
     me: Candidate,
+    ask: AskOthers<'a>,
 }
 
 impl Start<'_> {
@@ -194,11 +205,7 @@ impl Start<'_> {
     }
 
     fn ask_others(&self, vm: Option<VmId>) -> Vec<Answer> {
-        let peers = self.options.peers.iter().map(|options| options.peer);
-        if self.options.peers.is_empty() {
-            return Vec::new();
-        }
-        ask_all(peers, vm, self.node, &PeerTls::new(self.options.tls.clone()))
+        (self.ask)(self.options.peers.iter().map(|options| options.peer).collect(), vm, self.node)
     }
 
     /// What speaks against a start although nobody objects. An operator who forces it knows better than a

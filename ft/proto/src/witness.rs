@@ -6,71 +6,17 @@
 
 use serde::{Deserialize, Serialize};
 
+mod disks;
 mod record;
 mod replicas;
 #[cfg(test)]
 mod tests;
 
+pub use disks::{DiskState, Disks};
 pub use record::{Record, RecordError};
 pub use replicas::Replicas;
 
-use crate::{NodeId, Term, VmId};
-
-/// What the records of a host's disks say about the last run of the VM from them.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
-pub struct Disks {
-    /// The VM that they belong to; `None`: no disk has one on record.
-    pub vm: Option<VmId>,
-    /// What they were last used for.
-    pub state: DiskState,
-}
-
-/// What disks were last used for, and in which term. Of several disks of one VM the one that proves least
-/// counts.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskState {
-    /// There is no disk whose writes Pollux sees.
-    #[default]
-    None,
-    /// There is content and no record: a new image, or one that was never protected.
-    Fresh,
-    /// There is neither record nor content: a new image, or the place for a copy.
-    Hole,
-    /// The VM ran from them, and no other copy could be newer, since this term or one before.
-    Alone(Term),
-    /// The VM was shut down cleanly in this term.
-    Ended(Term),
-    /// The VM ran from them with a standby in sync, in this term.
-    Protected(Term),
-    /// They are a copy of the VM that ran elsewhere in this term, complete as of some epoch.
-    Copy(Term),
-    /// No VM can be started from them: the copy is incomplete, a record is damaged, or the disks contradict
-    /// each other.
-    Unusable,
-}
-
-impl DiskState {
-    /// The term of the run that ended or broke off on these disks; 0: there was none. `None`: by themselves
-    /// they do not allow a start.
-    #[must_use]
-    pub fn ran(self) -> Option<Term> {
-        match self {
-            Self::None | Self::Fresh => Some(Term(0)),
-            Self::Alone(term) | Self::Ended(term) | Self::Protected(term) => Some(term),
-            Self::Hole | Self::Copy(_) | Self::Unusable => None,
-        }
-    }
-
-    /// The term on record, whatever the state.
-    #[must_use]
-    pub fn term(self) -> Term {
-        match self {
-            Self::Copy(term) => term,
-            other => other.ran().unwrap_or_default(),
-        }
-    }
-}
+use crate::{NodeId, Term};
 
 /// A change of the record that a node asks for.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]

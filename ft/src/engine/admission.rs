@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ft_proto::witness::Record;
-use ft_proto::{OnPartition, Settings, State, Time};
+use ft_proto::{Light, LinkId, OnPartition, Settings, State, Time};
 use ft_transport::addresses::as_seen_here;
 use ft_transport::connection::Connection;
 use ft_transport::listener::Incoming;
@@ -203,7 +203,7 @@ impl Admission {
 }
 
 /// What this node does about the VM.
-fn standing<P: Platform>(cx: &Context<P>, session: &Session<P>) -> Standing {
+pub(super) fn standing<P: Platform>(cx: &Context<P>, session: &Session<P>) -> Standing {
     let settings = cx.node().settings();
     // Whether this node, as a standby, takes over by itself.
     let takes_over = settings.silence.is_some() && settings.on_partition != Some(OnPartition::Primary);
@@ -261,6 +261,12 @@ fn witness_objection<P: Platform>(cx: &Context<P>, incoming: &Incoming<P::Connec
     }
 }
 
+/// Whether the other node of the session has not been heard on any link for too long.
+fn is_silent<P: Platform>(cx: &Context<P>) -> bool {
+    let now = cx.now();
+    LinkId::ALL.into_iter().all(|link| cx.node().link(link, now).0 == Light::Red)
+}
+
 /// Without a witness: a session that lives is not replaced by whoever calls next.
 fn session_objection<P: Platform>(
     cx: &Context<P>,
@@ -270,8 +276,9 @@ fn session_objection<P: Platform>(
 ) -> Option<String> {
     let Session::Standby(session) = session else { return None };
     // A primary that calls again says itself that its session is over, however open our end of the stream
-    // looks.
+    // looks. One whose host lost its power leaves it open for ever, and does not come from that session.
     let proven = previous != 0 && previous == cx.identity().proof();
-    let is_past = !session.is_connected() && (incoming.term > cx.term() || !session.has_copy());
+    let lives = session.is_connected() && !is_silent(cx);
+    let is_past = !lives && (incoming.term > cx.term() || !session.has_copy());
     (!proven && !is_past).then(|| format!("this node is the standby of host {} already", session.primary().host))
 }

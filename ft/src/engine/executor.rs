@@ -15,12 +15,16 @@ use std::ops::ControlFlow;
 use ft_proto::Node;
 use ft_proto::{Action, Alone, CutKind, Epoch, Event, Input, State, Term, Time};
 use ft_wire::device_ctl::Report;
+#[cfg(feature = "sim")]
+use ft_wire::session::Standing;
 use host_kit::error::chain;
 use pollux_api::event::EventName;
 use pollux_api::status::Takeover;
 use pollux_api::{Blocker, Refused};
 use serde_json::json;
 
+#[cfg(feature = "sim")]
+use super::admission;
 use super::admission::{Admission, Admitted};
 use super::checkpointer::Checkpointer;
 use super::operator_commands::OperatorCommands;
@@ -85,6 +89,12 @@ impl<P: Platform> Executor<P> {
     #[cfg(feature = "sim")]
     pub fn node(&self) -> &Node {
         self.cx.node()
+    }
+
+    /// What this host says of itself to one that asks.
+    #[cfg(feature = "sim")]
+    pub fn standing(&self) -> Standing {
+        admission::standing(&self.cx, &self.session)
     }
 
     /// Whether a checkpoint is kept for the next session.

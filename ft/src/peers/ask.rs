@@ -20,22 +20,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a host answers.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// Where it was asked.
-    pub(crate) peer: SocketAddr,
+    pub peer: SocketAddr,
     /// `None`: nobody is there, or nobody who can tell.
-    pub(crate) standing: Option<Standing>,
+    pub standing: Option<Standing>,
     /// Why it is not known whether somebody is there: TLS with whoever answers fails.
-    pub(crate) unproven: Option<String>,
+    pub unproven: Option<String>,
 }
 
 /// Asks all of `peers` at once.
-pub(crate) fn ask_all(
-    peers: impl IntoIterator<Item = SocketAddr>,
-    vm: Option<VmId>,
-    node: NodeId,
-    tls: &PeerTls,
-) -> Vec<Answer> {
+pub(crate) fn ask_all(peers: Vec<SocketAddr>, vm: Option<VmId>, node: NodeId, tls: &PeerTls) -> Vec<Answer> {
     thread::scope(|scope| {
         let ask = |peer| scope.spawn(move || told(peer, vm, node, tls));
         let asked: Vec<_> = peers.into_iter().map(ask).collect();
@@ -147,7 +142,7 @@ mod tests {
         Folder::of("east", Some(&folder)).create(&authority, &authority.issue("a").unwrap()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = listener.local_addr().unwrap();
-        let ask = |choice| ask_all([peer], None, NodeId::numbered(1, 1), &PeerTls::new(choice));
+        let ask = |choice| ask_all(vec![peer], None, NodeId::numbered(1, 1), &PeerTls::new(choice));
         let missing = ask(TlsChoice::Folder(dir.path().join("west")));
         assert!(unproven(&missing).unwrap().contains("west"), "nobody can be asked");
         let answering = thread::spawn(move || drop(listener.accept()));

@@ -220,7 +220,7 @@ mod tests {
         Kept::decode(record(Replicas::MAX as u64).as_bytes(), "/w").unwrap();
         let error = Kept::decode(record(9).as_bytes(), "/w").unwrap_err();
         assert!(matches!(error, WitnessError::TooManyReplicas { count: 9, .. }), "{error:?}");
-        assert!(error.to_string().starts_with("/w names 9 replicas: this release supports 3"), "{error}");
+        assert!(error.to_string().starts_with("/w names 9 replicas: this release supports 2"), "{error}");
     }
 
     #[test]

@@ -26,10 +26,19 @@ use crate::opening::{Heard, Opening, Slot};
 use crate::rng::Rng;
 use crate::truth::Cut;
 
-/// The devices of a process, by their places in [`Body::reports`].
-pub(crate) const DISK: usize = 0;
-pub(crate) const NIC: usize = 1;
-pub(crate) const IDS: [&str; 2] = ["disk", "net"];
+/// The devices of a process, by their places in [`Body::links`]: the card, and then the disks.
+pub(crate) const NIC: usize = 0;
+pub(crate) const IDS: [&str; 4] = ["net", "disk0", "disk1", "disk2"];
+
+/// The place of a disk among the devices.
+pub(crate) fn device_of(disk: usize) -> usize {
+    NIC + 1 + disk
+}
+
+/// The disk at a place, if it is none of the card.
+pub(crate) fn disk_at(device: usize) -> Option<usize> {
+    device.checked_sub(NIC + 1)
+}
 
 /// What the witness is asked.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +93,8 @@ pub(crate) enum Effect {
         session: u64,
         epoch: Epoch,
         digest: u64,
-        idle: bool,
+        /// Of each disk, whether it has nothing of it.
+        idle: Vec<bool>,
     },
     /// The guest runs here, from this checkpoint on.
     Starts {
@@ -94,13 +104,13 @@ pub(crate) enum Effect {
     Fenced(String),
     /// The VMM builds this VM anew.
     Unusable,
-    /// The disk ends an epoch of which it has something.
-    DiskEnd(Epoch),
+    /// A disk ends an epoch of which it has something.
+    DiskEnd(usize, Epoch),
     Command(usize, Command),
     /// Console output leaves.
     Print(Vec<Frame>),
     /// A disk is given a stream.
-    Connect(Command, StreamId),
+    Connect(usize, Command, StreamId),
     Ask(Question, Answer),
     /// The way to a session begins.
     Open(Opening),
@@ -135,6 +145,17 @@ pub(crate) struct Received {
     pub(crate) closed: bool,
 }
 
+/// What is on the way from a device process to the engine.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// Reports that the engine has not read.
+    pub(crate) reports: VecDeque<Report>,
+    /// An answer that takes its time.
+    pub(crate) answer: Option<Report>,
+    /// The process is dead.
+    pub(crate) broken: bool,
+}
+
 /// All of it.
 pub(crate) struct Body {
     /// Where it is.
@@ -150,14 +171,10 @@ pub(crate) struct Body {
     pub(crate) knobs: Knobs,
     pub(crate) guest: Guest,
     pub(crate) nic: Nic,
-    pub(crate) disk: Disk,
+    pub(crate) disks: Vec<Disk>,
     pub(crate) console: Console,
-    /// A device process is dead.
-    pub(crate) broken: bool,
-    /// Reports that the engine has not read.
-    pub(crate) reports: [VecDeque<Report>; 2],
-    /// Answers that take their time.
-    pub(crate) answers: [Option<Report>; 2],
+    /// The ways to the devices.
+    pub(crate) links: Vec<Link>,
     pub(crate) received: BTreeMap<StreamId, Received>,
     /// The stream that the engine's thread reads.
     pub(crate) watched: Option<StreamId>,
@@ -167,6 +184,8 @@ pub(crate) struct Body {
     pub(crate) session: u64,
     /// Standby: the last epoch of it that is committed.
     pub(crate) committed: Epoch,
+    /// Whether the first disk had nothing of the epoch that was sealed last.
+    pub(crate) sealed_idle: bool,
     /// How long the guest was paused last.
     pub(crate) last_pause: Option<Duration>,
     /// What the vCPU was at the last checkpoint, and of which epoch that is.
@@ -179,7 +198,7 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    pub(crate) fn new(host: usize, rng: Rng, knobs: Knobs) -> Self {
+    pub(crate) fn new(host: usize, disks: usize, rng: Rng, knobs: Knobs) -> Self {
         Self {
             host,
             local: Time(0),
@@ -188,18 +207,17 @@ impl Body {
             effects: VecDeque::new(),
             rng,
             knobs,
-            guest: Guest::new(knobs.mutation),
+            guest: Guest::new(disks, knobs.mutation),
             nic: Nic::default(),
-            disk: Disk::default(),
+            disks: (0..disks).map(|_| Disk::default()).collect(),
             console: Console::default(),
-            broken: false,
-            reports: Default::default(),
-            answers: [None, None],
+            links: (0..device_of(disks)).map(|_| Link::default()).collect(),
             received: BTreeMap::new(),
             watched: None,
             feeds: BTreeMap::new(),
             session: 0,
             committed: Epoch(0),
+            sealed_idle: false,
             last_pause: None,
             captured: (Epoch(0), Vcpu::default()),
             loaded: (0, Epoch(0)),
@@ -217,6 +235,16 @@ impl Body {
         if !frames.is_empty() {
             self.effect(Effect::Print(frames));
         }
+    }
+
+    /// Whether a device process is dead.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.links.iter().any(|link| link.broken)
+    }
+
+    /// The disk that has a stream, in whatever part.
+    pub(crate) fn disk_on(&self, stream: StreamId) -> Option<usize> {
+        self.disks.iter().position(|disk| disk.is_on(stream))
     }
 
     /// The engine's thread is kept for so long.

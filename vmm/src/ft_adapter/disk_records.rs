@@ -125,7 +125,7 @@ fn combine(told: &[(String, ImageRecord)]) -> Result<DiskState, String> {
         return Ok(DiskState::None);
     };
     for (other_image, other) in all {
-        let both = both(least, other.state).ok_or_else(|| {
+        let both = least.with(other.state).ok_or_else(|| {
             let [one, two] = [least, other.state].map(words);
             format!("{image} {one}, {other_image} {two}: they are from different points in time")
         })?;
@@ -134,25 +134,6 @@ fn combine(told: &[(String, ImageRecord)]) -> Result<DiskState, String> {
         }
     }
     Ok(least)
-}
-
-/// What two disks of one VM prove together; `None`: that they do not belong together.
-fn both(one: DiskState, two: DiskState) -> Option<DiskState> {
-    use DiskState::{Alone, Copy, Ended, Fresh, Hole, Protected};
-    Some(match (one, two) {
-        (one, two) if one == two => one,
-        // Content without a record, and nothing: a new VM with a new disk.
-        (Fresh, Hole) | (Hole, Fresh) => Fresh,
-        (Ended(a), Ended(b)) => Ended(a.min(b)),
-        // Some have noted it and some have not yet, when the host died.
-        (Alone(a), Alone(b) | Ended(b)) | (Ended(a), Alone(b)) => Alone(a.min(b)),
-        (Protected(a), Protected(b) | Alone(b) | Ended(b)) | (Alone(a) | Ended(a), Protected(b)) => Protected(a.min(b)),
-        // It was taking over.
-        (Copy(copy), Alone(term)) | (Alone(term), Copy(copy)) if term > copy => Copy(copy),
-        // Copies of two sessions, a disk without a record beside one with, and what was overwritten only in
-        // part.
-        _ => return None,
-    })
 }
 
 fn words(state: DiskState) -> String {

@@ -7,61 +7,64 @@ use serde::{Deserialize, Serialize};
 use super::RecordError;
 use crate::NodeId;
 
-/// One node at least, each of them once.
+/// One node or two, by name.
 #[derive(Clone, Copy, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(try_from = "Vec<NodeId>", into = "Vec<NodeId>")]
-pub struct Replicas([Option<NodeId>; Replicas::MAX]);
+pub struct Replicas {
+    first: NodeId,
+    /// The same, if it is the only one.
+    last: NodeId,
+}
 
 impl Replicas {
     /// How many there may be.
-    pub const MAX: usize = 3;
+    pub const MAX: usize = 2;
 
     /// This one alone.
     #[must_use]
     pub const fn one(node: NodeId) -> Self {
-        let mut nodes = [None; Self::MAX];
-        nodes[0] = Some(node);
-        Self(nodes)
+        Self { first: node, last: node }
     }
 
     /// These, and `node`. `None`: it would be one too many.
     #[must_use]
     pub fn and(self, node: NodeId) -> Option<Self> {
-        if self.has(node) { Some(self) } else { self.iter().chain([node]).collect::<Vec<_>>().try_into().ok() }
+        match self.only() {
+            _ if self.has(node) => Some(self),
+            Some(only) => Some(Self { first: only.min(node), last: only.max(node) }),
+            None => None,
+        }
     }
 
     /// Whether `node` is one of them.
     #[must_use]
     pub fn has(&self, node: NodeId) -> bool {
-        self.iter().any(|one| one == node)
+        self.first == node || self.last == node
     }
 
-    /// All of them, by name.
+    /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = NodeId> {
-        self.0.into_iter().flatten()
+        let last = (self.first != self.last).then_some(self.last);
+        std::iter::once(self.first).chain(last)
     }
 
     /// The only one, if there is only one.
     #[must_use]
     pub fn only(&self) -> Option<NodeId> {
-        let mut all = self.iter();
-        all.next().filter(|_| all.next().is_none())
+        (self.first == self.last).then_some(self.first)
     }
 }
 
 impl TryFrom<Vec<NodeId>> for Replicas {
     type Error = RecordError;
 
-    fn try_from(mut all: Vec<NodeId>) -> Result<Self, RecordError> {
-        let named = all.len();
-        // Equal sets are equal, in whatever order they were written.
-        all.sort_unstable();
-        all.dedup();
-        match all.len() {
-            0 => Err(RecordError::NoReplica),
-            distinct if distinct < named => Err(RecordError::Contradiction),
-            1..=Self::MAX => Ok(Self(std::array::from_fn(|at| all.get(at).copied()))),
-            many => Err(RecordError::TooMany(many)),
+    fn try_from(all: Vec<NodeId>) -> Result<Self, RecordError> {
+        match all[..] {
+            [] => Err(RecordError::NoReplica),
+            [only] => Ok(Self::one(only)),
+            [one, other] if one == other => Err(RecordError::Contradiction),
+            [one, other] => Ok(Self { first: one.min(other), last: one.max(other) }),
+            _ => Err(RecordError::TooMany(all.len())),
         }
     }
 }
@@ -104,9 +107,9 @@ mod tests {
     }
 
     #[test]
-    fn there_are_no_more_than_a_few() {
-        let all = (1..=Replicas::MAX as u64).map(|host| NodeId::numbered(host, 1));
-        let full = Replicas::try_from(all.collect::<Vec<_>>()).unwrap();
-        assert_eq!(full.and(NodeId::numbered(9, 1)), None);
+    fn there_are_no_more_than_two() {
+        let two = Replicas::try_from(vec![B, A]).unwrap();
+        assert_eq!((two.iter().collect::<Vec<_>>(), two.and(C)), (vec![A, B], None));
+        assert_eq!(Replicas::one(A).iter().count(), 1);
     }
 }
