@@ -1,8 +1,8 @@
 //! The model guest: a vCPU, pages, disks and a little key-value service that answers when the disk has its
 //! value.
 //!
-//! Key *k* lives in page *k* and in block *k*. Blocks take turns on the disks. Each event of the guest is one step; every step changes its
-//! history.
+//! Key *k* lives in page *k* and in block *k*. Blocks take turns on the disks. Each event of the guest is one
+//! step; every step changes its history.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;

@@ -112,8 +112,8 @@ impl Fault {
         Self::DiskFull,
     ];
 
-    /// Whether it is nothing, or an operator's own doing, where there is no witness: without one nothing tells
-    /// a backup from the newest disks.
+    /// Whether it is nothing, or an operator's own doing, without a witness: nothing else tells a backup from
+    /// the newest disks.
     fn needs_witness(self) -> bool {
         let these = [Self::BlindPause, Self::WitnessDown, Self::LoseRecord, Self::RestoreDisk, Self::StaleForce];
         these.contains(&self)

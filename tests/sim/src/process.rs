@@ -97,8 +97,6 @@ pub(crate) struct Process {
     pub(crate) starter: Asker,
     /// The incarnation that the VM would start as, while the witness is asked.
     pub(crate) starting: Option<NodeId>,
-    /// There is a witness.
-    pub(crate) witnessed: bool,
     /// The VMM is about to build its VM anew.
     pub(crate) unusable: bool,
     /// The VM is being shut down.
@@ -127,9 +125,7 @@ impl Process {
         let platform = Sim(shared.clone());
         let witness = listen.witness.as_ref().and_then(|address| platform.witness(address).ok());
         let device = |device, caps| DeviceEnd { caps, control: SimControl::new(device, shared.clone()) };
-        let count = shared.lock().disks.len();
-        let disks = (0..count).map(|disk| device(device_of(disk), DISK_CAPS));
-        let witnessed = witness.is_some();
+        let disks = (0..shared.lock().disks.len()).map(|disk| device(device_of(disk), DISK_CAPS));
         let executor = assemble(Parts {
             platform,
             guest: Box::new(SimGuest::new(shared.clone())),
@@ -171,7 +167,6 @@ impl Process {
             asker: Asker::default(),
             starter: Asker::default(),
             starting: None,
-            witnessed,
             unusable: false,
             ending: false,
             ran: None,

@@ -91,8 +91,8 @@ impl World {
         self.after(again, Event::Watch(host));
         let address = self.address(host);
         let Some(process) = self.process(address) else { return };
-        let concerned = matches!(process.state(), State::Solo | State::Protected) && process.witnessed;
-        if concerned && self.witness_reachable(host) {
+        let concerned = matches!(process.state(), State::Solo | State::Protected);
+        if concerned && self.policy().is_none() && self.witness_reachable(host) {
             let (low, high) = self.plan.witness_delay_us;
             let delay = self.rng.micros(low, high);
             self.after(delay, Event::Record(address, self.witness.record));
