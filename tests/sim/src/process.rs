@@ -66,6 +66,20 @@ pub(crate) struct Beats {
     pub(crate) generation: u64,
 }
 
+impl Beats {
+    fn new() -> Self {
+        Self {
+            key: None,
+            filter: BeatFilter::default(),
+            sent: 0,
+            said: (executor.node().term(), executor.node().runs()),
+            route: None,
+            interval: Duration::from_millis(500),
+            generation: 0,
+        }
+    }
+}
+
 /// One pollux-vmm with its devices.
 pub(crate) struct Process {
     pub(crate) incarnation: u64,
@@ -141,15 +155,7 @@ impl Process {
         });
         Self {
             incarnation,
-            beats: Beats {
-                key: None,
-                filter: BeatFilter::default(),
-                sent: 0,
-                said: (executor.node().term(), executor.node().runs()),
-                route: None,
-                interval: Duration::from_millis(500),
-                generation: 0,
-            },
+            beats: Beats::new(),
             executor,
             inbox,
             shared,
