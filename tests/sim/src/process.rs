@@ -67,12 +67,12 @@ pub(crate) struct Beats {
 }
 
 impl Beats {
-    fn new() -> Self {
+    fn new(said: (Term, bool)) -> Self {
         Self {
             key: None,
             filter: BeatFilter::default(),
             sent: 0,
-            said: (executor.node().term(), executor.node().runs()),
+            said,
             route: None,
             interval: Duration::from_millis(500),
             generation: 0,
@@ -155,7 +155,7 @@ impl Process {
         });
         Self {
             incarnation,
-            beats: Beats::new(),
+            beats: Beats::new((executor.node().term(), executor.node().runs())),
             executor,
             inbox,
             shared,
