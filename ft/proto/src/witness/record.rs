@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Replicas;
+use super::replicas::Replicas;
 use crate::{NodeId, Term};
 
 /// Who may run the VM.
