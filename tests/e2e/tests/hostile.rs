@@ -83,6 +83,7 @@ fn a_hostile_linux_guest_is_taken_over() {
     let pairing = Pairing { witness: witness.address(), detect_ms: Some(LAB_TEST_DETECT_MS) };
     let a = Host::primary(&artifacts, &topology, &shape()).expect("host A");
     let b = Host::standby(&artifacts, &topology, &shape(), size, &pairing).expect("host B");
+    wait_for(&a, |a| cases(a) > 0);
     a.api(&["ft", "protect", &protect_argument(&pairing)]).unwrap_or_else(|error| panic!("{}", error.chain()));
     wait::until("protection", LIMIT, || Ok((a.ft_status()?["state"] == "protected").then_some(())))
         .unwrap_or_else(|error| panic!("{}", error.chain()));
