@@ -74,6 +74,7 @@ fn a_hostile_linux_guest_breaks_nothing() {
 
 /// The guest does its worst round after round, and its host dies in the middle of that.
 #[test]
+#[ignore = "has not been seen to end yet: run it in a lab that has nothing else to do"]
 fn a_hostile_linux_guest_is_taken_over() {
     let artifacts = Artifacts::gather().expect("artifacts");
     make_hostile(&artifacts.path("initramfs.gz"), usize::MAX);
