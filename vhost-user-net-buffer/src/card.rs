@@ -3,6 +3,9 @@
 //! Work is cut into chunks of a few frames and the ft-ctl link is read between any two, so that a `Seal`
 //! waits for one chunk only.
 
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
