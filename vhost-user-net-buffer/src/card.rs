@@ -286,7 +286,8 @@ impl Card {
                 }
                 self.start(macs);
             }
-            Command::Mirror { .. }
+            Command::StreamKeys(_)
+            | Command::Mirror { .. }
             | Command::Unmirror
             | Command::Receive { .. }
             | Command::Own { .. }

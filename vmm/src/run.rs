@@ -58,6 +58,7 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
         None => EventMonitor::default(),
     };
     let signals = signals()?;
+    let factory = Box::new(KvmFactory::new(invocation.ft)?);
 
     let (sender, calls) = unbounded();
     let shared = Shared::new(sender);
@@ -69,7 +70,6 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
         None => None,
     };
     let no_shutdown = invocation.no_shutdown;
-    let factory = Box::new(KvmFactory::new(invocation.ft));
     let mut vmm = Vmm::new(Parts { factory, monitor, shared, no_shutdown });
     let outcome = match invocation.vm.map(|vm| vmm.start(vm)) {
         Some(Err(error)) => {
