@@ -137,7 +137,7 @@ impl World {
         let peer = self.process(address).and_then(|process| process.executor.node().peer());
         let is_peer = |host: &Host| host.process.as_ref().is_some_and(|process| Some(process.id()) == peer);
         if let Some(host) = self.hosts.iter().position(is_peer) {
-            self.aimed_fault(host, 80);
+            self.aimed_death(host, 120);
         }
     }
 
