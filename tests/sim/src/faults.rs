@@ -7,8 +7,8 @@ use ft_proto::{LinkId, NodeId, State, Time};
 
 use ft::sim::Message;
 
-use crate::body::IDS;
 use crate::guest::disk_of;
+use crate::ids::IDS;
 use crate::invariants::Moment;
 use crate::operators::nobody;
 use crate::plan::Fault;
