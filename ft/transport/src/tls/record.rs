@@ -18,8 +18,9 @@ pub(super) const HEADER_LEN: usize = 5;
 const PLAIN_MAX: usize = 16 << 10;
 /// The most that it takes after its header: room for the type, the tag, and padding.
 pub(super) const BODY_MAX: usize = PLAIN_MAX + 256;
-/// Records that are sealed before they are written: one call for all of them.
-const BATCH: usize = 16;
+/// Records that are sealed before they are written: few enough that the other end opens them while the next
+/// ones are sealed.
+const BATCH: usize = 4;
 /// Records with the same key: AES-GCM allows 2^24.5 full ones (RFC 8446, 5.5).
 const KEY_RECORDS: u64 = 1 << 23;
 /// Records without content in a row that a reader puts up with.
