@@ -94,9 +94,15 @@ impl World {
 
     /// Whether somebody runs the VM, or will soon.
     fn is_served(&self) -> bool {
-        let takes_over = self.policy() != Some(OnPartition::Primary);
+        // By this policy a standby takes over only if its primary has yielded, and the word may be under way.
+        let by_itself = self.policy() != Some(OnPartition::Primary);
+        let is_fenced = |peer: NodeId| {
+            let mut processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+            processes.any(|process| process.id() == peer && process.state() == State::Fenced)
+        };
         self.hosts.iter().filter_map(|host| host.process.as_ref()).any(|process| {
-            let will = process.state() == State::StandbyReady && takes_over;
+            let yielded = process.executor.node().peer().is_some_and(is_fenced);
+            let will = process.state() == State::StandbyReady && (by_itself || yielded);
             (process.runs() || will) && !process.is_broken() && !process.ending
         })
     }
