@@ -12,6 +12,7 @@ impl World {
     /// The VM runs here from now on, from a checkpoint that was loaded.
     pub(crate) fn taken_over(&mut self, address: Address, session: u64, epoch: Epoch) {
         self.note_false_takeover(address);
+        self.runs_beside(address);
         let blocks = self.settled_blocks(address);
         let stale = self.hosts[address.0].is_stale();
         let Some(process) = self.process(address) else { return };

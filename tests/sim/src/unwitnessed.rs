@@ -14,7 +14,7 @@ use crate::ids::VM;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::host_at;
-use crate::process::{Address, Host, Process};
+use crate::process::{Address, Host};
 use crate::world::{End, Event, World};
 
 /// How long nobody may run the VM before an operator looks after it.
@@ -94,9 +94,15 @@ impl World {
 
     /// Whether somebody runs the VM, or will soon.
     fn is_served(&self) -> bool {
-        let takes_over = self.policy() != Some(OnPartition::Primary);
+        // By this policy a standby takes over only if its primary has yielded, and the word may be under way.
+        let by_itself = self.policy() != Some(OnPartition::Primary);
+        let is_fenced = |peer: NodeId| {
+            let mut processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+            processes.any(|process| process.id() == peer && process.state() == State::Fenced)
+        };
         self.hosts.iter().filter_map(|host| host.process.as_ref()).any(|process| {
-            let will = process.state() == State::StandbyReady && takes_over;
+            let yielded = process.executor.node().peer().is_some_and(is_fenced);
+            let will = process.state() == State::StandbyReady && (by_itself || yielded);
             (process.runs() || will) && !process.is_broken() && !process.ending
         })
     }
@@ -125,17 +131,23 @@ impl World {
         })
     }
 
-    /// A node runs the VM from now on. Where the policy permits that another one does, and they could not
-    /// hear each other, there is nothing more to see.
+    /// A node runs the VM from now on. Where the policy permits that another one does, or went on alone before
+    /// it ended, and they could not hear each other, there is nothing more to see.
     pub(crate) fn runs_beside(&mut self, address: Address) {
-        if self.policy() != Some(OnPartition::Both) {
+        let Some(process) = self.process(address).filter(|process| process.runs()) else { return };
+        let (node, term) = (process.id(), process.term());
+        let before = self.ran_in.insert(address.0, term);
+        if self.policy() != Some(OnPartition::Both) || before == Some(term) {
             return;
         }
-        let runs = |process: &Process| process.runs() && !process.is_broken() && !process.ending;
-        let mut others = self.hosts.iter().enumerate().filter(|(host, _)| *host != address.0);
-        let Some((other, _)) = others.find(|(_, host)| host.process.as_ref().is_some_and(runs)) else { return };
-        let limit = self.plan.settings.silence.unwrap_or_default();
-        let since = self.now - 3 * limit;
+        let runs = |host: usize| {
+            let process = self.hosts[host].process.as_ref();
+            process.is_some_and(|process| process.runs() && !process.is_broken())
+        };
+        let ran = |host: usize| self.ran_in.get(&host).is_some_and(|ran| *ran >= term);
+        let others = (0..self.plan.hosts).filter(|host| *host != address.0);
+        let Some(other) = others.into_iter().find(|host| runs(*host) || ran(*host)) else { return };
+        let since = self.now - 3 * self.plan.settings.silence.unwrap_or_default();
         let disturbed = |from, to| self.truth.disturbed.get(&(from, to)).is_some_and(|until: &Time| *until >= since);
         // Random loss and long delays silence a healthy peer once in a while.
         let noisy = self.plan.loss > 10_000 || self.plan.aimed > 0;
@@ -143,8 +155,7 @@ impl World {
             self.trace.line(self.now, || "FORKED, as the policy permits".to_owned());
             self.end.get_or_insert(End::Forked);
         } else {
-            let node = self.process(address).map(|process| process.id());
-            node.into_iter().for_each(|node| self.moment(Moment::Beside { node }));
+            self.moment(Moment::Beside { node });
         }
     }
 }

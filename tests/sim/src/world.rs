@@ -1,7 +1,7 @@
 //! The world of one run: virtual time, a queue of events, and everything that they happen to.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use ft::NodeTerm;
@@ -166,6 +166,8 @@ pub(crate) struct World {
     pub(crate) withdrawals: u64,
     /// Since when nobody runs the VM, where no witness says who may.
     pub(crate) away_since: Option<Time>,
+    /// The term in which each host ran the VM last.
+    pub(crate) ran_in: BTreeMap<usize, Term>,
 }
 
 impl World {
@@ -200,6 +202,7 @@ impl World {
             newest: [0; BLOCKS],
             withdrawals: 0,
             away_since: None,
+            ran_in: BTreeMap::new(),
         };
         world.begin();
         world
