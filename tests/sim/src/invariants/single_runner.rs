@@ -26,7 +26,8 @@ impl Invariant for SingleRunner {
         match *moment {
             Moment::Runs { node, term } => {
                 let before = self.runners.insert(term, node).unwrap_or(node);
-                // Where no witness gives terms, two hosts may come to the same one: what counts is what they say.
+                // Where no witness gives terms, two hosts may come to the same one: what counts is what
+                // they say.
                 if before != node && scene.policy.is_none() {
                     return Err(format!("{before} and {node} both run in term {term}"));
                 }
