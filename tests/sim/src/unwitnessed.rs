@@ -131,8 +131,8 @@ impl World {
         })
     }
 
-    /// A node runs the VM from now on. Where the policy permits that another one does, or went on alone before
-    /// it ended, and they could not hear each other, there is nothing more to see.
+    /// A node runs the VM from now on. Where the policy permits that another one does, or went on alone
+    /// before it ended, and they could not hear each other, there is nothing more to see.
     pub(crate) fn runs_beside(&mut self, address: Address) {
         let Some(process) = self.process(address).filter(|process| process.runs()) else { return };
         let (node, term) = (process.id(), process.term());
