@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use device_api::counters::Page;
+use host_kit::sandbox::Mode;
 use pollux_api::limits::{QUEUE_SIZE_MIN, check_queue_size};
 
 /// What a VMM says to any device process.
@@ -23,6 +24,11 @@ pub struct Common {
     /// Count here what `vm.counters` shows: a file of at least 4096 bytes, such as the VMM's shared memory
     #[arg(long, value_name = "FILE")]
     pub counters: Option<PathBuf>,
+
+    /// What happens to a system call that no thread of this process makes: true, it ends the process; false,
+    /// nothing; log, the kernel logs it; errno, it fails
+    #[arg(long, value_name = "MODE", default_value = "true")]
+    pub seccomp: Mode,
 
     /// More log, such as every malformed request; may be repeated
     #[arg(short, long, action = clap::ArgAction::Count)]

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Mutex, PoisonError, mpsc};
 
+use host_kit::sandbox::{self, Needs};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::args::Common;
@@ -11,6 +12,9 @@ use crate::ends::{End, Ends};
 use crate::error::ProcessError;
 use crate::served::Served;
 use crate::sockets::{ControlSocket, RemoveAtEnd, VhostSocket};
+
+/// What is left to do at the end: files of sockets are removed.
+const LAST: Needs = Needs::FILES;
 
 /// A process whose sockets are open.
 pub struct Process {
@@ -60,15 +64,15 @@ impl Process {
                 told.tell(End::Signal(signal));
             }
         };
-        host_kit::thread::spawn("signals", wait).map_err(refused("a thread cannot be started"))?;
+        host_kit::thread::spawn("signals", Needs::NOTHING, wait).map_err(refused("a thread cannot be started"))?;
         let inner = device.inner();
-        // From here on nothing is opened by name: the place for a sandbox that all threads but those above
-        // are to inherit.
         let serve = move || {
             let accepted = device.accept(vhost, with_control);
             ends.tell(End::Frontend(accepted.and_then(|()| device.wait())));
         };
-        host_kit::thread::spawn("frontend", serve).map_err(refused("a thread cannot be started"))?;
+        host_kit::thread::spawn("frontend", frontend_needs::<D>(with_control), serve)
+            .map_err(refused("a thread cannot be started"))?;
+        sandbox::confine(D::NEEDS | LAST).map_err(refused("system calls cannot be filtered"))?;
         let result = match ended.recv() {
             Ok(End::Frontend(result)) => result,
             Ok(End::Signal(signal)) => {
@@ -80,6 +84,12 @@ impl Process {
         inner.lock().unwrap_or_else(PoisonError::into_inner).close();
         Ok(result?)
     }
+}
+
+/// It takes memory, descriptors and addresses from the frontend, with a thread of the library's.
+fn frontend_needs<D: Device>(with_control: bool) -> Needs {
+    let relay = if with_control { Needs::NOTHING } else { Needs::NETWORK };
+    D::NEEDS | Needs::ACCEPT | Needs::MESSAGES | Needs::SHARED_MEMORY | Needs::THREADS | Needs::FILES | relay
 }
 
 fn refused(what: &'static str) -> impl FnOnce(io::Error) -> ProcessError {

@@ -49,6 +49,8 @@ fn obey(control: &Control, command: Command, vrings: &[Vring]) {
 }
 
 impl Device for Null {
+    const NEEDS: Needs = Needs::MESSAGES;
+
     fn attach(&mut self, _events: &Events) -> io::Result<()> {
         Ok(())
     }

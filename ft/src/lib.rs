@@ -19,6 +19,7 @@ mod engine;
 pub mod guest;
 mod handle;
 mod identity;
+pub mod needs;
 mod note;
 mod options;
 mod peers;

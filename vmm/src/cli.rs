@@ -19,6 +19,7 @@ use crate::config::{
 };
 use crate::control::event_monitor::EventTarget;
 use crate::ft_api::{NodeOptions, node_option};
+use host_kit::sandbox::Mode;
 use pollux_api::options::{OptionError, OptionHelp, Options, StartRole, node_options, table};
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
@@ -94,8 +95,7 @@ SIGTERM and SIGINT end the VM; one that is protected is handed over to its
 standby first (shutdown-vmm of the API ends it on both hosts). Exit code: 0, or
 1 with the error on standard error.
 
-Flags of Cloud Hypervisor that are not listed here are refused by name.
-No seccomp filter is applied.";
+Flags of Cloud Hypervisor that are not listed here are refused by name.";
 
 /// A Cloud-Hypervisor-compatible VMM with fault tolerance.
 #[derive(Debug, Args)]
@@ -137,9 +137,10 @@ struct Flags {
     /// Stay when the guest powers itself off
     #[arg(long)]
     no_shutdown: bool,
-    /// Only `false`: no system call filter is applied
-    #[arg(long, value_name = "BOOL")]
-    seccomp: Option<String>,
+    /// What happens to a system call that a thread does not need: true, it ends the VMM; false, nothing; log,
+    /// the kernel logs it; errno, it fails. The same holds for device processes
+    #[arg(long, value_name = "MODE", default_value = "true")]
+    seccomp: String,
     /// Log to a file instead of standard error
     #[arg(long, value_name = "PATH")]
     log_file: Option<PathBuf>,
@@ -183,6 +184,8 @@ pub struct Invocation {
     pub ft: Option<NodeOptions>,
     /// Stay when the guest powers itself off.
     pub no_shutdown: bool,
+    /// What happens to system calls that no thread of ours makes.
+    pub seccomp: Mode,
     /// Where the log goes, if not to standard error.
     pub log_file: Option<PathBuf>,
     /// Steps of verbosity above warnings.
@@ -229,7 +232,7 @@ impl Invocation {
             return Err(CliError::Unsupported { flag: (*flag).to_owned(), hint: (*hint).to_owned() });
         }
         let flags = Flags::from_arg_matches(&matches).map_err(|error| usage(&error))?;
-        check_seccomp(flags.seccomp.as_deref())?;
+        let seccomp = flags.seccomp.parse().map_err(|why| CliError::Usage(format!("--seccomp: {why}")))?;
         let api_socket = flags.api_socket.as_deref().map(SocketTarget::from_option).transpose()?;
         let event_monitor = flags.event_monitor.as_deref().map(EventTarget::from_option).transpose()?;
         let ft = flags.ft.as_deref().map(node_option).transpose()?;
@@ -239,7 +242,7 @@ impl Invocation {
             return Err(CliError::Usage(text.to_owned()));
         }
         let Flags { no_shutdown, log_file, verbosity, .. } = flags;
-        Ok(Self { api_socket, event_monitor, vm, ft, no_shutdown, log_file, verbosity })
+        Ok(Self { api_socket, event_monitor, vm, ft, no_shutdown, seccomp, log_file, verbosity })
     }
 }
 
@@ -257,17 +260,6 @@ fn usage(error: &clap::Error) -> CliError {
             let line = first.split_whitespace().collect::<Vec<_>>().join(" ");
             CliError::Usage(line.strip_prefix("error: ").unwrap_or(&line).to_owned())
         }
-    }
-}
-
-fn check_seccomp(wish: Option<&str>) -> Result<(), CliError> {
-    match wish {
-        None | Some("false") => Ok(()),
-        Some(word @ ("true" | "log" | "errno")) => Err(CliError::Unsupported {
-            flag: format!("seccomp {word}"),
-            hint: "no filter is applied yet, use --seccomp false".to_owned(),
-        }),
-        Some(other) => Err(CliError::Usage(format!("--seccomp: {other:?} is not true, false, log or errno"))),
     }
 }
 

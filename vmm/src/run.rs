@@ -20,12 +20,19 @@ use crate::control::control_loop::{Ending, Parts, Vmm};
 use crate::control::event_monitor::EventMonitor;
 use crate::ft_adapter::factory::KvmFactory;
 use crate::logging;
+use crate::process;
+use host_kit::core_dump;
 use host_kit::error::chain;
+use host_kit::sandbox::{self, Needs};
 
 /// Does what the command line asks for; returns when the VMM has ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match Invocation::parse(arguments) {
-        Ok(invocation) => serve(invocation),
+        Ok(invocation) => {
+            let outcome = serve(invocation);
+            process::end_launcher();
+            outcome
+        }
         Err(CliError::Shown(text)) => {
             // Nobody to tell when standard output is closed.
             let _ = io::stdout().write_all(text.as_bytes());
@@ -48,9 +55,15 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
     if let Some(vm) = &invocation.vm {
         if invocation.is_standby() { vm.validate_standby() } else { vm.validate() }?;
     }
-    // What we create, sockets and logs among them, is for our user alone.
+    // What we and our device processes create, sockets and logs among them, is for our user alone.
     umask(Mode::from_bits_truncate(0o077));
-    logging::start(invocation.verbosity, invocation.log_file.as_deref())?;
+    // Before there are threads, and filters, which what it starts would inherit.
+    process::start_launcher()?;
+    let log = logging::start(invocation.verbosity, invocation.log_file.as_deref())?;
+    core_dump::leave_out_shared_memory();
+    sandbox::start("pollux-vmm", invocation.seccomp, log)?;
+    // Whatever threads need, this one must have, which starts them.
+    sandbox::confine(Needs::all())?;
     tracing::info!("pollux-vmm {} starting", env!("CARGO_PKG_VERSION"));
     let monitor = match &invocation.event_monitor {
         Some(target) => EventMonitor::open(target)?,
@@ -87,7 +100,7 @@ fn signals() -> Result<Receiver<i32>, BoxError> {
     let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     set.thread_block()?;
     let (sender, signals) = unbounded();
-    host_kit::thread::spawn("signal", move || {
+    host_kit::thread::spawn("signal", Needs::NOTHING, move || {
         while let Ok(signal) = set.wait() {
             if sender.send(signal as i32).is_err() {
                 return;

@@ -16,6 +16,7 @@ use crate::devices::DeviceKey;
 use crate::devices::socket::ControlSocket;
 use crate::guest::Memory;
 use crate::identity::SessionKey;
+use crate::needs;
 use crate::options::ProtectOptions;
 use crate::peers::application::{Applicant, Unopened};
 use crate::peers::connect;
@@ -97,7 +98,7 @@ impl Platform for Linux {
         peers: Vec<ProtectOptions>,
         done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
     ) -> io::Result<()> {
-        host_kit::thread::spawn("ft-open", move || done(connect::open_first(&applicant, peers)))?;
+        host_kit::thread::spawn("ft-open", needs::CALLER, move || done(connect::open_first(&applicant, peers)))?;
         Ok(())
     }
 

@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
 /// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and
 /// `ft_api` may name the engine, too; all others are mechanism and know no epochs.
 const VMM_ARROWS: [(&str, &[&str]); 17] = [
-    ("run", &["api", "cli", "contract", "control", "ft_adapter", "logging"]),
+    ("run", &["api", "cli", "contract", "control", "ft_adapter", "logging", "process"]),
     ("cli", &["api", "control", "ft_api"]),
     ("control", &["api", "contract", "ft_api", "vm"]),
     ("api", &["contract", "ft_api", "vm"]),

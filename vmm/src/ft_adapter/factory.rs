@@ -10,6 +10,7 @@ use ft_proto::HostId;
 use ft_proto::witness::Disks;
 use host_kit::event_loop::{EventLoop, readable};
 use host_kit::log_limit::{self, Limit};
+use host_kit::sandbox::Needs;
 use pollux_api::event::EventName;
 use pollux_api::options::StartRole;
 use serde_json::Value;
@@ -323,7 +324,7 @@ impl Machine for KvmMachine {
 
 /// Reports device processes that end by themselves, on a thread of its own, until it is dropped.
 fn watch_exits(exits: Arc<ChildExits>, events: Sender<VmEvent>) -> io::Result<EventLoop> {
-    EventLoop::start("device-watch", vec![readable(exits.event(), 0)], move |_| {
+    EventLoop::start("device-watch", Needs::NOTHING, vec![readable(exits.event(), 0)], move |_| {
         for ended in exits.take() {
             send(&events, VmEvent::DeviceExited { id: ended.id, status: ended.status.to_string() });
         }
