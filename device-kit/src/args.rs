@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use device_api::counters::Page;
@@ -64,6 +64,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// The path, if it has one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Fd(_) => None,
+        }
+    }
+
     fn parse(text: &str, inherited: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("is empty; give a path or fd=N".into());

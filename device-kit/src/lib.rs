@@ -15,7 +15,7 @@
 //! # fn example<D: Device>(open_device: impl Fn(&Args) -> D) -> std::process::ExitCode {
 //! let run = |args: &Args| -> Result<(), ProcessError> {
 //!     let device = open_device(args);
-//!     let process = Process::open(&args.common)?;
+//!     let process = Process::open(&args.common, Vec::new())?;
 //!     process.serve(Served::new("a-device", device)?)
 //! };
 //! device_kit::main("a-device", |args: &Args| &args.common, run)

@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::{Mutex, PoisonError, mpsc};
 
+use host_kit::landlock::{self, Access, Others, Place, around};
 use host_kit::sandbox::{self, Needs};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::args::Common;
+use crate::args::{Common, Endpoint};
 use crate::device::Device;
 use crate::ends::{End, Ends};
 use crate::error::ProcessError;
@@ -27,15 +28,20 @@ pub struct Process {
 
 impl Process {
     /// Blocks the signals that end the process, for this thread and those that it starts, then binds or takes
-    /// over the sockets: call it before any thread is started.
+    /// over the sockets: call it before any thread is started, and when everything is open that the device has.
+    /// From here on files can be opened by name only at `places`, where those of the sockets are added.
     ///
     /// # Errors
     /// See [`ProcessError`].
-    pub fn open(common: &Common) -> Result<Self, ProcessError> {
+    pub fn open(common: &Common, mut places: Vec<Place>) -> Result<Self, ProcessError> {
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
         signals.thread_block().map_err(|e| refused("signals cannot be blocked")(e.into()))?;
         let vhost = VhostSocket::open("--socket", &common.socket)?;
         let control = common.ft_ctl.as_ref().map(|at| ControlSocket::open("--ft-ctl", at)).transpose()?;
+        let by_path = [Some(&common.socket), common.ft_ctl.as_ref()].into_iter().flatten().filter_map(Endpoint::path);
+        // They are removed at the end.
+        places.extend(by_path.map(|path| (around(path), Access::Write)));
+        landlock::limit(&places, Others::OutOfReach).map_err(refused("files cannot be limited"))?;
         let (sender, ended) = mpsc::channel();
         let sender = Mutex::new(sender);
         let ends = Ends::new(move |end| {

@@ -169,8 +169,8 @@ fn process(end: impl FnOnce(UnixStream, Client)) {
     let endpoint = |path: &std::path::Path| Endpoint::Path(path.into());
     let (ft_ctl, counters, verbose) = (Some(endpoint(&control)), None, 0);
     let common = Common { socket: endpoint(&vhost), ft_ctl, counters, verbose };
-    let process = Process::open(&common).unwrap();
-    assert!(Process::open(&common).is_err_and(|error| error.to_string().contains("in use")));
+    let process = Process::open(&common, Vec::new()).unwrap();
+    assert!(Process::open(&common, Vec::new()).is_err_and(|error| error.to_string().contains("in use")));
     let thread = std::thread::spawn(move || process.serve(Served::new("null", Null::default()).unwrap()));
     let link = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     connect(link.as_raw_fd(), &UnixAddr::new(&control).unwrap()).unwrap();

@@ -3,6 +3,7 @@
 //! - [`thread`] starts threads and names them; [`sandbox`] limits what each may ask of the kernel.
 //! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the
 //!   least busy CPU.
+//! - [`landlock`] limits which files can be opened by name.
 //! - [`core_dump`] keeps guest memory out of core dumps.
 //! - [`sync`] locks.
 //! - [`random`] is the one source of random numbers.
@@ -22,6 +23,7 @@ pub mod error;
 #[cfg(feature = "event-loop")]
 pub mod event_loop;
 pub mod file;
+pub mod landlock;
 pub mod log_limit;
 pub mod log_writer;
 pub mod random;

@@ -41,7 +41,8 @@ pub fn run(args: &Args) -> Result<(), RunError> {
     let (image, options) = options(args)?;
     // An image at the limit of file sizes is an error of one request, not the end.
     SigSet::from(Signal::SIGXFSZ).thread_block().map_err(|e| RunError::Signals(e.into()))?;
-    let process = Process::open(&args.common)?;
+    let places = options.record.as_ref().map(|record| record.places()).unwrap_or_default();
+    let process = Process::open(&args.common, places)?;
     let disk = served(Arc::new(image), options).map_err(ProcessError::from)?;
     info!("serving {}", args.path.display());
     Ok(process.serve(disk)?)

@@ -56,7 +56,7 @@ pub enum Error {
 pub fn run(args: &Args) -> Result<(), Error> {
     let counters = NetCounters::new(args.common.page().map_err(ProcessError::from)?);
     let tap = Tap::open(args)?;
-    let process = Process::open(&args.common)?;
+    let process = Process::open(&args.common, Vec::new())?;
     tracing::info!("tap {}, {} queue pairs", tap.name(), args.num_queues);
     let net = Net::new(args, tap, counters).map_err(Error::Host)?;
     let net = Served::new("vhost-user-net", net).map_err(ProcessError::from)?;

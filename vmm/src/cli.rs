@@ -14,8 +14,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use crate::api::CH_VERSION;
 use crate::api::socket::SocketTarget;
 use crate::config::{
-    ConsoleConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig,
-    SerialConfig, VmConfig,
+    ConsoleConfig, CpusConfig, DiskConfig, LandlockConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig,
+    RngConfig, SerialConfig, VmConfig,
 };
 use crate::control::event_monitor::EventTarget;
 use crate::ft_api::{NodeOptions, node_option};
@@ -23,7 +23,7 @@ use host_kit::sandbox::Mode;
 use pollux_api::options::{OptionError, OptionHelp, Options, StartRole, node_options, table};
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
-const UNSUPPORTED: [(&str, &str); 24] = [
+const UNSUPPORTED: [(&str, &str); 22] = [
     ("balloon", "remove this option"),
     ("debug-console", "use --serial"),
     ("device", "remove this option"),
@@ -32,8 +32,6 @@ const UNSUPPORTED: [(&str, &str); 24] = [
     ("gdb", "remove this option"),
     ("generic-vhost-user", "remove this option"),
     ("igvm", "use --kernel"),
-    ("landlock", "remove this option"),
-    ("landlock-rules", "remove this option"),
     ("log-format", "remove this option"),
     ("memory-zone", "use --memory size="),
     ("numa", "remove this option"),
@@ -58,7 +56,7 @@ const VM_FLAGS: [&str; 10] =
 type HelpOf = fn() -> Vec<OptionHelp>;
 
 /// Flags whose options are defined in one place, with the headings of their tables.
-const TABLES: [(&str, HelpOf); 9] = [
+const TABLES: [(&str, HelpOf); 10] = [
     ("Options of --cpus", CpusConfig::help),
     ("Options of --memory", MemoryConfig::help),
     ("Options of --disk, which needs a path, or vhost_user=on and a socket", DiskConfig::help),
@@ -67,6 +65,7 @@ const TABLES: [(&str, HelpOf); 9] = [
     ("Modes of --serial", SerialConfig::help),
     ("Modes of --console (there is no virtio console yet)", ConsoleConfig::help),
     ("Options of --platform, accepted and not shown to the guest", PlatformConfig::help),
+    ("Options of --landlock-rules", LandlockConfig::help),
     ("Options of --ft", node_options),
 ];
 
@@ -141,6 +140,12 @@ struct Flags {
     /// the kernel logs it; errno, it fails. The same holds for device processes
     #[arg(long, value_name = "MODE", default_value = "true")]
     seccomp: String,
+    /// Leave this VMM only those files of the host that it needs for its VM
+    #[arg(long)]
+    landlock: bool,
+    /// More files for it, one text for each, such as path=/srv/witness,access=rw
+    #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
+    landlock_rules: Vec<String>,
     /// Log to a file instead of standard error
     #[arg(long, value_name = "PATH")]
     log_file: Option<PathBuf>,
@@ -277,6 +282,8 @@ fn vm_config(flags: &Flags, matches: &ArgMatches, standby: bool) -> Result<Optio
         };
     }
     let disks = flags.disk.iter().map(|text| DiskConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
+    let rules = &flags.landlock_rules;
+    let rules = rules.iter().map(|text| LandlockConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
     let net = flags.net.iter().map(|text| NetConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
     Ok(Some(VmConfig {
         cpus: one(&flags.cpus, CpusConfig::from_option)?.unwrap_or_default(),
@@ -288,6 +295,8 @@ fn vm_config(flags: &Flags, matches: &ArgMatches, standby: bool) -> Result<Optio
         serial: one(&flags.serial, SerialConfig::from_option)?.unwrap_or_default(),
         console: one(&flags.console, ConsoleConfig::from_option)?.unwrap_or_default(),
         platform: one(&flags.platform, PlatformConfig::from_option)?,
+        landlock_enable: flags.landlock,
+        landlock_rules: Some(rules).filter(|list| !list.is_empty()),
         ..VmConfig::default()
     }))
 }

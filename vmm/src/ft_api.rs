@@ -8,7 +8,26 @@ use std::time::Duration;
 pub use ft::{Call, Control, NodeOptions, ProtectOptions, StandbyOptions};
 use ft::{WitnessAddress, on_partition, resolve};
 use ft_proto::Term;
+use host_kit::landlock::{Access, Place, around};
 use pollux_api::options::{NodeRequest, OptionError, Options, StartRole, TextList, Tuning, node_options};
+
+/// The files of the witness.
+#[must_use]
+pub fn witness_places(options: &NodeOptions) -> Vec<Place> {
+    match &options.witness {
+        None => Vec::new(),
+        // Wherever the file is that the name leads to, records are made beside it.
+        Some(WitnessAddress::File(path)) => {
+            let real = path.canonicalize().ok();
+            [Some(path), real.as_ref()].into_iter().flatten().map(|path| (around(path), Access::Write)).collect()
+        }
+        Some(WitnessAddress::Etcd(etcd)) => {
+            let identity = etcd.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
+            let all = etcd.cacert.iter().chain(identity).chain(etcd.user.iter().map(|(_, password)| password));
+            all.map(|path| (path.clone(), Access::Read)).collect()
+        }
+    }
+}
 
 /// Reads the text after `--ft`.
 ///

@@ -13,11 +13,12 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::api::Shared;
 use crate::api::http::HttpServer;
-use crate::api::socket::ApiSocket;
+use crate::api::socket::{ApiSocket, SocketTarget};
 use crate::cli::{CliError, Invocation};
 use crate::contract::BoxError;
 use crate::control::control_loop::{Ending, Parts, Vmm};
 use crate::control::event_monitor::EventMonitor;
+use crate::files;
 use crate::ft_adapter::factory::KvmFactory;
 use crate::logging;
 use crate::process;
@@ -69,6 +70,10 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
         Some(target) => EventMonitor::open(target)?,
         None => EventMonitor::default(),
     };
+    // Before there are other threads, which inherit it.
+    if let Some(vm) = &invocation.vm {
+        files::limit_to(vm, invocation.ft.as_ref(), invocation.api_socket.as_ref().and_then(SocketTarget::path))?;
+    }
     let signals = signals()?;
 
     let (sender, calls) = unbounded();

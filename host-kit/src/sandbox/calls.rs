@@ -258,9 +258,13 @@ const SCHEDULE: &[Call] = calls![
     SYS_sched_setscheduler: Only::Values(0, &[0]),
 ];
 
+/// And what limits a thread, which threads that it starts inherit.
 const THREADS: &[Call] = calls![
     SYS_clone,
     SYS_clone3,
+    SYS_landlock_add_rule,
+    SYS_landlock_create_ruleset,
+    SYS_landlock_restrict_self,
     SYS_prctl: Only::Values(0, &bits([libc::PR_SET_NO_NEW_PRIVS, libc::PR_SET_SECCOMP])),
     SYS_seccomp,
 ];

@@ -74,3 +74,26 @@ fn device_processes_are_filtered_like_their_vmm() {
         }
     }
 }
+
+#[test]
+fn a_vmm_with_landlock_takes_over_and_opens_nothing_else() {
+    let pair = Pair::new();
+    let options = VmOptions::new().switch("--landlock");
+    let (mut vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
+    let mut client = pair.client();
+    client.work(10, 2);
+    pair.protect(&vm, 1, &json!({"witness": pair.witness()}));
+    client.work(10, 2);
+    vm.kill_host();
+    client.work(10, 2);
+    pair.wait_solo(&standby);
+    pair.images[1].check(&client.last());
+    // Its own kernel was not named; no other file can be read either.
+    let api = standby.api();
+    api.put("vm.shutdown", None).ok();
+    api.put("vm.delete", None).ok();
+    let kernel = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    api.put("vm.create", Some(&json!({"payload": {"kernel": kernel}}))).ok();
+    let refused = api.put("vm.boot", None);
+    assert!(refused.body.to_string().contains("Permission denied"), "{}", refused.body);
+}

@@ -25,6 +25,15 @@ pub enum SocketTarget {
 }
 
 impl SocketTarget {
+    /// The path, if it has one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Fd(_) => None,
+        }
+    }
+
     /// From the text after `--api-socket`: `path=PATH`, `fd=N`, or the path alone.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::config::{DiskPurpose, VmConfig};
 use crate::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFactory};
+use crate::files;
 use crate::ft_adapter::disk_records;
 use crate::ft_adapter::guest::GuestAdapter;
 use crate::ft_adapter::start_retry::{Granted, StartRequest, StartRetry};
@@ -130,6 +131,8 @@ fn real(path: &Path) -> PathBuf {
 
 impl VmFactory for KvmFactory {
     fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError> {
+        // No more than that, if it was not so from the start: the API's thread has begun before.
+        files::limit_to(config, self.options.as_ref(), None)?;
         self.disks = disk_records::read(config);
         self.setup.vm = self.disks.vm;
         let Some(options) = &mut self.options else {

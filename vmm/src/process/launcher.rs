@@ -132,6 +132,10 @@ fn serve(socket: &OwnedFd, may: May) {
         // SAFETY: no handler is installed.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
     }
+    // What it starts gains no privileges either.
+    if nix::sys::prctl::set_no_new_privs().is_err() {
+        return;
+    }
     let Ok(kept) = keep_only(socket) else { return };
     let mut request = vec![0; REQUEST_MAX];
     loop {
