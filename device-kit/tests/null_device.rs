@@ -44,7 +44,8 @@ fn obey(control: &Control, command: Command, vrings: &[Vring]) {
         Command::Start { .. } => control.report(&Report::Started),
         Command::End(_) => control.report(&Report::Ended),
         Command::Standby(_) | Command::Protect { .. } | Command::Resume | Command::Release(_) => {}
-        Command::Mirror { .. } | Command::Unmirror | Command::Receive { .. } | Command::Own { .. } => {}
+        Command::StreamKeys(_) | Command::Mirror { .. } | Command::Unmirror | Command::Receive { .. } => {}
+        Command::Own { .. } => {}
     }
 }
 

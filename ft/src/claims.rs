@@ -49,7 +49,7 @@ impl Pending {
 mod tests {
     use std::time::Duration;
 
-    use ft_proto::witness::Verdict;
+    use ft_proto::witness::{Replicas, Verdict};
     use ft_proto::{NodeId, Term};
 
     use super::*;
@@ -57,8 +57,10 @@ mod tests {
     #[test]
     fn a_claim_that_is_repeated_keeps_its_age_and_tells_why() {
         let (primary, standby, term) = (NodeId::numbered(1, 1), NodeId::numbered(2, 1), Term(4));
-        let (go_alone, register) =
-            (Claim::GoAlone { primary, standby, term }, Claim::Register { primary, standby, term });
+        let (go_alone, register) = (
+            Claim::GoAlone { primary, in_sync: Replicas::one(standby), term },
+            Claim::Register { primary, standby, term },
+        );
         let begun = Time(1 << 40);
         let later = begun + Duration::from_secs(9);
         let pending = Pending::asked(None, go_alone, begun);

@@ -1,7 +1,8 @@
 //! The engine as the VMM sees it: start it, call it, read its board.
 
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use ft_proto::{HostId, LinkId, VmId};
 use ft_transport::beats::{BeatSocket, Beats};
 use ft_transport::heartbeats::Heartbeats;
 use ft_transport::listener::{Arrival, Listener};
+use pollux_api::event::EventName;
 use pollux_api::{EventRecord, Refused, Status};
+use serde_json::json;
 
 use crate::clock::Clock;
 use crate::context::inbox::{Inbox, Message, Post, Reply};
@@ -21,6 +24,8 @@ use crate::guest::{Guest, LinkEnd};
 use crate::identity::{incarnation_of, unnamed_host};
 use crate::needs;
 use crate::options::{ProtectOptions, StandbyOptions};
+use crate::peers::expiry::ExpiryWatch;
+use crate::peers::tls::PeerTls;
 use crate::platform::linux::Linux;
 use crate::start::NodeTerm;
 use crate::status::Board;
@@ -44,6 +49,8 @@ pub struct Setup {
     pub vm: Option<VmId>,
     /// Where a host that runs the VM answers others who ask what it does.
     pub listen: Option<StandbyOptions>,
+    /// What protects the streams to other hosts.
+    pub tls: PeerTls,
     /// The VM has disks that are to know what they are used for, also while it is not protected.
     pub notes_disks: bool,
 }
@@ -57,6 +64,7 @@ impl Default for Setup {
             host: unnamed_host(),
             vm: None,
             listen: None,
+            tls: PeerTls::off(),
             notes_disks: false,
         }
     }
@@ -113,6 +121,10 @@ pub struct Ft {
     /// that is down.
     ended: Receiver<Infallible>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
+    tls: PeerTls,
+    /// Callers that were turned away.
+    turned_away: Arc<AtomicU64>,
+    _expiry: Option<ExpiryWatch>,
 }
 
 impl Ft {
@@ -140,7 +152,7 @@ impl Ft {
         options: Option<StandbyOptions>,
     ) -> Result<Self, EngineError> {
         let (inbox, post) = Inbox::new()?;
-        let Setup { board, peers, witness, vm, notes_disks, .. } = setup;
+        let Setup { board, peers, witness, vm, tls, notes_disks, .. } = setup;
         let clock = Clock::new();
         let beat_post = post.clone();
         let device_wait = guest.device_wait();
@@ -153,10 +165,12 @@ impl Ft {
         if let (Begin::StandBy(_), Some(options)) = (&begin, &options) {
             beats.route(listen_for_beats(options)?, None);
         }
-        let listener = options.as_ref().map(|options| listen(options, post.clone())).transpose()?;
+        let listener = options.as_ref().map(|options| listen(options, &tls, board.clone(), post.clone()));
+        let listener = listener.transpose()?;
+        let turned_away = listener.as_ref().map(Listener::turned_away).unwrap_or_default();
         let devices = guest.links()?.into_iter().map(device_end).collect();
         let parts = Parts {
-            platform: Linux::new(clock)?,
+            platform: Linux::new(clock, tls.clone())?,
             guest,
             devices,
             post: post.clone(),
@@ -178,7 +192,8 @@ impl Ft {
             let _running = running;
             engine.run();
         })?;
-        Ok(Self { post, board, ended, thread: Mutex::new(Some(thread)) })
+        let expiry = ExpiryWatch::start(tls.clone(), board.clone())?;
+        Ok(Self { post, board, ended, thread: Mutex::new(Some(thread)), tls, turned_away, _expiry: expiry })
     }
 
     /// As [`Call::Protect`].
@@ -310,7 +325,8 @@ impl Control for Ft {
     }
 
     fn status(&self) -> Status {
-        self.board.status()
+        let turned_away = self.turned_away.load(Ordering::Relaxed);
+        Status { tls: Some(self.tls.status()), turned_away, ..self.board.status() }
     }
 
     fn events(&self) -> Vec<EventRecord> {
@@ -329,14 +345,17 @@ fn device_end(LinkEnd { id, caps, socket }: LinkEnd) -> DeviceEnd<ControlSocket>
 }
 
 /// Accepts connections from primaries and from hosts that ask.
-fn listen(options: &StandbyOptions, post: Post<Linux>) -> Result<Listener, EngineError> {
-    let tell = move |arrival| {
-        post.send(match arrival {
-            Arrival::Incoming(caller) => Message::Incoming(caller),
-            Arrival::Trouble(reason) => Message::LocalError("ft-listen", reason),
-        })
+fn listen(options: &StandbyOptions, tls: &PeerTls, board: Board, post: Post<Linux>) -> Result<Listener, EngineError> {
+    let tell = move |arrival| match arrival {
+        Arrival::Incoming(caller) => post.send(Message::Incoming(caller)),
+        Arrival::Trouble(reason) => post.send(Message::LocalError("ft-listen", reason)),
+        Arrival::TurnedAway(cause, address) => {
+            let detail = json!({ "reason": format!("a caller {cause}"), "address": address.to_string() });
+            board.note(EventName::CallerTurnedAway, detail);
+        }
     };
-    Listener::open(options.listen, tell).map_err(|error| EngineError::Listen(options.listen, error))
+    let tls = tls.credentials().map_err(EngineError::Tls)?;
+    Listener::open(options.listen, tls, tell).map_err(|error| EngineError::Listen(options.listen, error))
 }
 
 fn listen_for_beats(options: &StandbyOptions) -> Result<Vec<BeatSocket>, EngineError> {

@@ -1,6 +1,7 @@
 //! Names that last: a host's, a VM's, a session's, and what is drawn at random where nobody may guess or
 //! repeat it.
 
+use std::fmt;
 use std::fs;
 
 use ft_proto::{HostId, NodeId, VmId};
@@ -84,12 +85,19 @@ impl Identity {
 }
 
 /// What names a session, and proves that one belongs to it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 pub struct SessionKey {
     /// Its number.
     pub session: u64,
     /// Known to its two ends only.
     pub nonce: u128,
+}
+
+/// Without the secret.
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionKey({:x})", self.session)
+    }
 }
 
 impl SessionKey {

@@ -39,6 +39,7 @@ pub use guest::staging::{PORTION_PAGES, Portion, Staging};
 pub use handle::{Call, Control, Ft, Setup};
 pub use identity::{default_host, incarnation_of, new_vm};
 pub use options::{NodeOptions, ProtectOptions, StandbyOptions, on_partition};
+pub use peers::tls::{PLAIN, PeerTls, TlsChoice};
 pub use pollux_api::options::{StartRole, Tuning};
 pub use pollux_api::{Blocker, EventRecord, Refused, Status};
 pub use start::{Candidate, NodeTerm, Part, StartError, check_alone, give_back, part};

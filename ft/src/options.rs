@@ -8,6 +8,7 @@ use ft_transport::addresses::resolve;
 use pollux_api::options::{self as api, Fault, ProtectRequest, StartRole, Tuning};
 use serde::Deserialize;
 
+use crate::peers::tls::TlsChoice;
 use crate::witness::WitnessAddress;
 
 /// `--ft …`: the same for both hosts of a pair, but for addresses.
@@ -26,6 +27,10 @@ pub struct NodeOptions {
     /// Run the VM although the witness is in this term, or the disks are: its runner is gone for good. No
     /// later term is overridden.
     pub force: Option<Term>,
+    /// As a standby: the disks may be overwritten whatever is in them.
+    pub overwrite: bool,
+    /// What protects the streams between the hosts.
+    pub tls: TlsChoice,
     /// How long a standby that came up alone waits for the host with the newest disks; `None`: until it
     /// comes.
     pub blackout_wait: Option<Duration>,
@@ -45,6 +50,8 @@ pub struct StandbyOptions {
     /// Silence after which this side takes the primary for dead, in milliseconds, instead of what the primary
     /// asks for; 0: never.
     pub detect_ms: Option<u64>,
+    /// The disks hold data that no VM of a pair has written: no copy is taken.
+    pub keeps_data: bool,
 }
 
 /// How to be protected, and by whom.

@@ -5,6 +5,7 @@
 //! this host acts on a record that says more than that the VM was shut down, the other hosts are asked what
 //! they do.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, DiskState, Disks, Record, Verdict, judge};
@@ -14,7 +15,8 @@ use pollux_api::options::StartRole;
 
 use crate::identity::{incarnation_of, new_vm, unnamed_host};
 use crate::options::NodeOptions;
-use crate::peers::ask::{Answer, ask_all, known_vm, objection};
+use crate::peers::ask::{Answer, ask_all, known_vm, objection, unproven};
+use crate::peers::tls::PeerTls;
 use crate::witness::{WitnessAddress, WitnessClient};
 
 /// How long the witness may take; its own limit is shorter, and tells why.
@@ -76,7 +78,7 @@ pub enum StartError {
     Elsewhere(String),
     /// Where this host listens somebody does already.
     #[error("--ft: {0} is in use: is pollux-vmm running already on this host, for this VM?")]
-    Running(std::net::SocketAddr),
+    Running(SocketAddr),
 }
 
 /// What a host knows of itself when it has to decide.
@@ -108,10 +110,19 @@ pub fn check_alone(options: &NodeOptions) -> Result<(), StartError> {
 /// When this host is not to be a standby, and the witness does not answer or somebody else may have the VM;
 /// when the disks are another VM's.
 pub fn part(options: &NodeOptions, me: Candidate) -> Result<Part, StartError> {
+    let tls = PeerTls::new(options.tls.clone());
+    part_by(options, me, &|peers, vm, node| ask_all(peers, vm, node, &tls))
+}
+
+/// Asks the hosts at these addresses what they do about a VM.
+type AskOthers<'a> = &'a dyn Fn(Vec<SocketAddr>, Option<VmId>, NodeId) -> Vec<Answer>;
+
+/// As [`part`]; `ask` asks other hosts.
+pub fn part_by(options: &NodeOptions, me: Candidate, ask: AskOthers<'_>) -> Result<Part, StartError> {
     if options.role == StartRole::Standby && !me.boots {
         return Ok(Part::StandBy(None));
     }
-    let mut start = Start { options, node: incarnation_of(me.host), me };
+    let mut start = Start { options, node: incarnation_of(me.host), me, ask };
     let waits = options.role == StartRole::Auto && !me.boots;
     let decided = match &options.witness {
         Some(address) => start.by_witness(address),
@@ -132,6 +143,7 @@ struct Start<'a> {
     options: &'a NodeOptions,
     node: NodeId,
     me: Candidate,
+    ask: AskOthers<'a>,
 }
 
 impl Start<'_> {
@@ -174,7 +186,7 @@ impl Start<'_> {
         let known = self.me.disks.vm;
         let answers = self.ask_others(known);
         // Nobody knows better than the others whether they may go on.
-        if let Some(why) = objection(&answers, self.me.host, true).or_else(|| self.other_vm(&answers)) {
+        if let Some(why) = objection(&answers, self.me.host, true).or_else(|| self.unknown(&answers)) {
             return Err(why);
         }
         let last = self.me.disks.state.term();
@@ -189,11 +201,17 @@ impl Start<'_> {
     fn asked_others(&self, vm: Option<VmId>, record: Option<Record>) -> Option<String> {
         let answers = self.ask_others(vm);
         let may_take_over = matches!(record, Some(Record::Protected { .. }));
-        objection(&answers, self.me.host, may_take_over).or_else(|| self.other_vm(&answers))
+        objection(&answers, self.me.host, may_take_over).or_else(|| self.unknown(&answers))
     }
 
     fn ask_others(&self, vm: Option<VmId>) -> Vec<Answer> {
-        ask_all(self.options.peers.iter().map(|options| options.peer), vm, self.node)
+        (self.ask)(self.options.peers.iter().map(|options| options.peer).collect(), vm, self.node)
+    }
+
+    /// What speaks against a start although nobody objects. An operator who forces it knows better than a
+    /// host that is not understood.
+    fn unknown(&self, answers: &[Answer]) -> Option<String> {
+        unproven(answers).filter(|_| self.options.force.is_none()).or_else(|| self.other_vm(answers))
     }
 
     /// A VM that another host knows, where this one knows of none.
@@ -253,7 +271,7 @@ impl Start<'_> {
             Record::Stopped { disks, .. } => format!(
                 "the VM was shut down in term {disks} on a host with newer disks, and {here}: start that host first"
             ),
-            Record::Protected { primary, standby, .. } if standby.host == self.me.host => {
+            Record::Protected { primary, in_sync, .. } if in_sync.iter().any(|one| one.host == self.me.host) => {
                 format!(
                     "{}, and {here}: waiting for host {}, whose disks are the newest",
                     describe(Some(record)),
@@ -301,10 +319,14 @@ pub(crate) fn describe(record: Option<Record>) -> String {
         Some(Record::Solo { owner, term, .. }) => {
             format!("the witness says that host {} runs this VM in term {term}", owner.host)
         }
-        Some(Record::Protected { primary, standby, term }) => format!(
-            "the witness says that host {} runs this VM in term {term}, protected by host {}",
-            primary.host, standby.host
-        ),
+        Some(Record::Protected { primary, in_sync, term }) => {
+            let hosts: Vec<_> = in_sync.iter().map(|standby| standby.host.to_string()).collect();
+            format!(
+                "the witness says that host {} runs this VM in term {term}, protected by host {}",
+                primary.host,
+                hosts.join(" and host ")
+            )
+        }
         Some(Record::Stopped { term, .. }) => format!("the witness says that this VM was shut down in term {term}"),
         None => "the witness has no record of this VM".to_owned(),
     }

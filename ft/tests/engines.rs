@@ -43,6 +43,7 @@ fn standby_options(witness: &Path) -> StandbyOptions {
         witness: Some(witness.into()),
         on_partition: None,
         detect_ms: None,
+        keeps_data: false,
     }
 }
 
@@ -317,6 +318,7 @@ fn a_standby_that_was_started_anew_gets_everything() {
         witness: pair.options.witness.clone(),
         on_partition: None,
         detect_ms: None,
+        keeps_data: false,
     };
     pair.b.end();
     let reasons = pair.a().resume().unwrap_err().to_string();

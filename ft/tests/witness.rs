@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ft::witness::{FileWitness, Witness, WitnessError};
-use ft_proto::witness::{Claim, Record, Verdict};
+use ft_proto::witness::{Claim, Record, Replicas, Verdict};
 use ft_proto::{NodeId, Term, VmId};
 use host_kit::error::chain;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -30,7 +30,7 @@ const T: Term = Term(1);
 const VM: VmId = VmId(7);
 const OWN: Claim = Claim::Own { node: A, term: Term(0), first: true };
 const REGISTER: Claim = Claim::Register { primary: A, standby: B, term: T };
-const ALONE: Claim = Claim::GoAlone { primary: A, standby: B, term: T };
+const ALONE: Claim = Claim::GoAlone { primary: A, in_sync: Replicas::one(B), term: T };
 const OVER: Claim = Claim::TakeOver { primary: A, standby: B, term: T };
 
 /// Whatever a busy machine needs.
@@ -277,7 +277,7 @@ fn a_file_system_that_cannot_be_written_refuses_nothing_and_grants_nothing() {
         let mut witness = protect(&path);
         let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         mount(None::<&str>, folder.path(), None::<&str>, read_only, None::<&str>).unwrap();
-        let record = Record::Protected { primary: A, standby: B, term: T };
+        let record = Record::Protected { primary: A, in_sync: Replicas::one(B), term: T };
         assert_eq!(witness.read().unwrap().map(|stored| stored.record), Some(record), "it can still be read");
         let error = witness.ask(VM, ALONE).unwrap_err();
         assert!(chain(&error).contains("Read-only file system"), "{}", chain(&error));
@@ -303,7 +303,7 @@ fn a_full_file_system_is_named_and_changes_nothing() {
         assert_eq!(full.kind(), io::ErrorKind::StorageFull);
         let error = witness.ask(VM, ALONE).unwrap_err();
         assert!(chain(&error).contains("No space left on device"), "{}", chain(&error));
-        let record = Record::Protected { primary: A, standby: B, term: T };
+        let record = Record::Protected { primary: A, in_sync: Replicas::one(B), term: T };
         assert_eq!(FileWitness::new(&path).read().unwrap().map(|stored| stored.record), Some(record));
         fs::remove_file(&filler).unwrap();
         assert!(granted(&mut witness, ALONE));

@@ -30,6 +30,20 @@ pub enum Blocker {
         /// Why.
         reason: String,
     },
+    /// Whoever answers there is not of this host's pair, or does not take this host for one of its own.
+    #[error("{peer} and this host are not of the same pair: {reason}")]
+    NotOfThePair {
+        /// Its address.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// This host cannot say who it is.
+    #[error("{reason}")]
+    NoCredentials {
+        /// Why.
+        reason: String,
+    },
     /// A connection was accepted, and nothing followed.
     #[error("standby at {peer} has accepted the connection, but not answered: {reason}")]
     StandbySilent {
@@ -120,6 +134,8 @@ impl Blocker {
             Self::ForeignDevice { .. } => "foreign-device",
             Self::DeviceFailed { .. } => "device-failed",
             Self::StandbyUnreachable { .. } => "standby-unreachable",
+            Self::NotOfThePair { .. } => "not-of-the-pair",
+            Self::NoCredentials { .. } => "no-credentials",
             Self::StandbySilent { .. } => "standby-silent",
             Self::ConnectionFailed { .. } => "connection-failed",
             Self::RefusedByStandby { .. } => "refused-by-standby",
@@ -142,8 +158,9 @@ impl Blocker {
         match self {
             Self::Options(_) => Blame::Request,
             Self::ForeignDevice { .. } | Self::StateChanged(_) | Self::VmEnded | Self::NotWanted => Blame::State,
-            Self::DeviceFailed { .. } | Self::HostExhausted { .. } => Blame::Host,
+            Self::DeviceFailed { .. } | Self::HostExhausted { .. } | Self::NoCredentials { .. } => Blame::Host,
             Self::StandbyUnreachable { .. }
+            | Self::NotOfThePair { .. }
             | Self::StandbySilent { .. }
             | Self::ConnectionFailed { .. }
             | Self::RefusedByStandby { .. }
@@ -165,9 +182,14 @@ impl Blocker {
             Self::StandbyUnreachable { peer, .. } => {
                 format!("is pollux-vmm running there with --ft listen={peer}?")
             }
+            Self::NotOfThePair { .. } => {
+                "`pollux pair show` on both hosts: the authority has to be the same, and the certificates valid"
+                    .to_owned()
+            }
             Self::WitnessRecordLost { .. } => "`pollux witness create --help` says what to do".to_owned(),
             Self::TermRepeated { .. } => "try again".to_owned(),
             Self::Options(_)
+            | Self::NoCredentials { .. }
             | Self::StandbySilent { .. }
             | Self::ConnectionFailed { .. }
             | Self::RefusedByStandby { .. }
@@ -189,6 +211,8 @@ impl Blocker {
             Self::Options(_)
             | Self::ForeignDevice { .. }
             | Self::DeviceFailed { .. }
+            | Self::NotOfThePair { .. }
+            | Self::NoCredentials { .. }
             | Self::RefusedByStandby { .. }
             | Self::WitnessRecordLost { .. }
             | Self::RefusedByWitness { .. }

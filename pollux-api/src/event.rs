@@ -53,6 +53,10 @@ words! {
         PeerSuspected = "peer-suspected",
         /// This process was stopped or starved of CPU time.
         LocalStall = "local-stall",
+        /// Somebody was not let in at the port of `listen`; told once an hour at most, counted in the status.
+        CallerTurnedAway = "caller-turned-away",
+        /// The certificate of this host expires, or has expired.
+        CertificateExpires = "certificate-expires",
         /// Something failed on this host that the engine cannot repair.
         LocalError = "local-error",
         /// A device process, or what it serves, has failed.

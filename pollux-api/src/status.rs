@@ -36,6 +36,10 @@ pub struct Status {
     pub witness: Option<WitnessStatus>,
     /// The claim that the witness has not answered yet.
     pub claim: Option<ClaimStatus>,
+    /// What protects the streams between the hosts.
+    pub tls: Option<TlsStatus>,
+    /// Callers at the port of `listen` that were turned away.
+    pub turned_away: u64,
     /// Heartbeats that were damaged, or not from the peer of this session.
     pub ignored_beats: u64,
     /// How long the guest was paused for a checkpoint, in microseconds.
@@ -195,6 +199,20 @@ pub struct WitnessStatus {
     pub record: Option<String>,
 }
 
+/// What protects the streams between the hosts.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+#[serde(default)]
+pub struct TlsStatus {
+    /// Whether hosts prove who they are, and nobody on the way reads what they say.
+    pub on: bool,
+    /// Where this host's certificates are.
+    pub folder: Option<String>,
+    /// When the first of them expires (RFC 3339).
+    pub expires: Option<String>,
+    /// What an operator should do something about.
+    pub warning: Option<String>,
+}
+
 /// A claim that the witness has not answered yet.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct ClaimStatus {
@@ -352,7 +370,9 @@ mod tests {
         r#"{"role":"primary","state":"awaiting-witness","replica":"in-sync","term":3,"epoch":17,"vm":"0a","node":"a/1","#,
         r#""peer":{"address":"10.0.0.2:7000","node":"b/2"},"links":[{"name":"replication","state":"green","silence_ms":4}],"#,
         r#""witness":{"name":"/w","answered":false,"error":"gone","record":"node b/2 runs this VM"},"#,
-        r#""claim":{"kind":"go-alone","since_ms":7300,"error":null},"ignored_beats":9,"pause_us":{"p50":850,"p99":2100},"#,
+        r#""claim":{"kind":"go-alone","since_ms":7300,"error":null},"#,
+        r#""tls":{"on":true,"folder":"/p","expires":"2027-11-30T00:00:00Z","warning":null},"turned_away":3,"#,
+        r#""ignored_beats":9,"pause_us":{"p50":850,"p99":2100},"#,
         r#""commit_us":{"p50":1,"p99":2},"dirty_pages":{"p50":10,"p99":20},"epoch_bytes":{"p50":4096,"p99":8192},"#,
         r#""epoch_raw_bytes":{"p50":0,"p99":0},"compression":{"setting":"delta+zstd","packing":true,"raw":7,"sent":1},"#,
         r#""held_frames":2,"held_bytes":128,"epochs":16,"search":{"on":false,"waiting_for":["b"]},"#,

@@ -14,13 +14,14 @@ Examples:
   pollux --api-socket /run/a.sock ft status
   pollux --api-socket /run/a.sock ft events --follow
   pollux --api-socket /run/a.sock shutdown-vmm
-  pollux witness show /shared/vm1";
+  pollux witness show /shared/vm1
+  pollux pair init east";
 
 /// Controls a running pollux-vmm
 #[derive(Debug, Parser)]
 #[command(name = "pollux", version, after_help = EXAMPLES, max_term_width = 120)]
 pub struct Arguments {
-    /// API socket of the VMM; all commands but `witness` need it
+    /// API socket of the VMM; all commands but `witness` and `pair` need it
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
     /// What to do
@@ -67,6 +68,9 @@ pub enum Command {
     /// Shows or creates a witness's record of which node may run a VM; needs no VMM
     #[command(subcommand)]
     Witness(WitnessCommand),
+    /// Makes two hosts a pair that encrypts what it sends and lets nobody else in; needs no VMM
+    #[command(subcommand, after_help = crate::pair::HELP)]
+    Pair(crate::pair::PairCommand),
 }
 
 /// Fault tolerance.

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ft_pair::PairError;
+use host_kit::error::chain;
 use pollux_api::options::OptionError;
 
 use crate::client::ClientError;
@@ -41,6 +43,9 @@ pub enum CommandError {
     /// A witness's record.
     #[error(transparent)]
     Witness(#[from] RecordError),
+    /// A pair of hosts.
+    #[error("{}", chain(.0))]
+    Pair(#[from] PairError),
     /// Nobody to send the command to.
     #[error("--api-socket PATH is missing: which VMM?")]
     NoSocket,

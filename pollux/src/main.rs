@@ -1,5 +1,5 @@
 //! The `pollux` command: talks to the API socket of a running `pollux-vmm`, as `ch-remote` does, and controls
-//! its fault tolerance; shows and creates the record of a witness by itself.
+//! its fault tolerance; shows and creates the record of a witness, and makes pairs of hosts, by itself.
 //!
 //! Exit code 0: done; 1: not, with the reasons on standard error.
 #![forbid(unsafe_code)]
@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod error;
 mod ft;
+mod pair;
 mod plain;
 mod print;
 mod witness;

@@ -156,8 +156,8 @@ fn ask<T: Send + 'static>(
 fn in_words(stored: &Stored) -> String {
     let vm = stored.vm.map_or_else(|| "the VM".to_owned(), |vm| format!("VM {vm}"));
     match stored.record {
-        Record::Protected { primary, standby, term } => {
-            format!("{vm} is protected in term {term}: node {primary} runs it, node {standby} may take over")
+        Record::Protected { primary, in_sync, term } => {
+            format!("{vm} is protected in term {term}: node {primary} runs it, node {in_sync} may take over")
         }
         Record::Solo { owner, term, since } if since == term => {
             format!("{vm} is run in term {term} by node {owner}, and by nobody else since")

@@ -8,6 +8,7 @@ fn main() {
         |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("no {name}: not run by cargo")));
     let guest = dir("CARGO_MANIFEST_DIR").join("../guest");
     let target = dir("OUT_DIR").join("guest");
+    println!("cargo:rerun-if-changed={}", guest.join("../hostile/src").display());
     for part in ["src", "Cargo.toml", "Cargo.lock", "build.rs", "link.ld", ".cargo/config.toml"] {
         println!("cargo:rerun-if-changed={}", guest.join(part).display());
     }

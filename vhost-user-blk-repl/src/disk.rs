@@ -9,6 +9,9 @@ use std::sync::Arc;
 use device_kit::Vring;
 use device_kit::control::Control;
 use ft_proto::Epoch;
+use ft_transport::mirror::MirrorStream;
+use ft_transport::tls::schedule::StreamKeys;
+use ft_wire::device_ctl as wire;
 use ft_wire::device_ctl::{Command, DeviceInfo, InFlight, Report};
 use tracing::{info, warn};
 
@@ -24,6 +27,8 @@ use crate::serve::{Memory, Server};
 pub struct Disk {
     server: Server,
     replication: Replication,
+    /// Of the stream that the next command brings.
+    keys: Option<wire::StreamKeys>,
 }
 
 impl Disk {
@@ -35,7 +40,7 @@ impl Disk {
         let record = options.record.take();
         let standby = record.as_ref().is_some_and(|record| record.purpose() == Purpose::StandBy);
         let replication = Replication::new(image, record)?;
-        Ok(Self { server: Server::new(replication.image().clone(), options, standby)?, replication })
+        Ok(Self { server: Server::new(replication.image().clone(), options, standby)?, replication, keys: None })
     }
 
     /// What the guest sees of it.
@@ -144,9 +149,10 @@ impl Disk {
             Command::Release(release) => self.release(release.epoch()),
             Command::Discard { after } => self.replication.discard(after),
             Command::Start { in_flight, macs: _ } => self.start_running(in_flight),
-            Command::Mirror { epoch, max_uncommitted, rate } => match fd {
-                Some(fd) => self.start_mirror(fd, epoch, max_uncommitted, rate),
-                None => self.replication.lost("the Mirror command came without a stream"),
+            Command::StreamKeys(keys) => self.keys = Some(keys),
+            Command::Mirror { epoch, max_uncommitted, rate } => match self.stream(fd) {
+                Ok(stream) => self.start_mirror(stream, epoch, max_uncommitted, rate),
+                Err(why) => self.replication.lost(&why),
             },
             Command::Unmirror => {
                 self.replication.run_alone();
@@ -154,9 +160,9 @@ impl Disk {
                 self.server.deliver(&self.replication);
                 self.server.serve_all(&self.replication);
             }
-            Command::Receive { max_uncommitted } => match fd {
-                Some(fd) => self.start_receiving(fd, max_uncommitted),
-                None => self.replication.lost("the Receive command came without a stream"),
+            Command::Receive { max_uncommitted } => match self.stream(fd) {
+                Ok(stream) => self.start_receiving(stream, max_uncommitted),
+                Err(why) => self.replication.lost(&why),
             },
             Command::Own { vm, term } => self.replication.own(vm, term),
             Command::End(term) => self.replication.end_vm(term),
@@ -230,14 +236,22 @@ impl Disk {
         self.server.serve_all(&self.replication);
     }
 
-    fn start_mirror(&mut self, fd: OwnedFd, epoch: Epoch, max_uncommitted: u64, rate: u64) {
+    /// The stream that a command brings, with the keys that came before it.
+    fn stream(&mut self, fd: Option<OwnedFd>) -> Result<MirrorStream, String> {
+        let keys = self.keys.take().map(StreamKeys::try_from).transpose();
+        let keys = keys.map_err(|error| format!("the keys of the stream cannot be used: {error}"))?;
+        let socket = fd.ok_or("the command came without a stream")?;
+        Ok(MirrorStream { socket, keys })
+    }
+
+    fn start_mirror(&mut self, stream: MirrorStream, epoch: Epoch, max_uncommitted: u64, rate: u64) {
         self.server.begin_session(epoch);
         let settings = Settings { epoch, max_uncommitted, rate, serial: self.server.serial().to_owned() };
-        self.replication.start_mirror(fd, settings, self.server.unfinished_writes().collect());
+        self.replication.start_mirror(stream, settings, self.server.unfinished_writes().collect());
         self.server.serve_all(&self.replication);
     }
 
-    fn start_receiving(&mut self, fd: OwnedFd, max_uncommitted: u64) {
+    fn start_receiving(&mut self, stream: MirrorStream, max_uncommitted: u64) {
         self.replication.stop_receiving();
         if !self.server.is_standby() {
             return self.replication.lost("not a standby: the disk of a running VM takes no stream");
@@ -246,6 +260,6 @@ impl Disk {
             return self.replication.lost("the standby's disk is read-only");
         }
         self.server.finish_writes(&mut self.replication);
-        self.replication.start_receiving(fd, max_uncommitted, self.server.serial().to_owned());
+        self.replication.start_receiving(stream, max_uncommitted, self.server.serial().to_owned());
     }
 }

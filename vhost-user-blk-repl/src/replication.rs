@@ -7,12 +7,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use device_kit::Vmm;
 use device_kit::control::Reporter;
 use ft_proto::{Epoch, Term, VmId};
+use ft_transport::mirror::MirrorStream;
 use ft_wire::device_ctl::Report;
 use tracing::{error, warn};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -164,15 +165,15 @@ impl Replication {
         self.report(&Report::Started);
     }
 
-    /// Begins to mirror to the peer on the stream `fd`; `before` are writes that are not in the image yet.
-    pub fn start_mirror(&mut self, fd: OwnedFd, settings: Settings, before: HashSet<u64>) {
+    /// Begins to mirror to the peer on `stream`; `before` are writes that are not in the image yet.
+    pub fn start_mirror(&mut self, stream: MirrorStream, settings: Settings, before: HashSet<u64>) {
         (self.mirror, self.failed) = (None, false);
         if let Some(failure) = self.tracker.image_failure() {
             return self.lost(&failure);
         }
         let Some(reports) = self.vmm.reporter().map(Session::new) else { return };
         let (image, wake) = (self.image().clone(), self.wake.clone());
-        match Mirror::new(fd, settings, image, before, reports, (self.tracker.clone(), wake)) {
+        match Mirror::new(stream, settings, image, before, reports, (self.tracker.clone(), wake)) {
             Ok(mirror) => self.mirror = Some(mirror),
             Err(e) => self.lost(&format!("cannot use the stream: {e}")),
         }
@@ -214,15 +215,15 @@ impl Replication {
         }
     }
 
-    /// Begins to take the peer's writes from the stream `fd`. The image belongs to the stream from here on.
-    pub fn start_receiving(&mut self, fd: OwnedFd, max_uncommitted: u64, serial: String) {
+    /// Begins to take the peer's writes from `stream`. The image belongs to the stream from here on.
+    pub fn start_receiving(&mut self, stream: MirrorStream, max_uncommitted: u64, serial: String) {
         let Some(reporter) = self.vmm.reporter() else { return };
         if let Some(failure) = self.tracker.image_failure() {
             return self.lost(&failure);
         }
         let Some(applier) = self.applier(&reporter) else { return };
         let disk = Disk { image: self.image().clone(), tracker: self.tracker.clone(), serial, applier };
-        match Receiver::new(fd, disk, max_uncommitted, Session::new(reporter)) {
+        match Receiver::new(stream, disk, max_uncommitted, Session::new(reporter)) {
             Ok(receiver) => self.receiver = Some(receiver),
             Err(e) => self.lost(&format!("cannot use the stream: {e}")),
         }

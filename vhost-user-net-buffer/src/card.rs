@@ -3,6 +3,9 @@
 //! Work is cut into chunks of a few frames and the ft-ctl link is read between any two, so that a `Seal`
 //! waits for one chunk only.
 
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -283,7 +286,8 @@ impl Card {
                 }
                 self.start(macs);
             }
-            Command::Mirror { .. }
+            Command::StreamKeys(_)
+            | Command::Mirror { .. }
             | Command::Unmirror
             | Command::Receive { .. }
             | Command::Own { .. }

@@ -10,6 +10,7 @@ use virtio_queue::QueueT;
 use vm_memory::atomic::GuestMemoryLoadGuard;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 
+use crate::header::Offloads;
 use crate::ring::{HEADER_LEN, LEGACY_HEADER_LEN};
 
 /// What the driver has set up.
@@ -17,6 +18,10 @@ pub struct Driver {
     memory: GuestMemoryAtomic<Memory>,
     header_len: usize,
     mergeable: bool,
+    /// What it may ask the card to do with its frames.
+    output: Offloads,
+    /// What it can receive.
+    input: Offloads,
     /// Queue pairs that it can use, by the features that it has taken.
     usable_pairs: usize,
     /// Queue pairs that it has asked for over the control queue.
@@ -33,6 +38,8 @@ impl Driver {
             memory: GuestMemoryAtomic::new(Memory::new()),
             header_len: HEADER_LEN,
             mergeable: false,
+            output: Offloads::default(),
+            input: Offloads::default(),
             usable_pairs: pairs,
             pairs_set: None,
             receives: vec![false; pairs],
@@ -43,6 +50,7 @@ impl Driver {
     pub fn start_over(&mut self, features: u64) {
         let has = |bit: u32| features & (1 << bit) != 0;
         self.mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
+        (self.output, self.input) = (Offloads::of_output(features), Offloads::of_input(features));
         self.header_len = if self.mergeable || has(VIRTIO_F_VERSION_1) { HEADER_LEN } else { LEGACY_HEADER_LEN };
         self.usable_pairs = if has(VIRTIO_NET_F_MQ) { self.receives.len() } else { 1 };
         self.pairs_set = None;
@@ -70,6 +78,18 @@ impl Driver {
     #[must_use]
     pub fn merges(&self) -> bool {
         self.mergeable
+    }
+
+    /// What it may ask the card to do with its frames.
+    #[must_use]
+    pub fn output_offloads(&self) -> Offloads {
+        self.output
+    }
+
+    /// What it can receive.
+    #[must_use]
+    pub fn input_offloads(&self) -> Offloads {
+        self.input
     }
 
     /// Index of the control queue: it comes after the pairs that the driver can use (virtio 1.2, 5.1.2).

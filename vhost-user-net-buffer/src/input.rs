@@ -8,6 +8,7 @@ use device_kit::{Memory, Vring};
 use virtio_queue::{Queue, QueueT};
 
 use crate::driver::Driver;
+use crate::header;
 use crate::output::CHUNK;
 use crate::ports::Ports;
 use crate::ring::{self, Direction, HEADER_LEN, LEGACY_HEADER_LEN, Segment};
@@ -17,7 +18,7 @@ use crate::ring::{self, Direction, HEADER_LEN, LEGACY_HEADER_LEN, Segment};
 enum Delivery {
     /// The guest has it.
     Done,
-    /// It can never fit.
+    /// It can never fit, or the guest cannot take a frame of its kind.
     Dropped,
     /// Not before the guest's avail index moves past this one.
     Starved { seen: u16 },
@@ -125,6 +126,9 @@ impl Input {
 
     /// Puts a frame, which has its header, into as many of the guest's buffers as it needs.
     fn deliver(&mut self, queue: &mut Queue, cx: &Context<'_>, frame: &mut [u8]) -> Delivery {
+        let Some((told, _)) = frame.split_first_chunk_mut() else { return Delivery::Dropped };
+        let Some(header) = header::for_guest(told, cx.driver.input_offloads()) else { return Delivery::Dropped };
+        *told = header;
         let (before, size) = (queue.next_avail(), queue.size());
         let needed = frame.len() - HEADER_LEN + cx.driver.header_len();
         match self.collect(queue, cx, needed) {
@@ -166,7 +170,9 @@ impl Input {
         self.used.clear();
         self.bad.clear();
         let mut room = 0;
-        while room < needed && (cx.driver.merges() || self.used.is_empty()) {
+        // A guest that adds bad ones as fast as they are taken would keep this thread here for ever.
+        let size = usize::from(queue.size());
+        while room < needed && (cx.driver.merges() || self.used.is_empty()) && self.used.len() + self.bad.len() < size {
             let Some(chain) = ring::next(queue, cx.memory).ok()? else { break };
             let head = chain.head_index();
             match ring::gather(chain, cx.memory, Direction::ToGuest, &mut self.segments) {

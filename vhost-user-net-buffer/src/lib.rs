@@ -4,9 +4,9 @@
 //! In: a virtio-net device's queues (vhost-user), the VMM's ft-ctl commands, a tap. Out: frames. Never: a
 //! held frame before its release, and guest memory touched between `Seal` and `Resume`.
 //!
-//! Reading order: `backend` (events), `card` (ft-ctl, and the order of work), `output` and `input` (frames),
-//! then what they are made of: `driver` (the guest's side), `ports` (the host's), `epoch_buffer` and `work`
-//! (pure), `ring`, `tap`, `announce`, `relay`.
+//! Reading order: `backend` (events), `card` (ft-ctl, and the order of work), `output` and `input`
+//! (frames), then what they are made of: `driver` (the guest's side), `ports` (the host's), `header`,
+//! `epoch_buffer` and `work` (pure), `ring`, `tap`, `announce`, `relay`.
 
 pub mod announce;
 pub mod args;
@@ -15,8 +15,7 @@ mod card;
 mod control_queue;
 mod driver;
 pub mod epoch_buffer;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
+mod header;
 mod input;
 mod output;
 mod ports;
@@ -33,6 +32,8 @@ use device_kit::{ProcessError, Served};
 
 use crate::args::Args;
 use crate::backend::Net;
+#[cfg(feature = "fuzzing")]
+pub use crate::card::Card;
 use crate::tap::Tap;
 
 /// Why the card could not start or go on.

@@ -1,7 +1,8 @@
 //! Guest to outside: frames are held by epoch, or written to the tap straight from guest memory.
 //!
 //! Either way the guest has its buffers back at once. A held frame is a copy; when there is no room for it
-//! the queue is left alone until the next release.
+//! the queue is left alone until the next release. Its header is always a copy, and is checked: what asks
+//! for more than was negotiated, or for what its frame does not allow, is dropped.
 
 use std::io;
 
@@ -11,11 +12,12 @@ use device_kit::{Memory, Vmm, Vring};
 use ft_proto::Epoch;
 use ft_wire::device_ctl::Report;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Address, GuestMemoryBackend, VolatileSlice};
 
 use crate::announce::{Announcer, Mac};
 use crate::driver::Driver;
 use crate::epoch_buffer::EpochBuffer;
+use crate::header::{self, HeaderError};
 use crate::ring::{self, Direction, FRAME_MAX, FRAME_MIN, HEADER_LEN, Segment};
 use crate::tap::Tap;
 
@@ -217,8 +219,7 @@ impl Output {
                 return false;
             }
         } else {
-            let result = self.send(memory, pair, len, cx);
-            count(len, result, cx.tap, cx.counters);
+            self.send(memory, pair, len, cx);
         }
         if cx.announcer.wants_address()
             && let Some(mac) = self.source(memory, cx.driver.header_len())
@@ -238,9 +239,9 @@ impl Output {
             }
             return false;
         };
-        if copy_frame(memory, &self.segments, cx.driver.header_len(), slot).is_err() {
+        if let Err(refused) = copy_frame(memory, &self.segments, cx.driver, slot) {
             self.buffer.retract();
-            cx.counters.malformed();
+            refused.count(cx);
             return true;
         }
         cx.counters.held();
@@ -251,23 +252,30 @@ impl Output {
         true
     }
 
-    fn send(&mut self, memory: &Memory, pair: usize, len: usize, cx: &Context<'_>) -> io::Result<()> {
-        let (tap, header_len) = (&cx.tap.queues()[pair], cx.driver.header_len());
+    fn send(&mut self, memory: &Memory, pair: usize, len: usize, cx: &Context<'_>) {
+        let tap = &cx.tap.queues()[pair];
+        let header_len = cx.driver.header_len();
+        let header = match checked_header(memory, &self.segments, len, cx.driver) {
+            Ok(header) => header,
+            Err(refused) => return refused.count(cx),
+        };
         let mut slices = [None::<libc::iovec>; IOVECS_MAX];
-        if header_len == HEADER_LEN
-            && let Some(count) = locate(memory, &self.segments, &mut slices)
-        {
+        slices[0] = Some(libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: HEADER_LEN });
+        let result = if let Some(count) = locate(memory, &self.segments, header_len, &mut slices) {
             let iovecs = slices.map(|s| s.unwrap_or(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }));
-            // SAFETY: each piece lies in guest memory that `memory` keeps mapped through the call. The guest
-            // may change the bytes meanwhile: only the kernel looks at them, and it copies before it
-            // believes.
+            // SAFETY: the first piece is `header`, which lives through the call; the others lie in guest
+            // memory that `memory` keeps mapped through it. The guest may change the bytes meanwhile: only
+            // the kernel looks at them, and it copies before it believes.
             let n =
                 unsafe { libc::writev(std::os::fd::AsRawFd::as_raw_fd(tap), iovecs.as_ptr(), count as libc::c_int) };
-            return if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-        }
-        let frame = &mut self.frame[..HEADER_LEN + len];
-        copy_frame(memory, &self.segments, header_len, frame).map_err(|ring::Malformed| io::ErrorKind::InvalidInput)?;
-        tap.write(frame)
+            if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        } else {
+            match copy_frame(memory, &self.segments, cx.driver, &mut self.frame[..HEADER_LEN + len]) {
+                Ok(()) => tap.write(&self.frame[..HEADER_LEN + len]),
+                Err(refused) => return refused.count(cx),
+            }
+        };
+        count(len, result, cx.tap, cx.counters);
     }
 
     /// Source address of the frame in the segments, if it can be a guest's.
@@ -289,27 +297,71 @@ fn count(bytes: usize, result: io::Result<()>, tap: &Tap, counters: &NetCounters
     }
 }
 
-/// Copies a frame out of guest memory, with its header as the tap expects it.
-fn copy_frame(
-    memory: &Memory,
-    segments: &[Segment],
-    header_len: usize,
-    frame: &mut [u8],
-) -> Result<(), ring::Malformed> {
-    if header_len == HEADER_LEN {
-        return ring::copy_out(memory, segments, 0, frame);
-    }
-    let (header, body) = frame.split_at_mut(HEADER_LEN);
-    header.fill(0);
-    ring::copy_out(memory, segments, 0, &mut header[..header_len])?;
-    ring::copy_out(memory, segments, header_len, body)
+/// Why a frame of the guest is not even tried.
+enum Refused {
+    /// It is not in guest memory (any more).
+    Malformed,
+    /// Its header is wrong.
+    Header(HeaderError),
 }
 
-/// Finds where `segments` are mapped; `None` when they are too many pieces.
-fn locate(memory: &Memory, segments: &[Segment], pieces: &mut [Option<libc::iovec>]) -> Option<usize> {
-    let mut count = 0;
+impl From<ring::Malformed> for Refused {
+    fn from(_: ring::Malformed) -> Self {
+        Self::Malformed
+    }
+}
+
+impl Refused {
+    fn count(&self, cx: &Context<'_>) {
+        cx.counters.malformed();
+        if let Self::Header(error) = self {
+            cx.counters.send_dropped(1);
+            host_kit::warn_limited!("tap {}: a frame of the guest is dropped: {error}", cx.tap.name());
+        }
+    }
+}
+
+/// Copies a frame out of guest memory, with its header as the tap expects it.
+fn copy_frame(memory: &Memory, segments: &[Segment], driver: &Driver, frame: &mut [u8]) -> Result<(), Refused> {
+    let mut told = [0; HEADER_LEN];
+    ring::copy_out(memory, segments, 0, &mut told[..driver.header_len()])?;
+    let (header, body) = frame.split_at_mut(HEADER_LEN);
+    ring::copy_out(memory, segments, driver.header_len(), body)?;
+    let told = header::for_tap(&told, body, body.len(), driver.output_offloads()).map_err(Refused::Header)?;
+    header.copy_from_slice(&told);
+    Ok(())
+}
+
+/// The header of a frame of `len` bytes (without header), as the tap expects it. The frame may change after
+/// that; then the kernel finds what it finds.
+fn checked_header(
+    memory: &Memory,
+    segments: &[Segment],
+    len: usize,
+    driver: &Driver,
+) -> Result<[u8; HEADER_LEN], Refused> {
+    let mut told = [0; HEADER_LEN];
+    ring::copy_out(memory, segments, 0, &mut told[..driver.header_len()])?;
+    let mut start = [0; header::START_MAX];
+    let start = &mut start[..len.min(header::START_MAX)];
+    if !header::is_plain(&told) {
+        ring::copy_out(memory, segments, driver.header_len(), start)?;
+    }
+    header::for_tap(&told, start, len, driver.output_offloads()).map_err(Refused::Header)
+}
+
+/// Finds where `segments` are mapped from the byte `skip` on, for `pieces` from the second one on. Returns
+/// the number of all pieces; `None` when they are too many.
+fn locate(memory: &Memory, segments: &[Segment], mut skip: usize, pieces: &mut [Option<libc::iovec>]) -> Option<usize> {
+    let mut count = 1;
     for segment in segments {
-        for slice in GuestMemoryBackend::get_slices(memory, segment.address, segment.len as usize) {
+        let cut = skip.min(segment.len as usize);
+        skip -= cut;
+        if cut == segment.len as usize {
+            continue;
+        }
+        let from = segment.address.checked_add(cut as u64)?;
+        for slice in GuestMemoryBackend::get_slices(memory, from, segment.len as usize - cut) {
             let slice: VolatileSlice<'_, _> = slice.ok()?;
             let guard = slice.ptr_guard();
             *pieces.get_mut(count)? =

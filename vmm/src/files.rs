@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use host_kit::landlock::{Access, Others, Place, around, limit};
 
 use crate::config::{ConsoleOutputMode, NetConfig, VhostMode, VmConfig};
-use crate::ft_api::{NodeOptions, witness_places};
+use crate::ft_api::{self, NodeOptions};
 
 /// The processor and KVM, the load of CPUs, links, name services, who this host is, and sockets that are gone at
 /// once.
@@ -42,7 +42,7 @@ pub fn limit_to(config: &VmConfig, options: Option<&NodeOptions>, api_socket: Op
     let mut places = named(config);
     places.extend(ALWAYS.map(|(path, access)| (path.into(), access)));
     places.push((std::env::temp_dir(), Access::Write));
-    places.extend(options.map(witness_places).unwrap_or_default());
+    places.extend(options.map(ft_api::places).unwrap_or_default());
     places.extend(api_socket.map(|socket| (around(socket), Access::Write)));
     limit(&places, Others::Reachable)
 }

@@ -6,15 +6,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use ft::{Call, Control, NodeOptions, ProtectOptions, StandbyOptions};
-use ft::{WitnessAddress, on_partition, resolve};
+use ft::{TlsChoice, WitnessAddress, on_partition, resolve};
 use ft_proto::Term;
 use host_kit::landlock::{Access, Place, around};
 use pollux_api::options::{NodeRequest, OptionError, Options, StartRole, TextList, Tuning, node_options};
 
-/// The files of the witness.
+/// The files of the witness and of the pair.
 #[must_use]
-pub fn witness_places(options: &NodeOptions) -> Vec<Place> {
-    match &options.witness {
+pub fn places(options: &NodeOptions) -> Vec<Place> {
+    let mut places = match &options.witness {
         None => Vec::new(),
         // Wherever the file is that the name leads to, records are made beside it.
         Some(WitnessAddress::File(path)) => {
@@ -26,7 +26,11 @@ pub fn witness_places(options: &NodeOptions) -> Vec<Place> {
             let all = etcd.cacert.iter().chain(identity).chain(etcd.user.iter().map(|(_, password)| password));
             all.map(|path| (path.clone(), Access::Read)).collect()
         }
+    };
+    if let TlsChoice::Folder(folder) = &options.tls {
+        places.push((folder.clone(), Access::Read));
     }
+    places
 }
 
 /// Reads the text after `--ft`.
@@ -52,6 +56,7 @@ pub fn node_option(text: &str) -> Result<NodeOptions, OptionError> {
             witness: witness(&options)?,
             on_partition: options.value("on_partition")?.map(on_partition),
             detect_ms: options.value("detect_ms")?,
+            keeps_data: false,
         })
     };
     Ok(NodeOptions {
@@ -61,8 +66,25 @@ pub fn node_option(text: &str) -> Result<NodeOptions, OptionError> {
         witness: witness(&options)?,
         node: options.parsed("node", "a name of 1 to 32 letters, digits, dots, dashes or underscores")?,
         force,
+        overwrite: options.value("overwrite")?.unwrap_or(false),
+        tls: tls(&options)?,
         blackout_wait: blackout_wait.map(Duration::from_secs),
     })
+}
+
+/// What protects the streams between the hosts.
+fn tls(options: &Options) -> Result<TlsChoice, OptionError> {
+    let conflict = |what: &str| OptionError::Conflict { flag: "--ft".to_owned(), what: what.to_owned() };
+    let (pair, folder) = (options.text("pair"), options.text("tls_dir"));
+    match (options.value::<bool>("tls")?.unwrap_or(true), pair, folder) {
+        (true, None, None) => Ok(TlsChoice::OnlyPair),
+        (true, Some(pair), None) if pair.contains('/') => Err(conflict("pair= is a name; tls_dir= takes a folder")),
+        (true, Some(pair), None) => Ok(TlsChoice::pair(pair)),
+        (true, None, Some(folder)) => Ok(TlsChoice::Folder(folder.into())),
+        (true, Some(_), Some(_)) => Err(conflict("pair= and tls_dir= name two sets of certificates")),
+        (false, None, None) => Ok(TlsChoice::Off),
+        (false, ..) => Err(conflict("tls=off needs no certificates: leave out pair= and tls_dir=, or tls=off")),
+    }
 }
 
 /// The term that an operator overrides.
@@ -132,6 +154,7 @@ mod tests {
             witness: Some(WitnessAddress::File("/w".into())),
             on_partition: None,
             detect_ms: Some(0),
+            keeps_data: false,
         };
         let options = node_option(text).unwrap();
         assert_eq!((options.role, options.standby), (StartRole::Standby, Some(expected)));
@@ -150,6 +173,18 @@ mod tests {
         let json = r#"{"peer":"localhost:7002","heartbeat":"[fe80::2%lo]:7003"}"#;
         let asked: ProtectOptions = serde_json::from_str(json).unwrap();
         assert_eq!((options.peers[0].peer, options.peers[0].heartbeat), (asked.peer, asked.heartbeat));
+    }
+
+    #[test]
+    fn tls_is_on_unless_it_is_switched_off_and_says_whose_certificates() {
+        let tls = |more: &str| node_option(&format!("role=primary{more}")).map(|options| options.tls);
+        assert_eq!(tls("").unwrap(), TlsChoice::OnlyPair);
+        assert_eq!(tls(",tls=on,pair=east").unwrap(), TlsChoice::Folder("/etc/pollux/pairs/east".into()));
+        assert_eq!(tls(",tls_dir=/pki").unwrap(), TlsChoice::Folder("/pki".into()));
+        assert_eq!(tls(",tls=off").unwrap(), TlsChoice::Off);
+        for wrong in [",pair=a/b", ",pair=east,tls_dir=/pki", ",tls=off,pair=east", ",tls=maybe"] {
+            assert!(tls(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

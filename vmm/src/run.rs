@@ -75,6 +75,7 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
         files::limit_to(vm, invocation.ft.as_ref(), invocation.api_socket.as_ref().and_then(SocketTarget::path))?;
     }
     let signals = signals()?;
+    let factory = Box::new(KvmFactory::new(invocation.ft)?);
 
     let (sender, calls) = unbounded();
     let shared = Shared::new(sender);
@@ -84,7 +85,6 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
         None => None,
     };
     let no_shutdown = invocation.no_shutdown;
-    let factory = Box::new(KvmFactory::new(invocation.ft));
     let mut vmm = Vmm::new(Parts { factory, monitor, shared, no_shutdown });
     let outcome = match invocation.vm.map(|vm| vmm.start(vm)) {
         Some(Err(error)) => {

@@ -7,14 +7,27 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use ft_pair::authority::Authority;
+use ft_pair::folder::Folder;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_pollux-vmm");
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
+/// A folder with one pair.
+fn pairs() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::create("test").unwrap();
+    let host = authority.issue("test-host").unwrap();
+    Folder::of("test", Some(&dir.path().join("test"))).create(&authority, &host).unwrap();
+    dir
+}
+
 #[test]
 fn wrong_arguments_give_one_line_and_exit_1() {
+    let pairs = pairs();
     let kernel = |rest: &[&'static str]| [&["--kernel", "/nowhere/vmlinuz"], rest].concat();
     for (arguments, expected) in [
         (vec![], "nothing to do: give --kernel to boot a VM, or --api-socket to wait for requests"),
@@ -56,8 +69,13 @@ fn wrong_arguments_give_one_line_and_exit_1() {
             "The VM could not boot: --ft: witness /nowhere/w does not say who may run this VM: cannot find the folder",
         ),
         (vec!["--ft", "role=standby,listen=1.2.3.4:1"], "--ft: heartbeat= is missing"),
+        (
+            vec!["--ft", "role=standby,listen=1.2.3.4:1,heartbeat=1.2.3.4:2,pair=nosuch"],
+            "--ft: the certificates for TLS cannot be used: ",
+        ),
     ] {
-        let output = run(&arguments);
+        let mut command = Command::new(BINARY);
+        let output = command.args(&arguments).env("POLLUX_PAIRS", pairs.path()).stdin(Stdio::null()).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
         assert!(text.starts_with(&format!("pollux-vmm: {expected}")), "{arguments:?}: {text}");

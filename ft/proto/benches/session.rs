@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use ft_proto::witness::{Claim, Record, Verdict};
+use ft_proto::witness::{Claim, Record, Replicas, Verdict};
 use ft_proto::{Action, Epoch, Input, Node, NodeId, Settings, State, Term, Time, WitnessAnswer};
 
 const A: NodeId = NodeId::numbered(1, 1);
@@ -57,7 +57,8 @@ impl Pair {
                 }
                 Action::Release(committed) => released = committed.epoch(),
                 Action::AskWitness(claim @ Claim::Register { primary, standby, term }) => {
-                    let granted = Verdict::Granted(Record::Protected { primary, standby, term });
+                    let granted =
+                        Verdict::Granted(Record::Protected { primary, in_sync: Replicas::one(standby), term });
                     self.primary.handle(Input::Witness(WitnessAnswer::Judged(claim, granted)), self.now);
                 }
                 _ => {}

@@ -30,7 +30,7 @@ use crate::events::{Action, Alone, CutKind, Event, Input, OnPartition, Settings,
 use crate::failure_detector::LinkId;
 use crate::pipeline::Pipeline;
 use crate::session::{Cx, Outcome, PendingClaim, refusal};
-use crate::witness::{Claim, Record, Verdict};
+use crate::witness::{Claim, Record, Replicas, Verdict};
 use crate::{Epoch, NodeId, Term, Time};
 
 /// Unanswered claims to go alone before the standby is asked to take over: one may be a hiccup, and staying
@@ -286,7 +286,7 @@ impl Primary {
     /// The witness's record was read.
     pub(crate) fn record_read(&mut self, record: Option<Record>, cx: &mut Cx<'_>) -> Option<Outcome> {
         let running = self.running();
-        let registered = Record::Protected { primary: self.id, standby: self.peer(), term: self.term };
+        let registered = record.is_some_and(|record| record.protects(self.id, self.peer(), self.term));
         let watch = self.state.watch_mut()?;
         match record {
             None => {
@@ -296,7 +296,7 @@ impl Primary {
                 }
                 None
             }
-            Some(record) if record == registered => {
+            Some(_) if registered => {
                 watch.lost = None;
                 None
             }
@@ -399,7 +399,7 @@ impl Primary {
     /// noticed, the standby had not taken over before the loss, and cannot have since: the two agree, and the
     /// record can be restored.
     fn restore_record(&mut self, epoch: Epoch, cx: &mut Cx<'_>) {
-        let claim = Claim::Restore { primary: self.id, standby: self.peer(), term: self.term };
+        let claim = Claim::Restore { primary: self.id, in_sync: Replicas::one(self.peer()), term: self.term };
         if let Some(watch) = self.state.watch_mut()
             && watch.restore.is_none()
             && watch.lost.is_some_and(|lost| epoch >= lost)
@@ -465,7 +465,7 @@ impl Primary {
             Some(OnPartition::Primary | OnPartition::Both) => Some(self.alone(self.term.next(), reason, cx)),
             Some(OnPartition::Standby) => Some(leave_to_standby(&reason, cx)),
             None => {
-                let claim = Claim::GoAlone { primary: self.id, standby: self.peer(), term: self.term };
+                let claim = Claim::GoAlone { primary: self.id, in_sync: Replicas::one(self.peer()), term: self.term };
                 let claim = PendingClaim::ask(claim, cx);
                 let unanswered = (by == By::Failure).then_some(0);
                 let was_protected = self.is_protected();

@@ -6,69 +6,17 @@
 
 use serde::{Deserialize, Serialize};
 
+mod disks;
 mod record;
+mod replicas;
 #[cfg(test)]
 mod tests;
 
+pub use disks::{DiskState, Disks};
 pub use record::{Record, RecordError};
+pub use replicas::Replicas;
 
-use crate::{NodeId, Term, VmId};
-
-/// What the records of a host's disks say about the last run of the VM from them.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
-pub struct Disks {
-    /// The VM that they belong to; `None`: no disk has one on record.
-    pub vm: Option<VmId>,
-    /// What they were last used for.
-    pub state: DiskState,
-}
-
-/// What disks were last used for, and in which term. Of several disks of one VM the one that proves least
-/// counts.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskState {
-    /// There is no disk whose writes Pollux sees.
-    #[default]
-    None,
-    /// There is content and no record: a new image, or one that was never protected.
-    Fresh,
-    /// There is neither record nor content: a new image, or the place for a copy.
-    Hole,
-    /// The VM ran from them, and no other copy could be newer, since this term or one before.
-    Alone(Term),
-    /// The VM was shut down cleanly in this term.
-    Ended(Term),
-    /// The VM ran from them with a standby in sync, in this term.
-    Protected(Term),
-    /// They are a copy of the VM that ran elsewhere in this term, complete as of some epoch.
-    Copy(Term),
-    /// No VM can be started from them: the copy is incomplete, a record is damaged, or the disks contradict
-    /// each other.
-    Unusable,
-}
-
-impl DiskState {
-    /// The term of the run that ended or broke off on these disks; 0: there was none. `None`: by themselves
-    /// they do not allow a start.
-    #[must_use]
-    pub fn ran(self) -> Option<Term> {
-        match self {
-            Self::None | Self::Fresh => Some(Term(0)),
-            Self::Alone(term) | Self::Ended(term) | Self::Protected(term) => Some(term),
-            Self::Hole | Self::Copy(_) | Self::Unusable => None,
-        }
-    }
-
-    /// The term on record, whatever the state.
-    #[must_use]
-    pub fn term(self) -> Term {
-        match self {
-            Self::Copy(term) => term,
-            other => other.ran().unwrap_or_default(),
-        }
-    }
-}
+use crate::{NodeId, Term};
 
 /// A change of the record that a node asks for.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -93,7 +41,7 @@ pub enum Claim {
         /// It has waited for the host with the newest disks, for as long as its operator configured.
         waited: bool,
     },
-    /// `standby` holds a complete checkpoint: from now on it may take over.
+    /// `standby` holds a complete checkpoint: from now on it may take over, as those that could before.
     Register {
         /// Who asks.
         primary: NodeId,
@@ -102,26 +50,26 @@ pub enum Claim {
         /// Their term.
         term: Term,
     },
-    /// The record was lost while these two were connected: the standby has acknowledged an epoch that was cut
-    /// after the loss was noticed, so it had not taken over before, and cannot have since.
+    /// The record was lost while these were connected: each standby has acknowledged an epoch that was cut
+    /// after the loss was noticed, so none had taken over before, and none can have since.
     Restore {
         /// Who asks.
         primary: NodeId,
         /// Who may take over.
-        standby: NodeId,
+        in_sync: Replicas,
         /// Their term.
         term: Term,
     },
-    /// The primary continues without its standby.
+    /// The primary continues without its standbys.
     GoAlone {
         /// Who asks.
         primary: NodeId,
-        /// Who loses its right.
-        standby: NodeId,
+        /// Who loses their right: all that have one.
+        in_sync: Replicas,
         /// Their term.
         term: Term,
     },
-    /// The standby takes over.
+    /// A standby takes over; others lose their right, too.
     TakeOver {
         /// Who loses its right.
         primary: NodeId,
@@ -195,9 +143,10 @@ pub fn grant_unchecked(claim: Claim) -> Record {
     match claim {
         Claim::Start { node, disks, .. } => solo(node, disks.term().next()),
         Claim::Own { node, term, .. } | Claim::Force { node, term } => solo(node, term.next()),
-        Claim::Register { primary, standby, term }
-        | Claim::Restore { primary, standby, term }
-        | Claim::Withdraw { primary, standby, term } => Record::Protected { primary, standby, term },
+        Claim::Register { primary, standby, term } | Claim::Withdraw { primary, standby, term } => {
+            Record::Protected { primary, in_sync: Replicas::one(standby), term }
+        }
+        Claim::Restore { primary, in_sync, term } => Record::Protected { primary, in_sync, term },
         Claim::GoAlone { primary, term, .. } => solo(primary, term.next()),
         Claim::TakeOver { standby, term, .. } => solo(standby, term.next()),
         Claim::Stop { term, disks, .. } => Record::Stopped { term, disks },
@@ -242,7 +191,7 @@ fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
     }
 }
 
-/// Claims that name both hosts of a pair.
+/// Claims that name a primary and its standbys.
 fn granted_to_pair(record: Option<Record>, claim: Claim) -> Option<Record> {
     use Record::{Protected, Solo};
     let solo = |owner, term| Solo { owner, term, since: term };
@@ -250,18 +199,20 @@ fn granted_to_pair(record: Option<Record>, claim: Claim) -> Option<Record> {
         (Claim::Register { primary, standby, term }, Some(Solo { owner, term: t, .. }))
             if owner == primary && t == term =>
         {
-            Some(Protected { primary, standby, term })
+            Some(Protected { primary, in_sync: Replicas::one(standby), term })
         }
-        (Claim::Register { primary, standby, term }, Some(now)) if now == (Protected { primary, standby, term }) => {
+        (Claim::Register { primary, standby, term }, Some(Protected { primary: p, in_sync, term: t }))
+            if p == primary && t == term =>
+        {
+            Some(Protected { primary, in_sync: in_sync.and(standby)?, term })
+        }
+
+        (Claim::Restore { primary, in_sync, term }, None) => Some(Protected { primary, in_sync, term }),
+        (Claim::Restore { primary, in_sync, term }, Some(now)) if now == (Protected { primary, in_sync, term }) => {
             record
         }
 
-        (Claim::Restore { primary, standby, term }, None) => Some(Protected { primary, standby, term }),
-        (Claim::Restore { primary, standby, term }, Some(now)) if now == (Protected { primary, standby, term }) => {
-            record
-        }
-
-        (Claim::GoAlone { primary, standby, term }, Some(now)) if now == (Protected { primary, standby, term }) => {
+        (Claim::GoAlone { primary, in_sync, term }, Some(now)) if now == (Protected { primary, in_sync, term }) => {
             Some(solo(primary, term.next()))
         }
         // The registration never arrived: nobody else ever had a right in this term.
@@ -270,13 +221,13 @@ fn granted_to_pair(record: Option<Record>, claim: Claim) -> Option<Record> {
         }
         (Claim::GoAlone { primary, term, .. }, Some(now)) if now == solo(primary, term.next()) => record,
 
-        (Claim::TakeOver { primary, standby, term }, Some(now)) if now == (Protected { primary, standby, term }) => {
+        (Claim::TakeOver { primary, standby, term }, Some(now)) if now.protects(primary, standby, term) => {
             Some(solo(standby, term.next()))
         }
         (Claim::TakeOver { standby, term, .. }, Some(now)) if now == solo(standby, term.next()) => record,
 
         (Claim::Withdraw { primary, standby, term }, Some(now))
-            if now == (Protected { primary, standby, term })
+            if now.protects(primary, standby, term)
                 || matches!(now, Solo { owner, term: t, .. } if owner == primary && t == term) =>
         {
             record
@@ -319,7 +270,7 @@ fn start(record: Option<Record>, node: NodeId, disks: DiskState, waited: bool) -
         Some(Record::Protected { primary, term, .. }) if primary.host == node.host => {
             (diskless || disks == DiskState::Protected(term)).then(|| next(term))?
         }
-        Some(Record::Protected { standby, term, .. }) if standby.host == node.host => {
+        Some(Record::Protected { in_sync, term, .. }) if in_sync.iter().any(|standby| standby.host == node.host) => {
             (waited && (diskless || disks == DiskState::Copy(term))).then(|| next(term))?
         }
         Some(Record::Solo { .. } | Record::Protected { .. }) => None,

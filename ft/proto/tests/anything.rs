@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ft_proto::witness::{Claim, DiskState, Record, judge};
+use ft_proto::witness::{Claim, DiskState, Record, Replicas, judge};
 use ft_proto::{
     Action, Beat, CutKind, Epoch, Input, LinkId, Node, NodeId, OnPartition, Settings, State, Term, Time, WitnessAnswer,
 };
@@ -47,21 +47,28 @@ fn epoch() -> impl Strategy<Value = Epoch> {
     prop_oneof![8 => (0..8_u64).prop_map(Epoch), 1 => Just(Epoch::MAX)]
 }
 
+fn replicas() -> impl Strategy<Value = Replicas> {
+    (node(), option::of(node())).prop_map(|(one, other)| {
+        let one = Replicas::one(one);
+        other.and_then(|other| one.and(other)).unwrap_or(one)
+    })
+}
+
 fn record() -> impl Strategy<Value = Option<Record>> {
     option::of(prop_oneof![
-        (node(), node(), term()).prop_map(|(primary, standby, term)| Record::Protected { primary, standby, term }),
+        (node(), replicas(), term()).prop_map(|(primary, in_sync, term)| Record::Protected { primary, in_sync, term }),
         (node(), term(), term()).prop_map(|(owner, term, since)| Record::Solo { owner, term, since }),
         (term(), term()).prop_map(|(term, disks)| Record::Stopped { term, disks }),
     ])
 }
 
 fn claim() -> impl Strategy<Value = Claim> {
-    (node(), node(), term(), 0..8).prop_map(|(primary, standby, term, kind)| match kind {
+    (node(), node(), replicas(), term(), 0..8).prop_map(|(primary, standby, in_sync, term, kind)| match kind {
         0 => Claim::Own { node: primary, term, first: false },
         1 => Claim::Start { node: primary, disks: DiskState::Ended(term), waited: true },
         2 => Claim::Register { primary, standby, term },
-        3 => Claim::Restore { primary, standby, term },
-        4 => Claim::GoAlone { primary, standby, term },
+        3 => Claim::Restore { primary, in_sync, term },
+        4 => Claim::GoAlone { primary, in_sync, term },
         5 => Claim::TakeOver { primary, standby, term },
         6 => Claim::Withdraw { primary, standby, term },
         _ => Claim::Stop { node: primary, term, disks: term },
@@ -219,9 +226,10 @@ impl Run {
 fn registered(claim: Claim) -> Option<Record> {
     match claim {
         Claim::Register { primary: owner, term, .. } => Some(Record::Solo { owner, term, since: term }),
-        Claim::GoAlone { primary, standby, term }
-        | Claim::TakeOver { primary, standby, term }
-        | Claim::Withdraw { primary, standby, term } => Some(Record::Protected { primary, standby, term }),
+        Claim::GoAlone { primary, in_sync, term } => Some(Record::Protected { primary, in_sync, term }),
+        Claim::TakeOver { primary, standby, term } | Claim::Withdraw { primary, standby, term } => {
+            Some(Record::Protected { primary, in_sync: Replicas::one(standby), term })
+        }
         _ => None,
     }
 }

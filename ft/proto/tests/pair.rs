@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::witness::{Claim, Record, Replicas, Verdict, judge};
 use ft_proto::{
     Action, Beat, CutKind, Epoch, Event, Input, LinkId, Node, NodeId, OnPartition, Settings, State, Term, Time,
     WitnessAnswer,
@@ -413,7 +413,7 @@ fn an_answer_to_a_claim_that_was_given_up_changes_nothing() {
     // takes effect, but its answer is lost too, and only then comes the witness's view of the registration.
     pair.connected = false;
     pair.a.handle(Input::StreamLost { reason: "reset".to_owned() }, pair.now);
-    let alone = Claim::GoAlone { primary: A, standby: B, term: Term(1) };
+    let alone = Claim::GoAlone { primary: A, in_sync: Replicas::one(B), term: Term(1) };
     let register = Claim::Register { primary: A, standby: B, term: Term(1) };
     let Verdict::Granted(record) = judge(pair.record, alone) else { panic!("not granted") };
     pair.settle();
@@ -451,7 +451,7 @@ fn a_standby_ignores_answers_about_an_earlier_session() {
     (pair.connected, pair.witness_up) = (false, false);
     pair.pass(Duration::from_millis(600), &[B]);
     // The primary comes back in a later term, fills the standby again, and fails for good.
-    let record = Record::Protected { primary: A, standby: B, term: Term(3) };
+    let record = Record::Protected { primary: A, in_sync: Replicas::one(B), term: Term(3) };
     pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(3), disks: 0 }, pair.now);
     pair.b.handle(Input::MemoryComplete { epoch: Epoch(1), idle: Vec::new() }, pair.now);
     pair.pass(Duration::from_millis(600), &[B]);
@@ -554,7 +554,7 @@ fn a_standby_that_asks_before_it_is_registered_keeps_its_copy() {
     pair.b.handle(Input::MemoryComplete { epoch: Epoch(2), idle: Vec::new() }, pair.now);
     pair.settle();
     assert_eq!(pair.committed, [Epoch(1)], "nothing is acknowledged while a claim is open");
-    pair.record = Some(Record::Protected { primary: A, standby: B, term: Term(1) });
+    pair.record = Some(Record::Protected { primary: A, in_sync: Replicas::one(B), term: Term(1) });
     pair.b.handle(Input::Witness(WitnessAnswer::Judged(claim, early)), pair.now);
     pair.settle();
     assert_eq!((pair.b.state(), pair.committed.as_slice()), (State::StandbyReady, [Epoch(1), Epoch(2)].as_slice()));
@@ -566,7 +566,7 @@ fn a_standby_that_asks_before_it_is_registered_keeps_its_copy() {
 fn silence_during_the_copy_does_not_count_when_the_copy_is_complete() {
     let mut pair = Pair::new(Settings::default());
     pair.b.handle(Input::PrimaryJoined { peer: A, term: Term(1), disks: 0 }, pair.now);
-    pair.record = Some(Record::Protected { primary: A, standby: B, term: Term(1) });
+    pair.record = Some(Record::Protected { primary: A, in_sync: Replicas::one(B), term: Term(1) });
     pair.pass(Duration::from_secs(2), &[B]);
     pair.b.handle(Input::MemoryComplete { epoch: Epoch(1), idle: Vec::new() }, pair.now);
     pair.pass(Duration::from_millis(250), &[B]);

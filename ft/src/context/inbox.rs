@@ -62,6 +62,8 @@ pub enum Message<P: Platform> {
     Witness(WitnessAnswer),
     /// Another thread, by its name: something that it cannot help.
     LocalError(&'static str, String),
+    /// There may be more on the stream than its descriptor shows.
+    ReadOn,
     /// The heartbeat thread.
     Beat(LinkId, Time, Beat),
     /// The VMM: something that is no device process holds the first output of this epoch.

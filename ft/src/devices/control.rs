@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use device_api::link;
+use ft_transport::tls::TlsError;
 use ft_wire::device_ctl::{Command, Report};
 
 /// A device process cannot be controlled any more.
@@ -38,6 +39,9 @@ pub enum LinkError {
         /// In its own words.
         reason: String,
     },
+    /// Its stream cannot be given to it.
+    #[error("the stream of device {0} cannot be given to its process")]
+    Stream(String, #[source] TlsError),
     /// The socket failed.
     #[error("control socket of {id} failed")]
     Socket {

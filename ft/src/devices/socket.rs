@@ -32,6 +32,10 @@ impl DeviceControl for ControlSocket {
     }
 
     fn send(&mut self, command: &Command, stream: Option<&Stream>) -> Result<(), LinkError> {
+        let keys = stream.map(Stream::keys).transpose().map_err(|error| LinkError::Stream(self.id.clone(), error))?;
+        if let Some(keys) = keys.flatten() {
+            self.client.send(&Command::StreamKeys(keys.into()), None).map_err(|error| broken(&self.id, error))?;
+        }
         self.client.send(command, stream.map(AsFd::as_fd)).map_err(|error| broken(&self.id, error))
     }
 

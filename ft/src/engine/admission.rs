@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ft_proto::witness::Record;
-use ft_proto::{OnPartition, Settings, State, Time};
+use ft_proto::{Light, LinkId, OnPartition, Settings, State, Time};
 use ft_transport::addresses::as_seen_here;
+use ft_transport::connection::Connection;
 use ft_transport::listener::Incoming;
 use ft_wire::session::{Kind, Part, Purpose, Standing, decode_body};
 use serde_json::{Value, json};
@@ -136,6 +137,7 @@ impl Admission {
         let beats = [as_seen_here(first, incoming.address), self.on_second_link(second)];
         let mut reasons = objections(cx, &incoming, &shape);
         reasons.extend(limits::objection(disk_buffer));
+        reasons.extend(self.disk_objection());
         reasons.extend(self.policy_objection(cx.witness().client().is_some(), on_partition));
         match record {
             Some(record) => reasons.extend(witness_objection(cx, &incoming, record)),
@@ -155,6 +157,7 @@ impl Admission {
         let joined = json!({
             "node": incoming.hello.node.to_string(),
             "address": incoming.address.to_string(),
+            "certificate": incoming.stream.peer_name(),
             "term": incoming.term.0,
             "took_over": took_over,
         });
@@ -164,6 +167,16 @@ impl Admission {
     /// A primary's address on the second link.
     fn on_second_link(&self, address: SocketAddr) -> SocketAddr {
         self.options.as_ref().map_or(address, |options| as_seen_here(address, options.heartbeat))
+    }
+
+    /// What is in the disks may be all that there is of it.
+    fn disk_objection(&self) -> Option<String> {
+        let keeps = self.options.as_ref().is_some_and(|options| options.keeps_data);
+        keeps.then(|| {
+            "a disk of this standby holds data and has never been a copy: give it an empty image (truncate), or start \
+             the standby with overwrite=on in --ft"
+                .to_owned()
+        })
     }
 
     /// The policy for a partition is this host's decision as much as the caller's.
@@ -190,7 +203,7 @@ impl Admission {
 }
 
 /// What this node does about the VM.
-fn standing<P: Platform>(cx: &Context<P>, session: &Session<P>) -> Standing {
+pub(super) fn standing<P: Platform>(cx: &Context<P>, session: &Session<P>) -> Standing {
     let settings = cx.node().settings();
     // Whether this node, as a standby, takes over by itself.
     let takes_over = settings.silence.is_some() && settings.on_partition != Some(OnPartition::Primary);
@@ -248,6 +261,12 @@ fn witness_objection<P: Platform>(cx: &Context<P>, incoming: &Incoming<P::Connec
     }
 }
 
+/// Whether the other node of the session has not been heard on any link for too long.
+fn is_silent<P: Platform>(cx: &Context<P>) -> bool {
+    let now = cx.now();
+    LinkId::ALL.into_iter().all(|link| cx.node().link(link, now).0 == Light::Red)
+}
+
 /// Without a witness: a session that lives is not replaced by whoever calls next.
 fn session_objection<P: Platform>(
     cx: &Context<P>,
@@ -257,8 +276,9 @@ fn session_objection<P: Platform>(
 ) -> Option<String> {
     let Session::Standby(session) = session else { return None };
     // A primary that calls again says itself that its session is over, however open our end of the stream
-    // looks.
+    // looks. One whose host lost its power leaves it open for ever, and does not come from that session.
     let proven = previous != 0 && previous == cx.identity().proof();
-    let is_past = !session.is_connected() && (incoming.term > cx.term() || !session.has_copy());
+    let lives = session.is_connected() && !is_silent(cx);
+    let is_past = !lives && (incoming.term > cx.term() || !session.has_copy());
     (!proven && !is_past).then(|| format!("this node is the standby of host {} already", session.primary().host))
 }

@@ -15,12 +15,16 @@ use std::ops::ControlFlow;
 use ft_proto::Node;
 use ft_proto::{Action, Alone, CutKind, Epoch, Event, Input, State, Term, Time};
 use ft_wire::device_ctl::Report;
+#[cfg(feature = "sim")]
+use ft_wire::session::Standing;
 use host_kit::error::chain;
 use pollux_api::event::EventName;
 use pollux_api::status::Takeover;
 use pollux_api::{Blocker, Refused};
 use serde_json::json;
 
+#[cfg(feature = "sim")]
+use super::admission;
 use super::admission::{Admission, Admitted};
 use super::checkpointer::Checkpointer;
 use super::operator_commands::OperatorCommands;
@@ -87,6 +91,12 @@ impl<P: Platform> Executor<P> {
         self.cx.node()
     }
 
+    /// What this host says of itself to one that asks.
+    #[cfg(feature = "sim")]
+    pub fn standing(&self) -> Standing {
+        admission::standing(&self.cx, &self.session)
+    }
+
     /// Whether a checkpoint is kept for the next session.
     #[cfg(feature = "sim")]
     pub fn keeps_base(&self) -> bool {
@@ -137,7 +147,7 @@ impl<P: Platform> Executor<P> {
 
     /// The standby's side of the stream has something.
     pub fn read_stream(&mut self) {
-        // What is left wakes us again: a standby that talks without end must not have all of this thread.
+        // A standby that talks without end must not have all of this thread.
         for _ in 0..FRAMES_PER_LOOK {
             let Some(session) = self.session.primary() else { return };
             let more = session.read_frame(&mut self.cx);
@@ -146,6 +156,8 @@ impl<P: Platform> Executor<P> {
                 return;
             }
         }
+        // What has been read from the socket already does not wake us.
+        self.cx.post().send(Message::ReadOn);
     }
 
     /// A device has something.
@@ -424,6 +436,7 @@ impl<P: Platform> Executor<P> {
                 cx.witness_mut().answered(&answer);
                 cx.input(Input::Witness(answer));
             }
+            Message::ReadOn => self.read_stream(),
             Message::LocalError(thread, reason) => cx.local_error(thread, reason),
             Message::Beat(link, at, beat) => cx.input(Input::Beat { link, at, beat }),
             Message::OutputHeld(epoch) => {

@@ -150,6 +150,9 @@ pub enum EngineError {
     /// A disk did not note that the VM runs from it.
     #[error("--ft: a disk cannot note that this host runs the VM")]
     Disk(#[from] LinkError),
+    /// Other hosts cannot be talked to as they must be.
+    #[error("--ft: {0}")]
+    Tls(String),
     /// An address of `--ft` cannot be bound.
     #[error("--ft: cannot listen at {0}")]
     Listen(std::net::SocketAddr, #[source] io::Error),

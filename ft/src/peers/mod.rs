@@ -5,5 +5,8 @@ pub(crate) mod application;
 pub(crate) mod ask;
 pub(crate) mod compatibility;
 pub(crate) mod connect;
+pub(crate) mod expiry;
 pub(crate) mod limits;
+pub(crate) mod opening;
 pub(crate) mod search;
+pub(crate) mod tls;

@@ -8,6 +8,7 @@ use ft_proto::{Term, Time};
 use ft_transport::beats::Beats;
 use ft_transport::stream::Stream;
 use host_kit::cpu_load::CpuLoad;
+use pollux_api::Blocker;
 
 use super::poller::{Poller, Token};
 use super::{OpenedOn, Platform};
@@ -19,23 +20,31 @@ use crate::identity::SessionKey;
 use crate::needs;
 use crate::options::ProtectOptions;
 use crate::peers::application::{Applicant, Unopened};
-use crate::peers::connect;
+use crate::peers::connect::{Tcp, complete};
+use crate::peers::opening::open_first;
+use crate::peers::tls::PeerTls;
 use crate::stream::ends::{Received, Sent};
 use crate::stream::history::History;
 use crate::stream::receiver::ReceiverHandle;
 use crate::stream::sender::SenderHandle;
 use crate::witness::{WitnessAddress, WitnessClient};
 
+/// What is read beyond what is needed at once from a protected stream that carries checkpoints.
+const READ_AHEAD: usize = 256 << 10;
+/// And from one that carries acknowledgements.
+const SHORT_READ_AHEAD: usize = 4 << 10;
+
 /// This host.
 #[derive(Clone, Debug)]
 pub(crate) struct Linux {
     clock: Clock,
     poller: Poller,
+    tls: PeerTls,
 }
 
 impl Linux {
-    pub(crate) fn new(clock: Clock) -> io::Result<Self> {
-        Ok(Self { clock, poller: Poller::new()? })
+    pub(crate) fn new(clock: Clock, tls: PeerTls) -> io::Result<Self> {
+        Ok(Self { clock, poller: Poller::new()?, tls })
     }
 
     pub(crate) fn poller(&self) -> &Poller {
@@ -72,6 +81,7 @@ impl Platform for Linux {
     }
 
     fn watch_stream(&self, stream: &Stream) -> io::Result<()> {
+        stream.read_ahead(SHORT_READ_AHEAD);
         self.poller.watch(Token::Stream, stream)
     }
 
@@ -98,7 +108,12 @@ impl Platform for Linux {
         peers: Vec<ProtectOptions>,
         done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
     ) -> io::Result<()> {
-        host_kit::thread::spawn("ft-open", needs::CALLER, move || done(connect::open_first(&applicant, peers)))?;
+        let tls = self.tls.clone();
+        let open = move || {
+            let exhausted = |error: io::Error| Err(Blocker::HostExhausted { reason: error.to_string() }.into());
+            done(complete(open_first(&Tcp(tls), &applicant, peers)).unwrap_or_else(exhausted));
+        };
+        host_kit::thread::spawn("ft-open", needs::CALLER, open)?;
         Ok(())
     }
 
@@ -118,6 +133,7 @@ impl Platform for Linux {
         memory: Arc<dyn Memory>,
         tell: impl Fn(Received) + Send + 'static,
     ) -> io::Result<ReceiverHandle> {
+        stream.read_ahead(READ_AHEAD);
         ReceiverHandle::start(stream.try_clone()?, self.clock, memory, tell)
     }
 }

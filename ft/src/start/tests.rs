@@ -2,8 +2,11 @@
 
 use std::net::TcpListener;
 
+use ft_proto::witness::Replicas;
+
 use super::*;
 use crate::options::StandbyOptions;
+use crate::peers::tls::TlsChoice;
 use crate::witness::Stored;
 
 const VM: VmId = VmId(7);
@@ -11,7 +14,7 @@ const FRESH: Disks = Disks { vm: None, state: DiskState::Fresh };
 
 fn options(role: StartRole, folder: &tempfile::TempDir) -> NodeOptions {
     let witness = Some(folder.path().join("witness").as_path().into());
-    NodeOptions { role, witness, ..NodeOptions::default() }
+    NodeOptions { role, witness, tls: TlsChoice::Off, ..NodeOptions::default() }
 }
 
 fn disks(state: DiskState) -> Disks {
@@ -107,7 +110,7 @@ fn an_empty_image_starts_nothing_by_itself_where_there_are_other_hosts() {
 fn after_a_blackout_the_last_runner_starts_and_its_standby_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let auto = options(StartRole::Auto, &folder);
-    put(&folder, Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) });
+    put(&folder, Record::Protected { primary: node("a"), in_sync: Replicas::one(node("b")), term: Term(6) });
     let standby = host("b", disks(DiskState::Copy(Term(6))));
     let why = waits(&auto, standby);
     assert!(why.contains("waiting for host a") && why.contains("force=6"), "{why}");
@@ -144,7 +147,7 @@ fn who_is_about_to_take_over_is_left_to_it_as_long_as_it_may() {
     let mut auto = options(StartRole::Auto, &folder);
     let peer = peer_that(ft_wire::session::Part::WillTakeOver(node("a")), node("b"));
     auto.peers = vec![crate::ProtectOptions::by(peer, peer)];
-    let record = Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) };
+    let record = Record::Protected { primary: node("a"), in_sync: Replicas::one(node("b")), term: Term(6) };
     put(&folder, record);
     let me = host("a", disks(DiskState::Protected(Term(6))));
     assert!(waits(&auto, me).contains("will take over"));
@@ -169,7 +172,7 @@ fn a_host_that_runs_the_vm_is_believed_more_than_an_operator() {
 fn a_standby_that_has_waited_long_enough_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let auto = options(StartRole::Auto, &folder);
-    put(&folder, Record::Protected { primary: node("a"), standby: node("b"), term: Term(6) });
+    put(&folder, Record::Protected { primary: node("a"), in_sync: Replicas::one(node("b")), term: Term(6) });
     let standby = Candidate { waited: true, ..host("b", disks(DiskState::Copy(Term(6)))) };
     assert_eq!(runs(&auto, standby).term, Term(7));
     assert!(waits(&auto, host("a", disks(DiskState::Protected(Term(6))))).contains("host b"));
@@ -235,8 +238,14 @@ fn a_standby_asks_nobody() {
 fn two_processes_of_one_host_are_one_too_many() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = listener.local_addr().unwrap();
-    let standby =
-        Some(StandbyOptions { listen, heartbeat: listen, witness: None, on_partition: None, detect_ms: None });
+    let standby = Some(StandbyOptions {
+        listen,
+        heartbeat: listen,
+        witness: None,
+        on_partition: None,
+        detect_ms: None,
+        keeps_data: false,
+    });
     let options = NodeOptions { standby, ..NodeOptions::default() };
     let error = check_alone(&options).unwrap_err().to_string();
     assert!(error.contains(&listen.to_string()) && error.contains("running already"), "{error}");

@@ -11,6 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ft_proto::NodeId;
+use ft_proto::witness::Replicas;
 use serde::{Deserialize, Serialize};
 
 use super::{Stored, WitnessError};
@@ -84,7 +85,7 @@ impl Kept {
             return Err(WitnessError::Unfit { place: place.to_owned(), why: "too large" });
         }
         let corrupt = |source| match replicas(bytes) {
-            count @ 2.. => WitnessError::SeveralReplicas { place: place.to_owned(), count },
+            count if count > Replicas::MAX => WitnessError::TooManyReplicas { place: place.to_owned(), count },
             _ => WitnessError::Corrupt { place: place.to_owned(), source },
         };
         let kept: Self = serde_json::from_slice(bytes).map_err(corrupt)?;
@@ -105,10 +106,10 @@ impl Kept {
 /// How many replicas a record names.
 fn replicas(bytes: &[u8]) -> usize {
     #[derive(Deserialize)]
-    struct Replicas {
+    struct Named {
         in_sync: Vec<NodeId>,
     }
-    serde_json::from_slice::<Replicas>(bytes).map_or(0, |replicas| replicas.in_sync.len())
+    serde_json::from_slice::<Named>(bytes).map_or(0, |named| named.in_sync.len())
 }
 
 /// Reads what is stored at a place, whichever it is: for the fuzz target.
@@ -211,14 +212,15 @@ mod tests {
     }
 
     #[test]
-    fn a_record_with_several_replicas_is_not_corrupt_but_beyond_this_release() {
-        let nodes = ["a/0000000000000001", "b/0000000000000002", "c/0000000000000003"];
-        let [primary, first, second] = nodes;
-        let record =
-            format!(r#"{{"state":"protected","primary":"{primary}","in_sync":["{first}","{second}"],"term":7}}"#);
-        let error = Kept::decode(record.as_bytes(), "/w").unwrap_err();
-        assert!(matches!(error, WitnessError::SeveralReplicas { count: 2, .. }), "{error:?}");
-        assert!(error.to_string().starts_with("/w names 2 replicas: this release supports one"), "{error}");
+    fn a_record_with_too_many_replicas_is_not_corrupt_but_beyond_this_release() {
+        let record = |replicas: u64| {
+            let all: Vec<_> = (1..=replicas).map(|host| format!("\"{}\"", NodeId::numbered(host, 1))).collect();
+            format!(r#"{{"state":"protected","primary":"a/0000000000000001","in_sync":[{}],"term":7}}"#, all.join(","))
+        };
+        Kept::decode(record(Replicas::MAX as u64).as_bytes(), "/w").unwrap();
+        let error = Kept::decode(record(9).as_bytes(), "/w").unwrap_err();
+        assert!(matches!(error, WitnessError::TooManyReplicas { count: 9, .. }), "{error:?}");
+        assert!(error.to_string().starts_with("/w names 9 replicas: this release supports 2"), "{error}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ft_proto::VmId;
-use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::witness::{Claim, Record, Replicas, Verdict, judge};
 use serde::{Deserialize, Serialize};
 
 pub use address::{EtcdAddress, WitnessAddress, WitnessAddressError};
@@ -51,8 +51,11 @@ pub enum WitnessError {
         source: serde_json::Error,
     },
     /// The record names more replicas than this release can have.
-    #[error("{place} names {count} replicas: this release supports one, start the release that wrote the record")]
-    SeveralReplicas {
+    #[error(
+        "{place} names {count} replicas: this release supports {max}, start the release that wrote the record",
+        max = Replicas::MAX
+    )]
+    TooManyReplicas {
         /// Which file or etcd key.
         place: String,
         /// How many.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{AlarmAction, AlarmType, Client, Permission, PermissionType, PutOptions, UserAddOptions};
 use ft::Stored;
 use ft::witness::{EtcdAddress, EtcdWitness, Witness, WitnessError};
-use ft_proto::witness::{Claim, DiskState, Record, Verdict};
+use ft_proto::witness::{Claim, DiskState, Record, Replicas, Verdict};
 use ft_proto::{NodeId, Term, VmId};
 use host_kit::error::chain;
 use nix::sys::signal::Signal;
@@ -22,7 +22,7 @@ const T: Term = Term(1);
 const VM: VmId = VmId(7);
 const OWN: Claim = Claim::Own { node: A, term: Term(0), first: true };
 const REGISTER: Claim = Claim::Register { primary: A, standby: B, term: T };
-const ALONE: Claim = Claim::GoAlone { primary: A, standby: B, term: T };
+const ALONE: Claim = Claim::GoAlone { primary: A, in_sync: Replicas::one(B), term: T };
 const OVER: Claim = Claim::TakeOver { primary: A, standby: B, term: T };
 
 /// What the witness promises (2 s), and what a busy machine may add.
@@ -142,7 +142,10 @@ fn an_etcd_that_hangs_or_is_dead_is_unreachable_in_time_and_then_back() {
     assert!(reason.contains("refused"), "{reason}");
     cluster.launch(0);
     cluster.wait();
-    assert_eq!(patiently(|| witness.read()), stored(Record::Protected { primary: A, standby: B, term: T }));
+    assert_eq!(
+        patiently(|| witness.read()),
+        stored(Record::Protected { primary: A, in_sync: Replicas::one(B), term: T })
+    );
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ft_proto::{Beat, LinkId, Term, Time};
-use ft_wire::beat::{BeatKey, Cause, LEN, decode, encode};
+use ft_wire::beat::{BeatFilter, BeatKey, Cause, LEN, encode};
 use host_kit::sandbox::Needs;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -139,7 +139,8 @@ impl Beats {
         let thread = host_kit::thread::spawn("ft-beat", Needs::MESSAGES | Needs::SCHEDULE, move || {
             host_kit::sched::set_realtime(true);
             let tally = Tally::new("heartbeats ignored");
-            Worker { now, said: said_too, route: route_too, wake: woken, tally, busy, heard }.run();
+            let (filter, sent) = (BeatFilter::default(), 0);
+            Worker { now, said: said_too, route: route_too, wake: woken, filter, sent, tally, busy, heard }.run();
         })?;
         Ok(Self { said, route, wake, thread: Some(thread) })
     }
@@ -185,9 +186,9 @@ impl Heartbeats for Beats {
     }
 
     fn ignored(&self) -> Ignored {
-        let [malformed, unexpected, other_vm, other_session, other_node] =
+        let [malformed, unexpected, other_vm, other_session, other_node, forged, replayed] =
             Cause::ALL.map(|cause| self.said.ignored[cause as usize].load(Ordering::Relaxed));
-        Ignored { malformed, unexpected, other_vm, other_session, other_node }
+        Ignored { malformed, unexpected, other_vm, other_session, other_node, forged, replayed }
     }
 }
 
@@ -206,6 +207,9 @@ struct Worker<N, B, H> {
     said: Arc<Said>,
     route: Arc<Mutex<Arc<Route>>>,
     wake: Arc<EventFd>,
+    filter: BeatFilter,
+    /// Beats sent so far, each by its number.
+    sent: u64,
     tally: Tally,
     busy: B,
     heard: H,
@@ -230,9 +234,10 @@ impl<N: Fn() -> Time, B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<N, B, H
                 let _ = self.wake.read();
                 next = (self.now)();
             }
+            self.filter.set_key(route.key);
             for BeatSocket { link, socket, .. } in &route.sockets {
                 let at = *link as usize;
-                failed[at] = failed[at] || !self.receive(*link, socket, route.key.as_ref());
+                failed[at] = failed[at] || !self.receive(*link, socket);
             }
             if let Some(line) = self.tally.line(Instant::now()) {
                 tracing::warn!(target: "ft", "{line}");
@@ -240,16 +245,17 @@ impl<N: Fn() -> Time, B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<N, B, H
         }
     }
 
-    fn send(&self, route: &Route, now: Time) {
+    fn send(&mut self, route: &Route, now: Time) {
         let Some(key) = &route.key else { return };
         let unseen = now.since(Time(self.said.engine_seen.load(Ordering::Relaxed)));
         if unseen > BUSY || unseen > HUNG && !(self.busy)() {
             return;
         }
         let (term, runs) = unpack(self.said.beat.load(Ordering::Relaxed));
-        let datagram = encode(key, term, runs);
-        for BeatSocket { socket, peer, .. } in &route.sockets {
+        self.sent += 1;
+        for BeatSocket { link, socket, peer } in &route.sockets {
             if let Some(peer) = peer {
+                let datagram = encode(key, *link, self.sent, term, runs);
                 // A beat that cannot be sent is a beat that is not heard: the detector's business.
                 let _ = socket.send_to(&datagram, peer);
             }
@@ -275,12 +281,12 @@ impl<N: Fn() -> Time, B: Fn() -> bool, H: Fn(LinkId, Time, Beat)> Worker<N, B, H
     }
 
     /// Reads what has arrived, up to [`BURST`]. Returns whether the socket works.
-    fn receive(&mut self, link: LinkId, socket: &UdpSocket, key: Option<&BeatKey>) -> bool {
+    fn receive(&mut self, link: LinkId, socket: &UdpSocket) -> bool {
         // One more than a beat has: what is longer is not cut to the right length.
         let mut bytes = [0; LEN + 1];
         for _ in 0..BURST {
             match socket.recv_from(&mut bytes) {
-                Ok((len, from)) => match decode(&bytes[..len], key) {
+                Ok((len, from)) => match self.filter.pass(&bytes[..len], link) {
                     Ok(beat) => (self.heard)(link, (self.now)(), beat),
                     Err(cause) => {
                         self.said.ignored[cause as usize].fetch_add(1, Ordering::Relaxed);

@@ -20,6 +20,11 @@ pub trait Connection: Debug + RecvNow + Send + Write {
     /// Breaks when what is sent is not acknowledged by the other host for too long.
     fn limit_silence(&self);
 
+    /// The name in the certificate that the other host has shown, if it has.
+    fn peer_name(&self) -> Option<String> {
+        None
+    }
+
     /// Why it failed, for people.
     fn explain(&self, error: &TransportError) -> String;
 }

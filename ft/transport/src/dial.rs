@@ -12,7 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::connection::Connection;
 use crate::frames::{FrameReader, Stamp, TransportError, write_frame};
-use crate::stream::Stream;
+use crate::stream::{OpenError, Stream};
+use crate::tls::credentials::Credentials;
 
 /// What a host answers to a greeting.
 #[derive(Debug)]
@@ -36,12 +37,13 @@ pub enum GreetError {
     Unanswered(String),
 }
 
-/// Connects to a host that has `patience` to accept, and as much for each step of the greeting.
+/// Connects to a host that has `patience` to accept, and as much for each step of the greeting. Without `tls`
+/// neither host proves who it is.
 ///
 /// # Errors
-/// When it does not accept.
-pub fn connect(peer: SocketAddr, patience: Duration) -> io::Result<Stream> {
-    Stream::dialled(TcpStream::connect_timeout(&peer, patience)?, patience)
+/// When it does not accept, or is not of this host's pair.
+pub fn connect(peer: SocketAddr, patience: Duration, tls: Option<&Credentials>) -> Result<Stream, OpenError> {
+    Stream::dialled(TcpStream::connect_timeout(&peer, patience)?, patience, tls)
 }
 
 /// Says `hello` and waits for the answer.
@@ -58,11 +60,19 @@ pub fn greet(stream: &mut Stream, hello: &Hello, term: Term, patience: Duration)
         let error = if in_vain && matches!(error, TransportError::Closed) { TransportError::Late } else { error };
         GreetError::Unanswered(stream.explain(&error, Some(hello.len())))
     };
-    let (header, body) = read_message(stream, patience).map_err(unanswered)?;
+    let (header, body) = match read_message(stream, patience) {
+        // It does not take us for a host of its pair, and says so only now.
+        Err(error @ TransportError::Tls(_)) => return Err(error.into()),
+        answer => answer.map_err(unanswered)?,
+    };
     Ok(understand(stream, header, &body)?)
 }
 
-fn understand(stream: &Stream, header: Header, body: &[u8]) -> Result<Answer, TransportError> {
+/// What a frame says that answers a greeting. The greeting is over if it is welcome.
+///
+/// # Errors
+/// When it is no answer.
+pub fn understand(stream: &impl Connection, header: Header, body: &[u8]) -> Result<Answer, TransportError> {
     match header.kind {
         Kind::Welcome => {
             let welcome = decode_body(header.kind, body)?;
@@ -116,7 +126,7 @@ mod tests {
     /// What a host sends, and the stream of whoever has called it.
     fn connected() -> (TcpStream, Stream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = connect(listener.local_addr().unwrap(), LONG).unwrap();
+        let stream = connect(listener.local_addr().unwrap(), LONG, None).unwrap();
         (listener.accept().unwrap().0, stream)
     }
 

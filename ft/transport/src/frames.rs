@@ -7,6 +7,9 @@ use ft_wire::hash::hash_of_parts;
 use ft_wire::packing::Unpacker;
 use ft_wire::session::{HEADER_LEN, Header, Kind, MESSAGE_MAX, WireError};
 
+use crate::tls::TlsError;
+use crate::tls::record::write_all;
+
 /// The stream ended, broke, or carried something wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -19,6 +22,9 @@ pub enum TransportError {
     /// Nothing came, or could be sent, for too long.
     #[error("no answer in time")]
     Late,
+    /// It is not protected as it must be, or the peer has given it up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The peer sent something that this version of the protocol does not allow.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -29,6 +35,10 @@ pub enum TransportError {
 
 impl From<io::Error> for TransportError {
     fn from(error: io::Error) -> Self {
+        let error = match error.downcast::<TlsError>() {
+            Ok(error) => return Self::Tls(error),
+            Err(error) => error,
+        };
         match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
@@ -104,20 +114,6 @@ pub fn write_frame(stream: &mut impl Write, stamp: Stamp, parts: &[&[u8]]) -> Re
     let frame = Frame::new(stamp, parts);
     write_frames(stream, std::slice::from_ref(&frame))?;
     Ok((frame.hash, frame.len))
-}
-
-/// `Write::write_all` for slices.
-fn write_all(stream: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-    IoSlice::advance_slices(&mut slices, 0);
-    while !slices.is_empty() {
-        match stream.write_vectored(slices) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut slices, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Reads one frame that is not packed, blocking; `body` is overwritten and keeps its capacity.
@@ -269,7 +265,7 @@ mod tests {
         let (last, most) = wire.split_last().unwrap();
         out.write_all(most).unwrap();
         stream.peek(&mut [0]).unwrap();
-        let stream = Stream::accepted(stream, Duration::from_secs(60)).unwrap();
+        let stream = Stream::accepted(stream, Duration::from_secs(60), None).unwrap().step().unwrap().unwrap();
         assert!(reader.poll(&stream).unwrap().is_none());
         out.write_all(&[*last]).unwrap();
         let (_, body) = loop {

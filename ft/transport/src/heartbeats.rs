@@ -10,24 +10,28 @@ use ft_wire::beat::BeatKey;
 /// Datagrams that were dropped, by cause.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Ignored {
-    /// Not a beat of this version: another length, magic, version or hash.
+    /// Not a beat of this version.
     pub malformed: u64,
     /// While there was no session.
     pub unexpected: u64,
     /// Of another VM.
     pub other_vm: u64,
-    /// Of another session, or made up.
+    /// Of another session.
     pub other_session: u64,
     /// Of another node than the peer.
     pub other_node: u64,
+    /// By somebody who does not know the session's secret.
+    pub forged: u64,
+    /// Sent before.
+    pub replayed: u64,
 }
 
 impl Ignored {
     /// All of them.
     #[must_use]
     pub fn sum(&self) -> u64 {
-        let Self { malformed, unexpected, other_vm, other_session, other_node } = self;
-        malformed + unexpected + other_vm + other_session + other_node
+        let Self { malformed, unexpected, other_vm, other_session, other_node, forged, replayed } = self;
+        malformed + unexpected + other_vm + other_session + other_node + forged + replayed
     }
 }
 

@@ -23,3 +23,4 @@ pub mod mirror;
 mod path;
 pub mod stream;
 mod tally;
+pub mod tls;

@@ -2,18 +2,18 @@
 //! which answers.
 //!
 //! Anybody can call. So what a caller may take is bounded before it has said who it is: [`GREETINGS`] at a
-//! time, each with [`PATIENCE`] for its whole greeting, which is a short frame. When there are more, one that
-//! is not through with its greeting has to leave, the oldest of the address that has most of them. To refuse
-//! the newcomer instead would let [`GREETINGS`] idle connections shut everybody out; so, whoever wants to
-//! keep an honest caller from being heard has to open as many connections, from as many addresses, within the
-//! one round trip that its greeting takes. No thread waits for a single caller, and no error ends the one
-//! that waits for all.
+//! time, each with [`PATIENCE`] for its TLS handshake and its whole greeting, which is a short frame. When
+//! there are more, one that is not through with its greeting has to leave, the oldest of the address that has
+//! most of them. To refuse the newcomer instead would let [`GREETINGS`] idle connections shut everybody out;
+//! so, whoever wants to keep an honest caller from being heard has to open as many connections, from as many
+//! addresses, within the two round trips that its handshake and greeting take. No thread waits for a single
+//! caller, and no error ends the one that waits for all.
 
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,8 +28,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::connection::Connection;
 use crate::frames::{FrameReader, RecvNow, Stamp, TransportError, write_frame};
-use crate::stream::Stream;
+use crate::stream::{Arriving, OpenError, Stream};
 use crate::tally::Tally;
+use crate::tls::TlsError;
+use crate::tls::credentials::Credentials;
 
 /// How long a caller may take to say who it is, from first to last byte.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +48,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Between two words to the engine about such failures.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// And about callers that are turned away.
+const TELL_TURNED_AWAY_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Somebody who said hello.
 #[derive(Debug)]
@@ -134,6 +138,8 @@ impl Drop for Slot {
 pub enum Arrival {
     /// Somebody said hello.
     Incoming(Box<Incoming<Stream>>),
+    /// Somebody was turned away, for this reason. Told once an hour at most; all are counted.
+    TurnedAway(&'static str, SocketAddr),
     /// Nobody can be let in, for this reason; it is tried again.
     Trouble(String),
 }
@@ -150,40 +156,58 @@ pub fn is_taken(address: SocketAddr) -> bool {
 pub struct Listener {
     quit: Arc<AtomicBool>,
     wake: Arc<EventFd>,
+    turned_away: Arc<AtomicU64>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Listener {
-    /// Listens at `address`; callers go to `tell`.
+    /// Listens at `address`; callers go to `tell`. With `tls` only those who are of this host's pair.
     ///
     /// # Errors
     /// When the address cannot be bound, or a descriptor cannot be had.
-    pub fn open(address: SocketAddr, tell: impl Fn(Arrival) + Send + 'static) -> io::Result<Self> {
+    pub fn open(
+        address: SocketAddr,
+        tls: Option<Credentials>,
+        tell: impl Fn(Arrival) + Send + 'static,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        Self::open_with(listener, tell)
+        Self::open_with(listener, tls, tell)
     }
 
-    fn open_with(listener: impl Accept + Send + 'static, tell: impl Fn(Arrival) + Send + 'static) -> io::Result<Self> {
+    fn open_with(
+        listener: impl Accept + Send + 'static,
+        tls: Option<Credentials>,
+        tell: impl Fn(Arrival) + Send + 'static,
+    ) -> io::Result<Self> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let quit = Arc::new(AtomicBool::new(false));
         let mut acceptor = Acceptor {
             listener,
+            tls,
             reserve: Some(reserve()?),
             greetings: Vec::with_capacity(GREETINGS),
             waiting: Waiting::default(),
             paused: None,
             pause: PAUSE,
             told: None,
+            turned_away: TurnedAway::default(),
             tally: Tally::new("callers turned away"),
         };
         let (ending, woken) = (quit.clone(), wake.clone());
-        let thread = host_kit::thread::spawn("ft-listen", Needs::ACCEPT | Needs::MESSAGES, move || {
+        let turned_away = acceptor.turned_away.count.clone();
+        let thread = host_kit::thread::spawn("ft-listen", Needs::ACCEPT | Needs::MESSAGES | Needs::FILES, move || {
             while !ending.load(Ordering::Acquire) {
                 acceptor.turn(&woken, &tell);
             }
         })?;
-        Ok(Self { quit, wake, thread: Some(thread) })
+        Ok(Self { quit, wake, turned_away, thread: Some(thread) })
+    }
+
+    /// Callers that were turned away, as it goes on counting.
+    #[must_use]
+    pub fn turned_away(&self) -> Arc<AtomicU64> {
+        self.turned_away.clone()
     }
 }
 
@@ -216,11 +240,18 @@ impl Accept for TcpListener {
 
 /// A caller that is still speaking, or that reads why it is not listened to.
 struct Greeting {
-    stream: Stream,
     address: SocketAddr,
     deadline: Instant,
-    /// `None`: it was refused.
-    reader: Option<FrameReader>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// It proves who it is.
+    Arriving(Arriving),
+    /// It says what it wants.
+    Speaking(Stream, FrameReader),
+    /// It was refused, and reads why.
+    Refused(Stream),
 }
 
 /// What a caller made of its greeting.
@@ -231,43 +262,99 @@ enum Step {
     Hello(Term, Box<Hello>),
     /// Its protocol is another version of ours, which is the one thing that it is told.
     OtherVersion(WireError),
+    /// It has not proved who it is. TLS has told it so.
+    Refuse(&'static str),
     /// It is not worth an answer, or gone.
     Leave(&'static str),
 }
 
 impl Greeting {
-    fn step(&mut self) -> Step {
-        let Some(reader) = &mut self.reader else { return self.drain() };
-        match reader.poll(&self.stream) {
-            Ok(None) => Step::More,
-            Ok(Some((header, body))) if header.kind == Kind::Hello && reader.is_empty() => {
-                decode_body(header.kind, &body)
-                    .map_or(Step::Leave(STRANGE), |hello| Step::Hello(header.term, Box::new(hello)))
-            }
-            Ok(Some(_)) => Step::Leave(STRANGE),
-            Err(TransportError::Wire(error @ WireError::Version { .. })) => Step::OtherVersion(error),
-            Err(TransportError::Wire(_) | TransportError::Misbehaves(_)) => Step::Leave(STRANGE),
-            Err(TransportError::Closed | TransportError::Io(_) | TransportError::Late) => Step::Leave("that hung up"),
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.stage {
+            Stage::Arriving(arriving) => arriving.as_fd(),
+            Stage::Speaking(stream, _) | Stage::Refused(stream) => stream.as_fd(),
         }
     }
 
-    /// To close a connection with bytes that nobody has read resets it, and the caller may not see why it was
-    /// refused.
-    fn drain(&self) -> Step {
-        let mut unread = [0; 4096];
-        match self.stream.recv_now(&mut unread) {
-            Ok(1..) => Step::More,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Step::More,
-            Ok(_) | Err(_) => Step::Leave(""),
+    fn step(&mut self) -> Step {
+        if let Stage::Arriving(arriving) = &mut self.stage {
+            match arriving.step() {
+                Ok(Some(stream)) => self.stage = Stage::Speaking(stream, FrameReader::default()),
+                Ok(None) => return Step::More,
+                Err(error @ OpenError::Tls(_)) => return Step::Refuse(cause(&error)),
+                Err(error) => return Step::Leave(cause(&error)),
+            }
         }
+        match &mut self.stage {
+            Stage::Speaking(stream, reader) => hear(stream, reader),
+            Stage::Refused(stream) => drain(stream),
+            Stage::Arriving(_) => Step::More,
+        }
+    }
+
+    /// It has some time to read why.
+    fn refused(mut self) -> Option<Self> {
+        let stream = match self.stage {
+            Stage::Arriving(arriving) => arriving.give_up(),
+            Stage::Speaking(stream, _) | Stage::Refused(stream) => stream,
+        };
+        stream.set_nonblocking().ok()?;
+        self.stage = Stage::Refused(stream);
+        Some(self)
+    }
+}
+
+fn hear(stream: &Stream, reader: &mut FrameReader) -> Step {
+    match reader.poll(stream) {
+        Ok(None) => Step::More,
+        Ok(Some((header, body))) if header.kind == Kind::Hello && reader.is_empty() => decode_body(header.kind, &body)
+            .map_or(Step::Leave(STRANGE), |hello| Step::Hello(header.term, Box::new(hello))),
+        Ok(Some(_)) => Step::Leave(STRANGE),
+        Err(TransportError::Wire(error @ WireError::Version { .. })) => Step::OtherVersion(error),
+        Err(TransportError::Tls(error)) => Step::Leave(tls_cause(&error)),
+        Err(TransportError::Wire(_) | TransportError::Misbehaves(_)) => Step::Leave(STRANGE),
+        Err(TransportError::Closed | TransportError::Io(_) | TransportError::Late) => Step::Leave(HUNG_UP),
+    }
+}
+
+/// To close a connection with bytes that nobody has read resets it, and the caller may not see why it was
+/// refused.
+fn drain(stream: &Stream) -> Step {
+    let mut unread = [0; 4096];
+    match stream.recv_now(&mut unread) {
+        Ok(1..) => Step::More,
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Step::More,
+        Ok(_) | Err(_) => Step::Leave(""),
+    }
+}
+
+/// Why a caller is turned away that has not proved who it is.
+fn cause(error: &OpenError) -> &'static str {
+    match error {
+        OpenError::Io(_) => HUNG_UP,
+        OpenError::Tls(error) => tls_cause(error),
+        OpenError::Credentials(_) => "since this host cannot say who it is",
+    }
+}
+
+fn tls_cause(error: &TlsError) -> &'static str {
+    match error {
+        TlsError::HungUp => HUNG_UP,
+        TlsError::NotTls => "without TLS",
+        TlsError::Alert(_) => "that do not take us for their pair",
+        TlsError::Handshake(_) => "of another pair",
+        TlsError::Record | TlsError::Unexpected(_) => "that break TLS",
     }
 }
 
 const STRANGE: &str = "not of our protocol";
 const CROWDED: &str = "too many at once";
+const HUNG_UP: &str = "that hung up";
 
 struct Acceptor<L> {
     listener: L,
+    /// Who this host is, and whom it believes; `None`: anybody.
+    tls: Option<Credentials>,
     /// Given up to accept, and close, when there are no descriptors: a caller that is not let in must not
     /// wait to be.
     reserve: Option<File>,
@@ -279,7 +366,29 @@ struct Acceptor<L> {
     pause: Duration,
     /// When the engine was last told that nobody can be let in.
     told: Option<Instant>,
+    turned_away: TurnedAway,
     tally: Tally,
+}
+
+/// Callers that were turned away.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    count: Arc<AtomicU64>,
+    /// Since the engine was told of one: the last one.
+    last: Option<(&'static str, SocketAddr)>,
+    told: Option<Instant>,
+}
+
+impl TurnedAway {
+    fn tell(&mut self, now: Instant, tell: &dyn Fn(Arrival)) {
+        if self.told.is_some_and(|told| now.duration_since(told) < TELL_TURNED_AWAY_AGAIN) {
+            return;
+        }
+        if let Some((cause, address)) = self.last.take() {
+            self.told = Some(now);
+            tell(Arrival::TurnedAway(cause, address));
+        }
+    }
 }
 
 impl<L: Accept> Acceptor<L> {
@@ -294,6 +403,7 @@ impl<L: Accept> Acceptor<L> {
                 self.rest(now, &error, tell);
             }
         }
+        self.turned_away.tell(now, tell);
         if let Some(line) = self.tally.line(now) {
             tracing::warn!(target: "ft", "{line}");
         }
@@ -302,7 +412,7 @@ impl<L: Accept> Acceptor<L> {
     fn wait(&self, wake: &EventFd) {
         let mut fds = Vec::with_capacity(2 + GREETINGS);
         fds.push(PollFd::new(wake.as_fd(), PollFlags::POLLIN));
-        fds.extend(self.greetings.iter().map(|greeting| PollFd::new(greeting.stream.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.greetings.iter().map(|greeting| PollFd::new(greeting.fd(), PollFlags::POLLIN)));
         if self.paused.is_none() {
             fds.push(PollFd::new(self.listener.fd(), PollFlags::POLLIN));
         }
@@ -324,16 +434,20 @@ impl<L: Accept> Acceptor<L> {
         for mut greeting in std::mem::take(&mut self.greetings) {
             match greeting.step() {
                 Step::More if greeting.deadline > now => open.push(greeting),
-                Step::More if greeting.reader.is_none() => {}
+                Step::More if matches!(greeting.stage, Stage::Refused(_)) => {}
                 Step::More => self.count("too slow", greeting.address),
                 Step::Hello(term, hello) => self.pass_on(greeting, term, *hello, tell),
                 Step::OtherVersion(error) => {
-                    greeting.reader = None;
-                    if greeting.stream.set_nonblocking().is_ok() {
-                        refuse(&mut greeting.stream, Term(0), vec![error.to_string()]);
-                    }
                     self.count("of another version", greeting.address);
-                    open.push(greeting);
+                    let mut refused = greeting.refused();
+                    if let Some(Greeting { stage: Stage::Refused(stream), .. }) = &mut refused {
+                        refuse(stream, Term(0), vec![error.to_string()]);
+                    }
+                    open.extend(refused);
+                }
+                Step::Refuse(cause) => {
+                    self.count(cause, greeting.address);
+                    open.extend(greeting.refused());
                 }
                 Step::Leave("") => {}
                 Step::Leave(cause) => self.count(cause, greeting.address),
@@ -343,7 +457,7 @@ impl<L: Accept> Acceptor<L> {
     }
 
     fn pass_on(&mut self, greeting: Greeting, term: Term, hello: Hello, tell: &dyn Fn(Arrival)) {
-        let Greeting { stream, address, .. } = greeting;
+        let Greeting { stage: Stage::Speaking(stream, _), address, .. } = greeting else { return };
         let Some(slot) = self.waiting.take_slot(address.ip()) else { return self.count(CROWDED, address) };
         tell(Arrival::Incoming(Box::new(Incoming { stream, address, term, hello, _slot: Some(slot) })));
     }
@@ -355,15 +469,17 @@ impl<L: Accept> Acceptor<L> {
             match self.listener.accept() {
                 Ok((stream, address)) => {
                     self.pause = PAUSE;
-                    let (deadline, reader) = (now + PATIENCE, Some(FrameReader::default()));
-                    match Stream::accepted(stream, PATIENCE) {
-                        Ok(stream) => self.admit(Greeting { stream, address, deadline, reader }),
-                        Err(_) => self.count("that hung up", address),
+                    match Stream::accepted(stream, PATIENCE, self.tls.as_ref()) {
+                        Ok(arriving) => {
+                            let stage = Stage::Arriving(arriving);
+                            self.admit(Greeting { address, deadline: now + PATIENCE, stage });
+                        }
+                        Err(error) => self.count(cause(&error), address),
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_of_the_peer(&error) => {
-                    self.tally.add("that hung up", || error.to_string());
+                    self.tally.add(HUNG_UP, || error.to_string());
                 }
                 Err(error) if is_want_of_descriptors(&error) && self.shed() => want = Some(error),
                 Err(error) => return Err(error),
@@ -410,6 +526,8 @@ impl<L: Accept> Acceptor<L> {
     }
 
     fn count(&mut self, cause: &'static str, address: SocketAddr) {
+        self.turned_away.count.fetch_add(1, Ordering::Relaxed);
+        self.turned_away.last = Some((cause, address));
         self.tally.add(cause, || address.to_string());
     }
 }

@@ -1,13 +1,21 @@
 //! The socket of a mirror stream, either end of it: whole frames in, whole frames out.
 
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use ft_wire::mirror::{Frame, HEADER_LEN, WireError, decode};
+use host_kit::sync::lock;
 use nix::sys::socket::{setsockopt, sockopt::TcpNoDelay};
+
+use crate::tls::record::{Opener, Sealer, write_all};
+use crate::tls::schedule::StreamKeys;
+
+/// Bytes of a protected stream that are read beyond what is needed at once.
+const READ_AHEAD: usize = 256 << 10;
 
 /// Why no frame was read.
 #[derive(Debug)]
@@ -25,10 +33,27 @@ pub enum ReadError {
 /// A frame, its body and its checksum.
 pub type Received = (Frame, Vec<u8>, u64);
 
-/// A blocking, undelayed stream.
+/// A mirror stream as a command brings it: its socket, and its keys if it is protected.
+#[derive(Debug)]
+pub struct MirrorStream {
+    /// A connected socket.
+    pub socket: OwnedFd,
+    /// `None`: it is plain.
+    pub keys: Option<StreamKeys>,
+}
+
+impl From<OwnedFd> for MirrorStream {
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket, keys: None }
+    }
+}
+
+/// A blocking, undelayed stream. One thread may read it and another one write.
 #[derive(Debug)]
 pub struct FrameSocket {
     stream: UnixStream,
+    /// `None`: it is plain.
+    tls: Option<(Mutex<Opener>, Mutex<Sealer>)>,
 }
 
 impl FrameSocket {
@@ -36,12 +61,17 @@ impl FrameSocket {
     ///
     /// # Errors
     /// When the descriptor is not a socket.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub fn new(MirrorStream { socket, keys }: MirrorStream) -> io::Result<Self> {
         // Not a TCP socket in tests and on one host: nothing to set then.
-        let _ = setsockopt(&fd, TcpNoDelay, &true);
-        let stream = UnixStream::from(fd);
+        let _ = setsockopt(&socket, TcpNoDelay, &true);
+        let stream = UnixStream::from(socket);
         stream.set_nonblocking(false)?;
-        Ok(Self { stream })
+        let tls = keys.map(|StreamKeys { read, write }| {
+            let mut opener = Opener::new(read);
+            opener.read_ahead(READ_AHEAD);
+            (opener.into(), Sealer::new(write).into())
+        });
+        Ok(Self { stream, tls })
     }
 
     /// The next frame.
@@ -63,15 +93,23 @@ impl FrameSocket {
     fn fill(&self, buf: &mut [u8], between_frames: bool) -> Result<(), ReadError> {
         let mut at = 0;
         while at < buf.len() {
-            match (&self.stream).read(&mut buf[at..]) {
+            match self.read_some(&mut buf[at..]) {
                 Ok(0) if at == 0 && between_frames => return Err(ReadError::Closed),
                 Ok(0) => return Err(ReadError::Truncated),
                 Ok(n) => at += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Err(ReadError::Truncated),
                 Err(e) => return Err(ReadError::Io(e)),
             }
         }
         Ok(())
+    }
+
+    fn read_some(&self, into: &mut [u8]) -> io::Result<usize> {
+        match &self.tls {
+            Some((opener, _)) => lock(opener).read(into, |into| (&self.stream).read(into)),
+            None => (&self.stream).read(into),
+        }
     }
 
     /// Sends an encoded header and its body.
@@ -79,20 +117,11 @@ impl FrameSocket {
     /// # Errors
     /// Of the socket.
     pub fn write(&self, header: &[u8], body: &[u8]) -> io::Result<()> {
-        let mut stream = &self.stream;
-        let mut sent = loop {
-            match stream.write_vectored(&[IoSlice::new(header), IoSlice::new(body)]) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(n) => break n,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        };
-        if sent < header.len() {
-            stream.write_all(&header[sent..])?;
-            sent = header.len();
+        let mut parts = [IoSlice::new(header), IoSlice::new(body)];
+        match &self.tls {
+            Some((_, sealer)) => lock(sealer).write(&mut &self.stream, &parts),
+            None => write_all(&mut &self.stream, &mut parts),
         }
-        stream.write_all(&body[sent - header.len()..])
     }
 
     /// Limits how long each call waits for the peer.
@@ -104,7 +133,7 @@ impl FrameSocket {
 
     /// Reads bytes that are not needed; how many.
     pub fn skip(&self, buf: &mut [u8]) -> io::Result<usize> {
-        (&self.stream).read(buf)
+        self.read_some(buf)
     }
 
     /// Ends the stream. Threads that read or write notice.

@@ -1,10 +1,13 @@
 //! A heartbeat: one datagram of fixed form, which counts only within a session.
 //!
-//! Anybody can send one. So a beat must name the VM, the session, the session's secret number (which crosses
-//! the network in its greeting only) and the peer that this node has the session with.
+//! Anybody can send one. So a beat must name the VM, the session and the peer that this node has the session
+//! with, carry a number that is higher than all before it on its link, and a tag that only the two ends can
+//! make: a hash of all of it under a key from the session's secret number. That number crosses the network
+//! once, in the greeting, which TLS protects.
 
-use ft_proto::{Beat, HostId, NodeId, Term, VmId};
-use twox_hash::XxHash3_64;
+use std::fmt;
+
+use ft_proto::{Beat, HostId, LinkId, NodeId, Term, VmId};
 use zerocopy::little_endian::{U16, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -12,10 +15,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const LEN: usize = size_of::<Datagram>();
 
 const MAGIC: [u8; 4] = *b"PLXB";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
+/// What the keys of beats are for.
+const CONTEXT: &str = "Pollux heartbeat 3, 2026-11-30";
+const TAG_LEN: usize = 16;
 
 /// What the beats of a session carry, and those of its peer must.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 pub struct BeatKey {
     /// The VM that it protects.
     pub vm: VmId,
@@ -29,24 +35,44 @@ pub struct BeatKey {
     pub peer: NodeId,
 }
 
+/// Without the secret.
+impl fmt::Debug for BeatKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vm, session, me, peer, .. } = self;
+        write!(f, "BeatKey(VM {vm}, session {session:x}, {me} with {peer})")
+    }
+}
+
 /// Why a datagram is not a beat of the peer's in this session.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Cause {
-    /// Not a beat of this version: another length, magic, version or hash.
+    /// Not a beat of this version: another length, magic or version, or what no node says.
     Malformed,
     /// There is no session.
     Unexpected,
     /// It is of another VM.
     OtherVm,
-    /// It is of another session, or made up.
+    /// It is of another session.
     OtherSession,
     /// It is of another node than the peer.
     OtherNode,
+    /// Nobody who knows the session's secret has sent it.
+    Forged,
+    /// It is one that was sent before, on this link or the other one.
+    Replayed,
 }
 
 impl Cause {
     /// All of them, in order.
-    pub const ALL: [Self; 5] = [Self::Malformed, Self::Unexpected, Self::OtherVm, Self::OtherSession, Self::OtherNode];
+    pub const ALL: [Self; 7] = [
+        Self::Malformed,
+        Self::Unexpected,
+        Self::OtherVm,
+        Self::OtherSession,
+        Self::OtherNode,
+        Self::Forged,
+        Self::Replayed,
+    ];
 
     /// What is wrong with such a datagram, for people.
     #[must_use]
@@ -57,6 +83,8 @@ impl Cause {
             Self::OtherVm => "of another VM",
             Self::OtherSession => "of another session",
             Self::OtherNode => "of another node",
+            Self::Forged => "forged",
+            Self::Replayed => "replayed",
         }
     }
 }
@@ -69,21 +97,22 @@ struct Datagram {
     version: U16,
     /// 1: it runs the VM.
     runs: u8,
-    /// 0.
-    reserved: u8,
+    /// The link that it is sent on: 0 replication, 1 heartbeat.
+    link: u8,
     vm: U128,
     session: U64,
-    nonce: U128,
     /// Who sends it.
     host: [u8; HostId::LEN],
     incarnation: U64,
     term: U64,
-    /// XXH3 of what comes before it.
-    hash: U64,
+    /// Higher than that of every beat before it.
+    number: U64,
+    /// Keyed BLAKE3 of what comes before it, its first half.
+    tag: [u8; TAG_LEN],
 }
 
-/// Bytes before the hash.
-const HASHED: usize = LEN - size_of::<U64>();
+/// Bytes before the tag.
+const TAGGED: usize = LEN - TAG_LEN;
 
 fn host_bytes(host: HostId) -> [u8; HostId::LEN] {
     let mut bytes = [0; HostId::LEN];
@@ -92,31 +121,72 @@ fn host_bytes(host: HostId) -> [u8; HostId::LEN] {
     bytes
 }
 
-/// The beat of `key`'s own node.
+impl BeatKey {
+    fn secret(&self) -> [u8; blake3::KEY_LEN] {
+        let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
+        hasher.update(&self.nonce.to_le_bytes());
+        *hasher.finalize().as_bytes()
+    }
+
+    fn tag(&self, tagged: &[u8]) -> blake3::Hash {
+        blake3::keyed_hash(&self.secret(), tagged)
+    }
+}
+
+/// The beat of `key`'s own node on `link`. Each needs a higher `number` than the one before it.
 #[must_use]
-pub fn encode(key: &BeatKey, term: Term, runs: bool) -> [u8; LEN] {
+pub fn encode(key: &BeatKey, link: LinkId, number: u64, term: Term, runs: bool) -> [u8; LEN] {
     let mut datagram = Datagram {
         magic: MAGIC,
         version: VERSION.into(),
         runs: runs.into(),
-        reserved: 0,
+        link: link as u8,
         vm: key.vm.0.into(),
         session: key.session.into(),
-        nonce: key.nonce.into(),
         host: host_bytes(key.me.host),
         incarnation: key.me.incarnation.into(),
         term: term.0.into(),
-        hash: U64::ZERO,
+        number: number.into(),
+        tag: [0; TAG_LEN],
     };
-    datagram.hash = XxHash3_64::oneshot(&datagram.as_bytes()[..HASHED]).into();
+    let tag = key.tag(&datagram.as_bytes()[..TAGGED]);
+    datagram.tag.copy_from_slice(&tag.as_bytes()[..TAG_LEN]);
     zerocopy::transmute!(datagram)
 }
 
-/// The beat of a datagram that is the peer's in this session.
-///
-/// # Errors
-/// When it is not.
-pub fn decode(bytes: &[u8], key: Option<&BeatKey>) -> Result<Beat, Cause> {
+/// Tells the peer's beats from everything else that arrives.
+#[derive(Clone, Debug, Default)]
+pub struct BeatFilter {
+    key: Option<BeatKey>,
+    /// The highest number so far, by link.
+    last: [Option<u64>; LinkId::ALL.len()],
+}
+
+impl BeatFilter {
+    /// Beats of this session count from now on, and no others.
+    pub fn set_key(&mut self, key: Option<BeatKey>) {
+        if self.key != key {
+            *self = Self { key, last: Default::default() };
+        }
+    }
+
+    /// The beat of a datagram that is the peer's in this session, and new.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn pass(&mut self, bytes: &[u8], link: LinkId) -> Result<Beat, Cause> {
+        let (beat, number) = decode(bytes, link, self.key.as_ref())?;
+        let last = &mut self.last[link as usize];
+        if last.is_some_and(|last| number <= last) {
+            return Err(Cause::Replayed);
+        }
+        *last = Some(number);
+        Ok(beat)
+    }
+}
+
+/// The beat of a datagram that is the peer's in this session, and its number.
+fn decode(bytes: &[u8], link: LinkId, key: Option<&BeatKey>) -> Result<(Beat, u64), Cause> {
     // The cheap questions first: a flood must not cost a hash each.
     let datagram = Datagram::ref_from_bytes(bytes).map_err(|_| Cause::Malformed)?;
     if datagram.magic != MAGIC || datagram.version != VERSION {
@@ -126,18 +196,27 @@ pub fn decode(bytes: &[u8], key: Option<&BeatKey>) -> Result<Beat, Cause> {
     if datagram.vm != key.vm.0 {
         return Err(Cause::OtherVm);
     }
-    if datagram.session != key.session || datagram.nonce != key.nonce {
+    if datagram.session != key.session {
         return Err(Cause::OtherSession);
     }
     if datagram.host != host_bytes(key.peer.host) || datagram.incarnation != key.peer.incarnation {
         return Err(Cause::OtherNode);
     }
+    // Hashes are compared in constant time.
+    let tag = key.tag(&bytes[..TAGGED]);
+    let mut claimed = *tag.as_bytes();
+    claimed[..TAG_LEN].copy_from_slice(&datagram.tag);
+    if tag != claimed {
+        return Err(Cause::Forged);
+    }
     let term = Term(datagram.term.get());
-    let whole = datagram.hash == XxHash3_64::oneshot(&bytes[..HASHED]);
-    if !whole || datagram.runs > 1 || datagram.reserved != 0 || !term.is_plausible() {
+    if datagram.link != link as u8 {
+        return Err(Cause::Replayed);
+    }
+    if datagram.runs > 1 || !term.is_plausible() {
         return Err(Cause::Malformed);
     }
-    Ok(Beat { from: key.peer, term, runs: datagram.runs == 1 })
+    Ok((Beat { from: key.peer, term, runs: datagram.runs == 1 }, datagram.number.get()))
 }
 
 #[cfg(test)]
@@ -146,20 +225,44 @@ mod tests {
 
     const ME: NodeId = NodeId::numbered(1, 11);
     const PEER: NodeId = NodeId::numbered(2, 22);
+    const LINK: LinkId = LinkId::Heartbeat;
+
+    fn ends() -> (BeatKey, BeatFilter) {
+        let key = BeatKey { vm: VmId(7), session: 8, nonce: 1 << 100, me: ME, peer: PEER };
+        let mut filter = BeatFilter::default();
+        filter.set_key(Some(key));
+        (BeatKey { me: PEER, peer: ME, ..key }, filter)
+    }
 
     #[test]
     fn beats_come_back_and_noise_does_not() {
-        let key = BeatKey { vm: VmId(7), session: 8, nonce: 1 << 100, me: ME, peer: PEER };
-        let bytes = encode(&BeatKey { me: PEER, peer: ME, ..key }, Term(3), true);
-        assert_eq!(decode(&bytes, Some(&key)), Ok(Beat { from: PEER, term: Term(3), runs: true }));
-        assert_eq!(decode(&bytes, None), Err(Cause::Unexpected));
+        let (theirs, filter) = ends();
+        let bytes = encode(&theirs, LINK, 1, Term(3), true);
+        assert_eq!(filter.clone().pass(&bytes, LINK), Ok(Beat { from: PEER, term: Term(3), runs: true }));
+        assert_eq!(BeatFilter::default().pass(&bytes, LINK), Err(Cause::Unexpected));
         for at in 0..bytes.len() {
             let mut wrong = bytes;
             wrong[at] ^= 1;
-            assert!(decode(&wrong, Some(&key)).is_err(), "byte {at}");
-            assert_eq!(decode(&bytes[..at], Some(&key)), Err(Cause::Malformed));
+            assert!(filter.clone().pass(&wrong, LINK).is_err(), "byte {at}");
+            assert_eq!(filter.clone().pass(&bytes[..at], LINK), Err(Cause::Malformed));
         }
         let longer = [&bytes[..], &[0]].concat();
-        assert_eq!(decode(&longer, Some(&key)), Err(Cause::Malformed));
+        assert_eq!(filter.clone().pass(&longer, LINK), Err(Cause::Malformed));
+    }
+
+    #[test]
+    fn whoever_reads_the_link_can_neither_make_a_beat_nor_repeat_one() {
+        let (theirs, mut filter) = ends();
+        let forged = BeatKey { nonce: 0, ..theirs };
+        assert_eq!(filter.pass(&encode(&forged, LINK, 9, Term(1 << 40), true), LINK), Err(Cause::Forged));
+        let (first, second) = (encode(&theirs, LINK, 1, Term(3), true), encode(&theirs, LINK, 2, Term(3), true));
+        assert!(filter.pass(&first, LINK).is_ok());
+        assert_eq!(filter.pass(&first, LINK), Err(Cause::Replayed));
+        assert_eq!(filter.pass(&second, LinkId::Replication), Err(Cause::Replayed), "it was sent on the other link");
+        assert!(filter.pass(&second, LINK).is_ok());
+        assert_eq!(filter.pass(&first, LINK), Err(Cause::Replayed), "late");
+        let key = filter.key;
+        filter.set_key(key);
+        assert_eq!(filter.pass(&second, LINK), Err(Cause::Replayed), "the same session");
     }
 }

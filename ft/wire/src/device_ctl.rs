@@ -7,11 +7,13 @@
 //! `Release` can only be built from a [`Committed`] token, so output commit is a type error to break here
 //! too.
 
+use std::fmt;
+
 use ft_proto::{Alone, Committed, Epoch, Term, VmId};
 use serde::{Deserialize, Serialize};
 
 /// Version of this message set; a device of another version is refused at `Hello`.
-pub const CTL_VERSION: u16 = 4;
+pub const CTL_VERSION: u16 = 5;
 
 /// No encoded message is longer.
 pub const CTL_MAX: usize = 64 * 1024;
@@ -98,6 +100,33 @@ pub enum Command {
     /// Disk: the VM is shut down, in this term, and this is its newest image: note that for good. Answered by
     /// [`Report::Ended`]; not when it cannot be noted.
     End(Term),
+    /// Disk: the stream that [`Command::Mirror`] or [`Command::Receive`] brings next is protected by TLS, and
+    /// goes on with these keys. Not answered.
+    StreamKeys(StreamKeys),
+}
+
+/// The keys of a TLS stream whose handshake another process has made.
+#[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct StreamKeys {
+    /// Of what is read.
+    pub read: TrafficSecret,
+    /// Of what is written.
+    pub write: TrafficSecret,
+}
+
+/// The traffic secret of one direction of a stream.
+#[derive(Deserialize, Eq, PartialEq, Serialize)]
+pub struct TrafficSecret {
+    /// The secret (RFC 8446, 7.1); 48 bytes.
+    pub secret: Vec<u8>,
+    /// Records that were protected with its key.
+    pub records: u64,
+}
+
+impl fmt::Debug for TrafficSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TrafficSecret({} records)", self.records)
+    }
 }
 
 /// Whether a device holds output. Holding is for anybody to ask; only proof that no other node can run the VM

@@ -24,6 +24,15 @@ option_struct! {
             standby_peers as "standby-peers" ("[ADDR:PORT/ADDR:PORT,...]"): TextList,
             /// name of this host, which never changes (derived from the machine-id and the disks)
             node ("NAME"): String,
+            /// the pair whose certificates are used, as `pollux pair init NAME` called it (the only one)
+            pair ("NAME"): String,
+            /// other certificates for TLS: ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem and
+            /// client-key.pem in this folder
+            tls_dir ("DIR"): String,
+            /// off: hosts do not prove who they are, and what the guest holds crosses the links readable (on)
+            tls ("on|off"): bool,
+            /// on: as a standby, take a copy although the disks hold data that is not of a VM of a pair (off)
+            overwrite ("on|off"): bool,
             /// how long a standby that starts alone waits for the host with the newest disks (forever)
             blackout_wait ("SECONDS"): u64,
             /// with role=primary: run the VM although the witness, or the disks, are in that term
@@ -70,7 +79,7 @@ mod tests {
     #[test]
     fn help_has_the_keys_of_both_definitions_once() {
         let keys: Vec<_> = node_options().iter().map(|option| option.key).collect();
-        let expected = "role listen heartbeat standby-peers node blackout_wait force witness on_partition detect_ms min_epoch_us \
+        let expected = "role listen heartbeat standby-peers node pair tls_dir tls overwrite blackout_wait force witness on_partition detect_ms min_epoch_us \
                         max_epoch_us latency_us pause_share disk_buffer disk_rate compression delta_cache";
         assert_eq!(keys.join(" "), expected);
         assert!(table(&node_options()).contains("  standby-peers=[ADDR:PORT/ADDR:PORT,...]\n"));

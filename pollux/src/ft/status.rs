@@ -4,7 +4,8 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{ContentArrangement, Table};
 use pollux_api::reason::BlockerReport;
 use pollux_api::status::{
-    ClaimStatus, CompressionStatus, CopyState, DiskStatus, Percentiles, SearchStatus, State, Status, WitnessStatus,
+    ClaimStatus, CompressionStatus, CopyState, DiskStatus, Percentiles, SearchStatus, State, Status, TlsStatus,
+    WitnessStatus,
 };
 
 /// Longer lines, those of errors, are wrapped; in columns.
@@ -32,6 +33,12 @@ pub fn table(status: &Status) -> Table {
     }
     for link in &status.links {
         row(&format!("link {}", link.name), format!("{}, silent for {} ms", link.state, link.silence_ms));
+    }
+    if let Some(tls) = &status.tls {
+        row("TLS", protection(tls));
+    }
+    if status.turned_away > 0 {
+        row("callers turned away", status.turned_away.to_string());
     }
     if status.ignored_beats > 0 {
         row("heartbeats ignored", format!("{}: not of this session, or damaged", status.ignored_beats));
@@ -74,6 +81,16 @@ fn state(state: State) -> String {
         _ => return state.to_string(),
     };
     format!("{state}: {meaning}")
+}
+
+/// What protects the streams, and what is to be done about it.
+fn protection(tls: &TlsStatus) -> String {
+    let on = match (&tls.expires, tls.on) {
+        (Some(expires), _) => format!("on, certificate valid until {expires}"),
+        (None, true) => "on".to_owned(),
+        (None, false) => "off".to_owned(),
+    };
+    tls.warning.as_ref().map_or_else(|| on.clone(), |warning| format!("{on}; {warning}"))
 }
 
 fn disk_text(disk: &DiskStatus) -> String {

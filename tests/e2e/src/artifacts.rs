@@ -49,6 +49,7 @@ impl Artifacts {
         for name in GUEST_FILES {
             copy(&guest.join(name), &dir.path().join(name), "scripts/guest-image makes it")?;
         }
+        pair(dir.path())?;
         let mut guest_tree = guest.into_os_string();
         guest_tree.push("-tree");
         Ok(Self { dir, guest_tree: guest_tree.into() })
@@ -101,13 +102,22 @@ pub(crate) fn copy(from: &Path, to: &Path, hint: &'static str) -> Result<()> {
     if !from.exists() {
         return Err(Error::Missing { path: from.to_owned(), hint });
     }
-    let output =
-        Command::new("cp").arg("--sparse=always").arg(from).arg(to).output().map_err(Error::io("cannot run cp"))?;
+    finish(Command::new("cp").arg("--sparse=always").arg(from).arg(to))
+}
+
+/// Makes the pair that both hosts of the run are of, in a folder beside its programs.
+fn pair(dir: &Path) -> Result<()> {
+    let (program, folder) = (dir.join("pollux"), dir.join("pairs/e2e"));
+    finish(Command::new(program).args(["pair", "init", "e2e", "--offline", "--dir"]).arg(folder))
+}
+
+fn finish(command: &mut Command) -> Result<()> {
+    let output = command.output().map_err(Error::io(format!("cannot run {}", command.get_program().display())))?;
     if output.status.success() {
         return Ok(());
     }
     Err(Error::Command {
-        command: format!("cp {} {}", from.display(), to.display()),
+        command: format!("{command:?}"),
         status: output.status.to_string(),
         output: String::from_utf8_lossy(&output.stderr).into_owned(),
     })

@@ -36,6 +36,8 @@ impl Process {
         let err = out.try_clone().map_err(Error::file("open", log))?;
         let child = namespace.run(|| {
             let mut command = Command::new(program);
+            // That of the run, beside its programs.
+            command.env("POLLUX_PAIRS", program.with_file_name("pairs"));
             command.args(args).stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
             command.spawn().map_err(Error::file("start", program))
         })?;

@@ -28,7 +28,7 @@ impl Image {
     pub fn new(path: &Path, mib: u64) -> Self {
         let file = File::create(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         file.set_len(mib << 20).expect("size of an image");
-        // One hole would be taken for the place of a copy.
+        // One hole would be taken for the place of a copy. Both hosts of a pair have overwrite=on.
         file.write_all_at(&[1], (mib << 20) - 1).expect("content of an image");
         Self { path: path.to_path_buf() }
     }

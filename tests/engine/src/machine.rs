@@ -1,8 +1,10 @@
 //! The right to load this machine: guests poll and timing matters, so that engine tests run one at a time.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ft_pair::authority::Authority;
+use ft_pair::folder::Folder;
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
@@ -28,7 +30,17 @@ impl Machine {
         let file = File::create(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let lock = Flock::lock(file, FlockArg::LockExclusive).unwrap_or_else(|(_, error)| panic!("flock: {error}"));
         let dir = tempfile::Builder::new().prefix("pollux-engine-").tempdir().expect("temporary directory");
-        Self { dir, _lock: lock }
+        let machine = Self { dir, _lock: lock };
+        let authority = Authority::create("test").expect("an authority");
+        let host = authority.issue("test-host").expect("a certificate");
+        Folder::of("test", Some(&machine.pairs().join("test"))).create(&authority, &host).expect("the pair's files");
+        machine
+    }
+
+    /// The folder with the one pair that all VMMs of a test are of.
+    #[must_use]
+    pub fn pairs(&self) -> PathBuf {
+        self.dir().join("pairs")
     }
 
     /// A directory for sockets and images that goes with the test.

@@ -78,7 +78,8 @@ impl Pair {
     #[must_use]
     pub fn standby(&self, i: usize, options: &VmOptions) -> Vm {
         let (listen, beat) = (format!("10.77.0.{}:4700", i + 1), format!("10.77.1.{}:4701", i + 1));
-        let ft = format!("role=standby,listen={listen},heartbeat={beat},witness={}", self.witness.display());
+        let witness = self.witness.display();
+        let ft = format!("role=standby,listen={listen},heartbeat={beat},overwrite=on,witness={witness}");
         let standby = self.options(i, options).standby(&self.machine, &self.hosts[i], &ft);
         standby.wait_api();
         self.wait_status(&standby, "standby-empty");
@@ -101,7 +102,8 @@ impl Pair {
         let ends = |i: usize| [format!("10.77.0.{}:4700", i + 1), format!("10.77.1.{}:4701", i + 1)];
         let ([listen, beat], [peer, peer_beat]) = (ends(i), ends(1 - i));
         let ft = format!(
-            "{role},listen={listen},heartbeat={beat},standby-peers=[{peer}/{peer_beat}],witness={},detect_ms={DETECT_MS}",
+            "{role},listen={listen},heartbeat={beat},overwrite=on,standby-peers=[{peer}/{peer_beat}],witness={},\
+             detect_ms={DETECT_MS}",
             witness.display()
         );
         self.options(i, options).node(&self.machine, &self.hosts[i], &ft)

@@ -198,7 +198,8 @@ impl VmOptions {
         if !self.flags.iter().any(|flag| flag == "--serial") {
             command.args(["--serial", "tty"]);
         }
-        command.args(["--console", "off", "-v"]).args(&self.flags).args(role);
+        command.env("POLLUX_PAIRS", machine.pairs());
+        command.args(["--console", "off", "-v"]).args(&self.flags).args(plain_if_wanted(role));
         if let Some(disk) = &self.disk {
             let id = self.disk_id.as_ref().map(|id| format!(",id={id}")).unwrap_or_default();
             command.arg("--disk").arg(format!("path={},image_type=raw{id}", disk.display()));
@@ -212,6 +213,18 @@ impl VmOptions {
         die_with_us(&mut command);
         Vm::start(command, &socket, self.serial_unread)
     }
+}
+
+/// With `POLLUX_TEST_TLS=off` in the environment, the arguments of a VMM whose streams are plain.
+fn plain_if_wanted(role: &[&str]) -> Vec<String> {
+    let mut role: Vec<String> = role.iter().map(|word| (*word).to_owned()).collect();
+    if std::env::var_os("POLLUX_TEST_TLS").is_some_and(|tls| tls == "off") {
+        match role.iter().position(|word| word == "--ft") {
+            Some(at) => role[at + 1].push_str(",tls=off"),
+            None => role.extend(["--ft", "role=primary,tls=off"].map(str::to_owned)),
+        }
+    }
+    role
 }
 
 /// The beginning of a command that runs on what looks like another boot of this host; `dir` keeps its id.

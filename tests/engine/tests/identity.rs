@@ -248,8 +248,8 @@ fn send_datagrams(many: u64, ports: &[SocketAddr]) {
     for i in 0..many as usize {
         let mut datagram = noise.bytes(1 + i % 24);
         if i % 2 == 0 {
-            datagram.resize(142, 0);
-            datagram[..6].copy_from_slice(b"PLXB\x02\x00");
+            datagram.resize(ft_wire::beat::LEN, 0);
+            datagram[..6].copy_from_slice(b"PLXB\x03\x00");
         }
         let _ = socket.send_to(&datagram, ports[i / 2 % ports.len()]);
     }
@@ -265,6 +265,10 @@ fn connect(many: u64, door: SocketAddr) {
         if i % 3 == 0 {
             words.splice(..0, *b"PLXF\x07\x00\x01\x00");
         }
+        if i % 3 == 1 {
+            // A record of a TLS handshake, with more to come.
+            words.splice(..0, [22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3]);
+        }
         let _ = stream.write_all(&words);
         open.push_back(stream);
         if open.len() > 32 {
@@ -277,6 +281,24 @@ fn resident_kib(vm: &Vm) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn data_that_no_vm_of_a_pair_has_written_is_overwritten_only_when_told() {
+    let pair = Pair::new();
+    let witness = pair.witness().display();
+    let ft = format!("role=standby,listen=10.77.0.2:4700,heartbeat=10.77.1.2:4701,witness={witness}");
+    let standby = VmOptions::new().disk(pair.images[1].path()).tap("tap0");
+    let standby = standby.standby(&pair.machine, &pair.hosts[1], &ft);
+    standby.wait_api();
+    let first = pair.boot(0, &VmOptions::new());
+    pair.client().echo();
+    let answer = pair.ask_for_protection(&first, 1, &Value::Null);
+    assert!(answer.status >= 400 && answer.body.to_string().contains("overwrite=on"), "{answer:?}");
+    let mut last = [0];
+    let image = File::open(pair.images[1].path()).unwrap();
+    image.read_exact_at(&mut last, image.metadata().unwrap().len() - 1).unwrap();
+    assert_eq!(last, [1], "it was not touched");
 }
 
 /// `DATAGRAMS=1000000 CONNECTIONS=100000` takes minutes.

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use ft_proto::Epoch;
-use ft_transport::mirror::{FrameSocket, Received};
+use ft_transport::mirror::{FrameSocket, MirrorStream, Received};
 use vhost_user_blk_repl::fuzzing::{Change, Incoming, Range, Step};
 use vhost_user_blk_repl::image::regions::Regions;
 use ft_wire::mirror::{Answer, Begin, Frame, Greeting, Kind, Name, decode_fields, encode};
@@ -46,7 +46,7 @@ pub fn run(input: &[u8]) {
     let (near, mut far) = UnixStream::pair().unwrap();
     far.write_all(&stream[..stream.len().min(STREAM_MAX)]).unwrap();
     far.shutdown(Shutdown::Write).unwrap();
-    let socket = FrameSocket::new(near.into()).unwrap();
+    let socket = FrameSocket::new(MirrorStream { socket: near.into(), keys: None }).unwrap();
     let mut incoming = Incoming::new(SIZE, LIMIT);
     while let Ok(received) = socket.read() {
         if take(&mut incoming, received).is_none() {

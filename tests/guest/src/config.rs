@@ -15,6 +15,10 @@ pub struct Config {
     pub bare: bool,
     /// `spoil=1`: first break queues of all devices, and see that these want a reset.
     pub spoil: bool,
+    /// `hostile=FIRST-LAST`: nothing but these cases of `hostile`.
+    pub hostile: Option<(usize, usize)>,
+    /// `hold=`: the guest stands still after every so many of them; 0 (default) is never.
+    pub hold: usize,
     /// `pages=`: pages that requests rewrite; default 256.
     pub pages: usize,
     /// `high=1`: the pages are above 4 GiB.
@@ -48,6 +52,8 @@ impl Config {
             offloads: true,
             bare: false,
             spoil: false,
+            hostile: None,
+            hold: 0,
             pages: 256,
             high: false,
             fill: pollux_guest::pattern::WORDS,
@@ -77,6 +83,11 @@ impl Config {
             "offloads" => self.offloads = value == "1",
             "bare" => self.bare = value == "1",
             "spoil" => self.spoil = value == "1",
+            "hostile" => {
+                let (first, last) = value.split_once('-')?;
+                self.hostile = Some((first.parse().ok()?, last.parse::<usize>().ok()? + 1));
+            }
+            "hold" => self.hold = value.parse().ok()?,
             "pages" => self.pages = value.parse().ok()?,
             "high" => self.high = value == "1",
             "fill" => self.fill = value.parse().ok()?,

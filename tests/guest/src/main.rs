@@ -10,6 +10,7 @@ mod boot;
 mod card;
 mod config;
 mod disk;
+mod hostile;
 mod machine;
 mod mem;
 mod net;
@@ -49,6 +50,10 @@ extern "C" fn ring3_main(start_info: u64, vcpu: u64) -> ! {
     let mut memory = Memory::new(info.ram_end);
     if config.spoil {
         virtio::break_all(&mut memory);
+    }
+    if let Some(numbers) = config.hostile {
+        hostile::run(&mut memory, &config, numbers, tsc_khz, info.ram_end);
+        machine::power_off();
     }
     let now = micros(machine::tsc(), tsc_khz);
     let net = Net::find(&mut memory, &config, boot, now);

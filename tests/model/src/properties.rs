@@ -58,8 +58,8 @@ pub(crate) fn all() -> Vec<Property<System>> {
         }),
         Property::always("a standby on record has its copy while its primary is gone", |_, sys: &Sys| {
             match sys.record {
-                Some(Record::Protected { primary, standby, .. }) if sys.host_of(primary).is_none() => {
-                    state(sys, standby).is_none_or(|state| state == State::StandbyReady)
+                Some(Record::Protected { primary, in_sync, .. }) if sys.host_of(primary).is_none() => {
+                    in_sync.iter().all(|standby| state(sys, standby).is_none_or(|state| state == State::StandbyReady))
                 }
                 _ => true,
             }

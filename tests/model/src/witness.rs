@@ -1,6 +1,6 @@
 //! The witness: what it makes of claims, when they take effect, and how its record is read.
 
-use ft_proto::witness::{Claim, Record, Verdict, judge};
+use ft_proto::witness::{Claim, Record, Replicas, Verdict, judge};
 use ft_proto::{Input, NodeId, State, WitnessAnswer};
 
 use crate::state::{Flaw, LateClaims, Sys};
@@ -64,7 +64,7 @@ impl Sys {
             && let Some(node) = node.filter(|node| node.state() == State::Protected)
             && let Some(standby) = node.peer()
         {
-            self.asks.push((id, Claim::Restore { primary: id, standby, term: node.term() }));
+            self.asks.push((id, Claim::Restore { primary: id, in_sync: Replicas::one(standby), term: node.term() }));
         }
         self.input(host, Input::RecordRead { record });
     }

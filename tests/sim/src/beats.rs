@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ft_proto::LinkId;
-use ft_wire::beat::{decode, encode};
+use ft_wire::beat::encode;
 
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
@@ -22,16 +22,18 @@ impl World {
         let Some(process) = self.process(address) else { return };
         let (Some(to), Some(key)) = (process.beats.route, process.beats.key) else { return };
         let (term, runs) = process.beats.said;
+        process.beats.sent += 1;
+        let number = process.beats.sent;
         if !runs {
             // Its standby has been told.
             let until = self.now;
             self.truth.disturb(address.0, to, until);
         }
-        let bytes = encode(&key, term, runs).to_vec();
         for link in LinkId::ALL {
             if self.network.is_blocked(address.0, to, link, self.now) || self.rng.chance(self.plan.loss) {
                 continue;
             }
+            let bytes = encode(&key, link, number, term, runs).to_vec();
             for _ in 0..=u32::from(self.rng.chance(self.plan.duplicates)) {
                 let (low, high) = self.plan.delay_us;
                 let delay = self.rng.micros(low, high);
@@ -69,7 +71,8 @@ impl World {
         let (address, at) = (self.address(to), self.local(to));
         let fences = self.mutation == Some(Mutation::BeatFences);
         let Some(process) = self.process(address) else { return };
-        let Ok(beat) = decode(bytes, process.beats.key.as_ref()) else {
+        process.beats.filter.set_key(process.beats.key);
+        let Ok(beat) = process.beats.filter.pass(bytes, link) else {
             if fences && process.runs() {
                 let node = process.id();
                 return self.moment(Moment::Fenced { node, reason: "a beat of somebody else".to_owned() });

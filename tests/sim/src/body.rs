@@ -7,16 +7,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ft::ProtectOptions;
-use ft::sim::{Introduction, Unopened};
 use ft_proto::witness::Claim;
 use ft_proto::{Epoch, Term, Time, WitnessAnswer};
 use ft_wire::beat::BeatKey;
 use ft_wire::device_ctl::{Command, Report};
-use ft_wire::session::Welcome;
 
 use crate::console::Console;
 use crate::devices::{Disk, Nic};
@@ -24,13 +22,23 @@ use crate::guest::{Frame, Guest, Vcpu};
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::StreamId;
+use crate::opening::{Heard, Opening, Slot};
 use crate::rng::Rng;
 use crate::truth::Cut;
 
-/// The devices of a process, by their places in [`Body::reports`].
-pub(crate) const DISK: usize = 0;
-pub(crate) const NIC: usize = 1;
-pub(crate) const IDS: [&str; 2] = ["disk", "net"];
+/// The devices of a process, by their places in [`Body::links`]: the card, and then the disks.
+pub(crate) const NIC: usize = 0;
+pub(crate) const IDS: [&str; 4] = ["net", "disk0", "disk1", "disk2"];
+
+/// The place of a disk among the devices.
+pub(crate) fn device_of(disk: usize) -> usize {
+    NIC + 1 + disk
+}
+
+/// The disk at a place, if it is none of the card.
+pub(crate) fn disk_at(device: usize) -> Option<usize> {
+    device.checked_sub(NIC + 1)
+}
 
 /// What the witness is asked.
 #[derive(Clone, Copy, Debug)]
@@ -62,25 +70,6 @@ impl Said {
 
 pub(crate) type Later = Box<dyn FnOnce() + Send>;
 pub(crate) type Answer = Box<dyn FnOnce(Told) + Send>;
-pub(crate) type OpenedTo = Box<dyn FnOnce(Result<Accepted, Unopened>) + Send>;
-
-/// Who opens a session.
-#[derive(Debug)]
-pub(crate) struct Opener {
-    pub(crate) introduction: Introduction,
-    pub(crate) term: Term,
-    pub(crate) first: bool,
-}
-
-/// A session that a standby has accepted.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(crate) options: ProtectOptions,
-    pub(crate) stream: StreamId,
-    pub(crate) disk: StreamId,
-    pub(crate) welcome: Welcome,
-    pub(crate) term: Term,
-}
 
 /// Something that the engine does to the world.
 pub(crate) enum Effect {
@@ -104,7 +93,8 @@ pub(crate) enum Effect {
         session: u64,
         epoch: Epoch,
         digest: u64,
-        idle: bool,
+        /// Of each disk, whether it has nothing of it.
+        idle: Vec<bool>,
     },
     /// The guest runs here, from this checkpoint on.
     Starts {
@@ -114,16 +104,20 @@ pub(crate) enum Effect {
     Fenced(String),
     /// The VMM builds this VM anew.
     Unusable,
-    /// The disk ends an epoch of which it has something.
-    DiskEnd(Epoch),
+    /// A disk ends an epoch of which it has something.
+    DiskEnd(usize, Epoch),
     Command(usize, Command),
     /// Console output leaves.
     Print(Vec<Frame>),
     /// A disk is given a stream.
-    Connect(Command, StreamId),
+    Connect(usize, Command, StreamId),
     Ask(Question, Answer),
     /// The way to a session begins.
-    Open(Box<Opener>, Vec<ProtectOptions>, OpenedTo),
+    Open(Opening),
+    /// A host is called.
+    Dial(usize, Slot<io::Result<StreamId>>),
+    /// What comes next on a stream answers a greeting.
+    Greet(StreamId, Slot<Heard>),
     /// Something on another thread is through after so long.
     Later(Duration, Later),
     /// The engine has asked of its guest or a device what that may not be asked.
@@ -151,8 +145,21 @@ pub(crate) struct Received {
     pub(crate) closed: bool,
 }
 
+/// What is on the way from a device process to the engine.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// Reports that the engine has not read.
+    pub(crate) reports: VecDeque<Report>,
+    /// An answer that takes its time.
+    pub(crate) answer: Option<Report>,
+    /// The process is dead.
+    pub(crate) broken: bool,
+}
+
 /// All of it.
 pub(crate) struct Body {
+    /// Where it is.
+    pub(crate) host: usize,
     /// The host's clock when the engine was called.
     pub(crate) local: Time,
     /// And the world's.
@@ -164,14 +171,10 @@ pub(crate) struct Body {
     pub(crate) knobs: Knobs,
     pub(crate) guest: Guest,
     pub(crate) nic: Nic,
-    pub(crate) disk: Disk,
+    pub(crate) disks: Vec<Disk>,
     pub(crate) console: Console,
-    /// A device process is dead.
-    pub(crate) broken: bool,
-    /// Reports that the engine has not read.
-    pub(crate) reports: [VecDeque<Report>; 2],
-    /// Answers that take their time.
-    pub(crate) answers: [Option<Report>; 2],
+    /// The ways to the devices.
+    pub(crate) links: Vec<Link>,
     pub(crate) received: BTreeMap<StreamId, Received>,
     /// The stream that the engine's thread reads.
     pub(crate) watched: Option<StreamId>,
@@ -181,6 +184,8 @@ pub(crate) struct Body {
     pub(crate) session: u64,
     /// Standby: the last epoch of it that is committed.
     pub(crate) committed: Epoch,
+    /// Whether the first disk had nothing of the epoch that was sealed last.
+    pub(crate) sealed_idle: bool,
     /// How long the guest was paused last.
     pub(crate) last_pause: Option<Duration>,
     /// What the vCPU was at the last checkpoint, and of which epoch that is.
@@ -193,26 +198,26 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    pub(crate) fn new(rng: Rng, knobs: Knobs) -> Self {
+    pub(crate) fn new(host: usize, disks: usize, rng: Rng, knobs: Knobs) -> Self {
         Self {
+            host,
             local: Time(0),
             now: Time(0),
             spent: Duration::ZERO,
             effects: VecDeque::new(),
             rng,
             knobs,
-            guest: Guest::new(knobs.mutation),
+            guest: Guest::new(disks, knobs.mutation),
             nic: Nic::default(),
-            disk: Disk::default(),
+            disks: (0..disks).map(|_| Disk::default()).collect(),
             console: Console::default(),
-            broken: false,
-            reports: Default::default(),
-            answers: [None, None],
+            links: (0..device_of(disks)).map(|_| Link::default()).collect(),
             received: BTreeMap::new(),
             watched: None,
             feeds: BTreeMap::new(),
             session: 0,
             committed: Epoch(0),
+            sealed_idle: false,
             last_pause: None,
             captured: (Epoch(0), Vcpu::default()),
             loaded: (0, Epoch(0)),
@@ -230,6 +235,16 @@ impl Body {
         if !frames.is_empty() {
             self.effect(Effect::Print(frames));
         }
+    }
+
+    /// Whether a device process is dead.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.links.iter().any(|link| link.broken)
+    }
+
+    /// The disk that has a stream, in whatever part.
+    pub(crate) fn disk_on(&self, stream: StreamId) -> Option<usize> {
+        self.disks.iter().position(|disk| disk.is_on(stream))
     }
 
     /// The engine's thread is kept for so long.

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use ft_proto::{Epoch, Time};
 use ft_wire::device_ctl::{Command, Report};
 
-use crate::guest::{BLOCKS, Frame, Write};
+use crate::guest::{BLOCKS, Blocks, Frame, Write};
 use crate::mutation::Mutation;
 use crate::network::{Payload, StreamId};
 use crate::record::{Marks, Record};
@@ -85,6 +85,7 @@ impl Nic {
             Command::Start { .. } => (self.standby, self.hold, self.sealed) = (false, false, false),
             Command::Resume => self.sealed = false,
             Command::Hello { .. }
+            | Command::StreamKeys(_)
             | Command::Mirror { .. }
             | Command::Unmirror
             | Command::Receive { .. }
@@ -107,7 +108,7 @@ impl Nic {
 /// What is on a host's disk: it outlives processes.
 #[derive(Debug, Default)]
 pub(crate) struct DiskImage {
-    pub(crate) blocks: [u64; BLOCKS],
+    pub(crate) blocks: Blocks,
     pub(crate) record: Record,
     /// Whether what was called a whole copy was none.
     pub(crate) stale: bool,
@@ -189,6 +190,13 @@ impl Disk {
         self.applying.back().map(|(due, ..)| *due)
     }
 
+    /// Whether a stream was given to it.
+    pub(crate) fn is_on(&self, stream: StreamId) -> bool {
+        self.greeting == Some(stream)
+            || self.mirror.as_ref().is_some_and(|mirror| mirror.stream == stream)
+            || self.receiver.as_ref().is_some_and(|receiver| receiver.stream == stream)
+    }
+
     /// Primary: whether it has a stream to another disk.
     pub(crate) fn is_mirrored(&self) -> bool {
         self.mirror.is_some() || self.greeting.is_some()
@@ -242,6 +250,17 @@ impl Disk {
             receiver.closed = true;
             let complete = receiver.complete;
             receiver.held.retain(|(epoch, _)| *epoch <= complete);
+        }
+    }
+
+    /// A stream is lost.
+    pub(crate) fn lose(&mut self, stream: StreamId) {
+        if self.greeting == Some(stream) {
+            self.greeting = None;
+        } else if self.mirror.as_ref().is_some_and(|mirror| mirror.stream == stream) {
+            self.mirror = None;
+        } else {
+            self.stop_receiving();
         }
     }
 

@@ -8,17 +8,17 @@
 use std::time::Duration;
 
 use ft::sim::{DeviceKey, Executor, Message};
-use ft_proto::witness::{Claim, Record};
+use ft_proto::witness::{Claim, Record, Replicas};
 use ft_proto::{Epoch, State, Time};
 use ft_wire::device_ctl::{Command, Report};
 
-use crate::body::{Body, Effect, NIC, Question};
+use crate::body::{Body, Effect, NIC, Question, disk_at};
 use crate::guest::Frame;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::Payload;
 use crate::platform::Sim;
-use crate::process::{Address, Asks, Delivery, Process};
+use crate::process::{Address, Asks, Delivery, Host, Process};
 use crate::truth::Cut;
 use crate::world::{Event, World, name};
 
@@ -128,8 +128,16 @@ impl World {
             self.aimed_fault(address.0, if claims { 20 } else { 1 });
         }
         if has_base {
-            let host = self.rng.index(self.plan.hosts);
-            self.aimed_fault(host, 40);
+            self.aim_at_peer(address);
+        }
+    }
+
+    /// A primary may go just before its standby is on record.
+    fn aim_at_peer(&mut self, address: Address) {
+        let peer = self.process(address).and_then(|process| process.executor.node().peer());
+        let is_peer = |host: &Host| host.process.as_ref().is_some_and(|process| Some(process.id()) == peer);
+        if let Some(host) = self.hosts.iter().position(is_peer) {
+            self.aimed_fault(host, 80);
         }
     }
 
@@ -144,6 +152,7 @@ impl World {
         let (node, term) = (process.id(), process.term());
         let leftover = process.leftover();
         if process.runs() && process.ran.replace(term) != Some(term) {
+            self.runs_beside(address);
             self.moment(Moment::Runs { node, term });
         }
         if let Some(what) = leftover {
@@ -151,7 +160,7 @@ impl World {
         }
     }
 
-    fn happens(&mut self, address: Address, effect: Effect) {
+    pub(crate) fn happens(&mut self, address: Address, effect: Effect) {
         match effect {
             Effect::Key(key) => self.beats_of(address, |beats| beats.key = key),
             Effect::Say(term, runs) => {
@@ -168,7 +177,7 @@ impl World {
                 self.was_cut(address, (session, epoch), cut, last);
             }
             Effect::GoesOn => self.with_body(address, |body| body.guest.stopped = false),
-            Effect::Applied { session, epoch, digest, idle } => self.applied(address, session, epoch, digest, idle),
+            Effect::Applied { session, epoch, digest, idle } => self.applied(address, (session, epoch), digest, &idle),
             Effect::Starts { session, epoch } => self.taken_over(address, session, epoch),
             Effect::Fenced(reason) => self.fenced(address, &reason),
             Effect::Unusable => {
@@ -176,7 +185,7 @@ impl World {
                     process.unusable = true;
                 }
             }
-            Effect::DiskEnd(epoch) => self.disk_end(address, epoch),
+            Effect::DiskEnd(disk, epoch) => self.disk_end(address, disk, epoch),
             Effect::Command(NIC, command) => {
                 let mut frames = self.command_nic(address, &command);
                 frames.extend(self.send_waiting(address));
@@ -186,10 +195,24 @@ impl World {
                 self.leave_host(address, frames);
             }
             Effect::Print(frames) => self.leave_host(address, frames),
-            Effect::Command(_, command) => self.command_disk(address, &command),
-            Effect::Connect(command, stream) => self.connect_disk(address, &command, stream),
+            Effect::Command(device, command) => {
+                if let Some(disk) = disk_at(device) {
+                    self.command_disk(address, disk, &command);
+                }
+            }
+            Effect::Connect(disk, command, stream) => self.connect_disk(address, disk, &command, stream),
             Effect::Ask(question, answer) => self.ask(address, question, answer),
-            Effect::Open(applicant, peers, done) => self.open(address, *applicant, peers, done),
+            Effect::Open(opening) => self.open(address, opening),
+            Effect::Dial(peer, slot) => {
+                let (low, high) = self.plan.delay_us;
+                let delay = self.rng.micros(low, high);
+                self.after(delay, Event::Dial(address, peer, slot));
+            }
+            Effect::Greet(stream, slot) => {
+                if let Some(process) = self.process(address) {
+                    process.greetings.insert(stream, slot);
+                }
+            }
             Effect::Later(after, call) => self.after(after, Event::Later(address, call)),
             Effect::Forbidden(what) => self.forbidden(address, what),
             Effect::Told(event) => self.note(address.0, || format!("-> {event}")),
@@ -211,6 +234,7 @@ impl World {
             return self.at(until, Event::Later(address, call));
         }
         call();
+        self.go_on_opening(address);
         self.work(address);
     }
 
@@ -245,7 +269,7 @@ impl World {
         let at_once = process.body().has(Mutation::RestoreWithoutAck) && record.is_none();
         let node = process.executor.node();
         if let Some(standby) = node.peer().filter(|_| at_once && node.state() == State::Protected) {
-            let claim = Claim::Restore { primary: node.id(), standby, term: node.term() };
+            let claim = Claim::Restore { primary: node.id(), in_sync: Replicas::one(standby), term: node.term() };
             self.ask_witness(address, Question::Claim(claim), Asks::Engine(Box::new(drop)));
         }
         let stored = record.map(|record| ft::Stored { vm: Some(crate::platform::VM), record });
@@ -269,7 +293,7 @@ impl World {
         process.body().guest.running = false;
         if record.is_some_and(|record| matches!(record, Record::Solo { owner, .. } if owner == node))
             && !reason.starts_with("there is no")
-            && !reason.starts_with("the disk")
+            && !process.is_broken()
         {
             self.moment(Moment::Fenced { node, reason: reason.to_owned() });
         }
@@ -320,12 +344,15 @@ impl World {
             }
         }
         self.flush(address);
+        self.go_on_opening(address);
         self.work(address);
     }
 
     pub(crate) fn command_nic(&mut self, address: Address, command: &Command) -> Vec<Frame> {
         let mutation = self.mutation;
-        self.process(address).map_or(Vec::new(), |process| process.body().nic.command(command, mutation))
+        let Some(process) = self.process(address) else { return Vec::new() };
+        let mut body = process.body();
+        if body.links[NIC].broken { Vec::new() } else { body.nic.command(command, mutation) }
     }
 
     /// What the guest has sent while its card was sealed, now that it is not.
@@ -348,7 +375,7 @@ impl World {
 
     /// Frames leave a host: from here on they cannot be taken back.
     pub(crate) fn leave_host(&mut self, address: Address, frames: Vec<Frame>) {
-        let Some(process) = self.process(address).filter(|process| !process.is_broken()) else { return };
+        let Some(process) = self.process(address) else { return };
         let (node, term) = (process.id(), process.term());
         for frame in frames {
             self.trace.line(self.now, || format!("{} ** {frame:?}", name(address.0)));
@@ -370,13 +397,13 @@ impl World {
     }
 
     pub(crate) fn reported(&mut self, address: Address, device: usize, report: Report) {
-        self.with_body(address, |body| body.reports[device].push_back(report));
+        self.with_body(address, |body| body.links[device].reports.push_back(report));
         self.tell(address, Delivery::Report(device));
     }
 
     /// When a disk request that comes now costs its time.
-    pub(crate) fn disk_latency(&mut self, host: usize) -> Duration {
-        if self.hosts[host].slow_disk_until > self.now {
+    pub(crate) fn disk_latency(&mut self, host: usize, disk: usize) -> Duration {
+        if self.hosts[host].drives[disk].slow_until > self.now {
             self.rng.micros(3000, 30_000)
         } else {
             let (low, high) = self.plan.disk_us;
@@ -401,6 +428,9 @@ fn next(process: &mut Process) -> Option<Delivery> {
     message.or_else(|| process.waiting.pop_front())
 }
 
-fn begin(body: &mut Body, now: Time, local: Time) {
+/// A thread begins to work. Returns what there was before.
+pub(crate) fn begin(body: &mut Body, now: Time, local: Time) -> (Time, Time, Duration) {
+    let before = (body.now, body.local, body.spent);
     (body.now, body.local, body.spent) = (now, local, Duration::ZERO);
+    before
 }

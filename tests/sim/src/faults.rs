@@ -7,11 +7,12 @@ use ft_proto::{LinkId, NodeId, State, Time};
 
 use ft::sim::Message;
 
-use crate::body::DISK;
+use crate::body::IDS;
+use crate::guest::disk_of;
 use crate::invariants::Moment;
 use crate::operators::nobody;
 use crate::plan::Fault;
-use crate::process::Delivery;
+use crate::process::{Delivery, Host};
 use crate::world::{End, Event, World, name};
 
 /// After the faults, a pair must be protected within this time.
@@ -77,12 +78,14 @@ impl World {
             }
             Fault::WitnessDown => self.cut_witness(host, both_ways, until),
             Fault::SlowDisk => {
-                self.note(host, || "FAULT slow disk".to_owned());
-                self.hosts[host].slow_disk_until = until;
+                let disk = self.rng.index(self.plan.disks);
+                self.note(host, || format!("FAULT slow disk {disk}"));
+                self.hosts[host].drives[disk].slow_until = until;
             }
             Fault::HangDisk => {
-                self.note(host, || "FAULT disk process hangs".to_owned());
-                self.hosts[host].hung_disk_until = until;
+                let disk = self.rng.index(self.plan.disks);
+                self.note(host, || format!("FAULT process of disk {disk} hangs"));
+                self.hosts[host].drives[disk].hung_until = until;
             }
             Fault::BreakStream | Fault::CorruptStream | Fault::StallStream => self.hurt_stream(fault, until),
             Fault::DeviceFailure => self.break_device(host),
@@ -133,15 +136,21 @@ impl World {
         self.disturb_all(host, now);
         let host_state = &mut self.hosts[host];
         let Some(process) = host_state.process.take() else { return };
-        // What the disk was given but had not done is lost.
-        process.body().disk.settle(now, &mut host_state.image);
+        // What the disks were given but had not done is lost.
+        let disks = &mut process.body().disks;
+        disks.iter_mut().zip(&mut host_state.drives).for_each(|(disk, drive)| disk.settle(now, &mut drive.image));
         host_state.down = true;
         self.close_all((host, process.incarnation), tell);
     }
 
     pub(crate) fn restart(&mut self, host: usize) {
-        if self.hosts[host].down {
-            self.disturb_all(host, self.now);
+        if !self.hosts[host].down {
+            return;
+        }
+        self.disturb_all(host, self.now);
+        if self.policy().is_some() {
+            self.start_by_itself(host, None);
+        } else {
             self.start_standby(host);
         }
     }
@@ -217,9 +226,10 @@ impl World {
         if process.is_broken() || idle || process.state() == State::Fenced {
             return;
         }
-        process.body().broken = true;
-        self.note(host, || "FAULT device process dies".to_owned());
-        self.tell(address, Delivery::Report(DISK));
+        let device = self.rng.index(self.plan.disks + 1);
+        self.with_body(address, |body| body.links[device].broken = true);
+        self.note(host, || format!("FAULT device process of {} dies", IDS[device]));
+        self.tell(address, Delivery::Report(device));
     }
 
     /// Whether the VM has another copy if this host dies now.
@@ -236,9 +246,19 @@ impl World {
                 process.id() == node && ready && !process.is_broken()
             })
         };
+        if self.policy().is_some() {
+            let mut others = self.hosts.iter().filter_map(|host| host.process.as_ref());
+            let peer = process.executor.node().peer();
+            return match process.runs() {
+                true => peer.is_some_and(|peer| fit(peer, true)),
+                false => others.any(|other| other.id() != id && other.runs() && !other.is_broken()),
+            };
+        }
         match self.witness.last {
-            Some(Record::Protected { primary, standby, .. }) if primary == id => fit(standby, true),
-            Some(Record::Protected { primary, standby, .. }) if standby == id => fit(primary, false),
+            Some(Record::Protected { primary, in_sync, .. }) if primary == id => {
+                in_sync.iter().any(|one| fit(one, true))
+            }
+            Some(Record::Protected { primary, in_sync, .. }) if in_sync.has(id) => fit(primary, false),
             Some(Record::Solo { owner, .. }) => owner != id,
             None => id != self.first_owner,
             Some(_) => true,
@@ -255,11 +275,11 @@ impl World {
         (self.plan.loss, self.plan.witness_loses, self.plan.cut_fails) = (0, 0, 0);
         for host in 0..self.plan.hosts {
             let address = self.address(host);
-            self.hosts[host].slow_disk_until = now;
             self.hosts[host].full_until = now;
-            self.hosts[host].disk_full_until = now;
+            for drive in &mut self.hosts[host].drives {
+                (drive.slow_until, drive.full_until, drive.hung_until) = (now, now, now);
+            }
             self.at(now, Event::Remount(host));
-            self.hosts[host].hung_disk_until = now;
             self.hosts[host].witness_cut_until = now;
             if self.hosts[host].down {
                 let soon = self.rng.micros(1000, 50_000);
@@ -270,10 +290,11 @@ impl World {
                 process.stalled_until = process.stalled_until.min(now);
                 let mut body = process.body();
                 body.knobs.cut_fails = 0;
-                body.disk.catch_up(now);
-                let requests = body.guest.vcpu.in_flight.len();
+                body.disks.iter_mut().for_each(|disk| disk.catch_up(now));
+                let requests = body.guest.vcpu.in_flight.clone();
                 drop(body);
-                (0..requests).for_each(|_| self.at(now, Event::DiskDone(address)));
+                let disks = requests.iter().map(|write| disk_of(write.block, self.plan.disks));
+                disks.collect::<Vec<_>>().into_iter().for_each(|disk| self.at(now, Event::DiskDone(address, disk)));
             }
             self.wake(address);
         }
@@ -284,6 +305,7 @@ impl World {
     pub(crate) fn look(&mut self) {
         self.after(Duration::from_millis(2), Event::Look);
         self.create_record();
+        self.look_after_vm();
         if self.protected_pair().is_none() {
             self.protected_since = None;
         }
@@ -315,6 +337,12 @@ impl World {
         };
         let gone = |node: NodeId| here(node).is_none_or(|process| process.is_broken());
         let back = |node: NodeId| self.comes_back(node);
+        if self.policy().is_some() {
+            let runs =
+                |host: &Host| host.process.as_ref().is_some_and(|process| process.runs() && !process.is_broken());
+            let served = self.hosts.iter().any(runs) || self.newest_disks().is_some();
+            return (!served).then(|| "no disks are left that anybody could start from".to_owned());
+        }
         match self.witness.record {
             None if self.witness.last.is_none() => {
                 gone(self.first_owner).then(|| "the only owner died before it was on record".to_owned())
@@ -331,9 +359,9 @@ impl World {
             Some(Record::Solo { owner, .. }) => {
                 (gone(owner) && !back(owner)).then(|| format!("{owner} died while it was alone"))
             }
-            Some(Record::Protected { primary, standby, .. }) => {
+            Some(Record::Protected { primary, in_sync, .. }) => {
                 let yielded = here(primary).is_some_and(|process| process.state() == State::Fenced);
-                let both = (gone(primary) || yielded) && gone(standby);
+                let both = (gone(primary) || yielded) && in_sync.iter().all(gone);
                 (both && !back(primary)).then(|| "both copies died".to_owned())
             }
             Some(Record::Stopped { .. }) => {

@@ -1,8 +1,8 @@
-//! The model guest: a vCPU, pages, a disk and a little key-value service that answers when the disk has its
+//! The model guest: a vCPU, pages, disks and a little key-value service that answers when the disk has its
 //! value.
 //!
-//! Key *k* lives in page *k* and in block *k*. Each event of the guest is one step; every step changes its
-//! history.
+//! Key *k* lives in page *k* and in block *k*. Blocks take turns on the disks. Each event of the guest is one
+//! step; every step changes its history.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
@@ -23,6 +23,14 @@ const COLD: usize = 16;
 /// One in so many steps touches one of them.
 const SELDOM: u64 = 128;
 pub(crate) const BLOCKS: usize = 8;
+
+/// Blocks of a disk, or of all disks of a VM.
+pub(crate) type Blocks = [u64; BLOCKS];
+
+/// Which of so many disks a block is on.
+pub(crate) fn disk_of(block: usize, disks: usize) -> usize {
+    block % disks
+}
 
 /// Pages of a guest, for those who hold a copy.
 pub(crate) type Pages = [u64; PAGES];
@@ -70,7 +78,7 @@ pub(crate) struct Vcpu {
     /// A digest of everything that ever happened.
     pub(crate) history: u64,
     /// The last write to each block that the guest knows to be done.
-    pub(crate) done: [u64; BLOCKS],
+    pub(crate) done: Blocks,
     /// Requests that the disk has and has not answered.
     pub(crate) in_flight: VecDeque<Write>,
 }
@@ -154,11 +162,13 @@ pub(crate) struct Guest {
     pub(crate) running: bool,
     /// Whether it is paused for a cut.
     pub(crate) stopped: bool,
+    /// How many it has.
+    disks: usize,
 }
 
 impl Guest {
-    pub(crate) fn new(mutation: Option<Mutation>) -> Self {
-        let guest = Self::default();
+    pub(crate) fn new(disks: usize, mutation: Option<Mutation>) -> Self {
+        let guest = Self { disks, ..Self::default() };
         if mutation == Some(Mutation::KeepOldMemory) {
             guest.memory.stays();
         }
@@ -225,9 +235,15 @@ impl Guest {
         write
     }
 
-    /// The disk has done the oldest request.
-    pub(crate) fn completed(&mut self) -> Option<Frame> {
-        let write = self.vcpu.in_flight.pop_front()?;
+    /// The oldest request that a disk has not answered.
+    pub(crate) fn oldest(&self, disk: usize) -> Option<Write> {
+        self.vcpu.in_flight.iter().find(|write| disk_of(write.block, self.disks) == disk).copied()
+    }
+
+    /// The disk has done it.
+    pub(crate) fn completed(&mut self, disk: usize) -> Option<Frame> {
+        let oldest = self.vcpu.in_flight.iter().position(|write| disk_of(write.block, self.disks) == disk)?;
+        let write = self.vcpu.in_flight.remove(oldest)?;
         self.vcpu.done[write.block] = write.value;
         let at = self.step(write.value);
         write.asked.then_some(Frame { at, saying: Saying::Stored { key: write.block, value: write.value } })

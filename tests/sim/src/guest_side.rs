@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::body::NIC;
-use crate::guest::{Frame, Request, Saying};
+use crate::guest::{Frame, Request, Saying, disk_of};
 use crate::mutation::Mutation;
 use crate::network::Payload;
 use crate::process::Address;
@@ -29,8 +29,8 @@ impl World {
                 }
             } else {
                 let write = process.body().guest.work(chance);
-                if write.is_some() {
-                    self.submit(address);
+                if let Some(write) = write {
+                    self.submit(address, write.block);
                 }
             }
         }
@@ -53,16 +53,17 @@ impl World {
         self.leave_host(address, out.into_iter().collect());
     }
 
-    /// The disk has one more request of its guest.
-    pub(crate) fn submit(&mut self, address: Address) {
-        let (now, latency) = (self.now, self.disk_latency(address.0));
+    /// The disk of a block has one more request of its guest.
+    pub(crate) fn submit(&mut self, address: Address, block: usize) {
+        let disk = disk_of(block, self.plan.disks);
+        let (now, latency) = (self.now, self.disk_latency(address.0, disk));
         let Some(process) = self.process(address) else { return };
-        let due = process.body().disk.due(now, latency);
-        self.at(due, Event::DiskDone(address));
+        let due = process.body().disks[disk].due(now, latency);
+        self.at(due, Event::DiskDone(address, disk));
     }
 
-    /// The oldest request of a guest is done.
-    pub(crate) fn disk_done(&mut self, address: Address) {
+    /// The oldest request to a disk is done.
+    pub(crate) fn disk_done(&mut self, address: Address, disk: usize) {
         let now = self.now;
         let forgets = self.mutation == Some(Mutation::ForgetMarks);
         let host = &mut self.hosts[address.0];
@@ -70,26 +71,27 @@ impl World {
         if !process.body().guest.running || process.is_broken() {
             return;
         }
-        if !process.guest_runs(now) || process.body().disk.sealed {
+        if !process.guest_runs(now) || process.body().disks[disk].sealed {
             // Sealed or stopped: guest memory is not touched.
-            return self.after(Duration::from_micros(100), Event::DiskDone(address));
+            return self.after(Duration::from_micros(100), Event::DiskDone(address, disk));
         }
         let mut body = process.body();
-        let Some(&write) = body.guest.vcpu.in_flight.front() else { return };
-        body.disk.settle(now, &mut host.image);
-        let epoch = body.disk.epoch;
-        let tracked = host.image.record.base.is_some() || body.disk.mirror.is_some();
+        let Some(write) = body.guest.oldest(disk) else { return };
+        let image = &mut host.drives[disk].image;
+        body.disks[disk].settle(now, image);
+        let epoch = body.disks[disk].epoch;
+        let tracked = image.record.base.is_some() || body.disks[disk].mirror.is_some();
         if tracked && !forgets {
             // On stable storage before the write goes anywhere.
-            host.image.record.marks[write.block] = true;
+            image.record.marks[write.block] = true;
         }
-        host.image.blocks[write.block] = write.value;
-        let mirror = body.disk.mirror.as_mut().map(|mirror| {
+        image.blocks[write.block] = write.value;
+        let mirror = body.disks[disk].mirror.as_mut().map(|mirror| {
             mirror.written[write.block] = epoch;
             mirror.touched = true;
             mirror.stream
         });
-        let frame = body.guest.completed();
+        let frame = body.guest.completed(disk);
         drop(body);
         if let Some(stream) = mirror {
             self.send(address.0, stream, Payload::Mirrored { epoch, write });
@@ -111,7 +113,7 @@ impl World {
             let answer = process.body().guest.serve(request);
             match answer {
                 Ok(frame) => self.nic_send(address, frame),
-                Err(Some(_)) => self.submit(address),
+                Err(Some(write)) => self.submit(address, write.block),
                 Err(None) => {}
             }
         }

@@ -11,6 +11,7 @@ use ft_transport::frames::{read_body, read_header};
 use ft_wire::packing::Unpacker;
 use ft_wire::session::Kind;
 
+use crate::body::{IDS, device_of};
 use crate::guest::{SimMemory, Vcpu, decode};
 
 /// The receiving thread of a session.
@@ -22,20 +23,22 @@ pub(crate) struct Feed {
     /// Pages are written as they arrive: a defect.
     early: bool,
     over: bool,
-    /// Of each whole epoch its vCPU, and whether the disk has nothing of it.
-    pub(crate) whole: BTreeMap<Epoch, (Vcpu, bool)>,
+    disks: usize,
+    /// Of each whole epoch its vCPU, and of each disk whether it has nothing of it.
+    pub(crate) whole: BTreeMap<Epoch, (Vcpu, Vec<bool>)>,
 }
 
 impl Feed {
     pub(crate) fn new(
         memory: Arc<SimMemory>,
+        disks: usize,
         committed: Arc<AtomicU64>,
         early: bool,
         tell: Box<dyn Fn(Received) + Send>,
     ) -> Self {
         let intake = Intake::new(memory.clone(), committed);
         let unpacker = Unpacker::new().expect("there is memory");
-        Self { intake, unpacker, memory, tell, early, over: false, whole: BTreeMap::new() }
+        Self { intake, unpacker, memory, tell, early, over: false, disks, whole: BTreeMap::new() }
     }
 
     /// Bytes of whole frames arrived. Returns the epochs that are whole by them.
@@ -47,7 +50,8 @@ impl Feed {
                 Ok(Some(received)) => {
                     if let Received::Whole(image) = &received {
                         let (_, _, vcpu) = decode(image.state());
-                        self.whole.insert(image.epoch(), (vcpu, image.is_idle("disk")));
+                        let idle = (0..self.disks).map(|disk| image.is_idle(IDS[device_of(disk)])).collect();
+                        self.whole.insert(image.epoch(), (vcpu, idle));
                         whole.push(image.epoch());
                     }
                     self.over = matches!(received, Received::Yielded(..) | Received::Left(..));

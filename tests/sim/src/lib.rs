@@ -17,6 +17,7 @@ mod comeback;
 mod console;
 mod devices;
 mod disk_side;
+mod drive;
 mod driver;
 mod faults;
 mod guest;
@@ -40,6 +41,7 @@ mod streams;
 mod takeover;
 mod trace;
 mod truth;
+mod unwitnessed;
 mod vm;
 mod witness;
 mod witness_record;
@@ -48,6 +50,7 @@ mod world;
 pub use invariants::Violation;
 pub use mutation::Mutation;
 
+use ft_proto::OnPartition;
 use invariants::Checks;
 use trace::Trace;
 use world::{End, World};
@@ -70,6 +73,10 @@ pub struct Outcome {
     pub violation: Option<Violation>,
     /// Why the VM was lost, if more failed than can be survived.
     pub lost: Option<String>,
+    /// Whether two ran the VM, where the policy permits that.
+    pub forked: bool,
+    /// Who was to go on in a partition; `None`: there was a witness.
+    pub policy: Option<OnPartition>,
     /// How many takeovers there were.
     pub takeovers: u64,
     /// How many sessions found out from the disks' records what to look at.
@@ -90,11 +97,14 @@ pub struct Outcome {
 #[must_use]
 pub fn run(seed: u64, options: Options<'_>) -> Outcome {
     let mut world = World::new(seed, options.mutation, Checks::new(options.only), Trace::new(options.trace));
-    let (violation, lost) = match world.run() {
-        End::Protected => (None, None),
-        End::Lost(reason) => (None, Some(reason)),
-        End::Violated(violation) => (Some(violation), None),
+    let (violation, lost, forked) = match world.run() {
+        End::Protected => (None, None, false),
+        End::Forked => (None, None, true),
+        End::Lost(reason) => (None, Some(reason), false),
+        End::Violated(violation) => (Some(violation), None, false),
     };
+    let policy = world.policy();
     let World { takeovers, resyncs, withdrawals, starts, restores, events, trace, .. } = world;
-    Outcome { violation, lost, takeovers, resyncs, withdrawals, starts, restores, events, trace: trace.into_lines() }
+    let trace = trace.into_lines();
+    Outcome { violation, lost, forked, policy, takeovers, resyncs, withdrawals, starts, restores, events, trace }
 }

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let options = Options { mutation: args.mutation, only: args.only.as_deref(), trace: args.trace };
     let begun = Instant::now();
-    let (mut lost, mut takeovers, mut starts, mut restores, mut events) = (0, 0, 0, 0, 0);
+    let (mut lost, mut forked, mut takeovers, mut starts, mut restores, mut events) = (0, 0, 0, 0, 0, 0);
     for seed in args.seed..args.seed + args.seeds {
         let outcome = run(seed, options);
         if args.trace {
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
         lost += u64::from(outcome.lost.is_some());
+        forked += u64::from(outcome.forked);
         takeovers += outcome.takeovers;
         starts += outcome.starts;
         restores += outcome.restores;
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
     }
     println!(
         "{} seeds hold in {:.1} s: {events} events, {takeovers} takeovers, {starts} starts, {restores} records restored, {lost} ended \
-         because all copies were gone",
+         because all copies were gone, {forked} with two that ran the VM, as on_partition=both permits",
         args.seeds,
         begun.elapsed().as_secs_f64()
     );

@@ -66,11 +66,21 @@ pub enum Mutation {
     SessionsAlike,
     /// A device confirms that a session is dropped, and then says the last of it.
     DropSessionLate,
+    /// What one disk has of an epoch counts as what all of them have.
+    OneDiskForAll,
+    /// All disks say that they have nothing of an epoch if the first one has nothing.
+    IdleLikeTheFirst,
+    /// A host says of its disks what the record of the first one says.
+    OneDiskProves,
+    /// A primary goes on alone, whatever the policy says.
+    BothGoOn,
+    /// A disk process serves any image, also one that another host may have run the VM after.
+    ServeAnyImage,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 34] = [
         Self::ReleaseOnCut,
         Self::WitnessGrantsAll,
         Self::ApplyOnArrival,
@@ -100,6 +110,11 @@ impl Mutation {
         Self::ForgetHarvest,
         Self::SessionsAlike,
         Self::DropSessionLate,
+        Self::OneDiskForAll,
+        Self::IdleLikeTheFirst,
+        Self::OneDiskProves,
+        Self::BothGoOn,
+        Self::ServeAnyImage,
     ];
 
     /// The invariant that must catch it.
@@ -109,11 +124,11 @@ impl Mutation {
             Self::ReleaseOnCut => "output_commit",
             Self::WitnessGrantsAll => "single_runner",
             Self::ApplyOnArrival | Self::KeepOldMemory | Self::ForgetHarvest | Self::SessionsAlike => "epoch_atomic",
-            Self::RollBackAlike | Self::DropSessionLate => "contract",
+            Self::RollBackAlike | Self::DropSessionLate | Self::OneDiskForAll => "contract",
             Self::StayStopped | Self::TrackForEver => "nothing_left",
             Self::AckBeforeDisk => "no_lost_ack",
             Self::NewestFirst => "release_order",
-            Self::TakeOverWithoutDiscard | Self::AlwaysIdle => "disk_matches_memory",
+            Self::TakeOverWithoutDiscard | Self::AlwaysIdle | Self::IdleLikeTheFirst => "disk_matches_memory",
             Self::SkipResync
             | Self::ForgetMarks
             | Self::SettleOnAck
@@ -122,8 +137,10 @@ impl Mutation {
             | Self::HostNameOnly
             | Self::CopyStartsByItself
             | Self::RestoredImageIncremental
-            | Self::SameNameForLess => "no_stale_image",
-            Self::ForceForEver | Self::RestoreWithoutAck => "single_runner",
+            | Self::SameNameForLess
+            | Self::OneDiskProves
+            | Self::ServeAnyImage => "no_stale_image",
+            Self::ForceForEver | Self::RestoreWithoutAck | Self::BothGoOn => "single_runner",
             Self::BeatFences => "no_false_fence",
             Self::CatchUpClock => "no_false_takeover",
             Self::ForgetClaims | Self::DeferToAnyCopy => "reprotected",

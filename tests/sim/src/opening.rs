@@ -1,26 +1,146 @@
-//! The way to a session, which production goes on a thread of its own: own the VM at the witness, greet a
-//! standby, connect its disk. Follows `ft/src/peers/connect.rs`. And who lets callers in.
+//! The thread on which a primary opens a session: the engine's own way, with calls that the world answers.
+//! And who lets callers in.
 
+use std::future::poll_fn;
+use std::io;
+use std::mem::replace;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use ft::Blocker;
 use ft::ProtectOptions;
-use ft::sim::{Message, SessionKey, Unopened};
-use ft_proto::witness::{Claim, Verdict};
-use ft_proto::{Epoch, LinkId, Term};
+use ft::sim::{AskWitness as _, BeatAddresses, Dialler, Message};
+use ft_proto::witness::Claim;
+use ft_proto::{Epoch, LinkId, Term, VmId, WitnessAnswer};
+use ft_transport::dial::{Answer, GreetError, understand};
 use ft_transport::frames::{Stamp, read_body, read_header, write_frame};
 use ft_transport::listener::Incoming;
+use ft_transport::stream::OpenError;
 use ft_wire::packing::Unpacker;
-use ft_wire::session::{Header, Hello, Kind, Refusal, Welcome, decode_body, encode_body};
+use ft_wire::session::{Header, Hello, Kind, decode_body, encode_body};
 
-use crate::body::{Accepted, OpenedTo, Opener, Question, Said, Told};
-use crate::network::{Payload, StreamId, address_of, host_at};
-use crate::platform::SimStream;
-use crate::process::{Address, Asks, Opening, Stage};
+use crate::body::{Effect, Shared};
+use crate::driver::begin;
+use crate::network::{Segment, StreamId, address_of, host_at};
+use crate::platform::{SimStream, SimWitness};
+use crate::process::Address;
 use crate::world::{Event, World};
 
-/// A peer that takes longer to greet is given up.
+/// A peer that takes longer for a step is given up.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The thread.
+pub(crate) type Opening = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// A frame that answers a greeting.
+pub(crate) type Heard = Result<(Header, Vec<u8>), GreetError>;
+
+/// What that thread waits for. The first that is said counts.
+pub(crate) struct Slot<T>(Arc<Mutex<Said<T>>>);
+
+enum Said<T> {
+    Nothing,
+    This(T),
+    /// Nobody waits any more.
+    Over,
+}
+
+impl<T> Slot<T> {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Said::Nothing)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Said<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(*self.lock(), Said::Nothing)
+    }
+
+    fn say(&self, what: T) {
+        let mut said = self.lock();
+        if matches!(*said, Said::Nothing) {
+            *said = Said::This(what);
+        }
+    }
+
+    fn take(&self) -> Poll<T> {
+        let mut said = self.lock();
+        match replace(&mut *said, Said::Over) {
+            Said::This(what) => Poll::Ready(what),
+            other => {
+                *said = other;
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// Calls other hosts of the world.
+pub(crate) struct SimDialler(pub(crate) Shared);
+
+impl SimDialler {
+    /// What the world says by then, or that it said nothing.
+    fn wait<T: Send + 'static>(&self, slot: Slot<T>, nothing: T) -> impl Future<Output = T> + Send + use<T> {
+        let late = slot.clone();
+        self.0.effect(Effect::Later(PATIENCE, Box::new(move || late.say(nothing))));
+        poll_fn(move |_| slot.take())
+    }
+}
+
+impl Dialler for SimDialler {
+    type Connection = SimStream;
+    type Beats = Option<usize>;
+    type Witness = SimWitness;
+
+    fn connect(&self, peer: SocketAddr) -> impl Future<Output = Result<SimStream, OpenError>> + Send {
+        let (slot, shared) = (Slot::new(), self.0.clone());
+        self.0.effect(Effect::Dial(host_at(peer), slot.clone()));
+        let dialled = self.wait(slot, Err(io::ErrorKind::TimedOut.into()));
+        async move { Ok(SimStream::new(dialled.await?, shared)) }
+    }
+
+    fn greet(
+        &self,
+        stream: &mut SimStream,
+        hello: &Hello,
+        term: Term,
+    ) -> impl Future<Output = Result<Answer, GreetError>> + Send {
+        let slot = Slot::new();
+        self.0.effect(Effect::Write(stream.id(), frame(Kind::Hello, term, &encode_body(hello))));
+        self.0.effect(Effect::Greet(stream.id(), slot.clone()));
+        let heard = self.wait(slot, Err(silent("nobody answers")));
+        async move {
+            let (header, body) = heard.await?;
+            Ok(understand(stream, header, &body)?)
+        }
+    }
+
+    fn beats(&self, options: &ProtectOptions) -> io::Result<(Option<usize>, BeatAddresses)> {
+        let host = self.0.lock().host;
+        Ok((Some(host_at(options.peer)), LinkId::ALL.map(|link| address_of(host, link).to_string())))
+    }
+
+    fn claim(
+        &self,
+        witness: &SimWitness,
+        vm: VmId,
+        claim: Claim,
+    ) -> impl Future<Output = WitnessAnswer> + Send + use<> {
+        let slot = Slot::new();
+        let told = slot.clone();
+        witness.ask(vm, claim, move |answer| told.say(answer));
+        self.wait(slot, WitnessAnswer::Unreachable(claim, "no answer".to_owned()))
+    }
+}
 
 /// The frames in some bytes.
 pub(crate) fn parse(mut bytes: &[u8]) -> Option<(Header, Vec<u8>)> {
@@ -31,131 +151,65 @@ pub(crate) fn parse(mut bytes: &[u8]) -> Option<(Header, Vec<u8>)> {
 }
 
 impl World {
-    pub(crate) fn open(&mut self, address: Address, me: Opener, peers: Vec<ProtectOptions>, done: OpenedTo) {
-        let Some(process) = self.process(address) else { return };
-        process.opened += 1;
-        let (number, term) = (process.opened, me.term);
-        let claim = Claim::Own { node: me.introduction.node, term, first: me.first };
-        let opening = Opening { number, me, peers: peers.into(), done, term, stage: Stage::Owning };
-        process.opening = Some(opening);
-        self.after(PATIENCE, Event::OpeningTimeout(address, number));
-        self.ask_witness(address, Question::Claim(claim), Asks::Opener(number));
-    }
-
-    fn opening(&mut self, address: Address) -> Option<&mut Opening> {
-        self.process(address)?.opening.as_mut()
-    }
-
-    pub(crate) fn opening_timeout(&mut self, address: Address, number: u64) {
-        if self.opening(address).is_some_and(|opening| opening.number == number) {
-            self.opening_failed(address, silent("nobody answers"));
+    /// The thread begins.
+    pub(crate) fn open(&mut self, address: Address, opening: Opening) {
+        let soon = self.rng.micros(5, 50);
+        if let Some(process) = self.process(address) {
+            process.opening = Some(opening);
+            self.after(soon, Event::Later(address, Box::new(|| ())));
         }
     }
 
-    /// Nothing comes of it, or of this peer: the next one is asked.
-    fn opening_failed(&mut self, address: Address, why: Unopened) {
-        let Some(opening) = self.process(address).and_then(|process| process.opening.take()) else { return };
-        match opening.stage {
-            Stage::Owning => {}
-            Stage::Checking(stream) | Stage::Greeting(stream) => self.close(address.0, stream),
-            Stage::Disk(stream, disk, _) => [stream, disk].into_iter().for_each(|one| self.close(address.0, one)),
+    /// The thread goes on as far as it can.
+    pub(crate) fn go_on_opening(&mut self, address: Address) {
+        let (now, local) = (self.now, self.local(address.0));
+        let Some(process) = self.process(address).filter(|process| process.paused_until <= now) else { return };
+        let Some(mut opening) = process.opening.take() else { return };
+        // The engine's thread may have spent more of the time.
+        let engine = begin(&mut process.body(), now, local);
+        if opening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            process.opening = Some(opening);
         }
-        let Opening { me, mut peers, done, .. } = opening;
-        peers.pop_front();
-        if peers.is_empty() {
-            done(Err(why));
-            return self.work(address);
-        }
-        self.open(address, me, peers.into(), done);
-    }
-
-    /// The witness has answered the claim to own the VM.
-    pub(crate) fn owned(&mut self, address: Address, number: u64, told: Told) {
-        let Some(opening) = self.opening(address).filter(|opening| opening.number == number) else { return };
-        match told {
-            // An older one answers an old question: that term has had its session.
-            Ok(Said::Verdict(Verdict::Granted(record))) if record.term() > opening.me.term => {
-                opening.term = record.term();
-                if let Some(stream) = self.greet(address, true) {
-                    self.stage(address, Stage::Checking(stream));
-                }
-            }
-            Ok(told) => {
-                let record = format!("the witness says {told:?}");
-                self.opening_failed(address, Blocker::RefusedByWitness { record }.into());
-            }
-            Err(reason) => {
-                let blocker = Blocker::WitnessUnreachable { witness: "witness".to_owned(), reason };
-                self.opening_failed(address, blocker.into());
-            }
-        }
-    }
-
-    fn stage(&mut self, address: Address, stage: Stage) {
-        if let Some(opening) = self.opening(address) {
-            opening.stage = stage;
-        }
-    }
-
-    /// Says hello to the peer, on a new stream.
-    fn greet(&mut self, address: Address, check: bool) -> Option<StreamId> {
-        let Opening { me, peers, .. } = self.opening(address)?;
-        let options = peers.front()?;
-        let beats = LinkId::ALL.map(|link| address_of(address.0, link).to_string());
-        let hello = me.introduction.session(check, options, beats);
-        self.call_peer(address, &hello)
-    }
-
-    fn call_peer(&mut self, address: Address, hello: &Hello) -> Option<StreamId> {
-        let Opening { peers, term, .. } = self.opening(address)?;
-        let (target, term) = (host_at(peers.front()?.peer), *term);
-        let callee = self.address(target);
-        let stream = self.network.connect(address, callee);
-        let bytes = frame(Kind::Hello, term, &encode_body(hello));
-        self.send(address.0, stream, Payload::Bytes(bytes));
-        Some(stream)
-    }
-
-    /// A stream of the opening brought something, or its end.
-    pub(crate) fn opening_hears(&mut self, address: Address, bytes: Option<&[u8]>) {
-        let Some(opening) = self.opening(address) else { return };
-        let stage = opening.stage.clone();
-        let Some((header, body)) = bytes.and_then(parse) else {
-            return self.opening_failed(address, silent("the connection broke"));
+        let effects = {
+            let mut body = process.body();
+            (body.now, body.local, body.spent) = engine;
+            std::mem::take(&mut body.effects)
         };
-        if header.kind != Kind::Welcome {
-            let reasons = decode_body(header.kind, &body).map_or_else(|_| Vec::new(), |Refusal { reasons }| reasons);
-            let refused = |reason| Blocker::RefusedByStandby { peer: "peer".to_owned(), reason };
-            return self.opening_failed(address, Unopened { blockers: reasons.into_iter().map(refused).collect() });
-        }
-        let Ok(welcome) = decode_body::<Welcome>(header.kind, &body) else { return };
-        match stage {
-            Stage::Owning => {}
-            Stage::Checking(stream) => {
-                self.close(address.0, stream);
-                if let Some(stream) = self.greet(address, false) {
-                    self.stage(address, Stage::Greeting(stream));
-                }
-            }
-            Stage::Greeting(stream) => {
-                let key = SessionKey { session: welcome.session, nonce: welcome.nonce };
-                let Some(hello) = self.opening(address).map(|opening| opening.me.introduction.disk(0, key)) else {
-                    return;
-                };
-                if let Some(disk) = self.call_peer(address, &hello) {
-                    self.stage(address, Stage::Disk(stream, disk, welcome));
-                }
-            }
-            Stage::Disk(stream, disk, welcome) => self.opened(address, stream, disk, welcome),
-        }
+        effects.into_iter().for_each(|(_, effect)| self.happens(address, effect));
     }
 
-    fn opened(&mut self, address: Address, stream: StreamId, disk: StreamId, welcome: Welcome) {
-        let Some(opening) = self.process(address).and_then(|process| process.opening.take()) else { return };
-        let Opening { mut peers, done, term, .. } = opening;
-        let Some(options) = peers.pop_front() else { return };
-        done(Ok(Accepted { options, stream, disk, welcome, term }));
+    /// A connection to a host is asked for: it has one as soon as it can be reached, if it is up.
+    pub(crate) fn dial(&mut self, address: Address, peer: usize, slot: Slot<io::Result<StreamId>>) {
+        if self.process(address).is_none() || !slot.is_open() {
+            return;
+        }
+        let blocked = |from, to| self.network.is_blocked(from, to, LinkId::Replication, self.now);
+        if blocked(address.0, peer) || blocked(peer, address.0) {
+            let again = self.rng.micros(2000, 12_000);
+            return self.after(again, Event::Dial(address, peer, slot));
+        }
+        let callee = self.address(peer);
+        slot.say(match self.process(callee) {
+            Some(_) => Ok(self.network.connect(address, callee)),
+            None => Err(io::ErrorKind::ConnectionRefused.into()),
+        });
+        self.go_on_opening(address);
         self.work(address);
+    }
+
+    /// What somebody who was greeted says, if that was to come on this stream.
+    pub(crate) fn greeting_heard(&mut self, address: Address, stream: StreamId, segment: &Segment) -> bool {
+        let Some(slot) = self.process(address).and_then(|process| process.greetings.remove(&stream)) else {
+            return false;
+        };
+        let heard = match segment {
+            Segment::Data(crate::network::Payload::Bytes(bytes)) => parse(bytes),
+            Segment::Data(_) | Segment::Corrupt | Segment::Fin => None,
+        };
+        slot.say(heard.ok_or_else(|| silent("the connection broke")));
+        self.go_on_opening(address);
+        self.work(address);
+        true
     }
 
     /// Somebody says hello to a host.
@@ -182,6 +236,6 @@ pub(crate) fn frame(kind: Kind, term: Term, body: &[u8]) -> Vec<u8> {
 }
 
 /// A peer that says nothing, or nothing more.
-fn silent(reason: &str) -> Unopened {
-    Blocker::StandbySilent { peer: "peer".to_owned(), reason: reason.to_owned() }.into()
+fn silent(reason: &str) -> GreetError {
+    GreetError::Unanswered(reason.to_owned())
 }

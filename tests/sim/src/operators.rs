@@ -19,6 +19,7 @@ impl World {
     pub(crate) fn operator(&mut self, host: usize) {
         let again = self.rng.micros(10_000, 60_000);
         self.after(again, Event::Operator(host));
+        self.look_after_vm();
         let now = self.now;
         let target = (host + 1 + self.rng.index(self.plan.hosts - 1)) % self.plan.hosts;
         let address = self.address(host);
@@ -35,10 +36,11 @@ impl World {
                 let resume = resumes.then(|| Message::Resume(nobody()));
                 self.say_to(address, resume.unwrap_or_else(|| Message::Protect(Some(options), nobody())));
             }
-            State::Solo if process.is_broken() => self.restart_soon(host),
-            State::Fenced => self.restart_soon(host),
+            State::Solo if process.is_broken() => self.restart_soon(host, Self::restart),
+            // These are built anew without a question.
+            State::Fenced => self.restart_soon(host, Self::start_standby),
             State::StandbyEmpty | State::StandbySyncing | State::StandbyReady if process.is_broken() => {
-                self.restart_soon(host);
+                self.restart_soon(host, Self::start_standby);
             }
             _ => {}
         }
@@ -50,11 +52,11 @@ impl World {
         self.after(Duration::ZERO, Event::Tell(self.address(host), Box::new(message)));
     }
 
-    fn restart_soon(&mut self, host: usize) {
+    fn restart_soon(&mut self, host: usize, start: fn(&mut Self, usize)) {
         if self.rng.chance(100_000) {
             self.note(host, || "is restarted by its operator".to_owned());
             self.kill(host, true);
-            self.start_standby(host);
+            start(self, host);
         }
     }
 }

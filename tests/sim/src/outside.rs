@@ -1,6 +1,7 @@
 //! What operators, backups and strangers do to a VM: records that are lost, disks that are mislaid or put
 //! back, words that are used up, beats and callers that do not belong here.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use ft_proto::witness::{Claim, Verdict};
@@ -8,6 +9,7 @@ use ft_proto::{LinkId, NodeId, State, Term, Time, VmId};
 use ft_wire::beat::{BeatKey, encode};
 use ft_wire::session::{Hello, Kind, Purpose, encode_body};
 
+use crate::drive::Drive;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::Payload;
@@ -32,8 +34,9 @@ impl World {
                 self.hosts[host].full_until = until;
             }
             Fault::DiskFull => {
-                self.note(host, || "FAULT disk full".to_owned());
-                self.hosts[host].disk_full_until = until;
+                let disk = self.rng.index(self.plan.disks);
+                self.note(host, || format!("FAULT disk {disk} full"));
+                self.hosts[host].drives[disk].full_until = until;
             }
             _ => {}
         }
@@ -46,7 +49,7 @@ impl World {
 
     /// All hosts lose their power and come back one by one.
     fn blackout(&mut self) {
-        if self.witness.record.is_none() || !self.plan.double_failures {
+        if (self.witness.record.is_none() && self.policy().is_none()) || !self.plan.double_failures {
             return;
         }
         self.trace.line(self.now, || "FAULT blackout".to_owned());
@@ -60,44 +63,64 @@ impl World {
     /// A host is taken down, and what was saved of its disk is put back: image, record, or both.
     fn restore_disk(&mut self, host: usize, until: Time) {
         let what = self.rng.index(3);
+        let disks = self.some_disks();
         // Of the newest copy that would be its owner's own doing.
-        if self.runner == host || !self.survivable(host) || self.hosts[host].mislaid.is_some() {
+        if self.runner == host || !self.survivable(host) || self.is_mislaid(host) {
             return;
         }
-        let Some((blocks, record)) = self.hosts[host].backup else { return };
-        self.note(host, || format!("FAULT backup is put back ({what})"));
+        if self.hosts[host].drives[disks.clone()].iter().any(|drive| drive.backup.is_none()) {
+            return;
+        }
+        self.note(host, || format!("FAULT backup of disks {disks:?} is put back ({what})"));
         self.kill(host, true);
         self.at(until, Event::Restart(host));
         let forget = self.mutation != Some(Mutation::RestoredImageIncremental);
-        let image = &mut self.hosts[host].image;
-        if what != 1 {
-            image.blocks = blocks;
-        }
-        if what != 0 {
-            image.record = record;
-        }
-        if what != 2 && forget {
-            image.record.doubt();
+        for Drive { image, backup, .. } in &mut self.hosts[host].drives[disks] {
+            let Some((blocks, record)) = *backup else { continue };
+            if what != 1 {
+                image.blocks = blocks;
+            }
+            if what != 0 {
+                image.record = record;
+            }
+            if what != 2 && forget {
+                image.record.doubt();
+            }
         }
     }
 
-    /// Somebody saves a host's disk.
+    /// One disk, or all of them.
+    fn some_disks(&mut self) -> Range<usize> {
+        let (disk, all) = (self.rng.index(self.plan.disks), self.rng.chance(500_000));
+        if all { 0..self.plan.disks } else { disk..disk + 1 }
+    }
+
+    pub(crate) fn is_mislaid(&self, host: usize) -> bool {
+        self.hosts[host].drives.iter().any(|drive| drive.mislaid.is_some())
+    }
+
+    /// Somebody saves a host's disks.
     pub(crate) fn back_up(&mut self) {
         let again = self.rng.micros(10_000, 200_000);
         self.after(again, Event::Backup);
         let host = self.rng.index(self.hosts.len());
-        let blocks = self.settled_blocks(self.address(host));
-        self.hosts[host].backup = Some((blocks, self.hosts[host].image.record));
+        self.settled_blocks(self.address(host));
+        for Drive { image, backup, .. } in &mut self.hosts[host].drives {
+            *backup = Some((image.blocks, image.record));
+        }
     }
 
-    /// A host reboots, and the file system with its image is not mounted.
+    /// A host reboots, and the file system with its images, or one of them, is not mounted.
     fn mislay_disk(&mut self, host: usize, until: Time) {
-        if self.hosts[host].mislaid.is_some() || !self.survivable(host) {
+        let disks = self.some_disks();
+        if self.is_mislaid(host) || !self.survivable(host) {
             return;
         }
-        self.note(host, || "FAULT disk is mislaid".to_owned());
+        self.note(host, || format!("FAULT disks {disks:?} are mislaid"));
         self.kill(host, false);
-        self.hosts[host].mislaid = Some(std::mem::take(&mut self.hosts[host].image));
+        for Drive { image, mislaid, .. } in &mut self.hosts[host].drives[disks] {
+            *mislaid = Some(std::mem::take(image));
+        }
         self.after(Duration::from_millis(5), Event::Restart(host));
         self.at(until, Event::Remount(host));
     }
@@ -105,7 +128,7 @@ impl World {
     /// It is found, unless the VM lives on what is in its place by now.
     pub(crate) fn remount(&mut self, host: usize) {
         let runs = self.hosts[host].process.as_ref().is_some_and(|process| process.runs());
-        if self.hosts[host].mislaid.is_none() || runs {
+        if !self.is_mislaid(host) || runs {
             return;
         }
         let held = self.hosts[host].process.is_some() && !self.survivable(host);
@@ -115,10 +138,12 @@ impl World {
         if held && self.runner != host {
             return;
         }
-        self.note(host, || "its disk is found".to_owned());
+        self.note(host, || "what was mislaid is found".to_owned());
         self.kill(host, true);
-        if let Some(image) = self.hosts[host].mislaid.take() {
-            self.hosts[host].image = image;
+        for drive in &mut self.hosts[host].drives {
+            if let Some(image) = drive.mislaid.take() {
+                drive.image = image;
+            }
         }
         self.hosts[host].down = true;
         self.after(Duration::from_millis(2), Event::Restart(host));
@@ -151,8 +176,9 @@ impl World {
             let ahead = [0, 1, 2, 1000][self.rng.index(4)];
             let (session, nonce) = (self.rng.word(), self.rng.word().into());
             let key = BeatKey { vm: VM, session, nonce, me: from, peer: from };
-            let bytes = encode(&key, Term(term.0 + ahead), self.rng.chance(500_000)).to_vec();
-            let (link, delay) = (LinkId::ALL[self.rng.index(2)], self.rng.micros(0, 5000));
+            let (link, number) = (LinkId::ALL[self.rng.index(2)], self.rng.word());
+            let bytes = encode(&key, link, number, Term(term.0 + ahead), self.rng.chance(500_000)).to_vec();
+            let delay = self.rng.micros(0, 5000);
             self.after(delay, Event::Beat { to: host, link, bytes });
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ft::sim::Compression;
 use ft::{ProtectOptions, StandbyOptions, Tuning, WitnessAddress};
-use ft_proto::{LinkId, Settings};
+use ft_proto::{LinkId, OnPartition, Settings};
 
 use crate::body::Knobs;
 use crate::mutation::Mutation;
@@ -111,12 +111,25 @@ impl Fault {
         Self::NoDescriptors,
         Self::DiskFull,
     ];
+
+    /// Whether it is nothing, or an operator's own doing, without a witness: nothing else tells a backup from
+    /// the newest disks.
+    fn needs_witness(self) -> bool {
+        let these = [Self::BlindPause, Self::WitnessDown, Self::LoseRecord, Self::RestoreDisk, Self::StaleForce];
+        these.contains(&self)
+    }
 }
+
+/// What hosts are given in place of a witness.
+const POLICIES: [Option<OnPartition>; 4] =
+    [None, Some(OnPartition::Primary), Some(OnPartition::Standby), Some(OnPartition::Both)];
 
 /// Everything that is fixed for a run. Chances are per million.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) hosts: usize,
+    /// How many the VM has.
+    pub(crate) disks: usize,
     pub(crate) settings: Settings,
     pub(crate) compression: Compression,
     /// Hosts that run the VM look for a standby by themselves.
@@ -159,10 +172,11 @@ impl Plan {
             latency: Duration::from_micros(pick(&[500, 2000])),
             pause_share: 25,
             depth: pick(&[1, 2, 2]) as usize,
-            on_partition: None,
+            on_partition: POLICIES[pick(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]) as usize],
         };
         let plan = Self {
             hosts: pick(&[2, 2, 3]) as usize,
+            disks: pick(&[1, 1, 2, 3]) as usize,
             settings,
             compression: [Compression::Auto, Compression::Off, Compression::Delta][pick(&[0, 1, 2]) as usize],
             searches: pick(&[0, 1]) == 1,
@@ -190,6 +204,9 @@ impl Plan {
         if rng.chance(400_000) {
             faults.push([Fault::LoseRecord, Fault::RestoreDisk, Fault::PowerLoss][rng.index(3)]);
         }
+        if settings.on_partition.is_some() {
+            faults.iter_mut().filter(|fault| fault.needs_witness()).for_each(|fault| *fault = Fault::Partition);
+        }
         Self { faults, ..plan }
     }
 
@@ -212,22 +229,23 @@ impl Plan {
             compression: self.compression,
             ..Tuning::default()
         };
-        ProtectOptions { witness: Some(witness_address()), tuning, ..by }
+        ProtectOptions { witness: self.witness(), on_partition: self.settings.on_partition, tuning, ..by }
     }
 
     /// How a host stands by.
-    pub(crate) fn stand_by(host: usize) -> StandbyOptions {
+    pub(crate) fn stand_by(&self, host: usize) -> StandbyOptions {
         StandbyOptions {
             listen: address_of(host, LinkId::Replication),
             heartbeat: address_of(host, LinkId::Heartbeat),
-            witness: Some(witness_address()),
-            on_partition: None,
+            witness: self.witness(),
+            on_partition: self.settings.on_partition,
             detect_ms: None,
+            keeps_data: false,
         }
     }
-}
 
-/// Where the witness is: asked by the world.
-pub(crate) fn witness_address() -> WitnessAddress {
-    Path::new("/witness").into()
+    /// Where the witness is, if there is one: asked by the world.
+    fn witness(&self) -> Option<WitnessAddress> {
+        self.settings.on_partition.is_none().then(|| Path::new("/witness").into())
+    }
 }

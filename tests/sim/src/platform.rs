@@ -11,24 +11,25 @@ use std::time::Duration;
 
 use ft::guest::{DeviceCaps, Memory};
 use ft::sim::{
-    Applicant, AskWitness, Coder, CpuLoad, DeviceControl, DeviceKey, Done, History, Job, LinkError, Opened, OpenedOn,
-    Platform, Received, ReceivingEnd, SendingEnd, Sent, SessionKey, Unopened, WitnessStatus, perform,
+    Applicant, AskWitness, Coder, CpuLoad, DeviceControl, DeviceKey, Done, History, Job, LinkError, OpenedOn, Platform,
+    Received, ReceivingEnd, SendingEnd, Sent, SessionKey, Unopened, WitnessStatus, open_first, perform,
 };
 use ft::{ProtectOptions, Stored, WitnessAddress};
 use ft_proto::witness::Claim;
-use ft_proto::{Beat, Epoch, LinkId, Settings, Term, Time, VmId, WitnessAnswer};
+use ft_proto::{Beat, Epoch, LinkId, OnPartition, Settings, Term, Time, VmId, WitnessAnswer};
 use ft_transport::connection::Connection;
 use ft_transport::frames::{RecvNow, TransportError};
 use ft_transport::heartbeats::{Heartbeats, Ignored};
 use ft_wire::beat::BeatKey;
 use ft_wire::device_ctl::{self, Command, Report};
-use ft_wire::session::{HEADER_LEN, Welcome};
+use ft_wire::session::HEADER_LEN;
 
-use crate::body::{Accepted, DISK, Effect, IDS, Opener, Question, Said, Shared};
+use crate::body::{Effect, IDS, Question, Said, Shared, disk_at};
 use crate::guest::digest;
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::{StreamId, host_at};
+use crate::opening::SimDialler;
 
 /// The VM of all runs.
 pub(crate) const VM: VmId = VmId(7);
@@ -57,7 +58,9 @@ impl Platform for Sim {
 
     fn tune(&self, settings: Settings) -> Settings {
         let knobs = self.0.lock().knobs;
-        Settings { ack_limit: knobs.ack_limit, depth: knobs.depth, ..settings }
+        let both = knobs.mutation == Some(Mutation::BothGoOn);
+        let on_partition = settings.on_partition.map(|policy| if both { OnPartition::Both } else { policy });
+        Settings { ack_limit: knobs.ack_limit, depth: knobs.depth, on_partition, ..settings }
     }
 
     fn draw_session(&self) -> SessionKey {
@@ -103,13 +106,15 @@ impl Platform for Sim {
         peers: Vec<ProtectOptions>,
         done: impl FnOnce(Result<OpenedOn<Self>, Unopened>) + Send + 'static,
     ) -> io::Result<()> {
-        let Applicant { introduction, term, first, .. } = applicant;
-        let base = introduction.base;
-        let me = Box::new(Opener { introduction, term, first });
         let shared = self.0.clone();
-        let done =
-            move |accepted: Result<Accepted, Unopened>| done(accepted.map(|accepted| opened(accepted, base, &shared)));
-        self.0.effect(Effect::Open(me, peers, Box::new(done)));
+        let open = async move {
+            let opened = open_first(&SimDialler(shared.clone()), &applicant, peers).await;
+            if let Ok(opened) = &opened {
+                shared.lock().session = opened.key.nonce as u64;
+            }
+            done(opened);
+        };
+        self.0.effect(Effect::Open(Box::pin(open)));
         Ok(())
     }
 
@@ -134,27 +139,11 @@ impl Platform for Sim {
         let committed = Arc::new(AtomicU64::new(0));
         let mut body = self.0.lock();
         let early = body.has(Mutation::ApplyOnArrival);
-        let feed = Feed::new(body.guest.memory.clone(), committed.clone(), early, Box::new(tell));
+        let disks = body.disks.len();
+        let feed = Feed::new(body.guest.memory.clone(), disks, committed.clone(), early, Box::new(tell));
         body.feeds.insert(stream.id, feed);
         let session = body.session;
         Ok(SimReceiver { stream: stream.id, shared: self.0.clone(), session, committed })
-    }
-}
-
-/// A session that a standby has accepted, as the engine takes it over.
-fn opened(accepted: Accepted, base: Option<u64>, shared: &Shared) -> OpenedOn<Sim> {
-    let Accepted { options, stream, disk, welcome, term } = accepted;
-    let Welcome { node: peer, session, nonce, kept } = welcome;
-    shared.lock().session = nonce as u64;
-    Opened {
-        beats: Some(host_at(options.peer)),
-        options,
-        stream: SimStream::new(stream, shared.clone()),
-        disks: vec![(0, SimStream::new(disk, shared.clone()))],
-        peer,
-        term,
-        key: SessionKey { session, nonce },
-        base: base.filter(|_| kept),
     }
 }
 
@@ -169,6 +158,10 @@ pub(crate) struct SimStream {
 impl SimStream {
     pub(crate) fn new(id: StreamId, shared: Shared) -> Self {
         Self { id, shared, given: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn id(&self) -> StreamId {
+        self.id
     }
 }
 
@@ -250,28 +243,24 @@ impl DeviceControl for SimControl {
 
     fn send(&mut self, command: &Command, stream: Option<&SimStream>) -> Result<(), LinkError> {
         let mut body = self.shared.lock();
-        if body.broken {
+        if body.links[self.device].broken {
             return Err(self.gone());
         }
-        match command {
-            Command::Seal { epoch, .. } => {
-                let report = if self.device == DISK { body.seal_disk(*epoch) } else { body.seal_nic(*epoch) };
-                body.reports[self.device].push_back(report);
+        let disk = disk_at(self.device);
+        match (command, disk) {
+            (Command::Seal { epoch, .. }, _) => {
+                let report = match disk {
+                    Some(disk) => body.seal_disk(disk, *epoch),
+                    None => body.seal_nic(*epoch),
+                };
+                body.links[self.device].reports.push_back(report);
             }
-            Command::Discard { after } if self.device == DISK && *after > Epoch(0) => {
-                let after = if body.has(Mutation::RollBackAlike) { body.committed } else { *after };
-                if let Err(why) = body.disk.may_roll_back(after) {
-                    body.effect(Effect::Forbidden(why));
-                }
-                if body.has(Mutation::TakeOverWithoutDiscard) {
-                    let now = body.now;
-                    body.disk.apply_everything(now);
-                }
-                body.disk.discard(after);
-                body.answers[DISK] = Some(Report::Discarded);
+            (Command::Discard { after }, Some(disk)) if *after > Epoch(0) => {
+                body.roll_back(disk, *after);
+                body.links[self.device].answer = Some(Report::Discarded);
             }
-            Command::End(_) => body.answers[self.device] = Some(Report::Ended),
-            Command::Start { .. } => body.answers[self.device] = Some(Report::Started),
+            (Command::End(_), _) => body.links[self.device].answer = Some(Report::Ended),
+            (Command::Start { .. }, _) => body.links[self.device].answer = Some(Report::Started),
             _ => {}
         }
         // It crosses a socket.
@@ -281,7 +270,7 @@ impl DeviceControl for SimControl {
         match stream {
             Some(stream) => {
                 stream.given.store(true, Ordering::Relaxed);
-                body.effect(Effect::Connect(command, stream.id));
+                body.effect(Effect::Connect(disk.expect("the card has no stream"), command, stream.id));
             }
             None => body.effect(Effect::Command(self.device, command)),
         }
@@ -290,40 +279,60 @@ impl DeviceControl for SimControl {
 
     fn recv_now(&mut self) -> Result<Option<Report>, LinkError> {
         let mut body = self.shared.lock();
-        if body.broken { Err(self.gone()) } else { Ok(body.reports[self.device].pop_front()) }
+        let link = &mut body.links[self.device];
+        if link.broken { Err(self.gone()) } else { Ok(link.reports.pop_front()) }
     }
 
     fn deadline(&self, _: Duration) {}
 
     fn wait(&mut self, (): &()) -> Result<bool, LinkError> {
         let mut body = self.shared.lock();
-        if body.broken {
+        if body.links[self.device].broken {
             return Err(self.gone());
         }
-        let Some(answer) = body.answers[self.device].take() else { return Ok(false) };
-        if answer == Report::Discarded {
-            let drained = body.disk.drained_at().unwrap_or(body.now);
+        let Some(answer) = body.links[self.device].answer.take() else { return Ok(false) };
+        if let Some(disk) = disk_at(self.device).filter(|_| answer == Report::Discarded) {
+            let drained = body.disks[disk].drained_at().unwrap_or(body.now);
             body.spent = body.spent.max(drained.since(body.now));
         } else {
             let span = body.micros(100, 1000);
             body.spend(span);
         }
-        body.reports[self.device].push_back(answer);
+        body.links[self.device].reports.push_back(answer);
         Ok(true)
     }
 }
 
 impl crate::body::Body {
-    /// The disk ends an epoch, and says whether it has anything of it.
-    fn seal_disk(&mut self, epoch: Epoch) -> Report {
+    /// What came to a disk after an epoch is dropped.
+    fn roll_back(&mut self, disk: usize, after: Epoch) {
+        let after = if self.has(Mutation::RollBackAlike) { self.committed } else { after };
+        if let Err(why) = self.disks[disk].may_roll_back(after) {
+            self.effect(Effect::Forbidden(why));
+        }
+        if self.has(Mutation::TakeOverWithoutDiscard) {
+            let now = self.now;
+            self.disks[disk].apply_everything(now);
+        }
+        self.disks[disk].discard(after);
+    }
+
+    /// A disk ends an epoch, and says whether it has anything of it.
+    fn seal_disk(&mut self, disk: usize, epoch: Epoch) -> Report {
         let always = self.has(Mutation::AlwaysIdle) && epoch > Epoch(1);
-        self.disk.epoch = epoch.next();
-        let mirror = self.disk.mirror.as_mut();
+        let like_the_first = self.has(Mutation::IdleLikeTheFirst) && disk > 0;
+        let first = self.sealed_idle;
+        self.disks[disk].epoch = epoch.next();
+        let mirror = self.disks[disk].mirror.as_mut();
         let mirrored = mirror.is_some();
         // What has no stream cannot tell that there was nothing.
-        let idle = mirror.is_some_and(|mirror| !std::mem::take(&mut mirror.touched) || always);
+        let mut idle = mirror.is_some_and(|mirror| !std::mem::take(&mut mirror.touched) || always);
+        if disk == 0 {
+            self.sealed_idle = idle;
+        }
+        idle |= like_the_first && first && mirrored;
         if mirrored && !idle {
-            self.effect(Effect::DiskEnd(epoch));
+            self.effect(Effect::DiskEnd(disk, epoch));
         }
         sealed(epoch, 0, u64::from(mirrored), idle)
     }

@@ -5,17 +5,16 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use ft::sim::{Begin, DeviceEnd, Executor, Inbox, Message, Parts, Platform as _, assemble};
-use ft::{Board, ProtectOptions};
+use ft::{Board, ProtectOptions, StandbyOptions};
 use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
-use ft_wire::beat::BeatKey;
-use ft_wire::session::Welcome;
+use ft_wire::beat::{BeatFilter, BeatKey};
 
-use crate::body::{Answer, Body, DISK, Effect, IDS, NIC, OpenedTo, Opener, Question, Shared};
-use crate::devices::DiskImage;
+use crate::body::{Answer, Body, Effect, NIC, Question, Shared, device_of};
+use crate::devices::Disk;
+use crate::drive::Drive;
 use crate::network::{Segment, StreamId};
-use crate::plan::{Plan, witness_address};
+use crate::opening::{Heard, Opening, Slot};
 use crate::platform::{DISK_CAPS, NIC_CAPS, Sim, SimBeats, SimControl, VM};
-use crate::record::Record;
 use crate::vm::SimGuest;
 
 /// A host and which process on it: messages to a process that is gone reach nobody.
@@ -42,8 +41,6 @@ pub(crate) enum Delivery {
 pub(crate) enum Asks {
     /// The engine, and whoever works for it.
     Engine(Answer),
-    /// The way to a session of this number.
-    Opener(u64),
     /// A host that waits.
     Starter,
 }
@@ -60,40 +57,25 @@ pub(crate) struct Asker {
 #[derive(Debug)]
 pub(crate) struct Beats {
     pub(crate) key: Option<BeatKey>,
+    pub(crate) filter: BeatFilter,
+    /// Beats sent so far.
+    pub(crate) sent: u64,
     pub(crate) said: (Term, bool),
     pub(crate) route: Option<usize>,
     pub(crate) interval: Duration,
     pub(crate) generation: u64,
 }
 
-/// How far it is.
-#[derive(Clone, Debug)]
-pub(crate) enum Stage {
-    /// The witness is asked.
-    Owning,
-    /// The standby is asked whether it would accept.
-    Checking(StreamId),
-    Greeting(StreamId),
-    Disk(StreamId, StreamId, Welcome),
-}
-
-/// The way to a session.
-pub(crate) struct Opening {
-    pub(crate) number: u64,
-    pub(crate) me: Opener,
-    pub(crate) peers: VecDeque<ProtectOptions>,
-    pub(crate) done: OpenedTo,
-    pub(crate) term: Term,
-    pub(crate) stage: Stage,
-}
-
-impl Opening {
-    /// Whether it is on this stream.
-    pub(crate) fn is_on(&self, stream: StreamId) -> bool {
-        match self.stage {
-            Stage::Owning => false,
-            Stage::Checking(one) | Stage::Greeting(one) => one == stream,
-            Stage::Disk(one, other, _) => one == stream || other == stream,
+impl Beats {
+    fn new(said: (Term, bool)) -> Self {
+        Self {
+            key: None,
+            filter: BeatFilter::default(),
+            sent: 0,
+            said,
+            route: None,
+            interval: Duration::from_millis(500),
+            generation: 0,
         }
     }
 }
@@ -117,8 +99,10 @@ pub(crate) struct Process {
     /// How many times in a row that was in the past.
     pub(crate) overdue: u32,
     pub(crate) beats: Beats,
+    /// The thread that opens a session.
     pub(crate) opening: Option<Opening>,
-    pub(crate) opened: u64,
+    /// What it has greeted somebody on, until that one answers.
+    pub(crate) greetings: BTreeMap<StreamId, Slot<Heard>>,
     /// Streams on which somebody has said hello.
     pub(crate) greeted: BTreeSet<StreamId>,
     /// What came for a disk before it had its stream.
@@ -143,35 +127,35 @@ pub(crate) struct Process {
 
 impl Process {
     /// `peers`: whom the engine asks by itself to be its standby.
-    pub(crate) fn new(host: usize, incarnation: u64, begin: Begin, body: Body, peers: Vec<ProtectOptions>) -> Self {
+    pub(crate) fn new(
+        incarnation: u64,
+        begin: Begin,
+        body: Body,
+        listen: StandbyOptions,
+        peers: Vec<ProtectOptions>,
+    ) -> Self {
         let (inbox, post) = Inbox::new().expect("there is a descriptor");
         let (looked, shared) = (body.local, Shared::new(body));
         let platform = Sim(shared.clone());
-        let witness = platform.witness(&witness_address()).ok();
+        let witness = listen.witness.as_ref().and_then(|address| platform.witness(address).ok());
         let device = |device, caps| DeviceEnd { caps, control: SimControl::new(device, shared.clone()) };
+        let disks = (0..shared.lock().disks.len()).map(|disk| device(device_of(disk), DISK_CAPS));
         let executor = assemble(Parts {
             platform,
             guest: Box::new(SimGuest::new(shared.clone())),
-            devices: vec![device(DISK, DISK_CAPS), device(NIC, NIC_CAPS)],
+            devices: std::iter::once(device(NIC, NIC_CAPS)).chain(disks).collect(),
             post,
             board: Board::default(),
             beats: SimBeats(shared.clone()),
             begin,
             vm: Some(VM),
-            listen: Some(Plan::stand_by(host)),
+            listen: Some(listen),
             peers,
             witness,
         });
-        debug_assert_eq!(IDS.len(), 2);
         Self {
             incarnation,
-            beats: Beats {
-                key: None,
-                said: (executor.node().term(), executor.node().runs()),
-                route: None,
-                interval: Duration::from_millis(500),
-                generation: 0,
-            },
+            beats: Beats::new((executor.node().term(), executor.node().runs())),
             executor,
             inbox,
             shared,
@@ -183,7 +167,7 @@ impl Process {
             timer: (0, None),
             overdue: 0,
             opening: None,
-            opened: 0,
+            greetings: BTreeMap::new(),
             greeted: BTreeSet::new(),
             unclaimed: BTreeMap::new(),
             asker: Asker::default(),
@@ -221,7 +205,7 @@ impl Process {
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.body().broken
+        self.body().is_broken()
     }
 
     /// What is left over of a session, if the VM runs alone and the world knows.
@@ -230,12 +214,13 @@ impl Process {
         if self.state() != State::Solo || !self.outbox.is_empty() || !body.guest.running {
             return None;
         }
-        let (disk, nic) = (&body.disk, &body.nic);
+        let (disks, nic) = (&body.disks, &body.nic);
+        let works = !body.is_broken();
         let found = [
             (body.guest.stopped, "its guest stands still"),
-            (!body.broken && (disk.sealed || nic.is_sealed()), "a device does not serve"),
-            (!body.broken && nic.holds() || body.console.holds(), "its output is held"),
-            (!body.broken && disk.is_mirrored(), "its disk is mirrored"),
+            (works && (disks.iter().any(|disk| disk.sealed) || nic.is_sealed()), "a device does not serve"),
+            (works && nic.holds() || body.console.holds(), "its output is held"),
+            (works && disks.iter().any(Disk::is_mirrored), "a disk is mirrored"),
             (body.guest.tracked && !self.executor.keeps_base(), "its writes are tracked for nobody"),
             (!body.guest.tracked && self.executor.keeps_base(), "what follows its last checkpoint is not tracked"),
         ];
@@ -259,19 +244,18 @@ impl Process {
 pub(crate) struct Host {
     pub(crate) process: Option<Process>,
     pub(crate) incarnations: u64,
-    pub(crate) image: DiskImage,
+    pub(crate) drives: Vec<Drive>,
     /// How far its clock is ahead.
     pub(crate) ahead: Duration,
-    pub(crate) slow_disk_until: Time,
-    pub(crate) hung_disk_until: Time,
     pub(crate) witness_cut_until: Time,
     pub(crate) down: bool,
     /// It accepts no connection until then.
     pub(crate) full_until: Time,
-    /// Its disk's record cannot be written until then.
-    pub(crate) disk_full_until: Time,
-    /// Its disk, while another one is in its place.
-    pub(crate) mislaid: Option<DiskImage>,
-    /// What was saved of its disk, and of the record.
-    pub(crate) backup: Option<([u64; crate::guest::BLOCKS], Record)>,
+}
+
+impl Host {
+    /// A host with so many disks.
+    pub(crate) fn new(disks: usize) -> Self {
+        Self { drives: (0..disks).map(|_| Drive::default()).collect(), ..Self::default() }
+    }
 }

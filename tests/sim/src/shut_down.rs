@@ -25,8 +25,7 @@ impl World {
             return;
         }
         process.body().guest.running = false;
-        // A claim to own the VM that is still to be made is not: it would undo the end.
-        (process.ending, process.opening) = (true, None);
+        process.ending = true;
         self.note(host, || "operator shuts the VM down".to_owned());
         self.say_to(address, Message::Stop(nobody()));
         let back = until.since(now);

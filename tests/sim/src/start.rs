@@ -9,7 +9,7 @@ use ft_proto::{LinkId, NodeId, State, Term, WitnessAnswer};
 
 use crate::body::Question;
 
-use crate::guest::KEYS;
+use crate::guest::{Blocks, KEYS};
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::platform::VM;
@@ -21,10 +21,14 @@ impl World {
     pub(crate) fn election(&mut self, host: usize) {
         let again = self.rng.micros(20_000, 80_000);
         self.after(again, Event::Election(host));
+        if self.policy().is_some() {
+            // Who starts is decided when a process does.
+            return;
+        }
         let (now, address) = (self.now, self.address(host));
         let copy_starts = self.mutation == Some(Mutation::CopyStartsByItself);
         let node = NodeId::numbered(host as u64, self.rng.word());
-        let disks = self.hosts[host].image.record.state();
+        let disks = self.hosts[host].disk_state(self.mutation);
         let Some(process) = self.process(address) else { return };
         let waits = process.state() == State::StandbyEmpty && process.starting.is_none();
         if !waits || !process.is_awake(now) || process.is_broken() || !self.witness_reachable(host) {
@@ -67,14 +71,14 @@ impl World {
     }
 
     /// The VM boots from what is on this host's disk.
-    fn start(&mut self, host: usize, node: NodeId, term: Term) {
-        let stale = self.hosts[host].image.blocks != self.newest_blocks();
+    pub(crate) fn start(&mut self, host: usize, node: NodeId, term: Term) {
+        let stale = self.hosts[host].blocks() != self.newest_blocks();
         self.kill(host, true);
         self.hosts[host].down = false;
         // Its disk takes note before anything runs.
-        self.hosts[host].image.record.run_alone(term);
+        self.run_from(host, term);
         self.ran(host);
-        let blocks = self.hosts[host].image.blocks;
+        let blocks = self.hosts[host].blocks();
         let at = self.truth.new_branch(None);
         self.name_node(host, node);
         self.starts += 1;
@@ -91,18 +95,17 @@ impl World {
     /// This host has the newest disks from now on.
     pub(crate) fn ran(&mut self, host: usize) {
         self.runner = host;
-        self.hosts[host].mislaid = None;
+        self.hosts[host].drives.iter_mut().for_each(|drive| drive.mislaid = None);
     }
 
     /// What is on the disk that the VM ran from last.
-    pub(crate) fn newest_blocks(&self) -> [u64; crate::guest::BLOCKS] {
-        let host = &self.hosts[self.runner];
-        host.mislaid.as_ref().unwrap_or(&host.image).blocks
+    pub(crate) fn newest_blocks(&self) -> Blocks {
+        self.hosts[self.runner].true_blocks()
     }
 
     /// A human looks at a witness that has no record while one host runs the VM, and has it say so again.
     pub(crate) fn create_record(&mut self) {
-        if self.witness.record.is_some() || self.healed_at.is_none() {
+        if self.witness.record.is_some() || self.healed_at.is_none() || self.policy().is_some() {
             return;
         }
         let runs = |host: &crate::process::Host| {
@@ -112,7 +115,8 @@ impl World {
         };
         // Of two that believe to run it the later one does, and disks that were run from later still are
         // newer.
-        let newest = self.hosts.iter().map(|host| host.image.record.term).max();
+        let drives = self.hosts.iter().flat_map(|host| &host.drives);
+        let newest = drives.map(|drive| drive.image.record.term).max();
         let runner = self.hosts.iter().filter_map(runs).max_by_key(|(_, term)| *term);
         if let Some((owner, term)) = runner.filter(|(_, term)| Some(*term) >= newest) {
             self.trace.line(self.now, || format!("operator creates the record of {owner} in term {term}"));
@@ -122,13 +126,11 @@ impl World {
 
     /// Whether some host's disks are those from which the VM was shut down.
     pub(crate) fn starts_again(&self) -> bool {
-        let images = self.hosts.iter().enumerate().flat_map(|(at, host)| {
-            let images = std::iter::once(&host.image).chain(&host.mislaid);
-            images.map(move |image| (NodeId::numbered(at as u64, 0), image))
-        });
-        images.into_iter().any(|(node, image)| {
-            let asks = Claim::Start { node, disks: image.record.state(), waited: false };
-            matches!(judge(self.witness.record, asks), Verdict::Granted(_))
+        self.hosts.iter().enumerate().any(|(at, host)| {
+            [host.disk_state(None), host.true_disk_state()].into_iter().any(|disks| {
+                let asks = Claim::Start { node: NodeId::numbered(at as u64, 0), disks, waited: false };
+                matches!(judge(self.witness.record, asks), Verdict::Granted(_))
+            })
         })
     }
 
@@ -137,7 +139,7 @@ impl World {
         let Some(record) = self.witness.record else { return false };
         self.hosts.iter().enumerate().any(|(at, host)| {
             let again = NodeId::numbered(at as u64, 0);
-            let asks = Claim::Start { node: again, disks: host.image.record.state(), waited: false };
+            let asks = Claim::Start { node: again, disks: host.disk_state(None), waited: false };
             node.host == again.host && matches!(judge(Some(record), asks), Verdict::Granted(_))
         })
     }

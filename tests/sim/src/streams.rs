@@ -1,11 +1,12 @@
 //! How streams move through the network: in order, delayed, held up by partitions, ended by either side or by
 //! nobody.
 
-use ft_proto::LinkId;
+use ft_proto::{LinkId, Time};
 use ft_wire::device_ctl::Report;
 use ft_wire::session::Kind;
 
-use crate::body::DISK;
+use crate::body::device_of;
+use crate::devices::Disk;
 use crate::mutation::Mutation;
 use crate::network::{End, Payload, Segment, StreamId};
 use crate::opening::parse;
@@ -118,8 +119,10 @@ impl World {
             Some(process) if process.incarnation != to.incarnation => gone = true,
             Some(process) => {
                 again = again.max(process.paused_until);
-                let disk = process.body().disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
-                if disk && self.hosts[to.host].hung_disk_until > self.now {
+                let receives = |disk: &Disk| disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
+                let disk = process.body().disks.iter().position(receives);
+                let hung = disk.map_or(Time(0), |disk| self.hosts[to.host].drives[disk].hung_until);
+                if hung > self.now {
                     again = again.max(self.now + retry);
                 }
             }
@@ -147,7 +150,7 @@ impl World {
         self.forget_if_over(id);
     }
 
-    fn schedule_lane(&mut self, id: StreamId, lane: usize, at: ft_proto::Time) {
+    fn schedule_lane(&mut self, id: StreamId, lane: usize, at: Time) {
         if let Some(stream) = self.network.streams.get_mut(&id)
             && !std::mem::replace(&mut stream.lanes[lane].scheduled, true)
         {
@@ -181,15 +184,10 @@ impl World {
     /// A segment has arrived at a live process: find out whom it is for.
     fn arrive(&mut self, at: Address, id: StreamId, from: usize, segment: Segment) {
         let local = self.local(at.0);
-        let Some(process) = self.process(at) else { return };
-        if process.opening.as_ref().is_some_and(|opening| opening.is_on(id)) {
-            return match segment {
-                Segment::Data(Payload::Bytes(bytes)) => self.opening_hears(at, Some(&bytes)),
-                // The disk of the standby speaks first: ours is about to be given the stream.
-                Segment::Data(_) => self.unclaimed(at, id, segment),
-                Segment::Corrupt | Segment::Fin => self.opening_hears(at, None),
-            };
+        if self.greeting_heard(at, id, &segment) {
+            return;
         }
+        let Some(process) = self.process(at) else { return };
         let mut body = process.body();
         if body.feeds.contains_key(&id) {
             let claims = body.has(Mutation::AckBeforeDisk);
@@ -202,14 +200,12 @@ impl World {
             });
             drop(body);
             for epoch in whole.into_iter().filter(|_| claims) {
-                self.report_later(at, DISK, Report::Complete { epoch });
+                (0..self.plan.disks)
+                    .for_each(|disk| self.report_later(at, device_of(disk), Report::Complete { epoch }));
             }
             return self.work(at);
         }
-        let disk = &body.disk;
-        let of_disk = disk.greeting == Some(id)
-            || disk.mirror.as_ref().is_some_and(|mirror| mirror.stream == id)
-            || disk.receiver.as_ref().is_some_and(|receiver| receiver.stream == id);
+        let of_disk = body.disk_on(id).is_some();
         let watched = body.watched == Some(id);
         drop(body);
         match segment {

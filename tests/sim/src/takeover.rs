@@ -13,7 +13,7 @@ impl World {
     pub(crate) fn taken_over(&mut self, address: Address, session: u64, epoch: Epoch) {
         self.note_false_takeover(address);
         let blocks = self.settled_blocks(address);
-        let stale = self.hosts[address.0].image.stale;
+        let stale = self.hosts[address.0].is_stale();
         let Some(process) = self.process(address) else { return };
         let (node, term) = (process.id(), process.term());
         let took = {
@@ -35,19 +35,22 @@ impl World {
         self.moment(Moment::TookOver(Box::new(took)));
         let at = self.truth.new_branch(Some(from));
         let Some(process) = self.process(address) else { return };
-        let (in_flight, receiver) = {
+        let (in_flight, receivers) = {
             let mut body = process.body();
             (body.guest.vcpu.at, body.guest.running, body.guest.stopped) = (at, true, false);
-            (body.guest.vcpu.in_flight.len(), body.disk.receiver.take())
+            let receivers: Vec<_> = body.disks.iter_mut().filter_map(|disk| disk.receiver.take()).collect();
+            (body.guest.vcpu.in_flight.clone(), receivers)
         };
-        if let Some(receiver) = receiver {
+        for receiver in receivers {
             self.close(address.0, receiver.stream);
         }
-        let noted = self.hosts[address.0].image.record.term.next();
-        self.hosts[address.0].image.record.run_alone(noted);
+        for drive in &mut self.hosts[address.0].drives {
+            let noted = drive.image.record.term.next();
+            drive.image.record.run_alone(noted);
+        }
         self.ran(address.0);
         // Requests in flight are submitted again.
-        (0..in_flight).for_each(|_| self.submit(address));
+        in_flight.iter().for_each(|write| self.submit(address, write.block));
         self.after(Duration::from_micros(10), Event::GuestStep(address));
     }
 

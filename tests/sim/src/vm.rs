@@ -7,7 +7,7 @@ use ft::guest::{DiskShape, Guest as Vm, GuestError, HeldOutput, LinkEnd, Memory,
 use ft::{EventRecord, Staging};
 use ft_proto::{Alone, Committed, CutKind};
 
-use crate::body::{Effect, IDS, Shared};
+use crate::body::{Effect, IDS, NIC, Shared, device_of};
 use crate::guest::{PAGES, SimMemory, decode, encode};
 use crate::mutation::Mutation;
 use crate::truth::Cut;
@@ -27,9 +27,10 @@ impl SimGuest {
 
 impl Vm for SimGuest {
     fn shape(&self) -> Shape {
-        let disk = DiskShape { id: IDS[0].to_owned(), ..DiskShape::default() };
-        let net = NetShape { id: IDS[1].to_owned(), ..NetShape::default() };
-        Shape { memory: (PAGES as u64) << 12, vcpus: 1, disks: vec![disk], nets: vec![net], ..Shape::default() }
+        let disks = 0..self.shared.lock().disks.len();
+        let disks = disks.map(|disk| DiskShape { id: IDS[device_of(disk)].to_owned(), ..DiskShape::default() });
+        let net = NetShape { id: IDS[NIC].to_owned(), ..NetShape::default() };
+        Shape { memory: (PAGES as u64) << 12, vcpus: 1, disks: disks.collect(), nets: vec![net], ..Shape::default() }
     }
 
     fn blockers(&self) -> Vec<ft::Blocker> {

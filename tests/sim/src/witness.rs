@@ -92,7 +92,7 @@ impl World {
         let address = self.address(host);
         let Some(process) = self.process(address) else { return };
         let concerned = matches!(process.state(), State::Solo | State::Protected);
-        if concerned && self.witness_reachable(host) {
+        if concerned && self.policy().is_none() && self.witness_reachable(host) {
             let (low, high) = self.plan.witness_delay_us;
             let delay = self.rng.micros(low, high);
             self.after(delay, Event::Record(address, self.witness.record));
@@ -144,7 +144,6 @@ impl World {
         let ask_next = !forget || !matches!(question, Question::Claim(_));
         match asks {
             _ if !ask_next => {}
-            Asks::Opener(number) => self.owned(to, number, told),
             Asks::Starter => {
                 if let Question::Claim(claim) = question {
                     self.may_start(to, Said::to(claim, told));
@@ -153,6 +152,7 @@ impl World {
             Asks::Engine(answer) => {
                 self.with_body(to, |body| body.answered = Some(told.is_ok()));
                 answer(told);
+                self.go_on_opening(to);
                 self.work(to);
             }
         }

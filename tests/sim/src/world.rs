@@ -11,10 +11,11 @@ use ft_wire::device_ctl::Report;
 
 use crate::body::{Body, Later, Question, Said};
 use crate::client::Client;
-use crate::guest::{BLOCKS, Frame, Guest, Request};
-use crate::invariants::{Checks, Moment, Violation};
+use crate::guest::{BLOCKS, Blocks, Frame, Guest, Request};
+use crate::invariants::{Checks, Moment, Scene, Violation};
 use crate::mutation::Mutation;
 use crate::network::{Network, StreamId};
+use crate::opening::Slot;
 use crate::plan::Plan;
 use crate::platform::{Sim, VM};
 use crate::process::{Address, Delivery, Host, Process};
@@ -33,7 +34,8 @@ pub(crate) enum Event {
     Later(Address, Later),
     /// What the witness has on record, for a host that looked.
     Record(Address, Option<ft_proto::witness::Record>),
-    OpeningTimeout(Address, u64),
+    /// A host is called.
+    Dial(Address, usize, Slot<std::io::Result<StreamId>>),
     Beat {
         to: usize,
         link: LinkId,
@@ -46,7 +48,7 @@ pub(crate) enum Event {
     /// The head of a stream's lane is due.
     Stream(StreamId, usize),
     GuestStep(Address),
-    DiskDone(Address),
+    DiskDone(Address, usize),
     CopyTick(Address, StreamId),
     /// The whole copy that a stream brought is on stable storage.
     Received(Address, StreamId, u64),
@@ -122,6 +124,8 @@ impl Ord for Scheduled {
 pub(crate) enum End {
     /// Protected again.
     Protected,
+    /// Two hosts run the VM, as the policy permits in a partition.
+    Forked,
     /// More failed than can be survived.
     Lost(String),
     /// Something is wrong.
@@ -157,15 +161,17 @@ pub(crate) struct World {
     /// The host that ran the VM last: it has the newest disks.
     pub(crate) runner: usize,
     /// What is on the disk of the VM that was shut down.
-    pub(crate) newest: [u64; BLOCKS],
+    pub(crate) newest: Blocks,
     pub(crate) withdrawals: u64,
+    /// Since when nobody runs the VM, where no witness says who may.
+    pub(crate) away_since: Option<Time>,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, mutation: Option<Mutation>, checks: Checks, trace: Trace) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
-        let hosts = (0..plan.hosts).map(|_| Host::default()).collect();
+        let hosts = (0..plan.hosts).map(|_| Host::new(plan.disks)).collect();
         let mut world = Self {
             now: BEGIN,
             queue: BinaryHeap::new(),
@@ -192,6 +198,7 @@ impl World {
             runner: 0,
             newest: [0; BLOCKS],
             withdrawals: 0,
+            away_since: None,
         };
         world.begin();
         world
@@ -221,7 +228,7 @@ impl World {
     fn boot(&mut self) -> NodeId {
         let node = self.new_node(0);
         let at = self.truth.new_branch(None);
-        self.hosts[0].image.record.run_alone(Term(1));
+        self.run_from(0, Term(1));
         let begin = Begin::Run(NodeTerm { vm: VM, node, term: Term(1), first: true });
         self.start_process(0, begin, |guest| (guest.running, guest.vcpu.at) = (true, at));
         node
@@ -229,13 +236,14 @@ impl World {
 
     /// An engine begins, with its guest and devices.
     pub(crate) fn start_process(&mut self, host: usize, begin: Begin, guest: impl FnOnce(&mut Guest)) {
-        let mut body = Body::new(Rng::new(self.rng.word()), self.plan.knobs(self.mutation));
+        let mut body = Body::new(host, self.plan.disks, Rng::new(self.rng.word()), self.plan.knobs(self.mutation));
         (body.now, body.local) = (self.now, self.local(host));
         guest(&mut body.guest);
         let runs = body.guest.running;
         let others = (0..self.plan.hosts).filter(|other| *other != host && self.plan.searches);
         let peers = others.map(|other| self.plan.protect_by(other)).collect();
-        let process = Process::new(host, self.next_incarnation(host), begin, body, peers);
+        let listen = self.plan.stand_by(host);
+        let process = Process::new(self.next_incarnation(host), begin, body, listen, peers);
         let address = (host, process.incarnation);
         self.hosts[host].process = Some(process);
         self.hosts[host].down = false;
@@ -253,6 +261,11 @@ impl World {
         let id = self.new_node(host);
         self.start_process(host, Begin::StandBy(id), |_| {});
         self.note(host, || format!("starts as standby {id}"));
+    }
+
+    /// The disks of a host note that the VM runs from them.
+    pub(crate) fn run_from(&mut self, host: usize, term: Term) {
+        self.hosts[host].drives.iter_mut().for_each(|drive| drive.image.record.run_alone(term));
     }
 
     fn new_node(&mut self, host: usize) -> NodeId {
@@ -300,7 +313,12 @@ impl World {
     }
 
     pub(crate) fn moment(&mut self, moment: Moment) {
-        let found = self.checks.look(&moment, &self.truth, self.witness.last, self.first_owner);
+        let record = match moment {
+            Moment::Visible { node, .. } if self.policy().is_some() => self.believed(node),
+            _ => self.witness.last,
+        };
+        let (first_owner, policy) = (self.first_owner, self.policy());
+        let found = self.checks.look(&moment, &Scene { truth: &self.truth, record, first_owner, policy });
         if let Some(mut violation) = found
             && self.end.is_none()
         {
@@ -329,14 +347,14 @@ impl World {
             Event::Report(address, device, report) => self.reported(address, device, report),
             Event::Later(address, call) => self.later(address, call),
             Event::Record(address, record) => self.tell_record(address, record),
-            Event::OpeningTimeout(address, number) => self.opening_timeout(address, number),
+            Event::Dial(address, peer, slot) => self.dial(address, peer, slot),
             Event::Beat { to, link, bytes } => self.beat_arrives(to, link, &bytes),
             Event::BeatTick(address, generation) => self.beat_tick(address, generation),
             Event::Timer(address, generation) => self.timer(address, generation),
             Event::Wake(address) => self.wake(address),
             Event::Stream(stream, lane) => self.stream_due(stream, lane),
             Event::GuestStep(address) => self.guest_step(address),
-            Event::DiskDone(address) => self.disk_done(address),
+            Event::DiskDone(address, disk) => self.disk_done(address, disk),
             Event::CopyTick(address, stream) => self.copy_tick(address, stream),
             Event::Received(address, stream, base) => self.copy_received(address, stream, base),
             Event::Durable(address, stream, epoch) => self.tell_durable(address, stream, epoch),

@@ -1,6 +1,8 @@
 //! A thousand seeds hold, the same seed is the same run, and each invariant catches the defect that it is
 //! there for.
 
+use std::collections::BTreeMap;
+
 use sim::{Mutation, Options, run};
 
 const SEEDS: u64 = 1000;
@@ -13,6 +15,8 @@ fn a_thousand_seeds_hold() {
     let mut resyncs = 0;
     let mut starts = 0;
     let mut restores = 0;
+    let mut forked = 0;
+    let mut policies = BTreeMap::<_, u64>::new();
     for seed in 0..SEEDS {
         let outcome = run(seed, Options::default());
         assert_eq!(outcome.violation, None, "cargo run -p sim -- --seeds 1 --seed {seed} --trace");
@@ -22,6 +26,8 @@ fn a_thousand_seeds_hold() {
         starts += outcome.starts;
         restores += outcome.restores;
         lost += u64::from(outcome.lost.is_some());
+        forked += u64::from(outcome.forked);
+        *policies.entry(format!("{:?}", outcome.policy)).or_default() += outcome.takeovers;
     }
     // A run in which nothing happens proves nothing.
     assert!(takeovers > SEEDS / 4, "only {takeovers} takeovers");
@@ -29,6 +35,8 @@ fn a_thousand_seeds_hold() {
     assert!(starts > SEEDS / 10, "only {starts} starts by hosts that came back");
     assert!(restores > SEEDS / 20, "only {restores} records written again");
     assert!(withdrawals > SEEDS / 100, "only {withdrawals} withdrawn claims");
+    assert!(policies.len() == 4 && policies.values().all(|takeovers| *takeovers > 0), "{policies:?}");
+    assert!(forked > 0 && forked < SEEDS / 20, "two ran the VM in {forked} runs");
     assert!(lost < SEEDS / 5, "{lost} runs ended early because all copies were gone");
 }
 

@@ -25,10 +25,10 @@ pub use outbox::Room;
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ft_proto::Epoch;
+use ft_transport::mirror::MirrorStream;
 use ft_wire::mirror::{Frame, Greeting, Kind};
 use host_kit::sandbox::Needs;
 use vmm_sys_util::eventfd::EventFd;
@@ -64,14 +64,14 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Greets the peer on the connected stream `fd` and makes its image equal to `image` in the background.
+    /// Greets the peer on `stream` and makes its image equal to `image` in the background.
     /// `earlier` are the ids of writes that have been started but are not done. `wake` is signalled when the
     /// worker should try again.
     ///
     /// # Errors
     /// When the descriptor is not a socket or the kernel refuses a thread.
     pub fn new(
-        fd: OwnedFd,
+        stream: MirrorStream,
         settings: Settings,
         image: Arc<dyn Image>,
         earlier: HashSet<u64>,
@@ -79,7 +79,7 @@ impl Mirror {
         (tracker, wake): (Tracker, Arc<EventFd>),
     ) -> io::Result<Self> {
         let Settings { epoch, max_uncommitted, rate, serial } = settings;
-        let stream = Arc::new(Stream::new(fd, (epoch, max_uncommitted, earlier), reports, wake)?);
+        let stream = Arc::new(Stream::new(stream, (epoch, max_uncommitted, earlier), reports, wake)?);
         let record = Arc::new(tracker.begin_session());
         let mirror = Self { stream: stream.clone(), record: record.clone() };
         let on_record = record.record();

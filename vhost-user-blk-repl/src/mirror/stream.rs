@@ -3,12 +3,11 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use ft_proto::Epoch;
-use ft_transport::mirror::FrameSocket;
+use ft_transport::mirror::{FrameSocket, MirrorStream};
 use ft_wire::device_ctl::Report;
 use ft_wire::mirror::Frame;
 use host_kit::sync::lock;
@@ -30,19 +29,19 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// On the connected socket `fd`; the rest as for [`State::new`]. `wake` is signalled when the worker
+    /// On a connected socket; the rest as for [`State::new`]. `wake` is signalled when the worker
     /// should try again.
     ///
     /// # Errors
     /// When the descriptor is not a socket.
     pub fn new(
-        fd: OwnedFd,
+        stream: MirrorStream,
         (epoch, limit, earlier): (Epoch, u64, HashSet<u64>),
         reports: Session,
         wake: Arc<EventFd>,
     ) -> io::Result<Self> {
         let state = Mutex::new(State::new(epoch, limit, earlier));
-        Ok(Self { socket: FrameSocket::new(fd)?, state, changed: Condvar::new(), reports, wake })
+        Ok(Self { socket: FrameSocket::new(stream)?, state, changed: Condvar::new(), reports, wake })
     }
 
     /// For reading and writing frames.

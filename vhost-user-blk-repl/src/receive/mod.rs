@@ -30,11 +30,10 @@ pub use reader::Disk;
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use ft_proto::Epoch;
-use ft_transport::mirror::FrameSocket;
+use ft_transport::mirror::{FrameSocket, MirrorStream};
 use ft_wire::mirror::MAX_BODY;
 use host_kit::sandbox::Needs;
 use host_kit::sync::lock;
@@ -54,15 +53,15 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Starts to serve the connected stream `fd` for `disk`; holds at most `limit` bytes.
+    /// Starts to serve `stream` for `disk`; holds at most `limit` bytes.
     ///
     /// # Errors
     /// When the descriptor is not a socket or the kernel refuses a thread.
-    pub fn new(fd: OwnedFd, disk: Disk, limit: u64, reports: Session) -> io::Result<Self> {
+    pub fn new(stream: MirrorStream, disk: Disk, limit: u64, reports: Session) -> io::Result<Self> {
         // A primary may exceed its own bound, half of this, by one request.
         let limit = limit.max(3 * MAX_BODY as u64);
         let incoming = Arc::new(Mutex::new(Incoming::new(disk.image.size(), limit)));
-        let replies = Arc::new(Replies::new(FrameSocket::new(fd)?));
+        let replies = Arc::new(Replies::new(FrameSocket::new(stream)?));
         let (tracker, applier) = (disk.tracker.clone(), disk.applier.clone());
         let reader = Reader::new(disk, incoming.clone(), replies.clone(), reports.clone(), limit);
         host_kit::thread::spawn(

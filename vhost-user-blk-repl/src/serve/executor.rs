@@ -112,6 +112,12 @@ impl Executor {
         self.finished.event.as_raw_fd()
     }
 
+    /// Has [`Executor::event`] be readable once, whether something has finished or not.
+    pub fn wake(&self) {
+        // As below.
+        let _ = self.finished.event.write(1);
+    }
+
     /// What has finished since the last call; resets the eventfd. Does not block.
     #[must_use]
     pub fn take_finished(&self) -> Vec<Completion> {

@@ -29,6 +29,9 @@ use crate::serve::pending::Pending;
 use crate::serve::request::{self, Body, Request, Span, scatter};
 use crate::serve::ring::{Guest, Memory, Taken, Vring, answer, signal};
 
+/// Requests of a queue that are taken before other events have their turn: a guest that adds them as fast
+/// as they are answered would keep the VMM from being heard.
+const TURN: usize = 1024;
 /// Bytes of the answer to GET_ID.
 const SERIAL_LEN: usize = pollux_api::limits::DISK_SERIAL_MAX;
 
@@ -41,7 +44,8 @@ pub struct Server {
     memory: Option<Memory>,
     counters: DiskCounters,
     flight: Flight,
-    /// Some queue has entries that were not taken because there was no room, or a request waits for room.
+    /// Some queue has entries that were not taken because there was no room, or it was others' turn; or a
+    /// request waits for room.
     stalled: bool,
     /// The driver takes completed writes for durable.
     writethrough: bool,
@@ -179,7 +183,7 @@ impl Server {
         }
     }
 
-    /// Takes all requests from a queue that can be taken now.
+    /// Takes all requests from a queue that can be taken now, or as many as make a turn.
     pub fn serve(&mut self, queue: usize, replication: &Replication) {
         if !self.gate.is_open() {
             return;
@@ -189,10 +193,11 @@ impl Server {
         let Some(mut ring) = vring.to_serve() else { return };
         let index = queue as u16;
         let mut used = self.take_again(index, &mut ring, &mem, replication);
+        let mut left = TURN;
         loop {
             let before = ring.get_queue().next_avail();
             let _ = ring.disable_notification();
-            if let Err(e) = self.take_all(index, &mut ring, &mem, &mut used, replication) {
+            if let Err(e) = self.take_all(index, &mut ring, &mem, (&mut used, &mut left), replication) {
                 debug!("queue {queue}: {e}");
                 vring.set_broken();
                 break;
@@ -234,14 +239,14 @@ impl Server {
         used
     }
 
-    /// Takes all requests that can be taken now; `used`: the used ring has new entries. An error is a
-    /// malformed ring.
+    /// Takes all requests that can be taken now, `left` at most; `used`: the used ring has new entries. An
+    /// error is a malformed ring.
     fn take_all(
         &mut self,
         queue: u16,
         ring: &mut VringState<Memory>,
         mem: &Guest,
-        used: &mut bool,
+        (used, left): (&mut bool, &mut usize),
         replication: &Replication,
     ) -> Result<(), QueueError> {
         while !self.stalled {
@@ -249,6 +254,12 @@ impl Server {
                 self.stalled = true;
                 break;
             }
+            if *left == 0 {
+                self.stalled = true;
+                self.disk.wake();
+                break;
+            }
+            *left -= 1;
             let next = ring.get_queue_mut().iter(mem.clone())?.next();
             let Some(head) = next.map(|chain| chain.head_index()) else { break };
             if head >= ring.get_queue().size() {

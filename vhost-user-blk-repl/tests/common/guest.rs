@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ft_wire::device_ctl::QueueState;
@@ -374,6 +375,46 @@ impl Guest {
 
     pub fn zero(&mut self, queue: usize, kind: u32, ranges: &[(u64, u32, u32)]) -> u8 {
         self.one(queue, kind, 0, &zero_list(ranges), 0).0
+    }
+}
+
+/// A queue that is full of requests for the serial number, however fast they are answered.
+pub struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flood {
+    /// Of `queue`, which is not used otherwise.
+    pub fn new(guest: &Guest, queue: usize) -> Self {
+        let at = slot_at(queue, 0);
+        guest.write_mem(T_GET_ID, at);
+        guest.desc(table(queue), at, 16, NEXT, 1);
+        guest.desc(table(queue) + 16, at + DATA_AT, 21, WRITE, 0);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (mem, stopped) = (guest.mem.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let used: u16 = mem.load(GuestAddress(used_ring(queue) + 2), Ordering::Acquire).unwrap();
+                let index = used.wrapping_add(QUEUE_SIZE);
+                mem.store(index, GuestAddress(avail_ring(queue) + 2), Ordering::Release).unwrap();
+            }
+        });
+        // The first ones are there.
+        while mem_index(guest, queue) == 0 {}
+        guest.kick(queue);
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+fn mem_index(guest: &Guest, queue: usize) -> u16 {
+    guest.mem.load(GuestAddress(avail_ring(queue) + 2), Ordering::Acquire).unwrap()
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
     }
 }
 

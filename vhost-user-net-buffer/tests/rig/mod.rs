@@ -94,7 +94,7 @@ impl Rig {
 
     /// A device with two pairs, running, whose driver has not taken MQ.
     pub fn without_mq(features: u64, extra: &[&str]) -> Self {
-        let mut rig = Self::connect(features & !MQ, 2, true, extra);
+        let mut rig = Self::connect(features & !MQ, 2, true, extra, Stdio::null());
         rig.set_up_queues(None);
         rig
     }
@@ -102,10 +102,17 @@ impl Rig {
     /// As [`Self::new`], but the guest's driver has not set up its queues.
     pub fn connected(features: u64, ft: bool, extra: &[&str]) -> Self {
         let pairs = if features & MQ == MQ { 2 } else { 1 };
-        Self::connect(features, pairs, ft, extra)
+        Self::connect(features, pairs, ft, extra, Stdio::null())
     }
 
-    fn connect(features: u64, pairs: usize, ft: bool, extra: &[&str]) -> Self {
+    /// As [`Self::new`], without ft-ctl; what it logs can be read.
+    pub fn logged(features: u64) -> Self {
+        let mut rig = Self::connect(features, 1, false, &[], Stdio::piped());
+        rig.set_up_queues(None);
+        rig
+    }
+
+    fn connect(features: u64, pairs: usize, ft: bool, extra: &[&str], stderr: Stdio) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vhost.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -117,7 +124,7 @@ impl Rig {
             args.extend(["--ft-ctl", &ctl]);
         }
         args.extend(extra);
-        let stderr = if std::env::var_os("RIG_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
+        let stderr = if std::env::var_os("RIG_LOG").is_some() { Stdio::inherit() } else { stderr };
         let device = Device::spawn(&args, vec![listener.as_raw_fd(), theirs.as_raw_fd()], stderr);
         let stream = UnixStream::connect(&path).unwrap();
         drop((listener, theirs));

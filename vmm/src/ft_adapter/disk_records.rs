@@ -30,6 +30,9 @@ struct ImageRecord {
     #[serde(default)]
     vm: Option<VmId>,
     state: DiskState,
+    /// What the disk was last used for, if it has a record.
+    #[serde(default)]
+    role: Option<String>,
     #[serde(default)]
     reason: Option<String>,
 }
@@ -42,6 +45,14 @@ pub fn read(config: &VmConfig) -> Disks {
         tracing::warn!("disks: {doubt}");
     }
     disks
+}
+
+/// Whether a disk holds what no VM of a pair has written, as far as is known: content without a record, or
+/// with one that cannot be read.
+#[must_use]
+pub fn hold_other_data(config: &VmConfig) -> bool {
+    let told = images(config).map(|image| ask(image).unwrap_or_else(unusable));
+    told.into_iter().any(|told| told.role.is_none() && told.state != DiskState::Hole)
 }
 
 /// As [`read`]; and why, if nothing can be started from them, or it is not
@@ -118,7 +129,7 @@ fn combine(told: &[(String, ImageRecord)]) -> Result<DiskState, String> {
         return Ok(DiskState::None);
     };
     for (other_image, other) in all {
-        let both = both(least, other.state).ok_or_else(|| {
+        let both = least.with(other.state).ok_or_else(|| {
             let [one, two] = [least, other.state].map(words);
             format!("{image} {one}, {other_image} {two}: they are from different points in time")
         })?;
@@ -127,25 +138,6 @@ fn combine(told: &[(String, ImageRecord)]) -> Result<DiskState, String> {
         }
     }
     Ok(least)
-}
-
-/// What two disks of one VM prove together; `None`: that they do not belong together.
-fn both(one: DiskState, two: DiskState) -> Option<DiskState> {
-    use DiskState::{Alone, Copy, Ended, Fresh, Hole, Protected};
-    Some(match (one, two) {
-        (one, two) if one == two => one,
-        // Content without a record, and nothing: a new VM with a new disk.
-        (Fresh, Hole) | (Hole, Fresh) => Fresh,
-        (Ended(a), Ended(b)) => Ended(a.min(b)),
-        // Some have noted it and some have not yet, when the host died.
-        (Alone(a), Alone(b) | Ended(b)) | (Ended(a), Alone(b)) => Alone(a.min(b)),
-        (Protected(a), Protected(b) | Alone(b) | Ended(b)) | (Alone(a) | Ended(a), Protected(b)) => Protected(a.min(b)),
-        // It was taking over.
-        (Copy(copy), Alone(term)) | (Alone(term), Copy(copy)) if term > copy => Copy(copy),
-        // Copies of two sessions, a disk without a record beside one with, and what was overwritten only in
-        // part.
-        _ => return None,
-    })
 }
 
 fn words(state: DiskState) -> String {

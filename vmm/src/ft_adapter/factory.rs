@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::Sender;
-use ft::{Candidate, Ft, NodeOptions, NodeTerm, Setup};
+use ft::{Candidate, Ft, NodeOptions, NodeTerm, PLAIN, PeerTls, Setup, StandbyOptions, TlsChoice};
 use ft_proto::HostId;
 use ft_proto::witness::Disks;
 use host_kit::event_loop::{EventLoop, readable};
@@ -45,16 +45,24 @@ pub struct KvmFactory {
 
 impl KvmFactory {
     /// Builds VMs of a host with these FT options.
-    #[must_use]
-    pub fn new(options: Option<NodeOptions>) -> Self {
-        let mut setup = Setup::default();
+    ///
+    /// # Errors
+    /// When there are no certificates for TLS, and the VM is to be protected.
+    pub fn new(options: Option<NodeOptions>) -> Result<Self, BoxError> {
+        let tls = PeerTls::new(options.as_ref().map_or(TlsChoice::OnlyPair, |options| options.tls.clone()));
+        let mut setup = Setup { tls, ..Setup::default() };
         if let Some(options) = &options {
+            match setup.tls.credentials() {
+                Ok(None) => tracing::warn!(target: "ft", "{PLAIN}"),
+                Ok(Some(_)) => {}
+                Err(reason) => return Err(format!("--ft: {reason}").into()),
+            }
             setup.peers.clone_from(&options.peers);
             setup.witness.clone_from(&options.witness);
             setup.listen.clone_from(&options.standby);
             setup.notes_disks = true;
         }
-        Self { options, setup, granted: Granted::default(), disks: Disks::default() }
+        Ok(Self { options, setup, granted: Granted::default(), disks: Disks::default() })
     }
 
     /// Who waits by its own decision asks on whether it has to.
@@ -64,6 +72,12 @@ impl KvmFactory {
         let Setup { host, board, .. } = self.setup.clone();
         let request = StartRequest { options, host, config, board, granted: self.granted.clone() };
         Ok(Some(StartRetry::start(request, events)?))
+    }
+
+    /// How this host is a standby, and whether it may overwrite data that is not Pollux's.
+    fn standby_options(&self) -> Result<(StandbyOptions, bool), BoxError> {
+        let options = self.options.as_ref().ok_or("there is no --ft")?;
+        Ok((options.standby.clone().ok_or("--ft has no listen= to wait at")?, options.overwrite))
     }
 
     fn grant(&self, node_term: NodeTerm) {
@@ -88,6 +102,8 @@ impl KvmFactory {
             Part::Run => DiskPurpose::Run,
         };
         config.disks.iter_mut().flatten().for_each(|disk| disk.purpose = purpose);
+        // Before its process opens it.
+        let other_data = part == Part::StandBy && disk_records::hold_other_data(&config);
         let mut machine = KvmMachine::new(config.clone(), part, events.clone())?;
         if part == Part::StandBy {
             machine.start_retry = self.start_retry(config, events.clone())?;
@@ -97,8 +113,9 @@ impl KvmFactory {
         let ft = match part {
             Part::Run => Ft::solo(guest, node_term.unwrap_or_else(NodeTerm::unasked), setup)?,
             Part::StandBy => {
-                let options = self.options.as_ref().and_then(|options| options.standby.clone());
-                Ft::standby(guest, options.ok_or("--ft has no listen= to wait at")?, setup)?
+                let (options, overwrite) = self.standby_options()?;
+                let keeps_data = !overwrite && other_data;
+                Ft::standby(guest, StandbyOptions { keeps_data, ..options }, setup)?
             }
         };
         Ok(Built { machine: Arc::new(Mutex::new(machine)), ft: Some(Arc::new(ft)) })

@@ -10,22 +10,23 @@
 //! Earlier releases know `standby` only. Their records are read as naming it in `in_sync`, and it is still
 //! written while there is one replica: an earlier release can then read the record, too. One with several
 //! replicas has no `standby`, so that a release that knows of one only refuses it and does not take it for
-//! that of a pair. This release protects a VM with one replica, and refuses several as well.
+//! that of a pair.
 
 use serde::{Deserialize, Serialize};
 
+use super::Replicas;
 use crate::{NodeId, Term};
 
 /// Who may run the VM.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(try_from = "Form", into = "Form")]
 pub enum Record {
-    /// `primary` runs the VM, and either of the two may claim to be the only one.
+    /// `primary` runs the VM, and it or one of the replicas may claim to be the only one.
     Protected {
         /// Who runs.
         primary: NodeId,
         /// Who may take over.
-        standby: NodeId,
+        in_sync: Replicas,
         /// The term.
         term: Term,
     },
@@ -65,6 +66,15 @@ impl Record {
         }
     }
 
+    /// Whether it says that `primary` runs the VM in `term`, and `standby` may take over.
+    #[must_use]
+    pub fn protects(&self, primary: NodeId, standby: NodeId, term: Term) -> bool {
+        match *self {
+            Self::Protected { primary: p, in_sync, term: t } => p == primary && t == term && in_sync.has(standby),
+            Self::Solo { .. } | Self::Stopped { .. } => false,
+        }
+    }
+
     /// Whether a record that comes from outside can be one: its terms can be counted on.
     #[must_use]
     pub fn is_plausible(&self) -> bool {
@@ -83,11 +93,11 @@ pub enum RecordError {
     /// A protected VM without a replica.
     #[error("it says that the VM is protected, and names no replica")]
     NoReplica,
-    /// More than one.
-    #[error("it names {0} replicas in sync: this release protects a VM with one")]
-    Several(usize),
-    /// `standby` is not the replica in sync.
-    #[error("it names one node as the standby and another one as in sync")]
+    /// More than there may be.
+    #[error("it names {0} replicas in sync: this release knows of {max} at most", max = Replicas::MAX)]
+    TooMany(usize),
+    /// `standby` is not the replica in sync, or not the only one; or a node is named twice.
+    #[error("it contradicts itself about the replicas in sync")]
     Contradiction,
 }
 
@@ -119,8 +129,8 @@ enum Form {
 impl From<Record> for Form {
     fn from(record: Record) -> Self {
         match record {
-            Record::Protected { primary, standby, term } => {
-                Self::Protected { primary, in_sync: vec![standby], standby: Some(standby), term }
+            Record::Protected { primary, in_sync, term } => {
+                Self::Protected { primary, in_sync: in_sync.into(), standby: in_sync.only(), term }
             }
             Record::Solo { owner, term, since } => Self::Solo { owner, term, since },
             Record::Stopped { term, disks } => Self::Stopped { term, disks },
@@ -134,14 +144,14 @@ impl TryFrom<Form> for Record {
     fn try_from(form: Form) -> Result<Self, RecordError> {
         Ok(match form {
             Form::Protected { primary, in_sync, standby, term } => {
-                let standby = match (&in_sync[..], standby) {
-                    ([], None) => return Err(RecordError::NoReplica),
-                    ([], Some(only)) | (&[only], None) => only,
-                    (&[only], Some(same)) if only == same => only,
-                    ([_], Some(_)) => return Err(RecordError::Contradiction),
-                    (several, _) => return Err(RecordError::Several(several.len())),
+                let in_sync = match standby {
+                    Some(only) if in_sync.is_empty() => Replicas::one(only),
+                    _ => Replicas::try_from(in_sync)?,
                 };
-                Self::Protected { primary, standby, term }
+                if standby.is_some() && standby != in_sync.only() {
+                    return Err(RecordError::Contradiction);
+                }
+                Self::Protected { primary, in_sync, term }
             }
             Form::Solo { owner, term, since } => Self::Solo { owner, term, since },
             Form::Stopped { term, disks } => Self::Stopped { term, disks },
@@ -158,7 +168,8 @@ mod tests {
     const C: &str = "c/0000000000000003";
 
     fn protected() -> Record {
-        Record::Protected { primary: A.parse().unwrap(), standby: B.parse().unwrap(), term: Term(7) }
+        let in_sync = Replicas::one(B.parse().unwrap());
+        Record::Protected { primary: A.parse().unwrap(), in_sync, term: Term(7) }
     }
 
     fn read(form: &str) -> Result<Record, String> {
@@ -194,13 +205,26 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_replica_or_not_one_is_refused() {
+    fn several_replicas_are_written_for_releases_that_know_of_them() {
+        let in_sync = Replicas::one(C.parse().unwrap()).and(B.parse().unwrap()).unwrap();
+        let record = Record::Protected { primary: A.parse().unwrap(), in_sync, term: Term(7) };
+        let written = serde_json::to_string(&record).unwrap();
+        assert_eq!(written, format!(r#"{{"state":"protected","primary":"{A}","in_sync":["{B}","{C}"],"term":7}}"#));
+        assert_eq!(read(&written), Ok(record));
+        assert_eq!(with(&format!(r#""in_sync":["{C}","{B}"],"#)), Ok(record), "in whatever order");
+    }
+
+    #[test]
+    fn what_names_no_replica_or_contradicts_itself_is_refused() {
+        let many: Vec<_> =
+            (0..=Replicas::MAX as u64).map(|host| format!("\"{}\"", NodeId::numbered(host, 1))).collect();
         for (replicas, why) in [
             (String::new(), RecordError::NoReplica),
             (r#""in_sync":[],"#.to_owned(), RecordError::NoReplica),
-            (format!(r#""in_sync":["{B}","{C}"],"#), RecordError::Several(2)),
-            (format!(r#""in_sync":["{B}","{C}"],"standby":"{B}","#), RecordError::Several(2)),
+            (format!(r#""in_sync":[{}],"#, many.join(",")), RecordError::TooMany(Replicas::MAX + 1)),
+            (format!(r#""in_sync":["{B}","{C}"],"standby":"{B}","#), RecordError::Contradiction),
             (format!(r#""in_sync":["{C}"],"standby":"{B}","#), RecordError::Contradiction),
+            (format!(r#""in_sync":["{B}","{B}"],"#), RecordError::Contradiction),
         ] {
             let refused = with(&replicas).unwrap_err();
             assert!(refused.contains(&why.to_string()), "{replicas}: {refused}");

@@ -7,8 +7,8 @@ const A: NodeId = NodeId::numbered(1, 1);
 const B: NodeId = NodeId::numbered(2, 1);
 const T: Term = Term(7);
 
-const PROTECTED: Record = Record::Protected { primary: A, standby: B, term: T };
-const ALONE: Claim = Claim::GoAlone { primary: A, standby: B, term: T };
+const PROTECTED: Record = Record::Protected { primary: A, in_sync: Replicas::one(B), term: T };
+const ALONE: Claim = Claim::GoAlone { primary: A, in_sync: Replicas::one(B), term: T };
 const OVER: Claim = Claim::TakeOver { primary: A, standby: B, term: T };
 
 fn granted(record: Option<Record>, claim: Claim) -> Option<Record> {
@@ -83,7 +83,7 @@ fn a_record_that_was_lost_is_nobodys_for_the_taking() {
     for claim in starts.into_iter().chain([later, ALONE, OVER, start(A, DiskState::Hole)]) {
         assert_eq!(granted(None, claim), None, "{claim:?}");
     }
-    let restore = Claim::Restore { primary: A, standby: B, term: T };
+    let restore = Claim::Restore { primary: A, in_sync: Replicas::one(B), term: T };
     assert_eq!(granted(None, restore), Some(PROTECTED));
     assert_eq!(granted(Some(PROTECTED), restore), Some(PROTECTED));
     for other in [solo(B, T.next()), solo(A, T), Some(Record::Stopped { term: T, disks: T })] {
@@ -259,7 +259,7 @@ impl Hosts {
         let granted = protected.judged(Claim::TakeOver { primary: node, standby, term }).unwrap();
         let mut moved = granted;
         moved.disks[1 - host] = DiskState::Alone(term.next());
-        let alone = protected.judged(Claim::GoAlone { primary: node, standby, term }).unwrap();
+        let alone = protected.judged(Claim::GoAlone { primary: node, in_sync: Replicas::one(standby), term }).unwrap();
         let mut noted = alone;
         noted.disks[host] = DiskState::Alone(term.next());
         let mut ended = self;
@@ -292,5 +292,50 @@ impl Hosts {
         self.written += 1;
         self.content[host] = self.written;
         self
+    }
+}
+
+const C: NodeId = NodeId::numbered(3, 1);
+
+fn both() -> Replicas {
+    Replicas::one(B).and(C).unwrap()
+}
+
+#[test]
+fn each_of_several_replicas_may_take_over_and_one_does() {
+    let register = |standby| Claim::Register { primary: A, standby, term: T };
+    let registered = granted(Some(PROTECTED), register(C));
+    assert_eq!(registered, Some(Record::Protected { primary: A, in_sync: both(), term: T }));
+    assert_eq!(granted(registered, register(B)), registered, "asked again, granted again");
+    let over = |standby| Claim::TakeOver { primary: A, standby, term: T };
+    for (first, second) in [(B, C), (C, B)] {
+        let taken = granted(registered, over(first));
+        assert_eq!(taken, solo(first, T.next()));
+        assert_eq!(granted(taken, over(second)), None);
+        assert_eq!(granted(taken, Claim::GoAlone { primary: A, in_sync: both(), term: T }), None);
+    }
+    let withdraw = Claim::Withdraw { primary: A, standby: C, term: T };
+    assert_eq!(granted(registered, withdraw), registered);
+    assert_eq!(granted(Some(PROTECTED), withdraw), None, "it has no right there");
+}
+
+#[test]
+fn a_primary_goes_on_alone_only_if_it_names_all_that_lose_their_right() {
+    let all = Some(Record::Protected { primary: A, in_sync: both(), term: T });
+    assert_eq!(granted(all, ALONE), None);
+    assert_eq!(granted(Some(PROTECTED), Claim::GoAlone { primary: A, in_sync: both(), term: T }), None);
+    assert_eq!(granted(all, Claim::GoAlone { primary: A, in_sync: both(), term: T }), solo(A, T.next()));
+    assert_eq!(granted(None, Claim::Restore { primary: A, in_sync: both(), term: T }), all);
+    assert_eq!(granted(all, Claim::Restore { primary: A, in_sync: Replicas::one(B), term: T }), None);
+}
+
+#[test]
+fn each_of_several_replicas_starts_the_vm_when_it_has_waited() {
+    let all = Some(Record::Protected { primary: A, in_sync: both(), term: T });
+    for host in [B, C] {
+        let node = after(host);
+        assert_eq!(granted(all, start(node, DiskState::Copy(T))), None);
+        let waited = Claim::Start { node, disks: DiskState::Copy(T), waited: true };
+        assert_eq!(granted(all, waited), solo(node, T.next()));
     }
 }

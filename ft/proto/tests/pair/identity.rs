@@ -42,7 +42,7 @@ fn a_lost_record_is_written_anew_when_both_agree() {
     pair.now = pair.now + Duration::from_millis(100);
     pair.a.handle(Input::CutWanted, pair.now);
     pair.settle();
-    assert_eq!(pair.record, Some(Record::Protected { primary: A, standby: B, term: Term(1) }));
+    assert_eq!(pair.record, Some(Record::Protected { primary: A, in_sync: Replicas::one(B), term: Term(1) }));
     assert!(pair.events.contains(&(A, Event::WitnessRecordRestored)));
     pair.pass(Duration::from_secs(1), &[B]);
     assert_eq!(pair.b.state(), State::Solo, "and it counts");

@@ -24,7 +24,7 @@ fn a_standby_without_an_answer_goes_on_with_a_primary_that_is_back() {
     pair.witness_up = true;
     pair.pass(Duration::from_millis(500), &[A, B]);
     assert!(!pair.b.awaits_witness());
-    assert_eq!(pair.record, Some(Record::Protected { primary: A, standby: B, term: Term(1) }));
+    assert_eq!(pair.record, Some(Record::Protected { primary: A, in_sync: Replicas::one(B), term: Term(1) }));
     pair.pass(Duration::from_secs(1), &[B]);
     assert_eq!(pair.takeover, Some((*pair.committed.last().unwrap(), Term(2))), "the right to take over is not gone");
 }

@@ -52,7 +52,7 @@ impl Memory for Sink {
 /// A peer's end of the stream, the thread that reads it, and what that tells.
 fn connected() -> (TcpStream, ReceiverHandle, mpsc::Receiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let stream = dial::connect(listener.local_addr().unwrap(), Duration::from_secs(60)).unwrap();
+    let stream = dial::connect(listener.local_addr().unwrap(), Duration::from_secs(60), None).unwrap();
     let (peer, _) = listener.accept().unwrap();
     let (tell, told) = mpsc::channel();
     let receiver =

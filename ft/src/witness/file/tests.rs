@@ -4,7 +4,7 @@ use std::fs;
 use std::mem;
 use std::thread;
 
-use ft_proto::witness::{DiskState, Record};
+use ft_proto::witness::{DiskState, Record, Replicas};
 use ft_proto::{NodeId, Term};
 use host_kit::error::chain;
 
@@ -25,8 +25,10 @@ fn of_two_racing_hosts_one_is_granted() {
     {
         assert!(matches!(setup.ask(VM, claim), Ok(Verdict::Granted(_))));
     }
-    let claims =
-        [Claim::GoAlone { primary: A, standby: B, term: T }, Claim::TakeOver { primary: A, standby: B, term: T }];
+    let claims = [
+        Claim::GoAlone { primary: A, in_sync: Replicas::one(B), term: T },
+        Claim::TakeOver { primary: A, standby: B, term: T },
+    ];
     let granted: usize = thread::scope(|scope| {
         let asks = claims.map(|claim| {
             let mut witness = FileWitness::new(&path);
@@ -269,7 +271,7 @@ fn what_an_earlier_release_wrote_is_taken_over_once() {
                 Ok(())
             });
         }
-        let refused = Claim::GoAlone { primary: A, standby: B, term: T };
+        let refused = Claim::GoAlone { primary: A, in_sync: Replicas::one(B), term: T };
         assert!(matches!(FileWitness::new(&path).ask(VM, refused), Ok(Verdict::Refused(Some(_)))));
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("\"n\":1") && text.contains("\"term\":7") && text.contains("\"vm\":null"), "{text}");
@@ -303,7 +305,10 @@ fn a_record_that_is_made_anew_is_that_of_the_witness_that_both_know() {
     }
     assert_eq!(standby.read().unwrap(), None);
     assert!(matches!(standby.ask(VM, Claim::TakeOver { primary: A, standby: B, term: T }), Ok(Verdict::Refused(None))));
-    assert!(matches!(primary.ask(VM, Claim::Restore { primary: A, standby: B, term: T }), Ok(Verdict::Granted(_))));
+    assert!(matches!(
+        primary.ask(VM, Claim::Restore { primary: A, in_sync: Replicas::one(B), term: T }),
+        Ok(Verdict::Granted(_))
+    ));
     assert_eq!(standby.read().unwrap(), there);
     assert!(matches!(standby.ask(VM, Claim::TakeOver { primary: A, standby: B, term: T }), Ok(Verdict::Granted(_))));
 }

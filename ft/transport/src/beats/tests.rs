@@ -56,7 +56,11 @@ fn wait(so: impl Fn() -> bool) {
 fn whoever_does_not_know_the_session_is_not_heard_however_high_its_term() {
     let (beats, at, heard) = listening();
     let out = socket();
-    let say = |key: &BeatKey, term| out.send_to(&encode(key, Term(term), true), at).unwrap();
+    let number = AtomicU64::new(0);
+    let say = |key: &BeatKey, term| {
+        let number = number.fetch_add(1, Ordering::Relaxed);
+        out.send_to(&encode(key, LinkId::Heartbeat, number, Term(term), true), at).unwrap()
+    };
     say(&theirs(), 1 << 40);
     wait(|| beats.ignored().unexpected == 1);
     beats.key(Some(key()));
@@ -84,7 +88,8 @@ fn whoever_does_not_know_the_session_is_not_heard_however_high_its_term() {
     let beat = beats_heard.find(|beat| beat.term != Term(4)).unwrap();
     assert_eq!(beat, Beat { from: PEER, term: Term(5), runs: true });
     assert!(heard.is_empty());
-    let ignored = Ignored { malformed: 2, unexpected, other_vm: 1, other_session: 2, other_node: 3 };
+    let ignored =
+        Ignored { malformed: 2, unexpected, other_vm: 1, other_session: 1, other_node: 3, forged: 1, replayed: 0 };
     assert_eq!(beats.ignored(), ignored);
 }
 
@@ -100,7 +105,7 @@ fn a_flood_does_not_keep_our_beats_from_leaving() {
     let route = vec![BeatSocket { link: LinkId::Replication, socket: Arc::new(ours), peer: to }];
     beats.route(route, Some(Duration::from_millis(10)));
     let quit = AtomicBool::new(false);
-    let garbage = encode(&BeatKey { nonce: 1, ..theirs() }, Term(9), true);
+    let garbage = encode(&BeatKey { nonce: 1, ..theirs() }, LinkId::Replication, 7, Term(9), true);
     thread::scope(|scope| {
         // More at any time than one look at the socket takes.
         for _ in 0..3 {
@@ -111,15 +116,16 @@ fn a_flood_does_not_keep_our_beats_from_leaving() {
                 }
             });
         }
-        wait(|| beats.ignored().other_session > 1000);
+        wait(|| beats.ignored().forged > 1000);
         let deadline = Instant::now() + LONG;
         let mut left = BEATS;
-        let mut bytes = [0; 200];
+        let (mut bytes, mut filter) = ([0; 200], BeatFilter::default());
+        filter.set_key(Some(theirs()));
         while left > 0 && Instant::now() < deadline {
             beats.say(Beat { from: ME, term: Term(4), runs: true }, now());
             match peer.recv(&mut bytes) {
                 Ok(len) => {
-                    assert!(decode(&bytes[..len], Some(&theirs())).is_ok());
+                    assert!(filter.pass(&bytes[..len], LinkId::Replication).is_ok());
                     left -= 1;
                 }
                 Err(_) => thread::sleep(Duration::from_millis(1)),
@@ -142,6 +148,8 @@ fn idle_worker<B: Fn() -> bool>(busy: B) -> Worker<fn() -> Time, B, Deaf> {
         said: Arc::default(),
         route: Arc::new(Mutex::new(Arc::new(route))),
         wake: Arc::new(EventFd::new().unwrap()),
+        filter: BeatFilter::default(),
+        sent: 0,
         tally: Tally::new("heartbeats ignored"),
         busy,
         heard: |_, _, _| {},
@@ -151,14 +159,14 @@ fn idle_worker<B: Fn() -> bool>(busy: B) -> Worker<fn() -> Time, B, Deaf> {
 #[test]
 fn an_engine_that_waits_for_a_device_beats_on_and_one_that_hangs_does_not() {
     let busy = AtomicBool::new(false);
-    let worker = idle_worker(|| busy.load(Ordering::Relaxed));
+    let mut worker = idle_worker(|| busy.load(Ordering::Relaxed));
     let (ours, peer) = (socket(), socket());
     let to = peer.local_addr().ok();
     let sockets = vec![BeatSocket { link: LinkId::Replication, socket: Arc::new(ours), peer: to }];
     let route = Route { sockets, interval: LEISURE, key: Some(key()) };
     let seen = Time(1 << 40);
     worker.said.engine_seen.store(seen.0, Ordering::Relaxed);
-    let beats_after = |unseen| {
+    let mut beats_after = |unseen| {
         worker.send(&route, seen + unseen);
         // On loopback it is there when it is sent.
         peer.recv(&mut [0; 200]).is_ok()
@@ -179,7 +187,7 @@ fn one_look_at_a_socket_ends_although_there_is_more() {
     for _ in 0..3 * BURST {
         out.send_to(&[0; 8], socket.local_addr().unwrap()).unwrap();
     }
-    assert!(worker.receive(LinkId::Replication, &socket, None));
+    assert!(worker.receive(LinkId::Replication, &socket));
     assert_eq!(worker.said.ignored[0].load(Ordering::Relaxed), BURST as u64);
 }
 

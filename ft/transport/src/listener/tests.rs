@@ -25,10 +25,11 @@ fn welcoming() -> (Listener, SocketAddr, mpsc::Receiver<String>) {
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let (troubles, told) = mpsc::channel();
-    let listener = Listener::open_with(listener, move |arrival| match arrival {
+    let listener = Listener::open_with(listener, None, move |arrival| match arrival {
         Arrival::Incoming(caller) => {
             drop(caller.welcome(&Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: 8, kept: false }))
         }
+        Arrival::TurnedAway(..) => {}
         Arrival::Trouble(reason) => troubles.send(reason).unwrap(),
     });
     (listener.unwrap(), address, told)
@@ -45,7 +46,7 @@ fn greeting() -> Vec<u8> {
 
 /// Says hello; returns the kind of the answer, if there is one.
 fn call(address: SocketAddr) -> Option<Kind> {
-    let mut stream = connect(address, LONG).ok()?;
+    let mut stream = connect(address, LONG, None).ok()?;
     stream.write_all(&greeting()).ok()?;
     read_message(&stream, LONG).ok().map(|(header, _)| header.kind)
 }
@@ -106,8 +107,8 @@ fn whoever_has_most_connections_loses_one() {
     let mut admit = |acceptor: &mut Acceptor<Scripted>, ip: [u8; 4], port| {
         kept.push(TcpStream::connect(at).unwrap());
         let (stream, _) = acceptor.listener.listener.accept().unwrap();
-        let (stream, deadline) = (Stream::accepted(stream, LONG).unwrap(), Instant::now() + LONG);
-        acceptor.admit(Greeting { stream, address: (ip, port).into(), deadline, reader: Some(FrameReader::default()) });
+        let stage = Stage::Arriving(Stream::accepted(stream, LONG, None).unwrap());
+        acceptor.admit(Greeting { address: (ip, port).into(), deadline: Instant::now() + LONG, stage });
     };
     admit(&mut acceptor, [10, 0, 0, 1], 1);
     (0..40).for_each(|port| admit(&mut acceptor, [10, 0, 0, 66], port));
@@ -171,12 +172,14 @@ impl Accept for Scripted {
 fn acceptor<L>(listener: L) -> Acceptor<L> {
     Acceptor {
         listener,
+        tls: None,
         reserve: reserve().ok(),
         greetings: Vec::new(),
         waiting: Waiting::default(),
         paused: None,
         pause: PAUSE,
         told: None,
+        turned_away: TurnedAway::default(),
         tally: Tally::new("callers turned away"),
     }
 }
@@ -190,8 +193,9 @@ fn no_error_of_accept_ends_the_thread() {
     let errors = vec![E::EINVAL, E::EPERM, E::ENOMEM, E::ENOBUFS, E::ENETDOWN, E::EPROTO, E::ECONNABORTED, E::EINTR];
     let (troubles, told) = mpsc::channel();
     let welcome = Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: 8, kept: false };
-    let _listener = Listener::open_with(Scripted { listener, errors }, move |arrival| match arrival {
+    let _listener = Listener::open_with(Scripted { listener, errors }, None, move |arrival| match arrival {
         Arrival::Incoming(caller) => drop(caller.welcome(&welcome)),
+        Arrival::TurnedAway(..) => {}
         Arrival::Trouble(reason) => troubles.send(reason).unwrap(),
     });
     assert_eq!(call(address), Some(Kind::Welcome));

@@ -1,6 +1,6 @@
 //! Files: records, kernels, and the state in a checkpoint.
 
-use ft_proto::witness::{Claim, DiskState, Record as WitnessRecord};
+use ft_proto::witness::{Claim, DiskState, Record as WitnessRecord, Replicas};
 use ft_proto::{NodeId, Term, VmId};
 use ft_wire::device_ctl;
 use pollux_vmm::machine::state::StateWriter;
@@ -57,7 +57,7 @@ fn add_witness_records(seeds: &mut Seeds) {
     let (a, b): (NodeId, NodeId) = ("a/0000000000000001".parse().unwrap(), "b/0000000000000002".parse().unwrap());
     let term = Term(7);
     let records = [
-        WitnessRecord::Protected { primary: a, standby: b, term },
+        WitnessRecord::Protected { primary: a, in_sync: Replicas::one(b), term },
         WitnessRecord::Solo { owner: a, term, since: term },
         WitnessRecord::Stopped { term, disks: term },
     ];
@@ -65,8 +65,8 @@ fn add_witness_records(seeds: &mut Seeds) {
         Claim::Own { node: a, term, first: false },
         Claim::Start { node: a, disks: DiskState::Ended(term), waited: true },
         Claim::Register { primary: a, standby: b, term },
-        Claim::Restore { primary: a, standby: b, term },
-        Claim::GoAlone { primary: a, standby: b, term },
+        Claim::Restore { primary: a, in_sync: Replicas::one(b), term },
+        Claim::GoAlone { primary: a, in_sync: Replicas::one(b), term },
         Claim::TakeOver { primary: a, standby: b, term },
         Claim::Force { node: b, term },
         Claim::Withdraw { primary: a, standby: b, term },

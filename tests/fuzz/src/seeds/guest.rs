@@ -95,6 +95,15 @@ fn add_frames(seeds: &mut Seeds) {
     for (name, settings) in [("sent", 4), ("held", 5), ("merged", 14), ("legacy", 0)] {
         seeds.add("net_chains", name, [&[settings, 200, 0][..], &memory.0].concat());
     }
+    // A checksum; then segments of TCP over IPv4, the second time without a frame that is one.
+    memory.put(DATA + 0x400, &[1, 0, 0, 0, 0, 0, 20, 0, 10, 0]);
+    seeds.add("net_chains", "checksum", [&[0x14, 200, 0][..], &memory.0].concat());
+    memory.put(DATA + 0x400, &[1, 1, 54, 0, 8, 0, 34, 0, 16, 0]);
+    seeds.add("net_chains", "no-segments", [&[0x15, 200, 0][..], &memory.0].concat());
+    memory.put(DATA + 0x50c, &[8, 0, 0x45]);
+    memory.put(DATA + 0x517, &[6]);
+    memory.put(DATA + 0x52e, &[5 << 4]);
+    seeds.add("net_chains", "segments", [&[0x14, 200, 0][..], &memory.0].concat());
 }
 
 /// Bytes of a write to the BAR: what (the size in bits 4 and 5), where in units of four bytes, the value.

@@ -5,7 +5,9 @@ use ft::guest::{DiskShape, NetShape, Shape};
 use ft::sim::{Coder, History};
 use ft_proto::{Epoch, NodeId, Term, VmId};
 use ft_wire::beat;
-use ft_wire::device_ctl::{Command, DeviceInfo, Hold, InFlight, QueueState, Report, ResyncKind, encode};
+use ft_wire::device_ctl::{
+    Command, DeviceInfo, Hold, InFlight, QueueState, Report, ResyncKind, StreamKeys, TrafficSecret, encode,
+};
 use ft_wire::mirror::{Begin, Digest, Frame, Greeting, Kind, Name, encode as frame, encode_fields};
 use ft_wire::pages::PAGE;
 use ft_wire::session::{
@@ -24,8 +26,8 @@ pub(super) fn add(seeds: &mut Seeds) {
     add_streams(seeds);
     add_mirror(seeds);
     add_ctl(seeds);
-    seeds.add("beats", "runs", beat::encode(&beats::theirs(), Term(5), true));
-    seeds.add("beats", "stands-by", beat::encode(&beats::theirs(), Term(6), false));
+    seeds.add("beats", "runs", beat::encode(&beats::theirs(), beats::LINK, beats::NUMBER, Term(5), true));
+    seeds.add("beats", "stands-by", beat::encode(&beats::theirs(), beats::LINK, beats::NUMBER, Term(6), false));
     seeds.add("beats", "changed", [&[1, 5, 0, 0, 0, 0, 0, 0, 0][..], &[40, 7]].concat());
 }
 
@@ -213,6 +215,10 @@ fn commands() -> Vec<Command> {
         Command::Receive { max_uncommitted: 1 << 26 },
         Command::Own { vm: VmId(7), term: Term(3) },
         Command::End(Term(3)),
+        Command::StreamKeys(StreamKeys {
+            read: TrafficSecret { secret: vec![1; 48], records: 2 },
+            write: TrafficSecret { secret: vec![2; 48], records: 3 },
+        }),
     ]
 }
 

@@ -15,12 +15,8 @@ mod release_order;
 mod reprotected;
 mod single_runner;
 
-use ft_proto::NodeId;
-use ft_proto::witness::Record;
-
-use crate::truth::Truth;
-use moment::{Invariant, Scene};
-pub(crate) use moment::{Moment, TookOver};
+use moment::Invariant;
+pub(crate) use moment::{Moment, Scene, TookOver};
 
 /// An invariant that does not hold.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -56,16 +52,9 @@ impl Checks {
     }
 
     /// Shows all of them a moment; the first that does not hold.
-    pub(crate) fn look(
-        &mut self,
-        moment: &Moment,
-        truth: &Truth,
-        record: Option<Record>,
-        first_owner: NodeId,
-    ) -> Option<Violation> {
-        let scene = Scene { truth, record, first_owner };
+    pub(crate) fn look(&mut self, moment: &Moment, scene: &Scene<'_>) -> Option<Violation> {
         self.0.iter_mut().find_map(|invariant| {
-            let what = invariant.look(moment, &scene).err()?;
+            let what = invariant.look(moment, scene).err()?;
             Some(Violation { invariant: invariant.name(), what })
         })
     }

@@ -1,7 +1,7 @@
 //! What invariants look at: moments of a run, and what is known besides.
 
 use ft_proto::witness::Record;
-use ft_proto::{Epoch, NodeId, Term};
+use ft_proto::{Epoch, NodeId, OnPartition, Term};
 
 use crate::guest::{BLOCKS, Frame, Pages};
 use crate::truth::Truth;
@@ -29,6 +29,8 @@ pub(crate) enum Moment {
     Visible { node: NodeId, term: Term, frame: Frame },
     /// A node believes that it may run the VM in a term.
     Runs { node: NodeId, term: Term },
+    /// A node runs the VM beside another one that it could have heard.
+    Beside { node: NodeId },
     /// A standby has committed and applied an epoch; the digest of what it has now.
     Committed { session: u64, epoch: Epoch, digest: u64 },
     /// A standby runs the VM from here on.
@@ -60,6 +62,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) truth: &'a Truth,
     pub(crate) record: Option<Record>,
     pub(crate) first_owner: NodeId,
+    /// Who goes on in a partition, where there is no witness.
+    pub(crate) policy: Option<OnPartition>,
 }
 
 /// Something that must always hold.

@@ -21,7 +21,9 @@ impl Invariant for OutputCommit {
         let Moment::Visible { node, frame, .. } = *moment else { return Ok(()) };
         let others: Vec<NodeId> = match scene.record {
             Some(Record::Solo { owner, .. }) => vec![owner],
-            Some(Record::Protected { primary, standby, .. }) => vec![primary, standby],
+            Some(Record::Protected { primary, in_sync, .. }) => {
+                std::iter::once(primary).chain(in_sync.iter()).collect()
+            }
             Some(Record::Stopped { .. }) => vec![],
             // Nobody has looked for a standby yet.
             None => vec![scene.first_owner],
