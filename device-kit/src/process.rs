@@ -28,8 +28,8 @@ pub struct Process {
 
 impl Process {
     /// Blocks the signals that end the process, for this thread and those that it starts, then binds or takes
-    /// over the sockets: call it before any thread is started, and when everything is open that the device has.
-    /// From here on files can be opened by name only at `places`, where those of the sockets are added.
+    /// over the sockets: call it before any thread is started, and when everything is open that the device
+    /// has. From here on files can be opened by name only at `places`, where those of the sockets are added.
     ///
     /// # Errors
     /// See [`ProcessError`].

@@ -6,8 +6,8 @@ use std::fs;
 const SHARED: u32 = 1 << 1 | 1 << 3 | 1 << 6;
 const FILTER: &str = "/proc/self/coredump_filter";
 
-/// Leaves out memory that is shared with other processes, as a guest's is. What is copied out of it on its way to
-/// a disk, a network or another host is not.
+/// Leaves out memory that is shared with other processes, as a guest's is. What is copied out of it on its
+/// way to a disk, a network or another host is not.
 pub fn leave_out_shared_memory() {
     let now = fs::read_to_string(FILTER).ok();
     let Some(now) = now.and_then(|text| u32::from_str_radix(text.trim(), 16).ok()) else {

@@ -53,8 +53,8 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts thread `name`, which needs what `handle` does, and calls `handle` with the number of each of `events`. `handle` owns their
-    /// descriptors.
+    /// Starts thread `name`, which needs what `handle` does, and calls `handle` with the number of each of
+    /// `events`. `handle` owns their descriptors.
     ///
     /// # Errors
     /// When descriptors or threads have run out.

@@ -1,7 +1,8 @@
 //! Which files the calling thread, and those that it starts from then on, can still open by name (Landlock).
 //!
-//! In: places. Out: a thread to which no other file can be opened, made or removed, nor a program executed. What is
-//! open stays open. A kernel that has no Landlock, or an earlier one, does what it can, and the log says so.
+//! In: places. Out: a thread to which no other file can be opened, made or removed, nor a program executed.
+//! What is open stays open. A kernel that has no Landlock, or an earlier one, does what it can, and the log
+//! says so.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,13 @@
-//! Starts the threads of a process, each with a name that `top -H`, `perf` and debuggers show, and with what it
-//! needs of the kernel.
+//! Starts the threads of a process, each with a name that `top -H`, `perf` and debuggers show, and with what
+//! it needs of the kernel.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
 use crate::sandbox::{self, Needs};
 
-/// Starts a thread that runs `body` and can ask of the kernel what it `needs`: see [`crate::sandbox`]. The kernel
-/// shows the first 15 bytes of `name`; the name may come from a client.
+/// Starts a thread that runs `body` and can ask of the kernel what it `needs`: see [`crate::sandbox`]. The
+/// kernel shows the first 15 bytes of `name`; the name may come from a client.
 ///
 /// The thread inherits the CPU of the calling one, not its priority: see [`crate::sched`].
 ///

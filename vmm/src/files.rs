@@ -1,5 +1,5 @@
-//! Which of the host's files a VMM can use that limits itself (`--landlock`): those that its configuration names,
-//! what every VMM needs, and what its operator adds.
+//! Which of the host's files a VMM can use that limits itself (`--landlock`): those that its configuration
+//! names, what every VMM needs, and what its operator adds.
 //!
 //! It holds for the calling thread and those that it starts; the launcher, and with it device processes, have
 //! limits of their own.
@@ -13,8 +13,8 @@ use host_kit::landlock::{Access, Others, Place, around, limit};
 use crate::config::{ConsoleOutputMode, NetConfig, VhostMode, VmConfig};
 use crate::ft_api::{self, NodeOptions};
 
-/// The processor and KVM, the load of CPUs, links, name services, who this host is, and sockets that are gone at
-/// once.
+/// The processor and KVM, the load of CPUs, links, name services, who this host is, and sockets that are gone
+/// at once.
 const ALWAYS: [(&str, Access); 10] = [
     ("/dev/kvm", Access::Write),
     ("/dev/null", Access::Write),

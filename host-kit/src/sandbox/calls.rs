@@ -35,8 +35,8 @@ macro_rules! calls {
 /// Memory that cannot be executed.
 const DATA: Only = Only::Masked(2, libc::PROT_EXEC.cast_unsigned(), &[0]);
 
-/// Every thread: its memory, locks and clocks, its log, its end, and what can be done with a descriptor that is
-/// there without knowing what it is.
+/// Every thread: its memory, locks and clocks, its log, its end, and what can be done with a descriptor that
+/// is there without knowing what it is.
 const ALL: &[Call] = calls![
     SYS_brk,
     SYS_clock_getres,
@@ -271,8 +271,8 @@ const THREADS: &[Call] = calls![
 
 const CHILDREN: &[Call] = calls![SYS_pidfd_send_signal, SYS_pipe2, SYS_wait4, SYS_waitid];
 
-/// What libraries try and can do without, such as the C library when it gives memory back. It fails instead of
-/// ending the process, in threads that have not one of the groups with it.
+/// What libraries try and can do without, such as the C library when it gives memory back. It fails instead
+/// of ending the process, in threads that have not one of the groups with it.
 const OPTIONAL: &[Call] = calls![SYS_openat];
 
 /// In no group, but with a name that a report should have.

@@ -1,8 +1,9 @@
 //! System call filters (seccomp): a thread can ask of the kernel what its work needs, and nothing else.
 //!
-//! In: what each thread needs, named where it is started ([`crate::thread::spawn`]). Out: threads that a system
-//! call outside of that ends, with their process. Never: a thread with more than the one that started it, which
-//! the kernel would not give it either; a thread without a filter, once the process has called [`confine`].
+//! In: what each thread needs, named where it is started ([`crate::thread::spawn`]). Out: threads that a
+//! system call outside of that ends, with their process. Never: a thread with more than the one that started
+//! it, which the kernel would not give it either; a thread without a filter, once the process has called
+//! [`confine`].
 //!
 //! [`needs`] the groups; [`calls`] the system calls of each; [`filter`] the program for the kernel;
 //! [`violation`] what is said of a call that is not allowed.
@@ -64,8 +65,8 @@ thread_local! {
     static CONFINED_TO: Cell<Option<Needs>> = const { Cell::new(None) };
 }
 
-/// Decides for the whole process, once, before it starts threads. `program` begins what is said of a violation,
-/// on `log`, which stays open. No program that this one executes gains privileges any more.
+/// Decides for the whole process, once, before it starts threads. `program` begins what is said of a
+/// violation, on `log`, which stays open. No program that this one executes gains privileges any more.
 ///
 /// # Errors
 /// When the kernel refuses.

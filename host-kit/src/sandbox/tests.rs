@@ -1,5 +1,5 @@
-//! What is not allowed, tried in processes of its own: each runs one of the functions below, which is marked as
-//! ignored so that nobody runs it otherwise.
+//! What is not allowed, tried in processes of its own: each runs one of the functions below, which is marked
+//! as ignored so that nobody runs it otherwise.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};

@@ -254,8 +254,9 @@ impl RecordFile {
         gone(File::open(self.directory()).and_then(|directory| directory.sync_all()))
     }
 
-    /// Where files are needed to keep the record: its own, those beside it that it is made from, the page of the
-    /// image, and what tells one boot of this host from another. What else is in their folders is left as it is.
+    /// Where files are needed to keep the record: its own, those beside it that it is made from, the page of
+    /// the image, and what tells one boot of this host from another. What else is in their folders is left as
+    /// it is.
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         let directory = self.directory();

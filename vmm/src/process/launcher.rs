@@ -1,11 +1,11 @@
 //! Starts processes for this one, which may not: no thread of a VMM can execute a program.
 //!
-//! The launcher is a process that is made before any other thread and before any filter, so that what it starts
-//! inherits none. It has nothing of the VM. What it starts are children of the VMM, not of the launcher
-//! (`CLONE_PARENT`). It ends with the VMM: when the socket between them closes.
+//! The launcher is a process that is made before any other thread and before any filter, so that what it
+//! starts inherits none. It has nothing of the VM. What it starts are children of the VMM, not of the
+//! launcher (`CLONE_PARENT`). It ends with the VMM: when the socket between them closes.
 //!
-//! In: the name of a program, its arguments and descriptors. Out: a [`Child`]. Never: another program than those
-//! of devices, whatever it is asked.
+//! In: the name of a program, its arguments and descriptors. Out: a [`Child`]. Never: another program than
+//! those of devices, whatever it is asked.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -111,8 +111,8 @@ impl Launcher {
     fn start(may: May) -> io::Result<Self> {
         let kind = SockType::SeqPacket;
         let (near, far) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)?;
-        // SAFETY: the child goes on as the only thread of its process, with what the C library allows it: locks
-        // of the allocator are free there.
+        // SAFETY: the child goes on as the only thread of its process, with what the C library allows it:
+        // locks of the allocator are free there.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(Self { socket: near, pid: child }),
             ForkResult::Child => {
