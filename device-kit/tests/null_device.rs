@@ -169,7 +169,7 @@ fn process(end: impl FnOnce(UnixStream, Client)) {
     drop(UnixListener::bind(&vhost).unwrap());
     let endpoint = |path: &std::path::Path| Endpoint::Path(path.into());
     let (ft_ctl, counters, verbose) = (Some(endpoint(&control)), None, 0);
-    let common = Common { socket: endpoint(&vhost), ft_ctl, counters, verbose };
+    let common = Common { socket: endpoint(&vhost), ft_ctl, counters, seccomp: Mode::False, verbose };
     let process = Process::open(&common, Vec::new()).unwrap();
     assert!(Process::open(&common, Vec::new()).is_err_and(|error| error.to_string().contains("in use")));
     let thread = std::thread::spawn(move || process.serve(Served::new("null", Null::default()).unwrap()));

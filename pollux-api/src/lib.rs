@@ -6,6 +6,7 @@
 
 mod words;
 
+pub mod audit;
 pub mod blocker;
 pub mod config;
 pub mod event;

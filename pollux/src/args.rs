@@ -21,7 +21,7 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "pollux", version, after_help = EXAMPLES, max_term_width = 120)]
 pub struct Arguments {
-    /// API socket of the VMM; all commands but `witness` and `pair` need it
+    /// API socket of the VMM; all commands but `witness`, `pair` and `audit` need it
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
     /// What to do
@@ -71,6 +71,9 @@ pub enum Command {
     /// Makes two hosts a pair that encrypts what it sends and lets nobody else in; needs no VMM
     #[command(subcommand, after_help = crate::pair::HELP)]
     Pair(crate::pair::PairCommand),
+    /// Checks the log that pollux-vmm writes with --audit-log; needs no VMM
+    #[command(subcommand)]
+    Audit(AuditCommand),
 }
 
 /// Fault tolerance.
@@ -125,6 +128,28 @@ pub enum WitnessCommand {
     Create(Box<Create>),
 }
 
+/// An audit log.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Checks that no line of it was changed, removed or added; shows the first wrong line otherwise
+    #[command(after_help = VERIFY_HELP)]
+    Verify(Verify),
+}
+
+/// Checks a log.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The log; if it was renamed now and then, all of its files, the oldest one first
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// An entry of this hash must be in it, as an earlier check has shown it
+    #[arg(long, value_name = "HASH")]
+    pub contains: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Makes a record.
 #[derive(Debug, Args)]
 pub struct Create {
@@ -172,7 +197,7 @@ What to do:
   1. On each host that may run the VM: is the file system mounted (findmnt -T PATH)? Does the VM run (pollux --api-socket S ft status)?
   2. If it runs:              pollux witness create PLACE --from S
   3. If it runs nowhere:      vhost-user-blk-repl record IMAGE    on each host. The newest copy has the highest term; of two with the
-     same term, the one with role=primary, or the one that `ended` in it. On its host:
+     same term, the one with role=alone or role=protected, or the one that `ended` in it. On its host:
                               pollux witness create PLACE --image IMAGE
      Then start pollux-vmm there first. If that image is a copy (role=standby), the command says how to start from it.
   4. A process that has seen the former record refuses another one (\"is not the witness it was\"). Restart the standby. The process
@@ -183,6 +208,18 @@ Examples:
   pollux witness create /shared/vm1 --image /var/lib/vm1.img
   pollux witness create /shared/vm1 --from /run/vm1.sock
   pollux witness create 'etcd://10.0.0.1:2379/pollux/vm1' --vm 6d0b1c3c9f7c4c5e8f0e5a6c3b2a1908 --term 12";
+
+const VERIFY_HELP: &str = "\
+Each line is a JSON object with the SHA-256 of the line before it (`prev`). A change in the middle breaks the chain. Whoever can write
+the file can also cut its end or write all of it anew: keep the hash that this command prints in another place, and give it to a later
+check with --contains. The tools of any system give the same hash: tail -n 1 FILE | tr -d '\\n' | sha256sum
+
+Events: opened and closed by a VMM (one without the other: it was killed), begun and ended (a call that changes something), refused (a
+request that was not performed), lost (entries that could not be written).
+
+Examples:
+  pollux audit verify /var/log/vm1.audit
+  pollux audit verify /var/log/vm1.audit.2 /var/log/vm1.audit.1 /var/log/vm1.audit --contains 5f70…";
 
 fn protect_help() -> String {
     format!(

@@ -10,7 +10,7 @@ use crate::args::{Arguments, Command, FtCommand};
 use crate::client::{Client, ClientError};
 use crate::error::CommandError;
 use crate::print::show;
-use crate::{ft, pair, witness};
+use crate::{audit, ft, pair, witness};
 
 /// Runs it.
 ///
@@ -19,6 +19,7 @@ use crate::{ft, pair, witness};
 pub fn run(arguments: Arguments) -> Result<(), CommandError> {
     let command = match arguments.command {
         Command::Witness(command) => return witness::run(&command),
+        Command::Audit(command) => return audit::run(&command),
         Command::Pair(command) => return pair::run(command),
         command => command,
     };
@@ -51,6 +52,7 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Ft(FtCommand::TestFailover(planned)) => ft::moves::run(&client, Route::FtTestFailover, &planned),
         Command::Ft(FtCommand::Events { json, follow }) => ft::events::run(&client, json, follow),
         Command::Witness(command) => witness::run(&command),
+        Command::Audit(command) => audit::run(&command),
         Command::Pair(command) => pair::run(command),
     }
 }

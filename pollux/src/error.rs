@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ft_pair::PairError;
 use host_kit::error::chain;
+use pollux_api::audit::Broken;
 use pollux_api::options::OptionError;
 
 use crate::client::ClientError;
@@ -43,6 +44,9 @@ pub enum CommandError {
     /// A witness's record.
     #[error(transparent)]
     Witness(#[from] RecordError),
+    /// An audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A pair of hosts.
     #[error("{}", chain(.0))]
     Pair(#[from] PairError),
@@ -62,6 +66,30 @@ impl CommandError {
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Print(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
+}
+
+/// Why a log is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// It cannot be read.
+    #[error("cannot read the audit log {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its chain breaks.
+    #[error("the chain of the audit log breaks: {place}, {broken}")]
+    Broken {
+        /// In which file.
+        place: String,
+        /// Where, and how.
+        broken: Broken,
+    },
+    /// An entry that was in it once is not.
+    #[error("the chain of the audit log is whole, but has no entry with the hash {0}: it was written anew, or cut")]
+    Missing(String),
 }
 
 /// Why a record was not shown or made.

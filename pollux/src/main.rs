@@ -1,10 +1,12 @@
 //! The `pollux` command: talks to the API socket of a running `pollux-vmm`, as `ch-remote` does, and controls
-//! its fault tolerance; shows and creates the record of a witness, and makes pairs of hosts, by itself.
+//! its fault tolerance; shows and creates the record of a witness, makes pairs of hosts, and checks audit
+//! logs, by itself.
 //!
 //! Exit code 0: done; 1: not, with the reasons on standard error.
 #![forbid(unsafe_code)]
 
 mod args;
+mod audit;
 mod client;
 mod commands;
 mod error;

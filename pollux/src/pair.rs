@@ -193,7 +193,7 @@ fn shown(folder: &Folder, json: bool) -> Result<(), CommandError> {
     let days = expires.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO).as_secs() / 86_400;
     let path = folder.path().display().to_string();
     if json {
-        return Ok(show(&json!({ "folder": path, "authority": authority, "days_left": days }))?);
+        return show(&json!({ "folder": path, "authority": authority, "days_left": days }));
     }
     let mut out = io::stdout();
     writeln!(out, "folder       {path}")?;

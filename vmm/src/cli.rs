@@ -100,9 +100,14 @@ Flags of Cloud Hypervisor that are not listed here are refused by name.";
 #[derive(Debug, Args)]
 #[command(max_term_width = 120)]
 struct Flags {
-    /// Serve the API on a unix socket: PATH, path=PATH, or fd=N for an inherited listening socket
+    /// Serve the API on a unix socket: PATH, path=PATH, or fd=N for an inherited listening socket. A socket
+    /// that is made is for this user alone, unless path=PATH is followed by ,group=GROUP or ,mode=0660
     #[arg(long, value_name = "SOCKET")]
     api_socket: Option<String>,
+    /// Add a line to a file for each API call that changes something and each that is refused: who, what,
+    /// when and how it ended (see `pollux audit verify --help`)
+    #[arg(long, value_name = "FILE", requires = "api_socket")]
+    audit_log: Option<PathBuf>,
     /// Write events to path=FILE_OR_FIFO, or to fd=N
     #[arg(long, value_name = "TARGET")]
     event_monitor: Option<String>,
@@ -181,6 +186,8 @@ pub enum CliError {
 pub struct Invocation {
     /// Where the API listens.
     pub api_socket: Option<SocketTarget>,
+    /// Where it is logged who has it do what.
+    pub audit_log: Option<PathBuf>,
     /// Where events go.
     pub event_monitor: Option<EventTarget>,
     /// The VM to boot at once, or to be the standby of.
@@ -246,8 +253,8 @@ impl Invocation {
             let text = "nothing to do: give --kernel to boot a VM, or --api-socket to wait for requests";
             return Err(CliError::Usage(text.to_owned()));
         }
-        let Flags { no_shutdown, log_file, verbosity, .. } = flags;
-        Ok(Self { api_socket, event_monitor, vm, ft, no_shutdown, seccomp, log_file, verbosity })
+        let Flags { audit_log, no_shutdown, log_file, verbosity, .. } = flags;
+        Ok(Self { api_socket, audit_log, event_monitor, vm, ft, no_shutdown, seccomp, log_file, verbosity })
     }
 }
 
@@ -331,7 +338,7 @@ mod tests {
     fn without_payload_it_waits() {
         let invocation = parse("--api-socket /tmp/s").unwrap();
         assert!(invocation.vm.is_none());
-        assert_eq!(invocation.api_socket, Some(SocketTarget::Path("/tmp/s".into())));
+        assert_eq!(invocation.api_socket, Some(SocketTarget::at("/tmp/s")));
     }
 
     #[test]

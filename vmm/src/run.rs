@@ -1,7 +1,7 @@
 //! One run of `pollux-vmm`, from the command line to the exit code. The only place where all parts are seen.
 //!
 //! Order: what can block or fail without a trace first (arguments, log, event stream), then the signals, then
-//! what leaves files behind (the API socket), then the VM. The end is the same list backwards.
+//! what leaves files behind (audit log, API socket), then the VM. The end is the same list backwards.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -12,6 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 
 use crate::api::Shared;
+use crate::api::audit::{Audit, AuditLog, Tell};
 use crate::api::http::HttpServer;
 use crate::api::socket::{ApiSocket, SocketTarget};
 use crate::cli::{CliError, Invocation};
@@ -79,9 +80,11 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
 
     let (sender, calls) = unbounded();
     let shared = Shared::new(sender);
+    let audit_log = invocation.audit_log.as_ref().map(|path| AuditLog::open(path, tell_in(&monitor))).transpose()?;
+    let audit = audit_log.as_ref().map_or_else(Audit::default, AuditLog::handle);
     let socket = invocation.api_socket.as_ref().map(ApiSocket::open).transpose()?;
     let http = match &socket {
-        Some(socket) => Some(HttpServer::start(socket.listener()?, shared.clone())?),
+        Some(socket) => Some(HttpServer::start(socket.listener()?, shared.clone(), audit)?),
         None => None,
     };
     let no_shutdown = invocation.no_shutdown;
@@ -96,7 +99,19 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
     // The last answers leave before the socket does.
     drop((calls, http));
     drop(socket);
+    drop(audit_log);
     outcome
+}
+
+/// Events that say whether the audit log can be written.
+fn tell_in(monitor: &EventMonitor) -> Tell {
+    let monitor = monitor.clone();
+    Box::new(move |reason| match reason {
+        Some(reason) => {
+            monitor.event_with("vmm", "audit-failed", &[("reason".to_owned(), reason.to_owned())].into());
+        }
+        None => monitor.event("vmm", "audit-restored"),
+    })
 }
 
 /// Signals that end the VMM in order, as messages. Must be called while there is but one thread, as the

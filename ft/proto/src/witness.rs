@@ -13,8 +13,8 @@ mod replicas;
 mod tests;
 
 pub use disks::{DiskState, Disks};
-pub use record::{Record, RecordError};
-pub use replicas::Replicas;
+pub use record::Record;
+pub use replicas::{RecordError, Replicas};
 
 use crate::{NodeId, Term};
 

@@ -247,7 +247,7 @@ struct Greeting {
 
 enum Stage {
     /// It proves who it is.
-    Arriving(Arriving),
+    Arriving(Box<Arriving>),
     /// It says what it wants.
     Speaking(Stream, FrameReader),
     /// It was refused, and reads why.
@@ -471,7 +471,7 @@ impl<L: Accept> Acceptor<L> {
                     self.pause = PAUSE;
                     match Stream::accepted(stream, PATIENCE, self.tls.as_ref()) {
                         Ok(arriving) => {
-                            let stage = Stage::Arriving(arriving);
+                            let stage = Stage::Arriving(Box::new(arriving));
                             self.admit(Greeting { address, deadline: now + PATIENCE, stage });
                         }
                         Err(error) => self.count(cause(&error), address),

@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use crossbeam_channel::unbounded;
+use pollux_vmm::api::audit::Audit;
 use pollux_vmm::api::http::HttpServer;
 use pollux_vmm::api::{ApiCall, ApiReply, ApiRequest, Shared};
 
@@ -36,7 +37,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
             let _ = reply.send(Ok(if request == ApiRequest::Counters { counters } else { ApiReply::Done }));
         }
     });
-    let http = HttpServer::start(listener, Shared::new(calls)).unwrap();
+    let http = HttpServer::start(listener, Shared::new(calls), Audit::default()).unwrap();
     Server { path, _http: http, _dir: dir }
 });
 

@@ -34,6 +34,8 @@ macro_rules! targets {
 targets! {
     /// JSON bodies of API requests, and the configuration in them.
     api;
+    /// The audit log of the API.
+    audit_log;
     /// Heartbeats.
     beats;
     /// Descriptor chains of the disk.

@@ -112,8 +112,8 @@ macro_rules! tests {
 }
 
 tests! {
-    api beats block_chains delta disk_record ft_ctl http kernel messages mirror net_chains options packing pages
-    virtio_pci vm_state wire witness_record
+    api audit_log beats block_chains delta disk_record ft_ctl http kernel messages mirror net_chains options packing
+    pages virtio_pci vm_state wire witness_record
 }
 
 #[test]

@@ -40,10 +40,12 @@ pub(crate) struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    /// Finds the devices.
+    /// Finds the devices. Whoever had them before may have switched them off.
     pub(crate) fn new(machine: &'a mut dyn Machine) -> Self {
         let devices = Kind::ALL.map(|kind| Device::find(machine, kind));
-        Self { machine, devices, current: None, written: 0 }
+        let mut bench = Self { machine, devices, current: None, written: 0 };
+        bench.restore();
+        bench
     }
 
     /// The devices that there are.

@@ -19,26 +19,13 @@ use ft_wire::device_ctl::{Command, Report};
 use crate::console::Console;
 use crate::devices::{Disk, Nic};
 use crate::guest::{Frame, Guest, Vcpu};
+use crate::ids::device_of;
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::StreamId;
-use crate::opening::{Heard, Opening, Slot};
 use crate::rng::Rng;
+use crate::slot::{Heard, Opening, Slot};
 use crate::truth::Cut;
-
-/// The devices of a process, by their places in [`Body::links`]: the card, and then the disks.
-pub(crate) const NIC: usize = 0;
-pub(crate) const IDS: [&str; 4] = ["net", "disk0", "disk1", "disk2"];
-
-/// The place of a disk among the devices.
-pub(crate) fn device_of(disk: usize) -> usize {
-    NIC + 1 + disk
-}
-
-/// The disk at a place, if it is none of the card.
-pub(crate) fn disk_at(device: usize) -> Option<usize> {
-    device.checked_sub(NIC + 1)
-}
 
 /// What the witness is asked.
 #[derive(Clone, Copy, Debug)]

@@ -6,10 +6,11 @@ use std::time::Duration;
 use ft_proto::Epoch;
 use ft_wire::device_ctl::{Command, Report};
 
-use crate::body::{Body, device_of};
+use crate::body::Body;
 use crate::devices::{Disk, Mirror, Receiver};
 use crate::drive::Drive;
 use crate::guest::{Blocks, disk_of};
+use crate::ids::device_of;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::{Payload, Segment, StreamId};

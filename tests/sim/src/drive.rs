@@ -1,16 +1,12 @@
-//! The disks of a host, whatever process uses them: images with their records, what goes wrong with them,
-//! and what is known from all of them together.
+//! A disk of a host, whatever process uses it: its image with its record, and what goes wrong with it.
 
 use ft_proto::Time;
-use ft_proto::witness::DiskState;
 
 use crate::devices::DiskImage;
-use crate::guest::{Blocks, disk_of};
-use crate::mutation::Mutation;
-use crate::process::Host;
+use crate::guest::Blocks;
 use crate::record::Record;
 
-/// One of them.
+/// The disk.
 #[derive(Debug, Default)]
 pub(crate) struct Drive {
     pub(crate) image: DiskImage,
@@ -27,41 +23,7 @@ pub(crate) struct Drive {
 
 impl Drive {
     /// The image that belongs there.
-    fn own(&self) -> &DiskImage {
+    pub(crate) fn own(&self) -> &DiskImage {
         self.mislaid.as_ref().unwrap_or(&self.image)
     }
-}
-
-impl Host {
-    /// What is on its images, all together.
-    pub(crate) fn blocks(&self) -> Blocks {
-        together(self.drives.iter().map(|drive| &drive.image.blocks))
-    }
-
-    /// The same, if nothing had been mislaid.
-    pub(crate) fn true_blocks(&self) -> Blocks {
-        together(self.drives.iter().map(|drive| &drive.own().blocks))
-    }
-
-    /// What its disks prove, if nothing had been mislaid.
-    pub(crate) fn true_disk_state(&self) -> DiskState {
-        DiskState::all(self.drives.iter().map(|drive| drive.own().record.state()))
-    }
-
-    /// Whether an image was taken for a whole copy, and was none.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.drives.iter().any(|drive| drive.image.stale)
-    }
-
-    /// What it says of its disks when it asks whether it may start the VM.
-    pub(crate) fn disk_state(&self, mutation: Option<Mutation>) -> DiskState {
-        let one = mutation == Some(Mutation::OneDiskProves);
-        let states = self.drives.iter().map(|drive| drive.image.record.state());
-        DiskState::all(states.take(if one { 1 } else { usize::MAX }))
-    }
-}
-
-fn together<'a>(disks: impl Iterator<Item = &'a Blocks>) -> Blocks {
-    let disks: Vec<_> = disks.collect();
-    std::array::from_fn(|block| disks[disk_of(block, disks.len())][block])
 }

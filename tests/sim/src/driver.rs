@@ -12,8 +12,9 @@ use ft_proto::witness::{Claim, Record, Replicas};
 use ft_proto::{Epoch, State, Time};
 use ft_wire::device_ctl::{Command, Report};
 
-use crate::body::{Body, Effect, NIC, Question, disk_at};
+use crate::body::{Body, Effect, Question};
 use crate::guest::Frame;
+use crate::ids::{NIC, disk_at};
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::Payload;
@@ -137,7 +138,7 @@ impl World {
         let peer = self.process(address).and_then(|process| process.executor.node().peer());
         let is_peer = |host: &Host| host.process.as_ref().is_some_and(|process| Some(process.id()) == peer);
         if let Some(host) = self.hosts.iter().position(is_peer) {
-            self.aimed_fault(host, 80);
+            self.aimed_death(host, 120);
         }
     }
 
@@ -272,7 +273,7 @@ impl World {
             let claim = Claim::Restore { primary: node.id(), in_sync: Replicas::one(standby), term: node.term() };
             self.ask_witness(address, Question::Claim(claim), Asks::Engine(Box::new(drop)));
         }
-        let stored = record.map(|record| ft::Stored { vm: Some(crate::platform::VM), record });
+        let stored = record.map(|record| ft::Stored { vm: Some(crate::ids::VM), record });
         self.say_to(address, Message::RecordRead(Ok(stored)));
     }
 

@@ -7,8 +7,8 @@ use ft_proto::{LinkId, NodeId, State, Time};
 
 use ft::sim::Message;
 
-use crate::body::IDS;
 use crate::guest::disk_of;
+use crate::ids::IDS;
 use crate::invariants::Moment;
 use crate::operators::nobody;
 use crate::plan::Fault;
@@ -41,8 +41,24 @@ impl World {
         }
     }
 
+    /// A host may die at the very moment at which its standby has a copy that is not on record, if hosts die
+    /// in this run.
+    pub(crate) fn aimed_death(&mut self, host: usize, weight: u64) {
+        if self.healed_at.is_none() && self.plan.aimed > 0 && self.rng.chance(weight * self.plan.aimed) {
+            let dies = |fault: &Fault| matches!(fault, Fault::Kill | Fault::PowerLoss);
+            match self.plan.faults.iter().copied().find(dies) {
+                Some(fault) => self.strike_with(fault, host),
+                None => self.strike(host),
+            }
+        }
+    }
+
     fn strike(&mut self, host: usize) {
         let fault = self.plan.faults[self.rng.index(self.plan.faults.len())];
+        self.strike_with(fault, host);
+    }
+
+    fn strike_with(&mut self, fault: Fault, host: usize) {
         let other = (host + 1 + self.rng.index(self.plan.hosts - 1)) % self.plan.hosts;
         let until = self.now + self.rng.spread_millis(2, self.plan.fault_max_ms);
         let both_ways = self.rng.chance(600_000);

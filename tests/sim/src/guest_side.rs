@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::body::NIC;
 use crate::guest::{Frame, Request, Saying, disk_of};
+use crate::ids::NIC;
 use crate::mutation::Mutation;
 use crate::network::Payload;
 use crate::process::Address;

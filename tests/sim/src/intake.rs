@@ -11,8 +11,8 @@ use ft_transport::frames::{read_body, read_header};
 use ft_wire::packing::Unpacker;
 use ft_wire::session::Kind;
 
-use crate::body::{IDS, device_of};
 use crate::guest::{SimMemory, Vcpu, decode};
+use crate::ids::{IDS, device_of};
 
 /// The receiving thread of a session.
 pub(crate) struct Feed {

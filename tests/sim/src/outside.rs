@@ -9,13 +9,13 @@ use ft_proto::{LinkId, NodeId, State, Term, Time, VmId};
 use ft_wire::beat::{BeatKey, encode};
 use ft_wire::session::{Hello, Kind, Purpose, encode_body};
 
+use crate::dialler::frame;
 use crate::drive::Drive;
+use crate::ids::VM;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::Payload;
-use crate::opening::frame;
 use crate::plan::Fault;
-use crate::platform::VM;
 use crate::world::{Event, World};
 
 impl World {

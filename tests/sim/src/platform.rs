@@ -5,34 +5,31 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ft::guest::{DeviceCaps, Memory};
 use ft::sim::{
-    Applicant, AskWitness, Coder, CpuLoad, DeviceControl, DeviceKey, Done, History, Job, LinkError, OpenedOn, Platform,
-    Received, ReceivingEnd, SendingEnd, Sent, SessionKey, Unopened, WitnessStatus, open_first, perform,
+    Applicant, Coder, CpuLoad, DeviceControl, DeviceKey, Done, History, Job, LinkError, OpenedOn, Platform, Received,
+    ReceivingEnd, SendingEnd, Sent, SessionKey, Unopened, open_first, perform,
 };
-use ft::{ProtectOptions, Stored, WitnessAddress};
-use ft_proto::witness::Claim;
-use ft_proto::{Beat, Epoch, LinkId, OnPartition, Settings, Term, Time, VmId, WitnessAnswer};
-use ft_transport::connection::Connection;
-use ft_transport::frames::{RecvNow, TransportError};
+use ft::{ProtectOptions, WitnessAddress};
+use ft_proto::{Beat, Epoch, LinkId, OnPartition, Settings, Term, Time};
 use ft_transport::heartbeats::{Heartbeats, Ignored};
 use ft_wire::beat::BeatKey;
 use ft_wire::device_ctl::{self, Command, Report};
 use ft_wire::session::HEADER_LEN;
 
-use crate::body::{Effect, IDS, Question, Said, Shared, disk_at};
+use crate::body::{Effect, Shared};
+use crate::dialler::SimDialler;
+use crate::ends::{SimStream, SimWitness};
 use crate::guest::digest;
+use crate::ids::{IDS, disk_at};
 use crate::intake::Feed;
 use crate::mutation::Mutation;
 use crate::network::{StreamId, host_at};
-use crate::opening::SimDialler;
 
-/// The VM of all runs.
-pub(crate) const VM: VmId = VmId(7);
 /// What the devices can do.
 pub(crate) const DISK_CAPS: DeviceCaps = DeviceCaps { mirrors: true, holds_output: false, in_flight: true };
 pub(crate) const NIC_CAPS: DeviceCaps = DeviceCaps { mirrors: false, holds_output: true, in_flight: false };
@@ -144,75 +141,6 @@ impl Platform for Sim {
         body.feeds.insert(stream.id, feed);
         let session = body.session;
         Ok(SimReceiver { stream: stream.id, shared: self.0.clone(), session, committed })
-    }
-}
-
-/// One end of a stream. Dropped, it is closed, unless it was given to a device.
-#[derive(Debug)]
-pub(crate) struct SimStream {
-    id: StreamId,
-    shared: Shared,
-    given: AtomicBool,
-}
-
-impl SimStream {
-    pub(crate) fn new(id: StreamId, shared: Shared) -> Self {
-        Self { id, shared, given: AtomicBool::new(false) }
-    }
-
-    pub(crate) fn id(&self) -> StreamId {
-        self.id
-    }
-}
-
-impl Drop for SimStream {
-    fn drop(&mut self) {
-        if !self.given.load(Ordering::Relaxed) {
-            self.shared.effect(Effect::Close(self.id));
-        }
-    }
-}
-
-impl io::Write for SimStream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.shared.effect(Effect::Write(self.id, bytes.to_vec()));
-        Ok(bytes.len())
-    }
-
-    fn write_vectored(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
-        self.write(&bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl RecvNow for SimStream {
-    fn recv_now(&self, into: &mut [u8]) -> io::Result<usize> {
-        let mut body = self.shared.lock();
-        let Some(received) = body.received.get_mut(&self.id) else { return Err(io::ErrorKind::WouldBlock.into()) };
-        let len = received.bytes.len().min(into.len());
-        if len == 0 && !received.closed {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        into.iter_mut().zip(received.bytes.drain(..len)).for_each(|(into, byte)| *into = byte);
-        Ok(len)
-    }
-}
-
-impl Connection for SimStream {
-    fn end_greeting(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn finish(&self) {}
-
-    fn limit_silence(&self) {}
-
-    fn explain(&self, error: &TransportError) -> String {
-        error.to_string()
     }
 }
 
@@ -379,38 +307,6 @@ impl Heartbeats for SimBeats {
     fn ignored(&self) -> Ignored {
         Ignored::default()
     }
-}
-
-/// The way to the witness.
-#[derive(Clone, Debug)]
-pub(crate) struct SimWitness {
-    address: WitnessAddress,
-    shared: Shared,
-}
-
-impl AskWitness for SimWitness {
-    fn address(&self) -> &WitnessAddress {
-        &self.address
-    }
-
-    fn ask(&self, _: VmId, claim: Claim, answer: impl FnOnce(WitnessAnswer) + Send + 'static) {
-        self.shared.effect(Effect::Ask(Question::Claim(claim), Box::new(move |told| answer(Said::to(claim, told)))));
-    }
-
-    fn read(&self, answer: impl FnOnce(Result<Option<Stored>, String>) + Send + 'static) {
-        let stored = |said| match said {
-            Said::Record(record) => record.map(|record| Stored { vm: Some(VM), record }),
-            Said::Verdict(_) => None,
-        };
-        self.shared.effect(Effect::Ask(Question::Read, Box::new(move |told| answer(told.map(stored)))));
-    }
-
-    fn status(&self) -> WitnessStatus {
-        let answered = self.shared.lock().answered;
-        WitnessStatus { name: self.address.to_string(), answered, error: None, record: None }
-    }
-
-    fn finish(&self) {}
 }
 
 type Tell = Arc<Mutex<Box<dyn Fn(Sent) + Send>>>;

@@ -9,12 +9,13 @@ use ft::{Board, ProtectOptions, StandbyOptions};
 use ft_proto::{Beat, LinkId, NodeId, State, Term, Time};
 use ft_wire::beat::{BeatFilter, BeatKey};
 
-use crate::body::{Answer, Body, Effect, NIC, Question, Shared, device_of};
+use crate::body::{Answer, Body, Effect, Question, Shared};
 use crate::devices::Disk;
 use crate::drive::Drive;
+use crate::ids::{NIC, VM, device_of};
 use crate::network::{Segment, StreamId};
-use crate::opening::{Heard, Opening, Slot};
-use crate::platform::{DISK_CAPS, NIC_CAPS, Sim, SimBeats, SimControl, VM};
+use crate::platform::{DISK_CAPS, NIC_CAPS, Sim, SimBeats, SimControl};
+use crate::slot::{Heard, Opening, Slot};
 use crate::vm::SimGuest;
 
 /// A host and which process on it: messages to a process that is gone reach nobody.

@@ -8,11 +8,11 @@ use ft_proto::witness::{Claim, Record, Verdict, judge};
 use ft_proto::{LinkId, NodeId, State, Term, WitnessAnswer};
 
 use crate::body::Question;
+use crate::ids::VM;
 
 use crate::guest::{Blocks, KEYS};
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
-use crate::platform::VM;
 use crate::process::{Address, Asks};
 use crate::world::{Event, World};
 

@@ -5,8 +5,8 @@ use ft_proto::{LinkId, Time};
 use ft_wire::device_ctl::Report;
 use ft_wire::session::Kind;
 
-use crate::body::device_of;
 use crate::devices::Disk;
+use crate::ids::device_of;
 use crate::mutation::Mutation;
 use crate::network::{End, Payload, Segment, StreamId};
 use crate::opening::parse;

@@ -10,10 +10,10 @@ use ft::{Candidate, NodeOptions, Part, StartRole};
 use ft_proto::witness::{DiskState, Disks, Record, Replicas};
 use ft_proto::{HostId, LinkId, NodeId, OnPartition, State, Term, Time};
 
+use crate::ids::VM;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::host_at;
-use crate::platform::VM;
 use crate::process::{Address, Host, Process};
 use crate::world::{End, Event, World};
 

@@ -7,8 +7,9 @@ use ft::guest::{DiskShape, Guest as Vm, GuestError, HeldOutput, LinkEnd, Memory,
 use ft::{EventRecord, Staging};
 use ft_proto::{Alone, Committed, CutKind};
 
-use crate::body::{Effect, IDS, NIC, Shared, device_of};
+use crate::body::{Effect, Shared};
 use crate::guest::{PAGES, SimMemory, decode, encode};
+use crate::ids::{IDS, NIC, device_of};
 use crate::mutation::Mutation;
 use crate::truth::Cut;
 

@@ -572,3 +572,6 @@ fn with_first_piece(mut pending: Pending, mem: &Guest, sync: bool) -> (Pending, 
     let op = pending.next_op(mem, sync);
     (pending, op)
 }
+
+#[cfg(test)]
+mod tests;

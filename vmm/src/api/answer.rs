@@ -9,6 +9,9 @@ use hyper::{Response, StatusCode};
 use pollux_api::problem::{Blame, MEDIA_TYPE, Problem};
 use serde::Serialize;
 
+/// What programs know a missing body by.
+const NO_BODY: &str = "no-body";
+
 /// How a client wants errors.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ErrorShape {
@@ -72,25 +75,43 @@ impl Answer {
         Self::Failed(Box::new(Problem::new(404, "not-found", Blame::Request, "Not Found")))
     }
 
+    /// The status of its response.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Json(_) | Self::Empty => 200,
+            Self::Done => 204,
+            Self::NoBody => 400,
+            Self::Failed(problem) | Self::Refused(problem) => problem.status,
+        }
+    }
+
+    /// What programs know the error by, if it is one.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Json(_) | Self::Empty | Self::Done => None,
+            Self::NoBody => Some(NO_BODY),
+            Self::Failed(problem) | Self::Refused(problem) => Some(&problem.code),
+        }
+    }
+
     /// The response.
     pub fn into_response(self, shape: ErrorShape) -> Response<Full<Bytes>> {
-        let json = "application/json";
-        let (status, media_type, body) = match self {
-            Self::Json(text) => (200, json, text),
-            Self::Empty => (200, json, Vec::new()),
-            Self::Done => (204, json, Vec::new()),
-            Self::NoBody if shape == ErrorShape::Sentences => (400, json, Vec::new()),
+        let (status, json) = (self.status(), "application/json");
+        let (media_type, body) = match self {
+            Self::Json(text) => (json, text),
+            Self::Empty | Self::Done => (json, Vec::new()),
+            Self::NoBody if shape == ErrorShape::Sentences => (json, Vec::new()),
             Self::NoBody => {
-                let problem = Problem::new(400, "no-body", Blame::Request, "The request has no body");
-                (400, MEDIA_TYPE, text_of(&problem))
+                let problem = Problem::new(status, NO_BODY, Blame::Request, "The request has no body");
+                (MEDIA_TYPE, text_of(&problem))
             }
             Self::Failed(problem) | Self::Refused(problem) if shape == ErrorShape::Problem => {
-                (problem.status, MEDIA_TYPE, text_of(&problem))
+                (MEDIA_TYPE, text_of(&problem))
             }
-            Self::Failed(problem) => (problem.status, json, text_of(&problem.sentences())),
+            Self::Failed(problem) => (json, text_of(&problem.sentences())),
             Self::Refused(problem) => {
                 let sentences: Vec<_> = std::iter::once("Error from API").chain(problem.sentences()).collect();
-                (problem.status, json, text_of(&sentences))
+                (json, text_of(&sentences))
             }
         };
         let typed = !body.is_empty();

@@ -28,10 +28,12 @@ use pollux_api::problem::{Blame, Problem};
 use pollux_api::routes::{self, BASE, Body, Route};
 use pollux_api::vm::{CH_VERSION, Ping};
 use tokio::sync::oneshot;
+use tokio::time::error::Elapsed;
 
 use super::answer::{Answer, ErrorShape};
+use super::audit::{Audit, Client};
 use super::ft::absent;
-use super::seats::{Noted, REQUEST_LIMIT, SEATS_MAX, Seat, Seats};
+use super::seats::{Noted, REQUEST_LIMIT, SEATS_MAX, Seat, Seats, USER_SEATS_MAX};
 use super::{ApiError, ApiReply, ApiRequest, Shared, VmmError};
 use crate::ft_api::{Call, Control};
 use host_kit::warn_limited;
@@ -43,8 +45,12 @@ const DRAINED_MAX: usize = 16 << 20;
 /// It listens to clients, and to threads of its own, which wait for the engine and for name servers.
 const NEEDS: Needs =
     Needs::ACCEPT.union(Needs::MESSAGES).union(Needs::THREADS).union(Needs::NAMES).union(Needs::NETWORK);
+/// Longest head of a request, in bytes.
+const HEAD_MAX: usize = 32 << 10;
 /// How long a name server may take to tell the address of a peer.
 const NAMES_LIMIT: Duration = Duration::from_secs(10);
+/// What `vm.counters` calls the audit log.
+const AUDIT_ID: &str = "__audit";
 /// How long clients get to take their last answer when the VMM ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -56,11 +62,12 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves `listener`, which must be non-blocking, in a thread of its own.
+    /// Serves `listener`, which must be non-blocking, in a thread of its own. What clients have it do is
+    /// noted in `audit`.
     ///
     /// # Errors
     /// When the system has no thread or no epoll for it.
-    pub fn start(listener: UnixListener, shared: Arc<Shared>) -> io::Result<Self> {
+    pub fn start(listener: UnixListener, shared: Arc<Shared>, audit: Audit) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (end, ended) = oneshot::channel();
         let listener = {
@@ -70,7 +77,7 @@ impl HttpServer {
         let thread = host_kit::thread::spawn("http-server", NEEDS, move || {
             runtime.block_on(async move {
                 let graceful = Arc::new(GracefulShutdown::new());
-                let accepting = tokio::spawn(accept(listener, shared, Arc::clone(&graceful)));
+                let accepting = tokio::spawn(accept(listener, Served { shared, audit }, Arc::clone(&graceful)));
                 // Only ever answered by being dropped.
                 let _ = ended.await;
                 accepting.abort();
@@ -100,11 +107,22 @@ impl Drop for HttpServer {
     }
 }
 
-async fn accept(listener: tokio::net::UnixListener, shared: Arc<Shared>, graceful: Arc<GracefulShutdown>) {
+/// What every connection needs.
+#[derive(Clone, Debug)]
+struct Served {
+    shared: Arc<Shared>,
+    audit: Audit,
+}
+
+async fn accept(listener: tokio::net::UnixListener, served: Served, graceful: Arc<GracefulShutdown>) {
     let seats = Seats::default();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let accepted = match listener.accept().await {
+            Ok((stream, _)) => client_of(&stream).map(|client| (stream, client)),
+            Err(error) => Err(error),
+        };
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Mostly too many open files: give those that are served time to end.
                 warn_limited!("an API connection was not accepted: {error}");
@@ -112,20 +130,26 @@ async fn accept(listener: tokio::net::UnixListener, shared: Arc<Shared>, gracefu
                 continue;
             }
         };
-        let Some(seat) = seats.take() else {
-            warn_limited!("an API connection was closed: more than {} at once", 2 * SEATS_MAX);
+        let Some(seat) = seats.take(client.uid) else {
+            warn_limited!(
+                "an API connection of user {} was closed: more than {} of one user, or {} of all, at once",
+                client.uid,
+                2 * USER_SEATS_MAX,
+                2 * SEATS_MAX
+            );
             continue;
         };
-        let (shared, seated) = (Arc::clone(&shared), seat.clone());
+        let connected = Connected { served: served.clone(), client, seat: seat.clone() };
         let service = service_fn(move |request| {
-            let (shared, seat) = (Arc::clone(&shared), seated.clone());
-            async move { Ok::<_, Infallible>(answer(request, &shared, &seat).await) }
+            let connected = connected.clone();
+            async move { Ok::<_, Infallible>(connected.answer(request).await) }
         });
         let connection = http1::Builder::new()
             .title_case_headers(true)
             .auto_date_header(false)
             .keep_alive(!seat.is_refused())
             .half_close(true)
+            .max_buf_size(HEAD_MAX)
             .serve_connection(TokioIo::new(Noted::new(stream, seat.clone())), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
@@ -139,35 +163,86 @@ async fn accept(listener: tokio::net::UnixListener, shared: Arc<Shared>, gracefu
     }
 }
 
+/// Who is at the other end, as the kernel noted when it connected.
+fn client_of(stream: &tokio::net::UnixStream) -> io::Result<Client> {
+    let credentials = stream.peer_cred()?;
+    let pid = credentials.pid().unwrap_or_default();
+    // It may have ended, or be somebody else's by now: a name is a hint.
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim_end().to_owned());
+    Ok(Client { pid, uid: credentials.uid(), gid: credentials.gid(), comm })
+}
+
 fn busy() -> Answer {
-    let text = format!("more than {SEATS_MAX} connections at once");
+    let text = format!("more than {USER_SEATS_MAX} connections of one user, or {SEATS_MAX} of all, at once");
     Answer::Failed(Box::new(Problem::new(503, "busy", Blame::Host, text)))
 }
 
-async fn answer(request: Request<Incoming>, shared: &Shared, seat: &Seat) -> Response<Full<Bytes>> {
-    seat.has_head();
-    let closes = request.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
-    let (head, body) = request.into_parts();
-    // All of it before anything is answered: whoever still sends when the connection is closed never reads
-    // why.
-    let body = tokio::time::timeout(REQUEST_LIMIT, receive(body)).await;
-    seat.has_request();
-    let answer = match body {
-        Err(_) => {
-            let text = format!("the body has not come within {} s", REQUEST_LIMIT.as_secs());
-            let problem = Problem::new(408, "request-timeout", Blame::Request, "Request Timeout");
-            Answer::Failed(Box::new(problem.because(vec![text])))
+fn too_slow() -> Answer {
+    let text = format!("the body has not come within {} s", REQUEST_LIMIT.as_secs());
+    let problem = Problem::new(408, "request-timeout", Blame::Request, "Request Timeout");
+    Answer::Failed(Box::new(problem.because(vec![text])))
+}
+
+/// A connection, and who is at its other end.
+#[derive(Clone, Debug)]
+struct Connected {
+    served: Served,
+    client: Client,
+    seat: Seat,
+}
+
+impl Connected {
+    async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let seat = self.seat.clone();
+        seat.has_head();
+        let (head, body) = request.into_parts();
+        let closes = head.headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+        let shape = ErrorShape::of(&head.headers);
+        // All of it before anything is answered: whoever still sends when the connection is closed never
+        // reads why.
+        let body = tokio::time::timeout(REQUEST_LIMIT, receive(body)).await;
+        seat.has_request();
+        // A client that leaves does not end what it has begun, nor keep it out of the log, and has its seat
+        // until then.
+        let answer = tokio::spawn(self.handle(head, body)).await;
+        let mut response = answer.unwrap_or_else(|_| panicked()).into_response(shape);
+        seat.has_answer();
+        if !closes {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("keep-alive"));
         }
-        _ if seat.is_refused() => busy(),
-        Ok(Err(text)) => Answer::bad_request(Some(text)),
-        Ok(Ok(body)) => dispatch(&head, &body, shared).await,
-    };
-    let mut response = answer.into_response(ErrorShape::of(&head.headers));
-    seat.has_answer();
-    if !closes {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+        response
     }
-    response
+
+    /// Refuses a request or has it performed, and has either logged.
+    async fn handle(self, head: Parts, body: Result<Result<Vec<u8>, String>, Elapsed>) -> Answer {
+        let (audit, shared) = (&self.served.audit, &self.served.shared);
+        let received = body.as_ref().ok().and_then(|body| body.as_ref().ok()).map(Vec::as_slice).unwrap_or_default();
+        let asked = || audit.asked(&self.client, head.method.as_str(), head.uri.path(), received);
+        let route = match &body {
+            Err(_) => Err(too_slow()),
+            _ if self.seat.is_refused() => Err(busy()),
+            Ok(Err(text)) => Err(Answer::bad_request(Some(text.clone()))),
+            Ok(Ok(body)) => route(&head, body),
+        };
+        match route {
+            Err(answer) => {
+                audit.refused(asked(), answer.status(), answer.code()).await;
+                answer
+            }
+            Ok(route) if route.method() == routes::Method::Get => perform(route, received, shared, audit).await,
+            Ok(route) => {
+                let asked = asked();
+                audit.begun(asked.as_ref()).await;
+                let answer = perform(route, received, shared, audit).await;
+                audit.ended(asked, answer.status(), answer.code()).await;
+                answer
+            }
+        }
+    }
+}
+
+fn panicked() -> Answer {
+    Answer::Failed(Box::new(Problem::new(500, "internal", Blame::Internal, "The request could not be handled")))
 }
 
 /// Calls that Cloud Hypervisor has and this VMM has not, and what to do instead.
@@ -220,27 +295,27 @@ async fn receive(mut body: Incoming) -> Result<Vec<u8>, String> {
     if length <= BODY_MAX { Ok(bytes) } else { Err(format!("the body is longer than {BODY_MAX} bytes")) }
 }
 
-async fn dispatch(head: &Parts, body: &[u8], shared: &Shared) -> Answer {
+/// What a request asks for, or why its form is wrong.
+fn route(head: &Parts, body: &[u8]) -> Result<Route, Answer> {
     let method = match head.method {
         Method::GET => routes::Method::Get,
         Method::PUT => routes::Method::Put,
-        _ => return Answer::bad_request(None),
+        _ => return Err(Answer::bad_request(None)),
     };
     let path = head.uri.path();
     let Some(route) = path.strip_prefix(BASE).and_then(Route::named).filter(|_| head.uri.query().is_none()) else {
-        return unknown(path);
+        return Err(unknown(path));
     };
     match route.body() {
-        _ if method != route.method() => return Answer::bad_request(None),
-        Body::None if !body.is_empty() => return Answer::bad_request(None),
-        Body::Required if body.is_empty() => return Answer::NoBody,
-        Body::None | Body::Optional | Body::Required => {}
+        _ if method != route.method() => Err(Answer::bad_request(None)),
+        Body::None if !body.is_empty() => Err(Answer::bad_request(None)),
+        Body::Required if body.is_empty() => Err(Answer::NoBody),
+        Body::None | Body::Optional | Body::Required => Ok(route),
     }
-    perform(route, body, shared).await
 }
 
 /// Does what a request asks for, whose form has been looked at.
-async fn perform(route: Route, body: &[u8], shared: &Shared) -> Answer {
+async fn perform(route: Route, body: &[u8], shared: &Shared, audit: &Audit) -> Answer {
     let request = match route {
         Route::VmmPing => return Answer::json(&ping()),
         Route::VmInfo => return info(shared),
@@ -267,13 +342,17 @@ async fn perform(route: Route, body: &[u8], shared: &Shared) -> Answer {
         Route::VmPowerButton => ApiRequest::PowerButton,
         Route::VmNmi => ApiRequest::Nmi,
     };
-    forward(shared, request).await
+    forward(shared, audit, request).await
 }
 
-async fn forward(shared: &Shared, request: ApiRequest) -> Answer {
+async fn forward(shared: &Shared, audit: &Audit, request: ApiRequest) -> Answer {
     let ends = request == ApiRequest::VmmShutdown;
     match shared.call(request).await {
-        Ok(ApiReply::Counters(counters)) => Answer::json(&counters),
+        Ok(ApiReply::Counters(mut counters)) => {
+            let own = audit.counters().map(|own| own.map(|(name, count)| (name.to_owned(), count)).into());
+            counters.extend(own.map(|own| (AUDIT_ID.to_owned(), own)));
+            Answer::json(&counters)
+        }
         Ok(ApiReply::Done) if ends => Answer::Empty,
         Ok(ApiReply::Done) => Answer::Done,
         Err(error) => failed(&error),

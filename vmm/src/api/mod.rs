@@ -1,11 +1,12 @@
 //! The API between a client and the control loop: requests, replies, errors, and the copy of the VM's state
 //! that is read without asking the loop.
 //!
-//! `socket` gets the listening socket, `http` turns HTTP into [`ApiRequest`]s and back. Requests that change
-//! something pass through one queue to the loop in `vmm`; `vmm.ping`, `vm.info` and everything about FT never
-//! wait for it.
+//! `socket` gets the listening socket, `http` turns HTTP into [`ApiRequest`]s and back, `seats` says who may
+//! be connected, `audit` notes who had what done. Requests that change something pass through one queue to
+//! the loop in `vmm`; `vmm.ping`, `vm.info` and everything about FT never wait for it.
 
 mod answer;
+pub mod audit;
 mod error;
 pub mod ft;
 pub mod http;

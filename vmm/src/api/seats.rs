@@ -1,7 +1,8 @@
 //! Who may be connected to the API, and for how long without asking for anything.
 //!
 //! In: new connections, and how far each has come with its request. Out: a seat each, and word to those that
-//! must go. Never: a client that is served made to go, or kept out by clients that are not.
+//! must go. Never: a client that is served made to go, or kept out by clients that are not, or by any number
+//! of connections of one other user.
 
 use std::io;
 use std::pin::Pin;
@@ -16,6 +17,8 @@ use tokio::time::{Instant, sleep_until};
 
 /// Connections that are served at once; more are told 503, and as many as that.
 pub const SEATS_MAX: usize = 64;
+/// As many of them may be one user's; and as many more of his are told 503.
+pub const USER_SEATS_MAX: usize = 16;
 /// How long a client may take for the head of a request, from its first byte on, and for the body.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
@@ -40,6 +43,8 @@ struct Progress {
 
 #[derive(Debug)]
 struct State {
+    /// The user whose connection it is.
+    uid: u32,
     progress: Mutex<Progress>,
     /// Whether there was a seat for it when it came.
     refused: bool,
@@ -70,27 +75,25 @@ impl State {
 pub struct Seats(Arc<Mutex<Vec<Arc<State>>>>);
 
 impl Seats {
-    /// A seat for a new connection. If all are taken, whoever has kept us waiting for longest has to leave
-    /// his; if all are being served, the new one is to be refused. `None`: there are even too many of those.
+    /// A seat for a new connection of a user. If all are taken, or all that one user may have, whoever of
+    /// them has kept us waiting for longest has to leave his; if all are being served, the new one is to be
+    /// refused. `None`: there are even too many of those.
     #[must_use]
-    pub fn take(&self) -> Option<Seat> {
+    pub fn take(&self, uid: u32) -> Option<Seat> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let seated = taken.iter().filter(|state| !state.refused);
-        let mut refused = seated.clone().count() >= SEATS_MAX;
-        if refused {
-            let waiting = seated.filter_map(|state| Some((state.waiting_since()?, state)));
-            if let Some((_, longest)) = waiting.min_by_key(|(since, _)| *since) {
-                let longest = Arc::clone(longest);
-                longest.leave.notify_one();
-                taken.retain(|state| !Arc::ptr_eq(state, &longest));
-                refused = false;
-            } else if taken.len() >= 2 * SEATS_MAX {
+        let is_users = |state: &Arc<State>| state.uid == uid;
+        let has_room = make_room(&mut taken, USER_SEATS_MAX, is_users) && make_room(&mut taken, SEATS_MAX, |_| true);
+        if !has_room {
+            let refused =
+                |of: &dyn Fn(&Arc<State>) -> bool| taken.iter().filter(|state| state.refused && of(state)).count();
+            if refused(&is_users) >= USER_SEATS_MAX || refused(&|_| true) >= SEATS_MAX {
                 return None;
             }
         }
         let state = State {
+            uid,
             progress: Mutex::new(Progress { phase: Phase::Idle, since: Instant::now() }),
-            refused,
+            refused: !has_room,
             leave: Notify::new(),
             begun: Notify::new(),
         };
@@ -98,6 +101,21 @@ impl Seats {
         taken.push(Arc::clone(&state));
         Some(Seat(Arc::new(Taken { state, seats: Arc::clone(&self.0) })))
     }
+}
+
+/// Whether there are fewer than `most` seats taken of those that `counts` names, after one of them had to be
+/// left if it was possible.
+fn make_room(taken: &mut Vec<Arc<State>>, most: usize, counts: impl Fn(&Arc<State>) -> bool) -> bool {
+    let seated = taken.iter().filter(|state| !state.refused && counts(state));
+    if seated.clone().count() < most {
+        return true;
+    }
+    let waiting = seated.filter_map(|state| Some((state.waiting_since()?, state)));
+    let Some((_, longest)) = waiting.min_by_key(|(since, _)| *since) else { return false };
+    let longest = Arc::clone(longest);
+    longest.leave.notify_one();
+    taken.retain(|state| !Arc::ptr_eq(state, &longest));
+    true
 }
 
 #[derive(Debug)]
@@ -224,20 +242,44 @@ impl AsyncWrite for Noted {
 mod tests {
     use super::*;
 
+    /// Seats that are taken by so many users, and all of them served.
+    fn served(seats: &Seats, users: u32) -> Vec<Seat> {
+        let each = |uid| (0..USER_SEATS_MAX).map(move |_| uid);
+        let taken: Vec<_> = (0..users).flat_map(each).map(|uid| seats.take(uid).unwrap()).collect();
+        taken.iter().for_each(Seat::has_request);
+        taken
+    }
+
     #[test]
     fn who_keeps_us_waiting_gives_up_the_seat_and_who_is_served_does_not() {
         let seats = Seats::default();
-        let mut taken: Vec<_> = (0..SEATS_MAX).map(|_| seats.take().unwrap()).collect();
-        taken.iter().skip(1).for_each(Seat::has_request);
-        let next = seats.take().unwrap();
+        let mut taken = served(&seats, 4);
+        taken[0].has_answer();
+        let next = seats.take(5).unwrap();
         assert!(!next.is_refused());
         next.has_request();
         // The first one is on its way out; all others are being served.
-        assert!(seats.take().unwrap().is_refused());
-        let refused: Vec<_> = std::iter::from_fn(|| seats.take()).collect();
+        assert!(seats.take(6).unwrap().is_refused());
+        let refused: Vec<_> = (10..).map_while(|number| seats.take(number / 2)).collect();
         assert_eq!(refused.len(), SEATS_MAX);
         drop(refused);
         taken.pop();
-        assert!(!seats.take().unwrap().is_refused());
+        assert!(!seats.take(6).unwrap().is_refused());
+    }
+
+    #[test]
+    fn one_user_cannot_have_all_seats() {
+        let seats = Seats::default();
+        let greedy = served(&seats, 1);
+        let refused: Vec<_> = std::iter::from_fn(|| seats.take(0)).collect();
+        assert_eq!(refused.len(), USER_SEATS_MAX);
+        assert!(refused.iter().all(Seat::is_refused));
+        let others: Vec<_> = (0..USER_SEATS_MAX).map(|_| seats.take(1).unwrap()).collect();
+        assert!(!others.iter().any(Seat::is_refused));
+        // Who has all of his gives up one of his own, and nobody else's.
+        others.iter().skip(1).for_each(Seat::has_request);
+        greedy[3].has_answer();
+        assert!(!seats.take(0).unwrap().is_refused());
+        assert_eq!(seats.0.lock().unwrap().iter().filter(|state| state.uid == 1).count(), USER_SEATS_MAX);
     }
 }

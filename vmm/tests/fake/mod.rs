@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -16,6 +16,7 @@ use pollux_api::status::{
     Replica, ResyncKind, Role, SearchStatus, State, Takeover, WitnessStatus,
 };
 use pollux_vmm::api::Shared;
+use pollux_vmm::api::audit::{Audit, AuditLog};
 use pollux_vmm::api::http::HttpServer;
 use pollux_vmm::api::socket::{ApiSocket, SocketTarget};
 use pollux_vmm::config::VmConfig;
@@ -246,6 +247,8 @@ pub struct Setup {
     pub has_standby: bool,
     /// So many times a standby cannot be built anew.
     pub failing_rebuilds: u32,
+    /// Where the audit log is.
+    pub audit_log: Option<PathBuf>,
 }
 
 /// A running VMM. Its socket and event file are in a directory of its own.
@@ -265,8 +268,11 @@ impl FakeVmm {
         let monitor = EventMonitor::open(&EventTarget::Path(dir.path().join("events"))).unwrap();
         let (sender, calls) = unbounded();
         let shared = Shared::new(sender);
-        let socket = ApiSocket::open(&SocketTarget::Path(dir.path().join("api"))).unwrap();
-        let http = HttpServer::start(socket.listener().unwrap(), Arc::clone(&shared)).unwrap();
+        let socket = ApiSocket::open(&SocketTarget::at(dir.path().join("api"))).unwrap();
+        let open_log = |path: &Path| AuditLog::open(path, Box::new(|_| {})).unwrap();
+        let log = setup.audit_log.as_deref().map(open_log);
+        let audit = log.as_ref().map_or_else(Audit::default, AuditLog::handle);
+        let http = HttpServer::start(socket.listener().unwrap(), Arc::clone(&shared), audit).unwrap();
         let (signal_sender, signals) = unbounded();
         let parts = Parts { factory: Box::new(factory), monitor, shared, no_shutdown: setup.no_shutdown };
         let thread = std::thread::spawn(move || {
@@ -277,6 +283,7 @@ impl FakeVmm {
             let ending = vmm.run(&calls, &signals);
             drop((calls, http));
             drop(socket);
+            drop(log);
             ending
         });
         Self { diary, signals: signal_sender, events, dir, thread }

@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Replicas;
+use super::replicas::{RecordError, Replicas};
 use crate::{NodeId, Term};
 
 /// Who may run the VM.
@@ -85,20 +85,6 @@ impl Record {
         };
         self.term().is_plausible() && other.is_plausible()
     }
-}
-
-/// A record that says what cannot be, or what this release cannot do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum RecordError {
-    /// A protected VM without a replica.
-    #[error("it says that the VM is protected, and names no replica")]
-    NoReplica,
-    /// More than there may be.
-    #[error("it names {0} replicas in sync: this release knows of {max} at most", max = Replicas::MAX)]
-    TooMany(usize),
-    /// `standby` is not the replica in sync, or not the only one; or a node is named twice.
-    #[error("it contradicts itself about the replicas in sync")]
-    Contradiction,
 }
 
 /// A record as it is stored.

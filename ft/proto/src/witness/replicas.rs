@@ -4,8 +4,21 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::RecordError;
 use crate::NodeId;
+
+/// A record that says what cannot be, or what this release cannot do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum RecordError {
+    /// A protected VM without a replica.
+    #[error("it says that the VM is protected, and names no replica")]
+    NoReplica,
+    /// More than there may be.
+    #[error("it names {0} replicas in sync: this release knows of {max} at most", max = Replicas::MAX)]
+    TooMany(usize),
+    /// `standby` is not the replica in sync, or not the only one; or a node is named twice.
+    #[error("it contradicts itself about the replicas in sync")]
+    Contradiction,
+}
 
 /// One node or two, by name.
 #[derive(Clone, Copy, Deserialize, Eq, Hash, PartialEq, Serialize)]

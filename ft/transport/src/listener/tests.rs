@@ -107,7 +107,7 @@ fn whoever_has_most_connections_loses_one() {
     let mut admit = |acceptor: &mut Acceptor<Scripted>, ip: [u8; 4], port| {
         kept.push(TcpStream::connect(at).unwrap());
         let (stream, _) = acceptor.listener.listener.accept().unwrap();
-        let stage = Stage::Arriving(Stream::accepted(stream, LONG, None).unwrap());
+        let stage = Stage::Arriving(Box::new(Stream::accepted(stream, LONG, None).unwrap()));
         acceptor.admit(Greeting { address: (ip, port).into(), deadline: Instant::now() + LONG, stage });
     };
     admit(&mut acceptor, [10, 0, 0, 1], 1);

@@ -166,7 +166,10 @@ const SERVER: &str = "SERVER_TRAFFIC_SECRET_0";
 
 /// A key log in memory, of one handshake.
 #[derive(Default)]
-struct Secrets(Mutex<Vec<(&'static str, Zeroizing<[u8; SECRET_LEN]>)>>);
+struct Secrets(Mutex<Vec<Logged>>);
+
+/// A secret and its name.
+type Logged = (&'static str, Zeroizing<[u8; SECRET_LEN]>);
 
 impl Secrets {
     fn of(&self, end: &str) -> Option<Direction> {

@@ -3,6 +3,7 @@
 use ft_proto::witness::{Claim, DiskState, Record as WitnessRecord, Replicas};
 use ft_proto::{NodeId, Term, VmId};
 use ft_wire::device_ctl;
+use pollux_api::audit::{Call, Chain, Client, Event, Outcome};
 use pollux_vmm::machine::state::StateWriter;
 use vhost_user_blk_repl::record::{Base, Record, Role, encode};
 
@@ -13,6 +14,7 @@ use crate::vm_state;
 pub(super) fn add(seeds: &mut Seeds) {
     add_disk_records(seeds);
     add_witness_records(seeds);
+    add_audit_logs(seeds);
     add_kernels(seeds);
     let (ram, mut state) = (PciMachine::ram(), Vec::new());
     let machine = PciMachine::new(&ram, &[]);
@@ -38,6 +40,32 @@ fn add_disk_records(seeds: &mut Seeds) {
     let len = (body.len() as u16).to_le_bytes();
     seeds.add("disk_record", "slots", [&[1], &len[..], body, body].concat());
     seeds.add("disk_record", "slots-1", [&[2], &len[..], &slot_of_version_1(), &slot_of_version_1()].concat());
+}
+
+fn add_audit_logs(seeds: &mut Seeds) {
+    let client = Client { pid: 7, uid: 0, gid: 0, comm: Some("pollux".to_owned()) };
+    let path = "/api/v1/vm.create".to_owned();
+    let call = Call { number: 1, client, method: "PUT".to_owned(), path, parameters: serde_json::json!({"a": 1}) };
+    let outcome = Outcome { status: 500, code: Some("busy".to_owned()), duration_us: 3 };
+    let events = [
+        Event::Opened { vmm: 1, version: "0.1.0".to_owned() },
+        Event::Begun(call.clone()),
+        Event::Ended { call: call.clone(), outcome: outcome.clone() },
+        Event::Refused { call, outcome },
+        Event::Lost { entries: 2, reason: "no space".to_owned() },
+        Event::Closed,
+    ];
+    let (mut chain, mut log) = (Chain::default(), Vec::new());
+    for event in events {
+        let line = chain.entry("2026-01-01T00:00:00Z", event);
+        chain.written(&line);
+        log.extend([&line[..], b"\n"].concat());
+    }
+    seeds.add("audit_log", "whole", log.clone());
+    seeds.add("audit_log", "cut", &log[..log.len() - 9]);
+    let cut = &log[..log.len() - 9];
+    let next = Chain::after(cut).unwrap().entry("t", Event::Closed);
+    seeds.add("audit_log", "torn", [cut, b"\n", &next, b"\n"].concat());
 }
 
 fn slot_of_version_1() -> Vec<u8> {

@@ -91,13 +91,13 @@ fn physical(at: u64) -> io::Result<u64> {
 /// Where the RAM ends that an address is in.
 fn end_of_memory(address: u64) -> io::Result<u64> {
     let text = fs::read_to_string("/proc/iomem")?;
-    let ends = text.lines().filter(|line| line.ends_with(": System RAM")).filter_map(|line| {
+    let mut ends = text.lines().filter(|line| line.ends_with(": System RAM")).filter_map(|line| {
         let (start, end) = line.trim().split_once(' ')?.0.split_once('-')?;
         let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16));
         let (start, end) = (start.ok()?, end.ok()?);
         (start..=end).contains(&address).then_some(end + 1)
     });
-    ends.last().ok_or_else(|| io::Error::other("no RAM around the memory"))
+    ends.next_back().ok_or_else(|| io::Error::other("no RAM around the memory"))
 }
 
 /// The file of the BAR that starts at `address`.

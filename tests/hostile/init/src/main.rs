@@ -1,9 +1,9 @@
 //! The cases of `hostile` as the first process of a Linux guest.
 //!
 //! In: the words of the kernel's command line and of `/hostile.options`: `pollux.ip=ADDRESS/BITS` is ours,
-//! `hostile.peer=ADDRESS` of somebody who answers ARP, `hostile.step=N` has every N-th case done. Out: a
-//! line for each case on the serial line, by its port: its driver may not survive what is done to it.
-//! Never: a driver of virtio devices beside the cases.
+//! `hostile.peer=ADDRESS` of somebody who answers ARP, `hostile.step=N` has every N-th case done,
+//! `hostile.rounds=N` all of it N times. Out: a line for each case on the serial line, by its port: its
+//! driver may not survive what is done to it. Never: a driver of virtio devices beside the cases.
 
 mod machine;
 
@@ -20,8 +20,8 @@ fn main() {
     let outcome = prepare().and_then(|()| Linux::new(address("pollux.ip=")?, address("hostile.peer=")?));
     match outcome {
         Ok(mut machine) => {
-            let step = word("hostile.step=").and_then(|text| text.parse().ok()).unwrap_or(1);
-            let failed = hostile::run(&mut machine, 0..usize::MAX, step);
+            let [step, rounds] = ["hostile.step=", "hostile.rounds="].map(number);
+            let failed: usize = (0..rounds).map(|_| hostile::run(&mut machine, 0..usize::MAX, step)).sum();
             machine::print(&format!("hostile: {failed} failed"));
         }
         Err(error) => machine::print(&format!("hostile: cannot start: {error}")),
@@ -55,6 +55,11 @@ fn mount(kind: &str, place: &str) -> io::Result<()> {
     let error = io::Error::last_os_error();
     // The kernel has mounted some of them already.
     if done == 0 || error.raw_os_error() == Some(libc::EBUSY) { Ok(()) } else { Err(error) }
+}
+
+/// The number that follows `name` in what we are told; 1 if none does.
+fn number(name: &str) -> usize {
+    word(name).and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// What follows `name` in what we are told.
