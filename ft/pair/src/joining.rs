@@ -7,16 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ft_transport::addresses::resolve;
+use ft_transport::tls::verifier::{Authority, SignedBy};
 use ft_wire::text::clean;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, Error, PeerIncompatible, RootCertStore,
-    SignatureScheme, StreamOwned,
-};
+use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig, ClientConnection, Error, StreamOwned};
 
 use crate::PairError;
 use crate::authority::{HostCertificate, request};
@@ -68,7 +63,7 @@ fn ask(token: &Token, request: &Request) -> io::Result<Answer> {
     tcp.set_read_timeout(Some(PATIENCE))?;
     tcp.set_write_timeout(Some(PATIENCE))?;
     let cryptography = Arc::new(ring::default_provider());
-    let verifier = Pinned { authority: token.authority, cryptography: cryptography.clone() };
+    let verifier = SignedBy::new(Authority::Hashed(token.authority), &cryptography);
     let config = ClientConfig::builder_with_provider(cryptography)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
@@ -82,53 +77,4 @@ fn ask(token: &Token, request: &Request) -> io::Result<Answer> {
     let mut line = String::new();
     stream.by_ref().take(MESSAGE_MAX).read_line(&mut line)?;
     Ok(serde_json::from_str(&line)?)
-}
-
-/// Believes a host whose certificate is signed by the one authority whose hash is known.
-#[derive(Debug)]
-struct Pinned {
-    authority: blake3::Hash,
-    cryptography: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let pinned = intermediates.iter().find(|other| blake3::hash(other) == self.authority);
-        let pinned = pinned.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
-        let mut roots = RootCertStore::empty();
-        roots.add(pinned.clone().into_owned())?;
-        let parsed = ParsedCertificate::try_from(certificate)?;
-        let algorithms = self.cryptography.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], now, algorithms)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.cryptography.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.cryptography.signature_verification_algorithms.supported_schemes()
-    }
 }

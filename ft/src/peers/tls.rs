@@ -65,8 +65,7 @@ impl PeerTls {
     /// How long the certificate of this host is still valid; zero: it has expired.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
-        let expires = self.credentials().ok()??.expires().ok()?;
-        Some(expires.duration_since(SystemTime::now()).unwrap_or_default())
+        self.credentials().ok()??.expires().ok().map(until)
     }
 
     /// For `ft status`. Looks at files.
@@ -76,15 +75,18 @@ impl PeerTls {
         match self.credentials() {
             Ok(None) => TlsStatus { on: false, warning: Some(PLAIN.to_owned()), ..TlsStatus::default() },
             Ok(Some(credentials)) => {
-                let expires = credentials.expires().ok().and_then(|at| jiff::Timestamp::try_from(at).ok());
-                let unreadable = credentials.fault();
-                let warning = unreadable.or_else(|| self.left().and_then(expiry_warning));
-                let expires = expires.map(|at| at.to_string());
+                let expires = credentials.expires().ok();
+                let warning = credentials.fault().or_else(|| expiry_warning(until(expires?)));
+                let expires = expires.and_then(|at| jiff::Timestamp::try_from(at).ok()).map(|at| at.to_string());
                 TlsStatus { on: true, folder: Some(folder(&credentials)), expires, warning }
             }
             Err(reason) => TlsStatus { on: true, warning: Some(reason), ..TlsStatus::default() },
         }
     }
+}
+
+fn until(at: SystemTime) -> Duration {
+    at.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
 fn load(choice: &TlsChoice) -> Result<Option<Credentials>, String> {

@@ -14,18 +14,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use host_kit::error::chain;
 use host_kit::sync::lock;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::client::Resumption;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, PeerIncompatible, RootCertStore, ServerConfig, SignatureScheme,
-    client::Resumption,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
 
 use super::cryptography;
+use super::verifier::{Authority, SignedBy};
 
 const PAIRS: &str = "/etc/pollux/pairs";
 /// Names another folder than [`PAIRS`].
@@ -188,7 +184,7 @@ impl Current {
         let unusable = |error| CredentialsError::Unusable(folder.to_owned(), error);
         let (chain, key) = (certificates(&folder.join(CLIENT_CERT))?, key(&folder.join(CLIENT_KEY))?);
         let mut expires = expiry(&folder.join(CLIENT_CERT), &chain)?.min(expiry(&folder.join(CA_CERT), &authorities)?);
-        let verifier = SignedByThePair::new(authority.clone(), &cryptography);
+        let verifier = SignedBy::new(Authority::Known(authority.clone()), &cryptography);
         let mut client = ClientConfig::builder_with_provider(cryptography.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(unusable)?
@@ -255,56 +251,4 @@ pub(crate) fn name_of(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
     Some(ft_wire::text::clean(name))
-}
-
-/// Believes a host that is called if the pair's authority has signed its certificate, whatever name it has:
-/// hosts are called by addresses, which change.
-#[derive(Debug)]
-struct SignedByThePair {
-    authority: Arc<RootCertStore>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl SignedByThePair {
-    fn new(authority: Arc<RootCertStore>, cryptography: &CryptoProvider) -> Self {
-        Self { authority, algorithms: cryptography.signature_verification_algorithms }
-    }
-}
-
-impl ServerCertVerifier for SignedByThePair {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(certificate)?;
-        let algorithms = self.algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.authority, intermediates, now, algorithms)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
 }

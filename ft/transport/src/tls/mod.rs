@@ -17,6 +17,7 @@ pub mod credentials;
 pub(crate) mod handshake;
 pub mod record;
 pub mod schedule;
+pub mod verifier;
 
 use std::io;
 
