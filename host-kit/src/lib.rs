@@ -10,6 +10,7 @@
 //! - `event_loop` waits for several descriptors at once (feature `event-loop`).
 //! - [`log_writer`] writes the log without waiting and without failing; [`log_limit`] keeps others from
 //!   filling it.
+//! - [`whole_writer`] writes pieces of text as a whole or not at all.
 //! - [`backoff`] spaces out repeated tries of what keeps failing.
 //!
 //! Never: anything about guests, epochs or devices.
@@ -26,3 +27,4 @@ pub mod random;
 pub mod sched;
 pub mod sync;
 pub mod thread;
+pub mod whole_writer;

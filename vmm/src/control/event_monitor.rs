@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 
 use host_kit::warn_limited;
+use host_kit::whole_writer::WholeWriter;
 use pollux_api::options::{OptionError, Options};
 
 /// Why there is no event stream.
@@ -57,47 +58,7 @@ pub struct EventMonitor(Option<Arc<Stream>>);
 #[derive(Debug)]
 struct Stream {
     started: Instant,
-    out: Mutex<WholeEvents<File>>,
-}
-
-/// Writes events as a whole, or not at all.
-#[derive(Debug)]
-struct WholeEvents<W> {
-    to: W,
-    /// What is not written yet of one that was begun.
-    rest: Vec<u8>,
-}
-
-impl<W: Write> WholeEvents<W> {
-    fn new(to: W) -> Self {
-        Self { to, rest: Vec::new() }
-    }
-
-    /// Writes `text`, or begins to.
-    ///
-    /// # Errors
-    /// When nothing of it was written, nor ever will be.
-    fn write(&mut self, text: &[u8]) -> io::Result<()> {
-        let rest = std::mem::take(&mut self.rest);
-        self.begin(&rest).inspect_err(|_| self.rest = rest)?;
-        if self.rest.is_empty() { self.begin(text) } else { Err(io::ErrorKind::WouldBlock.into()) }
-    }
-
-    /// Writes as much as is taken; the rest is kept. An error: nothing is.
-    fn begin(&mut self, text: &[u8]) -> io::Result<()> {
-        let mut written = 0;
-        while written < text.len() {
-            match self.to.write(&text[written..]) {
-                Ok(len @ 1..) => written += len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if written == 0 => return Err(error),
-                Ok(0) if written == 0 => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(_) | Err(_) => break,
-            }
-        }
-        self.rest = text[written..].to_vec();
-        Ok(())
-    }
+    out: Mutex<WholeWriter<File>>,
 }
 
 #[derive(Serialize)]
@@ -126,7 +87,7 @@ impl EventMonitor {
             EventTarget::Path(path) => open_path(path).map_err(named(path.display().to_string()))?,
             EventTarget::Fd(fd) => adopt(*fd).map_err(named(format!("fd {fd}")))?,
         };
-        Ok(Self(Some(Arc::new(Stream { started: Instant::now(), out: Mutex::new(WholeEvents::new(file)) }))))
+        Ok(Self(Some(Arc::new(Stream { started: Instant::now(), out: Mutex::new(WholeWriter::new(file)) }))))
     }
 
     /// Writes an event without properties.
@@ -222,31 +183,6 @@ mod tests {
         std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
         let whole = text.split_terminator("\n\n").map(|part| serde_json::from_str::<serde_json::Value>(part).unwrap());
         assert!((100..2000).contains(&whole.count()));
-    }
-
-    #[test]
-    fn an_event_that_was_begun_is_finished_before_the_next() {
-        /// Takes so many bytes.
-        struct Narrow(Vec<u8>, usize);
-        impl Write for Narrow {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                let len = bytes.len().min(self.1);
-                self.0.extend(&bytes[..len]);
-                self.1 -= len;
-                if len == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(len) }
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let mut out = WholeEvents::new(Narrow(Vec::new(), 3));
-        out.write(b"first").unwrap();
-        assert!(out.write(b"lost").is_err(), "there is no room for the rest of the first one");
-        out.to.1 = 1;
-        assert!(out.write(b"lost").is_err(), "nor for all of it");
-        out.to.1 = 100;
-        out.write(b"second").unwrap();
-        assert_eq!(String::from_utf8(out.to.0).unwrap(), "firstsecond");
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! beginning is written while the process lives: its rest is written before anything else.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use host_kit::warn_limited;
+use host_kit::whole_writer::WholeWriter;
 use nix::fcntl::OFlag;
 use pollux_api::audit::{Chain, Event, LINE_MAX};
 
@@ -36,10 +37,8 @@ pub enum AuditError {
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
-    file: File,
+    out: WholeWriter<File>,
     chain: Chain,
-    /// What is not written yet of a line that was begun.
-    rest: Vec<u8>,
 }
 
 impl LogFile {
@@ -63,7 +62,7 @@ impl LogFile {
         }
         // A line end for what has none.
         let rest = if tail.last().is_none_or(|last| *last == b'\n') { Vec::new() } else { vec![b'\n'] };
-        Ok(Self { path: path.to_owned(), file, chain, rest })
+        Ok(Self { path: path.to_owned(), out: WholeWriter::with_rest(file, rest), chain })
     }
 
     /// Adds an entry to the end.
@@ -71,18 +70,13 @@ impl LogFile {
     /// # Errors
     /// When nothing of it was written, nor ever will be.
     pub fn add(&mut self, event: Event) -> io::Result<()> {
-        let rest = std::mem::take(&mut self.rest);
-        if let Err(error) = self.begin(&rest) {
-            self.rest = rest;
-            return Err(error);
-        }
-        if !self.rest.is_empty() {
+        if !self.out.catch_up()? {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.follow_name();
         let mut line = self.chain.entry(&jiff::Timestamp::now().to_string(), event);
         line.push(b'\n');
-        self.begin(&line)?;
+        self.out.write(&line)?;
         line.pop();
         self.chain.written(&line);
         Ok(())
@@ -93,30 +87,14 @@ impl LogFile {
     /// # Errors
     /// When the storage does not take it.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-
-    /// Writes as much as is taken; the rest is kept. An error: nothing is.
-    fn begin(&mut self, text: &[u8]) -> io::Result<()> {
-        let mut written = 0;
-        while written < text.len() {
-            match self.file.write(&text[written..]) {
-                Ok(length @ 1..) => written += length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if written == 0 => return Err(error),
-                Ok(0) if written == 0 => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(_) | Err(_) => break,
-            }
-        }
-        self.rest = text[written..].to_vec();
-        Ok(())
+        self.out.get_ref().sync_data()
     }
 
     /// If the file was renamed or removed, as programs do that keep logs small, the chain goes on in a new
     /// one.
     fn follow_name(&mut self) {
         let identity = |metadata: &std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let own = self.file.metadata().map(|own| identity(&own)).ok();
+        let own = self.out.get_ref().metadata().map(|own| identity(&own)).ok();
         let named = std::fs::metadata(&self.path).map(|named| identity(&named));
         let is_same = match &named {
             Ok(named) => own.as_ref() == Some(named),
@@ -126,7 +104,7 @@ impl LogFile {
             return;
         }
         match self.successor() {
-            Ok(file) => self.file = file,
+            Ok(file) => self.out.redirect(file),
             Err(error) => {
                 warn_limited!(
                     "the audit log {} was put away, and still written: no new one can be made: {error}",
@@ -173,6 +151,8 @@ fn tail(file: &mut File) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use std::io::BufReader;
 
     use pollux_api::audit::{Summary, verify};
@@ -248,12 +228,13 @@ mod tests {
         log.add(opened()).unwrap();
         // As if the file system had taken only a part of it.
         let mut line = log.chain.entry("t", Event::Closed);
-        log.file.write_all(&line[..10]).unwrap();
-        log.rest = [&line[10..], b"\n"].concat();
+        let mut file = log.out.get_ref().try_clone().unwrap();
+        file.write_all(&line[..10]).unwrap();
+        let full = File::options().append(true).open("/dev/full").unwrap();
+        log.out = WholeWriter::with_rest(full, [&line[10..], b"\n"].concat());
         log.chain.written(&std::mem::take(&mut line));
-        let full = std::mem::replace(&mut log.file, File::options().append(true).open("/dev/full").unwrap());
-        assert!(log.begin(b"x").is_err());
-        log.file = full;
+        assert!(log.out.catch_up().is_err());
+        log.out.redirect(file);
         log.add(opened()).unwrap();
         assert_eq!(check(&[&path]).last, 3);
     }
