@@ -19,24 +19,57 @@ machine=(
 if [[ -n $terminal ]]; then
     saved_tty=$(stty -g)
     machine+=(-chardev stdio,id=tty,signal=off -device virtconsole,chardev=tty)
-    qemu-system-x86_64 "${machine[@]}" <&0 &
-    qemu=$!
 else
-    mkfifo "$work/out" "$work/err"
-    cat "$work/out" & pumps+=($!)
-    cat "$work/err" >&2 & pumps+=($!)
     for stream in out err; do
         machine+=(-chardev "file,id=$stream,path=$work/$stream" -device "virtserialport,chardev=$stream,name=$stream")
     done
+fi
+
+start() {
+    if [[ -n $terminal ]]; then
+        qemu-system-x86_64 "${machine[@]}" <&0 &
+        qemu=$!
+        return
+    fi
+    rm -f "$work/out" "$work/err"
+    mkfifo "$work/out" "$work/err"
+    cat "$work/out" & pumps=($!)
+    cat "$work/err" >&2 & pumps+=($!)
     qemu-system-x86_64 "${machine[@]}" </dev/null >"$work/qemu" 2>&1 &
     qemu=$!
-fi
+}
+
+stop() {
+    kill -9 "$qemu" 2>/dev/null || true
+    { wait "$qemu" "${pumps[@]}"; } 2>/dev/null || true
+    qemu='' pumps=()
+}
+
+# Whether the machine's first program came as far as the command. Now and then QEMU loses a timer's interrupt of the first CPU while
+# the kernel boots, and nothing moves again. A boot takes 12 s on a quiet machine; nothing of the command has run before it is over.
+is_up() {
+    local deadline=$((SECONDS + 180))
+    until [[ -e $work/exchange/ready ]]; do
+        kill -0 "$qemu" 2>/dev/null || return 0 # Its end is looked at below.
+        ((SECONDS < deadline)) || return 1
+        sleep 0.2
+    done
+}
+
+started=$SECONDS
 if ((timeout)); then
-    (trap 'kill $! 2>/dev/null' TERM; sleep "$timeout" & wait $!; kill -9 "$qemu" && touch "$work/late") 2>/dev/null &
+    (trap 'kill $! 2>/dev/null' TERM; sleep "$timeout" & wait $!; touch "$work/late"; kill -9 "$(<"$work/pid")") 2>/dev/null &
     guard=$!
 fi
-started=$SECONDS
-{ wait "$qemu"; } 2>/dev/null || true
+for attempt in 1 2 3; do
+    start
+    echo "$qemu" >"$work/pid"
+    is_up && break
+    say "the emulated machine hangs in its boot (attempt $attempt of 3); its last words:"
+    tail -n 5 "$work/console" >&2 || true
+    stop
+done
+[[ -z $qemu ]] || { wait "$qemu"; } 2>/dev/null || true
 qemu=''
 [[ -z ${guard:-} ]] || { kill "$guard" 2>/dev/null; wait "$guard" 2>/dev/null; } || true
 ((${#pumps[@]} == 0)) || wait "${pumps[@]}" || true
