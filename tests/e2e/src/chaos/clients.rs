@@ -2,6 +2,7 @@
 //! what it was told.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,8 +25,9 @@ use crate::{Error, Result, wait};
 const POSTGRES_CLIENTS: u8 = 2;
 /// Ports of Redis and PostgreSQL.
 const SERVERS: [u16; 2] = [6379, 5432];
-/// Between two attempts to connect again.
-const RETRY: Duration = Duration::from_millis(250);
+/// Between two attempts to connect again: at first, and at most. A server that recovers forks a process for
+/// each, and a slow guest does nothing else if they come too fast.
+const RETRY: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(4);
 
 /// A client at work on a thread of its own.
 struct Worker {
@@ -198,8 +200,10 @@ fn reconnect(client: &mut dyn Client, log: &Log, why: &Error, signs: &Signs) {
     if !expected {
         log.broke(why.chain());
     }
+    let mut pause = *RETRY.start();
     while !signs.stop.load(Ordering::Relaxed) && client.reconnect().is_err() {
-        thread::sleep(RETRY);
+        thread::sleep(pause);
+        pause = (pause * 2).min(*RETRY.end());
     }
     // One that breaks at once is asked for again at the next step.
     if let (true, Ok(session)) = (expected, client.session()) {
