@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use device_api::counters::Page;
+use host_kit::sandbox::Mode;
 use pollux_api::limits::{QUEUE_SIZE_MIN, check_queue_size};
 
 /// What a VMM says to any device process.
@@ -23,6 +24,11 @@ pub struct Common {
     /// Count here what `vm.counters` shows: a file of at least 4096 bytes, such as the VMM's shared memory
     #[arg(long, value_name = "FILE")]
     pub counters: Option<PathBuf>,
+
+    /// What happens to a system call that no thread of this process makes: true, it ends the process; false,
+    /// nothing; log, the kernel logs it; errno, it fails
+    #[arg(long, value_name = "MODE", default_value = "true")]
+    pub seccomp: Mode,
 
     /// More log, such as every malformed request; may be repeated
     #[arg(short, long, action = clap::ArgAction::Count)]
@@ -58,6 +64,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// The path, if it has one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Fd(_) => None,
+        }
+    }
+
     fn parse(text: &str, inherited: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("is empty; give a path or fd=N".into());

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use host_kit::sandbox::Needs;
 use vhost_user_backend::VhostUserBackendMut;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 
@@ -18,6 +19,9 @@ use crate::events::Events;
 /// `handle_event` asks [`Event::of`] what has happened. It must not fail: an error ends the worker, and the
 /// guest would wait for ever.
 pub trait Device: VhostUserBackendMut<Bitmap = BitmapMmapRegion, Vring = Vring> + Send + 'static {
+    /// What the worker needs of the kernel, and the threads that it starts.
+    const NEEDS: Needs;
+
     /// Called once, before anything else: registers the events of the device's own.
     ///
     /// # Errors

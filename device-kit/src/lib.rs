@@ -15,7 +15,7 @@
 //! # fn example<D: Device>(open_device: impl Fn(&Args) -> D) -> std::process::ExitCode {
 //! let run = |args: &Args| -> Result<(), ProcessError> {
 //!     let device = open_device(args);
-//!     let process = Process::open(&args.common)?;
+//!     let process = Process::open(&args.common, Vec::new(), &[])?;
 //!     process.serve(Served::new("a-device", device)?)
 //! };
 //! device_kit::main("a-device", |args: &Args| &args.common, run)
@@ -29,7 +29,7 @@
 //! ```text
 //!   main: log, panic policy
 //!     |
-//!   Process::open: signals blocked, sockets bound or inherited
+//!   Process::open: signals blocked, sockets bound or inherited, limits
 //!     |
 //!   Served::new: worker thread ---- events: queues, ft-ctl, the device's own; all on this one thread
 //!     |

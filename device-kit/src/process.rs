@@ -3,14 +3,20 @@
 use std::io;
 use std::sync::{Mutex, PoisonError, mpsc};
 
+use host_kit::capabilities::{self, Capability};
+use host_kit::landlock::{self, Access, Others, Place, around};
+use host_kit::sandbox::{self, Needs};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::args::Common;
+use crate::args::{Common, Endpoint};
 use crate::device::Device;
 use crate::ends::{End, Ends};
 use crate::error::ProcessError;
 use crate::served::Served;
 use crate::sockets::{ControlSocket, RemoveAtEnd, VhostSocket};
+
+/// What is left to do at the end: files of sockets are removed.
+const LAST: Needs = Needs::FILES;
 
 /// A process whose sockets are open.
 pub struct Process {
@@ -23,15 +29,22 @@ pub struct Process {
 
 impl Process {
     /// Blocks the signals that end the process, for this thread and those that it starts, then binds or takes
-    /// over the sockets: call it before any thread is started.
+    /// over the sockets: call it before any thread is started, and when everything is open that the device
+    /// has. From here on files can be opened by name only at `places`, where those of the sockets are added,
+    /// and a process of root has no capabilities but `kept`.
     ///
     /// # Errors
     /// See [`ProcessError`].
-    pub fn open(common: &Common) -> Result<Self, ProcessError> {
+    pub fn open(common: &Common, mut places: Vec<Place>, kept: &[Capability]) -> Result<Self, ProcessError> {
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
         signals.thread_block().map_err(|e| refused("signals cannot be blocked")(e.into()))?;
         let vhost = VhostSocket::open("--socket", &common.socket)?;
         let control = common.ft_ctl.as_ref().map(|at| ControlSocket::open("--ft-ctl", at)).transpose()?;
+        let by_path = [Some(&common.socket), common.ft_ctl.as_ref()].into_iter().flatten().filter_map(Endpoint::path);
+        // They are removed at the end.
+        places.extend(by_path.map(|path| (around(path), Access::Write)));
+        capabilities::keep(kept).map_err(refused("capabilities cannot be given up"))?;
+        landlock::limit(&places, Others::OutOfReach).map_err(refused("files cannot be limited"))?;
         let (sender, ended) = mpsc::channel();
         let sender = Mutex::new(sender);
         let ends = Ends::new(move |end| {
@@ -60,15 +73,15 @@ impl Process {
                 told.tell(End::Signal(signal));
             }
         };
-        host_kit::thread::spawn("signals", wait).map_err(refused("a thread cannot be started"))?;
+        host_kit::thread::spawn("signals", Needs::NOTHING, wait).map_err(refused("a thread cannot be started"))?;
         let inner = device.inner();
-        // From here on nothing is opened by name: the place for a sandbox that all threads but those above
-        // are to inherit.
         let serve = move || {
             let accepted = device.accept(vhost, with_control);
             ends.tell(End::Frontend(accepted.and_then(|()| device.wait())));
         };
-        host_kit::thread::spawn("frontend", serve).map_err(refused("a thread cannot be started"))?;
+        host_kit::thread::spawn("frontend", frontend_needs::<D>(with_control), serve)
+            .map_err(refused("a thread cannot be started"))?;
+        sandbox::confine(D::NEEDS | LAST).map_err(refused("system calls cannot be filtered"))?;
         let result = match ended.recv() {
             Ok(End::Frontend(result)) => result,
             Ok(End::Signal(signal)) => {
@@ -80,6 +93,12 @@ impl Process {
         inner.lock().unwrap_or_else(PoisonError::into_inner).close();
         Ok(result?)
     }
+}
+
+/// It takes memory, descriptors and addresses from the frontend, with a thread of the library's.
+fn frontend_needs<D: Device>(with_control: bool) -> Needs {
+    let relay = if with_control { Needs::NOTHING } else { Needs::NETWORK };
+    D::NEEDS | Needs::ACCEPT | Needs::MESSAGES | Needs::SHARED_MEMORY | Needs::THREADS | Needs::FILES | relay
 }
 
 fn refused(what: &'static str) -> impl FnOnce(io::Error) -> ProcessError {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
+use host_kit::sandbox::Needs;
 use host_kit::sync::lock;
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -16,6 +17,9 @@ use crate::ends::Ends;
 use crate::error::ServeError;
 use crate::events::Events;
 use crate::sockets::{ControlSocket, VhostSocket};
+
+/// The worker's own: it takes commands and, with its memory, whatever the frontend has.
+const STARTER: Needs = Needs::MESSAGES.union(Needs::THREADS).union(Needs::ACCEPT);
 
 /// A device with its worker thread running.
 pub struct Served<D: Device> {
@@ -33,7 +37,12 @@ impl<D: Device> Served<D> {
         let queues = device.num_queues();
         let device = Arc::new(Mutex::new(device));
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let daemon = VhostUserDaemon::new(name.to_owned(), device.clone(), memory).map_err(ServeError::Vhost)?;
+        // The library starts the worker, which inherits what the thread here may do.
+        let (named, served) = (name.to_owned(), device.clone());
+        let start = move || VhostUserDaemon::new(named, served, memory);
+        let starter = host_kit::thread::spawn("starter", D::NEEDS | STARTER, start).map_err(ServeError::Local)?;
+        let daemon = starter.join().map_err(|_| ServeError::Local(io::ErrorKind::Other.into()))?;
+        let daemon = daemon.map_err(ServeError::Vhost)?;
         // There is one worker: no device says that it has more.
         let handler = daemon.get_epoll_handlers().into_iter().next();
         let handler = handler.ok_or_else(|| ServeError::Local(io::ErrorKind::NotFound.into()))?;

@@ -18,6 +18,7 @@ use device_kit::vring::positions;
 use device_kit::{Device, Memory, QUEUE_SIZE_MAX, Served, Vring};
 use ft_proto::{Epoch, Term};
 use ft_wire::device_ctl::{Command, DeviceInfo, Release, Report, decode, encode};
+use host_kit::sandbox::{Mode, Needs};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackendMut;
@@ -50,6 +51,8 @@ fn obey(control: &Control, command: Command, vrings: &[Vring]) {
 }
 
 impl Device for Null {
+    const NEEDS: Needs = Needs::MESSAGES;
+
     fn attach(&mut self, _events: &Events) -> io::Result<()> {
         Ok(())
     }
@@ -167,9 +170,9 @@ fn process(end: impl FnOnce(UnixStream, Client)) {
     drop(UnixListener::bind(&vhost).unwrap());
     let endpoint = |path: &std::path::Path| Endpoint::Path(path.into());
     let (ft_ctl, counters, verbose) = (Some(endpoint(&control)), None, 0);
-    let common = Common { socket: endpoint(&vhost), ft_ctl, counters, verbose };
-    let process = Process::open(&common).unwrap();
-    assert!(Process::open(&common).is_err_and(|error| error.to_string().contains("in use")));
+    let common = Common { socket: endpoint(&vhost), ft_ctl, counters, seccomp: Mode::False, verbose };
+    let process = Process::open(&common, Vec::new(), &[]).unwrap();
+    assert!(Process::open(&common, Vec::new(), &[]).is_err_and(|error| error.to_string().contains("in use")));
     let thread = std::thread::spawn(move || process.serve(Served::new("null", Null::default()).unwrap()));
     let link = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     connect(link.as_raw_fd(), &UnixAddr::new(&control).unwrap()).unwrap();

@@ -22,6 +22,7 @@ use crate::devices::socket::ControlSocket;
 use crate::engine::{Begin, Engine, EngineError, Parts};
 use crate::guest::{Guest, LinkEnd};
 use crate::identity::{incarnation_of, unnamed_host};
+use crate::needs;
 use crate::options::{ProtectOptions, StandbyOptions};
 use crate::peers::expiry::ExpiryWatch;
 use crate::peers::tls::PeerTls;
@@ -187,7 +188,7 @@ impl Ft {
         }
         engine.publish();
         let (running, ended) = bounded(0);
-        let thread = host_kit::thread::spawn("ft", move || {
+        let thread = host_kit::thread::spawn("ft", needs::ENGINE, move || {
             let _running = running;
             engine.run();
         })?;

@@ -19,6 +19,7 @@ mod engine;
 pub mod guest;
 mod handle;
 mod identity;
+pub mod needs;
 mod note;
 mod options;
 mod peers;
@@ -34,6 +35,7 @@ pub mod witness;
 
 pub use engine::EngineError;
 pub use ft_transport::addresses::resolve;
+pub use ft_transport::tls::credentials::pairs;
 pub use guest::staging::{PORTION_PAGES, Portion, Staging};
 pub use handle::{Call, Control, Ft, Setup};
 pub use identity::{default_host, incarnation_of, new_vm};

@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use event_manager::{Error, EventManager, EventOps, EventSet, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::sandbox::Needs;
+
 pub use event_manager::Events;
 
 /// The number of a loop's stop event; others are given numbers from 0.
@@ -51,20 +53,21 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts thread `name`, which calls `handle` with the number of each of `events`. `handle` owns their
-    /// descriptors.
+    /// Starts thread `name`, which needs what `handle` does, and calls `handle` with the number of each of
+    /// `events`. `handle` owns their descriptors.
     ///
     /// # Errors
     /// When descriptors or threads have run out.
     pub fn start(
         name: &'static str,
+        needs: Needs,
         mut events: Vec<Events>,
         mut handle: impl FnMut(u32) + Send + 'static,
     ) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
         events.push(readable(&stopped, STOP));
-        let thread = crate::thread::spawn(name, move || {
+        let thread = crate::thread::spawn(name, needs, move || {
             let _stopped = stopped;
             let ended = run(events, |number| {
                 if number == STOP {
@@ -134,7 +137,7 @@ mod tests {
         let ours = [a.try_clone().unwrap(), b.try_clone().unwrap()];
         let (sender, seen) = mpsc::channel();
         let events = vec![readable(&a, 0), readable(&b, 1)];
-        let waiting = EventLoop::start("waiting", events, move |number| {
+        let waiting = EventLoop::start("waiting", Needs::NOTHING, events, move |number| {
             let event = [&a, &b][number as usize];
             sender.send((number, event.read().unwrap())).unwrap();
         });

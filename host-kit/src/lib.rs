@@ -1,8 +1,10 @@
 //! What every process of Pollux needs of its host, once for all of them.
 //!
-//! - [`thread`] starts threads and names them.
+//! - [`thread`] starts threads and names them; [`sandbox`] limits what each may ask of the kernel.
 //! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the
 //!   least busy CPU.
+//! - [`landlock`] limits which files can be opened by name; [`capabilities`] what root may do.
+//! - [`core_dump`] keeps guest memory out of core dumps.
 //! - [`sync`] locks.
 //! - [`random`] is the one source of random numbers.
 //! - [`error`] writes an error with its causes.
@@ -16,14 +18,18 @@
 //! Never: anything about guests, epochs or devices.
 
 pub mod backoff;
+pub mod capabilities;
+pub mod core_dump;
 pub mod cpu_load;
 pub mod error;
 #[cfg(feature = "event-loop")]
 pub mod event_loop;
 pub mod file;
+pub mod landlock;
 pub mod log_limit;
 pub mod log_writer;
 pub mod random;
+pub mod sandbox;
 pub mod sched;
 pub mod sync;
 pub mod thread;

@@ -147,7 +147,7 @@ fn ask<T: Send + 'static>(
     let (told, answer) = mpsc::channel();
     let mut witness = place.keeper();
     // Nobody listens any more when the answer comes too late; the process has ended by then.
-    let _ = host_kit::thread::spawn("witness", move || drop(told.send(act(&mut *witness))));
+    let _ = host_kit::thread::spawn("witness", ft::needs::KEEPER, move || drop(told.send(act(&mut *witness))));
     let answer = answer.recv_timeout(WITNESS_LIMIT).map_err(|_| RecordError::Silent(place.to_string()))?;
     answer.map_err(|error| RecordError::Witness(clean(&chain(&error))))
 }

@@ -7,6 +7,7 @@ use std::io;
 use device_kit::control::Control;
 use device_kit::events::{Event, Events, exit_event};
 use device_kit::{Device, QUEUE_SIZE_MAX, Vring};
+use host_kit::sandbox::Needs;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackendMut;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -167,6 +168,9 @@ impl VhostUserBackendMut for Backend {
 }
 
 impl Device for Backend {
+    const NEEDS: Needs =
+        Needs::MESSAGES.union(Needs::STORAGE).union(Needs::FILES).union(Needs::SCHEDULE).union(Needs::THREADS);
+
     fn attach(&mut self, events: &Events) -> io::Result<()> {
         events.watch(&self.disk.disk_event(), DISK)?;
         events.watch(&self.disk.wake_event(), MIRROR)

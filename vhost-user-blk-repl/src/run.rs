@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use device_kit::ProcessError;
 use device_kit::process::Process;
+use host_kit::capabilities::Capability;
 use nix::sys::signal::{SigSet, Signal};
 use tracing::info;
 
@@ -15,6 +16,9 @@ use crate::{Options, served};
 
 /// I/O threads: enough to keep a disk busy, few enough to cost nothing.
 const THREADS: usize = 4;
+
+/// Real-time priority, and the record in its folder, whoever owns that.
+const KEPT: [Capability; 3] = [Capability::CAP_SYS_NICE, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER];
 
 /// Why the disk is not served (any more).
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +45,8 @@ pub fn run(args: &Args) -> Result<(), RunError> {
     let (image, options) = options(args)?;
     // An image at the limit of file sizes is an error of one request, not the end.
     SigSet::from(Signal::SIGXFSZ).thread_block().map_err(|e| RunError::Signals(e.into()))?;
-    let process = Process::open(&args.common)?;
+    let places = options.record.as_ref().map(|record| record.places()).unwrap_or_default();
+    let process = Process::open(&args.common, places, &KEPT)?;
     let disk = served(Arc::new(image), options).map_err(ProcessError::from)?;
     info!("serving {}", args.path.display());
     Ok(process.serve(disk)?)

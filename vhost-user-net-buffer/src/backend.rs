@@ -11,6 +11,7 @@ use device_kit::control::Control;
 use device_kit::events::{Event, Events, exit_event};
 use device_kit::sockets::accept;
 use device_kit::{Device, Memory, QUEUE_SIZE_MAX, Vring};
+use host_kit::sandbox::Needs;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackendMut;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -156,6 +157,8 @@ impl VhostUserBackendMut for Net {
 }
 
 impl Device for Net {
+    const NEEDS: Needs = Needs::MESSAGES.union(Needs::TAP).union(Needs::SCHEDULE);
+
     fn attach(&mut self, events: &Events) -> io::Result<()> {
         events.watch(&self.again.0, AGAIN)?;
         events.watch(&self.card.timer(), TIMER)?;

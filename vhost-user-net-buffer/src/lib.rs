@@ -29,6 +29,7 @@ use std::io;
 use device_api::counters::NetCounters;
 use device_kit::process::Process;
 use device_kit::{ProcessError, Served};
+use host_kit::capabilities::Capability;
 
 use crate::args::Args;
 use crate::backend::Net;
@@ -57,7 +58,7 @@ pub enum Error {
 pub fn run(args: &Args) -> Result<(), Error> {
     let counters = NetCounters::new(args.common.page().map_err(ProcessError::from)?);
     let tap = Tap::open(args)?;
-    let process = Process::open(&args.common)?;
+    let process = Process::open(&args.common, Vec::new(), &[Capability::CAP_SYS_NICE])?;
     tracing::info!("tap {}, {} queue pairs", tap.name(), args.num_queues);
     let net = Net::new(args, tap, counters).map_err(Error::Host)?;
     let net = Served::new("vhost-user-net", net).map_err(ProcessError::from)?;

@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use host_kit::event_loop::{self, readable};
+use host_kit::sandbox::Needs;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen, socket,
 };
@@ -43,7 +44,7 @@ pub fn start(frontend: UnixStream) -> io::Result<OwnedFd> {
     listen(&listener, Backlog::new(1)?)?;
     connect(inner.as_raw_fd(), &getsockname::<UnixAddr>(listener.as_raw_fd())?)?;
     let inner = UnixStream::from(inner);
-    host_kit::thread::spawn("vhost-relay", move || {
+    host_kit::thread::spawn("vhost-relay", Needs::MESSAGES, move || {
         if let Err(e) = relay(&frontend, &inner) {
             tracing::debug!("vhost-user relay: {e}");
         }

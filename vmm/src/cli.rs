@@ -14,15 +14,16 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use crate::api::CH_VERSION;
 use crate::api::socket::SocketTarget;
 use crate::config::{
-    ConsoleConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig,
-    SerialConfig, VmConfig,
+    ConsoleConfig, CpusConfig, DiskConfig, LandlockConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig,
+    RngConfig, SerialConfig, VmConfig,
 };
 use crate::control::event_monitor::EventTarget;
 use crate::ft_api::{NodeOptions, node_option};
+use host_kit::sandbox::Mode;
 use pollux_api::options::{OptionError, OptionHelp, Options, StartRole, node_options, table};
 
 /// Flags of Cloud Hypervisor v53 that Pollux does not have, with what to do instead.
-const UNSUPPORTED: [(&str, &str); 24] = [
+const UNSUPPORTED: [(&str, &str); 22] = [
     ("balloon", "remove this option"),
     ("debug-console", "use --serial"),
     ("device", "remove this option"),
@@ -31,8 +32,6 @@ const UNSUPPORTED: [(&str, &str); 24] = [
     ("gdb", "remove this option"),
     ("generic-vhost-user", "remove this option"),
     ("igvm", "use --kernel"),
-    ("landlock", "remove this option"),
-    ("landlock-rules", "remove this option"),
     ("log-format", "remove this option"),
     ("memory-zone", "use --memory size="),
     ("numa", "remove this option"),
@@ -57,7 +56,7 @@ const VM_FLAGS: [&str; 10] =
 type HelpOf = fn() -> Vec<OptionHelp>;
 
 /// Flags whose options are defined in one place, with the headings of their tables.
-const TABLES: [(&str, HelpOf); 9] = [
+const TABLES: [(&str, HelpOf); 10] = [
     ("Options of --cpus", CpusConfig::help),
     ("Options of --memory", MemoryConfig::help),
     ("Options of --disk, which needs a path, or vhost_user=on and a socket", DiskConfig::help),
@@ -66,6 +65,7 @@ const TABLES: [(&str, HelpOf); 9] = [
     ("Modes of --serial", SerialConfig::help),
     ("Modes of --console (there is no virtio console yet)", ConsoleConfig::help),
     ("Options of --platform, accepted and not shown to the guest", PlatformConfig::help),
+    ("Options of --landlock-rules", LandlockConfig::help),
     ("Options of --ft", node_options),
 ];
 
@@ -94,8 +94,7 @@ SIGTERM and SIGINT end the VM; one that is protected is handed over to its
 standby first (shutdown-vmm of the API ends it on both hosts). Exit code: 0, or
 1 with the error on standard error.
 
-Flags of Cloud Hypervisor that are not listed here are refused by name.
-No seccomp filter is applied.";
+Flags of Cloud Hypervisor that are not listed here are refused by name.";
 
 /// A Cloud-Hypervisor-compatible VMM with fault tolerance.
 #[derive(Debug, Args)]
@@ -142,9 +141,16 @@ struct Flags {
     /// Stay when the guest powers itself off
     #[arg(long)]
     no_shutdown: bool,
-    /// Only `false`: no system call filter is applied
-    #[arg(long, value_name = "BOOL")]
-    seccomp: Option<String>,
+    /// What happens to a system call that a thread does not need: true, it ends the VMM; false, nothing; log,
+    /// the kernel logs it; errno, it fails. The same holds for device processes
+    #[arg(long, value_name = "MODE", default_value = "true")]
+    seccomp: String,
+    /// Leave this VMM only those files of the host that it needs for its VM
+    #[arg(long)]
+    landlock: bool,
+    /// More files for it, one text for each, such as path=/srv/witness,access=rw
+    #[arg(long, value_name = "OPTIONS", num_args = 1.., action = ArgAction::Append)]
+    landlock_rules: Vec<String>,
     /// Log to a file instead of standard error
     #[arg(long, value_name = "PATH")]
     log_file: Option<PathBuf>,
@@ -190,6 +196,8 @@ pub struct Invocation {
     pub ft: Option<NodeOptions>,
     /// Stay when the guest powers itself off.
     pub no_shutdown: bool,
+    /// What happens to system calls that no thread of ours makes.
+    pub seccomp: Mode,
     /// Where the log goes, if not to standard error.
     pub log_file: Option<PathBuf>,
     /// Steps of verbosity above warnings.
@@ -236,7 +244,7 @@ impl Invocation {
             return Err(CliError::Unsupported { flag: (*flag).to_owned(), hint: (*hint).to_owned() });
         }
         let flags = Flags::from_arg_matches(&matches).map_err(|error| usage(&error))?;
-        check_seccomp(flags.seccomp.as_deref())?;
+        let seccomp = flags.seccomp.parse().map_err(|why| CliError::Usage(format!("--seccomp: {why}")))?;
         let api_socket = flags.api_socket.as_deref().map(SocketTarget::from_option).transpose()?;
         let event_monitor = flags.event_monitor.as_deref().map(EventTarget::from_option).transpose()?;
         let ft = flags.ft.as_deref().map(node_option).transpose()?;
@@ -246,7 +254,7 @@ impl Invocation {
             return Err(CliError::Usage(text.to_owned()));
         }
         let Flags { audit_log, no_shutdown, log_file, verbosity, .. } = flags;
-        Ok(Self { api_socket, audit_log, event_monitor, vm, ft, no_shutdown, log_file, verbosity })
+        Ok(Self { api_socket, audit_log, event_monitor, vm, ft, no_shutdown, seccomp, log_file, verbosity })
     }
 }
 
@@ -267,17 +275,6 @@ fn usage(error: &clap::Error) -> CliError {
     }
 }
 
-fn check_seccomp(wish: Option<&str>) -> Result<(), CliError> {
-    match wish {
-        None | Some("false") => Ok(()),
-        Some(word @ ("true" | "log" | "errno")) => Err(CliError::Unsupported {
-            flag: format!("seccomp {word}"),
-            hint: "no filter is applied yet, use --seccomp false".to_owned(),
-        }),
-        Some(other) => Err(CliError::Usage(format!("--seccomp: {other:?} is not true, false, log or errno"))),
-    }
-}
-
 fn vm_config(flags: &Flags, matches: &ArgMatches, standby: bool) -> Result<Option<VmConfig>, CliError> {
     let given = |option: OptionHelp| Some((option.key, matches.get_one::<String>(option.key)?.clone()));
     let payload = PayloadConfig::from_options(&Options::of_flags(PayloadConfig::help().into_iter().filter_map(given)))?;
@@ -292,6 +289,8 @@ fn vm_config(flags: &Flags, matches: &ArgMatches, standby: bool) -> Result<Optio
         };
     }
     let disks = flags.disk.iter().map(|text| DiskConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
+    let rules = &flags.landlock_rules;
+    let rules = rules.iter().map(|text| LandlockConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
     let net = flags.net.iter().map(|text| NetConfig::from_option(text)).collect::<Result<Vec<_>, _>>()?;
     Ok(Some(VmConfig {
         cpus: one(&flags.cpus, CpusConfig::from_option)?.unwrap_or_default(),
@@ -303,6 +302,8 @@ fn vm_config(flags: &Flags, matches: &ArgMatches, standby: bool) -> Result<Optio
         serial: one(&flags.serial, SerialConfig::from_option)?.unwrap_or_default(),
         console: one(&flags.console, ConsoleConfig::from_option)?.unwrap_or_default(),
         platform: one(&flags.platform, PlatformConfig::from_option)?,
+        landlock_enable: flags.landlock,
+        landlock_rules: Some(rules).filter(|list| !list.is_empty()),
         ..VmConfig::default()
     }))
 }

@@ -6,9 +6,34 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use ft::{Call, Control, NodeOptions, ProtectOptions, StandbyOptions};
-use ft::{TlsChoice, WitnessAddress, on_partition, resolve};
+use ft::{TlsChoice, WitnessAddress, on_partition, pairs, resolve};
 use ft_proto::Term;
+use host_kit::landlock::{Access, Place, around, folders};
 use pollux_api::options::{NodeRequest, OptionError, Options, StartRole, TextList, Tuning, node_options};
+
+/// The files of the witness and of the pair.
+#[must_use]
+pub fn places(options: &NodeOptions) -> Vec<Place> {
+    let mut places = match &options.witness {
+        None => Vec::new(),
+        // Wherever the file is that the name leads to, records are made beside it.
+        Some(WitnessAddress::File(path)) => {
+            let real = path.canonicalize().ok();
+            [Some(path), real.as_ref()].into_iter().flatten().map(|path| (around(path), Access::Write)).collect()
+        }
+        Some(WitnessAddress::Etcd(etcd)) => {
+            let identity = etcd.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
+            let all = etcd.cacert.iter().chain(identity).chain(etcd.user.iter().map(|(_, password)| password));
+            all.flat_map(|path| folders(path)).map(|folder| (folder, Access::Read)).collect()
+        }
+    };
+    match &options.tls {
+        TlsChoice::Off => {}
+        TlsChoice::Folder(folder) => places.push((folder.clone(), Access::Read)),
+        TlsChoice::OnlyPair => places.push((pairs(), Access::Read)),
+    }
+    places
+}
 
 /// Reads the text after `--ft`.
 ///

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod contract;
 pub mod control;
 pub mod devices;
+pub mod files;
 pub mod ft_adapter;
 pub mod ft_api;
 pub mod legacy;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -52,11 +53,11 @@ where
 }
 
 /// Starts logging: warnings and errors, plus `info`, `debug`, `trace` for each step of verbosity. Once in a
-/// process; later calls have no effect.
+/// process; later calls have no effect. Returns the descriptor that it goes to, which stays open.
 ///
 /// # Errors
 /// When the log file cannot be created.
-pub fn start(verbosity: u8, file: Option<&Path>) -> Result<(), LogError> {
+pub fn start(verbosity: u8, file: Option<&Path>) -> Result<RawFd, LogError> {
     let level = match verbosity {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
@@ -66,16 +67,20 @@ pub fn start(verbosity: u8, file: Option<&Path>) -> Result<(), LogError> {
     let builder = tracing_subscriber::fmt().with_max_level(level).with_ansi(false);
     // It would tell them on standard error, with a panic if that is gone.
     let builder = builder.log_internal_errors(false).event_format(Line { started: Instant::now() });
-    let started = match file {
-        None => builder.with_writer(Mutex::new(LogWriter::new("pollux-vmm", io::stderr()))).try_init(),
+    let (log, started) = match file {
+        None => (
+            libc::STDERR_FILENO,
+            builder.with_writer(Mutex::new(LogWriter::new("pollux-vmm", io::stderr()))).try_init(),
+        ),
         Some(path) => {
             let create = |source| LogError::Create { path: path.to_owned(), source };
             let file = File::create(path).map_err(create)?;
-            builder.with_writer(Mutex::new(LogWriter::new("pollux-vmm", file))).try_init()
+            (file.as_raw_fd(), builder.with_writer(Mutex::new(LogWriter::new("pollux-vmm", file))).try_init())
         }
     };
     if started.is_err() {
         tracing::debug!("logging was started before");
+        return Ok(libc::STDERR_FILENO);
     }
-    Ok(())
+    Ok(log)
 }

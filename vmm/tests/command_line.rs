@@ -38,7 +38,6 @@ fn wrong_arguments_give_one_line_and_exit_1() {
         (kernel(&["--firmware", "/f"]), "--kernel cannot be used together with --firmware"),
         (kernel(&["--vsock", "cid=3,socket=/s"]), "--vsock is not supported by pollux-vmm: remove this option"),
         (kernel(&["--watchdog"]), "--watchdog is not supported by pollux-vmm: remove this option"),
-        (kernel(&["--seccomp", "true"]), "--seccomp true is not supported by pollux-vmm: no filter is applied yet"),
         (kernel(&["--seccomp", "maybe"]), "--seccomp: \"maybe\" is not true, false, log or errno"),
         (kernel(&["--cpus", "boot=two"]), "--cpus: boot=two is not a number"),
         (kernel(&["--cpus", "boot=0"]), "cpus.boot_vcpus: must be 1 to 254, not 0"),

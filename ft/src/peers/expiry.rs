@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use host_kit::sandbox::Needs;
 use pollux_api::event::EventName;
 use serde_json::json;
 
@@ -32,7 +33,7 @@ impl ExpiryWatch {
             return Ok(None);
         }
         let (stop, stopped) = bounded(0);
-        let thread = host_kit::thread::spawn("ft-expiry", move || {
+        let thread = host_kit::thread::spawn("ft-expiry", Needs::FILES, move || {
             let mut told = Stage::Valid;
             loop {
                 if let Some(left) = tls.left() {

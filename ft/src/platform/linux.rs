@@ -17,6 +17,7 @@ use crate::devices::DeviceKey;
 use crate::devices::socket::ControlSocket;
 use crate::guest::Memory;
 use crate::identity::SessionKey;
+use crate::needs;
 use crate::options::ProtectOptions;
 use crate::peers::application::{Applicant, Unopened};
 use crate::peers::connect::{Tcp, complete};
@@ -112,7 +113,7 @@ impl Platform for Linux {
             let exhausted = |error: io::Error| Err(Blocker::HostExhausted { reason: error.to_string() }.into());
             done(complete(open_first(&Tcp(tls), &applicant, peers)).unwrap_or_else(exhausted));
         };
-        host_kit::thread::spawn("ft-open", open)?;
+        host_kit::thread::spawn("ft-open", needs::CALLER, open)?;
         Ok(())
     }
 

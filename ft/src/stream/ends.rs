@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ft_proto::{Epoch, Term, Time};
+use ft_transport::frames::TransportError;
 use ft_wire::session::{CopyProgress, Yielding};
 
 use crate::checkpoint::epoch_image::EpochImage;
@@ -35,7 +36,7 @@ pub enum Sent {
     /// The standby has been told how far the first copy is.
     Told,
     /// The stream broke; nothing more is sent.
-    Failed(String),
+    Failed(TransportError),
 }
 
 /// An image that has left.

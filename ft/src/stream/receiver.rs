@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::guest::Memory;
 use crate::stream::ends::{Received, ReceivingEnd};
 use crate::stream::intake::Intake;
+use host_kit::sandbox::Needs;
 
 /// Small frames are read together with the header of the next one.
 const READ_AHEAD: usize = 16 << 10;
@@ -69,7 +70,7 @@ impl ReceiverHandle {
             place: place.clone(),
             intake: Intake::new(memory, committed.clone()),
         };
-        let thread = host_kit::thread::spawn("ft-recv", move || {
+        let thread = host_kit::thread::spawn("ft-recv", Needs::MESSAGES | Needs::SCHEDULE, move || {
             tell(loop {
                 match worker.step() {
                     Ok(Some(last @ (Received::Yielded(..) | Received::Left(..)))) => break last,

@@ -14,6 +14,7 @@ use crate::stream::coder::Coder;
 use crate::stream::ends::{Done, Job, SendingEnd, Sent};
 use crate::stream::history::History;
 use crate::stream::outgoing::perform;
+use host_kit::sandbox::Needs;
 
 /// How long a session's last message may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -42,7 +43,7 @@ impl SenderHandle {
         let (jobs, queue) = unbounded();
         let mut writer = stream.try_clone()?;
         let (ending, ended) = bounded(0);
-        let thread = host_kit::thread::spawn("ft-send", move || {
+        let thread = host_kit::thread::spawn("ft-send", Needs::MESSAGES | Needs::SCHEDULE, move || {
             let _ending = ending;
             let mut coder = Coder::new(history());
             for job in queue {
@@ -61,7 +62,7 @@ impl SenderHandle {
                     }
                     (Ok(_), Job::Progress(_)) => tell(Sent::Told),
                     (Ok(_), Job::Yield(..) | Job::Bye(_)) => {}
-                    (Err(error), _) => return tell(Sent::Failed(writer.explain(&error, None))),
+                    (Err(error), _) => return tell(Sent::Failed(error)),
                 }
             }
         })?;
@@ -82,7 +83,7 @@ impl SendingEnd for SenderHandle {
         self.send(last);
         self.jobs = None;
         // Without a thread to wait in, dropping breaks the stream at once: the peer notices either way.
-        let _ = host_kit::thread::spawn("ft-send-end", move || {
+        let _ = host_kit::thread::spawn("ft-send-end", Needs::MESSAGES, move || {
             self.stream.limit_writes(FAREWELL);
             // The worker never sends on this channel; it ends by being dropped.
             let _ = self.ended.recv_timeout(FAREWELL);

@@ -14,9 +14,11 @@ use ft_proto::witness::{Claim, Record, Verdict};
 use ft_proto::{VmId, WitnessAnswer};
 use ft_wire::text::clean;
 use host_kit::error::chain;
+use host_kit::sandbox::Needs;
 use pollux_api::status::WitnessStatus;
 
 use super::{AskWitness, Stored, Witness, WitnessAddress};
+use crate::needs;
 use crate::start::describe;
 
 /// How long the witness may take to answer; then it counts as unreachable.
@@ -109,7 +111,7 @@ impl WitnessClient {
         let (sender, calls) = unbounded();
         let last = Last::default();
         let told = last.clone();
-        host_kit::thread::spawn("ft-witness", move || serve(&calls, worker, &told))?;
+        host_kit::thread::spawn("ft-witness", Needs::NOTHING, move || serve(&calls, worker, &told))?;
         Ok(Self { address: address.clone(), calls: sender, last })
     }
 
@@ -230,7 +232,7 @@ impl Worker {
     fn start(mut witness: Box<dyn Witness>) -> io::Result<Self> {
         let (sender, requests) = unbounded();
         let (answer, answers) = unbounded();
-        host_kit::thread::spawn("ft-keeper", move || {
+        host_kit::thread::spawn("ft-keeper", needs::KEEPER, move || {
             for request in requests {
                 let told = match request {
                     Request::Claim(vm, claim) => witness.ask(vm, claim).map(Response::Verdict),

@@ -127,7 +127,7 @@ impl Folder {
 
     fn open_for_writing(&self, name: &OsStr, how: OFlag) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | how;
-        Ok(openat(&self.held, name, flags, Mode::from_bits_truncate(0o666))?.into())
+        Ok(openat(&self.held, name, flags, Mode::from_bits_truncate(0o600))?.into())
     }
 
     /// Gives a file another name beside its own; `false`: there is no such file any more, or that name is

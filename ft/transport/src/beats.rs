@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use ft_proto::{Beat, LinkId, Term, Time};
 use ft_wire::beat::{BeatFilter, BeatKey, Cause, LEN, encode};
+use host_kit::sandbox::Needs;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -135,7 +136,7 @@ impl Beats {
         let route = Arc::new(Mutex::new(Arc::new(route)));
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (said_too, route_too, woken) = (said.clone(), route.clone(), wake.clone());
-        let thread = host_kit::thread::spawn("ft-beat", move || {
+        let thread = host_kit::thread::spawn("ft-beat", Needs::MESSAGES | Needs::SCHEDULE, move || {
             host_kit::sched::set_realtime(true);
             let tally = Tally::new("heartbeats ignored");
             let (filter, sent) = (BeatFilter::default(), 0);

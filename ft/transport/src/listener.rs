@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use ft_proto::{Epoch, Term};
 use ft_wire::session::{Hello, Kind, Refusal, Standing, Welcome, WireError, decode_body, encode_body};
 use host_kit::error::chain;
+use host_kit::sandbox::Needs;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -195,7 +196,7 @@ impl Listener {
         };
         let (ending, woken) = (quit.clone(), wake.clone());
         let turned_away = acceptor.turned_away.count.clone();
-        let thread = host_kit::thread::spawn("ft-listen", move || {
+        let thread = host_kit::thread::spawn("ft-listen", Needs::ACCEPT | Needs::MESSAGES | Needs::FILES, move || {
             while !ending.load(Ordering::Acquire) {
                 acceptor.turn(&woken, &tell);
             }

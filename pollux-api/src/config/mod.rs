@@ -11,6 +11,7 @@
 mod define;
 mod console;
 mod devices;
+mod landlock;
 mod mac;
 mod machine;
 mod platform;
@@ -21,6 +22,7 @@ use utoipa::ToSchema;
 
 pub use self::console::{ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig, SerialConfig};
 pub use self::devices::{DiskConfig, DiskPurpose, ImageType, NetConfig, RngConfig, VhostMode};
+pub use self::landlock::LandlockConfig;
 pub use self::mac::{MacAddr, MacError};
 pub use self::machine::{
     CoreScheduling, CpuAffinity, CpuFeatures, CpuTopology, CpusConfig, DEFAULT_MEMORY_SIZE, HotplugMethod, MemoryConfig,
@@ -71,9 +73,12 @@ pub struct VmConfig {
     /// SMBIOS strings, PCI segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<PlatformConfig>,
-    /// Must be false: not done by Pollux.
+    /// Whether the VMM leaves itself only those files of the host that it needs for this VM.
     #[serde(default)]
     pub landlock_enable: bool,
+    /// More files for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock_rules: Option<Vec<LandlockConfig>>,
     /// Settings of Cloud Hypervisor that must be absent or empty here.
     #[serde(flatten)]
     pub unsupported: Unsupported,
@@ -105,8 +110,6 @@ pub struct Unsupported {
     pub fs: Option<serde_json::Value>,
     #[serde(default, alias = "generic-vhost-user", skip_serializing_if = "Option::is_none")]
     pub generic_vhost_user: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub landlock_rules: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numa: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

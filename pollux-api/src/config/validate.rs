@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::console::{CONSOLE_MODES, SERIAL_MODES, names};
-use super::{ConsoleOutputMode, DiskConfig, HotplugMethod, ImageType, NetConfig, Unsupported, VmConfig};
+use super::{
+    ConsoleOutputMode, DiskConfig, HotplugMethod, ImageType, LandlockConfig, NetConfig, Unsupported, VmConfig,
+};
 use crate::limits::{
     DEVICE_QUEUES_MAX, DISK_QUEUES_MAX, MEMORY_MAX, NET_QUEUE_PAIRS_MAX, QUEUE_SIZE_MIN, VCPUS_MAX, check_disk_serial,
     check_interface, check_mac, check_queue_size,
@@ -84,7 +86,6 @@ impl VmConfig {
             ("pvpanic", self.pvpanic),
             ("iommu", self.iommu),
             ("watchdog", self.watchdog),
-            ("landlock_enable", self.landlock_enable),
             ("rng.iommu", self.rng.iommu),
         ] {
             require(!on, || unsupported(field, "set it to false"))?;
@@ -93,6 +94,9 @@ impl VmConfig {
         require(!self.rng.src.as_os_str().is_empty(), || invalid("rng.src", "must name a file"))?;
         validate_path(|| "rng.src".to_owned(), &self.rng.src)?;
         validate_path(|| "serial.file".to_owned(), self.serial.file.as_deref().unwrap_or(Path::new("")))?;
+        for (index, rule) in self.landlock_rules.iter().flatten().enumerate() {
+            rule.validate(&format!("landlock_rules[{index}]"))?;
+        }
         for (index, disk) in self.disks.iter().flatten().enumerate() {
             disk.validate(&format!("disks[{index}]"))?;
         }
@@ -277,6 +281,15 @@ fn validate_path(field: impl FnOnce() -> String, path: &Path) -> Result<(), Conf
     })
 }
 
+impl LandlockConfig {
+    fn validate(&self, name: &str) -> Result<(), ConfigError> {
+        require(!self.path.as_os_str().is_empty(), || invalid(format!("{name}.path"), "is missing"))?;
+        validate_path(|| format!("{name}.path"), &self.path)?;
+        let known = !self.access.is_empty() && self.access.chars().all(|kind| matches!(kind, 'r' | 'w'));
+        require(known, || invalid(format!("{name}.access"), "must be r, w or rw"))
+    }
+}
+
 impl Unsupported {
     fn validate(&self) -> Result<(), ConfigError> {
         let fields = [
@@ -284,7 +297,6 @@ impl Unsupported {
             ("devices", &self.devices),
             ("fs", &self.fs),
             ("generic_vhost_user", &self.generic_vhost_user),
-            ("landlock_rules", &self.landlock_rules),
             ("numa", &self.numa),
             ("pci_segments", &self.pci_segments),
             ("pmem", &self.pmem),

@@ -144,6 +144,13 @@ impl VmOptions {
         self
     }
 
+    /// One more flag of `pollux-vmm`, which has no value.
+    #[must_use]
+    pub fn switch(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
     /// The host has been booted so often since the test began: to these processes it has another boot id, and
     /// what was under /run is gone.
     #[must_use]

@@ -170,7 +170,7 @@ fn ends_on_sigterm() {
     let mut client = Client::of_local_tap(&host);
     let reply = client.work(10, 10);
     let processes = vm.processes();
-    assert_eq!(processes.len(), 3, "the VMM and two device processes: {processes:?}");
+    assert_eq!(processes.len(), 4, "the VMM, its launcher and two device processes: {processes:?}");
     vm.signal(Signal::SIGTERM);
     assert_eq!(vm.wait().code(), Some(0));
     vm.assert_nothing_left(&processes);

@@ -16,6 +16,7 @@ use ft::sim::{
 };
 use ft::{ProtectOptions, WitnessAddress};
 use ft_proto::{Beat, Epoch, LinkId, OnPartition, Settings, Term, Time};
+use ft_transport::frames::TransportError;
 use ft_transport::heartbeats::{Heartbeats, Ignored};
 use ft_wire::beat::BeatKey;
 use ft_wire::device_ctl::{self, Command, Report};
@@ -352,7 +353,7 @@ impl SendingEnd for SimSender {
         let lag = body.knobs.lag_us;
         let (took, now) = (body.micros(30, 600.max(lag)), body.now + body.spent);
         let sent = match job {
-            _ if thread.failed => Sent::Failed("broken pipe".to_owned()),
+            _ if thread.failed => Sent::Failed(TransportError::Closed),
             Job::Copy(image, packed) | Job::Epoch(image, packed, _) => Sent::Done(Done { image, packed, volume, took }),
             Job::Progress(_) => Sent::Told,
             Job::Yield(..) | Job::Bye(_) => return,

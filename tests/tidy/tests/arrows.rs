@@ -26,12 +26,13 @@ const ARROWS: [(&str, &[&str]); 13] = [
 
 /// What is in the VMM's `src`, and what of it that may use: from the top to the bottom. `ft_adapter` and
 /// `ft_api` may name the engine, too; all others are mechanism and know no epochs.
-const VMM_ARROWS: [(&str, &[&str]); 17] = [
-    ("run", &["api", "cli", "contract", "control", "ft_adapter", "logging"]),
+const VMM_ARROWS: [(&str, &[&str]); 18] = [
+    ("run", &["api", "cli", "contract", "control", "files", "ft_adapter", "logging", "process"]),
     ("cli", &["api", "control", "ft_api"]),
     ("control", &["api", "contract", "ft_api", "vm"]),
     ("api", &["contract", "ft_api", "vm"]),
-    ("ft_adapter", &["contract", "devices", "ft_api", "legacy", "machine", "process", "virtio", "vm"]),
+    ("ft_adapter", &["contract", "devices", "files", "ft_api", "legacy", "machine", "process", "virtio", "vm"]),
+    ("files", &["ft_api"]),
     ("contract", &["ft_api"]),
     ("ft_api", &[]),
     ("vm", &["boot", "devices", "legacy", "machine"]),

@@ -52,6 +52,9 @@ pub struct Stamp {
     pub written: Moment,
 }
 
+/// Tells one boot of this host from another.
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// What a file system calls itself.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -131,7 +134,7 @@ fn moment(time: SystemTime) -> Moment {
 /// Identifies this boot of the host; 0, which no boot has, if the kernel does not report it.
 #[must_use]
 pub fn boot() -> u128 {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = fs::read_to_string(BOOT_ID).unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use ft_proto::Epoch;
 use ft_transport::mirror::MirrorStream;
 use ft_wire::mirror::{Frame, Greeting, Kind};
+use host_kit::sandbox::Needs;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::image::Image;
@@ -85,10 +86,12 @@ impl Mirror {
         let greeting = Greeting { serial, vm: on_record.vm, term: on_record.term };
         let (feedback, begin, answers) = Feedback::new(stream.clone(), record.clone());
         let (sender, size) = (Sender::new(stream.clone()), image.size());
-        host_kit::thread::spawn("blk_send", move || sender.run(epoch, size, &greeting, &begin))?;
-        host_kit::thread::spawn("blk_feedback", move || feedback.run())?;
+        host_kit::thread::spawn("blk_send", Needs::MESSAGES | Needs::SCHEDULE, move || {
+            sender.run(epoch, size, &greeting, &begin)
+        })?;
+        host_kit::thread::spawn("blk_feedback", Needs::MESSAGES | Needs::STORAGE, move || feedback.run())?;
         let copier = Copier::new(stream, record, image, answers, rate);
-        host_kit::thread::spawn("blk_copy", move || copier.run())?;
+        host_kit::thread::spawn("blk_copy", Needs::MESSAGES | Needs::STORAGE, move || copier.run())?;
         Ok(mirror)
     }
 

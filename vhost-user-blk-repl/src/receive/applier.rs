@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 
+use host_kit::sandbox::Needs;
 use host_kit::sync::lock;
 
 use crate::image::OpError;
@@ -50,7 +51,9 @@ impl Applier {
     pub fn new(tracker: Tracker, on_error: Box<dyn FnOnce(OpError) + Send>) -> io::Result<Self> {
         let shared = Arc::new(Shared { jobs: Mutex::default(), changed: Condvar::new() });
         let (theirs, flusher) = (shared.clone(), Flusher::new(tracker.image().clone())?);
-        host_kit::thread::spawn("blk_apply", move || run(&theirs, &tracker, &flusher, on_error))?;
+        host_kit::thread::spawn("blk_apply", Needs::STORAGE | Needs::MESSAGES | Needs::THREADS, move || {
+            run(&theirs, &tracker, &flusher, on_error)
+        })?;
         Ok(Self { shared })
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use host_kit::sandbox::Needs;
 use host_kit::sync::lock;
 
 use crate::image::Image;
@@ -39,7 +40,7 @@ impl Flusher {
     pub fn new(image: Arc<dyn Image>) -> io::Result<Self> {
         let shared = Arc::new(Shared { written: Mutex::default(), changed: Condvar::new() });
         let theirs = shared.clone();
-        host_kit::thread::spawn("blk_flush", move || {
+        host_kit::thread::spawn("blk_flush", Needs::STORAGE, move || {
             // What the image reports when a sync of it has failed is not this thread's business.
             while theirs.next_sync() && image.sync().is_ok() {}
         })?;

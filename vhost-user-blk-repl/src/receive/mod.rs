@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex};
 use ft_proto::Epoch;
 use ft_transport::mirror::{FrameSocket, MirrorStream};
 use ft_wire::mirror::MAX_BODY;
+use host_kit::sandbox::Needs;
 use host_kit::sync::lock;
 
 use crate::session::Session;
@@ -63,7 +64,7 @@ impl Receiver {
         let replies = Arc::new(Replies::new(FrameSocket::new(stream)?));
         let (tracker, applier) = (disk.tracker.clone(), disk.applier.clone());
         let reader = Reader::new(disk, incoming.clone(), replies.clone(), reports.clone(), limit);
-        host_kit::thread::spawn("blk_recv", move || reader.run())?;
+        host_kit::thread::spawn("blk_recv", Needs::MESSAGES | Needs::SCHEDULE, move || reader.run())?;
         Ok(Self { incoming, replies, reports, tracker, applier })
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ft_proto::Epoch;
+use host_kit::sandbox::Needs;
 use tracing::warn;
 
 use crate::image::Image;
@@ -68,7 +69,8 @@ impl Naming {
                 stream.begin_renaming();
                 let name = move || naming.finish(&stream, epoch, base);
                 // The primary can do without the confirmation.
-                if applied && let Err(e) = host_kit::thread::spawn("blk_settle", name) {
+                if applied && let Err(e) = host_kit::thread::spawn("blk_settle", Needs::MESSAGES | Needs::STORAGE, name)
+                {
                     warn!("cannot start a thread: {e}");
                 }
             }),

@@ -6,16 +6,17 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use host_kit::landlock::{Access, Place};
 use nix::fcntl::OFlag;
 use tracing::warn;
 
 use crate::image::Image;
-use crate::image::stamp::{Stamp, boot, no_file, read_bounded};
+use crate::image::stamp::{BOOT_ID, Stamp, boot, no_file, read_bounded};
 use crate::record::contents::{Record, RecordFault, Role};
 use crate::record::format::{FILE_MAX, decode, is_of_this_version};
 use crate::record::proof::{Reason, Verdict, judge};
 use crate::record::slot::{encode, slot_len};
-use crate::record::trace::trace_of;
+use crate::record::trace::{pages, trace_of};
 
 /// Where records of block devices are kept, because nothing in /dev lasts.
 const STATE_DIR: &str = "/var/lib/pollux";
@@ -83,6 +84,12 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// See [`RecordFile::places`].
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        self.file.places()
+    }
+
     /// What the image is going to be used for.
     #[must_use]
     pub fn purpose(&self) -> Purpose {
@@ -245,6 +252,19 @@ impl RecordFile {
         gone(fs::remove_file(&self.path))?;
         // Also when the file was gone: maybe by an attempt whose sync failed.
         gone(File::open(self.directory()).and_then(|directory| directory.sync_all()))
+    }
+
+    /// Where files are needed to keep the record: its own, those beside it that it is made from, the page of
+    /// the image, and what tells one boot of this host from another. What else is in their folders is left as
+    /// it is.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        let directory = self.directory();
+        if directory == Path::new(STATE_DIR) {
+            // What is wrong is said when the record is written.
+            let _ = fs::create_dir_all(directory);
+        }
+        vec![(directory.to_owned(), Access::Write), (pages(), Access::Write), (BOOT_ID.into(), Access::Read)]
     }
 
     /// Its path.

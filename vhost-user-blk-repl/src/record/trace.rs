@@ -128,8 +128,19 @@ impl TracePage {
     }
 }
 
+/// Where pages are made.
+pub fn pages() -> PathBuf {
+    // What is wrong is said when a page is made.
+    let _ = make_directory();
+    PAGES.into()
+}
+
+fn make_directory() -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(PAGES)
+}
+
 fn make_page(file: &FileId) -> io::Result<(MmapRegion, PathBuf)> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(PAGES)?;
+    make_directory()?;
     let path = page_of(file);
     // A new one: the page of the process before has been read.
     match fs::remove_file(&path) {

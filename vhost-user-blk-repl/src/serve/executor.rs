@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use host_kit::sandbox::Needs;
 use host_kit::sync::lock;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -94,7 +95,7 @@ impl Executor {
         let finished = Arc::new(Finished { list: Mutex::default(), some: Condvar::new(), event });
         for index in 0..threads {
             let (image, queue, finished) = (image.clone(), queue.clone(), finished.clone());
-            host_kit::thread::spawn(format!("blk_io{index}"), move || run(&*image, &queue, &finished))?;
+            host_kit::thread::spawn(format!("blk_io{index}"), Needs::STORAGE, move || run(&*image, &queue, &finished))?;
         }
         Ok(Self { jobs, finished })
     }

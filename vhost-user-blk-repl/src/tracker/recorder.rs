@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use host_kit::sandbox::Needs;
 use host_kit::sync::lock;
 use tracing::{error, warn};
 use vmm_sys_util::eventfd::EventFd;
@@ -62,7 +63,8 @@ impl Recorder {
             }
         }));
         let theirs = shared.clone();
-        let thread = host_kit::thread::spawn("blk_record", move || theirs.write_all(file))?;
+        let thread =
+            host_kit::thread::spawn("blk_record", Needs::STORAGE | Needs::FILES, move || theirs.write_all(file))?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 

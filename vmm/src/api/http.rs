@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use host_kit::sandbox::Needs;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
@@ -41,6 +42,10 @@ use host_kit::warn_limited;
 const BODY_MAX: usize = 51200;
 /// So much of a longer body is read before it is refused, so that its sender gets to the answer.
 const DRAINED_MAX: usize = 16 << 20;
+/// It listens to clients, and to threads of its own, which wait for the engine and for name servers, and
+/// looks at the certificates whose end the status tells.
+const NEEDS: Needs =
+    Needs::ACCEPT.union(Needs::MESSAGES).union(Needs::THREADS).union(Needs::NAMES).union(Needs::NETWORK);
 /// Longest head of a request, in bytes.
 const HEAD_MAX: usize = 32 << 10;
 /// How long a name server may take to tell the address of a peer.
@@ -70,7 +75,7 @@ impl HttpServer {
             let _inside = runtime.enter();
             tokio::net::UnixListener::from_std(listener)?
         };
-        let thread = host_kit::thread::spawn("http-server", move || {
+        let thread = host_kit::thread::spawn("http-server", NEEDS, move || {
             runtime.block_on(async move {
                 let graceful = Arc::new(GracefulShutdown::new());
                 let accepting = tokio::spawn(accept(listener, Served { shared, audit }, Arc::clone(&graceful)));

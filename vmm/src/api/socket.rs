@@ -48,6 +48,15 @@ impl Access {
 }
 
 impl SocketTarget {
+    /// The path, if it has one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path, _) => Some(path),
+            Self::Fd(_) => None,
+        }
+    }
+
     /// From the text after `--api-socket`: `path=PATH[,group=GROUP][,mode=MODE]`, `fd=N`, or the path alone.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Mutex, PoisonError, Weak};
 
 use host_kit::event_loop::{EventLoop, readable};
+use host_kit::sandbox::Needs;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::virtio::pci_transport::VirtioPci;
@@ -35,6 +36,6 @@ impl BrokenQueues {
             // Nobody reads the event any more.
             None => drop(devices[number as usize].event.read()),
         };
-        EventLoop::start("broken-queues", events, check).map(Self)
+        EventLoop::start("broken-queues", Needs::MESSAGES | Needs::VCPU, events, check).map(Self)
     }
 }

@@ -11,13 +11,8 @@ use pollux_api::limits::DEVICE_QUEUES_MAX;
 use crate::config::{DiskConfig, DiskPurpose, NetConfig, VhostMode};
 use crate::devices::error::DeviceError;
 use crate::machine::memory::guest::GuestRam;
-use crate::process::{ChildExits, DeviceProcess};
+use crate::process::{ChildExits, DISK_PROGRAM, DeviceProcess, NET_PROGRAM};
 use crate::vhost_user::{DirtyLog, Kind, Link, NetOptions, VhostUserDevice, Watchdog};
-
-/// Program that serves disks.
-pub(crate) const DISK_PROGRAM: &str = "vhost-user-blk-repl";
-/// Program that serves network cards.
-const NET_PROGRAM: &str = "vhost-user-net-buffer";
 
 /// Where a device's queues are served.
 pub(super) enum Backend {

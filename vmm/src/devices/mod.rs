@@ -9,7 +9,6 @@ mod manager;
 mod names;
 mod rack;
 
-pub(crate) use self::build::DISK_PROGRAM;
 pub use self::error::DeviceError;
 pub use self::link::{FtLink, LinkKind};
 pub use self::manager::DeviceManager;

@@ -1,19 +1,25 @@
 //! What the disks of a host have on record about the VM's last run, asked of the disk program before any
 //! device is started.
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use ft_proto::VmId;
 use ft_proto::witness::{DiskState, Disks};
+use host_kit::sandbox::Needs;
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+use nix::unistd::pipe2;
 use serde::Deserialize;
 
 use crate::config::{DiskConfig, VmConfig};
-use crate::devices::DISK_PROGRAM;
-use crate::process::find;
+use crate::process::{DISK_PROGRAM, launch};
 
 /// How long a disk may take to tell its record.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -71,37 +77,35 @@ fn images(config: &VmConfig) -> impl Iterator<Item = &Path> {
 }
 
 fn ask(image: &Path) -> Result<ImageRecord, String> {
-    let program = find(DISK_PROGRAM).ok_or_else(|| format!("no program {DISK_PROGRAM}"))?;
-    let mut command = Command::new(program);
-    command.arg("record").arg("--json").arg("--").arg(image).stdin(Stdio::null());
-    let output = output(command, ANSWER_LIMIT).map_err(|e| format!("cannot run {DISK_PROGRAM}: {e}"))?;
+    let arguments: [OsString; 4] = ["record".into(), "--json".into(), "--".into(), image.into()];
+    let output =
+        output(DISK_PROGRAM, &arguments, ANSWER_LIMIT).map_err(|e| format!("cannot run {DISK_PROGRAM}: {e}"))?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
     serde_json::from_slice(&output.stdout).map_err(|e| format!("{DISK_PROGRAM} gave no usable answer: {e}"))
 }
 
-/// What `command` prints. One that takes too long, as on a file system that hangs, is killed, and left to end
+/// What `program` prints. One that takes too long, as on a file system that hangs, is killed, and left to end
 /// when it can.
-fn output(mut command: Command, limit: Duration) -> io::Result<Output> {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
+fn output(program: &str, arguments: &[OsString], limit: Duration) -> io::Result<Output> {
+    let ((out, stdout), (err, stderr)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
+    let child = launch(program, arguments, (Some(stdout.as_fd()), stderr.as_fd()), &[])?;
+    drop((stdout, stderr));
     let (tell, told) = bounded(1);
-    host_kit::thread::spawn("disk-record", move || {
+    host_kit::thread::spawn("disk-record", Needs::NOTHING, move || {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let read = |from: &mut dyn Read, to: &mut Vec<u8>| from.read_to_end(to).map(drop);
-        let all = out.as_mut().map_or(Ok(()), |out| read(out, &mut stdout));
-        let all = all.and_then(|()| err.as_mut().map_or(Ok(()), |err| read(err, &mut stderr)));
+        let all = File::from(out).read_to_end(&mut stdout).and_then(|_| File::from(err).read_to_end(&mut stderr));
         // Nobody may wait for it any more.
-        let _ = tell.send(all.map(|()| (stdout, stderr)));
+        let _ = tell.send(all.map(|_| (stdout, stderr)));
     })?;
     if let Ok(read) = told.recv_timeout(limit) {
         let (stdout, stderr) = read?;
         return Ok(Output { status: child.wait()?, stdout, stderr });
     }
     // It may have ended just now.
-    let _ = child.kill();
-    host_kit::thread::spawn("disk-record", move || drop(child.wait()))?;
+    child.signal(Signal::SIGKILL);
+    host_kit::thread::spawn("disk-record", Needs::CHILDREN, move || drop(child.wait()))?;
     Err(io::Error::other(format!("no answer in {} s: does the file system of the image hang?", limit.as_secs())))
 }
 
@@ -163,13 +167,9 @@ mod tests {
 
     #[test]
     fn a_program_that_does_not_answer_is_not_waited_for() {
-        let mut sleeps = Command::new("sleep");
-        sleeps.arg("1000");
-        let error = output(sleeps, Duration::from_millis(50)).unwrap_err();
+        let error = output("sleep", &["1000".into()], Duration::from_millis(50)).unwrap_err();
         assert!(error.to_string().starts_with("no answer in"), "{error}");
-        let mut says = Command::new("echo");
-        says.arg("word");
-        assert_eq!(output(says, ANSWER_LIMIT).unwrap().stdout, b"word\n");
+        assert_eq!(output("echo", &["word".into()], ANSWER_LIMIT).unwrap().stdout, b"word\n");
     }
 
     #[test]

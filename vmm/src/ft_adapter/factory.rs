@@ -10,12 +10,14 @@ use ft_proto::HostId;
 use ft_proto::witness::Disks;
 use host_kit::event_loop::{EventLoop, readable};
 use host_kit::log_limit::{self, Limit};
+use host_kit::sandbox::Needs;
 use pollux_api::event::EventName;
 use pollux_api::options::StartRole;
 use serde_json::Value;
 
 use crate::config::{DiskPurpose, VmConfig};
 use crate::contract::{BoxError, Built, Counters, Machine, Part, VmEvent, VmFactory};
+use crate::files;
 use crate::ft_adapter::disk_records;
 use crate::ft_adapter::guest::GuestAdapter;
 use crate::ft_adapter::start_retry::{Granted, StartRequest, StartRetry};
@@ -39,14 +41,16 @@ pub struct KvmFactory {
     granted: Granted,
     /// What the disks had on record when that right was given.
     disks: Disks,
+    /// Files that this VMM makes and removes itself.
+    own_files: Vec<PathBuf>,
 }
 
 impl KvmFactory {
-    /// Builds VMs of a host with these FT options.
+    /// Builds VMs of a host with these FT options; the VMM has `own_files` besides.
     ///
     /// # Errors
     /// When there are no certificates for TLS, and the VM is to be protected.
-    pub fn new(options: Option<NodeOptions>) -> Result<Self, BoxError> {
+    pub fn new(options: Option<NodeOptions>, own_files: Vec<PathBuf>) -> Result<Self, BoxError> {
         let tls = PeerTls::new(options.as_ref().map_or(TlsChoice::OnlyPair, |options| options.tls.clone()));
         let mut setup = Setup { tls, ..Setup::default() };
         if let Some(options) = &options {
@@ -60,7 +64,7 @@ impl KvmFactory {
             setup.listen.clone_from(&options.standby);
             setup.notes_disks = true;
         }
-        Ok(Self { options, setup, granted: Granted::default(), disks: Disks::default() })
+        Ok(Self { options, setup, granted: Granted::default(), disks: Disks::default(), own_files })
     }
 
     /// Who waits by its own decision asks on whether it has to.
@@ -146,6 +150,8 @@ fn real(path: &Path) -> PathBuf {
 
 impl VmFactory for KvmFactory {
     fn part(&mut self, config: &VmConfig, boots: bool) -> Result<Part, BoxError> {
+        // No more than that, if it was not so from the start: the API's thread has begun before.
+        files::limit_to(config, self.options.as_ref(), &self.own_files)?;
         self.disks = disk_records::read(config);
         self.setup.vm = self.disks.vm;
         let Some(options) = &mut self.options else {
@@ -340,7 +346,7 @@ impl Machine for KvmMachine {
 
 /// Reports device processes that end by themselves, on a thread of its own, until it is dropped.
 fn watch_exits(exits: Arc<ChildExits>, events: Sender<VmEvent>) -> io::Result<EventLoop> {
-    EventLoop::start("device-watch", vec![readable(exits.event(), 0)], move |_| {
+    EventLoop::start("device-watch", Needs::NOTHING, vec![readable(exits.event(), 0)], move |_| {
         for ended in exits.take() {
             send(&events, VmEvent::DeviceExited { id: ended.id, status: ended.status.to_string() });
         }

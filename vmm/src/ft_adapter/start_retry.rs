@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use ft::{Candidate, NodeOptions, NodeTerm};
 use ft_proto::HostId;
+use host_kit::sandbox::Needs;
 use pollux_api::event::EventName;
 use pollux_api::status::State;
 use serde_json::json;
@@ -22,6 +23,9 @@ use crate::ft_adapter::disk_records;
 
 /// Between two questions.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// To ask the other hosts and the witness, and the disk program, which it has started.
+const NEEDS: Needs = ft::needs::CALLER.union(Needs::CHILDREN);
 
 /// The right to run the VM that is built next, if somebody has it.
 pub type Granted = Arc<Mutex<Option<NodeTerm>>>;
@@ -53,7 +57,7 @@ impl StartRetry {
     /// When no thread can be started.
     pub fn start(request: StartRequest, events: Sender<VmEvent>) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
-        let thread = host_kit::thread::spawn("ft-start", move || {
+        let thread = host_kit::thread::spawn("ft-start", NEEDS, move || {
             if let Some(node_term) = request.run(&stopped) {
                 *request.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(node_term);
                 // A VM that ends at this moment gives the right back when the next one is built, or not.

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use host_kit::log_limit::Limit;
+use host_kit::sandbox::Needs;
 
 /// The most bytes that are held.
 const HELD_MAX: usize = 4 << 20;
@@ -143,7 +144,7 @@ impl ConsoleOut {
     pub fn new(sink: Sink) -> io::Result<Self> {
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
         let of_thread = shared.clone();
-        let writer = host_kit::thread::spawn("console-out", move || of_thread.drain(sink))?;
+        let writer = host_kit::thread::spawn("console-out", Needs::MESSAGES, move || of_thread.drain(sink))?;
         Ok(Self { shared, writer: Some(writer) })
     }
 

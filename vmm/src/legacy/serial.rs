@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use host_kit::sandbox::Needs;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -277,7 +278,7 @@ impl Line {
             let stop = EventFd::new(EFD_NONBLOCK)?;
             let room = port.lock().unwrap_or_else(PoisonError::into_inner).room.0.try_clone()?;
             let feed = Feed { input: input.try_clone()?, stop: stop.try_clone()?, room, port: port.clone() };
-            let thread = host_kit::thread::spawn("serial-in", move || feed.run())?;
+            let thread = host_kit::thread::spawn("serial-in", Needs::VCPU, move || feed.run())?;
             Ok(InputThread { stop, thread: Some(thread) })
         };
         start().map(Some).map_err(SerialError::Start)

@@ -8,10 +8,8 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,11 +18,14 @@ use device_api::client::{self, HelloError};
 use device_api::counters::Page;
 use device_api::link::{Link, LinkError};
 use ft_wire::device_ctl::DeviceInfo;
+use host_kit::sandbox::{self, Needs};
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 
-use crate::process::descriptors::{inherit, pidfd_open, private_listener};
+use crate::process::descriptors::private_listener;
 use crate::process::error::{ProcessError, READY_LIMIT};
 use crate::process::exits::ChildExits;
+use crate::process::launcher::{FIRST_FD, launch};
 use crate::process::program::find;
 use crate::process::supervisor::{Supervised, Watched, watch};
 
@@ -55,8 +56,9 @@ impl DeviceProcess {
         arguments: &[OsString],
         exits: &Arc<ChildExits>,
     ) -> Result<Self, ProcessError> {
-        let path =
-            find(program).ok_or_else(|| ProcessError::NotFound { id: id.to_owned(), program: program.to_owned() })?;
+        if find(program).is_none() {
+            return Err(ProcessError::NotFound { id: id.to_owned(), program: program.to_owned() });
+        }
         let start = |what| {
             move |source: io::Error| ProcessError::Start {
                 id: id.to_owned(),
@@ -68,21 +70,22 @@ impl DeviceProcess {
         let (listener, stream) = private_listener().map_err(start("cannot make its socket"))?;
         let (control, control_far) = Link::pair().map_err(start("cannot make its control socket"))?;
         let (counters, counters_file) = Page::create().map_err(start("cannot make its counters"))?;
-        let inherited = [listener.as_raw_fd(), control_far.as_raw_fd(), counters_file.as_raw_fd()];
-        let mut command = Command::new(&path);
-        command.arg("--socket").arg(format!("fd={}", inherited[0]));
-        command.arg("--ft-ctl").arg(format!("fd={}", inherited[1]));
-        command.arg("--counters").arg(format!("/proc/self/fd/{}", inherited[2]));
-        // What it logs is passed on as text.
-        command.env("NO_COLOR", "1");
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // Its own process group: an interrupt from the terminal is for the VMM, which ends its devices in
-        // order.
-        command.process_group(0);
-        // SAFETY: runs between fork and exec and makes only system calls that are safe there.
-        unsafe { command.pre_exec(move || inherit(inherited)) };
-        let mut child = command.spawn().map_err(start("cannot execute it"))?;
-        let errors = child.stderr.take();
+        let (lines, stderr) =
+            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| start("cannot make its log")(e.into()))?;
+        let inherited = [listener.as_fd(), control_far.as_fd(), counters_file.as_fd()];
+        let first: [OsString; 8] = [
+            "--socket".into(),
+            format!("fd={FIRST_FD}").into(),
+            "--ft-ctl".into(),
+            format!("fd={}", FIRST_FD + 1).into(),
+            "--counters".into(),
+            format!("/proc/self/fd/{}", FIRST_FD + 2).into(),
+            "--seccomp".into(),
+            sandbox::mode().as_str().into(),
+        ];
+        let arguments: Vec<_> = first.iter().chain(arguments).cloned().collect();
+        let child =
+            launch(program, &arguments, (None, stderr.as_fd()), &inherited).map_err(start("cannot start it"))?;
         let watched = Watched { child, status: None, stopping: false, last_lines: VecDeque::new() };
         let shared = Arc::new(Supervised { state: Mutex::new(watched), ended: Condvar::new() });
         // From here on dropping it ends the process.
@@ -95,11 +98,10 @@ impl DeviceProcess {
             shared: shared.clone(),
             watcher: None,
         };
-        let pid = shared.lock().child.id().cast_signed();
-        let exit = pidfd_open(pid).map_err(start("cannot watch it"))?;
+        let exit = shared.lock().child.end().try_clone_to_owned().map_err(start("cannot watch it"))?;
         let (id_of_thread, exits) = (id.to_owned(), exits.clone());
-        let watcher = host_kit::thread::spawn(id, move || {
-            watch(&id_of_thread, &shared, errors, &exit, &exits);
+        let watcher = host_kit::thread::spawn(id, Needs::CHILDREN, move || {
+            watch(&id_of_thread, &shared, lines, &exit, &exits);
         });
         process.watcher = Some(watcher.map_err(start("cannot watch it"))?);
         Ok(process)
@@ -164,8 +166,8 @@ impl Drop for DeviceProcess {
         self.stream = None;
         let Some(watcher) = self.watcher.take() else {
             // Nobody watches it: it was only just started.
-            let mut state = self.shared.lock();
-            let _ = state.child.kill();
+            let state = self.shared.lock();
+            state.child.signal(Signal::SIGKILL);
             let _ = state.child.wait();
             return;
         };

@@ -1,26 +1,26 @@
 //! Lines from a pipe.
 
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::process::ChildStderr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Lines from a pipe that is never waited for.
 pub(super) struct Lines {
-    source: ChildStderr,
+    source: File,
     partial: Vec<u8>,
 }
 
 impl Lines {
-    pub(super) fn new(source: ChildStderr) -> Self {
+    pub(super) fn new(source: OwnedFd) -> Self {
         // Without this a read could block past the process's end; then its last lines are lost, which is
         // bearable.
         if let Ok(flags) = fcntl(&source, FcntlArg::F_GETFL) {
             let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
             let _ = fcntl(&source, FcntlArg::F_SETFL(flags));
         }
-        Self { source, partial: Vec::new() }
+        Self { source: source.into(), partial: Vec::new() }
     }
 
     /// Readable when there is more, or when that was all.

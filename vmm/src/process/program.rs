@@ -3,6 +3,11 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+/// Program that serves disks.
+pub(crate) const DISK_PROGRAM: &str = "vhost-user-blk-repl";
+/// Program that serves network cards.
+pub(crate) const NET_PROGRAM: &str = "vhost-user-net-buffer";
+
 /// Directory with the device programs; without it they are looked for beside the VMM and then in `PATH`.
 pub const DIRECTORY_VARIABLE: &str = "POLLUX_DEVICE_DIR";
 

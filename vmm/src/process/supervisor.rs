@@ -5,15 +5,15 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, ChildStderr, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
+use crate::process::child::Child;
 use crate::process::exits::{ChildExit, ChildExits};
 use crate::process::lines::Lines;
 use host_kit::log_limit::Limit;
@@ -61,14 +61,14 @@ impl Supervised {
         let state = self.lock();
         if state.status.is_none() {
             // Not reaped yet, so the number is still its own.
-            let _ = kill(Pid::from_raw(state.child.id().cast_signed()), signal);
+            state.child.signal(signal);
         }
     }
 }
 
 /// Passes on what the process writes to its standard error, and reaps it.
-pub(super) fn watch(id: &str, shared: &Supervised, errors: Option<ChildStderr>, exit: &OwnedFd, exits: &ChildExits) {
-    let mut lines = errors.map(Lines::new);
+pub(super) fn watch(id: &str, shared: &Supervised, errors: OwnedFd, exit: &OwnedFd, exits: &ChildExits) {
+    let mut lines = Some(Lines::new(errors));
     let limit = Limit::new(LINES_BURST, LINES_PERIOD);
     loop {
         let mut fds = vec![PollFd::new(exit.as_fd(), PollFlags::POLLIN)];

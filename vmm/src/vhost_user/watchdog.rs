@@ -3,6 +3,7 @@
 //! The vhost crate waits for replies without a limit. One thread for all devices shuts a connection down when
 //! its time is over, which ends the wait with an error. Silent and asleep as long as nothing is armed.
 
+use host_kit::sandbox::Needs;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -49,7 +50,7 @@ impl Watchdog {
     pub fn new() -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let watched = shared.clone();
-        let thread = host_kit::thread::spawn("vhost-watchdog", move || watch(&watched))?;
+        let thread = host_kit::thread::spawn("vhost-watchdog", Needs::MESSAGES, move || watch(&watched))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

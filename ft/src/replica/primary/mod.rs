@@ -221,7 +221,8 @@ impl<P: Platform> PrimarySession<P> {
                 self.pump(cx);
             }
             Sent::Told => self.outbound.telling = false,
-            Sent::Failed(reason) => {
+            Sent::Failed(error) => {
+                let reason = self.stream.explain(&error);
                 // The standby may have said why before it closed the stream.
                 self.read_frames(cx);
                 cx.input(Input::StreamLost { reason });

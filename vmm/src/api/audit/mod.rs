@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use host_kit::sandbox::Needs;
 use host_kit::sync::lock;
 use host_kit::warn_limited;
 pub use pollux_api::audit::Client;
@@ -98,7 +99,7 @@ impl AuditLog {
         });
         let (alive, ended) = bounded(0);
         let of_thread = Arc::clone(&state);
-        host_kit::thread::spawn("audit", move || {
+        host_kit::thread::spawn("audit", Needs::FILES.union(Needs::STORAGE), move || {
             of_thread.write_all(&mut file, &queue);
             drop::<Sender<()>>(alive);
         })

@@ -130,7 +130,7 @@ impl CpuManager {
             mmio: ports.mmio.clone(),
             on_event: ports.on_event.clone(),
         };
-        let thread = host_kit::thread::spawn(format!("vcpu{index}"), move || vcpu.run(&affinity))
+        let thread = host_kit::thread::spawn(format!("vcpu{index}"), vcpu::NEEDS, move || vcpu.run(&affinity))
             .map_err(|source| CpuError::Thread { vcpu: index, source })?;
         Ok(Handle { thread: Some(thread), run_page, state, section: format!("vcpu{index}"), on_cpu, in_device })
     }

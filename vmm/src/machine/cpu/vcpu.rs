@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::JoinHandle;
 
+use host_kit::sandbox::Needs;
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::os::unix::thread::JoinHandleExt;
@@ -18,6 +19,9 @@ use super::vcpu_sync::{Parked, ParkedVcpu, VcpuSync};
 
 use crate::machine::bus::Bus;
 use host_kit::info_limited;
+
+/// Of KVM, and of the devices that its guest accesses, whose backends it talks to.
+pub(super) const NEEDS: Needs = Needs::VCPU.union(Needs::MESSAGES).union(Needs::SCHEDULE).union(Needs::SHARED_MEMORY);
 
 /// What a parked vCPU's thread does with it.
 pub(super) type Job = Box<dyn FnOnce(&mut VcpuFd) -> Result<(), VcpuStateError> + Send>;

@@ -340,6 +340,10 @@ fn map_region(
         .with_hugetlbfs(options.hugepages)
         .build()
         .map_err(MemoryError::Map)?;
+    // SAFETY: the range is the mapping just made, and what it holds stays as it is.
+    if unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) } < 0 {
+        tracing::warn!("core dumps have the guest's memory in them: {}", io::Error::last_os_error());
+    }
     GuestRegionMmap::new(mapping, GuestAddress(base)).ok_or(MemoryError::Size { size: options.size, unit: PAGE_SIZE })
 }
 

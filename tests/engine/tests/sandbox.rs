@@ -1,0 +1,111 @@
+//! What the processes of a protected VM could do to their host if somebody took them over.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use engine_tests::{Client, Image, Machine, Netns, Pair, Vm, VmOptions};
+use nix::unistd::Pid;
+use serde_json::json;
+
+/// Capabilities that some process keeps (capabilities(7)): CHOWN, DAC_OVERRIDE, FOWNER, NET_BIND_SERVICE,
+/// NET_ADMIN, SYS_NICE.
+const KEPT: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 10 | 1 << 12 | 1 << 23;
+
+/// The value of a field of `/proc/PID/.../status`.
+fn field(status: &str, name: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// (name, status) of each thread of a process.
+fn threads(pid: Pid) -> Vec<(String, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads of a process").flatten();
+    let told =
+        tasks.map(|task| (read(task.path().join("comm")).trim_end().to_owned(), read(task.path().join("status"))));
+    // One that has just ended has nothing to tell.
+    told.filter(|(name, status)| !name.is_empty() && !status.is_empty()).collect()
+}
+
+fn check(vm: &Vm) {
+    let processes = vm.processes();
+    assert_eq!(processes.len(), 4, "the VMM, its launcher and two device processes:\n{}", vm.log());
+    for pid in processes {
+        for (name, status) in threads(pid) {
+            assert_eq!(field(&status, "NoNewPrivs"), "1", "{name} of {pid}");
+            let launcher = name == "pollux-launcher";
+            let filtered = field(&status, "Seccomp") == "2";
+            let capabilities = u64::from_str_radix(&field(&status, "CapPrm"), 16).expect("bits");
+            assert_eq!(capabilities & !KEPT, 0, "{name} of {pid}: {status}");
+            assert_ne!(filtered, launcher, "{name} of {pid}: {status}");
+        }
+        let dumped = u32::from_str_radix(read(format!("/proc/{pid}/coredump_filter")).trim(), 16).expect("bits");
+        assert_eq!(dumped & 0b1010, 0, "shared memory is dumped");
+    }
+    assert_eq!(std::fs::metadata(vm.socket()).expect("the API's socket").permissions().mode() & 0o77, 0);
+}
+
+#[test]
+fn every_thread_has_its_filter_and_no_file_is_for_others() {
+    let pair = Pair::new();
+    let options = VmOptions::new().vcpus(2);
+    let (vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
+    let mut client = pair.client();
+    client.work(10, 2);
+    pair.protect(&vm, 1, &json!({}));
+    client.work(10, 2);
+    check(&vm);
+    check(&standby);
+    for image in &pair.images {
+        let record = image.path().with_added_extension("pollux");
+        assert_eq!(std::fs::metadata(&record).expect("its record").permissions().mode() & 0o77, 0, "{record:?}");
+    }
+}
+
+#[test]
+fn device_processes_are_filtered_like_their_vmm() {
+    let pair = Pair::new();
+    let vm = pair.boot(0, &VmOptions::new().flag("--seccomp", "false"));
+    pair.client().work(10, 2);
+    for pid in vm.processes() {
+        for (name, status) in threads(pid) {
+            assert_eq!(
+                (field(&status, "Seccomp").as_str(), field(&status, "NoNewPrivs").as_str()),
+                ("0", "1"),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_vmm_with_landlock_takes_over() {
+    let pair = Pair::new();
+    let options = VmOptions::new().switch("--landlock");
+    let (mut vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
+    let mut client = pair.client();
+    client.work(10, 2);
+    pair.protect(&vm, 1, &json!({"witness": pair.witness()}));
+    client.work(10, 2);
+    vm.kill_host();
+    client.work(10, 2);
+    pair.wait_solo(&standby);
+    pair.images[1].check(&client.last());
+}
+
+#[test]
+fn a_vmm_with_landlock_opens_nothing_that_was_not_named() {
+    let machine = Machine::claim();
+    let (host, image) = (Netns::new(), Image::new(&machine.dir().join("disk"), 4));
+    let vm = VmOptions::new().local_tap().disk(image.path()).switch("--landlock").boot(&machine, &host);
+    Client::of_local_tap(&host).work(10, 2);
+    let api = vm.api();
+    api.put("vm.shutdown", None).ok();
+    api.put("vm.delete", None).ok();
+    api.put("vm.create", Some(&json!({"payload": {"kernel": "/usr/bin/env"}}))).ok();
+    let refused = api.put("vm.boot", None);
+    assert!(refused.body.to_string().contains("Permission denied"), "{}", refused.body);
+}
