@@ -11,7 +11,7 @@ use crate::topology::Topology;
 use crate::{Error, Result, agent, image, wait};
 
 /// `pg_amcheck` reads every row and index of the catalogue too; the machine may be emulated.
-const AMCHECK_LIMIT: Duration = Duration::from_secs(180);
+const AMCHECK_LIMIT: Duration = Duration::from_secs(600);
 const SAME_LIMIT: Duration = Duration::from_secs(60);
 const OFF_LIMIT: Duration = Duration::from_secs(90);
 /// Violations told at most; one is enough.
