@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  API --> Ft --> engine (one thread) --- node (ft_proto): what to do next
-//!                   |- replica: primary: capture -> sender == TCP ==> receiver -> image: standby
+//!                   |- session: primary: capture -> sender == TCP ==> receiver -> image: standby
 //!                   |    (sender and receiver are threads)
 //!                   |- devices: one socket to each device process
 //!                   |- beats thread (ft_transport): heartbeats on two links
@@ -25,7 +25,7 @@ mod options;
 mod peers;
 mod platform;
 mod progress_meter;
-mod replica;
+mod session;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod start;

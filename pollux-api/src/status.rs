@@ -145,6 +145,9 @@ pub struct Peer {
     pub address: String,
     /// Its name.
     pub node: String,
+    /// The name in the certificate that it has shown; none without TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
 }
 
 /// One host-to-host link.
@@ -365,10 +368,10 @@ mod tests {
 
     use super::*;
 
-    /// What clients of earlier releases read, to the byte.
+    /// What clients of earlier versions read, to the byte.
     const GOLDEN: &str = concat!(
         r#"{"role":"primary","state":"awaiting-witness","replica":"in-sync","term":3,"epoch":17,"vm":"0a","node":"a/1","#,
-        r#""peer":{"address":"10.0.0.2:7000","node":"b/2"},"links":[{"name":"replication","state":"green","silence_ms":4}],"#,
+        r#""peer":{"address":"10.0.0.2:7000","node":"b/2","certificate":"b"},"links":[{"name":"replication","state":"green","silence_ms":4}],"#,
         r#""witness":{"name":"/w","answered":false,"error":"gone","record":"node b/2 runs this VM"},"#,
         r#""claim":{"kind":"go-alone","since_ms":7300,"error":null},"#,
         r#""tls":{"on":true,"folder":"/p","expires":"2027-11-30T00:00:00Z","warning":null},"turned_away":3,"#,

@@ -239,7 +239,7 @@ impl Serialize for NodeId {
 impl<'de> Deserialize<'de> for NodeId {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         if from.is_human_readable() {
-            // A number is what releases before 0.2 called a node.
+            // A number is what versions before 0.2 called a node.
             return from.deserialize_any(Text::<Self>::new("a node"));
         }
         <(HostId, u64)>::deserialize(from).map(|(host, incarnation)| Self { host, incarnation })

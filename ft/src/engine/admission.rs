@@ -24,8 +24,8 @@ use crate::options::{StandbyOptions, silence};
 use crate::peers::compatibility::differences;
 use crate::peers::limits;
 use crate::platform::Platform;
-use crate::replica::Session;
-use crate::replica::standby::{Join, welcome};
+use crate::session::Session;
+use crate::session::standby::{Join, welcome};
 use crate::witness::{AskWitness, Stored};
 
 /// A caller whose witness is read no sooner is not waiting any more.

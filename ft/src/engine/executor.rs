@@ -36,9 +36,9 @@ use crate::devices::control::{DeviceControl, LinkError};
 use crate::devices::{DeviceEnd, DeviceKey};
 use crate::peers::application::Unopened;
 use crate::platform::{OpenedOn, Platform};
-use crate::replica::Session;
-use crate::replica::primary::{FRAMES_PER_LOOK, PrimarySession};
-use crate::replica::standby::StandbySession;
+use crate::session::Session;
+use crate::session::primary::{FRAMES_PER_LOOK, PrimarySession};
+use crate::session::standby::StandbySession;
 use crate::stream::ends::Job;
 
 /// Everything that the engine's thread owns but what it waits with.

@@ -3,7 +3,7 @@
 //! # Files
 //!
 //! `PATH.~7~` is the seventh record. Numbered files are never changed, and `PATH` is another name of the
-//! latest one, for people and for earlier releases. `PATH.lock` is locked by whoever writes; `PATH.~new-…~`
+//! latest one, for people and for earlier versions. `PATH.lock` is locked by whoever writes; `PATH.~new-…~`
 //! is a record in the making.
 //!
 //! # How a record is stored

@@ -4,7 +4,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{ContentArrangement, Table};
 use pollux_api::reason::BlockerReport;
 use pollux_api::status::{
-    ClaimStatus, CompressionStatus, CopyState, DiskStatus, Percentiles, SearchStatus, State, Status, TlsStatus,
+    ClaimStatus, CompressionStatus, CopyState, DiskStatus, Peer, Percentiles, SearchStatus, State, Status, TlsStatus,
     WitnessStatus,
 };
 
@@ -24,10 +24,7 @@ pub fn table(status: &Status) -> Table {
     row("term", status.term.to_string());
     row("epoch", status.epoch.to_string());
     row("node", or_dash(&status.node));
-    row(
-        "peer",
-        status.peer.as_ref().map_or_else(|| "-".to_owned(), |peer| format!("{} ({})", peer.address, peer.node)),
-    );
+    row("peer", status.peer.as_ref().map_or_else(|| "-".to_owned(), peer_text));
     if let Some(search) = &status.search {
         row("search for a standby", search_text(status, search));
     }
@@ -180,6 +177,11 @@ fn bytes(value: u64) -> String {
     format!("{scaled:.1} {}", UNITS[unit])
 }
 
+fn peer_text(Peer { address, node, certificate }: &Peer) -> String {
+    let shown = certificate.as_ref().map(|name| format!(", certificate of {name}"));
+    format!("{address} ({node}){}", shown.unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -201,7 +203,7 @@ mod tests {
     #[test]
     fn a_whole_status_and_an_empty_one() {
         let status = json!({"role": "primary", "state": "syncing", "term": 3, "epoch": 17, "node": "ab", "peer":
-            {"address": "10.0.0.2:7000", "node": "cd"}, "links": [{"name": "replication", "state": "green", "silence_ms": 4}],
+            {"address": "10.0.0.2:7000", "node": "cd", "certificate": "host-b"}, "links": [{"name": "replication", "state": "green", "silence_ms": 4}],
             "witness": {"name": "/w", "answered": false, "error": "gone", "record": "node cd runs this VM"}, "replica": "copying",
             "claim": {"kind": "go-alone", "since_ms": 7300, "error": "gone"}, "ignored_beats": 9, "pause_us": {"p50": 850, "p99": 2100}, "commit_us": {"p50": 1, "p99": 2}, "dirty_pages":
             {"p50": 10, "p99": 20}, "epoch_bytes": {"p50": 4096, "p99": 8192}, "held_frames": 2, "held_bytes": 128,
@@ -210,7 +212,7 @@ mod tests {
         let text = table(&serde_json::from_value(status).unwrap()).to_string();
         for part in [
             "primary",
-            "10.0.0.2:7000 (cd)",
+            "10.0.0.2:7000 (cd), certificate of host-b",
             "850 µs / 2.10 ms",
             "green, silent for 4 ms",
             "(25 %)",

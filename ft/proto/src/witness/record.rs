@@ -7,7 +7,7 @@
 //!  "standby":"b/0000000000000002","term":7}
 //! ```
 //!
-//! Earlier releases know `standby` only. Their records are read as naming it in `in_sync`, and it is still
+//! Earlier versions know `standby` only. Their records are read as naming it in `in_sync`, and it is still
 //! written while there is one replica: an earlier release can then read the record, too. One with several
 //! replicas has no `standby`, so that a release that knows of one only refuses it and does not take it for
 //! that of a pair.

@@ -124,7 +124,7 @@ impl<P: Platform> PrimarySession<P> {
         cx.reporter().measure_anew();
         Ok(Self {
             number,
-            peer: peer_status(&options, peer),
+            peer: peer_status(&options, peer, stream.peer_name()),
             key,
             copy: Some(FirstCopy::new(ranges)),
             outbound: Outbound { sender, sending: 0, telling: false },
@@ -324,8 +324,8 @@ impl<P: Platform> PrimarySession<P> {
     }
 }
 
-fn peer_status(options: &ProtectOptions, peer: NodeId) -> Peer {
-    Peer { address: options.peer.to_string(), node: peer.to_string() }
+fn peer_status(options: &ProtectOptions, peer: NodeId, certificate: Option<String>) -> Peer {
+    Peer { address: options.peer.to_string(), node: peer.to_string(), certificate }
 }
 
 /// What makes the session's memory of what it has sent.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ft_proto::{Committed, Epoch, Input, NodeId, Settings, Term, Time};
+use ft_transport::connection::Connection;
 use ft_transport::frames::{Stamp, write_frame};
 use ft_transport::heartbeats::Heartbeats;
 use ft_transport::listener::Incoming;
@@ -86,6 +87,7 @@ impl<P: Platform> StandbySession<P> {
             incoming.refuse(vec![chain(&error)]);
             return None;
         }
+        let certificate = incoming.stream.peer_name();
         let stream = match Self::open_stream(cx, number, incoming, key, kept) {
             Ok(stream) => stream,
             Err(reason) => {
@@ -103,7 +105,7 @@ impl<P: Platform> StandbySession<P> {
         cx.input(Input::PrimaryJoined { peer: node, term, disks });
         Some(Self {
             number,
-            peer: Peer { address: address.to_string(), node: node.to_string() },
+            peer: Peer { address: address.to_string(), node: node.to_string(), certificate },
             primary: node,
             shape,
             disk_buffer,
