@@ -7,7 +7,8 @@ use std::io;
 pub use caps::Capability;
 use caps::{CapSet, CapsHashSet, errors::CapsError};
 
-/// Gives up all but `kept`, for the calling thread and those that it starts.
+/// Gives up all but `kept`, for the calling thread and those that it starts. What a service manager has given
+/// so that programs have it too (ambient) stays so, as far as it is kept.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -16,10 +17,11 @@ pub fn keep(kept: &[Capability]) -> io::Result<()> {
 }
 
 fn keep_only(kept: &[Capability]) -> Result<(), CapsError> {
-    let rest = &caps::read(None, CapSet::Permitted)? & &kept.iter().copied().collect();
-    caps::clear(None, CapSet::Inheritable)?;
-    caps::set(None, CapSet::Effective, &rest)?;
-    caps::set(None, CapSet::Permitted, &rest)
+    let kept: CapsHashSet = kept.iter().copied().collect();
+    for set in [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &(&caps::read(None, set)? & &kept))?;
+    }
+    Ok(())
 }
 
 /// No program that the calling thread executes gets others than `kept`, whoever its user is.
@@ -48,13 +50,12 @@ mod tests {
             let before = caps::read(None, CapSet::Permitted).unwrap();
             limit_programs(&[Capability::CAP_SYS_NICE]).unwrap();
             keep(&[Capability::CAP_SYS_NICE]).unwrap();
-            let sets = [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Bounding];
+            let sets = [CapSet::Effective, CapSet::Permitted, CapSet::Bounding];
             (before, sets.map(|set| caps::read(None, set).unwrap()))
         });
-        let (before, [effective, permitted, inheritable, bounding]) = thread.join().unwrap();
+        let (before, [effective, permitted, bounding]) = thread.join().unwrap();
         let kept = &before & &[Capability::CAP_SYS_NICE].into();
         assert_eq!((&effective, &permitted), (&kept, &kept));
-        assert!(inheritable.is_empty());
         assert!(!before.contains(&Capability::CAP_SETPCAP) || bounding == [Capability::CAP_SYS_NICE].into());
     }
 }

@@ -38,7 +38,7 @@ impl Pair {
             lan.veth(port, host, "lan");
             lan.ip(&format!("link set {port} master br0\n"));
             host.ip("link add br0 type bridge\nlink set br0 up\nlink set lan master br0\n\
-                 tuntap add dev tap0 mode tap\nlink set tap0 master br0\nlink set tap0 up\n");
+                 tuntap add dev tap0 mode tap user nobody\nlink set tap0 master br0\nlink set tap0 up\n");
         }
         for (i, name) in ["repl", "beat"].iter().enumerate() {
             hosts[0].veth(name, &hosts[1], name);

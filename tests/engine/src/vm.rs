@@ -40,6 +40,7 @@ pub struct VmOptions {
     command_line: String,
     flags: Vec<String>,
     host_boot: Option<u8>,
+    without_root: bool,
 }
 
 impl Default for VmOptions {
@@ -64,6 +65,7 @@ impl VmOptions {
             command_line: String::new(),
             flags: Vec::new(),
             host_boot: None,
+            without_root: false,
         }
     }
 
@@ -159,11 +161,21 @@ impl VmOptions {
         self
     }
 
+    /// The VMM's user is `nobody`, who has nothing but `/dev/kvm` and real-time priority; its programs, the
+    /// guest and what is in the test's directory belong to it.
+    #[must_use]
+    pub fn without_root(mut self) -> Self {
+        self.without_root = true;
+        self
+    }
+
     /// Start the VMM in `netns` and boot the guest.
     #[must_use]
     pub fn boot(&self, machine: &Machine, netns: &Netns) -> Vm {
         let line = format!("ip={GUEST_IP}{}", self.command_line);
-        self.spawn(machine, netns, &["--kernel", &self.kernel.to_string_lossy(), "--cmdline", &line])
+        let own = machine.dir().join("bin").join(self.kernel.file_name().expect("a file"));
+        let kernel = if self.without_root { &own } else { &self.kernel };
+        self.spawn(machine, netns, &["--kernel", &kernel.to_string_lossy(), "--cmdline", &line])
     }
 
     /// Start the VMM in `netns` as a standby: `ft` is the value of `--ft`.
@@ -187,8 +199,12 @@ impl VmOptions {
         let log = std::fs::File::create(socket.with_extension("log")).expect("log file");
         // Before other work on this machine: a host that gets no processor looks dead to its peer, and is
         // meant to.
-        let mut command = self.host_boot.map_or_else(|| Command::new("nice"), |boot| after_reboot(machine.dir(), boot));
-        command.args(["-n", "-10"]).arg(binaries::path("pollux-vmm")).arg("--api-socket").arg(&socket);
+        let mut command = match self.host_boot {
+            _ if self.without_root => as_nobody(machine.dir(), &self.kernel),
+            Some(boot) => after_reboot(machine.dir(), boot),
+            None => on_this_host(),
+        };
+        command.arg("--api-socket").arg(&socket);
         command.args([
             "--cpus",
             &format!("boot={}", self.vcpus),
@@ -234,7 +250,29 @@ fn after_reboot(dir: &Path, boot: u8) -> Command {
     let id = dir.join(format!("boot{boot}"));
     std::fs::write(&id, format!("00000000-0000-4000-8000-0000000000{boot:02x}\n")).expect("file of a boot id");
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(id).arg("nice");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(id);
+    command.args(["nice", "-n", "-10"]).arg(binaries::path("pollux-vmm"));
+    command
+}
+
+fn on_this_host() -> Command {
+    let mut command = Command::new("nice");
+    command.args(["-n", "-10"]).arg(binaries::path("pollux-vmm"));
+    command
+}
+
+/// The beginning of a command of `nobody`: `dir` and copies of the programs and of the `kernel` in it are its
+/// own, and so is `/dev/kvm` in a mount namespace of the command.
+fn as_nobody(dir: &Path, kernel: &Path) -> Command {
+    const PREPARE: &str = r#"
+        [ -e "$1/kvm" ] || mknod "$1/kvm" c 10 232
+        mkdir -p "$1/bin" && cp -n "$2" "$3" "$4" "$5" "$1/bin/" && chown -R nobody "$1" || exit
+        mount --bind "$1/kvm" /dev/kvm && cd / && exe="$1/bin/${2##*/}" && shift 5 || exit
+        exec nice -n -10 setpriv --reuid nobody --regid nogroup --clear-groups --pdeathsig KILL \
+            --inh-caps -all,+sys_nice --ambient-caps -all,+sys_nice -- "$exe" "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(dir);
+    command.args(["pollux-vmm", "vhost-user-blk-repl", "vhost-user-net-buffer"].map(binaries::path)).arg(kernel);
     command
 }
 

@@ -9,7 +9,8 @@ use serde_json::json;
 
 /// Capabilities that some process keeps (capabilities(7)): CHOWN, DAC_OVERRIDE, FOWNER, NET_BIND_SERVICE,
 /// NET_ADMIN, SYS_NICE.
-const KEPT: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 10 | 1 << 12 | 1 << 23;
+const KEPT: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 10 | 1 << 12 | SYS_NICE;
+const SYS_NICE: u64 = 1 << 23;
 
 /// The value of a field of `/proc/PID/.../status`.
 fn field(status: &str, name: &str) -> String {
@@ -79,6 +80,28 @@ fn device_processes_are_filtered_like_their_vmm() {
             );
         }
     }
+}
+
+#[test]
+fn a_pair_without_root_is_protected_and_taken_over() {
+    let pair = Pair::new();
+    let options = VmOptions::new().without_root();
+    let (mut vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
+    let mut client = pair.client();
+    client.work(10, 2);
+    pair.protect(&vm, 1, &json!({}));
+    client.work(10, 2);
+    for pid in vm.processes().into_iter().chain(standby.processes()) {
+        for (name, status) in threads(pid) {
+            assert_ne!(field(&status, "Uid").split('\t').next(), Some("0"), "{name} of {pid}: {status}");
+            let capabilities = u64::from_str_radix(&field(&status, "CapPrm"), 16).expect("bits");
+            assert_eq!(capabilities, SYS_NICE, "{name} of {pid}: {status}");
+        }
+    }
+    vm.kill_host();
+    client.work(10, 2);
+    pair.wait_solo(&standby);
+    pair.images[1].check(&client.last());
 }
 
 #[test]
