@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pollux_guest::wire::op;
@@ -262,17 +263,28 @@ fn on_this_host() -> Command {
 }
 
 /// The beginning of a command of `nobody`: `dir` and copies of the programs and of the `kernel` in it are its
-/// own, and so is `/dev/kvm` in a mount namespace of the command.
+/// own, and so are `/dev/kvm` and `/dev/net/tun` in a mount namespace of the command.
 fn as_nobody(dir: &Path, kernel: &Path) -> Command {
     const PREPARE: &str = r#"
-        [ -e "$1/kvm" ] || mknod "$1/kvm" c 10 232
-        mkdir -p "$1/bin" && cp -n "$2" "$3" "$4" "$5" "$1/bin/" && chown -R nobody "$1" || exit
-        mount --bind "$1/kvm" /dev/kvm && cd / && exe="$1/bin/${2##*/}" && shift 5 || exit
+        mount --bind "$1/kvm" /dev/kvm && mount --bind "$1/tun" /dev/net/tun && cd / && exe="$1/bin/pollux-vmm" && shift &&
         exec nice -n -10 setpriv --reuid nobody --regid nogroup --clear-groups --pdeathsig KILL \
             --inh-caps -all,+sys_nice --ambient-caps -all,+sys_nice -- "$exe" "$@""#;
+    let bin = dir.join("bin");
+    if !bin.exists() {
+        std::fs::create_dir(&bin).expect("a folder for programs");
+        let programs = ["pollux-vmm", "vhost-user-blk-repl", "vhost-user-net-buffer"].map(binaries::path);
+        for file in programs.iter().map(PathBuf::as_path).chain([kernel]) {
+            std::fs::copy(file, bin.join(file.file_name().expect("a file"))).expect("a copy of a program");
+        }
+        for (name, minor) in [("kvm", 232), ("tun", 200)] {
+            mknod(&dir.join(name), SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, makedev(10, minor))
+                .expect("a device");
+        }
+    }
+    let owned = Command::new("chown").args(["-R", "nobody"]).arg(dir).status();
+    assert!(owned.is_ok_and(|status| status.success()), "nobody owns {}", dir.display());
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(dir);
-    command.args(["pollux-vmm", "vhost-user-blk-repl", "vhost-user-net-buffer"].map(binaries::path)).arg(kernel);
     command
 }
 
