@@ -50,7 +50,7 @@ stop() {
 # Whether the machine's first program came as far as the command. Now and then QEMU loses a timer's interrupt of the first CPU while
 # the kernel boots, and nothing moves again. A boot takes 12 s on a quiet machine; nothing of the command has run before it is over.
 is_up() {
-    local deadline=$((SECONDS + 180))
+    local deadline=$((SECONDS + 60))
     until [[ -e $work/exchange/ready ]]; do
         kill -0 "$qemu" 2>/dev/null || return 0 # Its end is looked at below.
         ((SECONDS < deadline)) || return 1
