@@ -9,7 +9,7 @@ const EXPOSURE: u32 = 20;
 
 #[test]
 fn units_leave_a_service_little() {
-    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/systemd");
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd");
     let mut seen = 0;
     for entry in units.read_dir().unwrap() {
         let unit = entry.unwrap().path();
