@@ -12,6 +12,7 @@ use crate::{Error, Result, agent, image, wait};
 
 /// `pg_amcheck` reads every row and index of the catalogue too; the machine may be emulated.
 const AMCHECK_LIMIT: Duration = Duration::from_secs(600);
+const RESUME_LIMIT: Duration = Duration::from_secs(120);
 const SAME_LIMIT: Duration = Duration::from_secs(60);
 const OFF_LIMIT: Duration = Duration::from_secs(90);
 /// Violations told at most; one is enough.
@@ -32,7 +33,11 @@ pub fn all(summary: &mut Summary, pair: &mut Pair, topology: &Topology, clients:
     let (dark, other): (Vec<_>, Vec<_>) = reboots.into_iter().partition(|reboot| *reboot == Reboot::AfterBlackout);
     let seen = format!("{} reboots {other:?}, {} after blackouts", other.len(), dark.len());
     summary.check("guest never rebooted", other.is_empty(), seen);
+    // It writes as much memory as it reads of the database, and is no test of protection.
+    pair.host(runner).api(&["ft", "suspend"])?;
     let amcheck = agent::ask_within(&topology.client, AMCHECK, AMCHECK_LIMIT);
+    pair.host(runner).api(&["ft", "resume", "--no-wait"])?;
+    pair.recover(runner, topology, RESUME_LIMIT)?;
     let seen = amcheck.as_ref().map_or_else(Error::chain, |text| text.lines().last().unwrap_or("clean").to_owned());
     summary.check("pg_amcheck --heapallindexed clean", amcheck.is_ok(), seen);
     compare_images(summary, pair, topology)?;
