@@ -1,5 +1,5 @@
-//! Opens files that an operator names. What they name may be anything: to open a FIFO must not wait for its
-//! other end, and to read from one must not wait for what nobody writes.
+//! Files that an operator names. What they name may be anything: to open a FIFO must not wait for its other
+//! end, and to read from one must not wait for what nobody writes.
 
 use std::fs::File;
 use std::io;
@@ -18,6 +18,12 @@ pub fn open_nonblocking(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(flags.bits()).open(path)
 }
 
+/// The directory that `path` is in.
+#[must_use]
+pub fn folder(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 #[cfg(test)]
 mod tests {
     use nix::sys::stat::Mode;
@@ -32,5 +38,10 @@ mod tests {
         assert!(open_nonblocking(&fifo).is_ok());
         std::fs::write(dir.path().join("file"), "x").unwrap();
         assert!(open_nonblocking(&dir.path().join("file")).is_ok());
+    }
+
+    #[test]
+    fn a_file_is_in_a_directory() {
+        assert_eq!((folder(Path::new("/a/b")), folder(Path::new("b"))), (Path::new("/a"), Path::new(".")));
     }
 }

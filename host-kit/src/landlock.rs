@@ -12,6 +12,8 @@ use ::landlock::{
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
+use crate::file::folder;
+
 /// What of Landlock is used, where the kernel has it.
 const NEWEST: ABI = ABI::V6;
 
@@ -82,7 +84,7 @@ fn flags(access: Access) -> BitFlags<AccessFs> {
 /// The directory that `path` is in, where files are made and removed.
 #[must_use]
 pub fn around(path: &Path) -> PathBuf {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+    folder(path).to_owned()
 }
 
 /// The folder that `path` is in, and that of the file that it leads to. For a file that is opened again

@@ -8,7 +8,7 @@
 //! - [`sync`] locks.
 //! - [`random`] is the one source of random numbers.
 //! - [`error`] writes an error with its causes.
-//! - [`file`] opens what an operator names, without waiting for it.
+//! - [`file`] opens what an operator names, without waiting for it, and finds the folder of a file.
 //! - `event_loop` waits for several descriptors at once (feature `event-loop`).
 //! - [`log_writer`] writes the log without waiting and without failing; [`log_limit`] keeps others from
 //!   filling it.

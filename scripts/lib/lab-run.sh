@@ -41,12 +41,6 @@ start() {
     qemu=$!
 }
 
-stop() {
-    kill -9 "$qemu" 2>/dev/null || true
-    { wait "$qemu" "${pumps[@]}"; } 2>/dev/null || true
-    qemu='' pumps=()
-}
-
 # Whether the machine's first program came as far as the command. Now and then QEMU loses a timer's interrupt of the first CPU while
 # the kernel boots, and nothing moves again. A boot takes 12 s on a quiet machine; nothing of the command has run before it is over.
 is_up() {

@@ -111,7 +111,7 @@ impl Folder {
 
 /// Writes a file so that at each moment either all of the old one or all of the new one is there.
 pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = host_kit::file::folder(path);
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let fresh = folder.join(name);

@@ -50,7 +50,7 @@ impl Folder {
         let error = |what| move |source| WitnessError::File { what, path: path.to_owned(), source };
         let real = real(path)?;
         let name = real.file_name().ok_or(Errno::EISDIR.into()).map_err(error("use"))?;
-        let folder = real.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = host_kit::file::folder(&real);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let find = || -> nix::Result<_> {
             let held = open(folder, flags, Mode::empty())?;

@@ -10,8 +10,6 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::OnceLock;
 
-use nix::errno::Errno;
-
 use super::calls::name_of;
 
 /// Who reports, and where.
@@ -20,14 +18,10 @@ static REPORT: OnceLock<(&'static str, RawFd)> = OnceLock::new();
 pub(super) fn report(program: &'static str, log: RawFd) -> io::Result<()> {
     // It was set before: it stays as it is.
     let _ = REPORT.set((program, log));
-    set_handler(on_violation as *const () as usize, libc::SA_SIGINFO)
-}
-
-fn set_handler(handler: usize, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: a structure of integers and of a set of bits, for which zero is a value.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-    action.sa_sigaction = handler;
-    action.sa_flags = flags;
+    action.sa_sigaction = on_violation as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
     // SAFETY: `action` is valid, and its handler has the type that its flags say.
     match unsafe { libc::sigaction(libc::SIGSYS, &raw const action, ptr::null_mut()) } {
         0 => Ok(()),
@@ -45,9 +39,8 @@ struct Told {
     call: libc::c_int,
 }
 
-/// Only what a signal handler may do: no memory is allocated and no lock is taken.
+/// Only what a signal handler may do: no memory is allocated and no lock is taken. It does not return.
 extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let errno = Errno::last_raw();
     // SAFETY: the kernel passes the information of a SIGSYS, whose beginning has this layout.
     let call = unsafe { (*info.cast::<Told>()).call };
     // SAFETY: the kernel passes the registers of the interrupted thread.
@@ -68,7 +61,6 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, context: 
     );
     // SAFETY: the bytes are valid.
     unsafe { libc::write(log, line.bytes.as_ptr().cast(), line.len) };
-    Errno::set_raw(errno);
     // SAFETY: it is in no group, and is not carried out; if it were, no memory is passed.
     unsafe { libc::syscall(libc::SYS_execve, 0_usize, 0_usize, 0_usize) };
 }

@@ -130,6 +130,15 @@ impl Pair {
         Client::new(&self.lan, crate::vm::GUEST_IP)
     }
 
+    /// A VM on host 0 that is protected by a standby on host 1; `more` adds to the request.
+    #[must_use]
+    pub fn protected(&self, options: &VmOptions, more: &Value) -> [Vm; 2] {
+        let (vm, standby) = (self.boot(0, options), self.standby(1, options));
+        self.client().echo();
+        self.protect(&vm, 1, more);
+        [vm, standby]
+    }
+
     /// Have `vm` protected by the standby on host `i`; `more` adds to the request. Returns when it is.
     pub fn protect(&self, vm: &Vm, i: usize, more: &Value) {
         self.begin_protection(vm, i, more);

@@ -174,8 +174,7 @@ impl VmOptions {
     #[must_use]
     pub fn boot(&self, machine: &Machine, netns: &Netns) -> Vm {
         let line = format!("ip={GUEST_IP}{}", self.command_line);
-        let own = machine.dir().join("bin").join(self.kernel.file_name().expect("a file"));
-        let kernel = if self.without_root { &own } else { &self.kernel };
+        let kernel = self.readable(machine, &self.kernel);
         self.spawn(machine, netns, &["--kernel", &kernel.to_string_lossy(), "--cmdline", &line])
     }
 
@@ -193,6 +192,12 @@ impl VmOptions {
         self.spawn(machine, netns, &["--kernel", GUEST, "--cmdline", &line, "--ft", ft])
     }
 
+    /// Where the VMM's user finds `file`.
+    fn readable(&self, machine: &Machine, file: &Path) -> PathBuf {
+        let copy = || machine.dir().join("bin").join(file.file_name().expect("a file"));
+        if self.without_root { copy() } else { file.to_owned() }
+    }
+
     fn spawn(&self, machine: &Machine, netns: &Netns, role: &[&str]) -> Vm {
         let socket =
             (0..).map(|i| machine.dir().join(format!("api{i}"))).find(|path| !path.with_extension("log").exists());
@@ -203,9 +208,10 @@ impl VmOptions {
         let mut command = match self.host_boot {
             _ if self.without_root => as_nobody(machine.dir(), &self.kernel),
             Some(boot) => after_reboot(machine.dir(), boot),
-            None => on_this_host(),
+            None => Command::new("nice"),
         };
-        command.arg("--api-socket").arg(&socket);
+        let program = self.readable(machine, &binaries::path("pollux-vmm"));
+        command.args(["-n", "-10"]).arg(program).arg("--api-socket").arg(&socket);
         command.args([
             "--cpus",
             &format!("boot={}", self.vcpus),
@@ -251,14 +257,7 @@ fn after_reboot(dir: &Path, boot: u8) -> Command {
     let id = dir.join(format!("boot{boot}"));
     std::fs::write(&id, format!("00000000-0000-4000-8000-0000000000{boot:02x}\n")).expect("file of a boot id");
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(id);
-    command.args(["nice", "-n", "-10"]).arg(binaries::path("pollux-vmm"));
-    command
-}
-
-fn on_this_host() -> Command {
-    let mut command = Command::new("nice");
-    command.args(["-n", "-10"]).arg(binaries::path("pollux-vmm"));
+    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(id).arg("nice");
     command
 }
 
@@ -266,9 +265,9 @@ fn on_this_host() -> Command {
 /// own, and so are `/dev/kvm` and `/dev/net/tun` in a mount namespace of the command.
 fn as_nobody(dir: &Path, kernel: &Path) -> Command {
     const PREPARE: &str = r#"
-        mount --bind "$1/kvm" /dev/kvm && mount --bind "$1/tun" /dev/net/tun && cd / && exe="$1/bin/pollux-vmm" && shift &&
-        exec nice -n -10 setpriv --reuid nobody --regid nogroup --clear-groups --pdeathsig KILL \
-            --inh-caps -all,+sys_nice --ambient-caps -all,+sys_nice -- "$exe" "$@""#;
+        mount --bind "$1/kvm" /dev/kvm && mount --bind "$1/tun" /dev/net/tun && cd / && shift &&
+        exec setpriv --reuid nobody --regid nogroup --clear-groups --pdeathsig KILL \
+            --inh-caps -all,+sys_nice --ambient-caps -all,+sys_nice -- "$@""#;
     let bin = dir.join("bin");
     if !bin.exists() {
         std::fs::create_dir(&bin).expect("a folder for programs");
@@ -284,7 +283,7 @@ fn as_nobody(dir: &Path, kernel: &Path) -> Command {
     let owned = Command::new("chown").args(["-R", "nobody"]).arg(dir).status();
     assert!(owned.is_ok_and(|status| status.success()), "nobody owns {}", dir.display());
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(dir);
+    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(dir).arg("nice");
     command
 }
 

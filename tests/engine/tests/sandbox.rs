@@ -31,6 +31,20 @@ fn threads(pid: Pid) -> Vec<(String, String)> {
     told.filter(|(name, status)| !name.is_empty() && !status.is_empty()).collect()
 }
 
+/// Those that a thread may make use of.
+fn capabilities(status: &str) -> u64 {
+    u64::from_str_radix(&field(status, "CapPrm"), 16).expect("bits")
+}
+
+fn is_taken_over(pair: &Pair, [mut vm, standby]: [Vm; 2]) {
+    let mut client = pair.client();
+    client.work(10, 2);
+    vm.kill_host();
+    client.work(10, 2);
+    pair.wait_solo(&standby);
+    pair.images[1].check(&client.last());
+}
+
 fn check(vm: &Vm) {
     let processes = vm.processes();
     assert_eq!(processes.len(), 4, "the VMM, its launcher and two device processes:\n{}", vm.log());
@@ -39,8 +53,7 @@ fn check(vm: &Vm) {
             assert_eq!(field(&status, "NoNewPrivs"), "1", "{name} of {pid}");
             let launcher = name == "pollux-launcher";
             let filtered = field(&status, "Seccomp") == "2";
-            let capabilities = u64::from_str_radix(&field(&status, "CapPrm"), 16).expect("bits");
-            assert_eq!(capabilities & !KEPT, 0, "{name} of {pid}: {status}");
+            assert_eq!(capabilities(&status) & !KEPT, 0, "{name} of {pid}: {status}");
             assert_ne!(filtered, launcher, "{name} of {pid}: {status}");
         }
         let dumped = u32::from_str_radix(read(format!("/proc/{pid}/coredump_filter")).trim(), 16).expect("bits");
@@ -53,11 +66,8 @@ fn check(vm: &Vm) {
 fn every_thread_has_its_filter_and_no_file_is_for_others() {
     let pair = Pair::new();
     let options = VmOptions::new().vcpus(2);
-    let (vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
-    let mut client = pair.client();
-    client.work(10, 2);
-    pair.protect(&vm, 1, &json!({}));
-    client.work(10, 2);
+    let [vm, standby] = pair.protected(&options, &json!({}));
+    pair.client().work(10, 2);
     check(&vm);
     check(&standby);
     for image in &pair.images {
@@ -86,37 +96,21 @@ fn device_processes_are_filtered_like_their_vmm() {
 fn a_pair_without_root_is_protected_and_taken_over() {
     let pair = Pair::new();
     let options = VmOptions::new().without_root();
-    let (mut vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
-    let mut client = pair.client();
-    client.work(10, 2);
-    pair.protect(&vm, 1, &json!({}));
-    client.work(10, 2);
-    for pid in vm.processes().into_iter().chain(standby.processes()) {
+    let vms = pair.protected(&options, &json!({}));
+    for pid in vms.iter().flat_map(Vm::processes) {
         for (name, status) in threads(pid) {
             assert_ne!(field(&status, "Uid").split('\t').next(), Some("0"), "{name} of {pid}: {status}");
-            let capabilities = u64::from_str_radix(&field(&status, "CapPrm"), 16).expect("bits");
-            assert_eq!(capabilities, SYS_NICE, "{name} of {pid}: {status}");
+            assert_eq!(capabilities(&status), SYS_NICE, "{name} of {pid}: {status}");
         }
     }
-    vm.kill_host();
-    client.work(10, 2);
-    pair.wait_solo(&standby);
-    pair.images[1].check(&client.last());
+    is_taken_over(&pair, vms);
 }
 
 #[test]
 fn a_vmm_with_landlock_takes_over() {
     let pair = Pair::new();
     let options = VmOptions::new().switch("--landlock");
-    let (mut vm, standby) = (pair.boot(0, &options), pair.standby(1, &options));
-    let mut client = pair.client();
-    client.work(10, 2);
-    pair.protect(&vm, 1, &json!({"witness": pair.witness()}));
-    client.work(10, 2);
-    vm.kill_host();
-    client.work(10, 2);
-    pair.wait_solo(&standby);
-    pair.images[1].check(&client.last());
+    is_taken_over(&pair, pair.protected(&options, &json!({})));
 }
 
 #[test]

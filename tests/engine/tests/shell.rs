@@ -16,14 +16,6 @@ fn threads(vm: &Vm) -> Vec<String> {
     tasks.map(|task| name(task.path()).trim_end().to_owned()).collect()
 }
 
-fn protected(pair: &Pair, options: &VmOptions, more: &Value) -> [Vm; 2] {
-    let vm = pair.boot(0, options);
-    let standby = pair.standby(1, options);
-    pair.client().echo();
-    pair.protect(&vm, 1, more);
-    [vm, standby]
-}
-
 fn state(vm: &Vm) -> String {
     vm.api().get("vm.info").ok()["state"].as_str().unwrap_or_default().to_owned()
 }
@@ -113,7 +105,7 @@ fn a_call_that_waits_keeps_no_guest_alive() {
 #[test]
 fn a_witness_that_hangs_does_not_hold_up_the_end() {
     let pair = Pair::new();
-    let [mut vm, _standby] = protected(&pair, &VmOptions::new(), &json!({}));
+    let [mut vm, _standby] = pair.protected(&VmOptions::new(), &json!({}));
     pair.client().work(10, 2);
     // What a file server that hangs looks like.
     let lock = File::create(pair.machine.dir().join("witness.lock")).expect("lock file");
@@ -135,7 +127,7 @@ fn a_witness_that_hangs_does_not_hold_up_the_end() {
 fn disks_may_be_called_like_parts_of_the_vm() {
     for id in ["clock", "vcpu0", "_pci"] {
         let pair = Pair::new();
-        let [mut vm, mut standby] = protected(&pair, &VmOptions::new().disk_id(id), &json!({}));
+        let [mut vm, mut standby] = pair.protected(&VmOptions::new().disk_id(id), &json!({}));
         let mut client = pair.client();
         client.work(10, 2);
         vm.kill_host();
@@ -147,7 +139,7 @@ fn disks_may_be_called_like_parts_of_the_vm() {
 #[test]
 fn a_paused_vm_stays_paused_when_its_host_dies() {
     let pair = Pair::new();
-    let [mut vm, standby] = protected(&pair, &VmOptions::new().guest("disk_rate=300"), &json!({}));
+    let [mut vm, standby] = pair.protected(&VmOptions::new().guest("disk_rate=300"), &json!({}));
     let mut client = pair.client();
     client.work(10, 2);
     // As soon as that is answered the standby knows of it.
@@ -159,7 +151,7 @@ fn a_paused_vm_stays_paused_when_its_host_dies() {
 #[test]
 fn a_resumed_vm_runs_on_when_its_host_dies() {
     let pair = Pair::new();
-    let [mut vm, standby] = protected(&pair, &VmOptions::new().guest("disk_rate=300"), &json!({}));
+    let [mut vm, standby] = pair.protected(&VmOptions::new().guest("disk_rate=300"), &json!({}));
     let mut client = pair.client();
     client.work(10, 2);
     for call in ["vm.pause", "vm.resume"] {
@@ -173,7 +165,7 @@ fn a_resumed_vm_runs_on_when_its_host_dies() {
 #[test]
 fn a_paused_vm_stays_paused_when_it_is_moved() {
     let pair = Pair::new();
-    let [vm, standby] = protected(&pair, &VmOptions::new().guest("disk_rate=300"), &json!({}));
+    let [vm, standby] = pair.protected(&VmOptions::new().guest("disk_rate=300"), &json!({}));
     let mut client = pair.client();
     client.work(10, 2);
     vm.api().put("vm.pause", None).ok();
@@ -218,7 +210,7 @@ fn still() -> Value {
 #[test]
 fn a_vm_that_is_about_to_leave_holds_up_nobody() {
     let pair = Pair::new();
-    let [mut vm, standby] = protected(&pair, &VmOptions::new().guest("disk_rate=0"), &still());
+    let [mut vm, standby] = pair.protected(&VmOptions::new().guest("disk_rate=0"), &still());
     let mut client = pair.client();
     client.work(10, 2);
     standby.freeze();
@@ -248,7 +240,7 @@ fn a_vm_that_is_about_to_leave_holds_up_nobody() {
 fn a_reboot_that_waits_for_a_disk_is_no_failover() {
     let pair = Pair::new();
     let more = json!({"max_epoch_us": 2_000_000});
-    let [vm, standby] = protected(&pair, &VmOptions::new().guest("disk_rate=0"), &more);
+    let [vm, standby] = pair.protected(&VmOptions::new().guest("disk_rate=0"), &more);
     pair.client().work(10, 2);
     // The next cut is far enough away for the reboot to begin before it: a disk that does not seal is another
     // matter.
@@ -271,7 +263,7 @@ fn a_reboot_that_waits_for_a_disk_is_no_failover() {
 fn a_vcpu_that_waits_for_a_disk_is_no_failover() {
     let pair = Pair::new();
     let more = json!({"max_epoch_us": 2_000_000});
-    let [mut vm, standby] = protected(&pair, &VmOptions::new().guest("disk_rate=0"), &more);
+    let [mut vm, standby] = pair.protected(&VmOptions::new().guest("disk_rate=0"), &more);
     let mut client = pair.client();
     client.work(10, 2);
     // As in the test before: the guest's reset of its disk comes before the next cut.
@@ -297,7 +289,7 @@ fn what_a_guest_prints_leaves_without_a_frame_or_the_end_of_an_epoch() {
     let pair = Pair::new();
     // No epoch ends by itself while this test runs, and a guest that boots sends nothing.
     let more = json!({"detect_ms": 0, "max_epoch_us": 3_600_000_000_u64});
-    let [mut vm, _standby] = protected(&pair, &VmOptions::new().guest("disk_rate=0"), &more);
+    let [mut vm, _standby] = pair.protected(&VmOptions::new().guest("disk_rate=0"), &more);
     vm.api().put("vm.reboot", None).ok();
     vm.wait_line("ready");
 }

@@ -15,18 +15,10 @@ fn busy() -> VmOptions {
     VmOptions::new().guest("bg_pages=200 rate=20000 disk_rate=300")
 }
 
-fn protected(pair: &Pair, options: &VmOptions) -> [Vm; 2] {
-    let vm = pair.boot(0, options);
-    let standby = pair.standby(1, options);
-    pair.client().echo();
-    pair.protect(&vm, 1, &json!({}));
-    [vm, standby]
-}
-
 #[test]
 fn the_standby_takes_over_when_the_host_dies() {
     let pair = Pair::new();
-    let [mut vm, mut standby] = protected(&pair, &busy());
+    let [mut vm, mut standby] = pair.protected(&busy(), &json!({}));
     let mut client = pair.client();
     for i in 0..300 {
         client.work(i % 50, i % 3);
@@ -49,7 +41,7 @@ fn a_guest_that_its_host_cannot_boot_again_goes_on_at_the_standby() {
     let pair = Pair::new();
     let kernel = pair.machine.dir().join("kernel");
     std::fs::copy(GUEST, &kernel).expect("copy the guest");
-    let [vm, mut standby] = protected(&pair, &busy().kernel(&kernel));
+    let [vm, mut standby] = pair.protected(&busy().kernel(&kernel), &json!({}));
     let mut client = pair.client();
     client.work(10, 2);
     // As on a file server that has lost its files.
@@ -66,7 +58,8 @@ fn a_guest_that_its_host_cannot_boot_again_goes_on_at_the_standby() {
 #[test]
 fn drivers_that_have_taken_no_feature_are_taken_over() {
     let pair = Pair::new();
-    let [mut vm, mut standby] = protected(&pair, &VmOptions::new().guest("bare=1 bg_pages=50 rate=2000 disk_rate=300"));
+    let [mut vm, mut standby] =
+        pair.protected(&VmOptions::new().guest("bare=1 bg_pages=50 rate=2000 disk_rate=300"), &json!({}));
     let mut client = pair.client();
     for i in 0..100 {
         client.work(i % 50, i % 3);
@@ -84,7 +77,7 @@ fn drivers_that_have_taken_no_feature_are_taken_over() {
 #[test]
 fn tcp_streams_outlive_the_host() {
     let pair = Pair::new();
-    let [mut vm, standby] = protected(&pair, &VmOptions::new());
+    let [mut vm, standby] = pair.protected(&VmOptions::new(), &json!({}));
     let [mut to, mut from] = [Stream::to_guest(&pair.lan, GUEST_IP), Stream::from_guest(&pair.lan, GUEST_IP)];
     let mut both = |bytes: u64| {
         let (mut sent, mut received) = (0, 0);
@@ -104,7 +97,7 @@ fn tcp_streams_outlive_the_host() {
 #[test]
 fn requests_in_flight_survive() {
     let pair = Pair::new();
-    let [mut vm, standby] = protected(&pair, &busy());
+    let [mut vm, standby] = pair.protected(&busy(), &json!({}));
     let mut client = pair.client();
     for i in 0..20 {
         client.work(i, 2);
@@ -229,7 +222,7 @@ fn a_standby_that_is_not_built_like_the_primary_is_found_out_before_the_first_ch
 #[test]
 fn the_primary_goes_on_alone_when_the_standby_dies() {
     let pair = Pair::new();
-    let [mut vm, mut standby] = protected(&pair, &busy());
+    let [mut vm, mut standby] = pair.protected(&busy(), &json!({}));
     let mut client = pair.client();
     client.work(10, 1);
     standby.kill_host();
@@ -245,7 +238,7 @@ fn the_primary_goes_on_alone_when_the_standby_dies() {
 fn a_dead_device_process_is_a_dead_host() {
     for name in ["vhost-user-blk-repl", "vhost-user-net-buffer"] {
         let pair = Pair::new();
-        let [vm, standby] = protected(&pair, &busy());
+        let [vm, standby] = pair.protected(&busy(), &json!({}));
         let mut client = pair.client();
         client.work(10, 1);
         kill(vm.device(name), Signal::SIGKILL).expect("kill a device process");
@@ -296,7 +289,7 @@ fn back_and_forth(takeovers: usize) {
 #[test]
 fn protection_ends_when_asked() {
     let pair = Pair::new();
-    let [mut vm, mut standby] = protected(&pair, &busy());
+    let [mut vm, mut standby] = pair.protected(&busy(), &json!({}));
     let mut client = pair.client();
     client.work(10, 1);
     vm.api().put("ft.stop", None).ok();
@@ -313,7 +306,7 @@ fn two_vcpus_are_taken_over() {
     let pair = Pair::new();
     // Some epochs are so large that both copy them.
     let options = VmOptions::new().guest("pages=600 bg_pages=200 rate=20000 disk_rate=300").vcpus(2);
-    let [mut vm, mut standby] = protected(&pair, &options);
+    let [mut vm, mut standby] = pair.protected(&options, &json!({}));
     let mut client = pair.client();
     for i in 0..100 {
         client.work(i * 7 % 600, i % 2);
@@ -329,7 +322,7 @@ fn two_vcpus_are_taken_over() {
 #[test]
 fn one_side_goes_on_when_the_hosts_are_cut_off_from_each_other() {
     let pair = Pair::new();
-    let vms = protected(&pair, &busy());
+    let vms = pair.protected(&busy(), &json!({}));
     let mut client = pair.client();
     client.work(10, 1);
     pair.hosts[0].ip("link set repl down\nlink set beat down\n");
@@ -354,7 +347,7 @@ fn one_side_goes_on_when_the_hosts_are_cut_off_from_each_other() {
 #[test]
 fn a_primary_that_was_frozen_cannot_speak_any_more() {
     let pair = Pair::new();
-    let [vm, mut standby] = protected(&pair, &busy());
+    let [vm, mut standby] = pair.protected(&busy(), &json!({}));
     let mut client = pair.client();
     client.work(10, 1);
     vm.signal_all(Signal::SIGSTOP);
@@ -375,7 +368,7 @@ fn a_primary_that_was_frozen_cannot_speak_any_more() {
 #[test]
 fn a_protected_guest_resets_pauses_and_ends() {
     let pair = Pair::new();
-    let [mut vm, mut standby] = protected(&pair, &busy());
+    let [mut vm, mut standby] = pair.protected(&busy(), &json!({}));
     let mut client = pair.client();
     client.work(10, 1);
     vm.api().put("vm.pause", None).ok();
@@ -401,7 +394,7 @@ fn a_protected_guest_resets_pauses_and_ends() {
 #[test]
 fn a_primary_that_is_told_to_end_hands_over() {
     let pair = Pair::new();
-    let [mut vm, mut standby] = protected(&pair, &busy());
+    let [mut vm, mut standby] = pair.protected(&busy(), &json!({}));
     let mut client = pair.client();
     for i in 0..20 {
         client.work(i, 1);

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use host_kit::file::folder;
 use host_kit::landlock::{Access, Place};
 use nix::fcntl::OFlag;
 use tracing::warn;
@@ -216,7 +217,7 @@ impl RecordFile {
 
     /// The folder that the file is in.
     fn directory(&self) -> &Path {
-        self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+        folder(&self.path)
     }
 
     /// Creates the file with the slot twice, so that later writes need no more space.

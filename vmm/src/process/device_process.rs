@@ -26,7 +26,6 @@ use crate::process::descriptors::private_listener;
 use crate::process::error::{ProcessError, READY_LIMIT};
 use crate::process::exits::ChildExits;
 use crate::process::launcher::{FIRST_FD, launch};
-use crate::process::program::find;
 use crate::process::supervisor::{Supervised, Watched, watch};
 
 /// How long a process that has hung up may take to be gone, so that its last log lines can be reported.
@@ -56,9 +55,6 @@ impl DeviceProcess {
         arguments: &[OsString],
         exits: &Arc<ChildExits>,
     ) -> Result<Self, ProcessError> {
-        if find(program).is_none() {
-            return Err(ProcessError::NotFound { id: id.to_owned(), program: program.to_owned() });
-        }
         let start = |what| {
             move |source: io::Error| ProcessError::Start {
                 id: id.to_owned(),
@@ -84,8 +80,12 @@ impl DeviceProcess {
             sandbox::mode().as_str().into(),
         ];
         let arguments: Vec<_> = first.iter().chain(arguments).cloned().collect();
-        let child =
-            launch(program, &arguments, (None, stderr.as_fd()), &inherited).map_err(start("cannot start it"))?;
+        let child = launch(program, &arguments, (None, stderr.as_fd()), &inherited).map_err(|error| {
+            if error.raw_os_error() == Some(libc::ENOENT) {
+                return ProcessError::NotFound { id: id.to_owned(), program: program.to_owned() };
+            }
+            start("cannot start it")(error)
+        })?;
         let watched = Watched { child, status: None, stopping: false, last_lines: VecDeque::new() };
         let shared = Arc::new(Supervised { state: Mutex::new(watched), ended: Condvar::new() });
         // From here on dropping it ends the process.

@@ -99,7 +99,7 @@ impl AuditLog {
         });
         let (alive, ended) = bounded(0);
         let of_thread = Arc::clone(&state);
-        host_kit::thread::spawn("audit", Needs::FILES.union(Needs::STORAGE), move || {
+        host_kit::thread::spawn("audit", Needs::FILES | Needs::STORAGE, move || {
             of_thread.write_all(&mut file, &queue);
             drop::<Sender<()>>(alive);
         })
