@@ -10,7 +10,7 @@
 machine=(
     -accel tcg,thread=multi -cpu "max,la57=off,erms=off,fsrm=off" -smp "$((cpus + 1))" -m "$memory" -nodefaults -no-user-config -display none -no-reboot
     -kernel "$cache/lab-kernel/vmlinuz" -initrd "$image"
-    -append "console=ttyS0 panic=-1 mitigations=off quiet loglevel=4 random.trust_cpu=on tsc=reliable"
+    -append "console=ttyS0 panic=-1 mitigations=off quiet loglevel=4 random.trust_cpu=on tsc=reliable no_timer_check"
     -serial "file:$work/console" -device virtio-serial-pci -device virtio-rng-pci
     -fsdev "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap" -device virtio-9p-pci,fsdev=host,mount_tag=host
     -fsdev "local,id=exchange,path=$work/exchange,security_model=none" -device virtio-9p-pci,fsdev=exchange,mount_tag=exchange
@@ -57,11 +57,11 @@ if ((timeout)); then
     (trap 'kill $! 2>/dev/null' TERM; sleep "$timeout" & wait $!; touch "$work/late"; kill -9 "$(<"$work/pid")") 2>/dev/null &
     guard=$!
 fi
-for attempt in 1 2 3; do
+for patience in 30 60 120; do
     start
     echo "$qemu" >"$work/pid"
-    is_up && break
-    say "the emulated machine hangs in its boot (attempt $attempt of 3); its last words:"
+    is_up $patience && break
+    say "the emulated machine hangs in its boot, not up after $patience s; its last words:"
     tail -n 5 "$work/console" >&2 || true
     stop
 done

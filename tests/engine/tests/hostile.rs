@@ -107,7 +107,7 @@ fn a_hostile_guest_breaks_nothing() {
     let mut first = Vec::new();
     while let Some(address) = seen.until_hold(&mut vm) {
         let processes = vm.processes();
-        assert_eq!(processes.len(), 3, "the VMM and two device processes");
+        assert_eq!(processes.len(), 4, "the VMM, its launcher and two device processes");
         assert!(first.is_empty() || first == processes, "processes {first:?} have become {processes:?}");
         memory_is_bounded(&processes);
         first = processes;
