@@ -275,10 +275,61 @@ fn session_objection<P: Platform>(
     previous: u128,
 ) -> Option<String> {
     let Session::Standby(session) = session else { return None };
-    // A primary that calls again says itself that its session is over, however open our end of the stream
-    // looks. One whose host lost its power leaves it open for ever, and does not come from that session.
-    let proven = previous != 0 && previous == cx.identity().proof();
-    let lives = session.is_connected() && !is_silent(cx);
-    let is_past = !lives && (incoming.term > cx.term() || !session.has_copy());
-    (!proven && !is_past).then(|| format!("this node is the standby of host {} already", session.primary().host))
+    let claim = Claim {
+        proven: previous != 0 && previous == cx.identity().proof(),
+        newer: incoming.term > cx.term(),
+        lives: session.is_connected() && !is_silent(cx),
+        has_copy: session.has_copy(),
+    };
+    (!claim.holds()).then(|| format!("this node is the standby of host {} already", session.primary().host))
+}
+
+/// What is known, without a witness, of a caller who wants the place of the primary of a session, and of that
+/// session.
+#[derive(Clone, Copy)]
+struct Claim {
+    /// The caller is the session's primary: it knows the session's nonce.
+    proven: bool,
+    /// It comes in a later term.
+    newer: bool,
+    /// The session's stream is open and its primary is heard.
+    lives: bool,
+    /// The session has made this standby a whole copy.
+    has_copy: bool,
+}
+
+impl Claim {
+    /// A primary that calls again says itself that its session is over, however open our end of the stream
+    /// looks. One whose host lost its power leaves it open for ever, and does not come from that session; then
+    /// a copy that may be needed yields to a later term only.
+    fn holds(self) -> bool {
+        self.proven || !self.lives && (self.newer || !self.has_copy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_witness_a_living_session_is_left_only_for_its_own_primary() {
+        let all = || [false, true].into_iter();
+        let claims = all().flat_map(|proven| {
+            all().flat_map(move |newer| {
+                all().flat_map(move |lives| all().map(move |has_copy| Claim { proven, newer, lives, has_copy }))
+            })
+        });
+        for claim in claims {
+            let Claim { proven, newer, lives, has_copy } = claim;
+            let expected = match (proven, lives, newer, has_copy) {
+                (true, ..) => true,
+                (false, true, ..) => false,
+                // A host that lost its power, and ran the VM again since.
+                (false, false, true, _) => true,
+                // The same term: it may be a stranger, and the copy may be all that there is.
+                (false, false, false, has_copy) => !has_copy,
+            };
+            assert_eq!(claim.holds(), expected, "{proven} {newer} {lives} {has_copy}");
+        }
+    }
 }
