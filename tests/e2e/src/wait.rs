@@ -9,6 +9,12 @@ use crate::{Error, Result};
 
 /// How often a condition outside this process is looked at: there is nothing to block on.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// To look may mean to start a program, which takes long in an emulated machine: of the time that is waited
+/// no more than a fifth is spent on it.
+const REST: u32 = 4;
+const LOOK_EVERY_AT_LEAST: Duration = Duration::from_secs(1);
+/// Looks of the same that are enough.
+const STEADY: usize = 5;
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
@@ -55,14 +61,16 @@ pub fn steady<T: PartialEq>(
     limit: Duration,
     mut look: impl FnMut() -> Result<T>,
 ) -> Result<T> {
-    // Looks, not time: after a stall of the machine two of them may be far apart.
-    let enough = span.as_nanos().div_ceil(LOOK_EVERY.as_nanos());
-    let (mut seen, mut equal) = (look()?, 0);
+    // Not time alone: after a stall of the machine two looks may be far apart.
+    let (mut seen, mut equal, mut since) = (look()?, 0, Instant::now());
     until(what, limit, || {
         let now = look()?;
-        equal = if now == seen { equal + 1 } else { 0 };
-        seen = now;
-        Ok((equal >= enough).then_some(()))
+        if now == seen {
+            equal += 1;
+        } else {
+            (seen, equal, since) = (now, 0, Instant::now());
+        }
+        Ok((equal >= STEADY && since.elapsed() >= span).then_some(()))
     })?;
     Ok(seen)
 }
@@ -76,6 +84,7 @@ pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Op
     let start = Instant::now();
     let mut last = None;
     loop {
+        let began = Instant::now();
         match look() {
             Ok(Some(value)) => return Ok(value),
             Ok(None) => {}
@@ -87,6 +96,6 @@ pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Op
         if start.elapsed() >= limit {
             return Err(Error::Timeout { what: what.to_owned(), limit, last });
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep((began.elapsed() * REST).clamp(LOOK_EVERY, LOOK_EVERY_AT_LEAST));
     }
 }
