@@ -284,8 +284,8 @@ fn session_objection<P: Platform>(
     (!claim.holds()).then(|| format!("this node is the standby of host {} already", session.primary().host))
 }
 
-/// What is known, without a witness, of a caller who wants the place of the primary of a session, and of that
-/// session.
+/// What is known, without a witness, of a caller who wants the place of the primary of a session, and of the
+/// latter.
 #[derive(Clone, Copy)]
 struct Claim {
     /// The caller is the session's primary: it knows the session's nonce.
@@ -300,8 +300,8 @@ struct Claim {
 
 impl Claim {
     /// A primary that calls again says itself that its session is over, however open our end of the stream
-    /// looks. One whose host lost its power leaves it open for ever, and does not come from that session; then
-    /// a copy that may be needed yields to a later term only.
+    /// looks. One whose host lost its power leaves it open for ever, and does not come from that session;
+    /// then a copy that may be needed yields to a later term only.
     fn holds(self) -> bool {
         self.proven || !self.lives && (self.newer || !self.has_copy)
     }

@@ -40,6 +40,16 @@ struct Lister {
     list: ListWriter,
     /// Bytes that the list would have with every page in it, whole unless it is zero.
     raw: u64,
+    compared: Compared,
+}
+
+/// Pages that were compared with what the standby has of them. Others went out whole, or as zeroes.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// It has them already.
+    pub unchanged: Vec<u64>,
+    /// Something in them is new.
+    pub changed: Vec<u64>,
 }
 
 impl Coder {
@@ -48,6 +58,11 @@ impl Coder {
     pub fn new(history: Option<History>) -> Self {
         let lister = Lister { history, ..Lister::default() };
         Self { lister, pages: Packer::default(), state: Packer::default() }
+    }
+
+    /// What was compared since the last call.
+    pub fn take_compared(&mut self) -> Compared {
+        std::mem::take(&mut self.lister.compared)
     }
 
     /// Sends the pages as frames of the first copy, packed if `pack` says so.
@@ -176,7 +191,8 @@ impl Lister {
         self.raw += PAGE as u64;
         let Some(history) = &mut self.history else { return self.list.whole(number, at) };
         match self.list.changed(number, |out| history.form(number, content, out)) {
-            Form::Same | Form::Delta => {}
+            Form::Same => self.compared.unchanged.push(number),
+            Form::Delta => self.compared.changed.push(number),
             Form::Whole => self.list.whole(number, at),
         }
     }

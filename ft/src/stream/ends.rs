@@ -10,7 +10,7 @@ use ft_transport::frames::TransportError;
 use ft_wire::session::{CopyProgress, Yielding};
 
 use crate::checkpoint::epoch_image::EpochImage;
-use crate::stream::coder::Volume;
+use crate::stream::coder::{Compared, Volume};
 use crate::stream::image::WholeImage;
 
 /// What to send.
@@ -50,6 +50,8 @@ pub struct Done {
     pub volume: Volume,
     /// How long sending took.
     pub took: Duration,
+    /// Its pages that were compared with what the standby has.
+    pub compared: Compared,
 }
 
 /// The primary's end. Dropping it breaks the stream: what is queued is lost.

@@ -58,7 +58,8 @@ impl SenderHandle {
                 let result = perform(&mut coder, &mut writer, term, &job, clock.now());
                 match (result, job) {
                     (Ok(volume), Job::Copy(image, packed) | Job::Epoch(image, packed, _)) => {
-                        tell(Sent::Done(Done { image, packed, volume, took: started.elapsed() }));
+                        let (took, compared) = (started.elapsed(), coder.take_compared());
+                        tell(Sent::Done(Done { image, packed, volume, took, compared }));
                     }
                     (Ok(_), Job::Progress(_)) => tell(Sent::Told),
                     (Ok(_), Job::Yield(..) | Job::Bye(_)) => {}

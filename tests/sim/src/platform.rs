@@ -354,7 +354,10 @@ impl SendingEnd for SimSender {
         let (took, now) = (body.micros(30, 600.max(lag)), body.now + body.spent);
         let sent = match job {
             _ if thread.failed => Sent::Failed(TransportError::Closed),
-            Job::Copy(image, packed) | Job::Epoch(image, packed, _) => Sent::Done(Done { image, packed, volume, took }),
+            Job::Copy(image, packed) | Job::Epoch(image, packed, _) => {
+                let compared = thread.coder.take_compared();
+                Sent::Done(Done { image, packed, volume, took, compared })
+            }
             Job::Progress(_) => Sent::Told,
             Job::Yield(..) | Job::Bye(_) => return,
         };

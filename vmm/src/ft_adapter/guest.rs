@@ -233,6 +233,10 @@ impl Guest for GuestAdapter {
         lock(&self.dirty).put_back_pages(pages);
     }
 
+    fn compared(&mut self, unchanged: &[u64], changed: &[u64]) {
+        lock(&self.dirty).compared(unchanged, changed);
+    }
+
     fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {
         self.parts.save_vcpus(out).map_err(|error| GuestError::new("cannot save the vCPUs' state", error))
     }

@@ -13,8 +13,10 @@ use crate::machine::bus::{Bus, BusDevice};
 use crate::machine::cpu::{CpuOptions, OnGuestEvent, cpuid};
 use crate::machine::ioapic::{Ioapic, Pin};
 use crate::machine::kvm::KvmError;
+use crate::machine::memory::dirty::DirtyTracker;
 use crate::machine::memory::guest::{GuestMemory, RamOptions};
 use crate::machine::memory::layout;
+use crate::machine::memory::watch_cost::WatchCost;
 use crate::vm::error::VmError;
 
 pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
@@ -45,6 +47,12 @@ pub(super) fn ram_options(config: &VmConfig) -> RamOptions {
         prefault: memory.prefault,
         thp: memory.thp,
     }
+}
+
+pub(super) fn dirty_tracker(kvm: &Kvm, vm: &Arc<VmFd>, memory: &GuestMemory) -> DirtyTracker {
+    let mut tracker = DirtyTracker::new(vm.clone(), memory);
+    tracker.weigh(WatchCost::of_this_host(kvm).break_even());
+    tracker
 }
 
 pub(super) fn cpu_options(config: &VmConfig) -> CpuOptions {

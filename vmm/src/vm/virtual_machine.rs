@@ -74,7 +74,7 @@ impl Vm {
             payload.place(&memory)?;
         }
         memory.set_slots(&vm, 0)?;
-        let dirty = Arc::new(Mutex::new(DirtyTracker::new(vm.clone(), &memory)));
+        let dirty = Arc::new(Mutex::new(hardware::dirty_tracker(&kvm, &vm, &memory)));
         let line = Line::open(&mut config.serial, earlier)?;
 
         let irq = Arc::new(IrqManager::new(vm.clone())?);

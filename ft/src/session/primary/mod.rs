@@ -210,12 +210,13 @@ impl<P: Platform> PrimarySession<P> {
     /// The sending thread told something.
     pub(crate) fn sent(&mut self, cx: &mut Context<P>, sent: Sent) {
         match sent {
-            Sent::Done(Done { image, packed, volume, took }) => {
+            Sent::Done(Done { image, packed, volume, took, compared }) => {
                 self.outbound.sending -= 1;
                 if image.epoch == Epoch(0) {
                     self.selector.copied(packed, volume.raw, took);
                 } else {
                     cx.reporter().measured().sent(volume);
+                    cx.machine_mut().guest().compared(&compared.unchanged, &compared.changed);
                 }
                 cx.buffers().done(image);
                 self.pump(cx);

@@ -186,6 +186,7 @@ pub struct DirtyTracker {
     manual: bool,
     on: bool,
     foresight: Foresight,
+    break_even: u16,
 }
 
 impl DirtyTracker {
@@ -208,7 +209,13 @@ impl DirtyTracker {
             has_pending: false,
             on: false,
             foresight: Foresight::default(),
+            break_even: 1,
         }
+    }
+
+    /// On this host so many copies of a page cost as much as a write fault; counts from the next start on.
+    pub fn weigh(&mut self, break_even: u16) {
+        self.break_even = break_even;
     }
 
     /// Starts watching; nothing is dirty at first.
@@ -218,7 +225,7 @@ impl DirtyTracker {
     pub fn start(&mut self) -> Result<(), DirtyError> {
         self.memory.set_slots(&self.vm, KVM_MEM_LOG_DIRTY_PAGES).map_err(DirtyError::Switch)?;
         self.on = true;
-        self.foresight = Foresight::new(64 * self.pending.len());
+        self.foresight = Foresight::new(64 * self.pending.len(), self.break_even);
         for region in self.memory.ram().iter() {
             region.get_mmap().bitmap().harvest(|_, _| ());
         }
@@ -295,6 +302,12 @@ impl DirtyTracker {
                 self.has_pending = true;
             }
         }
+    }
+
+    /// Pages of the set of an epoch turned out to be as they were in the one before, so that they need not
+    /// have been written, or not.
+    pub fn compared(&mut self, unchanged: &[u64], changed: &[u64]) {
+        self.foresight.compared(unchanged, changed);
     }
 
     fn forget_pending(&mut self) {

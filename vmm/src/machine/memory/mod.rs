@@ -5,3 +5,4 @@ mod foresight;
 pub mod guest;
 pub mod layout;
 pub mod view;
+pub mod watch_cost;
