@@ -1,10 +1,10 @@
 //! Names that last: a host's, a VM's, a session's, and what is drawn at random where nobody may guess or
 //! repeat it.
 
-use std::fmt;
 use std::fs;
 
 use ft_proto::{HostId, NodeId, VmId};
+use ft_wire::nonce::Nonce;
 use ft_wire::session::TookOver;
 use twox_hash::XxHash3_64;
 
@@ -78,36 +78,29 @@ impl Identity {
         Some(BeatKey { vm: self.vm?, session, nonce, me, peer })
     }
 
-    /// By what the other end of the last session knows this one; 0: there was none.
-    pub(crate) fn proof(&self) -> u128 {
-        self.session.map_or(0, |key| key.nonce)
+    /// By what the other end of the last session knows this one.
+    pub(crate) fn proof(&self) -> Nonce {
+        self.session.map_or(Nonce::NONE, |key| key.nonce)
     }
 }
 
 /// What names a session, and proves that one belongs to it.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SessionKey {
     /// Its number.
     pub session: u64,
     /// Known to its two ends only.
-    pub nonce: u128,
-}
-
-/// Without the secret.
-impl fmt::Debug for SessionKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SessionKey({:x})", self.session)
-    }
+    pub nonce: Nonce,
 }
 
 impl SessionKey {
     /// That of a session which begins.
     pub(crate) fn draw() -> Self {
-        Self { session: random_u64(), nonce: random_u128().max(1) }
+        Self { session: random_u64(), nonce: Nonce::new(random_u128().max(1)) }
     }
 
     /// Whether it is the key of this session, with this secret.
-    pub(crate) fn is(self, session: u64, nonce: u128) -> bool {
+    pub(crate) fn is(self, session: u64, nonce: Nonce) -> bool {
         (self.session, self.nonce) == (session, nonce)
     }
 }

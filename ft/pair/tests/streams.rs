@@ -16,6 +16,7 @@ use ft_transport::frames::{Stamp, TransportError, read_body, read_header, write_
 use ft_transport::listener::{Arrival, Listener};
 use ft_transport::stream::Stream;
 use ft_transport::tls::credentials::Credentials;
+use ft_wire::nonce::Nonce;
 use ft_wire::packing::Unpacker;
 use ft_wire::session::{Hello, Kind, Purpose, Welcome};
 
@@ -37,7 +38,7 @@ fn standby(tls: Option<Credentials>) -> (Listener, SocketAddr, Receiver<Stream>)
     let address = free_address();
     let listener = Listener::open(address, tls, move |arrival| {
         if let Arrival::Incoming(incoming) = arrival {
-            let welcome = Welcome { node: NodeId::numbered(2, 2), session: 7, nonce: 8, kept: false };
+            let welcome = Welcome { node: NodeId::numbered(2, 2), session: 7, nonce: Nonce::new(8), kept: false };
             streams.send(incoming.welcome(&welcome).unwrap()).unwrap();
         }
     });

@@ -14,6 +14,7 @@ use ft_proto::{Light, LinkId, OnPartition, Settings, State, Time};
 use ft_transport::addresses::as_seen_here;
 use ft_transport::connection::Connection;
 use ft_transport::listener::Incoming;
+use ft_wire::nonce::Nonce;
 use ft_wire::session::{Kind, Part, Purpose, Standing, decode_body};
 use serde_json::{Value, json};
 
@@ -272,11 +273,11 @@ fn session_objection<P: Platform>(
     cx: &Context<P>,
     session: &Session<P>,
     incoming: &Incoming<P::Connection>,
-    previous: u128,
+    previous: Nonce,
 ) -> Option<String> {
     let Session::Standby(session) = session else { return None };
     let claim = Claim {
-        proven: previous != 0 && previous == cx.identity().proof(),
+        proven: previous != Nonce::NONE && previous == cx.identity().proof(),
         newer: incoming.term > cx.term(),
         lives: session.is_connected() && !is_silent(cx),
         has_copy: session.has_copy(),
@@ -284,8 +285,8 @@ fn session_objection<P: Platform>(
     (!claim.holds()).then(|| format!("this node is the standby of host {} already", session.primary().host))
 }
 
-/// What is known, without a witness, of a caller who wants the place of the primary of a session, and of the
-/// latter.
+/// What is known, without a witness, of a session of this standby, and of a caller who wants the place of its
+/// primary.
 #[derive(Clone, Copy)]
 struct Claim {
     /// The caller is the session's primary: it knows the session's nonce.

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ft_proto::{LinkId, NodeId, Term, VmId};
+use ft_wire::nonce::Nonce;
 use ft_wire::session::{Hello, Purpose, TookOver, encode_body};
 use pollux_api::Blocker;
 
@@ -76,8 +77,8 @@ pub struct Introduction {
     pub node: NodeId,
     /// Its VM.
     pub vm: VmId,
-    /// What proves that it comes from the last session with whoever it calls; 0: nothing.
-    pub previous: u128,
+    /// What proves that it comes from the last session with whoever it calls.
+    pub previous: Nonce,
     /// What the VM is made of.
     pub shape: Shape,
     /// How it came to run the VM.

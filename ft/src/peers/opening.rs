@@ -220,6 +220,7 @@ mod tests {
     use std::net::TcpListener;
 
     use ft_proto::NodeId;
+    use ft_wire::nonce::Nonce;
     use ft_wire::session::{Purpose, encode_body};
 
     use super::*;
@@ -231,7 +232,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = listener.local_addr().unwrap();
         let node = NodeId::numbered(1, 1);
-        let hello = Hello { vm: None, node, purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
+        let hello = Hello { vm: None, node, purpose: Purpose::Disk { index: 0, session: 1, nonce: Nonce::new(2) } };
         let size = encode_body(&hello).len();
         let host = Standby { dialler: &Tcp(PeerTls::off()), peer, term: Term(1) };
         let why = complete(host.call(&hello)).unwrap().unwrap_err();

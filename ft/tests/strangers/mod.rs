@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use ft::guest::{Guest, Shape};
 use ft_proto::{Epoch, HostId, NodeId, Term, VmId};
 use ft_wire::hash::hash_of_parts;
+use ft_wire::nonce::Nonce;
 use ft_wire::session::{HEADER_LEN, Header, Hello, Kind, Part, Purpose, Refusal, Standing, decode_body, encode_body};
 
 use super::*;
@@ -44,7 +45,7 @@ fn stranger() -> NodeId {
     NodeId::numbered(666, 1)
 }
 
-fn session(shape: &Shape, on_partition: Option<OnPartition>, previous: u128) -> Purpose {
+fn session(shape: &Shape, on_partition: Option<OnPartition>, previous: Nonce) -> Purpose {
     Purpose::Session {
         check: false,
         shape: encode_body(shape),
@@ -74,7 +75,7 @@ fn unmoved(pair: &Pair, term: u64) {
 #[test]
 fn a_caller_does_not_choose_the_policy() {
     let shape = ToyGuest::new().shape();
-    let hello = |policy| Hello { vm: Some(VmId(1)), node: stranger(), purpose: session(&shape, policy, 0) };
+    let hello = |policy| Hello { vm: Some(VmId(1)), node: stranger(), purpose: session(&shape, policy, Nonce::NONE) };
     let witnessed = Pair::new();
     let reason = refused(witnessed.options.peer, Term(5), &hello(Some(OnPartition::Both)));
     assert!(reason.contains("relies on a witness"), "{reason}");
@@ -103,12 +104,12 @@ fn a_session_that_lives_is_not_replaced_by_whoever_calls() {
         // Under a name of its own, and under that of the primary, which a stranger may have read somewhere.
         for node in [stranger(), status.node.parse().unwrap()] {
             for term in [status.term, status.term + 1, Term::MAX.0] {
-                let hello = Hello { vm, node, purpose: session(&shape, policy, 7) };
+                let hello = Hello { vm, node, purpose: session(&shape, policy, Nonce::new(7)) };
                 let reason = refused(pair.options.peer, Term(term), &hello);
                 assert!(reason.contains(expected), "{node} in {term}: {reason}");
             }
         }
-        let disk = Purpose::Disk { index: 0, session: 1, nonce: 1 };
+        let disk = Purpose::Disk { index: 0, session: 1, nonce: Nonce::new(1) };
         let reason = refused(pair.options.peer, Term(status.term), &Hello { vm, node: stranger(), purpose: disk });
         assert!(reason.contains("is over"), "{reason}");
         unmoved(&pair, status.term);
@@ -119,7 +120,7 @@ fn a_session_that_lives_is_not_replaced_by_whoever_calls() {
 fn whoever_is_of_another_vm_is_told_nothing() {
     let pair = Pair::protected();
     let shape = ToyGuest::new().shape();
-    for purpose in [Purpose::Ask, session(&shape, None, 0)] {
+    for purpose in [Purpose::Ask, session(&shape, None, Nonce::NONE)] {
         let reason = refused(pair.options.peer, Term(9), &Hello { vm: Some(VmId(1)), node: stranger(), purpose });
         assert_eq!(reason, "this host is not configured for that VM");
     }

@@ -5,11 +5,11 @@
 //! make: a hash of all of it under a key from the session's secret number. That number crosses the network
 //! once, in the greeting, which TLS protects.
 
-use std::fmt;
-
 use ft_proto::{Beat, HostId, LinkId, NodeId, Term, VmId};
 use zerocopy::little_endian::{U16, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::nonce::Nonce;
 
 /// Bytes of a beat.
 pub const LEN: usize = size_of::<Datagram>();
@@ -21,26 +21,18 @@ const CONTEXT: &str = "Pollux heartbeat 3, 2026-11-30";
 const TAG_LEN: usize = 16;
 
 /// What the beats of a session carry, and those of its peer must.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct BeatKey {
     /// The VM that it protects.
     pub vm: VmId,
     /// The session.
     pub session: u64,
     /// Drawn for it at random, and told to the peer only.
-    pub nonce: u128,
+    pub nonce: Nonce,
     /// This node.
     pub me: NodeId,
     /// The other one.
     pub peer: NodeId,
-}
-
-/// Without the secret.
-impl fmt::Debug for BeatKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vm, session, me, peer, .. } = self;
-        write!(f, "BeatKey(VM {vm}, session {session:x}, {me} with {peer})")
-    }
 }
 
 /// Why a datagram is not a beat of the peer's in this session.
@@ -228,7 +220,7 @@ mod tests {
     const LINK: LinkId = LinkId::Heartbeat;
 
     fn ends() -> (BeatKey, BeatFilter) {
-        let key = BeatKey { vm: VmId(7), session: 8, nonce: 1 << 100, me: ME, peer: PEER };
+        let key = BeatKey { vm: VmId(7), session: 8, nonce: Nonce::new(1 << 100), me: ME, peer: PEER };
         let mut filter = BeatFilter::default();
         filter.set_key(Some(key));
         (BeatKey { me: PEER, peer: ME, ..key }, filter)
@@ -253,7 +245,7 @@ mod tests {
     #[test]
     fn whoever_reads_the_link_can_neither_make_a_beat_nor_repeat_one() {
         let (theirs, mut filter) = ends();
-        let forged = BeatKey { nonce: 0, ..theirs };
+        let forged = BeatKey { nonce: Nonce::NONE, ..theirs };
         assert_eq!(filter.pass(&encode(&forged, LINK, 9, Term(1 << 40), true), LINK), Err(Cause::Forged));
         let (first, second) = (encode(&theirs, LINK, 1, Term(3), true), encode(&theirs, LINK, 2, Term(3), true));
         assert!(filter.pass(&first, LINK).is_ok());

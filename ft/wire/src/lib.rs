@@ -9,7 +9,7 @@
 //!  VMM to device process device_ctl
 //! ```
 //!
-//! `hash` is the checksum of all of these, `text` cleans what people will read. What is decoded comes from
+//! `hash` is the checksum of all of these, `nonce` a session's secret, `text` cleans what people will read. What is decoded comes from
 //! outside: it is checked, never panics, and allocates no more than a checked length.
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod delta;
 pub mod device_ctl;
 pub mod hash;
 pub mod mirror;
+pub mod nonce;
 pub mod packing;
 mod page;
 pub mod pages;

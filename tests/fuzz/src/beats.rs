@@ -4,6 +4,7 @@
 
 use ft_proto::{LinkId, Term, VmId};
 use ft_wire::beat::{BeatFilter, BeatKey, encode};
+use ft_wire::nonce::Nonce;
 
 use crate::bytes::Bytes;
 
@@ -14,7 +15,7 @@ pub(crate) const NUMBER: u64 = 5;
 /// The session that this end is in.
 pub(crate) fn key() -> BeatKey {
     let (me, peer) = ("b/0000000000000002".parse().unwrap(), "a/0000000000000001".parse().unwrap());
-    BeatKey { vm: VmId(7), session: 9, nonce: 11, me, peer }
+    BeatKey { vm: VmId(7), session: 9, nonce: Nonce::new(11), me, peer }
 }
 
 /// The same session at the other end.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ft_proto::witness::{Claim, Verdict};
 use ft_proto::{LinkId, NodeId, State, Term, Time, VmId};
 use ft_wire::beat::{BeatKey, encode};
+use ft_wire::nonce::Nonce;
 use ft_wire::session::{Hello, Kind, Purpose, encode_body};
 
 use crate::dialler::frame;
@@ -174,7 +175,7 @@ impl World {
         let term = process.term();
         for _ in 0..self.rng.range(1, 20) {
             let ahead = [0, 1, 2, 1000][self.rng.index(4)];
-            let (session, nonce) = (self.rng.word(), self.rng.word().into());
+            let (session, nonce) = (self.rng.word(), Nonce::new(self.rng.word().into()));
             let key = BeatKey { vm: VM, session, nonce, me: from, peer: from };
             let (link, number) = (LinkId::ALL[self.rng.index(2)], self.rng.word());
             let bytes = encode(&key, link, number, Term(term.0 + ahead), self.rng.chance(500_000)).to_vec();
@@ -194,7 +195,7 @@ impl World {
         let node = NodeId::numbered(from as u64, self.rng.word());
         let term = Term(self.rng.range(1, 2000));
         self.note(host, || format!("FAULT is called by a stranger in term {term}"));
-        let purpose = Purpose::Disk { index: 0, session: self.rng.word(), nonce: 1 };
+        let purpose = Purpose::Disk { index: 0, session: self.rng.word(), nonce: Nonce::new(1) };
         let hello = if self.rng.chance(500_000) {
             Hello { vm: Some(VmId(8)), node, purpose: Purpose::Ask }
         } else {

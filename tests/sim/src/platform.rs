@@ -20,6 +20,7 @@ use ft_transport::frames::TransportError;
 use ft_transport::heartbeats::{Heartbeats, Ignored};
 use ft_wire::beat::BeatKey;
 use ft_wire::device_ctl::{self, Command, Report};
+use ft_wire::nonce::Nonce;
 use ft_wire::session::HEADER_LEN;
 
 use crate::body::{Effect, Shared};
@@ -36,6 +37,11 @@ pub(crate) const DISK_CAPS: DeviceCaps = DeviceCaps { mirrors: true, holds_outpu
 pub(crate) const NIC_CAPS: DeviceCaps = DeviceCaps { mirrors: false, holds_output: true, in_flight: false };
 /// How often to beat when nobody is suspected.
 const LEISURE: Duration = Duration::from_millis(500);
+
+/// What the body of a host knows its session by.
+fn low_half(nonce: Nonce) -> u64 {
+    nonce.to_le_bytes().first_chunk().map_or(0, |low| u64::from_le_bytes(*low))
+}
 
 /// What an engine stands on here.
 #[derive(Clone, Debug)]
@@ -63,10 +69,10 @@ impl Platform for Sim {
 
     fn draw_session(&self) -> SessionKey {
         let mut body = self.0.lock();
-        let (session, nonce) = (body.rng.word(), u128::from(body.rng.word()) << 64 | u128::from(body.rng.word() | 1));
+        let (session, high, low) = (body.rng.word(), body.rng.word(), body.rng.word() | 1);
         let session = if body.has(Mutation::SessionsAlike) { 1 } else { session };
-        (body.session, body.committed) = (nonce as u64, Epoch(0));
-        SessionKey { session, nonce }
+        (body.session, body.committed) = (low, Epoch(0));
+        SessionKey { session, nonce: Nonce::new(u128::from(high) << 64 | u128::from(low)) }
     }
 
     fn set_realtime(&self, _: bool) {}
@@ -108,7 +114,7 @@ impl Platform for Sim {
         let open = async move {
             let opened = open_first(&SimDialler(shared.clone()), &applicant, peers).await;
             if let Ok(opened) = &opened {
-                shared.lock().session = opened.key.nonce as u64;
+                shared.lock().session = low_half(opened.key.nonce);
             }
             done(opened);
         };

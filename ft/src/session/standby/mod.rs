@@ -15,6 +15,7 @@ use ft_transport::frames::{Stamp, write_frame};
 use ft_transport::heartbeats::Heartbeats;
 use ft_transport::listener::Incoming;
 use ft_wire::device_ctl::Command;
+use ft_wire::nonce::Nonce;
 use ft_wire::session::{Kind, Refusal, Welcome, Yielding, encode_body};
 use host_kit::error::chain;
 use pollux_api::event::EventName;
@@ -66,7 +67,7 @@ pub(crate) struct Join<C> {
 
 /// What a caller is told that is let in.
 pub(crate) fn welcome<P: Platform>(cx: &Context<P>, key: Option<SessionKey>, kept: bool) -> Welcome {
-    let (session, nonce) = key.map_or((0, 0), |key| (key.session, key.nonce));
+    let (session, nonce) = key.map_or((0, Nonce::NONE), |key| (key.session, key.nonce));
     Welcome { node: cx.node().id(), session, nonce, kept }
 }
 

@@ -6,6 +6,8 @@ use crossbeam_channel::{Receiver, unbounded};
 
 use ft_proto::{NodeId, VmId};
 
+use ft_wire::nonce::Nonce;
+
 use super::*;
 
 /// Far more than anything takes here on a busy machine.
@@ -20,7 +22,7 @@ const ME: NodeId = NodeId::numbered(1, 11);
 const PEER: NodeId = NodeId::numbered(2, 22);
 
 fn key() -> BeatKey {
-    BeatKey { vm: VmId(7), session: 8, nonce: 1 << 100, me: ME, peer: PEER }
+    BeatKey { vm: VmId(7), session: 8, nonce: Nonce::new(1 << 100), me: ME, peer: PEER }
 }
 
 /// The session as its peer sees it.
@@ -73,7 +75,7 @@ fn whoever_does_not_know_the_session_is_not_heard_however_high_its_term() {
     for forged in [
         BeatKey { vm: VmId(70), ..theirs() },
         BeatKey { session: 80, ..theirs() },
-        BeatKey { nonce: 0, ..theirs() },
+        BeatKey { nonce: Nonce::NONE, ..theirs() },
         BeatKey { me: NodeId::numbered(2, 23), ..theirs() },
         BeatKey { me: NodeId::numbered(3, 22), ..theirs() },
         // Our own, that somebody sends back.
@@ -105,7 +107,7 @@ fn a_flood_does_not_keep_our_beats_from_leaving() {
     let route = vec![BeatSocket { link: LinkId::Replication, socket: Arc::new(ours), peer: to }];
     beats.route(route, Some(Duration::from_millis(10)));
     let quit = AtomicBool::new(false);
-    let garbage = encode(&BeatKey { nonce: 1, ..theirs() }, LinkId::Replication, 7, Term(9), true);
+    let garbage = encode(&BeatKey { nonce: Nonce::new(1), ..theirs() }, LinkId::Replication, 7, Term(9), true);
     thread::scope(|scope| {
         // More at any time than one look at the socket takes.
         for _ in 0..3 {

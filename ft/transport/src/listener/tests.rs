@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::mpsc;
 
 use ft_proto::NodeId;
+use ft_wire::nonce::Nonce;
 use ft_wire::session::{Header, Purpose};
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -26,9 +27,12 @@ fn welcoming() -> (Listener, SocketAddr, mpsc::Receiver<String>) {
     let address = listener.local_addr().unwrap();
     let (troubles, told) = mpsc::channel();
     let listener = Listener::open_with(listener, None, move |arrival| match arrival {
-        Arrival::Incoming(caller) => {
-            drop(caller.welcome(&Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: 8, kept: false }))
-        }
+        Arrival::Incoming(caller) => drop(caller.welcome(&Welcome {
+            node: NodeId::numbered(1, 1),
+            session: 7,
+            nonce: Nonce::new(8),
+            kept: false,
+        })),
         Arrival::TurnedAway(..) => {}
         Arrival::Trouble(reason) => troubles.send(reason).unwrap(),
     });
@@ -36,8 +40,11 @@ fn welcoming() -> (Listener, SocketAddr, mpsc::Receiver<String>) {
 }
 
 fn greeting() -> Vec<u8> {
-    let hello =
-        Hello { vm: None, node: NodeId::numbered(9, 1), purpose: Purpose::Disk { index: 0, session: 1, nonce: 2 } };
+    let hello = Hello {
+        vm: None,
+        node: NodeId::numbered(9, 1),
+        purpose: Purpose::Disk { index: 0, session: 1, nonce: Nonce::new(2) },
+    };
     let mut wire = Vec::new();
     let stamp = Stamp { kind: Kind::Hello, term: Term(3), epoch: Epoch(0) };
     write_frame(&mut wire, stamp, &[&encode_body(&hello)]).unwrap();
@@ -192,7 +199,7 @@ fn no_error_of_accept_ends_the_thread() {
     use Errno as E;
     let errors = vec![E::EINVAL, E::EPERM, E::ENOMEM, E::ENOBUFS, E::ENETDOWN, E::EPROTO, E::ECONNABORTED, E::EINTR];
     let (troubles, told) = mpsc::channel();
-    let welcome = Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: 8, kept: false };
+    let welcome = Welcome { node: NodeId::numbered(1, 1), session: 7, nonce: Nonce::new(8), kept: false };
     let _listener = Listener::open_with(Scripted { listener, errors }, None, move |arrival| match arrival {
         Arrival::Incoming(caller) => drop(caller.welcome(&welcome)),
         Arrival::TurnedAway(..) => {}

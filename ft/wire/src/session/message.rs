@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{Kind, WireError};
 use crate::device_ctl::ResyncKind;
+use crate::nonce::Nonce;
 use crate::text;
 
 /// Body of `End`.
@@ -54,8 +55,8 @@ pub enum Purpose {
         /// The session since whose last checkpoint the primary knows every page that was written.
         base: Option<u64>,
         /// The nonce of the last session between the two, by which the standby knows that its primary calls
-        /// again; 0: none.
-        previous: u128,
+        /// again.
+        previous: Nonce,
     },
     /// The mirror stream of one disk of the session that is open.
     Disk {
@@ -65,7 +66,7 @@ pub enum Purpose {
         /// late.
         session: u64,
         /// And the nonce that came with it.
-        nonce: u128,
+        nonce: Nonce,
     },
 }
 
@@ -124,7 +125,7 @@ pub struct Welcome {
     pub session: u64,
     /// Known to the two ends of the session alone: whatever else comes in its name proves by it that it
     /// belongs to it.
-    pub nonce: u128,
+    pub nonce: Nonce,
     /// Whether its memory is what it was at the last checkpoint of the session that the primary has as its
     /// base.
     pub kept: bool,

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use ft_proto::{Epoch, NodeId, Term, VmId};
 use ft_wire::hash::hash_of_parts;
+use ft_wire::nonce::Nonce;
 use ft_wire::session::{Header, Hello, Kind, Purpose, encode_body};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
@@ -247,7 +248,8 @@ impl Speaker {
             }
             2 => self.greeting(to, Purpose::Ask),
             3 => {
-                let purpose = Purpose::Disk { index: 0, session: self.chance.random(), nonce: self.chance.random() };
+                let purpose =
+                    Purpose::Disk { index: 0, session: self.chance.random(), nonce: Nonce::new(self.chance.random()) };
                 self.greeting(to, purpose)
             }
             4 => {
@@ -265,7 +267,7 @@ impl Speaker {
     /// As if the primary called, or somebody who has become it.
     fn session(&mut self, to: u8) -> Vec<u8> {
         let beats = [stream_address(1 - to), beat_address(1 - to)].map(|address| address.to_string());
-        let (detect_ms, disk_buffer, previous) = (1000, 1 << 20, self.chance.random());
+        let (detect_ms, disk_buffer, previous) = (1000, 1 << 20, Nonce::new(self.chance.random()));
         let check = self.chance.random_bool(0.3);
         let (shape, took_over, on_partition, base) = (vec![], None, None, None);
         let purpose =

@@ -9,6 +9,7 @@ use ft_wire::device_ctl::{
     Command, DeviceInfo, Hold, InFlight, QueueState, Report, ResyncKind, StreamKeys, TrafficSecret, encode,
 };
 use ft_wire::mirror::{Begin, Digest, Frame, Greeting, Kind, Name, encode as frame, encode_fields};
+use ft_wire::nonce::Nonce;
 use ft_wire::pages::PAGE;
 use ft_wire::session::{
     CopyProgress, DiskProgress, EpochEnd, Hello, Part, Purpose, Refusal, Standing, TookOver, Welcome, Yielding,
@@ -60,7 +61,7 @@ fn hello() -> Hello {
         took_over: Some(took_over),
         on_partition: None,
         base: Some(4),
-        previous: 5,
+        previous: Nonce::new(5),
     };
     Hello { vm: Some(VmId(7)), node: node("b/0000000000000002"), purpose }
 }
@@ -77,8 +78,8 @@ fn bodies() -> Vec<(u8, Vec<u8>)> {
     vec![
         (0, encode_body(&hello())),
         (0, encode_body(&Hello { vm: None, purpose: Purpose::Ask, ..hello() })),
-        (0, encode_body(&Hello { purpose: Purpose::Disk { index: 1, session: 2, nonce: 3 }, ..hello() })),
-        (1, encode_body(&Welcome { node: me, session: 3, nonce: 4, kept: true })),
+        (0, encode_body(&Hello { purpose: Purpose::Disk { index: 1, session: 2, nonce: Nonce::new(3) }, ..hello() })),
+        (1, encode_body(&Welcome { node: me, session: 3, nonce: Nonce::new(4), kept: true })),
         (2, encode_body(&Refusal { reasons: vec!["another memory size".to_owned(), "no disk".to_owned()] })),
         (3, encode_body(&EpochEnd { pages: 1, frames: 2, digest: 3 })),
         (4, encode_body(&Yielding { reason: "an operator".to_owned(), stopped_us: 100 })),
