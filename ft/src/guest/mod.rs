@@ -101,8 +101,8 @@ pub trait Guest: Send {
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError>;
     /// Marks pages as written again: what harvested them came to nothing.
     fn put_back(&mut self, pages: &[u64]);
-    /// Pages of an epoch were compared with the one before, and found to be as they were, or not: tracking
-    /// may learn from it. Called once for each epoch, in order.
+    /// Of the pages of an epoch, these were found to be as they were when they were sent before, and those to
+    /// have changed: tracking may learn from it. Called once for each epoch, in order.
     fn compared(&mut self, _unchanged: &[u64], _changed: &[u64]) {}
     /// Appends the state of the vCPUs that the last checkpoint has captured. The guest may be running.
     ///

@@ -1,35 +1,21 @@
-//! The smallest VM that dirties pages at native speed on any KVM: raw ioctls, one vCPU, ring 3 from its first
-//! instruction.
-//!
-//! Each turn the guest stores to every page of its set and leaves by a port write. What the host then has to
-//! do for a checkpoint, call by call and with nothing around it, is the floor.
+//! The smallest VM that dirties pages at native speed on any KVM, by raw ioctls. Each turn the guest stores to
+//! every page of its set. What the host then has to do for a checkpoint, call by call and with nothing around
+//! it, is the floor.
 
 use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, Msrs, kvm_msr_entry,
-    kvm_segment,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use pollux_vmm::machine::kvm;
 use pollux_vmm::machine::memory::guest::{GuestMemory, RamOptions};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use pollux_vmm::machine::page_writer;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::ring::Ring;
 
-/// `again: mov rdi, rsi; mov rcx, rdx; page: mov [rdi], rcx; add rdi, 4096; dec rcx; jnz page; out 0x10, al;
-/// jmp again`
-const CODE: [u8; 25] = [
-    0x48, 0x89, 0xf7, 0x48, 0x89, 0xd1, 0x48, 0x89, 0x0f, 0x48, 0x81, 0xc7, 0, 0x10, 0, 0, 0x48, 0xff, 0xc9, 0x75,
-    0xf1, 0xe6, 0x10, 0xeb, 0xe7,
-];
-const TABLES: u64 = 0x1000;
-const CODE_AT: u64 = 0x1_0000;
-const SET_AT: u64 = 0x20_0000;
 const PAGE: u64 = 4096;
-/// Present, writable, for ring 3.
-const ENTRY: u64 = 7;
-const LARGE: u64 = 1 << 7;
 /// As many as a Linux guest's state has beyond the common registers.
 const MSRS: [u32; 17] = [
     0x10,
@@ -70,7 +56,6 @@ pub struct Probe {
     msrs: Msrs,
     log: Vec<u64>,
     staging: Vec<u8>,
-    pages: u64,
 }
 
 impl Probe {
@@ -82,7 +67,7 @@ impl Probe {
     /// As `new`; `None` if this KVM has no such log.
     pub fn with(log: Log, mem_mib: u64, pages: u64) -> Option<Self> {
         let size = mem_mib << 20;
-        assert!(SET_AT + pages * PAGE <= size, "{pages} pages do not fit into {mem_mib} MiB");
+        assert!(page_writer::FIRST + pages * PAGE <= size, "{pages} pages do not fit into {mem_mib} MiB");
         let kvm = kvm::open().expect("KVM");
         let vm = Arc::new(kvm.create_vm().expect("KVM_CREATE_VM"));
         match log {
@@ -105,31 +90,10 @@ impl Probe {
         let msrs = Msrs::from_entries(&known).expect("a list of MSRs");
         let log = vec![0; usize::try_from(size.div_ceil(PAGE * 64)).expect("words of the log")];
         let staging = vec![0; usize::try_from(pages * PAGE).expect("bytes of staging")];
-        let mut probe = Self { ring, vm, vcpu, memory, msrs, log, staging, pages };
-        probe.load();
+        let mut probe = Self { ring, vm, vcpu, memory, msrs, log, staging };
+        page_writer::load(&probe.vcpu, &probe.memory, pages).expect("the guest");
         probe.turn();
         Some(probe)
-    }
-
-    fn load(&mut self) {
-        let ram = self.memory.ram();
-        let store = |at: u64, value: u64| ram.write_obj(value, GuestAddress(at)).expect("page table");
-        store(TABLES, (TABLES + PAGE) | ENTRY);
-        store(TABLES + PAGE, (TABLES + 2 * PAGE) | ENTRY);
-        for i in 0..512 {
-            store(TABLES + 2 * PAGE + 8 * i, (i << 21) | ENTRY | LARGE);
-        }
-        ram.write_slice(&CODE, GuestAddress(CODE_AT)).expect("code");
-        let mut sregs = self.vcpu.get_sregs().expect("KVM_GET_SREGS");
-        let code = kvm_segment { base: 0, limit: u32::MAX, selector: 0x33, type_: 11, ..segment() };
-        let data = kvm_segment { base: 0, limit: u32::MAX, selector: 0x2b, type_: 3, l: 0, db: 1, ..segment() };
-        (sregs.cs, sregs.ss, sregs.ds, sregs.es) = (code, data, data, data);
-        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8000_0033, TABLES, 0x20, 0x500);
-        self.vcpu.set_sregs(&sregs).expect("KVM_SET_SREGS");
-        let mut regs = self.vcpu.get_regs().expect("KVM_GET_REGS");
-        // Ring 3 may use ports.
-        (regs.rip, regs.rflags, regs.rsi, regs.rdx) = (CODE_AT, 0x3002, SET_AT, self.pages);
-        self.vcpu.set_regs(&regs).expect("KVM_SET_REGS");
     }
 
     /// Begins to log writes.
@@ -139,10 +103,7 @@ impl Probe {
 
     /// Lets the guest dirty its set once.
     pub fn turn(&mut self) {
-        match self.vcpu.run() {
-            Ok(VcpuExit::IoOut(0x10, _)) => {}
-            other => panic!("the probe's guest left by {other:?}"),
-        }
+        page_writer::turn(&mut self.vcpu).expect("a turn of the guest");
     }
 
     /// Reads all registers of the vCPU with as few calls as there can be.
@@ -208,8 +169,4 @@ fn harvest_slot(vm: &VmFd, slot: u32, pages: u64, log: &mut [u64], mut take: imp
         let pages = u32::try_from((end - first) * 64).expect("pages");
         kvm::clear_dirty_log(vm, slot, first as u64 * 64, pages, &log[first..end]).expect("KVM_CLEAR_DIRTY_LOG");
     }
-}
-
-fn segment() -> kvm_segment {
-    kvm_segment { present: 1, dpl: 3, s: 1, l: 1, g: 1, ..kvm_segment::default() }
 }

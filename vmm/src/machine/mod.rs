@@ -8,4 +8,6 @@ pub mod ioapic;
 pub mod irq;
 pub mod kvm;
 pub mod memory;
+pub mod page_writer;
 pub mod state;
+pub mod watch_cost;

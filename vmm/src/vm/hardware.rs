@@ -16,7 +16,7 @@ use crate::machine::kvm::KvmError;
 use crate::machine::memory::dirty::DirtyTracker;
 use crate::machine::memory::guest::{GuestMemory, RamOptions};
 use crate::machine::memory::layout;
-use crate::machine::memory::watch_cost::WatchCost;
+use crate::machine::watch_cost::WatchCost;
 use crate::vm::error::VmError;
 
 pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {

@@ -213,7 +213,7 @@ impl DirtyTracker {
         }
     }
 
-    /// On this host so many copies of a page cost as much as a write fault; counts from the next start on.
+    /// How many copies of a page cost as much as a write fault here. Takes effect at the next start.
     pub fn weigh(&mut self, break_even: u16) {
         self.break_even = break_even;
     }
@@ -240,6 +240,7 @@ impl DirtyTracker {
     pub fn stop(&mut self) -> Result<(), DirtyError> {
         self.forget_pending();
         self.on = false;
+        self.foresight = Foresight::default();
         self.memory.set_slots(&self.vm, 0).map_err(DirtyError::Switch)
     }
 
@@ -304,8 +305,8 @@ impl DirtyTracker {
         }
     }
 
-    /// Pages of the set of an epoch turned out to be as they were in the one before, so that they need not
-    /// have been written, or not.
+    /// Of the pages of an epoch's set, these turned out to be as they were when they were sent before, and
+    /// those to have changed.
     pub fn compared(&mut self, unchanged: &[u64], changed: &[u64]) {
         self.foresight.compared(unchanged, changed);
     }

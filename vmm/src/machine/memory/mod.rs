@@ -5,4 +5,3 @@ mod foresight;
 pub mod guest;
 pub mod layout;
 pub mod view;
-pub mod watch_cost;
