@@ -1,7 +1,7 @@
 //! Which files the calling thread, and those that it starts from then on, can still open by name (Landlock).
 //!
-//! In: places. Out: a thread to which no other file can be opened, made or removed, nor a program executed.
-//! What is open stays open. A kernel that has no Landlock, or an earlier one, does what it can, and the log
+//! In: places. Out: a thread to which no other file can be opened, made, removed or executed. What is open
+//! stays open. A kernel that has no Landlock, or an earlier one, does what it can, and the log
 //! says so.
 
 use std::io;
@@ -24,6 +24,8 @@ pub enum Access {
     Read,
     /// Opening for reading and writing, making, renaming and removing.
     Write,
+    /// Opening for reading, and executing.
+    Execute,
 }
 
 /// A file, or a directory with all that is in it. One that does not exist is left out.
@@ -73,10 +75,10 @@ fn enforce(places: &[Place], others: Others) -> Result<RulesetStatus, RulesetErr
     Ok(rules.restrict_self()?.ruleset)
 }
 
-/// Never execution.
 fn flags(access: Access) -> BitFlags<AccessFs> {
     match access {
         Access::Read => AccessFs::ReadFile | AccessFs::ReadDir,
+        Access::Execute => AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute,
         Access::Write => AccessFs::from_all(NEWEST) & !BitFlags::from(AccessFs::Execute),
     }
 }

@@ -1,10 +1,12 @@
 //! Which of the host's files a VMM can use that limits itself (`--landlock`): those that its configuration
 //! names, what every VMM needs, and what its operator adds.
 //!
-//! It holds for the calling thread and those that it starts; the launcher, and with it device processes, have
-//! limits of their own.
+//! It holds for the calling thread and those that it starts, and for the launcher, and with it for device
+//! processes, which limit themselves further.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,6 +14,7 @@ use host_kit::landlock::{Access, Others, Place, around, folders, limit};
 
 use crate::config::{ConsoleOutputMode, NetConfig, VhostMode, VmConfig};
 use crate::ft_api::{self, NodeOptions};
+use crate::process::{self, DISK_PROGRAM, NET_PROGRAM};
 
 /// The processor and KVM, the load of CPUs, links, name services, who this host is, and sockets that are gone
 /// at once.
@@ -26,6 +29,17 @@ const ALWAYS: [(&str, Access); 10] = [
     ("/lib", Access::Read),
     ("/lib64", Access::Read),
     ("/usr/lib", Access::Read),
+];
+
+/// What device processes need beside what VMMs do, whatever they serve: programs are made of it, taps from
+/// it, and the records of block devices and what outlives a process are kept there.
+const OF_DEVICES: [(&str, Access); 6] = [
+    ("/lib", Access::Execute),
+    ("/lib64", Access::Execute),
+    ("/usr/lib", Access::Execute),
+    ("/dev/net/tun", Access::Write),
+    ("/var/lib/pollux", Access::Write),
+    ("/run/pollux", Access::Write),
 ];
 
 /// It may lead elsewhere.
@@ -49,7 +63,29 @@ pub fn limit_to(config: &VmConfig, options: Option<&NodeOptions>, own: &[PathBuf
     places.extend(options.map(ft_api::places).unwrap_or_default());
     places.extend(own.iter().map(|file| (around(file), Access::Write)));
     places.extend(Path::new(RESOLVER).canonicalize().ok().map(|file| (around(&file), Access::Read)));
+    process::limit_launcher(&of_devices(config))?;
     limit(&places, Others::Reachable)
+}
+
+/// What the device processes of `config` open.
+fn of_devices(config: &VmConfig) -> Vec<Place> {
+    let mut places: Vec<Place> =
+        ALWAYS.into_iter().chain(OF_DEVICES).map(|(path, access)| (path.into(), access)).collect();
+    for (path, _) in &OF_DEVICES[4..] {
+        // A place must be there to be left; what is wrong with it is said by whoever wants to write to it.
+        let _ = fs::create_dir_all(path);
+    }
+    let programs = [DISK_PROGRAM, NET_PROGRAM].into_iter().filter_map(process::find_program);
+    places.extend(programs.map(|program| (program, Access::Execute)));
+    for image in config.disks.iter().flatten().filter_map(|disk| disk.path.as_deref()) {
+        places.push((image.to_owned(), Access::Write));
+        // The record of a file is beside it; that of a block device is not.
+        if !fs::metadata(image).is_ok_and(|found| found.file_type().is_block_device()) {
+            places.extend(folders(image).map(|folder| (folder, Access::Write)));
+        }
+    }
+    places.extend(rules(config));
+    places
 }
 
 /// What the configuration names and the VMM opens itself.
@@ -65,11 +101,16 @@ fn named(config: &VmConfig) -> Vec<Place> {
     let made = |net: &&NetConfig| net.vhost_mode == VhostMode::Server;
     let sockets = config.net.iter().flatten().filter(made).filter_map(|net| net.vhost_socket.as_deref());
     places.extend(sockets.map(|socket| (around(Path::new(socket)), Access::Write)));
-    places.extend(config.landlock_rules.iter().flatten().map(|rule| {
+    places.extend(rules(config));
+    places
+}
+
+/// What the operator adds.
+fn rules(config: &VmConfig) -> impl Iterator<Item = Place> {
+    config.landlock_rules.iter().flatten().map(|rule| {
         let access = if rule.is_writable() { Access::Write } else { Access::Read };
         (rule.path.clone(), access)
-    }));
-    places
+    })
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@
 //!  VMM to device process device_ctl
 //! ```
 //!
-//! `hash` is the checksum of all of these, `nonce` a session's secret, `text` cleans what people will read. What is decoded comes from
-//! outside: it is checked, never panics, and allocates no more than a checked length.
+//! `hash` is the checksum of all of these, `nonce` a session's secret, `text` cleans what people will read.
+//! What is decoded comes from outside: it is checked, never panics, and allocates no more than a checked
+//! length.
 #![forbid(unsafe_code)]
 
 pub mod beat;

@@ -1,6 +1,6 @@
-//! The smallest VM that dirties pages at native speed on any KVM, by raw ioctls. Each turn the guest stores to
-//! every page of its set. What the host then has to do for a checkpoint, call by call and with nothing around
-//! it, is the floor.
+//! The smallest VM that dirties pages at native speed on any KVM, by raw ioctls. Each turn the guest stores
+//! to every page of its set. What the host then has to do for a checkpoint, call by call and with nothing
+//! around it, is the floor.
 
 use std::sync::Arc;
 

@@ -120,9 +120,19 @@ fn a_vmm_with_landlock_opens_nothing_that_was_not_named() {
     let vm = VmOptions::new().local_tap().disk(image.path()).switch("--landlock").boot(&machine, &host);
     Client::of_local_tap(&host).work(10, 2);
     let api = vm.api();
+    let kernel = api.get("vm.info").ok()["config"]["payload"]["kernel"].clone();
     api.put("vm.shutdown", None).ok();
     api.put("vm.delete", None).ok();
     api.put("vm.create", Some(&json!({"payload": {"kernel": "/usr/bin/env"}}))).ok();
+    let refused = api.put("vm.boot", None);
+    assert!(refused.body.to_string().contains("Permission denied"), "{}", refused.body);
+
+    // Nor does its launcher, by way of a device process.
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let other = Image::new(&elsewhere.path().join("other"), 4);
+    api.put("vm.delete", None).ok();
+    let config = json!({"payload": {"kernel": kernel}, "disks": [{"path": other.path()}]});
+    api.put("vm.create", Some(&config)).ok();
     let refused = api.put("vm.boot", None);
     assert!(refused.body.to_string().contains("Permission denied"), "{}", refused.body);
 }

@@ -32,7 +32,7 @@ const VMM_ARROWS: [(&str, &[&str]); 18] = [
     ("control", &["api", "contract", "ft_api", "vm"]),
     ("api", &["contract", "ft_api", "vm"]),
     ("ft_adapter", &["contract", "devices", "files", "ft_api", "legacy", "machine", "process", "virtio", "vm"]),
-    ("files", &["ft_api"]),
+    ("files", &["ft_api", "process"]),
     ("contract", &["ft_api"]),
     ("ft_api", &[]),
     ("vm", &["boot", "devices", "legacy", "machine"]),

@@ -5,7 +5,8 @@
 //! launcher (`CLONE_PARENT`). It ends with the VMM: when the socket between them closes.
 //!
 //! In: the name of a program, its arguments and descriptors. Out: a [`Child`]. Never: another program than
-//! those of devices, whatever it is asked.
+//! those of devices, whatever it is asked; nor, once it is limited, a file that the VM's configuration does
+//! not name, whatever the arguments say.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -13,11 +14,13 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use host_kit::capabilities::{Capability, keep, limit_programs};
 use host_kit::core_dump;
+use host_kit::landlock::{self, Access, Others, Place};
 use host_kit::sync::lock;
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -30,6 +33,8 @@ use nix::unistd::{ForkResult, Pid, fork};
 use super::child::Child;
 use super::program::{DISK_PROGRAM, NET_PROGRAM, find};
 
+/// The first word of a request to limit files; of all others it is one letter.
+const LIMIT: &[u8] = b"limit";
 /// The longest request: program and arguments.
 const REQUEST_MAX: usize = 64 << 10;
 /// Standard output and error, and what else a process inherits.
@@ -103,19 +108,45 @@ pub(crate) fn launch(
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let fds: Vec<_> = stdout.iter().chain([&stderr]).chain(inherited).map(AsRawFd::as_raw_fd).collect();
+    match ask(&words.join(&0), &fds)? {
+        (pid, Some(end)) => Ok(Child::new(pid, end)),
+        // There is no descriptor left to watch it by. It ends by itself: its sockets are closed.
+        (_, None) => Err(Errno::EMFILE.into()),
+    }
+}
+
+/// Leaves what is started from now on, and the launcher itself, these places.
+///
+/// # Errors
+/// When the kernel refuses, or the launcher has ended.
+pub(crate) fn limit_to(places: &[Place]) -> io::Result<()> {
+    begin(of_devices)?;
+    let mut request = LIMIT.to_vec();
+    for (path, access) in places {
+        let letter = match access {
+            Access::Read => b'r',
+            Access::Write => b'w',
+            Access::Execute => b'x',
+        };
+        request.extend([0, letter]);
+        request.extend(path.as_os_str().as_bytes());
+    }
+    ask(&request, &[]).map(drop)
+}
+
+/// What the launcher answers to a request: a number, and a descriptor.
+fn ask(request: &[u8], fds: &[RawFd]) -> io::Result<(u32, Option<OwnedFd>)> {
     // One request at a time.
     let launcher = lock(&LAUNCHER);
     let socket = &launcher.as_ref().ok_or(io::ErrorKind::NotConnected)?.socket;
     let gone = |error| io::Error::other(format!("the launcher of device processes has ended: {error}"));
-    send(socket, &words.join(&0), &fds).map_err(gone)?;
+    send(socket, request, fds).map_err(gone)?;
     let mut answer = [0; 4];
     let (len, fds, _) = receive(socket, &mut answer).map_err(gone)?;
-    match (i32::from_ne_bytes(answer), fds.into_iter().next()) {
+    match i32::from_ne_bytes(answer) {
         _ if len < answer.len() => Err(gone(io::ErrorKind::UnexpectedEof.into())),
-        (pid, Some(end)) if pid > 0 => Ok(Child::new(pid.cast_unsigned(), end)),
-        // There is no descriptor left to watch it by. It ends by itself: its sockets are closed.
-        (pid, None) if pid > 0 => Err(Errno::EMFILE.into()),
-        (errno, _) => Err(io::Error::from_raw_os_error(-errno)),
+        errno @ ..0 => Err(io::Error::from_raw_os_error(-errno)),
+        number => Ok((number.cast_unsigned(), fds.into_iter().next())),
     }
 }
 
@@ -155,11 +186,14 @@ fn serve(socket: &OwnedFd, may: May) {
     loop {
         let started = match receive(&kept, &mut request) {
             Ok((0, ..)) | Err(_) => return,
-            Ok((len, fds, true)) => start_one(&request[..len], &fds, may),
+            Ok((len, _, true)) if request[..len].split(|byte| *byte == 0).next() == Some(LIMIT) => {
+                limit_itself(&request[..len]).map(|()| (0, None))
+            }
+            Ok((len, fds, true)) => start_one(&request[..len], &fds, may).map(|(pid, end)| (pid, Some(end))),
             Ok((_, _, false)) => Err(Errno::EMSGSIZE),
         };
         let (answer, end) = match started {
-            Ok((pid, end)) => (pid, Some(end)),
+            Ok(answer) => answer,
             Err(errno) => (-(errno as i32), None),
         };
         let fds: Vec<_> = end.iter().map(AsRawFd::as_raw_fd).collect();
@@ -186,6 +220,24 @@ fn keep_only(socket: &OwnedFd) -> io::Result<OwnedFd> {
     std::mem::forget(null);
     // SAFETY: just made, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(kept) })
+}
+
+/// Leaves itself, and what it starts, the places of the request. Limits add up: none is ever taken back.
+fn limit_itself(request: &[u8]) -> Result<(), Errno> {
+    let place = |word: &[u8]| {
+        let (letter, path) = word.split_first()?;
+        let access = match letter {
+            b'r' => Access::Read,
+            b'w' => Access::Write,
+            b'x' => Access::Execute,
+            _ => return None,
+        };
+        Some((PathBuf::from(OsStr::from_bytes(path)), access))
+    };
+    let words = request.split(|byte| *byte == 0).skip(1);
+    let places = words.map(place).collect::<Option<Vec<_>>>().ok_or(Errno::EINVAL)?;
+    // Devices listen on sockets, and send signals to nobody but themselves: they limit that on their own.
+    landlock::limit(&places, Others::Reachable).map_err(|_| Errno::EPERM)
 }
 
 /// Its process id, and a descriptor that is readable when it has ended.

@@ -14,6 +14,7 @@ pub use self::device_process::DeviceProcess;
 pub use self::error::ProcessError;
 pub use self::exits::{ChildExit, ChildExits};
 pub(crate) use self::launcher::launch;
+pub(crate) use self::launcher::limit_to as limit_launcher;
 pub use self::launcher::{end as end_launcher, start as start_launcher};
 pub use self::program::DIRECTORY_VARIABLE;
-pub(crate) use self::program::{DISK_PROGRAM, NET_PROGRAM};
+pub(crate) use self::program::{DISK_PROGRAM, NET_PROGRAM, find as find_program};
