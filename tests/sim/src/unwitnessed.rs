@@ -100,10 +100,22 @@ impl World {
             let mut processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
             processes.any(|process| process.id() == peer && process.state() == State::Fenced)
         };
-        self.hosts.iter().filter_map(|host| host.process.as_ref()).any(|process| {
-            let yielded = process.executor.node().peer().is_some_and(is_fenced);
-            let will = process.state() == State::StandbyReady && (by_itself || yielded);
-            (process.runs() || will) && !process.is_broken() && !process.ending
+        self.hosts.iter().enumerate().filter_map(|(at, host)| Some((at, host.process.as_ref()?))).any(
+            |(at, process)| {
+                let yielded = process.executor.node().peer().is_some_and(is_fenced);
+                // Of a primary that has ended since, or was started again.
+                let hears = self.has_unread((at, process.incarnation));
+                let will = process.state() == State::StandbyReady && (by_itself || yielded || hears);
+                (process.runs() || will) && !process.is_broken() && !process.ending
+            },
+        )
+    }
+
+    /// Whether something that was said to this process is still under way.
+    fn has_unread(&self, process: Address) -> bool {
+        self.network.streams.values().any(|stream| {
+            let own = stream.ends.iter().position(|end| end.open && (end.host, end.incarnation) == process);
+            own.is_some_and(|own| !stream.lanes[1 - own].segments.is_empty())
         })
     }
 
