@@ -31,16 +31,16 @@ const ALWAYS: [(&str, Access); 10] = [
     ("/usr/lib", Access::Read),
 ];
 
-/// What device processes need beside what VMMs do, whatever they serve: programs are made of it, taps from
-/// it, and the records of block devices and what outlives a process are kept there.
-const OF_DEVICES: [(&str, Access); 6] = [
+/// What device processes need beside what VMMs do, whatever they serve: libraries, and what taps are made of.
+const OF_DEVICES: [(&str, Access); 4] = [
     ("/lib", Access::Execute),
     ("/lib64", Access::Execute),
     ("/usr/lib", Access::Execute),
     ("/dev/net/tun", Access::Write),
-    ("/var/lib/pollux", Access::Write),
-    ("/run/pollux", Access::Write),
 ];
+
+/// Folders where disks' processes keep records of block devices, and what outlives them.
+const STATE_OF_DEVICES: [&str; 2] = ["/var/lib/pollux", "/run/pollux"];
 
 /// It may lead elsewhere.
 const RESOLVER: &str = "/etc/resolv.conf";
@@ -71,9 +71,10 @@ pub fn limit_to(config: &VmConfig, options: Option<&NodeOptions>, own: &[PathBuf
 fn of_devices(config: &VmConfig) -> Vec<Place> {
     let mut places: Vec<Place> =
         ALWAYS.into_iter().chain(OF_DEVICES).map(|(path, access)| (path.into(), access)).collect();
-    for (path, _) in &OF_DEVICES[4..] {
+    for folder in STATE_OF_DEVICES {
         // A place must be there to be left; what is wrong with it is said by whoever wants to write to it.
-        let _ = fs::create_dir_all(path);
+        let _ = fs::create_dir_all(folder);
+        places.push((folder.into(), Access::Write));
     }
     let programs = [DISK_PROGRAM, NET_PROGRAM].into_iter().filter_map(process::find_program);
     places.extend(programs.map(|program| (program, Access::Execute)));

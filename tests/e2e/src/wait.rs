@@ -12,7 +12,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// To look may mean to start a program, which takes long in an emulated machine: of the time that is waited
 /// no more than a fifth is spent on it.
 const REST: u32 = 4;
-const LOOK_EVERY_AT_LEAST: Duration = Duration::from_secs(1);
+/// The longest rest.
+const REST_MAX: Duration = Duration::from_secs(1);
 /// Looks of the same that are enough.
 const STEADY: usize = 5;
 
@@ -96,6 +97,6 @@ pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Op
         if start.elapsed() >= limit {
             return Err(Error::Timeout { what: what.to_owned(), limit, last });
         }
-        thread::sleep((began.elapsed() * REST).clamp(LOOK_EVERY, LOOK_EVERY_AT_LEAST));
+        thread::sleep((began.elapsed() * REST).clamp(LOOK_EVERY, REST_MAX));
     }
 }

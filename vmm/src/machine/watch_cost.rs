@@ -75,6 +75,8 @@ impl WatchCost {
 const PAGES: u64 = 256;
 /// The fastest of them is the one that nothing disturbed.
 const ROUNDS: u32 = 5;
+/// A round that a signal interrupts is begun again so often.
+const TRIES: u32 = 5;
 const SIZE: u64 = 4 << 20;
 
 /// The VM that is measured.
@@ -115,7 +117,7 @@ impl Probe {
     /// The guest writes to all pages once.
     fn round(&mut self) -> Result<Duration, WriterError> {
         let began = Instant::now();
-        for _ in 0..ROUNDS {
+        for _ in 0..TRIES {
             match page_writer::turn(&mut self.vcpu) {
                 Err(WriterError::Kvm(error)) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
                 turned => return turned.map(|()| began.elapsed()),

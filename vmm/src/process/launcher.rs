@@ -33,8 +33,12 @@ use nix::unistd::{ForkResult, Pid, fork};
 use super::child::Child;
 use super::program::{DISK_PROGRAM, NET_PROGRAM, find};
 
-/// The first word of a request to limit files; of all others it is one letter.
+/// The first word of a request to limit files.
 const LIMIT: &[u8] = b"limit";
+/// That of a request to start a program: whether its standard output is among the descriptors.
+const START: [&[u8]; 2] = [b"start", b"start-with-output"];
+/// How a request writes what may be done at a place.
+const LETTERS: [(u8, Access); 3] = [(b'r', Access::Read), (b'w', Access::Write), (b'x', Access::Execute)];
 /// The longest request: program and arguments.
 const REQUEST_MAX: usize = 64 << 10;
 /// Standard output and error, and what else a process inherits.
@@ -101,14 +105,10 @@ pub(crate) fn launch(
     inherited: &[BorrowedFd<'_>],
 ) -> io::Result<Child> {
     begin(if cfg!(test) { |_| true } else { of_devices })?;
-    let mut words = vec![if stdout.is_some() { b"o".as_slice() } else { b"-" }, program.as_bytes()];
+    let mut words = vec![START[usize::from(stdout.is_some())], program.as_bytes()];
     words.extend(arguments.iter().map(|argument| argument.as_bytes()));
-    // No argument of a program can have this byte.
-    if words.iter().any(|word| word.contains(&0)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
     let fds: Vec<_> = stdout.iter().chain([&stderr]).chain(inherited).map(AsRawFd::as_raw_fd).collect();
-    match ask(&words.join(&0), &fds)? {
+    match ask(&words, &fds)? {
         (pid, Some(end)) => Ok(Child::new(pid, end)),
         // There is no descriptor left to watch it by. It ends by itself: its sockets are closed.
         (_, None) => Err(Errno::EMFILE.into()),
@@ -121,26 +121,25 @@ pub(crate) fn launch(
 /// When the kernel refuses, or the launcher has ended.
 pub(crate) fn limit_to(places: &[Place]) -> io::Result<()> {
     begin(of_devices)?;
-    let mut request = LIMIT.to_vec();
-    for (path, access) in places {
-        let letter = match access {
-            Access::Read => b'r',
-            Access::Write => b'w',
-            Access::Execute => b'x',
-        };
-        request.extend([0, letter]);
-        request.extend(path.as_os_str().as_bytes());
-    }
-    ask(&request, &[]).map(drop)
+    let place = |(path, access): &Place| {
+        let letter = LETTERS.iter().find(|(_, named)| named == access).map(|(letter, _)| *letter);
+        letter.into_iter().chain(path.as_os_str().as_bytes().iter().copied()).collect::<Vec<_>>()
+    };
+    let words: Vec<_> = std::iter::once(LIMIT.to_vec()).chain(places.iter().map(place)).collect();
+    ask(&words.iter().map(Vec::as_slice).collect::<Vec<_>>(), &[]).map(drop)
 }
 
 /// What the launcher answers to a request: a number, and a descriptor.
-fn ask(request: &[u8], fds: &[RawFd]) -> io::Result<(u32, Option<OwnedFd>)> {
+fn ask(words: &[&[u8]], fds: &[RawFd]) -> io::Result<(u32, Option<OwnedFd>)> {
+    // No path, and no argument of a program, can have this byte.
+    if words.iter().any(|word| word.contains(&0)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     // One request at a time.
     let launcher = lock(&LAUNCHER);
     let socket = &launcher.as_ref().ok_or(io::ErrorKind::NotConnected)?.socket;
     let gone = |error| io::Error::other(format!("the launcher of device processes has ended: {error}"));
-    send(socket, request, fds).map_err(gone)?;
+    send(socket, &words.join(&0), fds).map_err(gone)?;
     let mut answer = [0; 4];
     let (len, fds, _) = receive(socket, &mut answer).map_err(gone)?;
     match i32::from_ne_bytes(answer) {
@@ -184,18 +183,12 @@ fn serve(socket: &OwnedFd, may: May) {
     let Ok(kept) = keep_only(socket) else { return };
     let mut request = vec![0; REQUEST_MAX];
     loop {
-        let started = match receive(&kept, &mut request) {
+        let answer = match receive(&kept, &mut request) {
             Ok((0, ..)) | Err(_) => return,
-            Ok((len, _, true)) if request[..len].split(|byte| *byte == 0).next() == Some(LIMIT) => {
-                limit_itself(&request[..len]).map(|()| (0, None))
-            }
-            Ok((len, fds, true)) => start_one(&request[..len], &fds, may).map(|(pid, end)| (pid, Some(end))),
+            Ok((len, fds, true)) => carry_out(&request[..len], &fds, may),
             Ok((_, _, false)) => Err(Errno::EMSGSIZE),
         };
-        let (answer, end) = match started {
-            Ok(answer) => answer,
-            Err(errno) => (-(errno as i32), None),
-        };
+        let (answer, end) = answer.unwrap_or_else(|errno| (-(errno as i32), None));
         let fds: Vec<_> = end.iter().map(AsRawFd::as_raw_fd).collect();
         if send(&kept, &answer.to_ne_bytes(), &fds).is_err() {
             return;
@@ -222,28 +215,38 @@ fn keep_only(socket: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(kept) })
 }
 
+/// Does what the request asks for: a number and a descriptor, see [`start_one`].
+fn carry_out(request: &[u8], fds: &[OwnedFd], may: May) -> Result<(i32, Option<OwnedFd>), Errno> {
+    let mut words = request.split(|byte| *byte == 0);
+    match words.next() {
+        Some(LIMIT) => limit_itself(words).map(|()| (0, None)),
+        Some(word) => {
+            let with_stdout = START.iter().position(|start| *start == word).ok_or(Errno::EINVAL)? == 1;
+            start_one(words, fds, with_stdout, may).map(|(pid, end)| (pid, Some(end)))
+        }
+        None => Err(Errno::EINVAL),
+    }
+}
+
 /// Leaves itself, and what it starts, the places of the request. Limits add up: none is ever taken back.
-fn limit_itself(request: &[u8]) -> Result<(), Errno> {
+fn limit_itself<'a>(words: impl Iterator<Item = &'a [u8]>) -> Result<(), Errno> {
     let place = |word: &[u8]| {
         let (letter, path) = word.split_first()?;
-        let access = match letter {
-            b'r' => Access::Read,
-            b'w' => Access::Write,
-            b'x' => Access::Execute,
-            _ => return None,
-        };
-        Some((PathBuf::from(OsStr::from_bytes(path)), access))
+        let (_, access) = LETTERS.iter().find(|(named, _)| named == letter)?;
+        Some((PathBuf::from(OsStr::from_bytes(path)), *access))
     };
-    let words = request.split(|byte| *byte == 0).skip(1);
     let places = words.map(place).collect::<Option<Vec<_>>>().ok_or(Errno::EINVAL)?;
     // Devices listen on sockets, and send signals to nobody but themselves: they limit that on their own.
     landlock::limit(&places, Others::Reachable).map_err(|_| Errno::EPERM)
 }
 
 /// Its process id, and a descriptor that is readable when it has ended.
-fn start_one(request: &[u8], fds: &[OwnedFd], may: May) -> Result<(i32, OwnedFd), Errno> {
-    let mut words = request.split(|byte| *byte == 0);
-    let with_stdout = words.next().ok_or(Errno::EINVAL)? == b"o";
+fn start_one<'a>(
+    mut words: impl Iterator<Item = &'a [u8]>,
+    fds: &[OwnedFd],
+    with_stdout: bool,
+    may: May,
+) -> Result<(i32, OwnedFd), Errno> {
     let program = words.next().and_then(|name| str::from_utf8(name).ok()).ok_or(Errno::EINVAL)?;
     if !may(program) {
         return Err(Errno::EPERM);

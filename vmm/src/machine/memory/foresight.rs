@@ -16,9 +16,9 @@
 
 /// Harvests that a page goes unwatched at most.
 const LONGEST: u16 = 40;
-/// Pages that became hot together are not all watched again in the same harvest, but up to this part of the
-/// time earlier, by their numbers.
-const SPREAD: (u16, u16) = (16, LONGEST);
+/// Pages that became hot together are not all watched again in the same harvest, but some earlier, by their
+/// numbers: so many groups, each by one harvest of [`LONGEST`].
+const GROUPS: u64 = 16;
 /// Harvests that a comparison is late, about: so many epochs are under way.
 const LAG: u16 = 3;
 
@@ -67,7 +67,7 @@ impl Foresight {
         open
     }
 
-    /// Pages of an epoch were compared with the one before.
+    /// Pages of an epoch were compared with what was sent of them before.
     pub fn compared(&mut self, unchanged: &[u64], changed: &[u64]) {
         self.comparison = self.comparison.wrapping_add(1);
         for gfn in changed {
@@ -104,7 +104,7 @@ impl Foresight {
             None => 0,
             Some(confirmed) => ((break_even / 2).max(1) << confirmed.min(6)).min(LONGEST),
         };
-        *unwatched = wanted - wanted * (gfn % u64::from(SPREAD.0)) as u16 / SPREAD.1;
+        *unwatched = wanted - wanted * (gfn % GROUPS) as u16 / LONGEST;
         *unwatched > 0
     }
 }
