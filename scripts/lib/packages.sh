@@ -10,7 +10,7 @@ release() { (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"); }
 
 # apt with this machine's sources plus the release's backports, all state in the cache (works without root).
 backports_apt() {
-    local dir=$cache/apt tool=$1; shift
+    local dir=${apt_dir:-$cache/apt} tool=$1; shift
     "$tool" -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$dir/sources" -o Dir::State::Lists="$dir/lists" \
         -o Dir::Cache="$dir/cache" -o APT::Sandbox::User=root -o Debug::NoLocking=1 "$@"
 }
@@ -45,7 +45,8 @@ need() {
     ((${#missing[@]})) || return 0
     ((EUID == 0)) || die "missing Debian packages: ${missing[*]} (run as root: apt-get install ${missing[*]})"
     say "installing ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
+    # What comes with a service does not start it: etcd and NFS servers are needed in the lab only.
+    export DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1
     again apt-get -qq "${strict[@]}" update >&2 || say "apt-get update failed, trying with the package lists at hand"
     apt-get -qq "${lock[@]}" install -y --no-remove --no-install-recommends "${missing[@]}" >"$cache/install.log" 2>&1 && return 0
     # A library or qemu-utils from backports is in the way of the release's own version: take the whole set from there.
