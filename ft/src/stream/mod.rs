@@ -9,3 +9,4 @@ pub(crate) mod intake;
 pub(crate) mod outgoing;
 pub(crate) mod receiver;
 pub(crate) mod sender;
+mod spare_buffers;

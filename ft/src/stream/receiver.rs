@@ -1,16 +1,14 @@
 //! The standby's receiving thread: reads the stream, and passes on what [`Intake`] makes of its frames.
 
 use std::io::{self, BufReader};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use ft_proto::Epoch;
 use ft_transport::frames::{TransportError, read_body, read_header};
 use ft_transport::stream::Stream;
 use ft_wire::packing::Unpacker;
-use ft_wire::pages::PAGE;
 use ft_wire::session::Kind;
 use host_kit::error::chain;
 
@@ -18,19 +16,12 @@ use crate::clock::Clock;
 use crate::guest::Memory;
 use crate::stream::ends::{Received, ReceivingEnd};
 use crate::stream::intake::Intake;
+use crate::stream::spare_buffers::SpareBuffers;
 use host_kit::sandbox::Needs;
+use host_kit::sync::lock;
 
 /// Small frames are read together with the header of the next one.
 const READ_AHEAD: usize = 16 << 10;
-/// Page buffers that are kept for reuse: about a sixteenth of guest memory. What a large epoch needed beyond
-/// that goes back to the host.
-const SPARE_SHARE: u64 = 16;
-/// About what a buffer takes, in pages.
-const SPARE_PAGES: u64 = 128;
-/// And so many in the smallest guest.
-const SPARES_MIN: u64 = 8;
-/// A buffer that is larger than an honest primary's frames make it is not kept.
-const SPARE_BYTES: usize = 2 * 128 * (PAGE + 8);
 /// No processor in particular.
 const ANYWHERE: u32 = u32::MAX;
 
@@ -38,7 +29,7 @@ const ANYWHERE: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct ReceiverHandle {
     stream: Stream,
-    spare: Sender<Vec<u8>>,
+    spares: Arc<Mutex<SpareBuffers>>,
     place: Arc<AtomicU32>,
     committed: Arc<AtomicU64>,
     thread: Option<thread::JoinHandle<()>>,
@@ -55,17 +46,14 @@ impl ReceiverHandle {
         memory: Arc<dyn Memory>,
         tell: impl Fn(Received) + Send + 'static,
     ) -> io::Result<Self> {
-        let pages: u64 = memory.ranges().iter().map(|range| range.end - range.start).sum();
-        let most = (pages / SPARE_SHARE / SPARE_PAGES).max(SPARES_MIN);
-        let (spare, spares) = bounded(usize::try_from(most).unwrap_or(usize::MAX));
+        let spares = Arc::<Mutex<SpareBuffers>>::default();
         let reader = stream.try_clone()?;
         let place = Arc::new(AtomicU32::new(ANYWHERE));
         let committed = Arc::new(AtomicU64::new(0));
         let mut worker = Worker {
             stream: BufReader::with_capacity(READ_AHEAD, reader),
             clock,
-            spares,
-            spare: Vec::new(),
+            spares: spares.clone(),
             unpacker: Unpacker::new()?,
             place: place.clone(),
             intake: Intake::new(memory, committed.clone()),
@@ -80,7 +68,7 @@ impl ReceiverHandle {
                 }
             });
         })?;
-        Ok(Self { stream, spare, place, committed, thread: Some(thread) })
+        Ok(Self { stream, spares, place, committed, thread: Some(thread) })
     }
 }
 
@@ -94,11 +82,7 @@ impl ReceivingEnd for ReceiverHandle {
     }
 
     fn give_back(&self, buffer: Vec<u8>) {
-        if buffer.capacity() > SPARE_BYTES {
-            return;
-        }
-        // There may be enough of them, or the thread may have ended: then the buffer is simply freed.
-        let _ = self.spare.try_send(buffer);
+        lock(&self.spares).keep(buffer);
     }
 }
 
@@ -114,9 +98,7 @@ impl Drop for ReceiverHandle {
 struct Worker {
     stream: BufReader<Stream>,
     clock: Clock,
-    spares: Receiver<Vec<u8>>,
-    /// The buffer of the last frame of the first copy.
-    spare: Vec<u8>,
+    spares: Arc<Mutex<SpareBuffers>>,
     unpacker: Unpacker,
     /// Where to stay.
     place: Arc<AtomicU32>,
@@ -128,8 +110,8 @@ impl Worker {
         let header = read_header(&mut self.stream)?;
         // State and ends are small: the buffers that come back are for pages.
         let pages = matches!(header.kind, Kind::Copy | Kind::Pages);
-        let mut body =
-            if pages { self.spares.try_recv().unwrap_or_else(|_| std::mem::take(&mut self.spare)) } else { Vec::new() };
+        let spare = pages.then(|| lock(&self.spares).take()).flatten();
+        let mut body = spare.unwrap_or_default();
         read_body(&mut self.stream, &header, &mut body, &mut self.unpacker)?;
         if self.intake.is_urgent() {
             host_kit::sched::set_realtime(true);
@@ -137,7 +119,7 @@ impl Worker {
         }
         let received = self.intake.take(&header, &mut body, self.clock.now())?;
         if header.kind == Kind::Copy {
-            self.spare = body;
+            lock(&self.spares).keep(body);
         }
         Ok(received)
     }
