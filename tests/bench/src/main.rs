@@ -4,8 +4,10 @@
 //! In: working sets, numbers of vCPUs. Out: a table, `latest.json`, `latest.svg`. Never: a figure from
 //! another run.
 
+mod compare;
 mod dirty_log;
 mod floor;
+mod host;
 mod load;
 mod loopback;
 mod mixed;
@@ -53,6 +55,12 @@ struct Args {
     /// Measure the same guest under another system too
     #[arg(long, value_enum, value_name = "SYSTEM")]
     against: Option<Rival>,
+    /// Measure two folders of programs in turns, and print the medians side by side
+    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"], conflicts_with = "against")]
+    compare: Vec<PathBuf>,
+    /// Runs of each of the two
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    rounds: u32,
     /// Measure this part of the other system alone, in this process, and print the records
     #[arg(long, value_enum, hide = true)]
     rival_part: Option<Part>,
@@ -104,6 +112,18 @@ impl Args {
     fn effort(&self) -> Effort {
         if self.quick { Effort::QUICK } else { Effort::FULL }
     }
+
+    /// Words that make another process measure the same, of its programs alone.
+    fn words(&self) -> Vec<String> {
+        let list =
+            |name: &str, values: Vec<String>| (!values.is_empty()).then(|| format!("--{name}={}", values.join(",")));
+        let numbers = |values: &[u64]| values.iter().map(u64::to_string).collect();
+        let only = self.only.iter().filter_map(|part| Some(part.to_possible_value()?.get_name().to_owned()));
+        let vcpus = self.vcpus.iter().map(u32::to_string).collect();
+        let lists = [list("pages", numbers(&self.pages)), list("vcpus", vcpus), list("only", only.collect())];
+        let quick = self.quick.then(|| "--quick".to_owned());
+        lists.into_iter().flatten().chain(quick).chain([format!("--memory={}", self.memory)]).collect()
+    }
 }
 
 fn main() -> std::io::Result<()> {
@@ -111,6 +131,12 @@ fn main() -> std::io::Result<()> {
     let (setups, effort) = (args.setups(), args.effort());
     if let Some(part) = args.rival_part {
         return setups.iter().try_for_each(|setup| rival::child(setup, &effort, part));
+    }
+    println!("{}", host::describe());
+    if let Ok(folders) = <[PathBuf; 2]>::try_from(args.compare.clone()) {
+        let rows = compare::run(&folders, args.rounds, &args.words(), &args.out)?;
+        println!("{}\nfigures: {}/compare.json", table::of_builds(&rows), args.out.display());
+        return Ok(());
     }
     let mut report = Report::default();
     for setup in &setups {

@@ -1,7 +1,9 @@
-//! The records as tables for people: all of them, and side by side those that two systems have in common.
+//! The records as tables for people: all of them, and side by side those that two systems or builds have in
+//! common.
 
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 
+use crate::compare::{Figures, Row};
 use crate::record::{Record, System};
 
 /// All records of the system of this tree, one a line.
@@ -21,6 +23,33 @@ pub fn render(records: &[Record]) -> String {
         ]);
     }
     align(table, &[0, 1, 2, 4, 5, 6, 7])
+}
+
+/// Medians and ranges of two builds, and the second one's median divided by the first one's.
+pub fn of_builds(rows: &[Row]) -> String {
+    let mut table = table(&["vCPUs", "pages", "metric", "first", "second", "ratio", "apart", "p99", "p99", "unit"]);
+    let figures = |figures: &Figures| match figures.range() {
+        Some([least, most]) => {
+            format!("{} ({} to {})", number(figures.median()), number(Some(least)), number(Some(most)))
+        }
+        None => String::new(),
+    };
+    for row in rows {
+        table.add_row([
+            row.what.vcpus.to_string(),
+            row.what.pages.to_string(),
+            row.what.metric.clone(),
+            figures(&row.p50[0]),
+            figures(&row.p50[1]),
+            ratio(row.ratio()),
+            if row.is_apart() { "yes" } else { "" }.to_owned(),
+            number(row.p99[0].median()),
+            number(row.p99[1].median()),
+            row.what.unit.clone(),
+        ]);
+    }
+    align(table, &[0, 1, 3, 4, 5, 7, 8])
+        + "\nfirst, second: median and range of the runs' p50; apart: every run of one is beyond all of the other"
 }
 
 /// The rival's records next to ours, and ours divided by the rival's; none without a rival.
