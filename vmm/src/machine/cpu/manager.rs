@@ -45,8 +45,8 @@ struct Handle {
 /// All vCPUs of a VM. They live as long as it does, parked when the guest does not run.
 pub struct CpuManager {
     sync: Arc<VcpuSync<Job, VcpuStateError>>,
-    /// Whether whoever waits for the checkpoint has a processor to spin on.
-    spins: AtomicBool,
+    /// Whether whoever waits for the checkpoint is on no vCPU's processor.
+    waits_aside: AtomicBool,
     features: Arc<Features>,
     vcpus: Vec<Handle>,
     /// What this host can show a guest.
@@ -87,7 +87,7 @@ impl CpuManager {
         let tsc_khz = AtomicU32::new(features.tsc_khz);
         let mut manager = Self {
             sync,
-            spins: AtomicBool::new(false),
+            waits_aside: AtomicBool::new(false),
             features,
             vcpus: Vec::new(),
             guest_cpuid: Mutex::new(cpuid.clone()),
@@ -183,7 +183,7 @@ impl CpuManager {
     /// [`CpuManager::checkpoint`] is called, the last one does `work`; [`CpuManager::call_off`] instead calls
     /// it off.
     pub fn stop_for(&self, work: Arc<Mutex<dyn PausedWork>>) {
-        self.spins.store(self.is_aside(), Ordering::Relaxed);
+        self.waits_aside.store(self.is_aside(), Ordering::Relaxed);
         self.stop(Purpose::Checkpoint(work));
     }
 
@@ -192,7 +192,7 @@ impl CpuManager {
     /// # Errors
     /// When a capture has failed: then nothing is done, and the pause is over.
     pub fn checkpoint(&self) -> Result<(), CpuError> {
-        report(self.sync.go_ahead(self.spins.load(Ordering::Relaxed)), CAPTURE)
+        report(self.sync.go_ahead(self.waits_aside.load(Ordering::Relaxed)), CAPTURE)
     }
 
     /// Instead of [`CpuManager::checkpoint`]: the work is not done, and the vCPUs go on.

@@ -149,6 +149,8 @@ pub struct Rendezvous<J, W, E> {
     /// What others may help with. Outlives the work that it is part of: that does not wait for tasks under
     /// way.
     tasks: VecDeque<Task>,
+    /// Whether whoever waits for the work helps with it too.
+    waiter_helps: bool,
     /// The first failure of the round, and whose.
     failure: Option<(u32, E)>,
     exit: bool,
@@ -164,6 +166,7 @@ impl<J, W, E> Rendezvous<J, W, E> {
             orders: (0..vcpus).map(|_| None).collect(),
             phase: Phase::Idle,
             tasks: VecDeque::new(),
+            waiter_helps: false,
             failure: None,
             exit: false,
             time: PauseTime::default(),
@@ -250,8 +253,10 @@ impl<J, W, E> Rendezvous<J, W, E> {
         }
     }
 
-    /// All else that the checkpoint's work needs is there: the last vCPU to have captured itself does it.
-    pub fn go_ahead(&mut self) {
+    /// All else that the checkpoint's work needs is there: the last vCPU to have captured itself does it. The
+    /// caller waits for that, and may be asked to help.
+    pub fn go_ahead(&mut self, helps: bool) {
+        self.waiter_helps = helps;
         match &mut self.phase {
             Phase::Capturing { then: Some(pending), .. } | Phase::Captured { pending, .. } => pending.go = true,
             phase => unreachable_phase(phase, "is told to go ahead"),
@@ -367,6 +372,7 @@ impl<J, W, E> Rendezvous<J, W, E> {
         if self.time.counts {
             self.time.longest = self.time.began.map(|began| now.duration_since(began));
         }
+        self.waiter_helps = false;
         (stay.wake_vcpus, stay.wake_waiters) = (true, true);
     }
 
@@ -379,7 +385,12 @@ impl<J, W, E> Rendezvous<J, W, E> {
         }
     }
 
-    /// Parts of a work that any parked thread may do.
+    /// Threads that do parts of a work.
+    pub fn workers(&self) -> usize {
+        self.orders.len() + usize::from(self.waiter_helps)
+    }
+
+    /// Parts of a work that any of them may do.
     pub fn add_tasks(&mut self, tasks: impl Iterator<Item = Task>) {
         self.tasks.extend(tasks);
     }
@@ -387,6 +398,16 @@ impl<J, W, E> Rendezvous<J, W, E> {
     /// The next of them that nobody does yet.
     pub fn take_task(&mut self) -> Option<Task> {
         self.tasks.pop_front()
+    }
+
+    /// Whether whoever waits for the work has something to do: [`Rendezvous::take_help`].
+    pub fn wants_help(&self) -> bool {
+        self.waiter_helps && !self.tasks.is_empty()
+    }
+
+    /// The next part of the work, if whoever waits for that helps.
+    pub fn take_help(&mut self) -> Option<Task> {
+        if self.waiter_helps { self.take_task() } else { None }
     }
 }
 

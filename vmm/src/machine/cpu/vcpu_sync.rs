@@ -101,13 +101,18 @@ impl<J, E> VcpuSync<J, E> {
         self.lock().parked()
     }
 
-    /// Has the work of a checkpoint done, and ends its pause unless the work says that the guest stays. Spins
-    /// for it if `spin`.
-    pub(super) fn go_ahead(&self, spin: bool) -> Failure<E> {
-        self.lock().go_ahead();
-        let spin = if spin { self.spin_for(SPIN) } else { None };
+    /// Has the work of a checkpoint done, and ends its pause unless the work says that the guest stays. A
+    /// caller that is `aside`, on no vCPU's processor, spins for the work and helps with it.
+    pub(super) fn go_ahead(&self, aside: bool) -> Failure<E> {
+        self.lock().go_ahead(aside);
+        let spin = if aside { self.spin_for(SPIN) } else { None };
         self.changed.notify_all();
-        self.wait_until(self.lock(), spin.as_ref(), Rendezvous::is_idle).take_failure()
+        let mut state = self.lock();
+        loop {
+            state = self.wait_until(state, spin.as_ref(), |state| state.is_idle() || state.wants_help());
+            let Some(task) = state.take_help() else { return state.take_failure() };
+            state = self.unlocked(state, task);
+        }
     }
 
     /// Instead of [`VcpuSync::go_ahead`]: the work is not done, and the vCPUs go on.
@@ -225,12 +230,13 @@ impl<J, E> VcpuSync<J, E> {
 
 impl<J, E> Workers for VcpuSync<J, E> {
     fn count(&self) -> usize {
-        self.lock().vcpus() as usize
+        self.lock().workers()
     }
 
     fn hand_out(&self, tasks: &mut dyn Iterator<Item = Task>) {
         self.lock().add_tasks(tasks);
         self.changed.notify_all();
+        self.settled.notify_all();
     }
 
     fn take(&self) -> Option<Task> {

@@ -1,4 +1,5 @@
-//! Work that is done while every vCPU is parked, by the threads of the vCPUs: they have nothing else to do.
+//! Work that is done while every vCPU is parked, by the threads of the vCPUs, and by whoever waits for it if
+//! that one has a processor of its own: they have nothing else to do.
 //!
 //! In: the work of a checkpoint, and tasks that it is cut into. Out: all of it done. Never: a thread of its
 //! own.
@@ -23,7 +24,7 @@ pub(super) trait Workers {
     fn take(&self) -> Option<Task>;
 }
 
-/// The threads of the parked vCPUs.
+/// The threads that do such work.
 pub struct WorkerPool<'a>(&'a dyn Workers);
 
 impl<'a> WorkerPool<'a> {

@@ -50,7 +50,7 @@ fn the_last_to_be_captured_does_the_work_when_told_to() {
     let (mut state, mut stays) = captured();
     assert!(matches!(state.next(&mut stays[1]), Step::WakeWaiters));
     assert!(matches!(state.next(&mut stays[1]), Step::Wait));
-    state.go_ahead();
+    state.go_ahead(false);
     assert!(matches!(state.next(&mut stays[0]), Step::Wait), "it is not up to the other one");
     assert!(matches!(state.next(&mut stays[1]), Step::Work("work")));
     assert!(state.captures_are_complete() && !state.is_idle());
@@ -65,9 +65,24 @@ fn the_last_to_be_captured_does_the_work_when_told_to() {
 }
 
 #[test]
+fn whoever_waits_aside_helps_with_the_work() {
+    for helps in [true, false] {
+        let (mut state, mut stays) = captured();
+        state.go_ahead(helps);
+        assert!(matches!(state.next(&mut stays[1]), Step::Work(_)));
+        assert_eq!(state.workers(), stays.len() + usize::from(helps));
+        state.add_tasks([Box::new(|| ()) as Task].into_iter());
+        assert_eq!((state.wants_help(), state.take_help().is_some()), (helps, helps));
+        while state.take_task().is_some() {}
+        state.work_done(&mut stays[1], true, Instant::now());
+        assert_eq!(state.workers(), stays.len());
+    }
+}
+
+#[test]
 fn a_guest_that_stays_is_paused_until_somebody_resumes_it() {
     let (mut state, mut stays) = captured();
-    state.go_ahead();
+    state.go_ahead(false);
     assert!(matches!(state.next(&mut stays[1]), Step::Work(_)));
     state.work_done(&mut stays[1], false, Instant::now());
     assert!(state.is_idle() && state.is_paused() && state.is_stopped());
@@ -91,7 +106,7 @@ fn a_capture_that_fails_is_told_and_the_others_are_made() {
     let Some(order) = state.take_order(0) else { panic!("no order") };
     state.obeyed(&mut stays[0], order.rest(), Err("no such register"));
     assert_eq!(obey(&mut state, &mut stays[1]), 2);
-    state.go_ahead();
+    state.go_ahead(false);
     assert!(matches!(state.next(&mut stays[1]), Step::WakeWaiters | Step::Work(_)));
     assert!(!state.captures_are_complete());
     assert_eq!(state.take_failure(), Some((0, "no such register")));
@@ -131,5 +146,5 @@ fn one_checkpoint_at_a_time() {
 #[should_panic(expected = "the vCPU rendezvous is idle and is told to go ahead")]
 fn nothing_goes_ahead_that_has_not_begun() {
     let (mut state, _) = parked();
-    state.go_ahead();
+    state.go_ahead(false);
 }
