@@ -7,12 +7,13 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryBackend;
 
-use super::foresight::Foresight;
+use super::foresight::{BreakEven, Foresight};
 use super::guest::{GuestMemory, MemoryError};
 use super::layout::PAGE_SIZE;
 use crate::machine::kvm;
@@ -186,7 +187,9 @@ pub struct DirtyTracker {
     manual: bool,
     on: bool,
     foresight: Foresight,
-    break_even: u16,
+    break_even: BreakEven,
+    /// When the last harvest was, or logging began.
+    last_harvest: Instant,
 }
 
 impl DirtyTracker {
@@ -209,12 +212,13 @@ impl DirtyTracker {
             has_pending: false,
             on: false,
             foresight: Foresight::default(),
-            break_even: 1,
+            break_even: BreakEven::default(),
+            last_harvest: Instant::now(),
         }
     }
 
-    /// How many copies of a page cost as much as a write fault here. Takes effect at the next start.
-    pub fn weigh(&mut self, break_even: u16) {
+    /// What pages that are foreseen in vain cost here, and write faults. Takes effect at the next start.
+    pub fn weigh(&mut self, break_even: BreakEven) {
         self.break_even = break_even;
     }
 
@@ -230,6 +234,7 @@ impl DirtyTracker {
             region.get_mmap().bitmap().harvest(|_, _| ());
         }
         self.forget_pending();
+        self.last_harvest = Instant::now();
         Ok(())
     }
 
@@ -264,7 +269,8 @@ impl DirtyTracker {
         set.clear();
         set.resize(self.pending.len());
         let mut result = Ok(());
-        self.foresight.next_harvest();
+        let epoch = std::mem::replace(&mut self.last_harvest, Instant::now());
+        self.foresight.next_harvest(self.last_harvest - epoch);
         for slot in &mut self.slots {
             let foresight = (watch == Watch::Foresee).then_some(&mut self.foresight);
             result = harvest_kvm(&self.vm, slot, self.manual, set, foresight);

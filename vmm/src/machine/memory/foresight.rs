@@ -3,53 +3,81 @@
 //! Watching a page means to write-protect it, and costs the guest a fault at its next write. Not watching it
 //! means that it is taken for dirty. If it was not written then, that costs a copy, and a comparison with its
 //! last version; where there is none to compare it with, it crosses the network in vain as well. For how many
-//! epochs a copy and a comparison are cheaper than a fault is the **break-even** of the host, see
-//! `watch_cost`.
+//! epochs that is cheaper than a fault is the [`BreakEven`] of the host.
 //!
-//! A page that is compared, and written again within the break-even, goes unwatched: for half of it at first,
-//! twice as long each time that this is confirmed, at most [`LONGEST`] harvests; then it is watched until its
-//! next write. It is watched at once when the comparison found it unchanged for the break-even (it may have
-//! been written all the same, with what it held: that costs a fault now and then). So what is copied in vain
-//! costs at most as much as the faults of watching it would have, and a page that is always written faults in
-//! one harvest of many. Of a page that is not compared the same holds for a break-even of one: it must have
-//! been written in one harvest after the other.
+//! A page that is written again within the break-even goes unwatched: for half of it at first, twice as long
+//! each time that this is confirmed, at most [`LONGEST`] rounds; then it is watched until its next write. It
+//! is watched at once when comparisons found it unchanged for the break-even (it may have been written all the
+//! same, with what it held: that costs a fault now and then). So what is done in vain costs at most as much as
+//! the faults of watching would have, and a page that is always written faults in one harvest of many.
+//!
+//! Time is counted in **rounds**. A round is one harvest, or several where faults took most of the time of an
+//! epoch: what the guest does from one of its outputs to the next is then cut in the middle for no other
+//! reason, and its pages would seem to be written in every other epoch.
 
-/// Harvests that a page goes unwatched at most.
+use std::time::Duration;
+
+/// Rounds that a page goes unwatched at most.
 const LONGEST: u16 = 40;
-/// Pages that became hot together are not all watched again in the same harvest, but some earlier, by their
-/// numbers: so many groups, each by one harvest of [`LONGEST`].
+/// Pages that became hot together are not all watched again in the same round, but some earlier, by their
+/// numbers: so many groups, each by one round of [`LONGEST`].
 const GROUPS: u64 = 16;
-/// Harvests that a comparison is late, about: so many epochs are under way.
+/// Rounds that a comparison is late, about: so many epochs are under way.
 const LAG: u16 = 3;
+/// Harvests of a round at most: 10,000 pages whose faults take 30 us, in epochs of 20 ms.
+const ROUND_MAX: u16 = 16;
+
+/// For how many epochs a page may be taken for dirty in vain until that has cost as much as a fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BreakEven {
+    /// If comparing it with its last version shows that it is unchanged.
+    pub compared: u16,
+    /// If there is no such version, and it is sent.
+    pub sent: u16,
+    /// What a fault costs.
+    pub fault: Duration,
+}
 
 /// What is known of each page.
 #[derive(Default)]
 pub struct Foresight {
     pages: Vec<History>,
-    break_even: u16,
-    harvest: u16,
-    comparison: u16,
+    break_even: BreakEven,
+    round: u16,
+    /// Harvests of the round so far.
+    harvests: u16,
+    /// Faults of the last epoch.
+    faults: u32,
+    /// How long it was.
+    epoch: Duration,
 }
 
-/// Of a page: the last harvest in which it was dirty, or taken for dirty; how often in a row it was written
-/// again soon after it was watched; how many harvests it goes unwatched yet; the last comparison that it was
-/// part of, and how many in a row found it unchanged. An array of numbers, because the kernel has zeroes of
-/// them for nothing. Numbers wrap: what is foreseen wrongly once in a while is only sent in vain.
+/// Of a page: the last round in which it was dirty, or taken for dirty; how often in a row it was written
+/// again soon after it was watched; how many rounds it goes unwatched yet; the round of the last comparison
+/// that it was part of, and how many in a row found it unchanged. An array of numbers, because the kernel has
+/// zeroes of them for nothing. Numbers wrap: what is foreseen wrongly once in a while is only sent in vain.
 type History = [u16; 5];
 
 impl Foresight {
-    /// For guest frame numbers below `pages`, on a host where `break_even` copies cost as much as a fault;
-    /// nothing is known yet. Costs memory only for pages that are written.
-    pub fn new(pages: usize, break_even: u16) -> Self {
-        let break_even = break_even.clamp(1, LONGEST);
+    /// For guest frame numbers below `pages`; nothing is known yet. Costs memory only for pages that are
+    /// written.
+    pub fn new(pages: usize, mut break_even: BreakEven) -> Self {
+        for harvests in [&mut break_even.compared, &mut break_even.sent] {
+            *harvests = (*harvests).clamp(1, LONGEST);
+        }
         // So far that a page that was never seen has been idle for longer than any break-even.
-        let begin = 2 * LONGEST;
-        Self { pages: vec![[0; 5]; pages], break_even, harvest: begin, comparison: begin }
+        Self { pages: vec![[0; 5]; pages], break_even, round: 2 * LONGEST, ..Self::default() }
     }
 
-    /// The next harvest begins.
-    pub fn next_harvest(&mut self) {
-        self.harvest = self.harvest.wrapping_add(1);
+    /// The harvest of an epoch of this length begins.
+    pub fn next_harvest(&mut self, epoch: Duration) {
+        let goes_on = self.break_even.fault * self.faults > self.epoch / 2 && self.harvests < ROUND_MAX;
+        if goes_on {
+            self.harvests += 1;
+        } else {
+            (self.round, self.harvests) = (self.round.wrapping_add(1), 1);
+        }
+        (self.faults, self.epoch) = (0, epoch);
     }
 
     /// Of the 64 pages from `first_gfn` on, `dirty` are in the log of the harvest: those that go unwatched in
@@ -69,15 +97,14 @@ impl Foresight {
 
     /// Pages of an epoch were compared with what was sent of them before.
     pub fn compared(&mut self, unchanged: &[u64], changed: &[u64]) {
-        self.comparison = self.comparison.wrapping_add(1);
         for gfn in changed {
             let Some([.., compared, in_row]) = self.pages.get_mut(*gfn as usize) else { continue };
-            (*compared, *in_row) = (self.comparison, 0);
+            (*compared, *in_row) = (self.round, 0);
         }
         for gfn in unchanged {
             let Some([_, _, unwatched, compared, in_row]) = self.pages.get_mut(*gfn as usize) else { continue };
-            (*compared, *in_row) = (self.comparison, in_row.saturating_add(1));
-            if *in_row >= self.break_even {
+            (*compared, *in_row) = (self.round, in_row.saturating_add(1));
+            if *in_row >= self.break_even.compared {
                 *unwatched = (*unwatched).min(1);
             }
         }
@@ -85,18 +112,19 @@ impl Foresight {
 
     fn goes_unwatched(&mut self, gfn: u64) -> bool {
         let Some([last, soon, unwatched, compared, in_row]) = self.pages.get_mut(gfn as usize) else { return false };
-        let before = std::mem::replace(last, self.harvest);
-        let watched = self.harvest.wrapping_sub(before);
+        let before = std::mem::replace(last, self.round);
+        let watched = self.round.wrapping_sub(before);
         // An unwatched page is in every harvest, unless all were watched in between.
-        if *unwatched > 0 && watched == 1 {
-            *unwatched -= 1;
+        if *unwatched > 0 && watched <= 1 {
+            *unwatched -= watched;
             return *unwatched > 0;
         }
         // It was watched, and written: since when had it not been?
-        let is_compared = self.comparison.wrapping_sub(*compared) <= watched.saturating_add(LAG);
+        self.faults += 1;
+        let is_compared = self.round.wrapping_sub(*compared) <= watched.saturating_add(LAG);
         let (idle, break_even) = match is_compared {
-            true => (watched.saturating_add(std::mem::take(in_row)), self.break_even),
-            false => (watched, 1),
+            true => (watched.saturating_add(std::mem::take(in_row)), self.break_even.compared),
+            false => (watched, self.break_even.sent),
         };
         *soon = if idle <= break_even { soon.saturating_add(1) } else { 0 };
         let wanted = match soon.checked_sub(1) {
@@ -129,13 +157,20 @@ mod tests {
         }
     }
 
+    const EPOCH: Duration = Duration::from_millis(20);
+
+    /// A host where a fault takes no time.
+    fn host(break_even: u16) -> BreakEven {
+        BreakEven { compared: break_even, sent: 1, fault: Duration::ZERO }
+    }
+
     /// Feeds harvests in which a page is written or not. Of those that it is part of, a comparison says
     /// `delay` harvests later which; `None`: never.
     fn feed_page(gfn: u64, break_even: u16, delay: Option<usize>, written: impl Iterator<Item = bool>) -> Bill {
-        let (mut foresight, mut open, mut bill) = (Foresight::new(64, break_even), 0, Bill::default());
+        let (mut foresight, mut open, mut bill) = (Foresight::new(64, host(break_even)), 0, Bill::default());
         let mut under_way = VecDeque::new();
         for written in written {
-            foresight.next_harvest();
+            foresight.next_harvest(EPOCH);
             bill.faults += u64::from(written && open == 0);
             bill.vain += u64::from(!written && open != 0);
             // An unwatched page stays in the log.
@@ -244,5 +279,43 @@ mod tests {
         let (with, without) = (feed(4, true, pattern()), feed(4, false, pattern()));
         assert!(with.vain <= 4 + u64::from(LAG), "{with:?}");
         assert!(with.vain <= without.vain, "{with:?}, {without:?}");
+    }
+
+    /// A guest that writes to the same pages for each request, and answers; a request that takes longer than
+    /// [`EPOCH`] is cut. Epochs of the median request, when there have been some.
+    fn epochs_of_a_request(pages: u64, fault: Duration, sent: u16) -> u32 {
+        let mut foresight = Foresight::new(pages as usize, BreakEven { compared: 40, sent, fault });
+        let mut open = vec![0_u64; (pages / 64) as usize];
+        let mut requests = Vec::new();
+        for _ in 0..60 {
+            let (mut page, mut epochs) = (0, 0);
+            while page < pages {
+                let (mut dirty, mut spent) = (open.clone(), Duration::ZERO);
+                while page < pages && spent < EPOCH {
+                    let (word, bit) = ((page / 64) as usize, 1 << (page % 64));
+                    spent += if open[word] & bit == 0 { fault } else { Duration::from_nanos(200) };
+                    dirty[word] |= bit;
+                    page += 1;
+                }
+                foresight.next_harvest(spent);
+                for (word, dirty) in dirty.into_iter().enumerate() {
+                    open[word] = foresight.unwatched(word as u64 * 64, dirty);
+                }
+                epochs += 1;
+            }
+            requests.push(epochs);
+        }
+        let settled = &mut requests[20..];
+        settled.sort_unstable();
+        settled[settled.len() / 2]
+    }
+
+    #[test]
+    fn a_request_that_takes_long_only_because_of_its_faults_is_not_cut_for_long() {
+        for (pages, fault) in [(1024, 30), (9984, 3), (9984, 30)] {
+            for sent in [1, 13] {
+                assert_eq!(epochs_of_a_request(pages, Duration::from_micros(fault), sent), 1, "{pages} {fault} {sent}");
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Guest memory: where things are, the memory itself, and which pages have changed.
 
 pub mod dirty;
-mod foresight;
+pub mod foresight;
 pub mod guest;
 pub mod layout;
 pub mod view;
