@@ -18,6 +18,17 @@ pub use self::shape::{DiskShape, NetShape, Shape, VirtioShape};
 
 use self::staging::Staging;
 
+/// What sending the pages of an epoch has shown of each of them.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// Something in it is new, or seems to be.
+    pub changed: Vec<u64>,
+    /// The standby has it as it is: it was not sent.
+    pub unchanged: Vec<u64>,
+    /// The same, but it was sent again.
+    pub sent_again: Vec<u64>,
+}
+
 /// Tells the engine that output of an epoch is held by something that is no device process. Cheap to clone
 /// and to call.
 #[derive(Clone)]
@@ -101,9 +112,9 @@ pub trait Guest: Send {
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError>;
     /// Marks pages as written again: what harvested them came to nothing.
     fn put_back(&mut self, pages: &[u64]);
-    /// Of the pages of an epoch, these were found to be as they were when they were sent before, and those to
-    /// have changed: tracking may learn from it. Called once for each epoch, in order.
-    fn compared(&mut self, _unchanged: &[u64], _changed: &[u64]) {}
+    /// What sending has shown of the pages of an epoch: tracking may learn from it. Called once for each epoch,
+    /// in order.
+    fn compared(&mut self, _compared: &Compared) {}
     /// Appends the state of the vCPUs that the last checkpoint has captured. The guest may be running.
     ///
     /// # Errors

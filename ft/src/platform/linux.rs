@@ -121,7 +121,7 @@ impl Platform for Linux {
         &self,
         stream: &Stream,
         term: Term,
-        history: impl FnOnce() -> Option<History> + Send + 'static,
+        history: impl FnOnce() -> History + Send + 'static,
         tell: impl Fn(Sent) + Send + 'static,
     ) -> io::Result<SenderHandle> {
         SenderHandle::start(stream.try_clone()?, self.clock, term, history, tell)

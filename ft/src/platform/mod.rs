@@ -108,7 +108,7 @@ pub trait Platform: Debug + Sized + Send + 'static {
         &self,
         stream: &Self::Connection,
         term: Term,
-        history: impl FnOnce() -> Option<History> + Send + 'static,
+        history: impl FnOnce() -> History + Send + 'static,
         tell: impl Fn(Sent) + Send + 'static,
     ) -> io::Result<Self::Sender>;
 

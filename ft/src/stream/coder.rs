@@ -10,6 +10,7 @@ use ft_wire::pages::{ListWriter, PAGE, PAGES_PER_FRAME, Page};
 use ft_wire::session::{Digest, EpochEnd, Kind, encode_body};
 use ft_wire::state::EncodedPositions;
 
+use crate::guest::Compared;
 use crate::guest::staging::{PORTION_PAGES, Staging};
 use crate::stream::history::{Form, History};
 
@@ -36,31 +37,22 @@ pub struct Coder {
 /// Puts pages into a list, each in the shortest form that the standby understands.
 #[derive(Debug, Default)]
 struct Lister {
-    history: Option<History>,
+    history: History,
     list: ListWriter,
     /// Bytes that the list would have with every page in it, whole unless it is zero.
     raw: u64,
     compared: Compared,
 }
 
-/// Pages that were compared with what the standby has of them. Others went out whole, or as zeroes.
-#[derive(Debug, Default)]
-pub struct Compared {
-    /// It has them already.
-    pub unchanged: Vec<u64>,
-    /// Something in them is new.
-    pub changed: Vec<u64>,
-}
-
 impl Coder {
     /// A coder that sends what changed in the pages that `history` knows.
     #[must_use]
-    pub fn new(history: Option<History>) -> Self {
+    pub fn new(history: History) -> Self {
         let lister = Lister { history, ..Lister::default() };
         Self { lister, pages: Packer::default(), state: Packer::default() }
     }
 
-    /// What was compared since the last call.
+    /// What was seen of pages since the last call.
     pub fn take_compared(&mut self) -> Compared {
         std::mem::take(&mut self.lister.compared)
     }
@@ -183,17 +175,20 @@ impl Lister {
         self.raw += 8;
         if is_zero(content) {
             self.list.zero(number);
-            if let Some(history) = &mut self.history {
-                history.zero(number);
-            }
-            return;
+            // It costs next to nothing to send them again.
+            let shown =
+                if self.history.zero(number) { &mut self.compared.unchanged } else { &mut self.compared.changed };
+            return shown.push(number);
         }
         self.raw += PAGE as u64;
-        let Some(history) = &mut self.history else { return self.list.whole(number, at) };
-        match self.list.changed(number, |out| history.form(number, content, out)) {
+        let form = self.list.changed(number, |out| self.history.form(number, content, out));
+        if matches!(form, Form::Whole | Form::WholeAgain) {
+            self.list.whole(number, at);
+        }
+        match form {
             Form::Same => self.compared.unchanged.push(number),
-            Form::Delta => self.compared.changed.push(number),
-            Form::Whole => self.list.whole(number, at),
+            Form::WholeAgain => self.compared.sent_again.push(number),
+            Form::Delta | Form::Whole => self.compared.changed.push(number),
         }
     }
 }

@@ -10,7 +10,8 @@ use ft_transport::frames::TransportError;
 use ft_wire::session::{CopyProgress, Yielding};
 
 use crate::checkpoint::epoch_image::EpochImage;
-use crate::stream::coder::{Compared, Volume};
+use crate::guest::Compared;
+use crate::stream::coder::Volume;
 use crate::stream::image::WholeImage;
 
 /// What to send.
@@ -50,7 +51,7 @@ pub struct Done {
     pub volume: Volume,
     /// How long sending took.
     pub took: Duration,
-    /// Its pages that were compared with what the standby has.
+    /// What was seen of its pages.
     pub compared: Compared,
 }
 

@@ -9,6 +9,9 @@
 //! A stream that breaks ends the session; so does a standby that drops an epoch. The next session begins with
 //! a new history, which knows nothing of what an earlier session left at the standby.
 //!
+//! Of a page that is sent whole it knows by a digest whether it is what was sent of it before. That only says
+//! whether it was worth sending, and may be wrong once in a while.
+//!
 //! The memory is bounded. Each guest page learns by itself whether it is worth a place: one that was
 //! rewritten as a whole, or lost its place before it was of use, is not looked at for a while, which becomes
 //! longer each time.
@@ -22,6 +25,8 @@ use ft_wire::pages::{PAGE, Page};
 /// them come back in the same epoch.
 const PAUSES: [u16; 4] = [0, 16, 64, 256];
 const NONE: u32 = u32::MAX;
+/// Stands for the digest of a page of zeroes. No digest is even.
+const ZEROES: u32 = 2;
 
 /// What is known of a guest page.
 #[derive(Clone, Copy, Debug)]
@@ -54,14 +59,18 @@ pub enum Form {
     Delta,
     /// All of it.
     Whole,
+    /// All of it, although it seems to be what was sent whole the last time.
+    WholeAgain,
 }
 
 /// Versions of pages, by page number.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct History {
     /// Page numbers that are RAM, and the index that each range begins at.
     ranges: Vec<(Range<u64>, usize)>,
     known: Vec<Known>,
+    /// Of what was last sent whole, or as zeroes; 0: nothing was.
+    digests: Vec<u32>,
     slots: Vec<Slot>,
     pages: Vec<Page>,
     /// Slots that were never used begin here.
@@ -71,7 +80,7 @@ pub struct History {
 }
 
 impl History {
-    /// A history of pages in `ram` that takes `bytes` of memory.
+    /// A history of pages in `ram` that takes `bytes` of memory. With none every page is sent whole.
     #[must_use]
     pub fn new(ram: &[Range<u64>], bytes: u64) -> Self {
         let mut count = 0;
@@ -85,6 +94,7 @@ impl History {
         Self {
             ranges,
             known: vec![Known { slot: NONE, pause: 0, failures: 0 }; count],
+            digests: vec![0; count],
             slots: vec![unused; slots],
             // Not zeroes: those would be mapped, one fault a page, on the epoch path.
             pages: vec![[0xff; PAGE]; slots],
@@ -93,16 +103,27 @@ impl History {
         }
     }
 
-    /// The page is about to be sent as zeroes, which is shorter than any delta.
-    pub fn zero(&mut self, page: u64) {
-        if let Some(index) = self.index(page) {
-            self.forget(index);
-        }
+    /// The page is about to be sent as zeroes, which is shorter than any delta. Returns whether it was zeroes
+    /// when it was last sent whole.
+    pub fn zero(&mut self, page: u64) -> bool {
+        let Some(index) = self.index(page) else { return false };
+        self.forget(index);
+        std::mem::replace(&mut self.digests[index], ZEROES) == ZEROES
     }
 
     /// How to send `content` of `page`; a delta is appended to `out`. What this says must be what is sent.
     pub fn form(&mut self, page: u64, content: &Page, out: &mut Vec<u8>) -> Form {
         let Some(index) = self.index(page) else { return Form::Whole };
+        let form = self.form_of(index, content, out);
+        if form != Form::Whole {
+            return form;
+        }
+        let digest = digest(content);
+        let again = std::mem::replace(&mut self.digests[index], digest) == digest;
+        if again { Form::WholeAgain } else { Form::Whole }
+    }
+
+    fn form_of(&mut self, index: usize, content: &Page, out: &mut Vec<u8>) -> Form {
         let known = &mut self.known[index];
         if known.slot == NONE {
             match known.pause.checked_sub(1) {
@@ -187,4 +208,16 @@ impl History {
         }
         None
     }
+}
+
+/// Of one word in sixteen: pages that are sent whole were rewritten as a whole, or nearly.
+fn digest(page: &Page) -> u32 {
+    // Four chains, which the processor follows at the same time.
+    let mut chains = [0_u64; 4];
+    for (at, [word, ..]) in page.as_chunks::<8>().0.as_chunks::<16>().0.iter().enumerate() {
+        let chain = &mut chains[at % 4];
+        *chain = (*chain ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+    let sum = chains.iter().fold(0_u64, |sum, chain| (sum ^ chain).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    (sum >> 32) as u32 | 1
 }

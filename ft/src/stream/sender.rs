@@ -37,7 +37,7 @@ impl SenderHandle {
         stream: Stream,
         clock: Clock,
         term: Term,
-        history: impl FnOnce() -> Option<History> + Send + 'static,
+        history: impl FnOnce() -> History + Send + 'static,
         tell: impl Fn(Sent) + Send + 'static,
     ) -> io::Result<Self> {
         let (jobs, queue) = unbounded();

@@ -126,7 +126,7 @@ impl Platform for Sim {
         &self,
         stream: &SimStream,
         term: Term,
-        history: impl FnOnce() -> Option<History> + Send + 'static,
+        history: impl FnOnce() -> History + Send + 'static,
         tell: impl Fn(Sent) + Send + 'static,
     ) -> io::Result<SimSender> {
         let thread = Mutex::new(Sending { coder: Coder::new(history()), through: Time(0), failed: false });

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use ft::guest::{
-    DeviceCaps, DeviceWait, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape, VirtioShape,
+    Compared, DeviceCaps, DeviceWait, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape,
+    VirtioShape,
 };
 use ft::{EventRecord, PORTION_PAGES, Staging};
 use ft_proto::{Alone, Committed, CutKind, Epoch};
@@ -24,6 +25,7 @@ use crate::devices::{DirtyLog, FtLink};
 use crate::legacy::console::ConsoleOut;
 use crate::machine::cpu::{PausedWork, Task, WorkerPool, cpuid};
 use crate::machine::memory::dirty::{DirtySet, DirtyTracker, Watch};
+use crate::machine::memory::foresight::Shown;
 use crate::machine::memory::guest::GuestMemory;
 use crate::machine::memory::view::MemoryView;
 use crate::vm::Inside;
@@ -233,8 +235,11 @@ impl Guest for GuestAdapter {
         lock(&self.dirty).put_back_pages(pages);
     }
 
-    fn compared(&mut self, unchanged: &[u64], changed: &[u64]) {
-        lock(&self.dirty).compared(unchanged, changed);
+    fn compared(&mut self, compared: &Compared) {
+        let mut dirty = lock(&self.dirty);
+        dirty.compared(&compared.changed, Shown::Changed);
+        dirty.compared(&compared.unchanged, Shown::Unchanged);
+        dirty.compared(&compared.sent_again, Shown::SentAgain);
     }
 
     fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {

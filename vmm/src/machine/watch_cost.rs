@@ -12,7 +12,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 use super::irq::{IrqError, IrqManager};
 use super::memory::dirty::{DirtyError, DirtySet, DirtyTracker, Watch};
-use super::memory::foresight::BreakEven;
+use super::memory::foresight::Prices;
 use super::memory::guest::{GuestMemory, MemoryError, RamOptions};
 use super::memory::layout::PAGE_SIZE;
 use super::memory::view::MemoryView;
@@ -66,12 +66,11 @@ impl WatchCost {
         })
     }
 
-    /// For how many epochs a page may be taken for dirty in vain.
+    /// What it costs to take a page for dirty that is not.
     #[must_use]
-    pub fn break_even(self) -> BreakEven {
+    pub fn prices(self) -> Prices {
         let copy = self.copy * WEIGHT_OF_COPIES;
-        let times = |cost: Duration| u16::try_from(self.fault.as_nanos() / cost.as_nanos().max(1)).unwrap_or(u16::MAX);
-        BreakEven { compared: times(copy), sent: times(copy + SENT), fault: self.fault }
+        Prices::new(self.fault.as_nanos(), copy.as_nanos(), (copy + SENT).as_nanos())
     }
 }
 
@@ -155,7 +154,7 @@ mod tests {
     fn the_guest_writes_to_its_pages_and_the_costs_are_known() {
         let mut probe = Probe::new(&crate::machine::kvm::open().unwrap()).unwrap();
         let cost = probe.measure().unwrap();
-        println!("{cost:?}: {:?}", cost.break_even());
+        println!("{cost:?}: {:?}", cost.prices());
         assert!(!cost.copy.is_zero());
         probe.tracker.harvest(&mut probe.set, Watch::All, &mut |_| ()).unwrap();
         // A host that walks the guest's tables in hardware may count that as writes to them.
@@ -165,12 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn as_many_copies_as_a_fault_costs() {
-        let cost = |fault, copy| {
+    fn prices_are_parts_of_a_fault() {
+        let prices = |fault, copy| {
             let cost = WatchCost { fault: Duration::from_nanos(fault), copy: Duration::from_nanos(copy) };
-            (cost.break_even().compared, cost.break_even().sent)
+            (cost.prices().compared, cost.prices().sent)
         };
-        assert_eq!([cost(26_000, 250), cost(100, 250), cost(1, 0)], [(52, 17), (0, 0), (1, 0)]);
-        assert_eq!(cost(1 << 40, 1), (u16::MAX, u16::MAX));
+        assert_eq!([prices(2_200, 230), prices(26_000, 250), prices(1 << 40, 1)], [(13, 42), (1, 3), (1, 1)]);
+        // Nothing is dearer than the most that a page can have in its account.
+        assert_eq!(prices(0, 250), prices(1, 250));
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn ram_options(config: &VmConfig) -> RamOptions {
 
 pub(super) fn dirty_tracker(kvm: &Kvm, vm: &Arc<VmFd>, memory: &GuestMemory) -> DirtyTracker {
     let mut tracker = DirtyTracker::new(vm.clone(), memory);
-    tracker.weigh(WatchCost::of_this_host(kvm).break_even());
+    tracker.weigh(WatchCost::of_this_host(kvm).prices());
     tracker
 }
 

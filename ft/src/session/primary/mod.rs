@@ -216,7 +216,7 @@ impl<P: Platform> PrimarySession<P> {
                     self.selector.copied(packed, volume.raw, took);
                 } else {
                     cx.reporter().measured().sent(volume);
-                    cx.machine_mut().guest().compared(&compared.unchanged, &compared.changed);
+                    cx.machine_mut().guest().compared(&compared);
                 }
                 cx.buffers().done(image);
                 self.pump(cx);
@@ -330,12 +330,12 @@ fn peer_status(options: &ProtectOptions, peer: NodeId, certificate: Option<Strin
 }
 
 /// What makes the session's memory of what it has sent.
-fn history<P: Platform>(cx: &Context<P>, options: &ProtectOptions) -> impl FnOnce() -> Option<History> + Send + use<P> {
+fn history<P: Platform>(cx: &Context<P>, options: &ProtectOptions) -> impl FnOnce() -> History + Send + use<P> {
     let ram = cx.machine().memory().ranges();
     let quarter = ram.iter().map(|range| range.end - range.start).sum::<u64>() * PAGE as u64 / 4;
     let Tuning { delta_cache, compression, .. } = &options.tuning;
-    let (bytes, wanted) = (delta_cache.0.min(quarter), *compression != Compression::Off);
-    move || wanted.then(|| History::new(&ram, bytes))
+    let bytes = if *compression == Compression::Off { 0 } else { delta_cache.0.min(quarter) };
+    move || History::new(&ram, bytes)
 }
 
 fn mirror_disks<P: Platform>(

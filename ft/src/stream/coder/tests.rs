@@ -179,7 +179,7 @@ fn write(memory: &Ram, writes: &[(Index, Write)], dirty: &mut Vec<u64>) {
 fn run(cuts: &[Cut], slots: u64) -> Result<(), TestCaseError> {
     let guest = Ram::new();
     let mut standby = Standby { memory: Ram::new(), waiting: VecDeque::new(), next: Epoch(1) };
-    let mut coder = Coder::new(Some(History::new(&RAM, slots * PAGE as u64)));
+    let mut coder = Coder::new(History::new(&RAM, slots * PAGE as u64));
     let (mut wire, mut dirty) = (Vec::new(), Vec::new());
     write(&guest, &cuts[0].0, &mut dirty);
     coder.send_copy(&staged(&guest, Epoch(0), numbers().collect()), cuts[0].1, &mut wire, TERM).unwrap();
@@ -229,7 +229,7 @@ proptest! {
     fn a_corrupt_stream_is_refused_and_nothing_of_it_applied(
         cuts in cuts(), at in any::<Index>(), bit in 0..8_u8,
     ) {
-        let (guest, mut coder) = (Ram::new(), Coder::new(Some(History::new(&RAM, 1 << 20))));
+        let (guest, mut coder) = (Ram::new(), Coder::new(History::new(&RAM, 1 << 20)));
         let (mut wire, mut dirty) = (Vec::new(), Vec::new());
         for (cut, epoch) in cuts.iter().take(3).zip([1, 1, 2]) {
             write(&guest, &cut.0, &mut dirty);
@@ -250,7 +250,7 @@ proptest! {
     fn a_forged_body_does_no_harm(
         cuts in cuts(), wrong in vec((any::<Index>(), any::<u8>()), 1..6), raw in prop::option::of(any::<u32>()),
     ) {
-        let (guest, mut coder) = (Ram::new(), Coder::new(Some(History::new(&RAM, 1 << 20))));
+        let (guest, mut coder) = (Ram::new(), Coder::new(History::new(&RAM, 1 << 20)));
         let (mut wire, mut dirty) = (Vec::new(), Vec::new());
         for cut in cuts.iter().take(2) {
             write(&guest, &cut.0, &mut dirty);
@@ -282,7 +282,7 @@ proptest! {
 
 /// Sends one page again and again; the bytes of each time.
 fn sizes(history: u64, times: usize, change: impl Fn(usize, &mut Page)) -> Vec<u64> {
-    let (guest, mut coder) = (Ram::new(), Coder::new(Some(History::new(&RAM, history))));
+    let (guest, mut coder) = (Ram::new(), Coder::new(History::new(&RAM, history)));
     let mut send = |at| {
         guest.with(7, |page| change(at, page)).unwrap();
         let mut wire = Vec::new();
@@ -307,6 +307,26 @@ fn a_page_that_did_not_change_is_not_sent() {
 }
 
 #[test]
+fn a_page_that_is_sent_whole_in_vain_is_told() {
+    // With nothing to compare it with but a digest.
+    let (guest, mut coder) = (Ram::new(), Coder::new(History::new(&RAM, 0)));
+    let mut told = Vec::new();
+    for noise in [Some(1), None, Some(2), None] {
+        if let Some(noise) = noise {
+            guest.with(7, |page| Write::Noise(noise).to(page)).unwrap();
+        }
+        // Page 8 is zeroes all the time.
+        let staging = staged(&guest, Epoch(1), vec![7, 8]);
+        let volume = coder.send_epoch(&staging, false, &mut Vec::new(), TERM).unwrap();
+        assert!(volume.sent > PAGE as u64);
+        let Compared { changed, unchanged, sent_again } = coder.take_compared();
+        told.push((changed, unchanged, sent_again));
+    }
+    let (new, old) = ((vec![7], vec![8], vec![]), (vec![], vec![8], vec![7]));
+    assert_eq!(told, [(vec![7, 8], vec![], vec![]), old.clone(), new, old]);
+}
+
+#[test]
 fn a_page_that_is_always_rewritten_is_hardly_ever_looked_at() {
     let (guest, mut history) = (Ram::new(), History::new(&RAM, 1 << 20));
     let mut looked_at = 0;
@@ -323,7 +343,7 @@ fn a_page_that_is_always_rewritten_is_hardly_ever_looked_at() {
 #[test]
 fn a_list_says_which_pages_are_deltas() {
     let guest = Ram::new();
-    let mut lister = Lister { history: Some(History::new(&RAM, 1 << 20)), ..Lister::default() };
+    let mut lister = Lister { history: History::new(&RAM, 1 << 20), ..Lister::default() };
     for round in 0..2 {
         for (number, fill) in [(3, 0), (4, 1), (40, 2)] {
             guest

@@ -7,13 +7,12 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryBackend;
 
-use super::foresight::{BreakEven, Foresight};
+use super::foresight::{Foresight, Prices, Shown};
 use super::guest::{GuestMemory, MemoryError};
 use super::layout::PAGE_SIZE;
 use crate::machine::kvm;
@@ -187,9 +186,7 @@ pub struct DirtyTracker {
     manual: bool,
     on: bool,
     foresight: Foresight,
-    break_even: BreakEven,
-    /// When the last harvest was, or logging began.
-    last_harvest: Instant,
+    prices: Prices,
 }
 
 impl DirtyTracker {
@@ -212,14 +209,13 @@ impl DirtyTracker {
             has_pending: false,
             on: false,
             foresight: Foresight::default(),
-            break_even: BreakEven::default(),
-            last_harvest: Instant::now(),
+            prices: Prices::default(),
         }
     }
 
-    /// What pages that are foreseen in vain cost here, and write faults. Takes effect at the next start.
-    pub fn weigh(&mut self, break_even: BreakEven) {
-        self.break_even = break_even;
+    /// What pages cost here that are foreseen in vain. Takes effect at the next start.
+    pub fn weigh(&mut self, prices: Prices) {
+        self.prices = prices;
     }
 
     /// Starts watching; nothing is dirty at first.
@@ -229,12 +225,11 @@ impl DirtyTracker {
     pub fn start(&mut self) -> Result<(), DirtyError> {
         self.memory.set_slots(&self.vm, KVM_MEM_LOG_DIRTY_PAGES).map_err(DirtyError::Switch)?;
         self.on = true;
-        self.foresight = Foresight::new(64 * self.pending.len(), self.break_even);
+        self.foresight = Foresight::new(64 * self.pending.len(), self.prices);
         for region in self.memory.ram().iter() {
             region.get_mmap().bitmap().harvest(|_, _| ());
         }
         self.forget_pending();
-        self.last_harvest = Instant::now();
         Ok(())
     }
 
@@ -269,8 +264,7 @@ impl DirtyTracker {
         set.clear();
         set.resize(self.pending.len());
         let mut result = Ok(());
-        let epoch = std::mem::replace(&mut self.last_harvest, Instant::now());
-        self.foresight.next_harvest(self.last_harvest - epoch);
+        self.foresight.next_harvest();
         for slot in &mut self.slots {
             let foresight = (watch == Watch::Foresee).then_some(&mut self.foresight);
             result = harvest_kvm(&self.vm, slot, self.manual, set, foresight);
@@ -311,10 +305,9 @@ impl DirtyTracker {
         }
     }
 
-    /// Of the pages of an epoch's set, these turned out to be as they were when they were sent before, and
-    /// those to have changed.
-    pub fn compared(&mut self, unchanged: &[u64], changed: &[u64]) {
-        self.foresight.compared(unchanged, changed);
+    /// What comparisons have shown of pages of an epoch's set.
+    pub fn compared(&mut self, gfns: &[u64], shown: Shown) {
+        self.foresight.compared(gfns, shown);
     }
 
     fn forget_pending(&mut self) {
