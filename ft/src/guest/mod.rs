@@ -18,15 +18,17 @@ pub use self::shape::{DiskShape, NetShape, Shape, VirtioShape};
 
 use self::staging::Staging;
 
-/// What sending the pages of an epoch has shown of each of them.
-#[derive(Debug, Default)]
-pub struct Compared {
-    /// Something in it is new, or seems to be.
-    pub changed: Vec<u64>,
-    /// The standby has it as it is: it was not sent.
-    pub unchanged: Vec<u64>,
-    /// The same, but it was sent again.
-    pub sent_again: Vec<u64>,
+/// How a page of an epoch was sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Form {
+    /// Not at all, or in some bytes: the standby has it.
+    Same,
+    /// What changed in it.
+    Delta,
+    /// All of it.
+    Whole,
+    /// All of it, although it seems to be what was sent whole the last time.
+    WholeAgain,
 }
 
 /// Tells the engine that output of an epoch is held by something that is no device process. Cheap to clone
@@ -112,9 +114,8 @@ pub trait Guest: Send {
     fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), GuestError>;
     /// Marks pages as written again: what harvested them came to nothing.
     fn put_back(&mut self, pages: &[u64]);
-    /// What sending has shown of the pages of an epoch: tracking may learn from it. Called once for each epoch,
-    /// in order.
-    fn compared(&mut self, _compared: &Compared) {}
+    /// How the pages of an epoch were sent: tracking may learn from it. Called once for each epoch, in order.
+    fn sent(&mut self, _pages: &[(u64, Form)]) {}
     /// Appends the state of the vCPUs that the last checkpoint has captured. The guest may be running.
     ///
     /// # Errors

@@ -10,9 +10,9 @@ use ft_wire::pages::{ListWriter, PAGE, PAGES_PER_FRAME, Page};
 use ft_wire::session::{Digest, EpochEnd, Kind, encode_body};
 use ft_wire::state::EncodedPositions;
 
-use crate::guest::Compared;
+use crate::guest::Form;
 use crate::guest::staging::{PORTION_PAGES, Staging};
-use crate::stream::history::{Form, History};
+use crate::stream::history::History;
 
 /// Pages that we put into one frame: coding, hashing, sending, checking and staging go on at the same time on
 /// different frames.
@@ -41,7 +41,7 @@ struct Lister {
     list: ListWriter,
     /// Bytes that the list would have with every page in it, whole unless it is zero.
     raw: u64,
-    compared: Compared,
+    forms: Vec<(u64, Form)>,
 }
 
 impl Coder {
@@ -52,9 +52,10 @@ impl Coder {
         Self { lister, pages: Packer::default(), state: Packer::default() }
     }
 
-    /// What was seen of pages since the last call.
-    pub fn take_compared(&mut self) -> Compared {
-        std::mem::take(&mut self.lister.compared)
+    /// How pages were sent since the last call.
+    pub fn take_forms(&mut self) -> Vec<(u64, Form)> {
+        let capacity = self.lister.forms.len();
+        std::mem::replace(&mut self.lister.forms, Vec::with_capacity(capacity))
     }
 
     /// Sends the pages as frames of the first copy, packed if `pack` says so.
@@ -82,6 +83,8 @@ impl Coder {
                 write_frames(stream, &[frame])?;
             }
         }
+        // Nobody can learn from those of the first copy.
+        self.lister.forms.clear();
         Ok(volume)
     }
 
@@ -175,21 +178,15 @@ impl Lister {
         self.raw += 8;
         if is_zero(content) {
             self.list.zero(number);
-            // It costs next to nothing to send them again.
-            let shown =
-                if self.history.zero(number) { &mut self.compared.unchanged } else { &mut self.compared.changed };
-            return shown.push(number);
+            let form = if self.history.zero(number) { Form::Same } else { Form::Delta };
+            return self.forms.push((number, form));
         }
         self.raw += PAGE as u64;
         let form = self.list.changed(number, |out| self.history.form(number, content, out));
         if matches!(form, Form::Whole | Form::WholeAgain) {
             self.list.whole(number, at);
         }
-        match form {
-            Form::Same => self.compared.unchanged.push(number),
-            Form::WholeAgain => self.compared.sent_again.push(number),
-            Form::Delta | Form::Whole => self.compared.changed.push(number),
-        }
+        self.forms.push((number, form));
     }
 }
 

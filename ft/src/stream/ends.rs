@@ -10,7 +10,7 @@ use ft_transport::frames::TransportError;
 use ft_wire::session::{CopyProgress, Yielding};
 
 use crate::checkpoint::epoch_image::EpochImage;
-use crate::guest::Compared;
+use crate::guest::Form;
 use crate::stream::coder::Volume;
 use crate::stream::image::WholeImage;
 
@@ -51,8 +51,8 @@ pub struct Done {
     pub volume: Volume,
     /// How long sending took.
     pub took: Duration,
-    /// What was seen of its pages.
-    pub compared: Compared,
+    /// How its pages were sent.
+    pub forms: Vec<(u64, Form)>,
 }
 
 /// The primary's end. Dropping it breaks the stream: what is queued is lost.

@@ -21,6 +21,8 @@ use std::ops::Range;
 use ft_wire::delta;
 use ft_wire::pages::{PAGE, Page};
 
+use crate::guest::Form;
+
 /// A page that was not worth it is left alone for so many appearances, and up to twice as many: not all of
 /// them come back in the same epoch.
 const PAUSES: [u16; 4] = [0, 16, 64, 256];
@@ -48,19 +50,6 @@ struct Slot {
     recent: bool,
     /// Was of use at all.
     useful: bool,
-}
-
-/// How a page is to be sent.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Form {
-    /// Not at all: the standby has it.
-    Same,
-    /// What changed has been appended.
-    Delta,
-    /// All of it.
-    Whole,
-    /// All of it, although it seems to be what was sent whole the last time.
-    WholeAgain,
 }
 
 /// Versions of pages, by page number.

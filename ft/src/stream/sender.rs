@@ -58,8 +58,8 @@ impl SenderHandle {
                 let result = perform(&mut coder, &mut writer, term, &job, clock.now());
                 match (result, job) {
                     (Ok(volume), Job::Copy(image, packed) | Job::Epoch(image, packed, _)) => {
-                        let (took, compared) = (started.elapsed(), coder.take_compared());
-                        tell(Sent::Done(Done { image, packed, volume, took, compared }));
+                        let (took, forms) = (started.elapsed(), coder.take_forms());
+                        tell(Sent::Done(Done { image, packed, volume, took, forms }));
                     }
                     (Ok(_), Job::Progress(_)) => tell(Sent::Told),
                     (Ok(_), Job::Yield(..) | Job::Bye(_)) => {}

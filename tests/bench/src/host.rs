@@ -1,6 +1,7 @@
 //! What the figures depend on more than on Pollux: processor, kernel, kind of KVM, cost of a write fault.
 
 use std::fs;
+use std::path::Path;
 
 use pollux_vmm::machine::kvm;
 use pollux_vmm::machine::watch_cost::WatchCost;
@@ -19,8 +20,8 @@ pub fn describe() -> String {
     format!("{model}, {cores} cores; Linux {kernel}; {}; {cost}", paging())
 }
 
-/// How KVM translates the guest's addresses, as its module says. Inside a virtual machine that answer is about
-/// the hypervisor around it as much.
+/// How KVM translates the guest's addresses, as its module says. Inside a virtual machine that answer is as
+/// much about the hypervisor around it.
 fn paging() -> String {
     let modules = [("kvm_intel", "ept", "EPT"), ("kvm_amd", "npt", "NPT")];
     let loaded = modules.iter().find_map(|(module, parameter, name)| {
@@ -28,7 +29,11 @@ fn paging() -> String {
         let paging = if matches!(value.trim(), "Y" | "1") { name } else { "shadow paging" };
         Some(format!("KVM with {paging}"))
     });
-    let mut text = loaded.unwrap_or_else(|| "KVM of an unknown kind".to_owned());
+    let unknown = || match Path::new("/sys/module/kvm_pvm").exists() {
+        true => "KVM without help of the processor (PVM)".to_owned(),
+        false => "KVM of an unknown kind".to_owned(),
+    };
+    let mut text = loaded.unwrap_or_else(unknown);
     if field("/proc/cpuinfo", "flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")) {
         text += ", in a virtual machine";
     }

@@ -55,7 +55,7 @@ impl Pair {
         let (primary, standby) = (Ram::default(), Arc::<Ram>::default());
         let committed = Arc::<AtomicU64>::default();
         let cache = u64::from(settings >> 2) * PAGE as u64;
-        let history = (settings & 1 != 0).then(|| History::new(&primary.ranges(), cache));
+        let history = History::new(&primary.ranges(), if settings & 1 != 0 { cache } else { 0 });
         Self {
             primary,
             coder: Coder::new(history),

@@ -361,8 +361,8 @@ impl SendingEnd for SimSender {
         let sent = match job {
             _ if thread.failed => Sent::Failed(TransportError::Closed),
             Job::Copy(image, packed) | Job::Epoch(image, packed, _) => {
-                let compared = thread.coder.take_compared();
-                Sent::Done(Done { image, packed, volume, took, compared })
+                let forms = thread.coder.take_forms();
+                Sent::Done(Done { image, packed, volume, took, forms })
             }
             Job::Progress(_) => Sent::Told,
             Job::Yield(..) | Job::Bye(_) => return,

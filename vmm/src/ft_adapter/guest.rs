@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use ft::guest::{
-    Compared, DeviceCaps, DeviceWait, DiskShape, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape,
+    DeviceCaps, DeviceWait, DiskShape, Form, Guest, GuestError, HeldOutput, LinkEnd, Memory, NetShape, Shape,
     VirtioShape,
 };
 use ft::{EventRecord, PORTION_PAGES, Staging};
@@ -25,7 +25,7 @@ use crate::devices::{DirtyLog, FtLink};
 use crate::legacy::console::ConsoleOut;
 use crate::machine::cpu::{PausedWork, Task, WorkerPool, cpuid};
 use crate::machine::memory::dirty::{DirtySet, DirtyTracker, Watch};
-use crate::machine::memory::foresight::Shown;
+use crate::machine::memory::foresight::Seen;
 use crate::machine::memory::guest::GuestMemory;
 use crate::machine::memory::view::MemoryView;
 use crate::vm::Inside;
@@ -235,11 +235,19 @@ impl Guest for GuestAdapter {
         lock(&self.dirty).put_back_pages(pages);
     }
 
-    fn compared(&mut self, compared: &Compared) {
+    fn sent(&mut self, pages: &[(u64, Form)]) {
         let mut dirty = lock(&self.dirty);
-        dirty.compared(&compared.changed, Shown::Changed);
-        dirty.compared(&compared.unchanged, Shown::Unchanged);
-        dirty.compared(&compared.sent_again, Shown::SentAgain);
+        for (gfn, form) in pages {
+            dirty.seen(
+                *gfn,
+                match form {
+                    Form::Same => Seen { written: false, cheap: true },
+                    Form::Delta => Seen { written: true, cheap: true },
+                    Form::Whole => Seen { written: true, cheap: false },
+                    Form::WholeAgain => Seen { written: false, cheap: false },
+                },
+            );
+        }
     }
 
     fn save_vcpus(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {

@@ -70,7 +70,7 @@ impl WatchCost {
     #[must_use]
     pub fn prices(self) -> Prices {
         let copy = self.copy * WEIGHT_OF_COPIES;
-        Prices::new(self.fault.as_nanos(), copy.as_nanos(), (copy + SENT).as_nanos())
+        Prices::new(self.fault, copy, copy + SENT)
     }
 }
 

@@ -210,13 +210,13 @@ impl<P: Platform> PrimarySession<P> {
     /// The sending thread told something.
     pub(crate) fn sent(&mut self, cx: &mut Context<P>, sent: Sent) {
         match sent {
-            Sent::Done(Done { image, packed, volume, took, compared }) => {
+            Sent::Done(Done { image, packed, volume, took, forms }) => {
                 self.outbound.sending -= 1;
                 if image.epoch == Epoch(0) {
                     self.selector.copied(packed, volume.raw, took);
                 } else {
                     cx.reporter().measured().sent(volume);
-                    cx.machine_mut().guest().compared(&compared);
+                    cx.machine_mut().guest().sent(&forms);
                 }
                 cx.buffers().done(image);
                 self.pump(cx);

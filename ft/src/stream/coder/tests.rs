@@ -319,11 +319,10 @@ fn a_page_that_is_sent_whole_in_vain_is_told() {
         let staging = staged(&guest, Epoch(1), vec![7, 8]);
         let volume = coder.send_epoch(&staging, false, &mut Vec::new(), TERM).unwrap();
         assert!(volume.sent > PAGE as u64);
-        let Compared { changed, unchanged, sent_again } = coder.take_compared();
-        told.push((changed, unchanged, sent_again));
+        told.push(coder.take_forms());
     }
-    let (new, old) = ((vec![7], vec![8], vec![]), (vec![], vec![8], vec![7]));
-    assert_eq!(told, [(vec![7, 8], vec![], vec![]), old.clone(), new, old]);
+    let (new, old) = ([(7, Form::Whole), (8, Form::Same)], [(7, Form::WholeAgain), (8, Form::Same)]);
+    assert_eq!(told, [[(7, Form::Whole), (8, Form::Delta)], old, new, old]);
 }
 
 #[test]

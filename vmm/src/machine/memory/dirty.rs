@@ -12,7 +12,7 @@ use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryBackend;
 
-use super::foresight::{Foresight, Prices, Shown};
+use super::foresight::{Foresight, Prices, Seen};
 use super::guest::{GuestMemory, MemoryError};
 use super::layout::PAGE_SIZE;
 use crate::machine::kvm;
@@ -305,9 +305,9 @@ impl DirtyTracker {
         }
     }
 
-    /// What comparisons have shown of pages of an epoch's set.
-    pub fn compared(&mut self, gfns: &[u64], shown: Shown) {
-        self.foresight.compared(gfns, shown);
+    /// What was seen of a page of an epoch's set, later.
+    pub fn seen(&mut self, gfn: u64, seen: Seen) {
+        self.foresight.seen(gfn, seen);
     }
 
     fn forget_pending(&mut self) {
