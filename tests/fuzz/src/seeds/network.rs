@@ -99,7 +99,7 @@ fn add_messages(seeds: &mut Seeds) {
 /// A first copy and an epoch, as the primary's sender writes them.
 fn session(pack: bool) -> Vec<u8> {
     let (ram, mut stream) = (Ram::default(), vec![0, 99]);
-    let mut coder = Coder::new(Some(History::new(&ft::guest::Memory::ranges(&ram), 64 * PAGE as u64)));
+    let mut coder = Coder::new(History::new(&ft::guest::Memory::ranges(&ram), 64 * PAGE as u64));
     for epoch in 0..4 {
         let mut staging = Staging::default();
         staging.clear(Epoch(epoch));
