@@ -134,6 +134,8 @@ pub(crate) struct Receiver {
     pub(crate) stream: StreamId,
     synced: Option<Epoch>,
     complete: Epoch,
+    /// It has been told to release until here, and may not have got to it.
+    told: Epoch,
     held: VecDeque<(Epoch, Write)>,
     closed: bool,
     /// Blocks that were written since what is in the image is to be called by a new name.
@@ -222,6 +224,20 @@ impl Disk {
         unreleased.map_or(Ok(()), |(epoch, _)| Err(format!("epoch {epoch} counts but was never released")))
     }
 
+    /// Standby: it is told to release.
+    pub(crate) fn tell_release(&mut self, until: Epoch) {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.told = receiver.told.max(until);
+        }
+    }
+
+    /// Standby: what it was told before comes first.
+    pub(crate) fn catch_up_with_releases(&mut self, now: Time) {
+        if let Some(told) = self.receiver.as_ref().map(|receiver| receiver.told) {
+            self.release(told, now, std::time::Duration::ZERO);
+        }
+    }
+
     /// Standby: applies what is released.
     pub(crate) fn release(&mut self, until: Epoch, now: Time, latency: std::time::Duration) {
         let Some(receiver) = &mut self.receiver else { return };
@@ -272,6 +288,7 @@ impl Disk {
             stream,
             synced: None,
             complete: Epoch(0),
+            told: Epoch(0),
             held,
             closed: false,
             fresh: Marks::default(),

@@ -190,6 +190,7 @@ impl DeviceControl for SimControl {
                 };
                 body.links[self.device].reports.push_back(report);
             }
+            (Command::Release(release), Some(disk)) => body.disks[disk].tell_release(release.epoch()),
             (Command::Discard { after }, Some(disk)) if *after > Epoch(0) => {
                 body.roll_back(disk, *after);
                 body.links[self.device].answer = Some(Report::Discarded);
@@ -242,11 +243,12 @@ impl crate::body::Body {
     /// What came to a disk after an epoch is dropped.
     fn roll_back(&mut self, disk: usize, after: Epoch) {
         let after = if self.has(Mutation::RollBackAlike) { self.committed } else { after };
+        let now = self.now;
+        self.disks[disk].catch_up_with_releases(now);
         if let Err(why) = self.disks[disk].may_roll_back(after) {
             self.effect(Effect::Forbidden(why));
         }
         if self.has(Mutation::TakeOverWithoutDiscard) {
-            let now = self.now;
             self.disks[disk].apply_everything(now);
         }
         self.disks[disk].discard(after);

@@ -14,7 +14,7 @@ use crate::ids::VM;
 use crate::invariants::Moment;
 use crate::mutation::Mutation;
 use crate::network::host_at;
-use crate::process::{Address, Host};
+use crate::process::{Address, Delivery, Host};
 use crate::world::{End, Event, World};
 
 /// How long nobody may run the VM before an operator looks after it.
@@ -111,8 +111,13 @@ impl World {
         )
     }
 
-    /// Whether something that was said to this process is still under way.
+    /// Whether something that was said to this process is still under way, or waits for an engine that does not
+    /// get to run.
     fn has_unread(&self, process: Address) -> bool {
+        let waiting = self.hosts[process.0].process.iter().flat_map(|process| &process.waiting);
+        if waiting.into_iter().any(|delivery| matches!(delivery, Delivery::Message(_))) {
+            return true;
+        }
         self.network.streams.values().any(|stream| {
             let own = stream.ends.iter().position(|end| end.open && (end.host, end.incarnation) == process);
             own.is_some_and(|own| !stream.lanes[1 - own].segments.is_empty())

@@ -81,6 +81,8 @@ impl World {
             Claim::Own { first: true, .. } => {
                 matches!((record, last), (None, Some(_)) | (Some(Record::Stopped { .. }), _))
             }
+            // Of a record that was written since and is lost again.
+            Claim::Restore { term, .. } => last.is_some_and(|last| last.term() > term),
             _ => false,
         }
     }
