@@ -81,8 +81,8 @@ impl World {
             Claim::Own { first: true, .. } => {
                 matches!((record, last), (None, Some(_)) | (Some(Record::Stopped { .. }), _))
             }
-            // Of a record that was written since and is lost again.
-            Claim::Restore { term, .. } => last.is_some_and(|last| last.term() > term),
+            // Of somebody who has ended, and of a record that was written since and is lost again.
+            Claim::Restore { term, .. } => last.is_some_and(|last| last.term() > term) && self.process(from).is_none(),
             _ => false,
         }
     }
