@@ -136,6 +136,8 @@ fn a_paused_guest_stands_still_and_pauses_nest() {
 #[derive(Default)]
 struct Work {
     done: u32,
+    /// Tasks that were handed out: one for each vCPU, and perhaps one for whoever waits.
+    handed_out: u32,
     tasks: Arc<AtomicU32>,
     stays: bool,
 }
@@ -143,6 +145,8 @@ struct Work {
 impl PausedWork for Work {
     fn run(&mut self, pool: &WorkerPool<'_>) -> bool {
         self.done += 1;
+        assert!((3..=4).contains(&pool.size()), "{} threads", pool.size());
+        self.handed_out += pool.size() as u32;
         pool.share((0..pool.size()).map(|_| -> Task {
             let tasks = self.tasks.clone();
             Box::new(move || _ = tasks.fetch_add(1, Ordering::SeqCst))
@@ -168,7 +172,8 @@ fn a_checkpoint_is_taken_once_whoever_else_pauses_meanwhile() {
         cpus.call_off();
         assert_eq!((work.lock().unwrap().done, cpus.is_paused()), (taken, false));
     }
-    wait_for("tasks are left over", || work.lock().unwrap().tasks.load(Ordering::SeqCst) == 600);
+    let handed_out = work.lock().unwrap().handed_out;
+    wait_for("tasks are left over", || work.lock().unwrap().tasks.load(Ordering::SeqCst) == handed_out);
     work.lock().unwrap().stays = true;
     cpus.stop_for(work.clone());
     cpus.checkpoint().unwrap();

@@ -111,8 +111,8 @@ impl World {
         )
     }
 
-    /// Whether something that was said to this process is still under way, or waits for an engine that does not
-    /// get to run.
+    /// Whether something that was said to this process is still under way, or waits for an engine that does
+    /// not get to run.
     fn has_unread(&self, process: Address) -> bool {
         let waiting = self.hosts[process.0].process.iter().flat_map(|process| &process.waiting);
         if waiting.into_iter().any(|delivery| matches!(delivery, Delivery::Message(_))) {
