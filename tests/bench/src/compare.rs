@@ -16,7 +16,6 @@ use crate::record::Record;
 #[derive(Debug, Serialize)]
 pub struct Row {
     /// What was measured, with the figures of the very first run.
-    #[serde(flatten)]
     pub what: Record,
     /// Of each run with the first build, and with the second one.
     pub p50: [Figures; 2],

@@ -29,7 +29,7 @@ const MOST: u16 = 4 * FAULT;
 /// What is seen comes late, since so many epochs are under way: it is of a time when the page was still
 /// watched.
 const LATE: u16 = 2;
-/// One page in so many is not watched for a trial, and one where that has not paid so far.
+/// One page in 64 of a pool goes unwatched for a trial; one in 1,024 where trials have not paid so far.
 const TRIALS: [u64; 2] = [64, 1024];
 /// What the pages of a pool that went unwatched must have saved before the others do; as much as that in the
 /// negative, and trials become rare.
@@ -328,9 +328,8 @@ mod tests {
     }
 
     /// A guest that writes to the same pages for each request, and answers; a request that takes longer than
-    /// [`EPOCH`] is cut. Epochs of the median request, when there have been some. What is sent is seen at
-    /// once.
-    /// The next request comes 8 ms after the answer.
+    /// [`EPOCH`] is cut. The next one comes 8 ms after the answer, and what is sent is seen at once. Returns
+    /// the epochs of the median request, once there have been some.
     fn epochs_of_a_request(pages: u64, fault: Duration) -> u32 {
         let prices = Prices::new(fault, Duration::from_nanos(500), Duration::from_nanos(1500));
         let mut foresight = Foresight::new(pages as usize, prices);
