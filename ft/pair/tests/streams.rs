@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -45,8 +46,11 @@ fn standby(tls: Option<Credentials>) -> (Listener, SocketAddr, Receiver<Stream>)
     (listener.unwrap(), address, accepted)
 }
 
+/// One that nobody else has: of this process alone, below those that the kernel hands out.
 fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let [_, net, high, low] = std::process::id().to_be_bytes();
+    (Ipv4Addr::new(127, net, high, low), NEXT.fetch_add(1, Ordering::Relaxed)).into()
 }
 
 /// The stream of a session with the standby at `address`, or why there is none.

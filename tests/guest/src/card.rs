@@ -101,6 +101,12 @@ impl Card {
         }
     }
 
+    /// Whether so many frames can be sent at once.
+    pub fn has_room(&mut self, frames: usize) -> bool {
+        self.tx.reclaim();
+        self.tx.free.iter().filter(|free| **free).count() >= frames
+    }
+
     /// Whether the device has not yet taken all that we sent.
     pub fn is_busy(&mut self) -> bool {
         self.tx.reclaim();

@@ -6,7 +6,7 @@
 
 use pollux_guest::pattern::{check_stream, fill_stream};
 use pollux_guest::wire::{SINK_PORT, SOURCE_PORT};
-use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
@@ -21,6 +21,8 @@ const MAX_PAYLOAD: usize = 1472;
 const DATAGRAMS: usize = 64;
 /// The window of a stream: what a client can have on the way before an epoch is committed.
 const WINDOW: usize = 1 << 20;
+/// The service's and the streams', each of which sends at most one packet when the stack is asked once.
+const SOCKETS: usize = 3;
 
 /// What answers datagrams: gets the payload and a place for the answer, returns the answer's length if there
 /// is one.
@@ -59,7 +61,7 @@ impl Net {
         let now = Instant::from_micros(now.cast_signed());
         let mut interface = Interface::new(config, &mut card, now);
         interface.update_ip_addrs(|addresses| _ = addresses.push(IpCidr::new(settings.ip.into(), 24)));
-        let mut sockets = SocketSet::new(memory.keep([const { SocketStorage::EMPTY }; 3]).as_mut_slice());
+        let mut sockets = SocketSet::new(memory.keep([const { SocketStorage::EMPTY }; SOCKETS]).as_mut_slice());
         let mut datagrams = || {
             let metadata = memory.keep([udp::PacketMetadata::EMPTY; DATAGRAMS]).as_mut_slice();
             udp::PacketBuffer::new(metadata, memory.bytes(DATAGRAMS * 2048))
@@ -86,7 +88,7 @@ impl Net {
             return;
         }
         self.polled = now;
-        self.interface.poll(now, &mut self.card, &mut self.sockets);
+        self.receive(now);
         self.answer(service);
         self.swallow();
         self.produce();
@@ -101,14 +103,22 @@ impl Net {
         self.send(now);
         let waits = |net: &mut Self| net.card.is_busy() || net.sockets.get::<udp::Socket>(net.service).send_queue() > 0;
         while waits(self) && !give_up() {
-            self.interface.poll(now, &mut self.card, &mut self.sockets);
+            self.receive(now);
             self.send(now);
         }
     }
 
-    /// As much as there is room for; the stack sends one packet of each socket at a time.
+    fn receive(&mut self, now: Instant) {
+        let (card, sockets) = (&mut self.card, &mut self.sockets);
+        while self.interface.poll_ingress_single(now, card, sockets) != PollIngressSingleResult::None {}
+    }
+
+    /// As much as there is room for. The stack is not asked for what the card could refuse: a fast retransmit
+    /// that is refused is never tried again, and its stream stands still.
     fn send(&mut self, now: Instant) {
-        while self.interface.poll_egress(now, &mut self.card, &mut self.sockets) != PollResult::None {}
+        while self.card.has_room(SOCKETS)
+            && self.interface.poll_egress(now, &mut self.card, &mut self.sockets) != PollResult::None
+        {}
         self.card.kick();
     }
 
