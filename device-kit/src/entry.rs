@@ -59,7 +59,8 @@ fn log(name: &'static str, verbose: u8) {
     to.with_ansi(std::io::stderr().is_terminal()).with_max_level(level).init();
 }
 
-/// A device with a dead thread would hang its guest in silence; a dead process is noticed.
+/// A device with a dead thread would hang its guest in silence; a dead process is noticed. The first process
+/// of a namespace ends by SIGSEGV here: no signal that it sends itself has any effect.
 fn abort_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

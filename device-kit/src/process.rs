@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 
 use host_kit::capabilities::{self, Capability};
 use host_kit::landlock::{self, Access, Others, Place, around};
+use host_kit::namespaces::{self, Left};
 use host_kit::sandbox::{self, Needs};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -30,8 +31,8 @@ pub struct Process {
 impl Process {
     /// Blocks the signals that end the process, for this thread and those that it starts, then binds or takes
     /// over the sockets: call it before any thread is started, and when everything is open that the device
-    /// has. From here on files can be opened by name only at `places`, where those of the sockets are added,
-    /// and a process of root has no capabilities but `kept`.
+    /// has. From here on there are no files but those at `places`, where those of the sockets are added, and
+    /// no network, and a process of root has no capabilities but `kept`.
     ///
     /// # Errors
     /// See [`ProcessError`].
@@ -43,6 +44,8 @@ impl Process {
         let by_path = [Some(&common.socket), common.ft_ctl.as_ref()].into_iter().flatten().filter_map(Endpoint::path);
         // They are removed at the end.
         places.extend(by_path.map(|path| (around(path), Access::Write)));
+        let left = namespaces::leave(&places, kept).map_err(refused("the host's namespaces cannot be left"))?;
+        let kept = if left == Left::AsAnotherUser { &[] } else { kept };
         capabilities::keep(kept).map_err(refused("capabilities cannot be given up"))?;
         landlock::limit(&places, Others::OutOfReach).map_err(refused("files cannot be limited"))?;
         let (sender, ended) = mpsc::channel();

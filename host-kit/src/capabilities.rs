@@ -24,6 +24,12 @@ fn keep_only(kept: &[Capability]) -> Result<(), CapsError> {
     Ok(())
 }
 
+/// Whether the calling thread can make use of `one`.
+#[must_use]
+pub fn holds(one: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, one).unwrap_or(false)
+}
+
 /// No program that the calling thread executes gets others than `kept`, whoever its user is.
 ///
 /// # Errors

@@ -3,7 +3,8 @@
 //! - [`thread`] starts threads and names them; [`sandbox`] limits what each may ask of the kernel.
 //! - [`sched`] gives a thread real-time priority and pins it to a CPU; [`cpu_load`] finds the
 //!   least busy CPU.
-//! - [`landlock`] limits which files can be opened by name; [`capabilities`] what root may do.
+//! - [`landlock`] limits which files can be opened by name; [`capabilities`] what root may do;
+//!   [`namespaces`] what can be seen at all.
 //! - [`core_dump`] keeps guest memory out of core dumps.
 //! - [`sync`] locks.
 //! - [`random`] is the one source of random numbers.
@@ -28,6 +29,7 @@ pub mod file;
 pub mod landlock;
 pub mod log_limit;
 pub mod log_writer;
+pub mod namespaces;
 pub mod random;
 pub mod sandbox;
 pub mod sched;

@@ -8,7 +8,11 @@ use std::cell::{Cell, OnceCell};
 use std::io;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
+
+/// The lowest.
+const REALTIME_PRIORITY: i32 = 1;
 
 pub(crate) const THIS_THREAD: Pid = Pid::from_raw(0);
 
@@ -33,12 +37,18 @@ pub fn set_realtime(realtime: bool) {
     if REALTIME.replace(realtime) == realtime {
         return;
     }
-    // Its threads are ordinary ones.
-    let (policy, priority) =
-        if realtime { (libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1) } else { (libc::SCHED_OTHER, 0) };
-    if let Err(error) = set_policy(policy, priority) {
+    // Its threads are ordinary ones. Only who has CAP_SYS_NICE can take that back.
+    let (policy, priority) = if realtime { (libc::SCHED_RR, REALTIME_PRIORITY) } else { (libc::SCHED_OTHER, 0) };
+    let with_reset = || set_policy(policy | libc::SCHED_RESET_ON_FORK, priority);
+    let set = if realtime { with_reset() } else { set_policy(policy, priority).or_else(|_| with_reset()) };
+    if let Err(error) = set {
         tracing::info!("no real-time priority for threads on the epoch path: {error}");
     }
+}
+
+/// Whether this process may have real-time priority without CAP_SYS_NICE.
+pub(crate) fn realtime_is_everybodys() -> bool {
+    getrlimit(Resource::RLIMIT_RTPRIO).is_ok_and(|(soft, _)| soft >= REALTIME_PRIORITY.cast_unsigned().into())
 }
 
 /// Pins the calling thread to that CPU; `None` lets it run on all that it is allowed to. Costs nothing when

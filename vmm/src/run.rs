@@ -78,7 +78,7 @@ fn serve(invocation: Invocation) -> Result<Ending, BoxError> {
     core_dump::leave_out_shared_memory();
     sandbox::start("pollux-vmm", invocation.seccomp, log)?;
     // Whatever threads need, this one must have, which starts them.
-    sandbox::confine(Needs::all())?;
+    sandbox::confine(Needs::all() - Needs::NAMESPACES)?;
     tracing::info!("pollux-vmm {} starting", env!("CARGO_PKG_VERSION"));
     let monitor = match &invocation.event_monitor {
         Some(target) => EventMonitor::open(target)?,

@@ -306,6 +306,17 @@ const CLONE_NEW: u32 = (libc::CLONE_THREAD
     | libc::CLONE_NEWUTS)
     .cast_unsigned();
 
+const NAMESPACES: &[Call] = calls![
+    SYS_chdir,
+    SYS_getegid,
+    SYS_geteuid,
+    SYS_mount,
+    SYS_pivot_root,
+    SYS_prlimit64: Only::Values(0, &[0]),
+    SYS_umount2,
+    SYS_unshare,
+];
+
 const CHILDREN: &[Call] = calls![SYS_pidfd_send_signal, SYS_pipe2, SYS_wait4, SYS_waitid];
 
 /// What libraries try and can do without, such as the C library when it gives memory back, or the standard
@@ -333,22 +344,19 @@ const OTHERS: &[Call] = calls![
     SYS_init_module,
     SYS_io_uring_setup,
     SYS_kill,
-    SYS_mount,
     SYS_open,
     SYS_perf_event_open,
     SYS_pidfd_open,
-    SYS_prlimit64,
     SYS_process_vm_readv,
     SYS_process_vm_writev,
     SYS_ptrace,
     SYS_setns,
     SYS_setuid,
-    SYS_unshare,
     SYS_userfaultfd,
     SYS_vfork,
 ];
 
-const GROUPS: [(Needs, &[Call]); 14] = [
+const GROUPS: [(Needs, &[Call]); 15] = [
     (Needs::MESSAGES, MESSAGES),
     (Needs::ACCEPT, ACCEPT),
     (Needs::NETWORK, NETWORK),
@@ -363,6 +371,7 @@ const GROUPS: [(Needs, &[Call]); 14] = [
     (Needs::SCHEDULE, SCHEDULE),
     (Needs::THREADS, THREADS),
     (Needs::CHILDREN, CHILDREN),
+    (Needs::NAMESPACES, NAMESPACES),
 ];
 
 /// What a thread with these needs may call.

@@ -35,6 +35,8 @@ bitflags! {
         const THREADS = 1 << 11;
         /// Signals to, and news of, the processes that this one has started.
         const CHILDREN = 1 << 12;
+        /// Namespaces of its own, and what is mounted in them.
+        const NAMESPACES = 1 << 14;
     }
 }
 

@@ -35,7 +35,7 @@ pub use pair::Pair;
 pub use pollux_guest::{pattern, wire};
 pub use proxy::Proxy;
 pub use stream::Stream;
-pub use vm::{GUEST_IP, Vm, VmOptions, die_with_us};
+pub use vm::{GUEST_IP, RealTime, Vm, VmOptions, die_with_us};
 
 /// The bare-metal guest: a static ELF with a PVH note.
 pub const GUEST: &str = env!("POLLUX_GUEST");

@@ -41,7 +41,16 @@ pub struct VmOptions {
     command_line: String,
     flags: Vec<String>,
     host_boot: Option<u8>,
-    without_root: bool,
+    without_root: Option<RealTime>,
+}
+
+/// By what a user other than root may have real-time priority.
+#[derive(Clone, Copy, Debug)]
+pub enum RealTime {
+    /// CAP_SYS_NICE.
+    Capability,
+    /// Limits of its processes, where root may raise them; it has no capability at all.
+    Limits,
 }
 
 impl Default for VmOptions {
@@ -66,7 +75,7 @@ impl VmOptions {
             command_line: String::new(),
             flags: Vec::new(),
             host_boot: None,
-            without_root: false,
+            without_root: None,
         }
     }
 
@@ -165,8 +174,8 @@ impl VmOptions {
     /// The VMM's user is `nobody`, who has nothing but `/dev/kvm` and real-time priority; its programs, the
     /// guest and what is in the test's directory belong to it.
     #[must_use]
-    pub fn without_root(mut self) -> Self {
-        self.without_root = true;
+    pub fn without_root(mut self, by: RealTime) -> Self {
+        self.without_root = Some(by);
         self
     }
 
@@ -195,7 +204,7 @@ impl VmOptions {
     /// Where the VMM's user finds `file`.
     fn readable(&self, machine: &Machine, file: &Path) -> PathBuf {
         let copy = || machine.dir().join("bin").join(file.file_name().expect("a file"));
-        if self.without_root { copy() } else { file.to_owned() }
+        if self.without_root.is_some() { copy() } else { file.to_owned() }
     }
 
     fn spawn(&self, machine: &Machine, netns: &Netns, role: &[&str]) -> Vm {
@@ -205,10 +214,10 @@ impl VmOptions {
         let log = std::fs::File::create(socket.with_extension("log")).expect("log file");
         // Before other work on this machine: a host that gets no processor looks dead to its peer, and is
         // meant to.
-        let mut command = match self.host_boot {
-            _ if self.without_root => as_nobody(machine.dir(), &self.kernel),
-            Some(boot) => after_reboot(machine.dir(), boot),
-            None => Command::new("nice"),
+        let mut command = match (self.without_root, self.host_boot) {
+            (Some(by), _) => as_nobody(machine.dir(), &self.kernel, by),
+            (None, Some(boot)) => after_reboot(machine.dir(), boot),
+            (None, None) => Command::new("nice"),
         };
         let program = self.readable(machine, &binaries::path("pollux-vmm"));
         command.args(["-n", "-10"]).arg(program).arg("--api-socket").arg(&socket);
@@ -263,11 +272,12 @@ fn after_reboot(dir: &Path, boot: u8) -> Command {
 
 /// The beginning of a command of `nobody`: `dir` and copies of the programs and of the `kernel` in it are its
 /// own, and so are `/dev/kvm` and `/dev/net/tun` in a mount namespace of the command.
-fn as_nobody(dir: &Path, kernel: &Path) -> Command {
+fn as_nobody(dir: &Path, kernel: &Path, by: RealTime) -> Command {
     const PREPARE: &str = r#"
         mount --bind "$1/kvm" /dev/kvm && mount --bind "$1/tun" /dev/net/tun && cd / && shift &&
+        caps=$1 && shift && { prlimit --pid $$ $1 || true; } && shift &&
         exec setpriv --reuid nobody --regid nogroup --clear-groups --pdeathsig KILL \
-            --inh-caps -all,+sys_nice --ambient-caps -all,+sys_nice -- "$@""#;
+            --inh-caps $caps --ambient-caps $caps -- "$@""#;
     let bin = dir.join("bin");
     if !bin.exists() {
         std::fs::create_dir(&bin).expect("a folder for programs");
@@ -282,8 +292,13 @@ fn as_nobody(dir: &Path, kernel: &Path) -> Command {
     }
     let owned = Command::new("chown").args(["-R", "nobody"]).arg(dir).status();
     assert!(owned.is_ok_and(|status| status.success()), "nobody owns {}", dir.display());
+    let rights = match by {
+        RealTime::Capability => ["-all,+sys_nice", "--rtprio=0"],
+        // Niceness -10 is 30 there.
+        RealTime::Limits => ["-all", "--rtprio=1 --nice=30"],
+    };
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(dir).arg("nice");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]).arg(dir).args(rights).arg("nice");
     command
 }
 

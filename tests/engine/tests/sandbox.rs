@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use engine_tests::{Client, Image, Machine, Netns, Pair, Vm, VmOptions};
+use engine_tests::{Client, Image, Machine, Netns, Pair, RealTime, Vm, VmOptions};
 use nix::unistd::Pid;
 use serde_json::json;
 
@@ -11,6 +11,11 @@ use serde_json::json;
 /// NET_ADMIN, SYS_NICE.
 const KEPT: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 10 | 1 << 12 | SYS_NICE;
 const SYS_NICE: u64 = 1 << 23;
+/// The launcher's, for namespaces.
+const SYS_ADMIN: u64 = 1 << 21;
+/// What the device processes of a VMM of root do not share with it, and what those of another user do not.
+const OWN_OF_ROOT: [&str; 6] = ["mnt", "net", "ipc", "uts", "cgroup", "pid"];
+const OWN_OF_OTHERS: [&str; 6] = ["user", "mnt", "net", "ipc", "uts", "cgroup"];
 
 /// The value of a field of `/proc/PID/.../status`.
 fn field(status: &str, name: &str) -> String {
@@ -52,14 +57,32 @@ fn check(vm: &Vm) {
         for (name, status) in threads(pid) {
             assert_eq!(field(&status, "NoNewPrivs"), "1", "{name} of {pid}");
             let launcher = name == "pollux-launcher";
+            let kept = if launcher { KEPT | SYS_ADMIN } else { KEPT };
             let filtered = field(&status, "Seccomp") == "2";
-            assert_eq!(capabilities(&status) & !KEPT, 0, "{name} of {pid}: {status}");
+            assert_eq!(capabilities(&status) & !kept, 0, "{name} of {pid}: {status}");
             assert_ne!(filtered, launcher, "{name} of {pid}: {status}");
         }
         let dumped = u32::from_str_radix(read(format!("/proc/{pid}/coredump_filter")).trim(), 16).expect("bits");
         assert_eq!(dumped & 0b1010, 0, "shared memory is dumped");
     }
     assert_eq!(std::fs::metadata(vm.socket()).expect("the API's socket").permissions().mode() & 0o77, 0);
+    devices_are_alone(vm, &OWN_OF_ROOT);
+}
+
+/// Namespaces of these kinds are the devices' own, and the only files there are those of the disk's record.
+fn devices_are_alone(vm: &Vm, kinds: &[&str]) {
+    let namespace = |pid: Pid, kind| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace");
+    for program in ["vhost-user-blk-repl", "vhost-user-net-buffer"] {
+        let device = vm.device(program);
+        for kind in kinds {
+            assert_ne!(namespace(device, kind), namespace(vm.pid(), kind), "{kind} of {program}:\n{}", vm.log());
+        }
+        let root = std::fs::read_dir(format!("/proc/{device}/root")).expect("its root").flatten();
+        let mut names: Vec<_> = root.map(|entry| entry.file_name().into_string().expect("a name")).collect();
+        names.sort();
+        let expected: &[&str] = if program == "vhost-user-blk-repl" { &["proc", "run", "tmp"] } else { &[] };
+        assert_eq!(names, expected, "{program}:\n{}", vm.log());
+    }
 }
 
 #[test]
@@ -95,13 +118,30 @@ fn device_processes_are_filtered_like_their_vmm() {
 #[test]
 fn a_pair_without_root_is_protected_and_taken_over() {
     let pair = Pair::new();
-    let options = VmOptions::new().without_root();
+    let options = VmOptions::new().without_root(RealTime::Capability);
     let vms = pair.protected(&options, &json!({}));
     for pid in vms.iter().flat_map(Vm::processes) {
         for (name, status) in threads(pid) {
             assert_ne!(field(&status, "Uid").split('\t').next(), Some("0"), "{name} of {pid}: {status}");
             assert_eq!(capabilities(&status), SYS_NICE, "{name} of {pid}: {status}");
         }
+    }
+    is_taken_over(&pair, vms);
+}
+
+#[test]
+fn a_pair_without_any_capability_is_protected_and_taken_over() {
+    let pair = Pair::new();
+    let vms = pair.protected(&VmOptions::new().without_root(RealTime::Limits), &json!({}));
+    for vm in &vms {
+        for (name, status) in vm.processes().into_iter().flat_map(threads) {
+            assert_ne!(field(&status, "Uid").split('\t').next(), Some("0"), "{name}: {status}");
+            assert_eq!(capabilities(&status), 0, "{name}: {status}");
+        }
+        let limits = read(format!("/proc/{}/limits", vm.pid()));
+        let allowed = limits.lines().any(|line| line.starts_with("Max realtime priority     1 "));
+        assert_ne!(vm.log().contains("no real-time priority"), allowed, "{}\n{limits}", vm.log());
+        devices_are_alone(vm, &OWN_OF_OTHERS);
     }
     is_taken_over(&pair, vms);
 }

@@ -203,11 +203,13 @@ fn lock(file: &File, path: &Path, shared: bool) -> Result<(), OpenError> {
 fn holders(file: &File) -> Vec<String> {
     let Ok(wanted) = file.metadata() else { return Vec::new() };
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    // As the others are numbered there, whatever this process calls itself.
+    let own = std::fs::read_link("/proc/self").ok().and_then(|pid| pid.to_str()?.parse::<u32>().ok());
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|&pid| {
         let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
         fds.flatten().any(|fd| {
-            let ours = pid == std::process::id() && fd.file_name().to_str() == Some(&file.as_raw_fd().to_string());
+            let ours = Some(pid) == own && fd.file_name().to_str() == Some(&file.as_raw_fd().to_string());
             !ours && std::fs::metadata(fd.path()).is_ok_and(|m| m.dev() == wanted.dev() && m.ino() == wanted.ino())
         })
     })

@@ -183,6 +183,8 @@ impl Drop for DeviceProcess {
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::Pid;
+
     use super::*;
     use crate::process::supervisor::{REAP_AGAIN, reap};
 
@@ -219,8 +221,9 @@ mod tests {
     #[test]
     fn an_end_is_reported_unless_it_was_wanted() {
         let exits = exits();
-        let (_directory, program) = script("kill -9 $$");
+        let (_directory, program) = script("exec sleep 1000");
         let process = DeviceProcess::spawn("_disk0", &program, &[], &exits).unwrap();
+        nix::sys::signal::kill(Pid::from_raw(process.pid().cast_signed()), Signal::SIGKILL).unwrap();
         assert!(process.shared.wait(READY_LIMIT).is_some());
         // Reported after it is reaped.
         let until = std::time::Instant::now() + READY_LIMIT;
@@ -258,7 +261,7 @@ mod tests {
     #[test]
     fn it_gets_two_sockets_and_a_page() {
         let (_directory, program) =
-            script("ls -l /proc/$$/fd | grep -e socket: -e memfd: >&2; echo \"$@\" >&2; exit 1");
+            script("ls -l /proc/self/fd | grep -e socket: -e memfd: >&2; echo \"$@\" >&2; exit 1");
         let process = DeviceProcess::spawn("_disk0", &program, &["--x".into()], &exits()).unwrap();
         let error = process.greet().err().unwrap().to_string();
         assert_eq!(error.matches("socket:").count(), 2, "{error}");

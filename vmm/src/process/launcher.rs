@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use host_kit::capabilities::{Capability, keep, limit_programs};
+use host_kit::capabilities::{Capability, holds, keep, limit_programs};
 use host_kit::core_dump;
 use host_kit::landlock::{self, Access, Others, Place};
 use host_kit::sync::lock;
@@ -50,9 +50,14 @@ const ASIDE: RawFd = 64;
 /// The exit code of a process that never became its program, as of a shell.
 const NOT_EXECUTED: i32 = 127;
 
-/// Of root's capabilities: taps, files whoever owns them, real-time priority.
-const OF_DEVICES: [Capability; 4] =
-    [Capability::CAP_NET_ADMIN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER, Capability::CAP_SYS_NICE];
+/// Of root's capabilities: taps, files whoever owns them, real-time priority, and namespaces of their own.
+const OF_DEVICES: [Capability; 5] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    Capability::CAP_SYS_NICE,
+    Capability::CAP_SYS_ADMIN,
+];
 
 /// Whether a program of this name may be started.
 type May = fn(&str) -> bool;
@@ -254,7 +259,9 @@ fn start_one<'a>(
     let mut command = Command::new(find(program).ok_or(Errno::ENOENT)?);
     command.args(words.map(OsStr::from_bytes));
     let mut end: libc::c_int = -1;
-    let flags = libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // The first of its own namespace of processes, where that is allowed: it can name no other one.
+    let alone = if holds(Capability::CAP_SYS_ADMIN) { libc::CLONE_NEWPID } else { 0 };
+    let flags = libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD | alone;
     // SAFETY: without a stack of its own the child goes on with a copy of this one; the kernel writes one
     // descriptor to `end` here.
     let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, &raw mut end, 0_usize, 0_usize) })?;
