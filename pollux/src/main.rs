@@ -12,8 +12,10 @@ mod commands;
 mod error;
 mod ft;
 mod pair;
+mod place;
 mod plain;
 mod print;
+mod renewal;
 mod witness;
 
 use std::io::{self, Write};

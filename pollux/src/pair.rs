@@ -4,20 +4,20 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use ft_pair::PairError;
-use ft_pair::authority::{Authority, HOST_DAYS};
+use ft_pair::authority::Authority;
 use ft_pair::folder::Folder;
 use ft_pair::invitation::{Invitation, VALID};
 use ft_pair::{bundle, joining};
 use ft_transport::addresses::resolve;
-use nix::unistd::gethostname;
 use serde_json::json;
 
 use crate::error::CommandError;
+use crate::place::Place;
 use crate::print::show;
+use crate::renewal::{Renewal, days_left, renew};
 
 pub const HELP: &str = "\
 A pair has an authority of its own, whose key both hosts have. Each host proves to the other that
@@ -64,12 +64,7 @@ pub enum PairCommand {
         place: Place,
     },
     /// Makes another certificate for this host; VMs stay protected meanwhile
-    Renew {
-        /// Name of the pair
-        name: String,
-        #[command(flatten)]
-        place: Place,
-    },
+    Renew(Renewal),
     /// Writes a file by which a second host becomes part of the pair; whoever has it can do so
     Export {
         /// Name of the pair
@@ -98,34 +93,12 @@ pub enum PairCommand {
     },
 }
 
-/// Where the files of a pair are.
-#[derive(Args, Debug)]
-pub struct Place {
-    /// Folder for the pair's files [default: /etc/pollux/pairs/NAME, or under $POLLUX_PAIRS]
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Name of this host in its certificate [default: its host name]
-    #[arg(long, value_name = "NAME")]
-    host: Option<String>,
-}
-
 /// Where the second host is waited for.
 #[derive(Args, Debug)]
 pub struct Door {
     /// Address at which the second host reaches this one [default: the first one of this host, port 7009]
     #[arg(long, value_name = "ADDR:PORT", value_parser = resolve)]
     listen: Option<SocketAddr>,
-}
-
-impl Place {
-    fn folder(&self, name: &str) -> Folder {
-        Folder::of(name, self.dir.as_deref())
-    }
-
-    fn host(&self) -> String {
-        let own = || gethostname().ok()?.into_string().ok();
-        self.host.clone().or_else(own).unwrap_or_else(|| "localhost".to_owned())
-    }
 }
 
 /// Runs it.
@@ -150,16 +123,7 @@ pub fn run(command: PairCommand) -> Result<(), CommandError> {
             let token = if token == "-" { io::read_to_string(io::stdin())? } else { token };
             joined(&joining::join(&token.parse()?, place.dir.as_deref(), &place.host())?)
         }
-        PairCommand::Renew { name, place } => {
-            let folder = place.folder(&name);
-            folder.put_host(&folder.authority()?.issue(&place.host())?)?;
-            folder.credentials()?;
-            Ok(writeln!(
-                out,
-                "{} has a certificate for {HOST_DAYS} days; running VMs use it by themselves",
-                place.host()
-            )?)
-        }
+        PairCommand::Renew(renewal) => renew(&renewal),
         PairCommand::Export { name, file, place } => {
             bundle::export(&place.folder(&name), &file)?;
             let file = file.display();
@@ -190,7 +154,7 @@ fn joined(folder: &Folder) -> Result<(), CommandError> {
 fn shown(folder: &Folder, json: bool) -> Result<(), CommandError> {
     let (credentials, authority) = (folder.credentials()?, folder.hash()?);
     let expires = credentials.expires().map_err(PairError::from)?;
-    let days = expires.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO).as_secs() / 86_400;
+    let days = days_left(expires);
     let path = folder.path().display().to_string();
     if json {
         return show(&json!({ "folder": path, "authority": authority, "days_left": days }));

@@ -187,3 +187,41 @@ fn nobody_there() {
     let usage = Command::new(env!("CARGO_BIN_EXE_pollux")).arg("ping").output().unwrap();
     assert_eq!(usage.status.code(), Some(1));
 }
+
+/// `pollux pair` with these arguments, where the pairs of this host are in `pairs`.
+fn pair(pairs: &std::path::Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pollux"));
+    command.env("POLLUX_PAIRS", pairs).arg("pair").args(arguments).output().unwrap()
+}
+
+#[test]
+fn certificates_are_renewed_when_it_is_time_and_keep_their_name() {
+    let pairs = tempfile::tempdir().unwrap();
+    let said = |arguments: &[&str]| {
+        let output = pair(pairs.path(), arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(said(&["renew", "--all"]), "this host is of no pair\n");
+    said(&["init", "east", "--offline", "--host", "host-a"]);
+    said(&["init", "west", "--offline", "--host", "host-b"]);
+    let certificate = |pair: &str| std::fs::read(pairs.path().join(pair).join("server-cert.pem")).unwrap();
+    let before = certificate("east");
+
+    assert!(said(&["renew", "--all", "--within", "60"]).contains("pair east: the certificate is valid for 36"));
+    assert_eq!(certificate("east"), before);
+    let renewed = said(&["renew", "--all", "--within", "366"]);
+    assert!(renewed.contains("pair east: host-a has") && renewed.contains("pair west: host-b has"), "{renewed}");
+    assert_ne!(certificate("east"), before);
+    assert!(said(&["renew", "east", "--host", "host-c"]).contains("host-c has a certificate for 365 days"));
+
+    // One that cannot be renewed does not keep the others from it.
+    std::fs::write(pairs.path().join("east").join("ca-key.pem"), "no key").unwrap();
+    let before = certificate("west");
+    let output = pair(pairs.path(), &["renew", "--all"]);
+    assert!(!output.status.success());
+    assert_ne!(certificate("west"), before);
+    // Another authority's is renewed elsewhere.
+    std::fs::remove_file(pairs.path().join("east").join("ca-key.pem")).unwrap();
+    assert!(said(&["renew", "--all"]).contains("pair east: of an authority elsewhere"));
+}

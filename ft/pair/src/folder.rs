@@ -1,8 +1,8 @@
 //! The files of a pair on one host, each written as a whole, and keys for nobody else to read.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use ft_transport::tls::credentials::{CA_CERT, CLIENT_CERT, CLIENT_KEY, Credentials, SERVER_CERT, SERVER_KEY, pairs};
@@ -22,6 +22,23 @@ impl Folder {
     #[must_use]
     pub fn of(name: &str, folder: Option<&Path>) -> Self {
         Self(folder.map_or_else(|| pairs().join(name), Path::to_owned))
+    }
+
+    /// Those of all pairs of this host, by name.
+    ///
+    /// # Errors
+    /// When the folder of pairs cannot be read; that there is none is no error.
+    pub fn all() -> Result<Vec<(String, Self)>, PairError> {
+        let pairs = pairs();
+        let entries = match fs::read_dir(&pairs) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|error| PairError::File(pairs, error))?,
+        };
+        let folder = |entry: fs::DirEntry| Some((entry.file_name().into_string().ok()?, Self(entry.path())));
+        let mut all: Vec<_> = entries.flatten().filter_map(folder).collect();
+        all.retain(|(_, folder)| folder.0.join(CA_CERT).exists());
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(all)
     }
 
     /// Where it is.
@@ -109,7 +126,8 @@ impl Folder {
     }
 }
 
-/// Writes a file so that at each moment either all of the old one or all of the new one is there.
+/// Writes a file so that at each moment either all of the old one or all of the new one is there. It belongs
+/// to whom the old one did: root renews what a VMM of another user reads.
 pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let folder = host_kit::file::folder(path);
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -118,10 +136,17 @@ pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     // Left over from a host that lost its power.
     let _ = fs::remove_file(&fresh);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let owned = fs::metadata(path).map_or(Ok(()), |old| give(&file, &old));
+    let written = owned.and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.sync_all());
     written.and_then(|()| fs::rename(&fresh, path)).inspect_err(|_| {
         // It may be a key.
         let _ = fs::remove_file(&fresh);
     })?;
     File::open(folder)?.sync_all()
+}
+
+fn give(file: &File, owner: &Metadata) -> io::Result<()> {
+    let own = file.metadata()?;
+    let is_theirs = (own.uid(), own.gid()) == (owner.uid(), owner.gid());
+    if is_theirs { Ok(()) } else { fchown(file, Some(owner.uid()), Some(owner.gid())) }
 }

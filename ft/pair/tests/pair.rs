@@ -87,6 +87,25 @@ fn keys_are_for_their_owner_only_and_a_renewed_certificate_counts() {
 }
 
 #[test]
+fn renewed_files_belong_to_whom_the_old_ones_did() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return println!("SKIPPED: needs root, to give files to somebody else");
+    }
+    const OTHER: u32 = 65_534;
+    let dir = tempfile::tempdir().unwrap();
+    let a = first_host(dir.path());
+    for entry in a.path().read_dir().unwrap() {
+        std::os::unix::fs::chown(entry.unwrap().path(), Some(OTHER), Some(OTHER)).unwrap();
+    }
+    a.put_host(&a.authority().unwrap().issue("host-a").unwrap()).unwrap();
+    for entry in a.path().read_dir().unwrap() {
+        let entry = entry.unwrap();
+        let owner = entry.metadata().unwrap();
+        assert_eq!((owner.uid(), owner.gid()), (OTHER, OTHER), "{:?}", entry.path());
+    }
+}
+
+#[test]
 fn a_name_that_is_a_path_is_none() {
     for name in ["", "../east", "a b", "ä"] {
         assert!(matches!(Authority::create(name), Err(PairError::Name(_))), "{name}");

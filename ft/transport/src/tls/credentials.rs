@@ -95,6 +95,8 @@ pub(crate) struct Current {
     pub(crate) server: ServerConfig,
     /// When the first of the certificates expires.
     expires: SystemTime,
+    /// The name in the certificate of this host.
+    host: Option<String>,
 }
 
 impl fmt::Debug for Current {
@@ -125,6 +127,12 @@ impl Credentials {
     /// See [`CredentialsError`].
     pub fn expires(&self) -> Result<SystemTime, CredentialsError> {
         Ok(self.current()?.expires)
+    }
+
+    /// The name of this host in its certificate.
+    #[must_use]
+    pub fn host(&self) -> Option<String> {
+        self.current().ok()?.host.clone()
     }
 
     /// What is wrong with the files, if they are not as they must be.
@@ -183,6 +191,7 @@ impl Current {
         let authority = Arc::new(authority);
         let unusable = |error| CredentialsError::Unusable(folder.to_owned(), error);
         let (chain, key) = (certificates(&folder.join(CLIENT_CERT))?, key(&folder.join(CLIENT_KEY))?);
+        let host = chain.first().and_then(name_of);
         let mut expires = expiry(&folder.join(CLIENT_CERT), &chain)?.min(expiry(&folder.join(CA_CERT), &authorities)?);
         let verifier = SignedBy::new(Authority::Known(authority.clone()), &cryptography);
         let mut client = ClientConfig::builder_with_provider(cryptography.clone())
@@ -206,7 +215,7 @@ impl Current {
             .map_err(unusable)?;
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self { client, server, expires })
+        Ok(Self { client, server, expires, host })
     }
 }
 
