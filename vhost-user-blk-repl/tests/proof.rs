@@ -188,6 +188,23 @@ fn a_primary_that_was_changed_meanwhile_is_compared() {
     }
 }
 
+/// The marks of what was written since then are missing in it.
+#[test]
+fn a_record_of_a_moment_ago_does_not_describe_the_image() {
+    let (dir, a, b) = images(&mut Rng(7));
+    let (primary, mut guest, standby) = pair(&a, &b);
+    let (record, backup) = (record_of(&a), dir.path().join("backup"));
+    std::fs::copy(&record, &backup).unwrap();
+    // Where nothing was written before: the record is written first.
+    assert_eq!(guest.write(0, 9 * MIB / 512, &[9; 4096]), 0);
+    assert_ne!(std::fs::read(&record).unwrap(), std::fs::read(&backup).unwrap());
+    drop(guest);
+    primary.kill();
+    std::fs::copy(&backup, &record).unwrap();
+    let _heir = take_over(&standby, 1);
+    assert_eq!(again(&standby, &a).kind, ResyncKind::Compare);
+}
+
 #[test]
 fn after_the_end_of_a_host_the_times_on_record_tell() {
     let another_boot = |image: &Path| {

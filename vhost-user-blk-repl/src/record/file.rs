@@ -143,14 +143,15 @@ pub fn read(path: &Path, write: bool) -> io::Result<Option<(File, Vec<u8>)>> {
     }
 }
 
-/// Whether an image of `size` bytes with this `stamp` is the one that its record describes.
+/// Whether an image of `size` bytes with this `stamp` is the one that its record, with this `sequence`
+/// number, describes.
 #[must_use]
-pub fn examine(record: &Record, size: u64, stamp: Option<&Stamp>) -> Verdict {
+pub fn examine((sequence, record): (u64, &Record), size: u64, stamp: Option<&Stamp>) -> Verdict {
     if record.marks.image_size() != size {
         return Verdict::Changed(Reason::Size);
     }
     let trace = stamp.and_then(|stamp| trace_of(&stamp.file));
-    judge(record.proof.as_ref(), stamp, boot(), trace.as_ref())
+    judge((sequence, record.proof.as_ref()), stamp, boot(), trace.as_ref())
 }
 
 impl RecordFile {
@@ -176,7 +177,7 @@ impl RecordFile {
         };
         // An error means that nothing is known.
         let stamp = image.stamp().ok().flatten();
-        let verdict = examine(&record, size, stamp.as_ref());
+        let verdict = examine((sequence, &record), size, stamp.as_ref());
         record.altered |= matches!(verdict, Verdict::Changed(_));
         if let Purpose::Serve(refuse) = purpose
             && let Some(why) = stale(&record, refuse)
@@ -213,6 +214,12 @@ impl RecordFile {
         }
         self.sequence += 1;
         Ok(())
+    }
+
+    /// The number of the newest record that was written.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// The folder that the file is in.

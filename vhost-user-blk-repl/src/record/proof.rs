@@ -47,6 +47,8 @@ pub struct Trace {
     pub changed: Moment,
     /// When the last write was begun.
     pub began: Moment,
+    /// Sequence number of the last record that the process has written.
+    pub recorded: u64,
 }
 
 /// Whether an image is the one that its record describes.
@@ -77,6 +79,8 @@ pub enum Reason {
     Meanwhile,
     /// Older than it can be.
     Earlier,
+    /// The record is not the last one.
+    Record,
 }
 
 impl fmt::Display for Reason {
@@ -89,6 +93,7 @@ impl fmt::Display for Reason {
             Self::Later => "it was changed after its process had ended",
             Self::Meanwhile => "it was changed when its process ended, or soon after",
             Self::Earlier => "it is older than its record",
+            Self::Record => "its record is older than the last one that its process wrote",
         })
     }
 }
@@ -96,10 +101,15 @@ impl fmt::Display for Reason {
 /// How long after a write was begun the file's change time may be that of the write.
 pub const WRITE_TAKES: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Compares the record's proof with the stamp that is `found`, on a host in its boot `boot`, and with what a
-/// process has left.
+/// Compares the proof of the record with this `sequence` number with the stamp that is `found`, on a host in
+/// its boot `boot`, and with what a process has left.
 #[must_use]
-pub fn judge(proof: Option<&Proof>, found: Option<&Stamp>, boot: u128, trace: Option<&Trace>) -> Verdict {
+pub fn judge(
+    (sequence, proof): (u64, Option<&Proof>),
+    found: Option<&Stamp>,
+    boot: u128,
+    trace: Option<&Trace>,
+) -> Verdict {
     let Some(proof) = proof else { return Verdict::Unknown(Reason::NotNoted) };
     let Some(found) = found else { return Verdict::Unknown(Reason::NoTimes) };
     match proof {
@@ -110,7 +120,12 @@ pub fn judge(proof: Option<&Proof>, found: Option<&Stamp>, boot: u128, trace: Op
         Proof::Open { until, .. } if found.changed > *until => Verdict::Changed(Reason::Later),
         Proof::Open { boot: then, run, until, .. } if *then == boot => {
             let trace = trace.filter(|trace| trace.run == *run);
-            trace.map_or(Verdict::Unknown(Reason::Meanwhile), |trace| by_trace(trace, found.changed, *until))
+            match trace {
+                // What was written since is not marked in it.
+                Some(trace) if sequence < trace.recorded => Verdict::Changed(Reason::Record),
+                Some(trace) => by_trace(trace, found.changed, *until),
+                None => Verdict::Unknown(Reason::Meanwhile),
+            }
         }
         Proof::Open { since, .. } if found.changed < *since => Verdict::Unknown(Reason::Earlier),
         Proof::Open { .. } => Verdict::Same,
@@ -136,6 +151,7 @@ mod tests {
     const FILE: FileId = FileId { system: 1, inode: 2, generation: 3, born: Moment(4) };
     const BOOT: u128 = 8;
     const RUN: u128 = 9;
+    const RECORD: u64 = 10;
     const SECOND: i64 = 1_000_000_000;
 
     fn found(changed: i64) -> Stamp {
@@ -148,13 +164,13 @@ mod tests {
 
     fn trace(done: u64) -> Trace {
         let (changed, began) = (Moment(200 * SECOND), Moment(201 * SECOND));
-        Trace { run: RUN, begun: 7, done, noted: done, changed, began }
+        Trace { run: RUN, begun: 7, done, noted: done, changed, began, recorded: RECORD }
     }
 
     #[test]
     fn after_an_orderly_end_nothing_may_differ() {
         let proof = Proof::Closed(found(500));
-        let judge = |found: Stamp| judge(Some(&proof), Some(&found), BOOT, None);
+        let judge = |found: Stamp| judge((RECORD, Some(&proof)), Some(&found), BOOT, None);
         assert_eq!(judge(found(500)), Verdict::Same);
         // Either side of it: clocks are set back, too.
         assert_eq!([499, 501].map(|changed| judge(found(changed))), [Verdict::Changed(Reason::Later); 2]);
@@ -171,7 +187,7 @@ mod tests {
 
     #[test]
     fn after_the_end_of_a_process_its_trace_tells() {
-        let judge = |changed, trace: &Trace| judge(Some(&open()), Some(&found(changed)), BOOT, Some(trace));
+        let judge = |changed, trace: &Trace| judge((RECORD, Some(&open())), Some(&found(changed)), BOOT, Some(trace));
         let quiet = trace(7);
         assert_eq!(judge(200 * SECOND, &quiet), Verdict::Same);
         for changed in [200 * SECOND - 1, 200 * SECOND + 1] {
@@ -183,6 +199,10 @@ mod tests {
         assert_eq!(judge(last + 1, &busy), Verdict::Unknown(Reason::Meanwhile));
         assert_eq!(judge(301 * SECOND, &busy), Verdict::Changed(Reason::Later));
         assert_eq!(judge(199 * SECOND, &busy), Verdict::Changed(Reason::Earlier));
+        // One that was written after that counts, as its process may have been killed before it noted it.
+        let recorded = |sequence| Trace { recorded: sequence, ..quiet };
+        assert_eq!(judge(200 * SECOND, &recorded(RECORD - 1)), Verdict::Same);
+        assert_eq!(judge(200 * SECOND, &recorded(RECORD + 1)), Verdict::Changed(Reason::Record));
         // Of another process: no evidence about this one.
         let other = Trace { run: 1, ..quiet };
         assert_eq!(judge(200 * SECOND, &other), Verdict::Unknown(Reason::Meanwhile));
@@ -190,7 +210,7 @@ mod tests {
 
     #[test]
     fn after_the_end_of_a_host_the_times_on_record_tell() {
-        let judge = |changed| judge(Some(&open()), Some(&found(changed)), BOOT + 1, Some(&trace(7)));
+        let judge = |changed| judge((RECORD, Some(&open())), Some(&found(changed)), BOOT + 1, Some(&trace(7)));
         assert_eq!([100, 200, 300].map(|at| judge(at * SECOND)), [Verdict::Same; 3]);
         assert_eq!(judge(301 * SECOND), Verdict::Changed(Reason::Later));
         assert_eq!(judge(99 * SECOND), Verdict::Unknown(Reason::Earlier));
@@ -198,8 +218,8 @@ mod tests {
 
     #[test]
     fn where_nothing_is_noted_or_kept_nothing_is_known() {
-        assert_eq!(judge(None, Some(&found(1)), BOOT, None), Verdict::Unknown(Reason::NotNoted));
-        assert_eq!(judge(Some(&open()), None, BOOT, None), Verdict::Unknown(Reason::NoTimes));
-        assert_eq!(judge(Some(&open()), Some(&found(200)), BOOT, None), Verdict::Unknown(Reason::Meanwhile));
+        assert_eq!(judge((RECORD, None), Some(&found(1)), BOOT, None), Verdict::Unknown(Reason::NotNoted));
+        assert_eq!(judge((RECORD, Some(&open())), None, BOOT, None), Verdict::Unknown(Reason::NoTimes));
+        assert_eq!(judge((RECORD, Some(&open())), Some(&found(200)), BOOT, None), Verdict::Unknown(Reason::Meanwhile));
     }
 }

@@ -100,11 +100,11 @@ pub fn inspect(image: &Path, record: Option<&Path>) -> io::Result<Inspection> {
         hole,
         state: DiskState::Unusable,
     };
-    let record = match decode(&bytes) {
-        Ok((_, record)) => record,
+    let (sequence, record) = match decode(&bytes) {
+        Ok(decoded) => decoded,
         Err(fault) => return Ok(unreadable(Some(fault))),
     };
-    let verdict = examine(&record, size, stamp(&file)?.as_ref());
+    let verdict = examine((sequence, &record), size, stamp(&file)?.as_ref());
     let (state, reason) = state(&record, verdict);
     Ok(Inspection { says: Some(fields(&record)), image: Some(name_of(verdict)), reason, state, ..unreadable(None) })
 }

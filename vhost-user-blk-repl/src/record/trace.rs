@@ -26,7 +26,8 @@ const DONE: usize = 3;
 const NOTED: usize = 4;
 const CHANGED: usize = 5;
 const BEGAN: usize = 6;
-const NUMBERS: usize = 7;
+const RECORDED: usize = 7;
+const NUMBERS: usize = 8;
 
 /// The page of an image's file.
 fn page_of(file: &FileId) -> PathBuf {
@@ -52,6 +53,7 @@ pub fn trace_of(file: &FileId) -> Option<Trace> {
         noted: get(NOTED)?,
         changed: Moment(get(CHANGED)?.cast_signed()),
         began: Moment(get(BEGAN)?.cast_signed()),
+        recorded: get(RECORDED)?,
     })
 }
 
@@ -117,6 +119,11 @@ impl TracePage {
     pub fn note(&self, done: u64, changed: Moment) {
         self.number(CHANGED).store(changed.0.cast_unsigned(), Ordering::SeqCst);
         self.number(NOTED).store(done, Ordering::SeqCst);
+    }
+
+    /// Records before this one do not describe the image any more. Before a write that relies on it.
+    pub fn note_record(&self, sequence: u64) {
+        self.number(RECORDED).store(sequence, Ordering::SeqCst);
     }
 
     /// Removes the page: a closed record needs none.

@@ -141,6 +141,11 @@ impl WriteLease {
         self.changed.notify_all();
     }
 
+    /// Records before this one do not describe the image any more.
+    pub fn note_record(&self, sequence: u64) {
+        self.page.note_record(sequence);
+    }
+
     /// The record cannot be written.
     pub fn cannot_extend(&self, why: &str) {
         lock(&self.terms).trouble = Some(why.to_owned());

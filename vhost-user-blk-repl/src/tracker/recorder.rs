@@ -133,6 +133,7 @@ impl Shared {
                 Job::Write { sync: true, .. } if !self.sync() => self.pause(),
                 Job::Write { record, ticket, last, .. } => self.write(&mut file, *record, ticket, last),
                 Job::Without => {
+                    self.lease.note_record(file.sequence() + 1);
                     self.lease.extend(UNLIMITED, Duration::ZERO);
                     self.changed.notify_all();
                 }
@@ -172,6 +173,7 @@ impl Shared {
         let begun = Instant::now();
         match file.write(&record) {
             Ok(()) => {
+                self.lease.note_record(file.sequence());
                 self.lease.extend(until, begun.elapsed());
                 lock(&self.state).journal_mut().set_written(ticket, record.marks);
                 self.tell_all();
@@ -187,6 +189,9 @@ impl Shared {
         self.lease.cannot_extend(&trouble);
         let dispensable = lock(&self.state).can_do_without_record();
         let removed = dispensable && file.remove().is_ok();
+        if removed {
+            self.lease.note_record(file.sequence() + 1);
+        }
         let given_up = {
             let mut state = lock(&self.state);
             // A session that has begun since needs a record.

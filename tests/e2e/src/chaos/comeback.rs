@@ -117,17 +117,22 @@ impl Copy {
         Ok(Self { files })
     }
 
-    /// Puts it back, in the place of what the dead host has now.
+    /// Puts it back, in the place of what the dead host has now. Whether that makes a difference: a record
+    /// may not have been written since.
     ///
     /// # Errors
     /// When it cannot be put back.
-    pub fn put_back(self) -> Result<()> {
+    pub fn put_back(self) -> Result<bool> {
         wait::pass(APART)?;
+        let mut differs = false;
         for (file, backup) in &self.files {
+            let read = |path: &Path| fs::read(path).map_err(Error::file("read", path));
+            // An image is another one by its times, whatever is in it.
+            differs |= file.extension().is_none_or(|kind| kind != "pollux") || read(file)? != read(backup)?;
             copy(backup, file, "it was copied before")?;
             fs::remove_file(backup).map_err(Error::file("remove", backup))?;
         }
-        Ok(())
+        Ok(differs)
     }
 }
 

@@ -88,8 +88,7 @@ pub fn inflict(fault: &Fault, pair: &mut Pair, topology: &Topology, primary: u8,
             let copy = comeback::Copy::of(pair, 1 - primary, what)?;
             wait::pass(span)?;
             pair.kill_host(1 - primary)?;
-            copy.put_back()?;
-            injury.other_disk = true;
+            injury.other_disk = copy.put_back()?;
         }
         Fault::SlowLink { delay, loss, span } => injury.slow_down(topology, delay, loss, span)?,
         Fault::StaleForce(side) => injury.kill_and_start(pair, on(side), Wrongly::Force(term))?,
