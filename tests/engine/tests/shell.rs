@@ -7,6 +7,7 @@ use std::time::Duration;
 use engine_tests::wire::op;
 use engine_tests::{Client, Image, Machine, Netns, Pair, Vm, VmOptions};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// Names of the threads of a VMM.
@@ -14,6 +15,21 @@ fn threads(vm: &Vm) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", vm.pid())).expect("threads of a VMM").flatten();
     let name = |path: std::path::PathBuf| std::fs::read_to_string(path.join("comm")).unwrap_or_default();
     tasks.map(|task| name(task.path()).trim_end().to_owned()).collect()
+}
+
+/// Returns when each thread of the process stands still.
+fn stop(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).expect("stop a process");
+    let start = std::time::Instant::now();
+    let stands = |task: &std::path::Path| {
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads of a process").flatten();
+    while !tasks().all(|task| stands(&task.path())) {
+        assert!(start.elapsed() < Duration::from_secs(60), "process {pid} does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn state(vm: &Vm) -> String {
@@ -246,7 +262,7 @@ fn a_reboot_that_waits_for_a_disk_is_no_failover() {
     // matter.
     wait_epochs(&vm, 1);
     let disk = vm.device("vhost-user-blk-repl");
-    kill(disk, Signal::SIGSTOP).expect("stop a disk");
+    stop(disk);
     let api = vm.api();
     let reboot = std::thread::spawn(move || api.put("vm.reboot", None).status);
     // Longer than an engine may be silent.
@@ -269,7 +285,7 @@ fn a_vcpu_that_waits_for_a_disk_is_no_failover() {
     // As in the test before: the guest's reset of its disk comes before the next cut.
     wait_epochs(&vm, 1);
     let disk = vm.device("vhost-user-blk-repl");
-    kill(disk, Signal::SIGSTOP).expect("stop a disk");
+    stop(disk);
     client.send_only(op::RESET_DISK);
     // Longer than an engine may be silent, and well within the time that a disk has to let go of its queues.
     assert_eq!(client.receive(Duration::from_secs(12)), None, "the disk was not waited for");
