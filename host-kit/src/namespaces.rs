@@ -26,7 +26,7 @@ const KINDS: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWCGROUP);
 
-/// Where the new root is put together: somewhere that is in every root, and that no place is below.
+/// Where the new root is put together: a folder that every root has.
 const STAGE: &str = "/dev";
 /// Folders, and files that places are mounted on; nothing is ever written there.
 const ROOT_OPTIONS: &str = "size=1m,nr_inodes=1k,mode=0755";
