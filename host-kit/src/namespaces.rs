@@ -88,7 +88,7 @@ fn user_namespace(kept: &[Capability]) -> Result<bool, String> {
     }
     // Not if it was of another user, has gained something by its program's file, or is limited by Landlock.
     File::options().write(true).open(USERS).map_err(|error| format!("{USERS}: {error}"))?;
-    let needed = |one: &Capability| *one != Capability::CAP_SYS_NICE || !sched::realtime_is_everybodys();
+    let needed = |one: &Capability| *one != Capability::CAP_SYS_NICE || !sched::realtime_needs_no_capability();
     match kept.iter().find(|one| holds(**one) && needed(one)) {
         Some(lost) => Err(format!("without CAP_SYS_ADMIN, {lost} would be lost by them")),
         None => Ok(true),

@@ -47,7 +47,7 @@ pub fn set_realtime(realtime: bool) {
 }
 
 /// Whether this process may have real-time priority without CAP_SYS_NICE.
-pub(crate) fn realtime_is_everybodys() -> bool {
+pub(crate) fn realtime_needs_no_capability() -> bool {
     getrlimit(Resource::RLIMIT_RTPRIO).is_ok_and(|(soft, _)| soft >= REALTIME_PRIORITY.cast_unsigned().into())
 }
 

@@ -1,6 +1,6 @@
 //! The files of a pair on one host, each written as a whole, and keys for nobody else to read.
 
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -136,17 +136,11 @@ pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     // Left over from a host that lost its power.
     let _ = fs::remove_file(&fresh);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
-    let owned = fs::metadata(path).map_or(Ok(()), |old| give(&file, &old));
+    let owned = fs::metadata(path).map_or(Ok(()), |old| fchown(&file, Some(old.uid()), Some(old.gid())));
     let written = owned.and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.sync_all());
     written.and_then(|()| fs::rename(&fresh, path)).inspect_err(|_| {
         // It may be a key.
         let _ = fs::remove_file(&fresh);
     })?;
     File::open(folder)?.sync_all()
-}
-
-fn give(file: &File, owner: &Metadata) -> io::Result<()> {
-    let own = file.metadata()?;
-    let is_theirs = (own.uid(), own.gid()) == (owner.uid(), owner.gid());
-    if is_theirs { Ok(()) } else { fchown(file, Some(owner.uid()), Some(owner.gid())) }
 }

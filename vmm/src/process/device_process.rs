@@ -183,8 +183,6 @@ impl Drop for DeviceProcess {
 
 #[cfg(test)]
 mod tests {
-    use nix::unistd::Pid;
-
     use super::*;
     use crate::process::supervisor::{REAP_AGAIN, reap};
 
@@ -223,7 +221,7 @@ mod tests {
         let exits = exits();
         let (_directory, program) = script("exec sleep 1000");
         let process = DeviceProcess::spawn("_disk0", &program, &[], &exits).unwrap();
-        nix::sys::signal::kill(Pid::from_raw(process.pid().cast_signed()), Signal::SIGKILL).unwrap();
+        process.shared.signal(Signal::SIGKILL);
         assert!(process.shared.wait(READY_LIMIT).is_some());
         // Reported after it is reaped.
         let until = std::time::Instant::now() + READY_LIMIT;
