@@ -33,7 +33,7 @@ pub struct Renewal {
 /// Renews them. One that cannot be renewed does not keep the others from it.
 ///
 /// # Errors
-/// The first that could not be renewed; others are reported on standard error.
+/// The last that could not be renewed; those before it are reported on standard error.
 pub fn renew(renewal: &Renewal) -> Result<(), CommandError> {
     let Renewal { name, within, place, .. } = renewal;
     let folders = match name {
